@@ -1,0 +1,60 @@
+# MIRL's commands: `make` lists them. They need make, git and a Python 3.11, 3.12 or 3.13, nothing else.
+# Another interpreter than python3:  make setup PYTHON=python3.12
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help setup train test lint types check tensorboard clean
+
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: .venv/.dev  ## create .venv and install MIRL with everything for development
+
+train: .venv/.fast  ## train and evaluate, e.g. make train ARGS="task=goto_door fusion=bilinear"
+	$(BIN)/python train.py $(ARGS)
+
+test: .venv/.dev  ## run the tests, e.g. make test ARGS="-k fusion"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.dev  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy looks for a folder named mirl; the repository's root is that package under whatever name it was cloned.
+types: .venv/.dev  ## check types
+	@mkdir -p .mypy && ln -sfn .. .mypy/mirl
+	MYPYPATH=.mypy $(BIN)/mypy -p mirl.agents -p mirl.configs -p mirl.envs -p mirl.policies -m mirl.train -m mirl.eval
+
+check: test lint types  ## all three
+
+tensorboard: .venv/.fast  ## watch the curves of runs/
+	$(BIN)/tensorboard --logdir runs $(ARGS)
+
+clean:  ## remove caches and build outputs; .venv and runs/ stay
+	rm -rf build dist *.egg-info .mypy .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . \( -path ./.venv -o -path ./.git -o -path ./runs \) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+# Two stamps: training needs .[fast]; .[dev] contains it, so installing dev stamps both.
+.venv/.fast: .venv/bin/pip pyproject.toml constraints.txt
+	@echo "Installing MIRL into .venv (once; a few minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fast]"
+	@touch $@
+
+.venv/.dev: .venv/bin/pip pyproject.toml constraints.txt
+	@echo "Installing MIRL and its development tools into .venv (once; a few minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch .venv/.fast $@
+
+# pip is the last thing a new environment receives: where it is missing, the environment was not finished.
+.venv/bin/pip:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "MIRL needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' was not found. Name one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+		echo "MIRL needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
+			"Name another: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv

@@ -1,0 +1,65 @@
+"""From a configuration to an agent, and from a checkpoint to a policy."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium import spaces
+
+from mirl.agents.algorithms import A2C, PPO, build_algorithm
+from mirl.agents.checkpoint import find_checkpoint, load_weights
+from mirl.agents.run_directory import read_config
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import DeviceName, TrainConfig
+from mirl.envs import SuiteVecEnv
+from mirl.policies import FusionPolicy
+
+
+def build_agent(config: TrainConfig, env: SuiteVecEnv) -> PPO | A2C:
+    """The algorithm with a ``FusionPolicy``, untrained."""
+    return build_algorithm(
+        config.agent,
+        FusionPolicy,
+        policy_kwargs(config),
+        env,
+        seed=config.seed,
+        device=resolve_device(config.device),
+    )
+
+
+def policy_kwargs(config: TrainConfig) -> dict[str, Any]:
+    """What ``FusionPolicy`` takes from the configuration."""
+    return {
+        "fusion": config.fusion,
+        "context": config.context,
+        "encoder": config.encoder,
+        "sites": config.sites,
+        "net_arch": list(config.agent.net_arch),
+        "share_features_extractor": config.agent.share_features_extractor,
+    }
+
+
+def resolve_device(name: DeviceName) -> str:
+    """``auto`` is CUDA where there is one.
+
+    :raises ConfigError: when CUDA is asked for and absent.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: torch finds no CUDA device here; use device=cpu or device=auto")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def load_policy(
+    run_dir: Path, which: str, observation_space: spaces.Dict, action_space: spaces.Space[Any], device: DeviceName
+) -> tuple[FusionPolicy, Path]:
+    """The policy of a run's checkpoint, ready to act, and the checkpoint's folder.
+
+    :param which: ``best``, ``last`` or a number of timesteps.
+    :raises ConfigError: when there is no such run or checkpoint, or the environment's spaces are not those of training.
+    """
+    config = read_config(run_dir)
+    checkpoint = find_checkpoint(run_dir / "checkpoints", which)
+    policy = FusionPolicy(observation_space, action_space, lambda _: 0.0, **policy_kwargs(config))
+    load_weights(checkpoint, policy)
+    policy.to(resolve_device(device)).set_training_mode(False)
+    return policy, checkpoint

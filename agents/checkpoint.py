@@ -1,0 +1,154 @@
+"""Checkpoints: weights and optimiser in safetensors, everything else in JSON. Nothing is ever unpickled.
+
+A checkpoint is a folder ``checkpoints/step_<timesteps>/`` that appears whole or not at all: it is written under a
+temporary name, flushed to the disk and renamed. ``checkpoints/index.json`` says which one is ``last`` and ``best``.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model, save_file, save_model
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch import nn
+
+from mirl.configs.errors import ConfigError, nearest
+
+SCHEMA_VERSION = 1
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomically: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    _flush(temporary)
+    temporary.replace(path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def step_name(timesteps: int) -> str:
+    """Folder of the checkpoint after so many timesteps."""
+    return f"step_{timesteps:09d}"
+
+
+def save_checkpoint(directory: Path, agent: OnPolicyAlgorithm, *, best: float | None = None) -> Path:
+    """Save the agent under ``directory`` as its ``last`` checkpoint, and as its ``best`` one if a score is given."""
+    directory.mkdir(parents=True, exist_ok=True)
+    final = directory / step_name(agent.num_timesteps)
+    if not final.exists():
+        temporary = directory / f".{final.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        save_model(agent.policy, str(temporary / "policy.safetensors"))
+        tensors, groups = _optimizer_state(agent.policy.optimizer)
+        save_file(tensors, temporary / "optimizer.safetensors")
+        state = {
+            "schema_version": SCHEMA_VERSION,
+            "num_timesteps": agent.num_timesteps,
+            "n_updates": agent._n_updates,
+            "optimizer_groups": groups,
+        }
+        write_json(temporary / "state.json", state)
+        for file in temporary.iterdir():
+            _flush(file)
+        temporary.replace(final)
+        _flush(directory)
+    index = read_index(directory)
+    index["last"] = final.name
+    if best is not None:
+        index |= {"best": final.name, "best_score": best}
+    write_json(directory / "index.json", index)
+    return final
+
+
+def read_index(directory: Path) -> dict[str, Any]:
+    """Which checkpoint is ``last`` and which ``best``; empty before the first."""
+    path = directory / "index.json"
+    if not path.exists():
+        return {}
+    index = _read_json(path)
+    for name in ("last", "best"):  # a name from a file must not lead out of the folder
+        if name in index and not (isinstance(index[name], str) and Path(index[name]).name == index[name]):
+            raise ConfigError(f"{path}: '{name}' must name a folder beside it, got {index[name]!r}")
+    return index
+
+
+def find_checkpoint(directory: Path, which: str) -> Path:
+    """``last``, ``best`` or a number of timesteps.
+
+    :raises ConfigError: when there is no such checkpoint, naming those there are.
+    """
+    found = sorted(path.name for path in directory.glob("step_*"))
+    name = read_index(directory).get(which) if which in ("last", "best") else None
+    if which.isdecimal():
+        name = step_name(int(which))
+    if name not in found:
+        steps = [str(int(name.removeprefix("step_"))) for name in found]
+        valid = ["last", "best", *steps] if found else []
+        raise ConfigError(f"no checkpoint '{which}' in {directory}." + (nearest(which, valid) or " It holds none."))
+    return directory / name
+
+
+def load_weights(checkpoint: Path, policy: nn.Module) -> None:
+    """Load the policy's weights onto the device it is on."""
+    read_state(checkpoint)
+    try:
+        load_model(policy, checkpoint / "policy.safetensors")
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ConfigError(f"{checkpoint} does not hold the weights of this policy: {str(error).splitlines()[0]}") from None
+
+
+def load_agent(checkpoint: Path, agent: OnPolicyAlgorithm) -> None:
+    """Load weights, optimiser and counters into an agent built from the same configuration."""
+    state = read_state(checkpoint)
+    load_weights(checkpoint, agent.policy)
+    optimizer = agent.policy.optimizer
+    per_parameter: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in load_file(checkpoint / "optimizer.safetensors").items():
+        parameter, _, key = name.partition(".")
+        per_parameter.setdefault(int(parameter), {})[key] = tensor
+    optimizer.load_state_dict({"state": per_parameter, "param_groups": state["optimizer_groups"]})
+    agent.num_timesteps, agent._n_updates = state["num_timesteps"], state["n_updates"]
+
+
+def read_state(checkpoint: Path) -> Mapping[str, Any]:
+    """The JSON part of a checkpoint of this schema version."""
+    state = _read_json(checkpoint / "state.json")
+    if state.get("schema_version") != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{checkpoint} has schema version {state.get('schema_version')!r}, this MIRL reads {SCHEMA_VERSION}"
+        )
+    return state
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} should hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    state = optimizer.state_dict()
+    tensors = {
+        f"{parameter}.{name}": tensor.contiguous()
+        for parameter, values in state["state"].items()
+        for name, tensor in values.items()
+    }
+    return tensors, state["param_groups"]

@@ -1,0 +1,56 @@
+"""The run directory: ``config.yaml`` before the first step, then events, ``metrics.csv``, ``checkpoints/``, ``eval/``, ``videos/``."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mirl.configs.compose import validate
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import TrainConfig
+
+FREE_FIELDS = frozenset({"device", "progress", "runs_dir", "name"})
+"""Fields in which a continued run may differ: they do not change what is learned."""
+
+
+def open_run(config: TrainConfig) -> bool:
+    """Create the run directory, or check that the one there belongs to this configuration; True if it was there.
+
+    :raises ConfigError: listing the differences, when another configuration has the name.
+    """
+    path = config.run_dir / "config.yaml"
+    if path.exists():
+        if differences := list(_differences(read_config(config.run_dir).model_dump(), config.model_dump())):
+            listed = "\n".join(f"  {name}: {old!r} there, {new!r} now" for name, old, new in differences)
+            raise ConfigError(f"{config.run_dir} holds a run of another configuration; choose a name=…\n{listed}")
+        return True
+    if config.run_dir.exists() and any(config.run_dir.iterdir()):
+        raise ConfigError(f"{config.run_dir} exists and is not a run directory; choose a name=…")
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(".config.yaml.tmp")
+    temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    temporary.replace(path)
+    return False
+
+
+def read_config(run_dir: Path) -> TrainConfig:
+    """The configuration of a run.
+
+    :raises ConfigError: when the folder is not a run directory.
+    """
+    path = run_dir / "config.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{run_dir} is not a run directory: {error}") from None
+    return validate(TrainConfig, values)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted({*old, *new} - (FREE_FIELDS if not prefix else set())):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield prefix + key, before, after

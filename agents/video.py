@@ -1,0 +1,70 @@
+"""A GIF of the agent at work, with its mission written under the picture."""
+
+import io
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+from stable_baselines3.common.policies import BasePolicy
+
+from mirl.configs.schema import SuiteConfig
+from mirl.envs import make_env
+
+WIDTH = 256
+CAPTION_LINE = 16
+FRAMES_PER_SECOND = 6
+
+
+@dataclass(frozen=True)
+class Gif:
+    """An encoded animation."""
+
+    data: bytes
+    width: int
+    height: int
+
+
+def record_episode(
+    policy: BasePolicy, suite: SuiteConfig, task_index: int, *, seed: int, deterministic: bool = False
+) -> Gif | None:
+    """Play one episode of a task and film it; None where the environment cannot be rendered to pixels."""
+    task = suite.tasks[task_index]
+    env = make_env(task, task_index, len(suite.tasks), suite.observation, render_mode="rgb_array")
+    try:
+        observation, _ = env.reset(seed=seed)
+        caption = str(getattr(env.unwrapped, "mission", task.name))
+        frames, over = [env.render()], False
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            while not over and isinstance(frames[-1], np.ndarray):
+                action, _ = policy.predict(observation, deterministic=deterministic)
+                observation, _, terminated, truncated, _ = env.step(action)
+                frames.append(env.render())
+                over = terminated or truncated
+    finally:
+        env.close()
+    return encode_gif(frames, caption) if over else None
+
+
+def encode_gif(frames: list[Any], caption: str) -> Gif:
+    """Frames (H, W, 3), uint8, over a caption; the last frame stays for a second."""
+    lines = textwrap.wrap(caption, width=36) or [""]
+    pictures = [_with_caption(frame, lines) for frame in frames]
+    buffer = io.BytesIO()
+    durations = [1000 // FRAMES_PER_SECOND] * (len(pictures) - 1) + [1000]
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    return Gif(buffer.getvalue(), *pictures[0].size)
+
+
+def _with_caption(frame: UInt8[np.ndarray, "height width 3"], lines: list[str]) -> Image.Image:
+    height = round(WIDTH * frame.shape[0] / frame.shape[1])
+    picture = Image.new("RGB", (WIDTH, height + CAPTION_LINE * len(lines) + 8), "white")
+    picture.paste(Image.fromarray(frame).resize((WIDTH, height)))
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    for number, line in enumerate(lines):
+        draw.text((6, height + 4 + CAPTION_LINE * number), line, fill="black", font=font)
+    return picture

@@ -1,0 +1,102 @@
+"""The face of the commands: ``--help`` from the schema itself, and mistakes told in one message with exit code 2."""
+
+import sys
+from collections.abc import Callable, Iterator
+
+from pydantic import BaseModel
+
+from mirl.configs.compose import GROUPS, models_of, presets
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import EvalConfig, TrainConfig
+
+
+def console_entry(run: Callable[[list[str]], int], help_text: Callable[[], str]) -> int:
+    """Run a command over ``sys.argv``; the exit code."""
+    argv = sys.argv[1:]
+    if {"-h", "--help"} & set(argv):
+        sys.stdout.write(help_text())
+        return 0
+    try:
+        return run(argv)
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+
+
+def train_help() -> str:
+    """What ``train.py --help`` prints."""
+    defaults = (line.split("- ")[1].split(": ") for line in _defaults_list())
+    chosen = {group: preset for group, preset in defaults}
+    lines = [
+        "Train an agent, or go on with a run that was stopped.",
+        "",
+        "usage: train.py [group=preset | option=value] …",
+        "",
+        "examples:",
+        "  train.py                                       the default agent, on GoToDoor",
+        "  train.py task=goto_local fusion=film seed=3    presets and an option",
+        "  train.py task=BabyAI-GoToObj-v0                any registered environment id",
+        "  train.py fusion=low_rank fusion.rank=64        an option of the chosen preset",
+        "  train.py sites=[map,vector,heads] agent=a2c    where to fuse, and how to learn",
+        "",
+        "groups (presets; * is the default):",
+    ]
+    for group in GROUPS:
+        names = (f"{name}*" if name == chosen[group] else name for name in presets(group))
+        lines.append(f"  {group:<9}{'  '.join(names)}")
+    lines += ["", "options (default):", *_options(TrainConfig)]
+    return "\n".join(lines) + "\n"
+
+
+def eval_help() -> str:
+    """What ``eval.py --help`` prints."""
+    lines = [
+        "Evaluate a checkpoint of a run on unseen episodes: a table, and eval/*.json in the run directory.",
+        "",
+        "usage: eval.py run=DIRECTORY [option=value] …",
+        "",
+        "examples:",
+        "  eval.py run=runs/goto_door-bilinear-ppo-seed0",
+        "  eval.py run=runs/goto_door-bilinear-ppo-seed0 checkpoint=last episodes=200 gif=true",
+        "",
+        "options (default):",
+        *_options(EvalConfig),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _defaults_list() -> list[str]:
+    from mirl.configs.compose import PRESETS
+
+    text = (PRESETS / "train.yaml").read_text(encoding="utf-8").splitlines()
+    return [line for line in text if line.startswith("  - ") and ": " in line]
+
+
+def _options(model: type[BaseModel]) -> Iterator[str]:
+    """One line per option; those of a union's members stand under the name of the member."""
+    for name, field in model.model_fields.items():
+        models = models_of(field.annotation)
+        if not models:
+            default = "required" if field.is_required() else field.get_default(call_default_factory=True)
+            shown = f"[{','.join(map(str, default))}]" if isinstance(default, tuple) else str(default)
+            yield f"  {name} ({shown})  {_first_line(field.description)}"
+            continue
+        yield f"  {name}:  {_first_line(field.description)}"
+        for member in models:
+            own = [f for f in member.model_fields if f != "kind"]
+            kind = member.model_fields["kind"].default + ":  " if "kind" in member.model_fields else ""
+            if kind:
+                yield f"    {kind}{_first_line(member.__doc__)}"
+            for option in own:
+                yield "      " + next(_options_of(name, member, option))
+
+
+def _options_of(prefix: str, model: type[BaseModel], option: str) -> Iterator[str]:
+    field = model.model_fields[option]
+    default = "required" if field.is_required() else field.default
+    shown = f"[{','.join(map(str, default))}]" if isinstance(default, tuple) else str(default)
+    yield f"{prefix}.{option} ({shown})  {_first_line(field.description)}"
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").replace("``", "").split("\n\n")[0].replace("\n", " ").strip()

@@ -1,0 +1,17 @@
+"""What a user reads after a mistake: what was expected, what came, and the nearest valid name."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ConfigError(ValueError):
+    """A user's mistake, told in one message; the command line prints it without a traceback and exits with 2."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """``name`` against the valid names: `` Did you mean 'film'?`` or, with nothing near, `` Valid: bilinear, film.``"""
+    options = sorted(set(valid))
+    close = get_close_matches(name, options, n=1, cutoff=0.5)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" Valid: {', '.join(options)}." if len(options) <= 40 else ""

@@ -1,0 +1,429 @@
+"""The schema of every configuration: frozen once built, valid or an error. The doc of a field stands under it.
+
+Each builder receives its own part (``build_fusion(config.fusion, …)``), never the whole.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import field_validator, model_validator
+
+from mirl.configs.errors import ConfigError, nearest
+
+Unit = Annotated[float, Field(ge=0.0, le=1.0)]
+Site = Literal["map", "vector", "heads"]
+BackendName = Literal["auto", "gymnasium", "envpool"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+
+class Config(BaseModel):
+    """Frozen, closed to unknown fields, documented by the text under each field."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- tasks
+
+
+class TaskConfig(Config):
+    """One task: an environment, how to build it, and what counts as success."""
+
+    name: str
+    """Name in logs and tables."""
+    env_id: str
+    """Registered gymnasium id, e.g. ``MiniGrid-GoToDoor-5x5-v0``."""
+    kwargs: dict[str, Any] = {}
+    """Keyword arguments of the environment (the ``gymnasium`` backend only)."""
+    success: Literal["reward", "info"] = "reward"
+    """An episode succeeds when its last reward is positive, or when its last info says ``is_success``."""
+    score_low: float = 0.0
+    """Return that counts as score 0."""
+    score_high: float = 1.0
+    """Return that counts as score 1."""
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> Self:
+        if self.score_high <= self.score_low:
+            raise ValueError(f"score_high must exceed score_low={self.score_low}, got {self.score_high}")
+        return self
+
+
+class SuiteConfig(Config):
+    """An ordered tuple of tasks, trained together."""
+
+    name: str
+    """Name of the suite."""
+    tasks: Annotated[tuple[TaskConfig, ...], Field(min_length=1)]
+    """Its tasks; the position of a task is its task index."""
+    observation: Literal["grid", "rgb"] = "grid"
+    """MiniGrid's symbolic view, or the same view as pixels (the ``gymnasium`` backend only)."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [task.name for task in self.tasks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"task names must be unique, these come twice: {', '.join(twice)}")
+        return self
+
+
+# ----------------------------------------------------------------------------------------------------- interactions
+
+
+class ConcatConfig(Config):
+    """y = V x + Uᵀ z + b, the additive baseline."""
+
+    kind: Literal["concat"] = "concat"
+    hidden: NonNegativeInt = 0
+    """Width of a hidden ReLU layer over [x, z], to match the parameters of another fusion; 0 is the affine form."""
+
+
+class BilinearConfig(Config):
+    """y = zᵀ𝕎x + Uᵀz + Vx + b, the general multiplicative interaction."""
+
+    kind: Literal["bilinear"] = "bilinear"
+
+
+class LowRankConfig(Config):
+    """y = P((A x) ⊙ (B z)) + Uᵀz + Vx + b, a rank-R factorisation of 𝕎."""
+
+    kind: Literal["low_rank"] = "low_rank"
+    rank: PositiveInt = 32
+    """R, the number of products."""
+
+
+class HyperConfig(Config):
+    """y = W′(z) x + b′(z) with (W′, b′) = g(z); an affine g makes it equal to ``bilinear``."""
+
+    kind: Literal["hyper"] = "hyper"
+    hidden: tuple[PositiveInt, ...] = (32,)
+    """Hidden ReLU layers of the generator g; empty for an affine g."""
+
+
+class FilmConfig(Config):
+    """y = (1 + γ(z)) ⊙ (V x + b) + β(z), feature-wise linear modulation."""
+
+    kind: Literal["film"] = "film"
+
+
+class GateConfig(Config):
+    """y = σ(g(x, z)) ⊙ (V x + b), a bounded diagonal form."""
+
+    kind: Literal["gate"] = "gate"
+
+
+class AttentionConfig(Config):
+    """On a vector a bounded mask, y = V (m ⊙ x) + b with m from M(x, z); on cells, multi-head cross-attention."""
+
+    kind: Literal["attention"] = "attention"
+    heads: PositiveInt = 4
+    """Heads of the cross-attention over cells."""
+    mask: Literal["sigmoid", "softmax"] = "sigmoid"
+    """On a vector: weights bounded by (0, 1), or on the simplex (times the number of features)."""
+    rank: PositiveInt = 32
+    """Rank of the interaction M(x, z) that makes the mask."""
+
+
+class MetricConfig(Config):
+    """y = V x + b + W s(x, z), with s the similarities of x and z under several learned projections."""
+
+    kind: Literal["metric"] = "metric"
+    projections: PositiveInt = 8
+    """Number of learned metrics; each gives an inner product and a Mahalanobis distance."""
+    rank: PositiveInt = 16
+    """Dimension in which each metric compares."""
+
+
+FusionConfig = (
+    ConcatConfig
+    | BilinearConfig
+    | LowRankConfig
+    | HyperConfig
+    | FilmConfig
+    | GateConfig
+    | AttentionConfig
+    | MetricConfig
+)
+
+
+# ------------------------------------------------------------------------------------------- contexts and encoders
+
+
+class TaskIdContextConfig(Config):
+    """z = relu(MLP(one-hot task id))."""
+
+    kind: Literal["task_id"] = "task_id"
+    key: str = "task"
+    """Key of the observation that holds the task index."""
+    dim: PositiveInt = 64
+    """Z, the size of the context."""
+
+
+class MissionContextConfig(Config):
+    """z from the words of the mission."""
+
+    kind: Literal["mission"] = "mission"
+    key: str = "mission"
+    """Key of the observation that holds the mission's token ids."""
+    encoder: Literal["attention", "gru", "bag"] = "attention"
+    """Self-attention with sinusoidal positions, a recurrent network, or a bag of words."""
+    dim: PositiveInt = 64
+    """Z, the size of the context."""
+    heads: PositiveInt = 4
+    """Heads of the self-attention; they must divide ``dim``."""
+    layers: PositiveInt = 1
+    """Layers of the self-attention or of the GRU."""
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> Self:
+        if self.encoder == "attention" and (self.dim % self.heads or self.dim % 2):
+            raise ValueError(f"dim must be even and a multiple of heads={self.heads}, got {self.dim}")
+        return self
+
+
+class GoalContextConfig(Config):
+    """z = relu(MLP(goal))."""
+
+    kind: Literal["goal"] = "goal"
+    key: str = "desired_goal"
+    """Key of the observation that holds the goal."""
+    dim: PositiveInt = 64
+    """Z, the size of the context."""
+
+
+ContextConfig = TaskIdContextConfig | MissionContextConfig | GoalContextConfig
+
+
+class GridEncoderConfig(Config):
+    """MiniGrid's symbolic view: an embedding per channel, then convolutions; gives cells and a vector."""
+
+    kind: Literal["grid"] = "grid"
+    channels: PositiveInt = 32
+    """Features of each cell."""
+    features_dim: PositiveInt = 128
+    """Size of the feature vector."""
+
+
+class ImageEncoderConfig(Config):
+    """RGB pixels: strided convolutions; gives cells and a vector."""
+
+    kind: Literal["image"] = "image"
+    channels: PositiveInt = 32
+    """Features of each cell."""
+    features_dim: PositiveInt = 128
+    """Size of the feature vector."""
+
+
+class VectorEncoderConfig(Config):
+    """Everything flattened, then an MLP; gives a vector and no cells."""
+
+    kind: Literal["vector"] = "vector"
+    hidden: tuple[PositiveInt, ...] = (128,)
+    """Hidden ReLU layers."""
+    features_dim: PositiveInt = 128
+    """Size of the feature vector."""
+
+
+EncoderConfig = GridEncoderConfig | ImageEncoderConfig | VectorEncoderConfig
+
+
+# ----------------------------------------------------------------------------------------------------------- agents
+
+
+class AgentBase(Config):
+    """What PPO and A2C share; names and meanings are Stable-Baselines3's."""
+
+    n_envs: PositiveInt = 256
+    """Environments stepped together, over all tasks."""
+    n_steps: PositiveInt = 32
+    """Timesteps per environment and rollout."""
+    learning_rate: PositiveFloat = 1e-3
+    """Step size of the optimiser."""
+    anneal: bool = True
+    """Lower the learning rate linearly to zero over ``total_timesteps``."""
+    gamma: Unit = 0.99
+    """Discount."""
+    gae_lambda: Unit = 0.95
+    """λ of generalised advantage estimation."""
+    ent_coef: NonNegativeFloat = 0.01
+    """Weight of the entropy bonus."""
+    vf_coef: NonNegativeFloat = 0.5
+    """Weight of the value loss."""
+    max_grad_norm: PositiveFloat = 0.5
+    """Gradients are clipped to this norm."""
+    normalize_advantage: bool = True
+    """Advantages to mean 0 and deviation 1."""
+    net_arch: tuple[PositiveInt, ...] = (64,)
+    """Hidden layers of the policy and of the value network, above the features extractor."""
+    share_features_extractor: bool = True
+    """One trunk for actor and critic, or one each."""
+
+    @property
+    def rollout_size(self) -> int:
+        """Timesteps of one rollout, all environments together."""
+        return self.n_envs * self.n_steps
+
+
+class PPOConfig(AgentBase):
+    """Proximal policy optimisation."""
+
+    kind: Literal["ppo"] = "ppo"
+    batch_size: PositiveInt = 1024
+    """Timesteps per minibatch; it must divide ``n_envs × n_steps``."""
+    n_epochs: PositiveInt = 4
+    """Passes over each rollout."""
+    clip_range: PositiveFloat = 0.2
+    """ε of the clipped objective."""
+
+    @model_validator(mode="after")
+    def _batch_divides_rollout(self) -> Self:
+        if self.rollout_size % self.batch_size:
+            raise ValueError(
+                f"batch_size must divide the rollout, n_envs × n_steps = {self.rollout_size}, got {self.batch_size}"
+            )
+        if self.batch_size == 1:
+            raise ValueError("batch_size must be at least 2, got 1")
+        return self
+
+
+class A2CConfig(AgentBase):
+    """Advantage actor-critic: one gradient step per rollout."""
+
+    kind: Literal["a2c"] = "a2c"
+    rms_prop_eps: PositiveFloat = 1e-5
+    """ε of RMSprop."""
+
+
+AgentConfig = PPOConfig | A2CConfig
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+class EvaluationConfig(Config):
+    """Evaluation on unseen seeds while training; it selects the ``best`` checkpoint."""
+
+    every: PositiveInt = 50_000
+    """Timesteps between evaluations."""
+    episodes: PositiveInt = 256
+    """Episodes per evaluation and task."""
+    deterministic: bool = False
+    """Take the most probable action, or sample from the policy."""
+
+
+class TrainConfig(Config):
+    """One run."""
+
+    task: SuiteConfig
+    """What to learn."""
+    fusion: Annotated[FusionConfig, Field(discriminator="kind")]
+    """How the observation meets the context."""
+    context: Annotated[ContextConfig, Field(discriminator="kind")]
+    """What the context is made of."""
+    encoder: Annotated[EncoderConfig, Field(discriminator="kind")]
+    """What the observation passes through."""
+    agent: Annotated[AgentConfig, Field(discriminator="kind")]
+    """How to learn."""
+    sites: tuple[Site, ...] = ("map", "heads")
+    """Where to fuse: the feature map, the feature vector, the policy and value heads; one or several."""
+    name: str = ""
+    """Name of the run directory; empty for ``<task>-<fusion>-<agent>-seed<seed>``."""
+    runs_dir: Path = Path("runs")
+    """Folder of the run directories."""
+    total_timesteps: PositiveInt = 1_000_000
+    """Timesteps to train for, all environments together."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of the weights, the actions, the minibatches and the training environments."""
+    device: DeviceName = "auto"
+    """Where the network lives; ``auto`` takes CUDA where there is one."""
+    backend: BackendName = "auto"
+    """What steps the environments; ``auto`` takes EnvPool where it is installed and knows the tasks."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Evaluation while training."""
+    checkpoint_every: PositiveInt = 100_000
+    """Timesteps between checkpoints."""
+    log_every: PositiveInt = 1
+    """Iterations between two rows of the log."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder_name(cls, name: str) -> str:
+        if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,127}", name):
+            raise ValueError(f"name must be a plain folder name (letters, digits, . _ = + -), got '{name}'")
+        return name
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        if len(set(self.sites)) != len(self.sites) or not self.sites:
+            raise ValueError(f"sites must name at least one site and none twice, got {list(self.sites)}")
+        if "map" in self.sites and isinstance(self.encoder, VectorEncoderConfig):
+            raise ValueError("sites=[map] fuses over cells, and encoder=vector has none; use encoder=grid or sites=[vector]")
+        if isinstance(self.context, TaskIdContextConfig) and len(self.task.tasks) == 1:
+            raise ValueError(f"context=task_id needs several tasks, and '{self.task.name}' has one; use context=mission")
+        if isinstance(self.encoder, ImageEncoderConfig) != (self.task.observation == "rgb") and not isinstance(
+            self.encoder, VectorEncoderConfig
+        ):
+            raise ValueError(
+                f"encoder={self.encoder.kind} cannot read task.observation={self.task.observation}; "
+                "grid reads grid, image reads rgb"
+            )
+        if self.task.observation == "rgb" and self.backend == "envpool":
+            raise ValueError("task.observation=rgb is rendered by backend=gymnasium, not by envpool")
+        if len(self.task.tasks) > self.agent.n_envs:
+            raise ValueError(f"agent.n_envs must be at least one per task, {len(self.task.tasks)}, got {self.agent.n_envs}")
+        return self
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run directory."""
+        return self.name or f"{self.task.name}-{self.fusion.kind}-{self.agent.kind}-seed{self.seed}"
+
+    @property
+    def run_dir(self) -> Path:
+        """The run directory."""
+        return self.runs_dir / self.run_name
+
+
+class EvalConfig(Config):
+    """One evaluation of a checkpoint."""
+
+    run: Path
+    """Run directory, e.g. ``runs/goto_door-bilinear-ppo-seed0``."""
+    checkpoint: str = "best"
+    """``best``, ``last``, or a number of timesteps."""
+    episodes: PositiveInt = 1000
+    """Episodes per task."""
+    n_envs: PositiveInt = 250
+    """Environments stepped together, per task."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Chooses the unseen episodes; no value of it meets a training episode's seed."""
+    backend: BackendName = "auto"
+    """What steps the environments; need not be the training's."""
+    device: DeviceName = "auto"
+    """Where the network lives; need not be the training's."""
+    deterministic: bool = False
+    """Take the most probable action, or sample from the policy."""
+    gif: bool = False
+    """Also write a GIF of one episode per task."""
+
+
+PartT = TypeVar("PartT", bound=Config)
+
+
+def choose(part: str | PartT, union: Any) -> PartT:
+    """A member of a union of configs by its ``kind``, with its defaults; a config is passed through.
+
+    :raises ConfigError: naming the nearest kind.
+    """
+    members = get_args(union)
+    if isinstance(part, members):
+        return cast(PartT, part)
+    kinds = {member.model_fields["kind"].default: member for member in members}
+    if isinstance(part, str) and part in kinds:
+        return cast(PartT, kinds[part]())
+    raise ConfigError(f"expected one of {', '.join(kinds)}, got {part!r}." + nearest(str(part), kinds))

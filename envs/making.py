@@ -1,0 +1,116 @@
+"""From a task's configuration to one environment, and from what can go wrong to one message."""
+
+import importlib
+import warnings
+from contextlib import redirect_stdout
+from typing import Any, Literal
+
+import gymnasium as gym
+import minigrid  # noqa: F401  (registers MiniGrid's and BabyAI's ids)
+from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
+from minigrid.minigrid_env import MiniGridEnv
+from minigrid.wrappers import RGBImgPartialObsWrapper
+
+from mirl.configs.errors import ConfigError, nearest
+from mirl.configs.schema import TaskConfig
+from mirl.envs.spaces import ContractObservation
+
+ObservationKind = Literal["grid", "rgb"]
+RGB_TILE = 8
+"""Pixels per cell and side; a view of 7×7 cells becomes 56×56 pixels."""
+
+# Packages whose ids exist only once they are imported, by the beginning of the id.
+_PLUGINS = {
+    "Fetch": "gymnasium_robotics",
+    "HandManipulate": "gymnasium_robotics",
+    "HandReach": "gymnasium_robotics",
+    "PointMaze": "gymnasium_robotics",
+    "AntMaze": "gymnasium_robotics",
+    "AdroitHand": "gymnasium_robotics",
+    "FrankaKitchen": "gymnasium_robotics",
+    "Meta-World/": "metaworld",
+}
+# What to install for a module that is missing, where it is not the module's own name.
+_INSTALLS = {
+    "gymnasium_robotics": "gymnasium-robotics",
+    "mujoco": '"gymnasium[mujoco]"',
+    "Box2D": '"gymnasium[box2d]"',
+    "ale_py": "ale-py",
+    "networkx": '"minigrid[wfc]"',
+    "imageio": '"minigrid[wfc]"',
+}
+
+
+def make_env(
+    task: TaskConfig,
+    task_index: int = 0,
+    n_tasks: int = 1,
+    observation: ObservationKind = "grid",
+    render_mode: str | None = None,
+) -> gym.Env[Any, Any]:
+    """One environment of a task under the observation contract.
+
+    Raises:
+        ConfigError: the id is unknown, a package is missing, or the environment refuses the keyword arguments.
+    """
+    env = _make(task, render_mode)
+    if isinstance(env.unwrapped, RoomGridLevel):
+        env = _QuietReset(env)
+    if observation == "rgb":
+        if not isinstance(env.unwrapped, MiniGridEnv):
+            raise ConfigError(f"task '{task.name}': observation=rgb renders MiniGrid and BabyAI ids, not {task.env_id}")
+        env = RGBImgPartialObsWrapper(env, tile_size=RGB_TILE)  # type: ignore[no-untyped-call]
+    return ContractObservation(env, task_index, n_tasks)
+
+
+def find_spec(task: TaskConfig) -> gym.envs.registration.EnvSpec:
+    """The registration of a task's id.
+
+    Raises:
+        ConfigError: nobody registered it; names the nearest id that is, or the package to install.
+    """
+    plugin = next((module for beginning, module in _PLUGINS.items() if task.env_id.startswith(beginning)), None)
+    try:
+        if plugin:
+            importlib.import_module(plugin)
+        return gym.spec(task.env_id)
+    except gym.error.UnregisteredEnv as error:
+        raise ConfigError(
+            f"task '{task.name}': no environment is registered as '{task.env_id}'.{nearest(task.env_id, gym.registry)}"
+        ) from error
+    except ImportError as error:
+        raise _missing_package(task, error) from error
+    except gym.error.Error as error:  # an id that does not parse
+        raise ConfigError(f"task '{task.name}': env_id must look like 'Name-v0', got '{task.env_id}'") from error
+
+
+def _make(task: TaskConfig, render_mode: str | None) -> gym.Env[Any, Any]:
+    spec = find_spec(task)
+    try:
+        with warnings.catch_warnings():
+            # A configuration names an older version on purpose: to compare with results on it.
+            warnings.filterwarnings("ignore", message=r".*is out of date", category=DeprecationWarning)
+            return gym.make(spec, render_mode=render_mode, disable_env_checker=True, **task.kwargs)
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        raise _missing_package(task, error) from error
+    except Exception as error:
+        if not task.kwargs:
+            raise
+        raise ConfigError(f"task '{task.name}': {task.env_id} refused kwargs={task.kwargs}: {error}") from error
+
+
+def _missing_package(task: TaskConfig, error: Exception) -> ConfigError:
+    module = getattr(error, "name", None) or getattr(error.__cause__, "name", None)
+    if module is None:  # Gymnasium's own message already says what to install
+        return ConfigError(f"task '{task.name}': {task.env_id} needs a package that is missing: {error}")
+    package = module.partition(".")[0]
+    install = _INSTALLS.get(package, package)
+    return ConfigError(f"task '{task.name}': {task.env_id} needs '{module}'; pip install {install}")
+
+
+class _QuietReset(gym.Wrapper[Any, Any, Any, Any]):
+    """BabyAI prints a line for each layout it rejects; thousands of them would bury a progress bar."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        with redirect_stdout(None):
+            return self.env.reset(seed=seed, options=options)

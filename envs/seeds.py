@@ -1,0 +1,21 @@
+"""Environment seeds: one per slot, and none that two splits share."""
+
+from typing import Literal
+
+import numpy as np
+
+Split = Literal["train", "eval", "validation", "test"]
+
+_RANGES: dict[Split, tuple[int, int]] = {  # all fit in EnvPool's 32-bit signed seeds
+    "train": (0, 2**30),
+    "eval": (2**30, 2**29),
+    "validation": (2**30, 2**29),
+    "test": (2**30 + 2**29, 2**29),
+}
+
+
+def slot_seeds(seed: int, split: Split, task_index: int, n: int) -> list[int]:
+    """Seeds of a task's n slots, from the split's own range of numbers."""
+    start, size = _RANGES[split]
+    state = np.random.SeedSequence([seed, start, task_index]).generate_state(n)
+    return [int(value) % size + start for value in state]

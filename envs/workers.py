@@ -1,0 +1,174 @@
+"""A ``gymnasium`` pool spread over a few worker processes, each of which steps its own chunk of slots."""
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
+from typing import Any, Literal
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from mirl.configs.schema import TaskConfig
+from mirl.envs.gymnasium_pool import GymnasiumPool
+from mirl.envs.making import ObservationKind, find_spec
+from mirl.envs.pool import EnvironmentFailedError, Observations, Step, join_observations, join_steps
+
+POLL_SECONDS = 1.0
+"""Time between two looks at whether a silent worker still lives."""
+CLOSE_SECONDS = 5.0
+"""Time that a worker gets to close its environments before it is ended."""
+
+
+def available_cpus() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class WorkerPool:
+    """n environments of one task in ``workers`` processes."""
+
+    def __init__(
+        self,
+        task: TaskConfig,
+        n: int,
+        task_index: int = 0,
+        n_tasks: int = 1,
+        observation: ObservationKind = "grid",
+        *,
+        workers: int,
+    ) -> None:
+        chunks = np.array_split(np.arange(n), min(workers, n))
+        self._slices = [slice(int(chunk[0]), int(chunk[-1]) + 1) for chunk in chunks]
+        # The registration travels along: a worker has imported neither the user's script nor his notebook.
+        spec = find_spec(task)
+        self._workers = [
+            _Worker(task, cloudpickle.dumps((spec, (task, len(chunk), task_index, n_tasks, observation))))
+            for chunk in chunks
+        ]
+
+    def reset(self, seeds: Sequence[int] | None = None) -> Observations:
+        """Start an episode in each slot; with seeds, one per slot, also restart the random streams."""
+        for worker, rows in zip(self._workers, self._slices, strict=True):
+            worker.send("reset", None if seeds is None else [int(seed) for seed in seeds[rows]])
+        return join_observations([worker.recv() for worker in self._workers])
+
+    def send(self, actions: NDArray[Any]) -> None:
+        """Start a timestep with valid actions (n, …)."""
+        for worker, rows in zip(self._workers, self._slices, strict=True):
+            worker.send("step", actions[rows])
+
+    def recv(self) -> Step:
+        """Finish it."""
+        return join_steps([worker.recv() for worker in self._workers])
+
+    def close(self) -> None:
+        """End the processes; a second call does nothing."""
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.ask_to_close()
+        for worker in workers:
+            worker.join()
+
+
+class _Worker:
+    """The owner's side of one worker process."""
+
+    def __init__(self, task: TaskConfig, payload: bytes) -> None:
+        context = _context()
+        self._task = task
+        self._connection, theirs = context.Pipe()
+        # A daemon: it is ended with its owner, and ends by itself (EOF) when its owner was killed.
+        self._process = context.Process(target=_serve, args=(theirs, payload), daemon=True)  # type: ignore[attr-defined]
+        self._process.start()
+        theirs.close()
+
+    def send(self, command: Literal["reset", "step"], argument: Any) -> None:
+        try:
+            self._connection.send((command, argument))
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise self._death() from error
+
+    def recv(self) -> Any:
+        try:
+            while not self._connection.poll(POLL_SECONDS):
+                if not self._process.is_alive() and not self._connection.poll():
+                    raise EOFError
+            failure, answer = self._connection.recv()
+        except (EOFError, ConnectionResetError) as error:
+            raise self._death() from error
+        if failure is not None:
+            raise EnvironmentFailedError(failure)
+        return answer
+
+    def ask_to_close(self) -> None:
+        with suppress(OSError):  # it may be dead already
+            self._connection.send(("close", None))
+
+    def join(self) -> None:
+        self._process.join(CLOSE_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._connection.close()
+        self._process.close()
+
+    def _death(self) -> EnvironmentFailedError:
+        self._process.join(CLOSE_SECONDS)
+        return EnvironmentFailedError(
+            f"task '{self._task.name}' ({self._task.env_id}): a worker process died, exit code "
+            f"{self._process.exitcode}. If it happened at the start: the script that creates the environments must do "
+            "so under `if __name__ == '__main__':`, because each worker imports that script."
+        )
+
+
+def _context() -> BaseContext:
+    # A forked child of a process with threads (torch's, EnvPool's) can hang. A fork server has none, and it imports
+    # what the workers need once for all of them.
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mirl.envs.workers"])
+    return context
+
+
+def _serve(connection: Connection, payload: bytes) -> None:
+    """The worker's life: build a chunk of environments, answer commands with (failure, answer), end with its owner."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the owner decides
+    pool: GymnasiumPool | None = None
+    try:
+        while (message := connection.recv())[0] != "close":
+            try:
+                pool = pool or _build(payload)
+                connection.send((None, _answer(pool, *message)))
+            except EnvironmentFailedError as error:
+                connection.send((f"{error}\n{_worker_traceback(error)}", None))
+            except Exception as error:
+                connection.send((f"{type(error).__name__}: {error}\n{_worker_traceback(error)}", None))
+    except (EOFError, OSError):
+        return  # the owner is gone
+    if pool is not None:
+        pool.close()
+
+
+def _build(payload: bytes) -> GymnasiumPool:
+    spec, arguments = cloudpickle.loads(payload)
+    gym.registry.setdefault(spec.id, spec)
+    return GymnasiumPool(*arguments)
+
+
+def _answer(pool: GymnasiumPool, command: Literal["reset", "step"], argument: Any) -> Observations | Step:
+    if command == "reset":
+        return pool.reset(argument)
+    pool.send(argument)
+    return pool.recv()
+
+
+def _worker_traceback(error: Exception) -> str:
+    return "In the worker:\n" + "".join(traceback.format_exception(error.__cause__ or error))

@@ -1,0 +1,171 @@
+"""Context encoders: what the agent is asked to do, as a vector z.
+
+Within a batch few contexts are distinct, so each encoder gives every distinct context once, with an index that says
+which one belongs to each row; everything computed from the context alone is computed that often and no more.
+"""
+
+from typing import NamedTuple, assert_never
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import ContextConfig, GoalContextConfig, MissionContextConfig, TaskIdContextConfig
+from mirl.policies.positions import sinusoidal_positions
+
+
+class Context(NamedTuple):
+    """Distinct contexts (G, Z), and the index (B,) of each row's context; without index, one context per row."""
+
+    values: Float[Tensor, "groups context"]
+    index: Int[Tensor, " batch"] | None
+
+    def per_row(self) -> Float[Tensor, "batch context"]:
+        """The context of every row."""
+        return self.values if self.index is None else self.values.index_select(0, self.index)
+
+
+def distinct_rows(rows: Int[Tensor, "batch length"]) -> tuple[Int[Tensor, "groups length"], Int[Tensor, " batch"]]:
+    """The distinct rows and, for each row, which of them it is.
+
+    Rows are compared by a 64-bit multiplicative hash, 25 times faster than ``torch.unique(dim=0)``; the result is
+    checked, and a collision falls back on it.
+    """
+    powers = torch.arange(rows.shape[1], device=rows.device, dtype=torch.int64)
+    odd = (powers + 1) * -7046029254386353131 | 1  # 2^64 / golden ratio
+    mixed = (rows.long() + 1) * odd
+    hashed = (mixed ^ (mixed >> 29)).mul(-4658895280553007687).sum(1)
+    _, index = torch.unique(hashed, return_inverse=True)
+    groups = int(index.max()) + 1
+    first = torch.empty(groups, dtype=torch.int64, device=rows.device).index_copy_(
+        0, index, torch.arange(len(rows), device=rows.device)
+    )
+    distinct = rows.index_select(0, first)
+    if not torch.equal(distinct.index_select(0, index), rows):
+        return torch.unique(rows, dim=0, return_inverse=True)
+    return distinct, index
+
+
+class TaskIdContext(nn.Module):
+    """z = relu(MLP(one-hot task id)), the context encoder of the paper's multitask experiments."""
+
+    def __init__(self, space: spaces.Space, config: TaskIdContextConfig) -> None:
+        super().__init__()
+        if not isinstance(space, spaces.Discrete):
+            raise ConfigError(f"context=task_id reads a Discrete space under '{config.key}', got {space}")
+        self.n_tasks, self.out_dim = int(space.n), config.dim
+        self.mlp = nn.Sequential(
+            nn.Linear(self.n_tasks, config.dim), nn.ReLU(), nn.Linear(config.dim, config.dim), nn.ReLU()
+        )
+
+    def forward(self, one_hot: Float[Tensor, "batch ..."]) -> Context:
+        # SB3 gives a Discrete key as (B, n) in rollouts and as (B, 1, n) in minibatches
+        index = one_hot.reshape(len(one_hot), self.n_tasks).argmax(-1)
+        return Context(self.mlp(torch.eye(self.n_tasks, device=one_hot.device)), index)
+
+
+class SelfAttentionWords(nn.Module):
+    """Embedding + sinusoidal positions → multi-head self-attention (Vaswani et al., 2017) → mean over the words."""
+
+    def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(n_tokens, config.dim, padding_idx=0)
+        layer = nn.TransformerEncoderLayer(
+            config.dim, config.heads, dim_feedforward=2 * config.dim, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.attention = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+
+    def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
+        words = (tokens != 0).index_fill(1, torch.zeros(1, dtype=torch.int64, device=tokens.device), True)
+        located = self.embedding(tokens) + sinusoidal_positions(tokens.shape[1], self.embedding.embedding_dim, tokens.device)
+        attended = self.attention(located, src_key_padding_mask=~words)
+        return (attended * words.unsqueeze(-1)).sum(1) / words.sum(1, keepdim=True)
+
+
+class RecurrentWords(nn.Module):
+    """Embedding → GRU → its state after the last word."""
+
+    def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(n_tokens, config.dim, padding_idx=0)
+        self.gru = nn.GRU(config.dim, config.dim, num_layers=config.layers, batch_first=True)
+
+    def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
+        states, _ = self.gru(self.embedding(tokens))
+        last = (tokens != 0).sum(1).sub(1).clamp(min=0)
+        return states[torch.arange(len(tokens), device=tokens.device), last]
+
+
+class BagOfWords(nn.Module):
+    """The mean of the words' embeddings: order is lost."""
+
+    def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
+        super().__init__()
+        self.embedding = nn.EmbeddingBag(n_tokens, config.dim, mode="mean", padding_idx=0)
+
+    def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
+        return self.embedding(tokens)
+
+
+def build_words(n_tokens: int, config: MissionContextConfig) -> nn.Module:
+    """The encoder of token ids (missions, length) that ``config`` names; 0 is padding."""
+    match config.encoder:
+        case "attention":
+            return SelfAttentionWords(n_tokens, config)
+        case "gru":
+            return RecurrentWords(n_tokens, config)
+        case "bag":
+            return BagOfWords(n_tokens, config)
+        case _:
+            assert_never(config.encoder)
+
+
+class MissionContext(nn.Module):
+    """z = LayerNorm(words(mission)); each distinct mission is read once."""
+
+    def __init__(self, space: spaces.Space, config: MissionContextConfig) -> None:
+        super().__init__()
+        if not (isinstance(space, spaces.Box) and len(space.shape) == 1 and space.dtype.kind in "iu"):
+            raise ConfigError(
+                f"context=mission reads token ids, a Box of integers (length,), under '{config.key}', got {space}; "
+                "wrap the environment in mirl.envs.ContractObservation"
+            )
+        self.out_dim = config.dim
+        self.words = build_words(int(space.high.max()) + 1, config)
+        self.norm = nn.LayerNorm(config.dim)
+
+    def forward(self, tokens: Float[Tensor, "batch length"]) -> Context:
+        distinct, index = distinct_rows(tokens.long())
+        longest = max(int((distinct != 0).sum(1).max()), 1)
+        return Context(self.norm(self.words(distinct[:, :longest])), index)
+
+
+class GoalContext(nn.Module):
+    """z = relu(MLP(goal)); a goal is continuous, so every row has its own."""
+
+    def __init__(self, space: spaces.Space, config: GoalContextConfig) -> None:
+        super().__init__()
+        self.goal_dim, self.out_dim = spaces.flatdim(space), config.dim
+        self.mlp = nn.Sequential(nn.Linear(self.goal_dim, config.dim), nn.ReLU(), nn.Linear(config.dim, config.dim))
+
+    def forward(self, goal: Float[Tensor, "batch ..."]) -> Context:
+        return Context(F.relu(self.mlp(goal.reshape(len(goal), self.goal_dim).float())), None)
+
+
+ContextEncoder = TaskIdContext | MissionContext | GoalContext
+
+
+def build_context(config: ContextConfig, space: spaces.Dict) -> ContextEncoder:
+    """The context encoder that ``config`` names, sized by the space under its key."""
+    match config:
+        case TaskIdContextConfig():
+            return TaskIdContext(space[config.key], config)
+        case MissionContextConfig():
+            return MissionContext(space[config.key], config)
+        case GoalContextConfig():
+            return GoalContext(space[config.key], config)
+        case _:
+            assert_never(config)

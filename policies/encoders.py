@@ -1,0 +1,130 @@
+"""Encoders of the observation. Those of images work in two stages, cells and then a vector, with room for a fusion between."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import assert_never
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from stable_baselines3.common.preprocessing import is_image_space_channels_first
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import EncoderConfig, GridEncoderConfig, ImageEncoderConfig, VectorEncoderConfig
+
+
+class GridCells(nn.Module):
+    """MiniGrid's symbolic view (H, W, 3) → cells (H, W, C): relu of the sum of an embedding per channel.
+
+    The embeddings are one matrix read by a one-hot row per cell: a matrix product has a far cheaper gradient than a
+    look-up.
+    """
+
+    def __init__(self, space: spaces.Box, channels: int) -> None:
+        super().__init__()
+        sizes = space.high.reshape(-1, space.shape[-1]).max(0).astype(np.int64) + 1
+        if space.dtype.kind not in "iu" or sizes.sum() > 512:
+            raise ConfigError(
+                f"encoder=grid reads small integer codes such as MiniGrid's symbolic view, got {space}; "
+                "use encoder=image for pixels"
+            )
+        self.height, self.width, self.n_codes, self.channels = *space.shape[:2], int(sizes.sum()), channels
+        self.register_buffer("offsets", torch.from_numpy(np.cumsum(sizes) - sizes), persistent=False)
+        self.embedding = nn.Linear(self.n_codes, channels)
+
+    def forward(self, image: Float[Tensor, "batch height width codes"]) -> Float[Tensor, "batch cells channels"]:
+        codes = image.flatten(1, 2).long() + self.offsets
+        one_hot = torch.zeros(*codes.shape[:2], self.n_codes, device=image.device).scatter_(2, codes, 1.0)
+        return F.relu(self.embedding(one_hot))
+
+
+class ImageCells(nn.Module):
+    """RGB pixels in [0, 1], as SB3 gives them, → cells, an eighth of the size each way: three convolutions of stride 2."""
+
+    def __init__(self, space: spaces.Box, channels: int) -> None:
+        super().__init__()
+        self.channels_first = is_image_space_channels_first(space)
+        depth, height, width = space.shape if self.channels_first else (space.shape[2], *space.shape[:2])
+        self.channels = channels
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(depth, channels, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1),
+            nn.ReLU(),
+        )
+        self.height, self.width = -(-height // 8), -(-width // 8)
+
+    def forward(self, image: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch cells channels"]:
+        pixels = image if self.channels_first else image.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
+        return self.convolutions(pixels).flatten(2).transpose(1, 2)
+
+
+class CellsEncoder(nn.Module):
+    """Cells of an image, then a vector: ``to_cells`` (B, P, C), and ``to_vector`` (B, D) by two 3×3 convolutions.
+
+    The other keys of the observation (direction, …) join before the last layer.
+    """
+
+    def __init__(self, cells: GridCells | ImageCells, others_dim: int, features_dim: int) -> None:
+        super().__init__()
+        self.to_cells, self.channels, self.out_dim = cells, cells.channels, features_dim
+        padding = 0 if min(cells.height, cells.width) >= 5 else 1
+        shrink = 4 - 4 * padding
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(self.channels, self.channels, 3, padding=padding),
+            nn.ReLU(),
+            nn.Conv2d(self.channels, self.channels, 3, padding=padding),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        flat = self.channels * (cells.height - shrink) * (cells.width - shrink)
+        self.linear = nn.Linear(flat + others_dim, features_dim)
+
+    def to_vector(
+        self, cells: Float[Tensor, "batch cells channels"], others: Float[Tensor, "batch others"]
+    ) -> Float[Tensor, "batch features"]:
+        image = cells.transpose(1, 2).unflatten(2, (self.to_cells.height, self.to_cells.width))  # (B, P, C) -> (B, C, H, W)
+        return F.relu(self.linear(torch.cat([self.convolutions(image), others], dim=1)))
+
+
+class VectorEncoder(nn.Module):
+    """An MLP over the flattened observation."""
+
+    def __init__(self, in_dim: int, config: VectorEncoderConfig) -> None:
+        super().__init__()
+        self.out_dim = config.features_dim
+        dims = (in_dim, *config.hidden, config.features_dim)
+        layers: list[nn.Module] = [layer for i, o in pairwise(dims) for layer in (nn.Linear(i, o), nn.ReLU())]
+        self.mlp = nn.Sequential(*layers)
+
+    def forward(self, others: Float[Tensor, "batch others"]) -> Float[Tensor, "batch features"]:
+        return self.mlp(others)
+
+
+def image_key(space: spaces.Dict, keys: Sequence[str]) -> str | None:
+    """The key of the observation with rows, columns and channels, if there is one."""
+    images = [key for key in keys if len(space[key].shape or ()) == 3]
+    if len(images) > 1:
+        raise ConfigError(f"one image per observation is supported, these are several: {', '.join(images)}")
+    return images[0] if images else None
+
+
+def build_encoder(
+    config: EncoderConfig, image: spaces.Box | None, others_dim: int
+) -> CellsEncoder | VectorEncoder:
+    """The encoder that ``config`` names, of an image (with everything else as ``others``) or of ``others`` alone."""
+    match config:
+        case GridEncoderConfig() | ImageEncoderConfig():
+            if image is None:
+                raise ConfigError(f"encoder={config.kind} needs an observation of rank 3, found none; use encoder=vector")
+            stage = GridCells if config.kind == "grid" else ImageCells
+            return CellsEncoder(stage(image, config.channels), others_dim, config.features_dim)
+        case VectorEncoderConfig():
+            return VectorEncoder(others_dim, config)
+        case _:
+            assert_never(config)

@@ -1,0 +1,112 @@
+"""Missions become token ids, whatever the text."""
+
+import os
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirl.configs.schema import TaskConfig
+from mirl.envs import MAX_TOKENS, N_TOKENS, VOCABULARY, mission_space, tokenise
+from mirl.envs.making import find_spec, make_env
+from mirl.envs.missions import token_id, words
+
+IDS = sorted(name for name in gym.registry if name.startswith(("MiniGrid-", "BabyAI-")))
+QUICK_IDS = (
+    "MiniGrid-Fetch-5x5-N2-v0",
+    "MiniGrid-PutNear-6x6-N2-v0",
+    "MiniGrid-LockedRoom-v0",
+    "MiniGrid-MemoryS7-v0",
+    "MiniGrid-RedBlueDoors-6x6-v0",
+    "BabyAI-SynthLoc-v0",
+    "BabyAI-BossLevel-v0",
+)
+
+
+def sampled_missions(env_id: str, episodes: int) -> list[str]:
+    env = make_env(TaskConfig(name="sample", env_id=env_id))
+    missions = []
+    for seed in range(episodes):
+        env.reset(seed=seed)
+        missions.append(env.unwrapped.mission)
+    env.close()
+    return missions
+
+
+def assert_in_vocabulary(env_id: str, episodes: int) -> None:
+    for mission in sampled_missions(env_id, episodes):
+        assert set(words(mission)) <= set(VOCABULARY), mission
+
+
+@given(st.text())
+def test_any_text_has_ids_within_the_space(text: str) -> None:
+    ids = tokenise(text)
+    assert ids.dtype == np.int16
+    assert mission_space().contains(ids)
+
+
+@pytest.mark.parametrize("text", ["\ud800 alone", "\0", "go " * 500, "İ", "٣ ²"])
+def test_awkward_texts_have_ids_within_the_space(text: str) -> None:
+    assert mission_space().contains(tokenise(text))
+
+
+@given(st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=MAX_TOKENS))
+def test_a_text_of_known_words_can_be_read_back(tokens: list[str]) -> None:
+    ids = tokenise(" ".join(tokens))
+    assert [VOCABULARY[i - 1] for i in ids if i] == tokens
+
+
+def test_no_word_comes_twice_in_the_vocabulary() -> None:
+    assert len(set(VOCABULARY)) == len(VOCABULARY)
+
+
+def test_padding_is_no_words_id() -> None:
+    assert 0 not in {token_id(word) for word in (*VOCABULARY, "klingon", "7", "!")}
+
+
+def test_unknown_words_go_to_the_buckets_and_keep_them() -> None:
+    first = token_id("klingon")
+    assert len(VOCABULARY) < first < N_TOKENS
+    assert token_id("klingon") == first
+
+
+def test_a_text_has_the_same_ids_in_another_process() -> None:
+    text = "go to the klingon ship, then pick up 3 tribbles"
+    code = f"from mirl.envs.missions import tokenise; print(*tokenise({text!r}))"
+    environment = {**os.environ, "PYTHONHASHSEED": "4711"}
+    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert out.stdout.split() == [str(token) for token in tokenise(text)]
+
+
+def test_the_ids_are_a_copy_of_ones_own() -> None:
+    tokenise("go to the red ball")[:] = 7
+    assert tokenise("go to the red ball")[0] == token_id("go")
+
+
+def test_the_longest_mission_of_the_grammar_fits() -> None:
+    place = "a red ball in front of you"
+    clause = f"put {place} next to {place}"
+    longest = f"{clause} and {clause} after you {clause} and {clause}"
+    assert len(words(longest)) == 72 <= MAX_TOKENS
+
+
+@pytest.mark.parametrize("env_id", QUICK_IDS)
+def test_the_vocabulary_has_every_word_of_the_missions(env_id: str) -> None:
+    assert_in_vocabulary(env_id, episodes=20)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("env_id", IDS)
+def test_the_vocabulary_has_every_word_of_all_missions(env_id: str) -> None:
+    find_spec(TaskConfig(name="sample", env_id=env_id))
+    assert_in_vocabulary(env_id, episodes=30)
+
+
+def test_distinct_missions_have_distinct_ids() -> None:
+    missions = {mission for env_id in QUICK_IDS for mission in sampled_missions(env_id, episodes=20)}
+    assert len(missions) > 50
+    assert len({tokenise(mission).tobytes() for mission in missions}) == len(missions)

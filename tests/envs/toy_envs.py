@@ -1,0 +1,83 @@
+"""Small environments with known answers; their ids are registered by importing this module."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+LENGTH = 5
+
+
+class CounterEnv(gym.Env[Any, Any]):
+    """Observes its step count. Action 0 goes on, 1 succeeds, 2 fails, 3 raises, 4 kills the process."""
+
+    def __init__(self, size: int = 2, report: bool = False) -> None:
+        self.observation_space = spaces.Box(0, LENGTH, (size,), np.float32)
+        self.action_space = spaces.Discrete(5)
+        self._report = report
+        self._count = 0
+
+    def _observation(self) -> np.ndarray:
+        return np.full(self.observation_space.shape, self._count, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._count = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if action == 3:
+            raise ZeroDivisionError("a mistake of the toy")
+        if action == 4:
+            import os
+
+            os._exit(7)
+        self._count += 1
+        info = {"is_success": bool(action == 1)} if self._report else {}
+        truncated = self._count == LENGTH
+        return self._observation(), float(action == 1), bool(action in (1, 2)), truncated, info
+
+
+class RandomGoalEnv(gym.Env[Any, Any]):
+    """A goal environment with continuous actions and no end of its own."""
+
+    def __init__(self) -> None:
+        part = spaces.Box(-1, 1, (3,), np.float32)
+        self.observation_space = spaces.Dict({"observation": part, "achieved_goal": part, "desired_goal": part})
+        self.action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        return {key: self.np_random.uniform(-1, 1, 3).astype(np.float32) for key in self.observation_space}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self._observation(), -1.0, False, False, {}
+
+
+class TextEnv(gym.Env[Any, Any]):
+    """Observes a text, and a tuple when asked for what the contract cannot hold."""
+
+    def __init__(self, nested: bool = False, own_task: bool = False) -> None:
+        parts: dict[str, spaces.Space[Any]] = {"mission": spaces.Text(100), "cell": spaces.Discrete(3)}
+        if nested:
+            parts["pair"] = spaces.Tuple([spaces.Discrete(2)])
+        if own_task:
+            parts["task"] = spaces.Discrete(2)
+        self.observation_space = spaces.Dict(parts)
+        self.action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return {"mission": "Qapla' to the red ball!", "cell": 1}, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return {"mission": "go to the red ball", "cell": 2}, 0.0, False, False, {}
+
+
+for _name in ("Counter", "RandomGoal", "Text"):
+    if f"Toy{_name}-v0" not in gym.registry:
+        gym.register(f"Toy{_name}-v0", entry_point=f"{__name__}:{_name}Env")
