@@ -16,7 +16,9 @@ def run(argv: list[str]) -> int:
     from mirl.agents.evaluation import evaluate_run, results_table
 
     results, path = evaluate_run(config)
-    Console().print(results_table(results, f"{config.run}, checkpoint {config.checkpoint}, on unseen episodes ({path})"))
+    Console().print(
+        results_table(results, f"{config.run}, checkpoint {config.checkpoint}, on unseen episodes ({path})")
+    )
     return 0
 
 

@@ -36,10 +36,12 @@ class OnPolicyLoop(OnPolicyAlgorithm):
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         callback.on_training_start(locals(), globals())
+        env = self.env
+        assert env is not None
         iteration = 0
         while self.num_timesteps < total_timesteps:
-            clock = IterationClock(self.env)
-            if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
+            clock = IterationClock(env)
+            if not self.collect_rollouts(env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
                 break
             clock.rollout_ends()
             iteration += 1
@@ -105,8 +107,14 @@ def build_algorithm(
     }
     match config:
         case PPOConfig():
-            options = {"batch_size": config.batch_size, "n_epochs": config.n_epochs, "clip_range": config.clip_range}
-            return PPO(policy, env, **shared, **options)
+            return PPO(
+                policy,
+                env,
+                batch_size=config.batch_size,
+                n_epochs=config.n_epochs,
+                clip_range=config.clip_range,
+                **shared,
+            )
         case A2CConfig():
             return A2C(policy, env, **shared, rms_prop_eps=config.rms_prop_eps)
         case _:

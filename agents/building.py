@@ -50,7 +50,7 @@ def resolve_device(name: DeviceName) -> str:
 
 
 def load_policy(
-    run_dir: Path, which: str, observation_space: spaces.Dict, action_space: spaces.Space[Any], device: DeviceName
+    run_dir: Path, which: str, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], device: DeviceName
 ) -> tuple[FusionPolicy, Path]:
     """The policy of a run's checkpoint, ready to act, and the checkpoint's folder.
 

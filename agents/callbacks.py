@@ -1,4 +1,4 @@
-"""What happens beside learning, as SB3 callbacks: statistics per task, evaluation, checkpoints, progress, a clean stop."""
+"""What happens beside learning, as SB3 callbacks: statistics per task, evaluation, checkpoints, a clean stop."""
 
 import signal
 import time
@@ -10,6 +10,7 @@ from types import FrameType
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from mirl.agents import metrics
 from mirl.agents.checkpoint import read_index, save_checkpoint
@@ -40,7 +41,9 @@ class TaskStatistics(BaseCallback):
     def _on_rollout_end(self) -> None:
         for task, episodes in self._episodes.items():
             if episodes:
-                for name, value in zip(("success_rate", "return", "length"), np.mean(list(episodes), axis=0), strict=True):
+                for name, value in zip(
+                    ("success_rate", "return", "length"), np.mean(list(episodes), axis=0), strict=True
+                ):
                     self.logger.record(task_metric("task", task, name), float(value))
 
 
@@ -60,6 +63,8 @@ class Every:
 
 class BetweenIterations(BaseCallback):
     """A callback that acts on the state between two iterations, which is complete: no rollout is half-way."""
+
+    model: OnPolicyAlgorithm
 
     def _on_step(self) -> bool:
         return True
@@ -117,7 +122,7 @@ class Evaluation(BetweenIterations):
 
 
 class Checkpointing(BetweenIterations):
-    """Saves every so many timesteps and at the end, with a GIF of each task beside it; saves and stops when asked to."""
+    """Saves every so many timesteps and at the end, with a GIF per task; saves and stops when asked to."""
 
     def __init__(
         self, config: TrainConfig, suite: SuiteConfig, board: TensorBoard, asked_to_stop: Callable[[], bool]
@@ -155,9 +160,7 @@ class Checkpointing(BetweenIterations):
         """A GIF per task, in ``videos/`` and in TensorBoard."""
         (self.run_dir / "videos").mkdir(exist_ok=True)
         for i, task in enumerate(self.suite.tasks):
-            gif = record_episode(
-                self.model.policy, self.suite, i, seed=slot_seeds(self.seed, "validation", i, 1)[0]
-            )
+            gif = record_episode(self.model.policy, self.suite, i, seed=slot_seeds(self.seed, "validation", i, 1)[0])
             if gif is not None:
                 path = self.run_dir / "videos" / f"{task.name}_{self.num_timesteps:09d}.gif"
                 path.write_bytes(gif.data)

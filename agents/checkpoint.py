@@ -108,7 +108,9 @@ def load_weights(checkpoint: Path, policy: nn.Module) -> None:
     try:
         load_model(policy, checkpoint / "policy.safetensors")
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise ConfigError(f"{checkpoint} does not hold the weights of this policy: {str(error).splitlines()[0]}") from None
+        raise ConfigError(
+            f"{checkpoint} does not hold the weights of this policy: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def load_agent(checkpoint: Path, agent: OnPolicyAlgorithm) -> None:

@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import BasePolicy
 from mirl.agents.building import load_policy
 from mirl.agents.checkpoint import write_json
 from mirl.agents.run_directory import read_config
-from mirl.agents.statistics import TaskResult
+from mirl.agents.statistics import TaskResult, wilson_interval
 from mirl.agents.video import record_episode
 from mirl.configs.schema import EvalConfig
 from mirl.envs import SuiteVecEnv, slot_seeds
@@ -39,7 +39,8 @@ def evaluate(
         observation = env.reset()
         while any(len(done) < quota[slot] for slot, done in enumerate(played)):
             actions, _ = policy.predict(observation, deterministic=deterministic)
-            observation, _, dones, infos = env.step(actions)
+            env.step_async(actions)
+            observation, _, dones, infos = env.step_wait()
             for slot in np.flatnonzero(dones):
                 if len(played[slot]) < quota[slot]:
                     episode = infos[slot]["episode"]
@@ -68,9 +69,7 @@ def evaluate_run(config: EvalConfig) -> tuple[list[TaskResult], Path]:
         policy, checkpoint = load_policy(
             config.run, config.checkpoint, env.observation_space, env.action_space, config.device
         )
-        results = evaluate(
-            policy, env, episodes=config.episodes, seed=config.seed, deterministic=config.deterministic
-        )
+        results = evaluate(policy, env, episodes=config.episodes, seed=config.seed, deterministic=config.deterministic)
     finally:
         env.close()
     name = f"{checkpoint.name}-{env.backend}-seed{config.seed}" + ("-deterministic" if config.deterministic else "")
@@ -105,7 +104,7 @@ def results_table(results: Sequence[TaskResult], title: str) -> Table:
         table.add_column(column, justify="left" if column == "task" else "right")
     for result in results:
         summary = result.summary()
-        low, high = summary["success_interval"]  # type: ignore[misc]
+        low, high = wilson_interval(int(result.success.sum()), len(result.success))
         table.add_row(
             result.task,
             str(len(result.success)),

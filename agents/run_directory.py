@@ -1,4 +1,4 @@
-"""The run directory: ``config.yaml`` before the first step, then events, ``metrics.csv``, ``checkpoints/``, ``eval/``, ``videos/``."""
+"""The run directory: ``config.yaml``, written before the first step, and whose run it holds."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -25,8 +25,7 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[], str])
 
 def train_help() -> str:
     """What ``train.py --help`` prints."""
-    defaults = (line.split("- ")[1].split(": ") for line in _defaults_list())
-    chosen = {group: preset for group, preset in defaults}
+    chosen = dict(line.removeprefix("  - ").split(": ") for line in _defaults_list())
     lines = [
         "Train an agent, or go on with a run that was stopped.",
         "",

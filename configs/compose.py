@@ -69,10 +69,14 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "union_tag_invalid":
         tag = str(detail["ctx"]["tag"])
-        return f"unknown {where} '{tag}'." + nearest(tag, [k.strip("' ") for k in detail["ctx"]["expected_tags"].split(",")])
+        return f"unknown {where} '{tag}'." + nearest(
+            tag, [k.strip("' ") for k in detail["ctx"]["expected_tags"].split(",")]
+        )
     if detail["type"] == "literal_error":
         valid = [choice.strip("' ") for choice in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return f"{where}: expected {detail['ctx']['expected']}, got {detail['input']!r}." + nearest(str(detail["input"]), valid)
+        return f"{where}: expected {detail['ctx']['expected']}, got {detail['input']!r}." + nearest(
+            str(detail["input"]), valid
+        )
     if detail["type"] == "value_error" or detail["type"] == "missing":
         return message if not where or message.startswith(path[-1]) else f"{where}: {message}"
     return f"{where}: {message[:1].lower()}{message[1:]}, got {detail['input']!r}"

@@ -5,10 +5,19 @@ Each builder receives its own part (``build_fusion(config.fusion, …)``), never
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic import field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from mirl.configs.errors import ConfigError, nearest
 
@@ -333,7 +342,7 @@ class TrainConfig(Config):
     """Name of the run directory; empty for ``<task>-<fusion>-<agent>-seed<seed>``."""
     runs_dir: Path = Path("runs")
     """Folder of the run directories."""
-    total_timesteps: PositiveInt = 1_000_000
+    total_timesteps: PositiveInt = 500_000
     """Timesteps to train for, all environments together."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of the weights, the actions, the minibatches and the training environments."""
@@ -362,9 +371,13 @@ class TrainConfig(Config):
         if len(set(self.sites)) != len(self.sites) or not self.sites:
             raise ValueError(f"sites must name at least one site and none twice, got {list(self.sites)}")
         if "map" in self.sites and isinstance(self.encoder, VectorEncoderConfig):
-            raise ValueError("sites=[map] fuses over cells, and encoder=vector has none; use encoder=grid or sites=[vector]")
+            raise ValueError(
+                "sites=[map] fuses over cells, and encoder=vector has none; use encoder=grid or sites=[vector]"
+            )
         if isinstance(self.context, TaskIdContextConfig) and len(self.task.tasks) == 1:
-            raise ValueError(f"context=task_id needs several tasks, and '{self.task.name}' has one; use context=mission")
+            raise ValueError(
+                f"context=task_id needs several tasks, and '{self.task.name}' has one; use context=mission"
+            )
         if isinstance(self.encoder, ImageEncoderConfig) != (self.task.observation == "rgb") and not isinstance(
             self.encoder, VectorEncoderConfig
         ):
@@ -375,7 +388,9 @@ class TrainConfig(Config):
         if self.task.observation == "rgb" and self.backend == "envpool":
             raise ValueError("task.observation=rgb is rendered by backend=gymnasium, not by envpool")
         if len(self.task.tasks) > self.agent.n_envs:
-            raise ValueError(f"agent.n_envs must be at least one per task, {len(self.task.tasks)}, got {self.agent.n_envs}")
+            raise ValueError(
+                f"agent.n_envs must be at least one per task, {len(self.task.tasks)}, got {self.agent.n_envs}"
+            )
         return self
 
     @property
@@ -412,18 +427,15 @@ class EvalConfig(Config):
     """Also write a GIF of one episode per task."""
 
 
-PartT = TypeVar("PartT", bound=Config)
-
-
-def choose(part: str | PartT, union: Any) -> PartT:
+def choose(part: str | Config, union: Any) -> Any:
     """A member of a union of configs by its ``kind``, with its defaults; a config is passed through.
 
     :raises ConfigError: naming the nearest kind.
     """
     members = get_args(union)
     if isinstance(part, members):
-        return cast(PartT, part)
+        return part
     kinds = {member.model_fields["kind"].default: member for member in members}
     if isinstance(part, str) and part in kinds:
-        return cast(PartT, kinds[part]())
+        return kinds[part]()
     raise ConfigError(f"expected one of {', '.join(kinds)}, got {part!r}." + nearest(str(part), kinds))

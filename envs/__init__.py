@@ -7,14 +7,11 @@ Gymnasium environment under the same contract.
 from mirl.envs.making import make_env
 from mirl.envs.missions import MAX_TOKENS, N_TOKENS, VOCABULARY, mission_space, tokenise
 from mirl.envs.pool import EnvironmentFailedError
-from mirl.envs.seeds import Split
+from mirl.envs.seeds import Split, slot_seeds
 from mirl.envs.spaces import TASK_KEY, ContractObservation
 from mirl.envs.vector import SuiteVecEnv, choose_backend, make_vec_env
 
-from mirl.envs.seeds import slot_seeds
-
 __all__ = [
-    "slot_seeds",
     "MAX_TOKENS",
     "N_TOKENS",
     "TASK_KEY",
@@ -27,5 +24,6 @@ __all__ = [
     "make_env",
     "make_vec_env",
     "mission_space",
+    "slot_seeds",
     "tokenise",
 ]

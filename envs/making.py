@@ -63,6 +63,14 @@ def make_env(
     return ContractObservation(env, task_index, n_tasks)
 
 
+def check_starts(env: gym.Env[Any, Any], task: TaskConfig) -> None:
+    """Raise a ConfigError if an environment misses a package that it imports at its first reset only."""
+    try:
+        env.reset(seed=0)
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        raise _missing_package(task, error) from error
+
+
 def find_spec(task: TaskConfig) -> gym.envs.registration.EnvSpec:
     """The registration of a task's id.
 
@@ -86,11 +94,14 @@ def find_spec(task: TaskConfig) -> gym.envs.registration.EnvSpec:
 
 def _make(task: TaskConfig, render_mode: str | None) -> gym.Env[Any, Any]:
     spec = find_spec(task)
+    render: dict[str, Any] = (
+        {} if render_mode is None else {"render_mode": render_mode}
+    )  # not every environment has the argument
     try:
         with warnings.catch_warnings():
             # A configuration names an older version on purpose: to compare with results on it.
             warnings.filterwarnings("ignore", message=r".*is out of date", category=DeprecationWarning)
-            return gym.make(spec, render_mode=render_mode, disable_env_checker=True, **task.kwargs)
+            return gym.make(spec, disable_env_checker=True, **render, **task.kwargs)
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise _missing_package(task, error) from error
     except Exception as error:

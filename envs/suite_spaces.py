@@ -1,25 +1,25 @@
 """The spaces that all tasks of a suite share."""
 
-from typing import Any
+from typing import Any, Literal
 
 from gymnasium import spaces
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import SuiteConfig, TaskConfig
 from mirl.envs.actions import ActionSpace, supported_action_space
-from mirl.envs.making import make_env
+from mirl.envs.making import check_starts, make_env
 
 
-def suite_spaces(suite: SuiteConfig) -> tuple[spaces.Dict, ActionSpace]:
+def suite_spaces(suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]) -> tuple[spaces.Dict, ActionSpace]:
     """Observation and action space of a suite, from one environment of each task.
 
     Raises:
         ConfigError: an environment cannot be made, or two tasks differ; says which and in what.
     """
     first, *others = suite.tasks
-    observation_space, action_space = _task_spaces(suite, 0)
+    observation_space, action_space = _task_spaces(suite, 0, backend)
     for index, task in enumerate(others, start=1):
-        other_observation_space, other_action_space = _task_spaces(suite, index)
+        other_observation_space, other_action_space = _task_spaces(suite, index, backend)
         _check_same("observation keys", first, list(observation_space), task, list(other_observation_space))
         for key in observation_space:
             _check_same(f"observation '{key}'", first, observation_space[key], task, other_observation_space[key])
@@ -27,10 +27,14 @@ def suite_spaces(suite: SuiteConfig) -> tuple[spaces.Dict, ActionSpace]:
     return observation_space, action_space
 
 
-def _task_spaces(suite: SuiteConfig, index: int) -> tuple[spaces.Dict, ActionSpace]:
+def _task_spaces(
+    suite: SuiteConfig, index: int, backend: Literal["gymnasium", "envpool"]
+) -> tuple[spaces.Dict, ActionSpace]:
     task = suite.tasks[index]
     env = make_env(task, index, len(suite.tasks), suite.observation)
     try:
+        if backend == "gymnasium":
+            check_starts(env, task)
         assert isinstance(env.observation_space, spaces.Dict), "the observation contract is a Dict"
         return env.observation_space, supported_action_space(env.action_space, f"task '{task.name}'")
     finally:

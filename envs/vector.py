@@ -55,10 +55,10 @@ class SuiteVecEnv(VecEnv):
         n_tasks = len(suite.tasks)
         if n_envs < n_tasks:
             raise ConfigError(f"n_envs must be at least one per task of suite '{suite.name}', {n_tasks}, got {n_envs}")
-        observation_space, self._actions_in = suite_spaces(suite)
+        self.backend = choose_backend(suite, backend)
+        observation_space, self._actions_in = suite_spaces(suite, self.backend)
         self.suite = suite
         self.split: Split = split
-        self.backend = choose_backend(suite, backend)
         chunks = np.array_split(np.arange(n_envs), n_tasks)
         self._slices = [slice(int(chunk[0]), int(chunk[-1]) + 1) for chunk in chunks]
         self.task_index: NDArray[np.int64] = np.repeat(np.arange(n_tasks), [len(chunk) for chunk in chunks])

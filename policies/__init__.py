@@ -1,4 +1,4 @@
-"""Networks: encoders of what is seen, encoders of what is asked, the interactions that fuse them, and SB3's adapters."""
+"""Networks: encoders of what is seen and of what is asked, the interactions that fuse them, and SB3's adapters."""
 
 from mirl.policies.extractor import FusionExtractor, count_parameters
 from mirl.policies.interactions import Fusion, build_fusion, build_map_fusion

@@ -4,7 +4,7 @@ Within a batch few contexts are distinct, so each encoder gives every distinct c
 which one belongs to each row; everything computed from the context alone is computed that often and no more.
 """
 
-from typing import NamedTuple, assert_never
+from typing import Any, NamedTuple, assert_never
 
 import torch
 from gymnasium import spaces
@@ -18,14 +18,14 @@ from mirl.policies.positions import sinusoidal_positions
 
 
 class Context(NamedTuple):
-    """Distinct contexts (G, Z), and the index (B,) of each row's context; without index, one context per row."""
+    """Distinct contexts, and for each row of the batch which of them is its own; without ``rows``, one per row."""
 
     values: Float[Tensor, "groups context"]
-    index: Int[Tensor, " batch"] | None
+    rows: Int[Tensor, " batch"] | None
 
     def per_row(self) -> Float[Tensor, "batch context"]:
         """The context of every row."""
-        return self.values if self.index is None else self.values.index_select(0, self.index)
+        return self.values if self.rows is None else self.values.index_select(0, self.rows)
 
 
 def distinct_rows(rows: Int[Tensor, "batch length"]) -> tuple[Int[Tensor, "groups length"], Int[Tensor, " batch"]]:
@@ -52,7 +52,7 @@ def distinct_rows(rows: Int[Tensor, "batch length"]) -> tuple[Int[Tensor, "group
 class TaskIdContext(nn.Module):
     """z = relu(MLP(one-hot task id)), the context encoder of the paper's multitask experiments."""
 
-    def __init__(self, space: spaces.Space, config: TaskIdContextConfig) -> None:
+    def __init__(self, space: spaces.Space[Any], config: TaskIdContextConfig) -> None:
         super().__init__()
         if not isinstance(space, spaces.Discrete):
             raise ConfigError(f"context=task_id reads a Discrete space under '{config.key}', got {space}")
@@ -80,9 +80,12 @@ class SelfAttentionWords(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
         words = (tokens != 0).index_fill(1, torch.zeros(1, dtype=torch.int64, device=tokens.device), True)
-        located = self.embedding(tokens) + sinusoidal_positions(tokens.shape[1], self.embedding.embedding_dim, tokens.device)
+        located = self.embedding(tokens) + sinusoidal_positions(
+            tokens.shape[1], self.embedding.embedding_dim, tokens.device
+        )
         attended = self.attention(located, src_key_padding_mask=~words)
-        return (attended * words.unsqueeze(-1)).sum(1) / words.sum(1, keepdim=True)
+        mean: Tensor = (attended * words.unsqueeze(-1)).sum(1) / words.sum(1, keepdim=True)
+        return mean
 
 
 class RecurrentWords(nn.Module):
@@ -96,7 +99,8 @@ class RecurrentWords(nn.Module):
     def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
         states, _ = self.gru(self.embedding(tokens))
         last = (tokens != 0).sum(1).sub(1).clamp(min=0)
-        return states[torch.arange(len(tokens), device=tokens.device), last]
+        final: Tensor = states[torch.arange(len(tokens), device=tokens.device), last]
+        return final
 
 
 class BagOfWords(nn.Module):
@@ -107,7 +111,8 @@ class BagOfWords(nn.Module):
         self.embedding = nn.EmbeddingBag(n_tokens, config.dim, mode="mean", padding_idx=0)
 
     def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
-        return self.embedding(tokens)
+        mean: Tensor = self.embedding(tokens)
+        return mean
 
 
 def build_words(n_tokens: int, config: MissionContextConfig) -> nn.Module:
@@ -126,7 +131,7 @@ def build_words(n_tokens: int, config: MissionContextConfig) -> nn.Module:
 class MissionContext(nn.Module):
     """z = LayerNorm(words(mission)); each distinct mission is read once."""
 
-    def __init__(self, space: spaces.Space, config: MissionContextConfig) -> None:
+    def __init__(self, space: spaces.Space[Any], config: MissionContextConfig) -> None:
         super().__init__()
         if not (isinstance(space, spaces.Box) and len(space.shape) == 1 and space.dtype.kind in "iu"):
             raise ConfigError(
@@ -146,7 +151,7 @@ class MissionContext(nn.Module):
 class GoalContext(nn.Module):
     """z = relu(MLP(goal)); a goal is continuous, so every row has its own."""
 
-    def __init__(self, space: spaces.Space, config: GoalContextConfig) -> None:
+    def __init__(self, space: spaces.Space[Any], config: GoalContextConfig) -> None:
         super().__init__()
         self.goal_dim, self.out_dim = spaces.flatdim(space), config.dim
         self.mlp = nn.Sequential(nn.Linear(self.goal_dim, config.dim), nn.ReLU(), nn.Linear(config.dim, config.dim))

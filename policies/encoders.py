@@ -1,6 +1,5 @@
-"""Encoders of the observation. Those of images work in two stages, cells and then a vector, with room for a fusion between."""
+"""Encoders of the observation. Those of images work in two stages, cells and then a vector: a fusion fits between."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import assert_never
 
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import EncoderConfig, GridEncoderConfig, ImageEncoderConfig, VectorEncoderConfig
+from mirl.policies.routing import Routing
 
 
 class GridCells(nn.Module):
@@ -32,6 +32,7 @@ class GridCells(nn.Module):
                 "use encoder=image for pixels"
             )
         self.height, self.width, self.n_codes, self.channels = *space.shape[:2], int(sizes.sum()), channels
+        self.offsets: Tensor
         self.register_buffer("offsets", torch.from_numpy(np.cumsum(sizes) - sizes), persistent=False)
         self.embedding = nn.Linear(self.n_codes, channels)
 
@@ -42,7 +43,7 @@ class GridCells(nn.Module):
 
 
 class ImageCells(nn.Module):
-    """RGB pixels in [0, 1], as SB3 gives them, → cells, an eighth of the size each way: three convolutions of stride 2."""
+    """RGB pixels in [0, 1], as SB3 gives them, → cells, an eighth of the size each way by strided convolutions."""
 
     def __init__(self, space: spaces.Box, channels: int) -> None:
         super().__init__()
@@ -70,9 +71,11 @@ class CellsEncoder(nn.Module):
     The other keys of the observation (direction, …) join before the last layer.
     """
 
-    def __init__(self, cells: GridCells | ImageCells, others_dim: int, features_dim: int) -> None:
+    def __init__(
+        self, cells: GridCells | ImageCells, routing: Routing, config: GridEncoderConfig | ImageEncoderConfig
+    ) -> None:
         super().__init__()
-        self.to_cells, self.channels, self.out_dim = cells, cells.channels, features_dim
+        self.to_cells, self.channels, self.out_dim = cells, cells.channels, config.features_dim
         padding = 0 if min(cells.height, cells.width) >= 5 else 1
         shrink = 4 - 4 * padding
         self.convolutions = nn.Sequential(
@@ -83,12 +86,14 @@ class CellsEncoder(nn.Module):
             nn.Flatten(),
         )
         flat = self.channels * (cells.height - shrink) * (cells.width - shrink)
-        self.linear = nn.Linear(flat + others_dim, features_dim)
+        self.linear = nn.Linear(flat + routing.others_dim, config.features_dim)
 
     def to_vector(
         self, cells: Float[Tensor, "batch cells channels"], others: Float[Tensor, "batch others"]
     ) -> Float[Tensor, "batch features"]:
-        image = cells.transpose(1, 2).unflatten(2, (self.to_cells.height, self.to_cells.width))  # (B, P, C) -> (B, C, H, W)
+        image = cells.transpose(1, 2).unflatten(
+            2, (self.to_cells.height, self.to_cells.width)
+        )  # (B, P, C) -> (B, C, H, W)
         return F.relu(self.linear(torch.cat([self.convolutions(image), others], dim=1)))
 
 
@@ -106,25 +111,21 @@ class VectorEncoder(nn.Module):
         return self.mlp(others)
 
 
-def image_key(space: spaces.Dict, keys: Sequence[str]) -> str | None:
-    """The key of the observation with rows, columns and channels, if there is one."""
-    images = [key for key in keys if len(space[key].shape or ()) == 3]
-    if len(images) > 1:
-        raise ConfigError(f"one image per observation is supported, these are several: {', '.join(images)}")
-    return images[0] if images else None
-
-
-def build_encoder(
-    config: EncoderConfig, image: spaces.Box | None, others_dim: int
-) -> CellsEncoder | VectorEncoder:
-    """The encoder that ``config`` names, of an image (with everything else as ``others``) or of ``others`` alone."""
+def build_encoder(config: EncoderConfig, space: spaces.Dict, routing: Routing) -> CellsEncoder | VectorEncoder:
+    """The encoder that ``config`` names, sized by the spaces of the keys it reads."""
     match config:
-        case GridEncoderConfig() | ImageEncoderConfig():
-            if image is None:
-                raise ConfigError(f"encoder={config.kind} needs an observation of rank 3, found none; use encoder=vector")
-            stage = GridCells if config.kind == "grid" else ImageCells
-            return CellsEncoder(stage(image, config.channels), others_dim, config.features_dim)
+        case GridEncoderConfig():
+            return CellsEncoder(GridCells(_image_space(config, space, routing), config.channels), routing, config)
+        case ImageEncoderConfig():
+            return CellsEncoder(ImageCells(_image_space(config, space, routing), config.channels), routing, config)
         case VectorEncoderConfig():
-            return VectorEncoder(others_dim, config)
+            return VectorEncoder(routing.others_dim, config)
         case _:
             assert_never(config)
+
+
+def _image_space(config: EncoderConfig, space: spaces.Dict, routing: Routing) -> spaces.Box:
+    image = None if routing.image is None else space[routing.image]
+    if not isinstance(image, spaces.Box):
+        raise ConfigError(f"encoder={config.kind} needs an observation of rank 3, found none; use encoder=vector")
+    return image

@@ -9,6 +9,7 @@ they feed does, and the main path V starts orthogonal. All weights are plain par
 
 import math
 from abc import ABC, abstractmethod
+from itertools import pairwise
 from typing import assert_never
 
 import torch
@@ -94,7 +95,9 @@ class Fusion(nn.Module, ABC):
         """The interaction itself; without ``index`` the groups are the rows."""
 
 
-def per_row(per_context: Float[Tensor, "groups dim"], index: Int[Tensor, " batch"] | None) -> Float[Tensor, "batch 1 dim"]:
+def per_row(
+    per_context: Float[Tensor, "groups dim"], index: Int[Tensor, " batch"] | None
+) -> Float[Tensor, "batch 1 dim"]:
     """What was computed once per distinct context, for every row and ready to meet its positions."""
     rows = per_context if index is None else per_context.index_select(0, index)
     return rows.unsqueeze(1)
@@ -142,7 +145,9 @@ class Bilinear(Fusion):
     def interact(self, x: Tensor, z: Tensor, index: Tensor | None) -> Tensor:
         y = self.main(x) + per_row(self.shift(z), index)
         if index is None and x.shape[1] == 1:  # a vector per context: (B, X, O) weights would serve one row each
-            by_context = (x[:, 0] @ self.weight.transpose(0, 1).flatten(1)).unflatten(1, (self.context_dim, self.out_dim))
+            by_context = (x[:, 0] @ self.weight.transpose(0, 1).flatten(1)).unflatten(
+                1, (self.context_dim, self.out_dim)
+            )
             return y + torch.bmm(z.unsqueeze(1), by_context)
         weights = (z @ self.weight.flatten(1)).unflatten(1, (self.features_dim, self.out_dim))
         return y + apply_per_context(x, weights, index)
@@ -173,7 +178,7 @@ class Hyper(Fusion):
     def __init__(self, features_dim: int, context_dim: int, out_dim: int, config: HyperConfig, gain: float) -> None:
         super().__init__(features_dim, context_dim, out_dim)
         dims = (context_dim, *config.hidden)
-        self.hidden = nn.ModuleList(Affine(i, o, gain=math.sqrt(2)) for i, o in zip(dims, dims[1:], strict=False))
+        self.hidden = nn.ModuleList(Affine(i, o, gain=math.sqrt(2)) for i, o in pairwise(dims))
         self.generate = Affine(dims[-1], (features_dim + 1) * out_dim, gain=0)
         with torch.no_grad():
             start = torch.zeros(features_dim + 1, out_dim)
@@ -249,7 +254,9 @@ class CrossAttention(Fusion):
     def __init__(self, features_dim: int, context_dim: int, out_dim: int, config: AttentionConfig, gain: float) -> None:
         super().__init__(features_dim, context_dim, out_dim)
         if features_dim % config.heads or features_dim % 2:
-            raise ValueError(f"heads must divide the {features_dim} (even) features of a cell, got heads={config.heads}")
+            raise ValueError(
+                f"heads must divide the {features_dim} (even) features of a cell, got heads={config.heads}"
+            )
         self.heads = config.heads
         self.main = Affine(features_dim, out_dim, gain=gain)
         self.query = Affine(context_dim, features_dim, gain=1)
@@ -288,7 +295,9 @@ class Metric(Fusion):
         self.project_context = Affine(context_dim, compared, gain=scale, bias=False)
         self.read = Affine(2 * config.projections, out_dim, gain=0, bias=False)
 
-    def similarities(self, x: Tensor, z: Tensor, index: Tensor | None) -> Float[Tensor, "batch positions 2*projections"]:
+    def similarities(
+        self, x: Tensor, z: Tensor, index: Tensor | None
+    ) -> Float[Tensor, "batch positions 2*projections"]:
         """K inner products, then K squared distances."""
         ours = self.project_features(x).unflatten(-1, (self.projections, -1))
         theirs = per_row(self.project_context(z), index).unflatten(-1, (self.projections, -1))

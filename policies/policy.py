@@ -1,7 +1,7 @@
-"""``FusionPolicy``: an actor-critic policy whose policy and value heads are themselves interactions with the context."""
+"""``FusionPolicy``: an actor-critic policy whose policy and value heads are interactions with the context."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from gymnasium import spaces
@@ -16,36 +16,38 @@ from mirl.policies.extractor import FusionExtractor
 from mirl.policies.interactions import Fusion, build_fusion
 
 
-class ContextMlpExtractor(nn.Module):
+class ContextMlpExtractor(MlpExtractor):
     """SB3's ``MlpExtractor`` over the features, with the context passed by untouched: (B, D + Z) → (B, H + Z)."""
 
-    def __init__(self, mlp: MlpExtractor, vector_dim: int, context_dim: int) -> None:
-        super().__init__()
-        self.mlp, self.split = mlp, (vector_dim, context_dim)
-        self.latent_dim_pi, self.latent_dim_vf = mlp.latent_dim_pi + context_dim, mlp.latent_dim_vf + context_dim
-
-    def forward(self, features: Float[Tensor, "batch features"]) -> tuple[Tensor, Tensor]:
-        return self.forward_actor(features), self.forward_critic(features)
+    def __init__(
+        self, extractor: FusionExtractor, net_arch: Any, activation_fn: type[nn.Module], device: torch.device
+    ) -> None:
+        super().__init__(extractor.vector_dim, net_arch, activation_fn, device)
+        self.vector_dim = extractor.vector_dim
+        self.hidden_dim_pi, self.hidden_dim_vf = self.latent_dim_pi, self.latent_dim_vf
+        self.latent_dim_pi += extractor.context_dim
+        self.latent_dim_vf += extractor.context_dim
 
     def forward_actor(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch latent"]:
-        vector, context = features.split(self.split, dim=1)
-        return torch.cat([self.mlp.forward_actor(vector), context], dim=1)
+        hidden = super().forward_actor(features[:, : self.vector_dim])
+        return torch.cat([hidden, features[:, self.vector_dim :]], dim=1)
 
     def forward_critic(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch latent"]:
-        vector, context = features.split(self.split, dim=1)
-        return torch.cat([self.mlp.forward_critic(vector), context], dim=1)
+        hidden = super().forward_critic(features[:, : self.vector_dim])
+        return torch.cat([hidden, features[:, self.vector_dim :]], dim=1)
 
 
 class FusionHead(nn.Module):
-    """A policy or value head y = f(latent, z), as the paper does for multitask RL."""
+    """A policy or value head y = f(hidden, z), as the paper does for multitask RL."""
 
     def __init__(self, fusion: Fusion) -> None:
         super().__init__()
         self.fusion = fusion
 
     def forward(self, latent: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch out"]:
-        features, context = latent.split((self.fusion.features_dim, self.fusion.context_dim), dim=1)
-        return self.fusion(features, context)
+        hidden, context = latent[:, : self.fusion.features_dim], latent[:, self.fusion.features_dim :]
+        y: Tensor = self.fusion(hidden, context)
+        return y
 
 
 class FusionPolicy(MultiInputActorCriticPolicy):
@@ -60,8 +62,8 @@ class FusionPolicy(MultiInputActorCriticPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Dict,
-        action_space: spaces.Space,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         *,
         fusion: str | FusionConfig = "bilinear",
@@ -85,7 +87,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
             "append_context": self.fuses_in_heads,
         }
         super().__init__(
-            observation_space,
+            cast(spaces.Dict, observation_space),  # FusionExtractor refuses any other
             action_space,
             lr_schedule,
             features_extractor_class=FusionExtractor,
@@ -94,28 +96,26 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         )
 
     def _build_mlp_extractor(self) -> None:
-        if not self.fuses_in_heads:
-            return super()._build_mlp_extractor()
-        extractor: FusionExtractor = self.pi_features_extractor
-        mlp = MlpExtractor(extractor.vector_dim, self.net_arch, self.activation_fn, self.device)
-        self.mlp_extractor = ContextMlpExtractor(mlp, extractor.vector_dim, extractor.context_dim).to(self.device)
-        return None
+        if self.fuses_in_heads:
+            extractor = cast(FusionExtractor, self.pi_features_extractor)
+            self.mlp_extractor = ContextMlpExtractor(extractor, self.net_arch, self.activation_fn, self.device)
+        else:
+            super()._build_mlp_extractor()
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        if not self.fuses_in_heads:
-            return
-        extractor: FusionExtractor = self.pi_features_extractor
-        mlp = self.mlp_extractor.mlp
+        if self.fuses_in_heads:
+            mlp = cast(ContextMlpExtractor, self.mlp_extractor)
+            # the gains are those SB3 gives its own heads: a nearly uniform first policy
+            n_outputs = cast(nn.Linear, self.action_net).out_features
+            self.action_net = self._head(mlp.hidden_dim_pi, n_outputs, 0.01)
+            self.value_net = self._head(mlp.hidden_dim_vf, 1, 1.0)  # type: ignore[assignment]
+            self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
-        def head(latent_dim: int, out_dim: int, gain: float) -> FusionHead:
-            fusion = build_fusion(extractor.fusion_config, latent_dim, extractor.context_dim, out_dim, gain=gain)
-            return FusionHead(fusion).to(self.device)
-
-        # the gains are those SB3 gives its own heads: a nearly uniform first policy
-        self.action_net = head(mlp.latent_dim_pi, self.action_net.out_features, 0.01)
-        self.value_net = head(mlp.latent_dim_vf, 1, 1.0)
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+    def _head(self, hidden_dim: int, out_dim: int, gain: float) -> FusionHead:
+        extractor = cast(FusionExtractor, self.pi_features_extractor)
+        fusion = build_fusion(extractor.fusion_config, hidden_dim, extractor.context_dim, out_dim, gain=gain)
+        return FusionHead(fusion).to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()

@@ -1,0 +1,85 @@
+"""Which keys of an observation tell what to do, and which tell what is seen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
+
+from mirl.configs.errors import ConfigError, nearest
+from mirl.configs.schema import (
+    ContextConfig,
+    EncoderConfig,
+    GoalContextConfig,
+    GridEncoderConfig,
+    ImageEncoderConfig,
+    MissionContextConfig,
+    TaskIdContextConfig,
+    VectorEncoderConfig,
+)
+
+CONTEXT_KEYS = ("desired_goal", "mission", "task")
+"""Keys that tell what to do, the most telling first; the other keys tell what is seen."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The keys of an observation by their use."""
+
+    context: str
+    """The key of the context."""
+    image: str | None
+    """The key with rows, columns and channels, if there is one."""
+    others: tuple[str, ...]
+    """The other keys of what is seen; they are flattened and joined."""
+    others_dim: int
+    """Their size, flattened."""
+
+
+def route(space: spaces.Dict, context_key: str, observation_keys: Sequence[str] | None, *, flatten: bool) -> Routing:
+    """The routing of ``space``; by default every key that is no context is seen, and ``flatten`` makes images vectors.
+
+    :raises ConfigError: for an unknown key, with the nearest one, and when nothing is left to see.
+    """
+    known = space.spaces
+    keys = tuple(observation_keys or (key for key in known if key not in (*CONTEXT_KEYS, context_key)))
+    for key in (context_key, *keys):
+        if key not in known:
+            raise ConfigError(f"the observation has no key '{key}'." + nearest(key, known))
+    if not keys:
+        raise ConfigError(f"nothing is left to see beside the context among the keys {sorted(known)}")
+    image = None if flatten else image_key(space, keys)
+    others = tuple(key for key in keys if key != image)
+    return Routing(context_key, image, others, sum(get_flattened_obs_dim(known[key]) for key in others))
+
+
+def image_key(space: spaces.Dict, keys: Sequence[str]) -> str | None:
+    """The key of the observation with rows, columns and channels, if there is one."""
+    images = [key for key in keys if len(space[key].shape or ()) == 3]
+    if len(images) > 1:
+        raise ConfigError(f"one image per observation is supported, these are several: {', '.join(images)}")
+    return images[0] if images else None
+
+
+def default_context(space: spaces.Dict) -> ContextConfig:
+    """The goal, else the mission, else the task id, whichever the observation holds first."""
+    match next((key for key in CONTEXT_KEYS if key in space.spaces), None):
+        case "desired_goal":
+            return GoalContextConfig()
+        case "mission":
+            return MissionContextConfig()
+        case "task":
+            return TaskIdContextConfig()
+        case _:
+            raise ConfigError(
+                f"no context among the observation's keys {sorted(space.spaces)}: expected one of "
+                f"{', '.join(CONTEXT_KEYS)}, or name it: context=GoalContextConfig(key='…')"
+            )
+
+
+def default_encoder(space: spaces.Dict, observation_keys: Sequence[str] | None) -> EncoderConfig:
+    """By the observation's spaces: pixels, a symbolic grid, or neither."""
+    key = image_key(space, [key for key in observation_keys or space.spaces if key not in CONTEXT_KEYS])
+    if key is None:
+        return VectorEncoderConfig()
+    return ImageEncoderConfig() if is_image_space(space[key]) else GridEncoderConfig()

@@ -1,0 +1,227 @@
+"""What is particular to one backend: workers that fail, EnvPool that is missing, which of the two is chosen."""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import toy_envs
+
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import SuiteConfig, TaskConfig
+from mirl.envs import EnvironmentFailedError, SuiteVecEnv, make_vec_env
+from mirl.envs.seeds import slot_seeds
+
+COUNTER = "ToyCounter-v0"
+EMPTY = "MiniGrid-Empty-5x5-v0"
+
+
+def suite_of(env_id: str, **fields: Any) -> SuiteConfig:
+    return SuiteConfig(name="suite", tasks=(TaskConfig(name="toy", env_id=env_id, **fields),))
+
+
+def no_envpool(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.import_module
+
+    def refuse(name: str, *arguments: Any) -> Any:
+        if name == "envpool":
+            raise ImportError("No module named 'envpool'")
+        return real(name, *arguments)
+
+    monkeypatch.setattr("mirl.envs.envpool_pool.importlib.import_module", refuse)
+
+
+def test_auto_takes_envpool_where_it_can() -> None:
+    env = make_vec_env([EMPTY, "BabyAI-GoToLocal-v0"], 2)
+    assert env.backend == "envpool"
+    env.close()
+
+
+@pytest.mark.parametrize(
+    "suite",
+    [
+        suite_of("CartPole-v1"),
+        suite_of(EMPTY, kwargs={"size": 6}),
+        suite_of("MiniGrid-MultiRoom-N4-S5-v1"),
+        suite_of(EMPTY).model_copy(update={"observation": "rgb"}),
+    ],
+    ids=["other id", "kwargs", "unknown to envpool", "rgb"],
+)
+def test_auto_takes_gymnasium_for_what_envpool_cannot_do(suite: SuiteConfig) -> None:
+    env = SuiteVecEnv(suite, 1)
+    assert env.backend == "gymnasium"
+    env.close()
+    with pytest.raises(ConfigError, match="backend=envpool cannot step suite 'suite'"):
+        SuiteVecEnv(suite, 1, backend="envpool")
+
+
+def test_auto_takes_gymnasium_without_envpool(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_envpool(monkeypatch)
+    env = make_vec_env(EMPTY, 1)
+    assert env.backend == "gymnasium"
+    env.close()
+
+
+def test_a_missing_envpool_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_envpool(monkeypatch)
+    with pytest.raises(ConfigError, match=r'pip install "mirl\[fast\]"'):
+        make_vec_env(EMPTY, 1, backend="envpool")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_environment_that_raises_is_named(workers: int) -> None:
+    env = SuiteVecEnv(suite_of(COUNTER), 4, workers=workers, seed=1)
+    seeds = env.seed(1)
+    env.reset()
+    message = rf"task 'toy' \({COUNTER}, seed {seeds[3]}\) failed in step\(\): ZeroDivisionError: a mistake of the toy"
+    with pytest.raises(EnvironmentFailedError, match=message):
+        env.step(np.array([0, 0, 0, 3]))
+    with pytest.raises(RuntimeError, match="a new SuiteVecEnv"):
+        env.step(np.zeros(4, int))
+    env.close()
+
+
+def test_a_worker_that_dies_is_an_error_and_no_hang() -> None:
+    env = SuiteVecEnv(suite_of(COUNTER), 4, workers=2)
+    env.reset()
+    start = time.perf_counter()
+    with pytest.raises(EnvironmentFailedError, match=rf"task 'toy' \({COUNTER}\): a worker process died, exit code 7"):
+        env.step(np.array([0, 0, 0, 4]))
+    assert time.perf_counter() - start < 30
+    env.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+def test_the_number_of_workers_does_not_change_the_trajectory(workers: int) -> None:
+    plain = SuiteVecEnv(suite_of("MiniGrid-DoorKey-5x5-v0"), 5, backend="gymnasium", workers=0, seed=2)
+    spread = SuiteVecEnv(suite_of("MiniGrid-DoorKey-5x5-v0"), 5, backend="gymnasium", workers=workers, seed=2)
+    np.testing.assert_array_equal(plain.reset()["image"], spread.reset()["image"])
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        actions = rng.integers(7, size=5)
+        np.testing.assert_array_equal(plain.step(actions)[0]["image"], spread.step(actions)[0]["image"])
+    plain.close()
+    spread.close()
+
+
+def test_an_id_that_only_the_owner_registered_reaches_the_workers() -> None:
+    import gymnasium as gym
+
+    gym.register("ToyLate-v0", entry_point=toy_envs.CounterEnv, kwargs={"size": 3})
+    env = SuiteVecEnv(suite_of("ToyLate-v0"), 2, workers=1)
+    assert env.reset()["observation"].shape == (2, 3)
+    env.close()
+    del gym.registry["ToyLate-v0"]
+
+
+def test_closing_leaves_no_process() -> None:
+    before = set(multiprocessing.active_children())
+    env = SuiteVecEnv(suite_of(COUNTER), 4, workers=2)
+    env.reset()
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    env.close()
+    assert set(multiprocessing.active_children()) == before
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
+def test_no_worker_outlives_an_owner_that_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "owner.py"
+    script.write_text(
+        "import multiprocessing, sys, time\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from mirl.configs.schema import SuiteConfig, TaskConfig\n"
+        "from mirl.envs import SuiteVecEnv\n"
+        "if __name__ == '__main__':\n"
+        f"    task = TaskConfig(name='toy', env_id='{EMPTY}')\n"
+        "    env = SuiteVecEnv(SuiteConfig(name='suite', tasks=(task,)), 2, backend='gymnasium', workers=2)\n"
+        "    env.reset()\n"
+        "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    owner = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    workers = [int(pid) for pid in owner.stdout.readline().split()]
+    assert len(workers) == 2
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    owner.stdout.close()
+    deadline = time.monotonic() + 30
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(alive(pid) for pid in workers)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    return state != "Z"
+
+
+def test_success_can_come_from_the_info() -> None:
+    env = SuiteVecEnv(suite_of(COUNTER, success="info", kwargs={"report": True}), 3)
+    env.reset()
+    _, _, dones, infos = env.step(np.array([0, 1, 2]))
+    assert dones.tolist() == [False, True, True]
+    assert [info.get("is_success") for info in infos] == [None, True, False]
+    env.close()
+
+
+def test_an_info_without_success_is_an_error_that_names_the_task() -> None:
+    env = SuiteVecEnv(suite_of(COUNTER, success="info"), 1)
+    env.reset()
+    with pytest.raises(ConfigError, match=r"task 'toy' has success=info.*no 'is_success'; use success=reward"):
+        env.step(np.array([1]))
+
+
+def test_tasks_with_other_shapes_are_an_error_that_names_both() -> None:
+    tasks = tuple(TaskConfig(name=f"size{n}", env_id=COUNTER, kwargs={"size": n}) for n in (2, 3))
+    with pytest.raises(
+        ConfigError, match=r"'observation' of 'size2' is Box of shape \(2,\).*'size3' Box of shape \(3,\)"
+    ):
+        SuiteVecEnv(SuiteConfig(name="suite", tasks=tasks), 2)
+
+
+def test_tasks_with_other_keys_are_an_error_that_names_both() -> None:
+    with pytest.raises(
+        ConfigError, match=r"keys of 'CartPole-v1' is \['observation', 'task'\], of 'ToyText-v0' \['cell'"
+    ):
+        make_vec_env(["CartPole-v1", "ToyText-v0"], 2)
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (np.zeros(2, np.float32), r"shape \(2, 2\)"),
+        (np.array([[0, 0], [0, np.nan]]), "nan"),
+        (np.array([[0, 0], [0, 1.5]]), "1.5"),
+    ],
+)
+def test_invalid_continuous_actions_are_errors(actions: np.ndarray, message: str) -> None:
+    env = make_vec_env("ToyRandomGoal-v0", 2)
+    env.reset()
+    with pytest.raises(ValueError, match=message):
+        env.step(actions)
+    env.step(np.full((2, 2), 0.5, np.float32))
+    env.close()
+
+
+def test_train_and_eval_seeds_never_meet() -> None:
+    for seed in (0, 1, 2**31 - 1):
+        for task in range(3):
+            assert all(0 <= value < 2**30 for value in slot_seeds(seed, "train", task, 500))
+            assert all(2**30 <= value < 2**31 for value in slot_seeds(seed, "eval", task, 500))
+
+
+def test_seeds_of_neighbouring_seeds_and_tasks_do_not_meet() -> None:
+    groups = [set(slot_seeds(seed, "train", task, 100)) for seed in range(5) for task in range(5)]
+    assert len(set().union(*groups)) == 2500
