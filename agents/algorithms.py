@@ -16,11 +16,12 @@ from mirl.configs.schema import A2CConfig, AgentConfig, PPOConfig
 
 
 class OnPolicyLoop(OnPolicyAlgorithm):
-    """SB3's ``learn`` with two differences.
+    """SB3's ``learn`` with three differences.
 
     The log is written after the update: SB3 writes it before, so that its losses stand one iteration late
     (``dump_logs`` precedes ``train`` in ``OnPolicyAlgorithm.learn``). And the time of an iteration is split into
-    environment, forward and update, in timesteps per second each.
+    environment, forward and update, in timesteps per second each. A rollout that a callback breaks off is not counted,
+    since nothing was learned from it.
     """
 
     def learn(
@@ -40,8 +41,9 @@ class OnPolicyLoop(OnPolicyAlgorithm):
         assert env is not None
         iteration = 0
         while self.num_timesteps < total_timesteps:
-            clock = IterationClock(env)
+            clock, before = IterationClock(env), self.num_timesteps
             if not self.collect_rollouts(env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
+                self.num_timesteps = before
                 break
             clock.rollout_ends()
             iteration += 1

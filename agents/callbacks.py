@@ -17,7 +17,7 @@ from mirl.agents.checkpoint import read_index, save_checkpoint
 from mirl.agents.evaluation import evaluate, mean_success
 from mirl.agents.metrics import TensorBoard, task_metric
 from mirl.agents.video import record_episode
-from mirl.configs.schema import SuiteConfig, TrainConfig
+from mirl.configs.schema import SuiteConfig, TrainConfig, file_name
 from mirl.envs import SuiteVecEnv, slot_seeds
 
 WINDOW = 256
@@ -83,7 +83,7 @@ class Evaluation(BetweenIterations):
     def __init__(self, config: TrainConfig, env: SuiteVecEnv) -> None:
         super().__init__()
         self.config, self.seed, self.env = config.evaluation, config.seed, env
-        self.checkpoints = config.run_dir / "checkpoints"
+        self.checkpoints, self.total_timesteps = config.run_dir / "checkpoints", config.total_timesteps
         self.every = Every(config.evaluation.every)
         self.best = read_index(self.checkpoints).get("best_score", -1.0)
 
@@ -95,7 +95,7 @@ class Evaluation(BetweenIterations):
             self.evaluate_now()
 
     def _on_training_end(self) -> None:
-        if self.every.last != self.num_timesteps:
+        if self.model.num_timesteps >= self.total_timesteps:  # and not when asked to stop, which should be quick
             self.evaluate_now()
 
     def evaluate_now(self) -> None:
@@ -114,7 +114,7 @@ class Evaluation(BetweenIterations):
         score = mean_success(results)
         self.logger.record(metrics.EVAL_SUCCESS, score)
         self.logger.record(metrics.EVAL_RETURN, float(np.mean([result.returns.mean() for result in results])))
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.record(metrics.TIMESTEPS, self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
         if score > self.best:
             self.best = score
@@ -162,7 +162,7 @@ class Checkpointing(BetweenIterations):
         for i, task in enumerate(self.suite.tasks):
             gif = record_episode(self.model.policy, self.suite, i, seed=slot_seeds(self.seed, "validation", i, 1)[0])
             if gif is not None:
-                path = self.run_dir / "videos" / f"{task.name}_{self.num_timesteps:09d}.gif"
+                path = self.run_dir / "videos" / f"{file_name(task.name)}_{self.num_timesteps:09d}.gif"
                 path.write_bytes(gif.data)
                 self.board.write_gif(f"video/{task.name}", gif, self.num_timesteps)
 

@@ -91,15 +91,14 @@ def find_checkpoint(directory: Path, which: str) -> Path:
 
     :raises ConfigError: when there is no such checkpoint, naming those there are.
     """
-    found = sorted(path.name for path in directory.glob("step_*"))
-    name = read_index(directory).get(which) if which in ("last", "best") else None
-    if which.isdecimal():
-        name = step_name(int(which))
-    if name not in found:
-        steps = [str(int(name.removeprefix("step_"))) for name in found]
-        valid = ["last", "best", *steps] if found else []
-        raise ConfigError(f"no checkpoint '{which}' in {directory}." + (nearest(which, valid) or " It holds none."))
-    return directory / name
+    index = read_index(directory)
+    folders = {path.name: path for path in directory.glob("step_*") if path.name.removeprefix("step_").isdecimal()}
+    found = {str(int(name.removeprefix("step_"))): path for name, path in folders.items()}
+    found |= {name: folders[index[name]] for name in ("last", "best") if index.get(name) in folders}
+    asked = str(int(which)) if which.isdecimal() else which
+    if asked not in found:
+        raise ConfigError(f"no checkpoint '{which}' in {directory}." + (nearest(which, found) or " It holds none."))
+    return found[asked]
 
 
 def load_weights(checkpoint: Path, policy: nn.Module) -> None:
@@ -117,13 +116,15 @@ def load_agent(checkpoint: Path, agent: OnPolicyAlgorithm) -> None:
     """Load weights, optimiser and counters into an agent built from the same configuration."""
     state = read_state(checkpoint)
     load_weights(checkpoint, agent.policy)
-    optimizer = agent.policy.optimizer
     per_parameter: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in load_file(checkpoint / "optimizer.safetensors").items():
-        parameter, _, key = name.partition(".")
-        per_parameter.setdefault(int(parameter), {})[key] = tensor
-    optimizer.load_state_dict({"state": per_parameter, "param_groups": state["optimizer_groups"]})
-    agent.num_timesteps, agent._n_updates = state["num_timesteps"], state["n_updates"]
+    try:
+        for name, tensor in load_file(checkpoint / "optimizer.safetensors").items():
+            parameter, _, key = name.partition(".")
+            per_parameter.setdefault(int(parameter), {})[key] = tensor
+        agent.policy.optimizer.load_state_dict({"state": per_parameter, "param_groups": state["optimizer_groups"]})
+        agent.num_timesteps, agent._n_updates = int(state["num_timesteps"]), int(state["n_updates"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{checkpoint} does not hold the state of this agent: {error}") from None
 
 
 def read_state(checkpoint: Path) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from mirl.agents.checkpoint import write_json
 from mirl.agents.run_directory import read_config
 from mirl.agents.statistics import TaskResult, wilson_interval
 from mirl.agents.video import record_episode
-from mirl.configs.schema import EvalConfig
+from mirl.configs.schema import EvalConfig, file_name
 from mirl.envs import SuiteVecEnv, slot_seeds
 
 
@@ -88,7 +88,7 @@ def evaluate_run(config: EvalConfig) -> tuple[list[TaskResult], Path]:
             seed = slot_seeds(config.seed, "test", i, 1)[0]
             gif = record_episode(policy, training.task, i, seed=seed, deterministic=config.deterministic)
             if gif is not None:
-                (folder / f"{name}-{task.name}.gif").write_bytes(gif.data)
+                (folder / f"{name}-{file_name(task.name)}.gif").write_bytes(gif.data)
     return results, folder / f"{name}.json"
 
 

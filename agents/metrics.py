@@ -1,5 +1,6 @@
 """Names of what MIRL logs beside SB3's own scalars (docs/metrics.md explains each), and the two files they go to."""
 
+import csv
 from pathlib import Path
 
 from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
@@ -12,6 +13,7 @@ SPEED_TOTAL = "speed/total"
 SPEED_ENVIRONMENT = "speed/environment"
 SPEED_FORWARD = "speed/forward"
 SPEED_UPDATE = "speed/update"
+TIMESTEPS = "time/total_timesteps"
 EVAL_SUCCESS = "eval/success_rate"
 EVAL_RETURN = "eval/return"
 
@@ -22,21 +24,32 @@ def task_metric(split: str, task: str, metric: str) -> str:
 
 
 class MetricsCsv(CSVOutputFormat):
-    """SB3's CSV table, continued instead of overwritten when the run is."""
+    """SB3's CSV table; a continued run keeps its rows up to the checkpoint that it goes on from."""
 
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("r+" if path.exists() else "w+", encoding="utf-8")
-        header = self.file.readline().strip()
-        self.keys = header.split(",") if header else []
+    def __init__(self, path: Path, resumed_at: int | None) -> None:
+        self.keys: list[str] = []
         self.separator, self.quotechar = ",", '"'
+        if resumed_at and path.exists():
+            with path.open(encoding="utf-8", newline="") as old:
+                table = csv.DictReader(old)
+                rows = [row for row in table if int(row.get(TIMESTEPS) or 0) <= resumed_at]
+            self.keys = list(table.fieldnames or [])
+            temporary = path.with_name(f".{path.name}.tmp")
+            with temporary.open("w", encoding="utf-8", newline="") as kept:
+                writer = csv.DictWriter(kept, self.keys, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+            temporary.replace(path)
+        self.file = path.open("r+" if self.keys else "w+", encoding="utf-8")
         self.file.seek(0, 2)
 
 
 class TensorBoard(TensorBoardOutputFormat):
-    """SB3's TensorBoard writer; points after ``purge_step``, left by a run that was cut off, are hidden."""
+    """SB3's TensorBoard writer; points behind ``resumed_at``, left by a run that was cut off, are hidden."""
 
-    def __init__(self, folder: Path, purge_step: int | None) -> None:
-        self.writer = SummaryWriter(str(folder), purge_step=purge_step)
+    def __init__(self, folder: Path, resumed_at: int | None) -> None:
+        purge_from = None if resumed_at is None else resumed_at + 1 if resumed_at else 0
+        self.writer = SummaryWriter(str(folder), purge_step=purge_from)
         self._is_closed = False
 
     def write_gif(self, tag: str, gif: Gif, step: int) -> None:
@@ -48,6 +61,9 @@ class TensorBoard(TensorBoardOutputFormat):
 
 
 def build_logger(run_dir: Path, resumed_at: int | None) -> tuple[Logger, TensorBoard]:
-    """SB3's logger over ``metrics.csv`` and TensorBoard events in the run directory."""
-    board = TensorBoard(run_dir, None if resumed_at is None else resumed_at + 1)
-    return Logger(str(run_dir), [board, MetricsCsv(run_dir / "metrics.csv")]), board
+    """SB3's logger over ``metrics.csv`` and TensorBoard events in the run directory.
+
+    :param resumed_at: the timestep that a continued run goes on from, 0 where it has no checkpoint; None for a new run.
+    """
+    board = TensorBoard(run_dir, resumed_at)
+    return Logger(str(run_dir), [board, MetricsCsv(run_dir / "metrics.csv", resumed_at)]), board

@@ -25,12 +25,15 @@ def open_run(config: TrainConfig) -> bool:
             listed = "\n".join(f"  {name}: {old!r} there, {new!r} now" for name, old, new in differences)
             raise ConfigError(f"{config.run_dir} holds a run of another configuration; choose a name=…\n{listed}")
         return True
-    if config.run_dir.exists() and any(config.run_dir.iterdir()):
-        raise ConfigError(f"{config.run_dir} exists and is not a run directory; choose a name=…")
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(".config.yaml.tmp")
-    temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    temporary.replace(path)
+    try:
+        if config.run_dir.is_dir() and any(config.run_dir.iterdir()):
+            raise ConfigError(f"{config.run_dir} exists and is not a run directory; choose a name=…")
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(".config.yaml.tmp")
+        temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f"the run directory {config.run_dir} cannot be made: {error.strerror}") from None
     return False
 
 

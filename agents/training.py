@@ -42,17 +42,17 @@ def train(config: TrainConfig) -> Outcome:
         continued = open_run(config)
         if continued and (config.run_dir / "checkpoints" / "index.json").exists():
             load_agent(find_checkpoint(config.run_dir / "checkpoints", "last"), agent)
-        return _learn(config, agent, validation)
+        return _learn(config, agent, validation, continued)
     finally:
         env.close()
         validation.close()
 
 
-def _learn(config: TrainConfig, agent: PPO | A2C, validation: SuiteVecEnv) -> Outcome:
+def _learn(config: TrainConfig, agent: PPO | A2C, validation: SuiteVecEnv, continued: bool) -> Outcome:
     start = agent.num_timesteps
     if start >= config.total_timesteps:
         return Outcome(start, finished=True)
-    logger, board = metrics.build_logger(config.run_dir, resumed_at=start or None)
+    logger, board = metrics.build_logger(config.run_dir, resumed_at=start if continued else None)
     agent.set_logger(logger)
     if not start:
         _log_hyperparameters(config, logger, count_parameters(agent.policy))

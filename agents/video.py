@@ -33,6 +33,10 @@ def record_episode(
 ) -> Gif | None:
     """Play one episode of a task and film it; None where the environment cannot be rendered to pixels."""
     task = suite.tasks[task_index]
+    probe = make_env(task, task_index, len(suite.tasks), suite.observation)
+    probe.close()
+    if "rgb_array" not in probe.metadata.get("render_modes", ()):
+        return None
     env = make_env(task, task_index, len(suite.tasks), suite.observation, render_mode="rgb_array")
     try:
         observation, _ = env.reset(seed=seed)

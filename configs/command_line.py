@@ -21,6 +21,9 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[], str])
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:  # outside of training, which saves first
+        sys.stderr.write("stopped\n")
+        return 130
 
 
 def train_help() -> str:

@@ -35,11 +35,12 @@ def models_of(annotation: Any) -> list[type[BaseModel]]:
 
 
 def fields_of(models: Sequence[type[BaseModel]], prefix: str = "") -> Iterator[str]:
-    """Every dotted name below these config classes: ``agent.n_steps``."""
+    """Every dotted name below these config classes: ``agent.n_steps``. A tuple is set as a whole."""
     for model in models:
         for name, field in model.model_fields.items():
             yield prefix + name
-            yield from fields_of(models_of(field.annotation), f"{prefix}{name}.")
+            if get_origin(field.annotation) is not tuple:
+                yield from fields_of(models_of(field.annotation), f"{prefix}{name}.")
 
 
 def validate(model: type[ModelT], values: Any) -> ModelT:
@@ -62,8 +63,9 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
         path.append(str(part))
         fields = [m.model_fields[part] for m in models if part in m.model_fields]
         if detail["type"] == "extra_forbidden" and not fields and not isinstance(part, int):
-            valid = [name for m in models for name in m.model_fields]
-            return f"unknown option '{'.'.join(path)}'." + nearest(str(part), valid)
+            valid = [name for m in models for name in m.model_fields if name != "kind"]
+            kind = f" of {next(iter(kinds))}" if len(kinds) == 1 else ""
+            return f"unknown option '{'.'.join(path)}'{kind}." + nearest(str(part), valid)
         models = [m for field in fields for m in models_of(field.annotation)] or models
     where = ".".join(path)
     message = detail["msg"].removeprefix("Value error, ")

@@ -11,6 +11,8 @@ class ConfigError(ValueError):
 def nearest(name: str, valid: Iterable[str]) -> str:
     """``name`` against the valid names: `` Did you mean 'film'?`` or, with nothing near, `` Valid: bilinear, film.``"""
     options = sorted(set(valid))
+    if not options:
+        return ""
     close = get_close_matches(name, options, n=1, cutoff=0.5)
     if close:
         return f" Did you mean '{close[0]}'?"

@@ -27,6 +27,11 @@ BackendName = Literal["auto", "gymnasium", "envpool"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
+def file_name(name: str) -> str:
+    """A task's name as part of a file's name: ``ALE/Pong-v5`` must not become a folder."""
+    return re.sub(r"[^A-Za-z0-9._=+-]", "-", name)
+
+
 class Config(BaseModel):
     """Frozen, closed to unknown fields, documented by the text under each field."""
 
@@ -66,7 +71,7 @@ class SuiteConfig(Config):
 
     name: str
     """Name of the suite."""
-    tasks: Annotated[tuple[TaskConfig, ...], Field(min_length=1)]
+    tasks: tuple[TaskConfig, ...]
     """Its tasks; the position of a task is its task index."""
     observation: Literal["grid", "rgb"] = "grid"
     """MiniGrid's symbolic view, or the same view as pixels (the ``gymnasium`` backend only)."""
@@ -74,6 +79,8 @@ class SuiteConfig(Config):
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
         names = [task.name for task in self.tasks]
+        if not names:
+            raise ValueError("tasks must list at least one task, got []")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"task names must be unique, these come twice: {', '.join(twice)}")
         return self
@@ -396,7 +403,7 @@ class TrainConfig(Config):
     @property
     def run_name(self) -> str:
         """Name of the run directory."""
-        return self.name or f"{self.task.name}-{self.fusion.kind}-{self.agent.kind}-seed{self.seed}"
+        return self.name or f"{file_name(self.task.name)}-{self.fusion.kind}-{self.agent.kind}-seed{self.seed}"
 
     @property
     def run_dir(self) -> Path:

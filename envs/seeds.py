@@ -4,11 +4,10 @@ from typing import Literal
 
 import numpy as np
 
-Split = Literal["train", "eval", "validation", "test"]
+Split = Literal["train", "validation", "test"]
 
 _RANGES: dict[Split, tuple[int, int]] = {  # all fit in EnvPool's 32-bit signed seeds
     "train": (0, 2**30),
-    "eval": (2**30, 2**29),
     "validation": (2**30, 2**29),
     "test": (2**30 + 2**29, 2**29),
 }

@@ -4,15 +4,17 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-import cloudpickle
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector.utils import CloudpickleWrapper
 from numpy.typing import NDArray
 
 from mirl.configs.schema import TaskConfig
@@ -49,8 +51,7 @@ class WorkerPool:
         # The registration travels along: a worker has imported neither the user's script nor his notebook.
         spec = find_spec(task)
         self._workers = [
-            _Worker(task, cloudpickle.dumps((spec, (task, len(chunk), task_index, n_tasks, observation))))
-            for chunk in chunks
+            _Worker(task, partial(_build, spec, task, len(chunk), task_index, n_tasks, observation)) for chunk in chunks
         ]
 
     def reset(self, seeds: Sequence[int] | None = None) -> Observations:
@@ -80,12 +81,14 @@ class WorkerPool:
 class _Worker:
     """The owner's side of one worker process."""
 
-    def __init__(self, task: TaskConfig, payload: bytes) -> None:
+    def __init__(self, task: TaskConfig, build: Callable[[], GymnasiumPool]) -> None:
         context = _context()
+        # Gymnasium's wrapper is made for functions that build its environments, and carries any function
+        portable = CloudpickleWrapper(build)  # type: ignore[type-var]
         self._task = task
         self._connection, theirs = context.Pipe()
         # A daemon: it is ended with its owner, and ends by itself (EOF) when its owner was killed.
-        self._process = context.Process(target=_serve, args=(theirs, payload), daemon=True)  # type: ignore[attr-defined]
+        self._process = context.Process(target=_serve, args=(theirs, portable), daemon=True)  # type: ignore[attr-defined]
         self._process.start()
         theirs.close()
 
@@ -138,14 +141,15 @@ def _context() -> BaseContext:
     return context
 
 
-def _serve(connection: Connection, payload: bytes) -> None:
+def _serve(connection: Connection, build: Any) -> None:
     """The worker's life: build a chunk of environments, answer commands with (failure, answer), end with its owner."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the owner decides
     pool: GymnasiumPool | None = None
     try:
         while (message := connection.recv())[0] != "close":
             try:
-                pool = pool or _build(payload)
+                if pool is None:
+                    pool = cast(GymnasiumPool, build.fn())
                 connection.send((None, _answer(pool, *message)))
             except EnvironmentFailedError as error:
                 connection.send((f"{error}\n{_worker_traceback(error)}", None))
@@ -157,8 +161,7 @@ def _serve(connection: Connection, payload: bytes) -> None:
         pool.close()
 
 
-def _build(payload: bytes) -> GymnasiumPool:
-    spec, arguments = cloudpickle.loads(payload)
+def _build(spec: EnvSpec, *arguments: Any) -> GymnasiumPool:
     gym.registry.setdefault(spec.id, spec)
     return GymnasiumPool(*arguments)
 

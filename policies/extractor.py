@@ -53,7 +53,7 @@ class FusionExtractor(BaseFeaturesExtractor):
             raise ConfigError(f"expected a Dict observation space with a context in it, got {observation_space}")
         context_config: ContextConfig = choose(context or default_context(observation_space), ContextConfig)
         encoder_config: EncoderConfig = choose(
-            encoder or default_encoder(observation_space, observation_keys), EncoderConfig
+            encoder or default_encoder(observation_space, context_config.key, observation_keys), EncoderConfig
         )
         fusion_config: FusionConfig = choose(fusion, FusionConfig)
         _check_sites(sites, encoder_config)

@@ -143,14 +143,12 @@ class Bilinear(Fusion):
         self.weight = nn.Parameter(torch.zeros(context_dim, features_dim, out_dim))
 
     def interact(self, x: Tensor, z: Tensor, index: Tensor | None) -> Tensor:
-        y = self.main(x) + per_row(self.shift(z), index)
         if index is None and x.shape[1] == 1:  # a vector per context: (B, X, O) weights would serve one row each
-            by_context = (x[:, 0] @ self.weight.transpose(0, 1).flatten(1)).unflatten(
-                1, (self.context_dim, self.out_dim)
-            )
-            return y + torch.bmm(z.unsqueeze(1), by_context)
-        weights = (z @ self.weight.flatten(1)).unflatten(1, (self.features_dim, self.out_dim))
-        return y + apply_per_context(x, weights, index)
+            by_context = (x[:, 0] @ self.weight.transpose(0, 1).flatten(1)).unflatten(1, (-1, self.out_dim))
+            return self.main(x) + per_row(self.shift(z), index) + torch.bmm(z.unsqueeze(1), by_context)
+        flat = torch.addmm(self.main.weight.flatten(), z, self.weight.flatten(1))  # V + zᵀ𝕎
+        weights = flat.unflatten(1, (self.features_dim, self.out_dim))
+        return apply_per_context(x, weights, index) + per_row(self.shift(z) + self.main.bias, index)
 
 
 class LowRank(Fusion):
@@ -297,7 +295,7 @@ class Metric(Fusion):
 
     def similarities(
         self, x: Tensor, z: Tensor, index: Tensor | None
-    ) -> Float[Tensor, "batch positions 2*projections"]:
+    ) -> Float[Tensor, "batch positions 2*{self.projections}"]:
         """K inner products, then K squared distances."""
         ours = self.project_features(x).unflatten(-1, (self.projections, -1))
         theirs = per_row(self.project_context(z), index).unflatten(-1, (self.projections, -1))

@@ -41,6 +41,14 @@ def route(space: spaces.Dict, context_key: str, observation_keys: Sequence[str] 
 
     :raises ConfigError: for an unknown key, with the nearest one, and when nothing is left to see.
     """
+    keys = seen_keys(space, context_key, observation_keys)
+    image = None if flatten else image_key(space, keys)
+    others = tuple(key for key in keys if key != image)
+    return Routing(context_key, image, others, sum(get_flattened_obs_dim(space[key]) for key in others))
+
+
+def seen_keys(space: spaces.Dict, context_key: str, observation_keys: Sequence[str] | None) -> tuple[str, ...]:
+    """The keys that tell what is seen: those named, or every key that is no context."""
     known = space.spaces
     keys = tuple(observation_keys or (key for key in known if key not in (*CONTEXT_KEYS, context_key)))
     for key in (context_key, *keys):
@@ -48,9 +56,7 @@ def route(space: spaces.Dict, context_key: str, observation_keys: Sequence[str] 
             raise ConfigError(f"the observation has no key '{key}'." + nearest(key, known))
     if not keys:
         raise ConfigError(f"nothing is left to see beside the context among the keys {sorted(known)}")
-    image = None if flatten else image_key(space, keys)
-    others = tuple(key for key in keys if key != image)
-    return Routing(context_key, image, others, sum(get_flattened_obs_dim(known[key]) for key in others))
+    return keys
 
 
 def image_key(space: spaces.Dict, keys: Sequence[str]) -> str | None:
@@ -77,9 +83,9 @@ def default_context(space: spaces.Dict) -> ContextConfig:
             )
 
 
-def default_encoder(space: spaces.Dict, observation_keys: Sequence[str] | None) -> EncoderConfig:
-    """By the observation's spaces: pixels, a symbolic grid, or neither."""
-    key = image_key(space, [key for key in observation_keys or space.spaces if key not in CONTEXT_KEYS])
+def default_encoder(space: spaces.Dict, context_key: str, observation_keys: Sequence[str] | None) -> EncoderConfig:
+    """By the spaces of what is seen: pixels, a symbolic grid, or neither."""
+    key = image_key(space, seen_keys(space, context_key, observation_keys))
     if key is None:
         return VectorEncoderConfig()
     return ImageEncoderConfig() if is_image_space(space[key]) else GridEncoderConfig()

@@ -1,16 +1,19 @@
 """What every test module shares: the shapes in the networks' signatures are checked while the tests run."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
-# extractor and policy stay out: they tell users' mistakes in their own words, before a type checker should
+# extractor, policy and routing stay out: they tell users' mistakes in their own words, before a type checker should
 CHECKED = ("contexts", "encoders", "interactions", "positions")
-TYPE_CHECKER = (
-    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int where a float is asked for
-)
+# by PEP 484 an int will do where a float is asked for
+TYPE_CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 install_import_hook([f"mirl.policies.{module}" for module in CHECKED], TYPE_CHECKER)
 
+sys.path.insert(0, str(Path(__file__).parent))  # for the helper modules beside this file
 torch.set_num_threads(1)
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ import toy_envs
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import SuiteConfig, TaskConfig
 from mirl.envs import EnvironmentFailedError, SuiteVecEnv, make_vec_env
-from mirl.envs.seeds import slot_seeds
+from mirl.envs.seeds import Split, slot_seeds
 
 COUNTER = "ToyCounter-v0"
 EMPTY = "MiniGrid-Empty-5x5-v0"
@@ -73,6 +73,11 @@ def test_a_missing_envpool_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     no_envpool(monkeypatch)
     with pytest.raises(ConfigError, match=r'pip install "mirl\[fast\]"'):
         make_vec_env(EMPTY, 1, backend="envpool")
+
+
+def test_a_package_missed_at_the_first_reset_is_told_at_construction() -> None:
+    with pytest.raises(ConfigError, match=r"ToyLazy-v0 needs a package that is missing: .*pip install klingon"):
+        make_vec_env("ToyLazy-v0", 8)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -215,11 +220,13 @@ def test_invalid_continuous_actions_are_errors(actions: np.ndarray, message: str
     env.close()
 
 
-def test_train_and_eval_seeds_never_meet() -> None:
-    for seed in (0, 1, 2**31 - 1):
-        for task in range(3):
-            assert all(0 <= value < 2**30 for value in slot_seeds(seed, "train", task, 500))
-            assert all(2**30 <= value < 2**31 for value in slot_seeds(seed, "eval", task, 500))
+def test_the_seeds_of_the_splits_never_meet() -> None:
+    ends = {"train": (0, 2**30), "validation": (2**30, 2**30 + 2**29), "test": (2**30 + 2**29, 2**31)}
+    assert set(ends) == set(get_args(Split))
+    for split in get_args(Split):
+        start, end = ends[split]
+        for seed in (0, 1, 2**31 - 1):
+            assert all(start <= value < end for task in range(3) for value in slot_seeds(seed, split, task, 500))
 
 
 def test_seeds_of_neighbouring_seeds_and_tasks_do_not_meet() -> None:

@@ -1,5 +1,6 @@
 """Every id keeps the observation contract, on both backends."""
 
+from importlib.util import find_spec as find_module
 from typing import Any
 
 import gymnasium as gym
@@ -14,7 +15,11 @@ from mirl.configs.schema import SuiteConfig, TaskConfig
 from mirl.envs import ContractObservation, SuiteVecEnv, make_env, tokenise
 from mirl.envs.envpool_pool import envpool_ids
 
-IDS = sorted(name for name in gym.registry if name.startswith(("MiniGrid-", "BabyAI-")))
+IDS = sorted(
+    name
+    for name in gym.registry
+    if name.startswith(("MiniGrid-", "BabyAI-")) and ("-WFC-" not in name or find_module("imageio"))  # an extra
+)
 QUICK_IDS = (
     "BabyAI-ActionObjDoor-v0",
     "BabyAI-BossLevel-v0",

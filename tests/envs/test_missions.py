@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec as find_module
 
 import gymnasium as gym
 import numpy as np
@@ -12,10 +13,14 @@ from hypothesis import strategies as st
 
 from mirl.configs.schema import TaskConfig
 from mirl.envs import MAX_TOKENS, N_TOKENS, VOCABULARY, mission_space, tokenise
-from mirl.envs.making import find_spec, make_env
+from mirl.envs.making import make_env
 from mirl.envs.missions import token_id, words
 
-IDS = sorted(name for name in gym.registry if name.startswith(("MiniGrid-", "BabyAI-")))
+IDS = sorted(
+    name
+    for name in gym.registry
+    if name.startswith(("MiniGrid-", "BabyAI-")) and ("-WFC-" not in name or find_module("imageio"))  # an extra
+)
 QUICK_IDS = (
     "MiniGrid-Fetch-5x5-N2-v0",
     "MiniGrid-PutNear-6x6-N2-v0",
@@ -102,7 +107,6 @@ def test_the_vocabulary_has_every_word_of_the_missions(env_id: str) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("env_id", IDS)
 def test_the_vocabulary_has_every_word_of_all_missions(env_id: str) -> None:
-    find_spec(TaskConfig(name="sample", env_id=env_id))
     assert_in_vocabulary(env_id, episodes=30)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 from envpool_states import inject
-
 from minigrid.core.grid import Grid
 
 from mirl.configs.schema import TaskConfig
@@ -73,7 +72,7 @@ def test_envpool_steps_like_minigrid(env_id: str) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("env_id", COMPARABLE)
 def test_envpool_steps_like_minigrid_for_every_comparable_id(env_id: str) -> None:
-    assert_parity(env_id, n_steps=1200)
+    assert_parity(env_id, n_steps=500)
 
 
 def test_the_comparison_sees_time_outs_and_successes() -> None:

@@ -177,7 +177,7 @@ def test_the_same_seed_gives_the_same_trajectory(backend: BackendName) -> None:
     second.close()
 
 
-@pytest.mark.parametrize("other", [{"seed": 4}, {"split": "eval"}])
+@pytest.mark.parametrize("other", [{"seed": 4}, {"split": "test"}])
 def test_another_seed_or_split_gives_another_trajectory(backend: BackendName, other: dict[str, Any]) -> None:
     first = SuiteVecEnv(SUITE, 6, backend=backend, seed=3)
     second = SuiteVecEnv(SUITE, 6, backend=backend, **{"seed": 3, **other})

@@ -78,6 +78,13 @@ class TextEnv(gym.Env[Any, Any]):
         return {"mission": "go to the red ball", "cell": 2}, 0.0, False, False, {}
 
 
-for _name in ("Counter", "RandomGoal", "Text"):
+class LazyEnv(CounterEnv):
+    """Misses a package, and notices at its first reset."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        raise gym.error.DependencyNotInstalled("klingon is missing, please run `pip install klingon`")
+
+
+for _name in ("Counter", "RandomGoal", "Text", "Lazy"):
     if f"Toy{_name}-v0" not in gym.registry:
         gym.register(f"Toy{_name}-v0", entry_point=f"{__name__}:{_name}Env")

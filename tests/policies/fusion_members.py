@@ -1,0 +1,75 @@
+"""Every member of the interaction family at small, pairwise different sizes, with weights that are not zero."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mirl.configs.schema import (
+    AttentionConfig,
+    BilinearConfig,
+    ConcatConfig,
+    FilmConfig,
+    FusionConfig,
+    GateConfig,
+    HyperConfig,
+    LowRankConfig,
+    MetricConfig,
+)
+from mirl.policies import Fusion, build_fusion, build_map_fusion
+
+X, Z, O = 6, 5, 7  # noqa: E741  the equations' letters
+
+VECTOR_CONFIGS: dict[str, FusionConfig] = {
+    "concat": ConcatConfig(),
+    "concat-hidden": ConcatConfig(hidden=4),
+    "bilinear": BilinearConfig(),
+    "low_rank": LowRankConfig(rank=3),
+    "hyper-affine": HyperConfig(hidden=()),
+    "hyper": HyperConfig(hidden=(4, 3)),
+    "film": FilmConfig(),
+    "gate": GateConfig(),
+    "attention-sigmoid": AttentionConfig(mask="sigmoid", rank=3),
+    "attention-softmax": AttentionConfig(mask="softmax", rank=3),
+    "metric": MetricConfig(projections=2, rank=3),
+}
+CROSS = "attention-cross"
+MEMBERS = (*VECTOR_CONFIGS, CROSS)
+"""Names of all members: those that ``build_fusion`` makes, and the attention over cells."""
+
+
+def fresh(member: str, features_dim: int = X, context_dim: int = Z, out_dim: int = O) -> Fusion:
+    """A member as it starts, in float64."""
+    if member == CROSS:
+        return build_map_fusion(AttentionConfig(heads=2), features_dim, context_dim, out_dim).double()
+    return build_fusion(VECTOR_CONFIGS[member], features_dim, context_dim, out_dim).double()
+
+
+def randomised(member: str, features_dim: int = X, context_dim: int = Z, out_dim: int = O, seed: int = 0) -> Fusion:
+    """A member in float64 with random weights: the zero weights of the start would hide most mistakes."""
+    return randomise(fresh(member, features_dim, context_dim, out_dim), seed)
+
+
+def randomise(fusion: Fusion, seed: int = 0) -> Fusion:
+    """Normal weights of deviation 1/2, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in fusion.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return fusion
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Normal values in float64."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def value_and_gradients(
+    module: nn.Module, inputs: tuple[Tensor, ...], forward: Callable[..., Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """``forward(*inputs)``, and the gradients of a fixed random projection of it for the inputs and all weights."""
+    leaves = tuple(each.detach().clone().requires_grad_() for each in inputs)
+    y = forward(*leaves)
+    wanted = (*leaves, *module.parameters())
+    loss = (y * normal(*y.shape, seed=99)).sum()
+    return y, list(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))

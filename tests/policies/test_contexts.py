@@ -1,0 +1,251 @@
+"""What the agent is asked to do, as a vector: tasks, missions and goals."""
+
+from typing import Literal
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import (
+    ContextConfig,
+    GoalContextConfig,
+    MissionContextConfig,
+    TaskIdContextConfig,
+)
+from mirl.policies.contexts import Context, build_context, distinct_rows
+from mirl.policies.positions import sinusoidal_positions
+
+close = torch.testing.assert_close
+Words = Literal["attention", "gru", "bag"]
+WORDS: tuple[Words, ...] = ("attention", "gru", "bag")
+
+LENGTH, N_TOKENS, N_TASKS = 10, 30, 4
+SPACE = spaces.Dict(
+    {
+        "mission": spaces.Box(0, N_TOKENS - 1, (LENGTH,), np.int16),
+        "task": spaces.Discrete(N_TASKS),
+        "desired_goal": spaces.Box(-1, 1, (2, 3), np.float32),
+    }
+)
+
+
+def missions(*texts: list[int]) -> Tensor:
+    """Token ids as SB3 gives them: floats, padded with zeros."""
+    return torch.tensor([text + [0] * (LENGTH - len(text)) for text in texts], dtype=torch.float32)
+
+
+def mission_context(words: Words, seed: int = 0, layers: int = 1) -> nn.Module:
+    torch.manual_seed(seed)
+    return build_context(MissionContextConfig(encoder=words, dim=8, heads=2, layers=layers), SPACE)
+
+
+def encode(module: nn.Module, observation: Tensor) -> Tensor:
+    context: Context = module(observation)
+    return context.per_row()
+
+
+# ----------------------------------------------------------------------------------------------------- distinct rows
+
+
+@given(st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(st.integers(0, 2), min_size=n, max_size=n), min_size=1)))
+@example([[0, 0], [0, 0]])
+@example([[1, 2], [2, 1], [1, 2]])
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_distinct_rows_are_those_of_torchs_unique(rows: list[list[int]]) -> None:
+    tokens = torch.tensor(rows)
+    distinct, index = distinct_rows(tokens)
+    close(distinct.index_select(0, index), tokens)
+    assert sorted(distinct.tolist()) == torch.unique(tokens, dim=0).tolist()
+
+
+def test_distinct_rows_of_long_missions_are_few() -> None:
+    texts = torch.randint(0, 111, (17, 80), generator=torch.Generator().manual_seed(0))
+    index = torch.randint(0, 17, (2048,), generator=torch.Generator().manual_seed(1))
+    distinct, found = distinct_rows(texts[index])
+    assert len(distinct) == 17
+    close(distinct[found], texts[index])
+
+
+def test_a_collision_of_hashes_is_noticed() -> None:
+    tokens = torch.tensor([[1, 2], [3, 4], [1, 2], [5, 6]])
+    unique = torch.unique
+
+    def collide(values: Tensor, **options: object) -> tuple[Tensor, ...]:
+        """Every hash is the same; rows are compared as they are."""
+        result: tuple[Tensor, ...] = unique(values if "dim" in options else torch.zeros_like(values), **options)  # type: ignore[arg-type]
+        return result
+
+    with patch.object(torch, "unique", side_effect=collide) as spy:
+        distinct, index = distinct_rows(tokens)
+    assert spy.call_args.kwargs["dim"] == 0, "the hashes collided, and nobody compared the rows"
+    close(distinct.index_select(0, index), tokens)
+    assert len(distinct) == 3
+
+
+# ---------------------------------------------------------------------------------------------------------- missions
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_each_distinct_mission_is_read_once(words: Words) -> None:
+    context = mission_context(words)
+    read: list[int] = []
+    context.get_submodule("words").register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
+    result = context(missions([1, 2], [3], [1, 2], [3], [3], [4, 5, 6]))
+    assert read == [3]
+    assert result.values.shape == (3, 8)
+    assert result.rows.shape == (6,)
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_a_mission_among_others_is_what_it_is_alone(words: Words) -> None:
+    context = mission_context(words)
+    texts = missions([1, 2, 3, 4, 5], [3], [7, 8], [3])
+    close(encode(context, texts), torch.cat([encode(context, text.unsqueeze(0)) for text in texts]))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("words", WORDS)
+def test_padding_does_not_change_the_context(words: Words, layers: int) -> None:
+    context = mission_context(words, layers=layers)
+    alone = encode(context, missions([4, 9, 2]))
+    beside_a_longer_one = encode(context, missions([4, 9, 2], [1] * LENGTH))
+    close(beside_a_longer_one[:1], alone, rtol=1e-5, atol=1e-6)
+    close(encode(context, missions([4, 9, 2])[:, :3]), alone)
+
+
+@pytest.mark.parametrize("words", ["attention", "gru"])
+def test_word_order_matters(words: Words) -> None:
+    near, far = encode(mission_context(words), missions([4, 9, 2], [2, 9, 4]))
+    assert (near - far).abs().max() > 1e-3
+
+
+def test_word_order_does_not_matter_to_a_bag_of_words() -> None:
+    near, far = encode(mission_context("bag"), missions([4, 9, 2], [2, 4, 9]))
+    close(near, far)
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_other_words_make_another_context(words: Words) -> None:
+    one, other = encode(mission_context(words), missions([4, 9, 2], [4, 9, 3]))
+    assert (one - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_an_empty_mission_has_a_finite_context_and_finite_gradients(words: Words) -> None:
+    context = mission_context(words)
+    z = encode(context, missions([], [1, 2], []))
+    z.square().sum().backward()
+    assert z.isfinite().all()
+    assert all(weight.grad.isfinite().all() for weight in context.parameters() if weight.grad is not None)
+
+
+def test_a_batch_of_only_empty_missions_is_finite() -> None:
+    for words in WORDS:
+        assert encode(mission_context(words), missions([], [])).isfinite().all()
+
+
+def test_the_largest_token_has_an_embedding() -> None:
+    for words in WORDS:
+        assert encode(mission_context(words), missions([N_TOKENS - 1])).isfinite().all()
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_the_weights_that_read_words_get_a_gradient(words: Words) -> None:
+    context = mission_context(words)
+    (encode(context, missions([1, 2], [3])) ** 3).sum().backward()
+    embedding = context.get_parameter("words.embedding.weight").grad
+    assert embedding is not None
+    assert embedding[1:4].any(dim=1).all()
+    assert not embedding[0].any()
+    assert not embedding[4:].any()
+
+
+def test_the_bag_is_the_normalised_mean_of_its_words() -> None:
+    context = mission_context("bag")
+    table = context.get_parameter("words.embedding.weight")
+    expected = nn.functional.layer_norm((table[4] + table[9] + table[9]) / 3, (8,))
+    close(encode(context, missions([4, 9, 9]))[0], expected)
+
+
+def test_the_recurrent_context_is_the_state_after_the_last_word() -> None:
+    context = mission_context("gru")
+    gru, table = context.get_submodule("words.gru"), context.get_parameter("words.embedding.weight")
+    cell = nn.GRUCell(8, 8)
+    cell.load_state_dict({name.removesuffix("_l0"): weight for name, weight in gru.state_dict().items()})
+    state = torch.zeros(1, 8)
+    for token in (4, 9, 2):
+        state = cell(table[token].unsqueeze(0), state)
+    close(encode(context, missions([4, 9, 2], [1] * LENGTH))[:1], nn.functional.layer_norm(state, (8,)))
+
+
+def test_self_attention_is_the_transformer_layer_of_the_words_alone() -> None:
+    context = mission_context("attention")
+    table = context.get_parameter("words.embedding.weight")
+    layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, dropout=0.0, batch_first=True, norm_first=True)
+    layer.load_state_dict(context.get_submodule("words.attention.layers.0").state_dict())
+    words = table[[4, 9, 2]] + sinusoidal_positions(3, 8)
+    expected = nn.functional.layer_norm(layer(words.unsqueeze(0)).mean(dim=1), (8,))
+    close(encode(context, missions([4, 9, 2], [1] * LENGTH))[:1], expected, rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------- tasks, goals
+
+
+def one_hot(tasks: list[int]) -> Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(tasks), N_TASKS).float()
+
+
+def test_the_task_of_rollouts_and_of_minibatches_agree() -> None:
+    context = build_context(TaskIdContextConfig(dim=8), SPACE)
+    tasks = one_hot([2, 0, 3, 2])
+    of_rollouts, of_minibatches = context(tasks), context(tasks.unsqueeze(1))
+    close(of_minibatches.per_row(), of_rollouts.per_row())
+    assert of_minibatches.per_row().shape == (4, 8)
+
+
+def test_the_context_of_a_task_is_an_mlp_of_its_one_hot() -> None:
+    context = build_context(TaskIdContextConfig(dim=8), SPACE)
+    tasks = one_hot([2, 0, 3, 2])
+    mlp = context.get_submodule("mlp")
+    close(encode(context, tasks), mlp(tasks))
+    assert isinstance(mlp[-1], nn.ReLU)  # type: ignore[index]
+
+
+def test_each_task_is_encoded_once() -> None:
+    context = build_context(TaskIdContextConfig(dim=8), SPACE)
+    assert context(one_hot([1] * 20)).values.shape == (N_TASKS, 8)
+
+
+def test_the_context_of_a_goal_is_its_own() -> None:
+    context = build_context(GoalContextConfig(dim=8), SPACE)
+    goals = torch.randn(5, 2, 3)
+    result = context(goals)
+    assert result.rows is None
+    close(result.per_row(), torch.stack([encode(context, goal.unsqueeze(0))[0] for goal in goals]))
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TaskIdContextConfig(key="mission"), "task_id reads a Discrete space under 'mission'"),
+        (MissionContextConfig(key="desired_goal"), "under .*; wrap the environment in mirl.envs.ContractObservation"),
+        (MissionContextConfig(key="task"), "under .*; wrap the environment in mirl.envs.ContractObservation"),
+    ],
+)
+def test_a_space_that_does_not_fit_the_context_is_refused(config: ContextConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_context(config, SPACE)
+
+
+def test_raw_text_is_sent_to_the_contract() -> None:
+    with pytest.raises(ConfigError, match="ContractObservation"):
+        build_context(MissionContextConfig(), spaces.Dict({"mission": spaces.Text(20)}))

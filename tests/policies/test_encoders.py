@@ -1,0 +1,164 @@
+"""What is seen, as cells and as a vector."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import EncoderConfig, GridEncoderConfig, ImageEncoderConfig, VectorEncoderConfig
+from mirl.policies.encoders import CellsEncoder, GridCells, ImageCells, build_encoder
+from mirl.policies.routing import route
+
+close = torch.testing.assert_close
+CODES = (10, 5, 3)
+"""Largest codes of MiniGrid's objects, colours and states."""
+
+
+def grid_space(height: int, width: int) -> spaces.Box:
+    high = np.broadcast_to(np.array(CODES, np.uint8), (height, width, 3))
+    return spaces.Box(np.zeros_like(high), high.copy(), (height, width, 3), np.uint8)
+
+
+def codes(batch: int, height: int, width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    channels = [torch.randint(0, high + 1, (batch, height, width), generator=generator) for high in CODES]
+    return torch.stack(channels, dim=-1).float()
+
+
+def encoder_of(config: EncoderConfig, image: spaces.Box, **others: spaces.Space[object]) -> CellsEncoder:
+    space = spaces.Dict({"image": image, "mission": spaces.Discrete(2), **others})
+    encoder = build_encoder(config, space, route(space, "mission", None, flatten=False))
+    assert isinstance(encoder, CellsEncoder)
+    return encoder
+
+
+# -------------------------------------------------------------------------------------------------------------- grid
+
+
+def test_a_cell_is_the_sum_of_an_embedding_per_channel() -> None:
+    cells = GridCells(grid_space(3, 5), channels=8)
+    weights = cells.embedding.weight.T.split([high + 1 for high in CODES])
+    tables = [nn.Embedding.from_pretrained(weight) for weight in weights]
+    image = codes(4, 3, 5)
+    total = sum(table(image[..., channel].long()) for channel, table in enumerate(tables)) + cells.embedding.bias
+    close(cells(image), torch.relu(total).reshape(4, 15, 8))
+
+
+def test_the_largest_codes_have_an_embedding() -> None:
+    cells = GridCells(grid_space(3, 3), channels=8)
+    highest = torch.tensor(CODES, dtype=torch.float32).expand(1, 3, 3, 3)
+    offsets = np.cumsum([high + 1 for high in CODES]) - 1
+    expected = torch.relu(cells.embedding.weight[:, offsets].sum(1) + cells.embedding.bias)
+    close(cells(highest), expected.expand(1, 9, 8))
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (3, 5), (4, 9), (5, 5), (7, 7), (7, 5), (25, 25)])
+def test_a_vector_is_two_convolutions_over_the_image_of_cells(height: int, width: int) -> None:
+    encoder = encoder_of(GridEncoderConfig(channels=6, features_dim=10), grid_space(height, width))
+    cells = torch.randn(2, height * width, 6)
+    image = torch.empty(2, 6, height, width)
+    for row in range(height):
+        for column in range(width):
+            image[:, :, row, column] = cells[:, row * width + column]
+    first, second = encoder.convolutions[0], encoder.convolutions[2]
+    assert isinstance(first, nn.Conv2d)
+    assert isinstance(second, nn.Conv2d)
+    padding = 0 if min(height, width) >= 5 else 1
+    hidden = torch.relu(nn.functional.conv2d(image, first.weight, first.bias, padding=padding))
+    hidden = torch.relu(nn.functional.conv2d(hidden, second.weight, second.bias, padding=padding))
+    expected = torch.relu(encoder.linear(hidden.flatten(1)))
+    close(encoder.to_vector(cells, torch.zeros(2, 0)), expected)
+    assert expected.shape == (2, encoder.out_dim)
+
+
+def test_other_keys_join_before_the_last_layer() -> None:
+    encoder = encoder_of(GridEncoderConfig(channels=6, features_dim=10), grid_space(3, 3), direction=spaces.Discrete(4))
+    cells, directions = encoder.to_cells(codes(1, 3, 3)).expand(4, -1, -1), torch.eye(4)
+    seen = encoder.linear.weight[:, -4:]
+    without = encoder.convolutions(cells.transpose(1, 2).unflatten(2, (3, 3)))
+    expected = without @ encoder.linear.weight[:, :-4].T + directions @ seen.T + encoder.linear.bias
+    close(encoder.to_vector(cells, directions), torch.relu(expected))
+
+
+def test_every_cell_reaches_the_vector() -> None:
+    for size in (3, 7):
+        encoder = encoder_of(GridEncoderConfig(channels=6, features_dim=64), grid_space(size, size))
+        with torch.no_grad():
+            for weight in encoder.parameters():
+                weight.abs_()  # no ReLU is closed
+        cells = torch.rand(1, size * size, 6, requires_grad=True)
+        encoder.to_vector(cells, torch.zeros(1, 0)).sum().backward()
+        assert cells.grad is not None
+        assert cells.grad.abs().sum(-1).min() > 0
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(0, 255, (7, 7, 3), np.uint8),
+        spaces.Box(0, 1, (7, 7, 3), np.float32),
+    ],
+    ids=["pixels", "floats"],
+)
+def test_a_grid_encoder_refuses_what_is_no_grid_of_codes(space: spaces.Box) -> None:
+    with pytest.raises(ConfigError, match="small integer codes.*encoder=image for pixels"):
+        encoder_of(GridEncoderConfig(), space)
+
+
+# ------------------------------------------------------------------------------------------------------------- image
+
+
+def test_channels_may_stand_first_or_last() -> None:
+    first = ImageCells(spaces.Box(0, 255, (3, 24, 40), np.uint8), channels=6)
+    last = ImageCells(spaces.Box(0, 255, (24, 40, 3), np.uint8), channels=6)
+    last.load_state_dict(first.state_dict())
+    pixels = torch.rand(2, 3, 24, 40)
+    close(last(pixels.permute(0, 2, 3, 1)), first(pixels))
+    assert (first.height, first.width) == (last.height, last.width) == (3, 5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 17), (40, 33), (56, 56), (84, 84), (96, 160)])
+def test_the_cells_of_pixels_are_rows_of_the_convolved_image(height: int, width: int) -> None:
+    cells = ImageCells(spaces.Box(0, 255, (3, height, width), np.uint8), channels=4)
+    pixels = torch.rand(2, 3, height, width)
+    image = cells.convolutions(pixels)
+    assert image.shape == (2, 4, cells.height, cells.width)
+    result = cells(pixels)
+    for row in range(cells.height):
+        for column in range(cells.width):
+            close(result[:, row * cells.width + column], image[:, :, row, column])
+
+
+@pytest.mark.parametrize("size", [8, 24, 40, 84])
+def test_pixels_of_any_size_become_a_vector(size: int) -> None:
+    encoder = encoder_of(ImageEncoderConfig(channels=4, features_dim=10), spaces.Box(0, 255, (size, size, 3), np.uint8))
+    vector = encoder.to_vector(encoder.to_cells(torch.rand(2, size, size, 3)), torch.zeros(2, 0))
+    assert vector.shape == (2, 10)
+
+
+# ------------------------------------------------------------------------------------------------------------ vector
+
+
+@pytest.mark.parametrize("hidden", [(), (7,), (7, 9)])
+def test_a_vector_encoder_is_an_mlp_with_a_relu_after_each_layer(hidden: tuple[int, ...]) -> None:
+    space = spaces.Dict({"a": spaces.Box(-1, 1, (2, 3)), "b": spaces.Discrete(4), "task": spaces.Discrete(2)})
+    encoder = build_encoder(
+        VectorEncoderConfig(hidden=hidden, features_dim=5), space, route(space, "task", None, flatten=True)
+    )
+    seen = torch.randn(3, 10)
+    expected = seen
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Linear):
+            expected = torch.relu(layer(expected))
+    close(encoder(seen), expected)
+    assert sum(isinstance(layer, nn.Linear) for layer in encoder.modules()) == len(hidden) + 1
+    assert expected.shape == (3, encoder.out_dim)
+
+
+def test_an_image_encoder_needs_an_image() -> None:
+    space = spaces.Dict({"observation": spaces.Box(-1, 1, (3,)), "task": spaces.Discrete(2)})
+    for config in (GridEncoderConfig(), ImageEncoderConfig()):
+        with pytest.raises(ConfigError, match=f"encoder={config.kind} needs an observation of rank 3.*encoder=vector"):
+            build_encoder(config, space, route(space, "task", None, flatten=False))

@@ -1,0 +1,232 @@
+"""``FusionExtractor``: which keys go where, what a user reads after a mistake, and the shapes that SB3 gives."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from minigrid.wrappers import FullyObsWrapper
+from stable_baselines3.common.preprocessing import preprocess_obs
+from torch import Tensor
+
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import (
+    GoalContextConfig,
+    GridEncoderConfig,
+    ImageEncoderConfig,
+    MissionContextConfig,
+    TaskIdContextConfig,
+    VectorEncoderConfig,
+)
+from mirl.envs import ContractObservation
+from mirl.policies import FusionExtractor
+from mirl.policies.contexts import GoalContext, MissionContext, TaskIdContext
+from mirl.policies.encoders import CellsEncoder, GridCells, ImageCells, VectorEncoder
+from mirl.policies.interactions import AttentionMask, CrossAttention, Film
+
+close = torch.testing.assert_close
+
+CODES = np.broadcast_to(np.array([10, 5, 3], np.uint8), (7, 7, 3))
+GRID = spaces.Dict(
+    {
+        "direction": spaces.Discrete(4),
+        "image": spaces.Box(np.zeros_like(CODES), CODES.copy(), (7, 7, 3), np.uint8),
+        "mission": spaces.Box(0, 20, (6,), np.int16),
+        "task": spaces.Discrete(3),
+    }
+)
+PIXELS = spaces.Dict({"image": spaces.Box(0, 255, (40, 40, 3), np.uint8), "task": spaces.Discrete(3)})
+POINT = spaces.Box(-1, 1, (3,), np.float32)
+GOAL = spaces.Dict({"observation": spaces.Box(-1, 1, (5,), np.float32), "achieved_goal": POINT, "desired_goal": POINT})
+TASKS = spaces.Dict({"observation": spaces.Box(-1, 1, (5,), np.float32), "task": spaces.Discrete(3)})
+
+
+def batch_of(space: spaces.Dict, size: int, seed: int = 0) -> dict[str, Tensor]:
+    """A batch of samples, preprocessed as SB3 does for rollouts."""
+    space.seed(seed)
+    samples = [space.sample() for _ in range(size)]
+    arrays = {key: torch.from_numpy(np.stack([np.asarray(one[key]) for one in samples])) for key in space}
+    result = preprocess_obs(arrays, space)
+    assert isinstance(result, dict)
+    return result
+
+
+# ----------------------------------------------------------------------------------------------------------- routing
+
+
+def test_minigrids_keys_are_routed() -> None:
+    extractor = FusionExtractor(GRID)
+    assert isinstance(extractor.context, MissionContext)
+    assert isinstance(extractor.encoder, CellsEncoder)
+    assert isinstance(extractor.encoder.to_cells, GridCells)
+    assert (extractor.routing.context, extractor.routing.image) == ("mission", "image")
+    assert extractor.routing.others == ("direction",)
+
+
+def test_the_contract_of_a_real_minigrid_is_routed() -> None:
+    env = ContractObservation(FullyObsWrapper(gym.make("MiniGrid-GoToDoor-5x5-v0")))
+    assert isinstance(env.observation_space, spaces.Dict)
+    extractor = FusionExtractor(env.observation_space, sites=("map", "vector"))
+    assert isinstance(extractor.encoder, CellsEncoder)
+    assert isinstance(extractor.encoder.to_cells, GridCells)
+    observation, _ = env.reset(seed=0)
+    tensors = {key: torch.as_tensor(value).unsqueeze(0) for key, value in observation.items()}
+    batch = preprocess_obs(tensors, env.observation_space)
+    assert isinstance(batch, dict)
+    assert extractor(batch).shape == (1, extractor.features_dim)
+
+
+def test_pixels_are_routed_to_the_image_encoder() -> None:
+    extractor = FusionExtractor(PIXELS)
+    assert isinstance(extractor.encoder, CellsEncoder)
+    assert isinstance(extractor.encoder.to_cells, ImageCells)
+
+
+def test_a_goal_environments_keys_are_routed() -> None:
+    extractor = FusionExtractor(GOAL)
+    assert isinstance(extractor.context, GoalContext)
+    assert isinstance(extractor.encoder, VectorEncoder)
+    assert extractor.routing.context == "desired_goal"
+    assert set(extractor.routing.others) == {"observation", "achieved_goal"}
+
+
+def test_task_ids_are_routed() -> None:
+    extractor = FusionExtractor(TASKS)
+    assert isinstance(extractor.context, TaskIdContext)
+    assert extractor.routing.others == ("observation",)
+
+
+def test_a_named_context_leaves_the_other_contexts_unseen() -> None:
+    extractor = FusionExtractor(GRID, context="task_id")
+    assert extractor.routing.context == "task"
+    assert extractor.routing.others == ("direction",)
+
+
+def test_a_context_under_another_key_is_not_seen_twice() -> None:
+    extractor = FusionExtractor(TASKS, context=GoalContextConfig(key="task"))
+    assert extractor.routing.others == ("observation",)
+    space = spaces.Dict({"observation": POINT, "where": spaces.Box(-1, 1, (2, 2, 2))})
+    extractor = FusionExtractor(space, context=GoalContextConfig(key="where"))
+    assert isinstance(extractor.encoder, VectorEncoder)
+    assert extractor.routing.others == ("observation",)
+
+
+def test_the_seen_keys_can_be_named() -> None:
+    extractor = FusionExtractor(GOAL, observation_keys=["observation"])
+    assert extractor.routing.others == ("observation",)
+    batch = batch_of(GOAL, 4)
+    close(extractor(batch), extractor({**batch, "achieved_goal": torch.zeros(4, 3)}))
+
+
+def test_a_flat_encoder_reads_images_too() -> None:
+    extractor = FusionExtractor(GRID, encoder="vector")
+    assert isinstance(extractor.encoder, VectorEncoder)
+    batch = batch_of(GRID, 4)
+    other = {**batch, "image": batch["image"].flip(1)}
+    assert (extractor(batch) - extractor(other)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("key", ["image", "direction"])
+@pytest.mark.parametrize("sites", [(), ("map",), ("vector",), ("map", "vector")])
+def test_what_is_seen_changes_the_features(key: str, sites: Any) -> None:
+    torch.manual_seed(0)
+    extractor = FusionExtractor(GRID, sites=sites)
+    batch, other = batch_of(GRID, 4), batch_of(GRID, 4, seed=1)
+    assert (extractor(batch) - extractor({**batch, key: other[key]})).abs().max() > 1e-4
+
+
+# -------------------------------------------------------------------------------------------------------------- parts
+
+
+def test_configs_and_names_choose_the_same_parts() -> None:
+    named = FusionExtractor(GRID, fusion="film", context="mission", encoder="grid", sites=("map", "vector"))
+    configured = FusionExtractor(
+        GRID,
+        fusion=named.fusion_config,
+        context=MissionContextConfig(),
+        encoder=GridEncoderConfig(),
+        sites=("map", "vector"),
+    )
+    assert isinstance(named.map_fusion, Film)
+    assert [weight.shape for weight in named.parameters()] == [weight.shape for weight in configured.parameters()]
+
+
+def test_attention_looks_over_the_cells_and_masks_the_vector() -> None:
+    extractor = FusionExtractor(GRID, fusion="attention", sites=("map", "vector"))
+    assert isinstance(extractor.map_fusion, CrossAttention)
+    assert isinstance(extractor.vector_fusion, AttentionMask)
+
+
+@pytest.mark.parametrize("append_context", [False, True])
+def test_the_size_of_the_features_is_what_sb3_is_told(append_context: bool) -> None:
+    extractor = FusionExtractor(
+        GRID,
+        context=TaskIdContextConfig(dim=10),
+        encoder=GridEncoderConfig(features_dim=20, channels=8),
+        append_context=append_context,
+    )
+    assert extractor.features_dim == (30 if append_context else 20)
+    assert extractor(batch_of(GRID, 3)).shape == (3, extractor.features_dim)
+
+
+def test_the_context_is_appended_row_by_row() -> None:
+    extractor = FusionExtractor(GRID, context=TaskIdContextConfig(dim=10), append_context=True)
+    batch = batch_of(GRID, 6)
+    with torch.no_grad():
+        close(extractor(batch)[:, -10:], extractor.context.mlp(batch["task"]))  # type: ignore[union-attr,operator]
+
+
+@pytest.mark.parametrize("context", ["task_id", "mission"])
+@pytest.mark.parametrize("sites", [("map",), ("vector",), ("map", "vector")])
+def test_the_forms_of_rollouts_and_of_minibatches_agree(context: str, sites: Any) -> None:
+    extractor = FusionExtractor(GRID, context=context, sites=sites, append_context=True)
+    with torch.no_grad():
+        for weight in extractor.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    batch = batch_of(GRID, 6)
+    minibatch = {**batch, "task": batch["task"].unsqueeze(1), "direction": batch["direction"].unsqueeze(1)}
+    close(extractor(minibatch), extractor(batch))
+    rows = [extractor({key: value[row : row + 1] for key, value in batch.items()}) for row in range(6)]
+    close(extractor(batch), torch.cat(rows), rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("space", "options", "message"),
+    [
+        (GRID, {"fusion": "bilinaer"}, "Did you mean 'bilinear'"),
+        (GRID, {"fusion": "lowrank"}, "Did you mean 'low_rank'"),
+        (GRID, {"fusion": 3}, "expected one of concat, bilinear, .*, got 3"),
+        (GRID, {"context": "misison"}, "Did you mean 'mission'"),
+        (GRID, {"encoder": "gird"}, "Did you mean 'grid'"),
+        (GRID, {"sites": ("vectro",)}, "unknown site 'vectro'. Did you mean 'vector'"),
+        (GRID, {"sites": ("heads",)}, "use mirl.policies.FusionPolicy"),
+        (GRID, {"observation_keys": ["imgae"]}, "no key 'imgae'. Did you mean 'image'"),
+        (GRID, {"context": MissionContextConfig(key="mision")}, "no key 'mision'. Did you mean 'mission'"),
+        (GRID, {"context": "goal"}, "no key 'desired_goal'"),
+        (GRID, {"encoder": "vector", "sites": ("map",)}, "encoder 'vector' has none"),
+        (GOAL, {"sites": ("map",)}, "encoder 'vector' has none"),
+        (GOAL, {"encoder": "image"}, "encoder=image needs an observation of rank 3"),
+        (POINT, {}, "expected a Dict observation space"),
+        (spaces.Dict({"observation": POINT}), {}, "no context among the observation's keys"),
+        (spaces.Dict({"desired_goal": POINT}), {}, "nothing is left to see"),
+        (spaces.Dict({"a": PIXELS["image"], "b": PIXELS["image"], "task": PIXELS["task"]}), {}, "several: a, b"),
+    ],
+)
+def test_a_mistake_is_told(space: spaces.Dict, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FusionExtractor(space, **options)
+
+
+def test_a_config_class_is_passed_through() -> None:
+    extractor = FusionExtractor(
+        PIXELS,
+        encoder=ImageEncoderConfig(channels=4, features_dim=11),
+        context=TaskIdContextConfig(dim=6),
+    )
+    assert (extractor.features_dim, extractor.context_dim) == (11, 6)
+    assert FusionExtractor(TASKS, encoder=VectorEncoderConfig(hidden=(), features_dim=9)).features_dim == 9
