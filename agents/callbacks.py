@@ -2,6 +2,7 @@
 
 import signal
 import time
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,9 +73,9 @@ class BetweenIterations(BaseCallback):
     def _on_rollout_start(self) -> None:
         self.act()
 
+    @abstractmethod
     def act(self) -> None:
         """What to do between two iterations."""
-        raise AssertionError("a subclass says what to do")
 
 
 class Evaluation(BetweenIterations):

@@ -19,17 +19,16 @@ def success_table(report: dict[str, Any]) -> str:
     """A row per run of ``success.py``."""
     machine = report["machine"]
     rows = [
-        "| run | success on unseen episodes (95 % interval) | timesteps to 95 % | timesteps | training time | parameters |",
+        "| run | success on unseen episodes (95 % interval) | to 95 % | timesteps | training time | parameters |",
         "|---|---|---|---|---|---|",
     ]
     for run in report["runs"]:
         [task] = run["tasks"]
         low, high = task["success_interval"]
         to_95 = "not reached" if run["steps_to_95"] is None else f"{run['steps_to_95']:,}"
-        rows.append(
-            f"| {' '.join(run['options'])} | {task['success_rate']:.1%} ({low:.1%} – {high:.1%}) of {task['episodes']:,} "
-            f"| {to_95} | {run['timesteps']:,} | {run['seconds']} s | {run['parameters']:,} |"
-        )
+        success = f"{task['success_rate']:.1%} ({low:.1%} – {high:.1%}) of {task['episodes']:,}"
+        cost = f"{run['timesteps']:,} | {run['seconds']} s | {run['parameters']:,}"
+        rows.append(f"| {' '.join(run['options'])} | {success} | {to_95} | {cost} |")
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     rows += [
         "",

@@ -306,9 +306,19 @@ class PPOConfig(AgentBase):
 
 
 class A2CConfig(AgentBase):
-    """Advantage actor-critic: one gradient step per rollout."""
+    """Advantage actor-critic: one gradient step per rollout. The defaults are SB3's, but for the sizes."""
 
     kind: Literal["a2c"] = "a2c"
+    n_envs: PositiveInt = 64
+    """Environments stepped together, over all tasks."""
+    n_steps: PositiveInt = 8
+    """Timesteps per environment and rollout."""
+    learning_rate: PositiveFloat = 7e-4
+    """Step size of the optimiser."""
+    gae_lambda: Unit = 1.0
+    """λ of generalised advantage estimation."""
+    normalize_advantage: bool = False
+    """Advantages to mean 0 and deviation 1."""
     rms_prop_eps: PositiveFloat = 1e-5
     """ε of RMSprop."""
 

@@ -144,7 +144,8 @@ class MissionContext(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "batch length"]) -> Context:
         distinct, index = distinct_rows(tokens.long())
-        longest = max(int((distinct != 0).sum(1).max()), 1)
+        used = (distinct != 0).any(0).nonzero()
+        longest = int(used[-1]) + 1 if len(used) else 1
         return Context(self.norm(self.words(distinct[:, :longest])), index)
 
 

@@ -207,11 +207,14 @@ class Film(Fusion):
 
 
 class Gate(Fusion):
-    """y = σ(g(x, z)) ⊙ (V x + b) with g affine, the gate of an LSTM; g starts at zero, half open."""
+    """y = σ(g(x, z)) ⊙ (V x + b) with g affine, the gate of an LSTM.
+
+    g starts at zero, half open, and V at twice the gain: the layer starts as the plain map of the other members.
+    """
 
     def __init__(self, features_dim: int, context_dim: int, out_dim: int, gain: float) -> None:
         super().__init__(features_dim, context_dim, out_dim)
-        self.main = Affine(features_dim, out_dim, gain=gain)
+        self.main = Affine(features_dim, out_dim, gain=2 * gain)
         self.gate_features = Affine(features_dim, out_dim, gain=0)
         self.gate_context = Affine(context_dim, out_dim, gain=0, bias=False)
 
@@ -223,14 +226,15 @@ class Gate(Fusion):
 class AttentionMask(Fusion):
     """y = V (m ⊙ x) + b: each feature weighted by m = σ(M(x, z)), or on the simplex by m = X · softmax(M(x, z)).
 
-    M is a low-rank interaction. The factor X makes the uniform mask the identity.
+    M is a low-rank interaction that starts at zero. The factor X makes the uniform mask the identity; a sigmoid's
+    first mask is a half, and V then starts at twice the gain.
     """
 
     def __init__(self, features_dim: int, context_dim: int, out_dim: int, config: AttentionConfig, gain: float) -> None:
         super().__init__(features_dim, context_dim, out_dim)
         self.simplex = config.mask == "softmax"
         self.to_mask = LowRank(features_dim, context_dim, features_dim, LowRankConfig(rank=config.rank), gain=0)
-        self.main = Affine(features_dim, out_dim, gain=gain)
+        self.main = Affine(features_dim, out_dim, gain=gain if self.simplex else 2 * gain)
 
     def mask(self, x: Tensor, z: Tensor, index: Tensor | None) -> Float[Tensor, "batch positions features"]:
         """The weights m, (B, P, X)."""

@@ -107,7 +107,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         if self.fuses_in_heads:
             mlp = cast(ContextMlpExtractor, self.mlp_extractor)
             # the gains are those SB3 gives its own heads: a nearly uniform first policy
-            n_outputs = cast(nn.Linear, self.action_net).out_features
+            n_outputs = int(cast(nn.Linear, self.action_net).out_features)  # SB3 sums MultiDiscrete with numpy
             self.action_net = self._head(mlp.hidden_dim_pi, n_outputs, 0.01)
             self.value_net = self._head(mlp.hidden_dim_vf, 1, 1.0)  # type: ignore[assignment]
             self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
@@ -121,4 +121,5 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         parameters = super()._get_constructor_parameters()
         for ours in ("features_extractor_class", "features_extractor_kwargs"):
             del parameters[ours]
-        return {**parameters, **self._fusion_arguments}
+        # SB3 leaves the next one out, and could not load a policy with separate trunks
+        return {**parameters, **self._fusion_arguments, "share_features_extractor": self.share_features_extractor}

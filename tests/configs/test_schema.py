@@ -78,7 +78,7 @@ def test_choose_takes_names_and_configs() -> None:
 
 
 def test_choose_names_the_nearest_kind() -> None:
-    with pytest.raises(ConfigError, match="got 'biliner'. Did you mean 'bilinear'"):
+    with pytest.raises(ConfigError, match=r"got 'biliner'\. Did you mean 'bilinear'"):
         choose("biliner", FusionConfig)
 
 

@@ -103,7 +103,7 @@ def test_every_cell_reaches_the_vector() -> None:
     ids=["pixels", "floats"],
 )
 def test_a_grid_encoder_refuses_what_is_no_grid_of_codes(space: spaces.Box) -> None:
-    with pytest.raises(ConfigError, match="small integer codes.*encoder=image for pixels"):
+    with pytest.raises(ConfigError, match=r"small integer codes.*encoder=image for pixels"):
         encoder_of(GridEncoderConfig(), space)
 
 

@@ -1,6 +1,7 @@
 """Unmodified Stable-Baselines3 learns with ``FusionExtractor`` what no additive network can: the goal turns the meaning
 of the observation over."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -62,11 +63,31 @@ def test_ppo_learns() -> None:
 def test_a2c_learns() -> None:
     env = DummyVecEnv([FlipGoalEnv] * 16)
     kwargs = {**extractor(context=GoalContextConfig(dim=8)), "net_arch": []}
-    model = A2C(
-        "MultiInputPolicy", env, n_steps=2, learning_rate=5e-3, policy_kwargs=kwargs, seed=0, device="cpu"
-    )
+    model = A2C("MultiInputPolicy", env, n_steps=2, learning_rate=5e-3, policy_kwargs=kwargs, seed=0, device="cpu")
     model.learn(16_000)
     assert success_rate(model, FlipGoalEnv) > 0.95
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("fusion", ["low_rank", "hyper", "film", "gate", "attention", "metric"])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_multiplicative_fusion_learns(fusion: str, seed: int) -> None:
+    # film at times waits a while where three of the four cases are right
+    kwargs = {**extractor(context=TaskIdContextConfig(dim=8)), "net_arch": []}
+    kwargs["features_extractor_kwargs"]["fusion"] = fusion
+    model = PPO(
+        "MultiInputPolicy",
+        DummyVecEnv([FlipTaskEnv] * 8),
+        n_steps=32,
+        batch_size=64,
+        n_epochs=4,
+        learning_rate=5e-3,
+        policy_kwargs=kwargs,
+        seed=seed,
+        device="cpu",
+    )
+    model.learn(16_000)
+    assert success_rate(model, FlipTaskEnv) > 0.95
 
 
 def mission_env() -> gym.Env[Any, Any]:
@@ -91,12 +112,12 @@ def test_dqn_learns_written_missions() -> None:
         seed=0,
         device="cpu",
     )
-    model.learn(3_000)
+    model.learn(2_000)
     assert success_rate(model, mission_env) > 0.95
 
 
 def test_sac_with_hindsight_learns_goals() -> None:
-    env = DummyVecEnv([MirrorReachEnv] * 4)
+    env = DummyVecEnv([MirrorReachEnv] * 8)
     model = SAC(
         "MultiInputPolicy",
         env,
@@ -113,7 +134,7 @@ def test_sac_with_hindsight_learns_goals() -> None:
         seed=0,
         device="cpu",
     )
-    model.learn(4_000)
+    model.learn(6_400)
     assert success_rate(model, MirrorReachEnv) > 0.9
 
 
@@ -145,5 +166,8 @@ def test_multiplicative_heads_learn() -> None:
 
 
 def test_additive_heads_cannot_learn() -> None:
-    three_errors_of_sampling = 3 * np.sqrt(ADDITIVE_LIMIT * (1 - ADDITIVE_LIMIT) / EPISODES)
-    assert success_rate(fused_heads("concat", 8_000), FlipTaskEnv) < ADDITIVE_LIMIT + three_errors_of_sampling
+    cases = list(itertools.product([-1, 1], [-1, 1], [0, 1]))
+    x = np.array([case[:2] for case in cases], np.float32)
+    task = np.array([case[2] for case in cases])
+    actions, _ = fused_heads("concat", 4_000).predict({"observation": x, "task": task}, deterministic=True)
+    assert np.mean(actions == (x[:, 0] * (2 * task - 1) > 0)) <= ADDITIVE_LIMIT

@@ -1,0 +1,65 @@
+"""Tiny runs: a few seconds of training at most, in a folder of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mirl.configs.compose import compose_train
+from mirl.configs.schema import TrainConfig
+
+if TYPE_CHECKING:  # imported before pytest is configured, the networks would be checked without its warning filters
+    from mirl.agents import A2C, PPO
+    from mirl.envs import SuiteVecEnv
+
+TINY = (
+    "agent.n_envs=4",  # few enough to be stepped in this process
+    "agent.n_steps=32",
+    "total_timesteps=512",
+    "evaluation.episodes=4",
+    "encoder.channels=8",
+    "encoder.features_dim=16",
+    "context.dim=8",
+    "agent.net_arch=[8]",
+    "progress=false",
+    "device=cpu",
+)
+Build = Callable[..., TrainConfig]
+
+
+@pytest.fixture(scope="session")
+def tiny_in() -> Callable[..., TrainConfig]:
+    """``tiny_in(folder, *words)``: a tiny configuration, runs in a folder; four iterations of 128 timesteps."""
+
+    def build(folder: Path, *words: str) -> TrainConfig:
+        batch = () if "agent=a2c" in words else ("agent.batch_size=64", "agent.n_epochs=2")
+        return compose_train([*TINY, *batch, f"runs_dir={folder}", *words])
+
+    return build
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, tiny_in: Build) -> Build:
+    """``tiny(*words)``: a tiny configuration whose runs live in ``tmp_path``."""
+    return lambda *words: tiny_in(tmp_path, *words)
+
+
+@pytest.fixture
+def make_agent() -> Iterator[Callable[[TrainConfig], PPO | A2C]]:
+    """``make_agent(config)``: an untrained agent over its training environment, which is closed after the test."""
+    from mirl.agents.building import build_agent
+    from mirl.envs import SuiteVecEnv
+
+    opened: list[SuiteVecEnv] = []
+
+    def make(config: TrainConfig) -> PPO | A2C:
+        env = SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend, seed=config.seed)
+        opened.append(env)
+        return build_agent(config, env)
+
+    yield make
+    for env in opened:
+        env.close()

@@ -1,0 +1,258 @@
+"""Checkpoints hold everything, appear whole or not at all, and run no code."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mirl.agents import checkpoint as checkpoints
+from mirl.agents import load_policy, train
+from mirl.agents.algorithms import A2C, PPO
+from mirl.agents.building import build_agent
+from mirl.agents.checkpoint import find_checkpoint, load_agent, load_weights, read_index, save_checkpoint
+from mirl.agents.statistics import TaskResult
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import TrainConfig
+from mirl.envs import SuiteVecEnv
+
+Build = Callable[..., TrainConfig]
+Agents = Callable[[TrainConfig], PPO | A2C]
+
+
+@pytest.fixture(scope="module")
+def agent(tiny_in: Build, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPO | A2C]:
+    """Has learned for one iteration, so that the optimiser has a state; tests leave it at that."""
+    config = tiny_in(tmp_path_factory.mktemp("unused"))
+    env = SuiteVecEnv(config.task, config.agent.n_envs, seed=config.seed)
+    yield build_agent(config, env).learn(128)
+    env.close()
+
+
+@pytest.fixture
+def learner(tiny: Build, make_agent: Agents) -> PPO | A2C:
+    """An agent after one iteration that may go on."""
+    return make_agent(tiny()).learn(128)
+
+
+def same(first: Any, second: Any) -> bool:
+    """Equality of nested dicts and lists with tensors in them."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(same(a, b) for a, b in zip(first, second, strict=True))
+    return bool(first == second)
+
+
+@pytest.mark.parametrize("shared", ["true", "false"])
+@pytest.mark.parametrize("kind", ["ppo", "a2c"])
+def test_a_loaded_agent_equals_the_saved_one(
+    tiny: Build, make_agent: Agents, tmp_path: Path, kind: str, shared: str
+) -> None:
+    words = (f"agent={kind}", f"agent.share_features_extractor={shared}")
+    saved, loaded = make_agent(tiny(*words)), make_agent(tiny(*words, "seed=1"))
+    saved.learn(256)
+    assert not same(saved.policy.state_dict(), loaded.policy.state_dict())
+    load_agent(save_checkpoint(tmp_path, saved), loaded)
+    assert same(saved.policy.state_dict(), loaded.policy.state_dict())
+    assert saved.policy.optimizer.state_dict()["state"]
+    assert same(saved.policy.optimizer.state_dict(), loaded.policy.optimizer.state_dict())
+    assert (loaded.num_timesteps, loaded._n_updates) == (256, saved._n_updates)
+
+
+def test_a_loaded_agent_takes_the_same_gradient_step(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
+    saved, loaded = make_agent(tiny()).learn(128), make_agent(tiny())
+    load_agent(save_checkpoint(tmp_path, saved), loaded)
+    for agent in (saved, loaded):
+        agent.policy.optimizer.zero_grad()
+        sum(parameter.sum() for parameter in agent.policy.parameters()).backward()
+        agent.policy.optimizer.step()
+    assert same(saved.policy.state_dict(), loaded.policy.state_dict())
+
+
+def test_a_policy_is_loaded_ready_to_act(tiny: Build, make_agent: Agents) -> None:
+    config = tiny("total_timesteps=128")
+    train(config)
+    fresh = make_agent(config)
+    policy, folder = load_policy(config.run_dir, "last", fresh.observation_space, fresh.action_space, "cpu")
+    assert folder.name == "step_000000128"
+    assert not policy.training
+    for name, weight in load_file(folder / "policy.safetensors").items():
+        assert torch.equal(policy.state_dict()[name], weight)
+
+
+def test_nothing_in_a_checkpoint_is_a_pickle(agent: PPO, tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, agent)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name for path in folder.iterdir()} == {"policy.safetensors", "optimizer.safetensors", "state.json"}
+    for path in files:
+        data = path.read_bytes()
+        if path.suffix == ".safetensors":  # a length, and a JSON header of that length
+            size = int.from_bytes(data[:8], "little")
+            json.loads(data[8 : 8 + size])
+        else:
+            json.loads(data)
+        assert not data.startswith((b"PK", b"\x80")), path
+
+
+def test_no_loader_can_unpickle(agent: PPO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was unpickled")
+
+    folder = save_checkpoint(tmp_path, agent)
+    for name in ("pickle.load", "pickle.loads", "pickle.Unpickler", "torch.load"):
+        monkeypatch.setattr(name, refuse)
+    load_agent(folder, agent)
+
+
+@pytest.mark.parametrize("writer", ["save_model", "save_file", "write_json"])
+def test_a_crash_while_writing_leaves_the_last_checkpoint(
+    learner: PPO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    first = save_checkpoint(tmp_path, learner)
+    before = {name: value.clone() for name, value in learner.policy.state_dict().items()}
+    real = getattr(checkpoints, writer)
+
+    def half_written(*arguments: Any) -> None:
+        for argument in arguments:
+            if isinstance(argument, str | Path):
+                Path(argument).write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    learner.learn(128, reset_num_timesteps=False)
+    monkeypatch.setattr(checkpoints, writer, half_written)
+    with pytest.raises(OSError, match="no space left"):
+        save_checkpoint(tmp_path, learner)
+    assert [path.name for path in tmp_path.glob("step_*")] == [first.name]
+    assert find_checkpoint(tmp_path, "last") == first
+
+    monkeypatch.setattr(checkpoints, writer, real)
+    second = save_checkpoint(tmp_path, learner)  # over what the crash left
+    assert find_checkpoint(tmp_path, "last") == second
+    assert not list(tmp_path.glob(".*"))
+    load_agent(first, learner)
+    assert same(before, learner.policy.state_dict())
+
+
+def test_a_saved_checkpoint_is_not_written_again(agent: PPO, tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, agent)
+    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    save_checkpoint(tmp_path, agent, best=0.5)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
+    assert read_index(tmp_path) == {"last": folder.name, "best": folder.name, "best_score": 0.5}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def change_state(**values: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "state.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (change_state(schema_version=2), "has schema version 2, this MIRL reads 1"),
+        (change_state(schema_version=None), "has schema version None"),
+        (change_state(optimizer_groups=[]), "does not hold the state of this agent"),
+        (change_state(num_timesteps="many"), "does not hold the state of this agent"),
+        (lambda folder: cut(folder / "policy.safetensors"), "does not hold the weights of this policy"),
+        (lambda folder: cut(folder / "optimizer.safetensors"), "does not hold the state of this agent"),
+        (lambda folder: cut(folder / "state.json"), "state.json cannot be read"),
+        (lambda folder: (folder / "policy.safetensors").unlink(), "does not hold the weights of this policy"),
+        (lambda folder: (folder / "optimizer.safetensors").unlink(), "does not hold the state of this agent"),
+        (lambda folder: (folder / "state.json").unlink(), "state.json cannot be read"),
+        (lambda folder: (folder / "state.json").write_text("[1]"), "should hold a JSON object, got list"),
+        (lambda folder: (folder / "state.json").write_bytes(b"\x80\x04K\x01."), "state.json cannot be read"),
+        (lambda folder: (folder / "policy.safetensors").write_bytes(b"PK\x03\x04" * 9), "does not hold the weights"),
+    ],
+)
+def test_a_damaged_checkpoint_is_a_message(
+    agent: PPO, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    folder = save_checkpoint(tmp_path, agent)
+    damage(folder)
+    with pytest.raises(ConfigError, match=message):
+        load_agent(folder, agent)
+
+
+def test_weights_of_another_network_are_a_message(agent: PPO, tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
+    other = make_agent(tiny("agent.net_arch=[4]"))
+    with pytest.raises(ConfigError, match="does not hold the weights of this policy"):
+        load_weights(save_checkpoint(tmp_path, agent), other.policy)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "a/b", ".", 3, None])
+def test_an_index_that_points_elsewhere_is_refused(agent: PPO, tmp_path: Path, name: Any) -> None:
+    save_checkpoint(tmp_path / "checkpoints", agent)
+    shutil.copytree(tmp_path / "checkpoints" / "step_000000128", tmp_path / "x")
+    (tmp_path / "checkpoints" / "index.json").write_text(json.dumps({"last": name}))
+    with pytest.raises(ConfigError, match="'last' must name a folder beside it"):
+        find_checkpoint(tmp_path / "checkpoints", "last")
+
+
+@pytest.mark.parametrize("name", ["..", "", "index.json", "step_000000999"])
+def test_an_index_that_points_at_no_checkpoint_finds_none(agent: PPO, tmp_path: Path, name: str) -> None:
+    save_checkpoint(tmp_path / "checkpoints", agent)
+    (tmp_path / "checkpoints" / "index.json").write_text(json.dumps({"last": name}))
+    with pytest.raises(ConfigError, match="no checkpoint 'last'"):
+        find_checkpoint(tmp_path / "checkpoints", "last")
+
+
+@pytest.mark.parametrize(
+    ("which", "name"), [("last", "step_000000256"), ("128", "step_000000128"), ("00128", "step_000000128")]
+)
+def test_checkpoints_are_found_by_name_and_by_timesteps(learner: PPO, tmp_path: Path, which: str, name: str) -> None:
+    save_checkpoint(tmp_path, learner)
+    save_checkpoint(tmp_path, learner.learn(128, reset_num_timesteps=False))
+    assert find_checkpoint(tmp_path, which).name == name
+
+
+@pytest.mark.parametrize(
+    ("which", "hint"),
+    [
+        ("lst", "Did you mean 'last'?"),
+        ("129", "Did you mean '128'?"),
+        ("best", "Did you mean 'last'?"),
+        ("??", "Valid: 128"),
+    ],
+)
+def test_an_unknown_checkpoint_names_those_there_are(agent: PPO, tmp_path: Path, which: str, hint: str) -> None:
+    save_checkpoint(tmp_path, agent)
+    with pytest.raises(ConfigError) as caught:
+        find_checkpoint(tmp_path, which)
+    assert str(caught.value).startswith(f"no checkpoint '{which}' in {tmp_path}.")
+    assert hint in str(caught.value)
+
+
+def test_no_checkpoint_at_all_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no checkpoint 'best' in .*\. It holds none\.$"):
+        find_checkpoint(tmp_path, "best")
+
+
+def test_the_best_checkpoint_is_kept_by_validation_success(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([0.25, 0.75, 0.5, 0.75])
+
+    def scripted(*_: Any, **__: Any) -> list[TaskResult]:
+        success = np.arange(4) < next(rates) * 4
+        return [TaskResult("goto_door", success, success.astype(float), np.full(4, 5))]
+
+    monkeypatch.setattr("mirl.agents.callbacks.evaluate", scripted)
+    config = tiny("evaluation.every=128")
+    train(config)
+    assert not list(rates)
+    folder = config.run_dir / "checkpoints"
+    assert read_index(folder) == {"last": "step_000000512", "best": "step_000000256", "best_score": 0.75}
+    assert find_checkpoint(folder, "best").name == "step_000000256"

@@ -1,0 +1,179 @@
+"""A run directory belongs to one configuration, and the same command goes on where the run stopped."""
+
+import csv
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stable_baselines3 import PPO as SB3PPO
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mirl.agents import train
+from mirl.agents.callbacks import stop_signals
+from mirl.agents.checkpoint import read_index
+from mirl.agents.run_directory import open_run, read_config
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import TrainConfig
+
+Build = Callable[..., TrainConfig]
+ITERATIONS = [128, 256, 384, 512]
+
+
+def fail_in_iteration(patch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
+    """Do something before the update of an iteration, counted from one."""
+    update, calls = SB3PPO.train, []
+
+    def counted(agent: SB3PPO) -> None:
+        calls.append(1)
+        if len(calls) == number:
+            act()
+        update(agent)
+
+    patch.setattr(SB3PPO, "train", counted)
+
+
+def killed() -> None:
+    raise SystemError("as if the power failed")
+
+
+def csv_steps(config: TrainConfig) -> list[int]:
+    """The timesteps of the rows that iterations wrote."""
+    with (config.run_dir / "metrics.csv").open(newline="") as file:
+        return [int(row["time/total_timesteps"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def event_steps(config: TrainConfig) -> list[int]:
+    events = EventAccumulator(str(config.run_dir), size_guidance={"scalars": 0}).Reload()
+    return [point.step for point in events.Scalars("train/loss")]
+
+
+def test_the_config_is_written_before_the_first_step(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mirl.agents.training._learn", lambda *_: killed())
+    config = tiny()
+    with pytest.raises(SystemError):
+        train(config)
+    assert [path.name for path in config.run_dir.iterdir()] == ["config.yaml"]
+    assert read_config(config.run_dir) == config
+
+
+@pytest.mark.parametrize("checkpoint_every", [256, 10_000])
+def test_a_killed_run_goes_on_without_lost_or_doubled_points(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch, checkpoint_every: int
+) -> None:
+    config = tiny(f"checkpoint_every={checkpoint_every}")
+    with monkeypatch.context() as patch:
+        fail_in_iteration(patch, 4, killed)  # 384 timesteps are logged; 256 or none are saved
+        with pytest.raises(SystemError):
+            train(config)
+    assert csv_steps(config) == ITERATIONS[:3]
+    assert train(config) == (512, True)
+    assert csv_steps(config) == ITERATIONS
+    assert event_steps(config) == ITERATIONS
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_the_iteration_and_saves(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    config, handler = tiny(), signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        fail_in_iteration(patch, 2, lambda: os.kill(os.getpid(), number))
+        assert train(config) == (256, False)
+    assert signal.getsignal(number) is handler
+    assert read_index(config.run_dir / "checkpoints") == {"last": "step_000000256"}
+    assert csv_steps(config) == [128, 256]
+    assert train(config) == (512, True)
+    assert csv_steps(config) == event_steps(config) == ITERATIONS
+
+
+def test_a_second_signal_acts_at_once() -> None:
+    with stop_signals() as asked:
+        assert not asked()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_finished_run_is_left_as_it_is(tiny: Build) -> None:
+    config = tiny("total_timesteps=128")
+    train(config)
+    before = {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()}
+    assert train(config) == (128, True)
+    assert {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()} == before
+
+
+def test_another_configuration_under_the_name_lists_every_difference(tiny: Build) -> None:
+    open_run(tiny("name=mine", "agent.gamma=0.99"))
+    with pytest.raises(ConfigError) as caught:
+        open_run(
+            tiny("name=mine", "fusion=low_rank", "fusion.rank=9", "seed=4", "agent.gamma=0.9", "evaluation.episodes=5")
+        )
+    first, *differences = str(caught.value).splitlines()
+    assert first.endswith("holds a run of another configuration; choose a name=…")
+    assert differences == [
+        "  agent.gamma: 0.99 there, 0.9 now",
+        "  evaluation.episodes: 4 there, 5 now",
+        "  fusion.kind: 'bilinear' there, 'low_rank' now",
+        "  fusion.rank: None there, 9 now",
+        "  seed: 0 there, 4 now",
+    ]
+
+
+def test_the_device_and_the_progress_bar_may_change(tiny: Build) -> None:
+    assert open_run(tiny()) is False
+    assert open_run(tiny("device=auto", "progress=true")) is True
+
+
+def test_a_folder_of_someone_else_is_not_taken(tiny: Build) -> None:
+    config = tiny()
+    config.run_dir.mkdir()
+    (config.run_dir / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="exists and is not a run directory"):
+        open_run(config)
+    assert [path.name for path in config.run_dir.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_directory_that_cannot_be_made_is_a_message(tiny_in: Build, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be made: Not a directory"):
+        open_run(tiny_in(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is not a run directory"),
+        (b"\xff\xfe\x00", "is not a run directory"),
+        (b"a: [", "is not a run directory"),
+        (b"a: 1", "unknown option 'a'"),
+        (b"[1]", "valid dictionary"),
+        (b"", "valid dictionary"),
+        (b"!!python/object/apply:os.system ['true']", "is not a run directory"),
+    ],
+)
+def test_a_config_file_that_is_none_is_a_message(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("words", [["backend=envpool", "task=CartPole-v1"], ["task=MiniGrid-Nowhere-v0"]])
+def test_environments_that_cannot_be_had_leave_no_folder(tiny: Build, words: list[str]) -> None:
+    config = tiny(*words)
+    with pytest.raises(ConfigError):
+        train(config)
+    assert not config.run_dir.exists()
+
+
+def test_the_agent_is_closed_even_when_it_fails(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Any] = []
+    monkeypatch.setattr("mirl.envs.SuiteVecEnv.close", lambda env: closed.append(env.split))
+    monkeypatch.setattr("mirl.agents.training._learn", lambda *_: killed())
+    with pytest.raises(SystemError):
+        train(tiny())
+    assert sorted(closed) == ["train", "validation"]

@@ -1,0 +1,249 @@
+"""The commands as users run them: in processes of their own."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mirl import eval as eval_command
+from mirl import train as train_command
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+    "agent.n_envs=8",
+    "agent.n_steps=16",
+    "agent.batch_size=64",
+    "agent.n_epochs=1",
+    "evaluation.episodes=4",
+    "encoder.channels=8",
+    "encoder.features_dim=16",
+    "context.dim=8",
+)
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
+
+
+def command(script: str, *argv: str) -> list[str]:
+    return [sys.executable, str(ROOT / script), *argv]
+
+
+def run(folder: Path, script: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder, as a user without a GPU would."""
+    return subprocess.run(
+        command(script, *argv), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def assert_one_message(code: int, out: str, err: str, message: str) -> None:
+    assert (code, out) == (2, ""), err
+    assert err.startswith("error: ")
+    assert err.count("error: ") == 1
+    assert "Traceback" not in err
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["fusoin=film"], "unknown option 'fusoin'. Did you mean 'fusion'?\n"),
+        (["sites=[map]", "encoder=vector"], "encoder=vector has none; use encoder=grid or sites=[vector]\n"),
+    ],
+)
+def test_a_mistake_on_the_command_line_leaves_nothing_behind(tmp_path: Path, argv: list[str], message: str) -> None:
+    done = run(tmp_path, "train.py", *argv)
+    assert_one_message(done.returncode, done.stdout, done.stderr, message)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["task=MiniGrid-GoToDor-5x5-v0"], "Did you mean 'MiniGrid-GoToDoor-5x5-v0'?"),
+        (["device=cuda"], "device=cuda: torch finds no CUDA device here"),
+    ],
+)
+def test_what_this_machine_lacks_is_told_and_leaves_nothing_behind(
+    tmp_path: Path, argv: list[str], message: str
+) -> None:
+    done = run(tmp_path, "train.py", *argv)
+    assert_one_message(done.returncode, "", done.stderr, message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_evaluation_of_a_missing_run_is_one_message(tmp_path: Path) -> None:
+    done = run(tmp_path, "eval.py", "run=runs/nowhere")
+    assert_one_message(done.returncode, done.stdout, done.stderr, "runs/nowhere is not a run directory")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, str]]:
+    """``trained(backend)``: the folder of a run that ``train.py`` made, and what it printed; once per backend."""
+    made: dict[str, tuple[Path, str]] = {}
+
+    def train(backend: str) -> tuple[Path, str]:
+        if backend not in made:
+            folder = tmp_path_factory.mktemp(backend)
+            words = ("name=mine", f"backend={backend}", "total_timesteps=512", "progress=false")
+            done = run(folder, "train.py", *TINY, *words)
+            assert (done.returncode, done.stderr) == (0, "")
+            made[backend] = folder / "runs" / "mine", done.stdout
+        return made[backend]
+
+    return train
+
+
+@pytest.mark.parametrize("backend", ["gymnasium", "envpool"])
+def test_training_writes_all_its_files_and_a_table(trained: Callable[[str], tuple[Path, str]], backend: str) -> None:
+    folder, said = trained(backend)
+    found = {re.sub(r"tfevents\..*", "tfevents", str(p.relative_to(folder))) for p in folder.rglob("*") if p.is_file()}
+    assert found == {
+        "config.yaml",
+        "metrics.csv",
+        "events.out.tfevents",
+        "checkpoints/index.json",
+        "checkpoints/step_000000512/policy.safetensors",
+        "checkpoints/step_000000512/optimizer.safetensors",
+        "checkpoints/step_000000512/state.json",
+        "videos/goto_door_000000512.gif",
+        f"eval/step_000000512-{backend}-seed0.json",
+    }
+    assert re.search(r"│ goto_door +│ +1000 │", said)
+    assert "tensorboard --logdir runs" in said
+    assert "python eval.py run=runs/mine" in said
+
+
+@pytest.mark.parametrize("backend", ["gymnasium", "envpool"])
+def test_a_run_can_be_evaluated(trained: Callable[[str], tuple[Path, str]], backend: str) -> None:
+    folder, _ = trained(backend)
+    words = (f"run={folder}", "episodes=12", "seed=3", "gif=true", f"backend={backend}")
+    done = run(folder.parent, "eval.py", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"│ goto_door +│ +12 │ +\d+\.\d% │", done.stdout)
+    path = folder / "eval" / f"step_000000512-{backend}-seed3.json"
+    (task,) = json.loads(path.read_text())["tasks"]
+    assert (task["task"], task["episodes"]) == ("goto_door", 12)
+    assert path.with_name(f"{path.stem}-goto_door.gif").read_bytes().startswith(b"GIF89a")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["checkpoint=lst"], "no checkpoint 'lst' in {checkpoints}. Did you mean 'last'?\n"),
+        (["checkpoint=511"], "Did you mean '512'?\n"),
+        (["checkpoint=../../x"], "no checkpoint '../../x'"),
+        (["backend=envpol"], "Did you mean 'envpool'?\n"),
+        (["episodes=0"], "episodes: input should be greater than 0"),
+    ],
+)
+def test_a_mistake_in_an_evaluation_changes_nothing(
+    trained: Callable[[str], tuple[Path, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    message: str,
+) -> None:
+    folder, _ = trained("envpool")
+    before = hashes(folder)
+    monkeypatch.setattr(sys, "argv", ["eval.py", f"run={folder}", *argv])
+    with pytest.raises(SystemExit) as left:
+        eval_command.main()
+    said = capsys.readouterr()
+    assert isinstance(left.value.code, int)
+    assert_one_message(left.value.code, said.out, said.err, message.format(checkpoints=folder / "checkpoints"))
+    assert hashes(folder) == before
+
+
+def iteration_steps(folder: Path) -> list[int]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [int(row["time/total_timesteps"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def event_steps(folder: Path) -> list[int]:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return [point.step for point in events.Scalars("train/loss")]
+
+
+def stopped_by(number: signal.Signals, folder: Path, run_dir: Path, argv: list[str]) -> str:
+    """What a training says that gets a signal, with its whole process group, once two iterations are logged."""
+    process = subprocess.Popen(
+        command("train.py", *argv),
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 90
+        table = run_dir / "metrics.csv"
+        while not (table.exists() and table.read_text().count("\n") > 3):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, "the training did not start"
+            time.sleep(0.01)
+        os.killpg(process.pid, number)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, said
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    return said
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    argv = [*TINY, "name=mine", "backend=gymnasium", "total_timesteps=4096"]
+    folder = tmp_path / "runs" / "mine"
+    said = stopped_by(signal.SIGINT, tmp_path, folder, argv)
+    assert "Traceback" not in said
+    (stopped_at,) = re.findall(r"Stopped and saved at ([\d,]+) timesteps; the same command again goes on\.", said)
+    assert iteration_steps(folder) == list(range(128, int(stopped_at.replace(",", "")) + 1, 128))
+    rows = [row.rstrip(",") for row in (folder / "metrics.csv").read_text().splitlines()[1:]]
+
+    again = run(tmp_path, "train.py", *argv)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "After 4,096 timesteps" in again.stdout
+    assert json.loads((folder / "checkpoints" / "step_000004096" / "state.json").read_text())["num_timesteps"] == 4096
+    after = [row.rstrip(",") for row in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    assert after[: len(rows)] == rows
+    assert iteration_steps(folder) == event_steps(folder) == list(range(128, 4097, 128))
+
+
+def test_sigterm_saves_and_the_same_words_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [*TINY, "backend=envpool", "total_timesteps=4096", f"runs_dir={tmp_path}", "name=mine", "progress=false"]
+    folder = tmp_path / "mine"
+    said = stopped_by(signal.SIGTERM, tmp_path, folder, argv)
+    assert "Traceback" not in said
+    stopped_at = iteration_steps(folder)[-1]
+    assert f"Stopped and saved at {stopped_at:,} timesteps; the same command again goes on." in said
+    assert json.loads((folder / "checkpoints" / "index.json").read_text())["last"] == f"step_{stopped_at:09d}"
+    assert train_command.run(argv) == 0
+    assert "After 4,096 timesteps" in capsys.readouterr().out
+    assert iteration_steps(folder) == event_steps(folder) == list(range(128, 4097, 128))
+
+
+def test_another_configuration_under_the_name_changes_nothing(
+    trained: Callable[[str], tuple[Path, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = trained("envpool")
+    before = hashes(folder)
+    words = [*TINY, "name=mine", "backend=envpool", "total_timesteps=512", "fusion=film", "seed=2"]
+    done = run(folder.parents[1], "train.py", *words)
+    assert_one_message(done.returncode, "", done.stderr, "runs/mine holds a run of another configuration")
+    assert "\n  fusion.kind: 'bilinear' there, 'film' now\n  seed: 0 there, 2 now\n" in done.stderr
+    assert hashes(folder) == before
