@@ -1,11 +1,11 @@
 """PPO and A2C with Stable-Baselines3's names and semantics, and a loop that logs each iteration under its own step."""
 
 import time
-from collections.abc import Callable
 from typing import Any, Self, assert_never
 
 from stable_baselines3 import A2C as SB3A2C
 from stable_baselines3 import PPO as SB3PPO
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import LinearSchedule
@@ -36,41 +36,48 @@ class OnPolicyLoop(OnPolicyAlgorithm):
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
+        clock = IterationClock()
+        callback = CallbackList([callback, clock])
+        callback.init_callback(self)
         callback.on_training_start(locals(), globals())
-        env = self.env
-        assert env is not None
+        assert self.env is not None
         iteration = 0
         while self.num_timesteps < total_timesteps:
-            clock, before = IterationClock(env), self.num_timesteps
-            if not self.collect_rollouts(env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
+            before = self.num_timesteps
+            if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
                 self.num_timesteps = before
                 break
-            clock.rollout_ends()
             iteration += 1
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             self.train()
-            for name, value in clock.speeds(self.n_steps * self.n_envs).items():
-                self.logger.record(name, value)
+            clock.record_speeds(self.n_steps * self.n_envs)
             if log_interval is not None and iteration % log_interval == 0:
                 self.dump_logs(iteration)
         callback.on_training_end()
         return self
 
 
-class IterationClock:
-    """Where the wall time of one iteration goes, read off the environment's own count of its seconds."""
+class IterationClock(BaseCallback):
+    """Where the wall time of one iteration goes; it stands last, so that other callbacks' work is not counted.
 
-    def __init__(self, env: VecEnv) -> None:
-        self._environment_seconds: Callable[[], float] = lambda: float(getattr(env, "seconds", 0.0))
+    The environment's share is read off its own count of its ``seconds``, where it keeps one.
+    """
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
         self._start, self._environment = time.perf_counter(), self._environment_seconds()
 
-    def rollout_ends(self) -> None:
-        """Call between the rollout and the update."""
+    def _on_rollout_end(self) -> None:
         self._update_start = time.perf_counter()
         self._environment = self._environment_seconds() - self._environment
 
-    def speeds(self, timesteps: int) -> dict[str, float]:
-        """Timesteps per second of the whole and of each part; call after the update."""
+    def _environment_seconds(self) -> float:
+        return float(getattr(self.training_env, "seconds", 0.0))
+
+    def record_speeds(self, timesteps: int) -> None:
+        """Log timesteps per second of the whole and of each part; call after the update."""
         end = time.perf_counter()
         seconds = {
             metrics.SPEED_TOTAL: end - self._start,
@@ -78,7 +85,9 @@ class IterationClock:
             metrics.SPEED_FORWARD: self._update_start - self._start - self._environment,
             metrics.SPEED_UPDATE: end - self._update_start,
         }
-        return {name: timesteps / value for name, value in seconds.items() if value > 0}
+        for name, value in seconds.items():
+            if value > 0:
+                self.logger.record(name, timesteps / value)
 
 
 class PPO(OnPolicyLoop, SB3PPO):

@@ -1,6 +1,7 @@
 """A run from its configuration to its last checkpoint, as a recipe."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -29,23 +30,18 @@ def train(config: TrainConfig) -> Outcome:
 
     :raises ConfigError: before anything is written, when the environments or the device cannot be had.
     """
-    env = SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend, seed=config.seed)
-    validation = SuiteVecEnv(
-        config.task,
-        min(config.evaluation.episodes * len(config.task.tasks), config.agent.n_envs),
-        backend=config.backend,
-        seed=config.seed,
-        split="validation",
-    )
-    try:
+    slots = min(config.evaluation.episodes * len(config.task.tasks), config.agent.n_envs)
+    with (
+        closing(SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend, seed=config.seed)) as env,
+        closing(
+            SuiteVecEnv(config.task, slots, backend=config.backend, seed=config.seed, split="validation")
+        ) as validation,
+    ):
         agent = build_agent(config, env)
         continued = open_run(config)
         if continued and (config.run_dir / "checkpoints" / "index.json").exists():
             load_agent(find_checkpoint(config.run_dir / "checkpoints", "last"), agent)
         return _learn(config, agent, validation, continued)
-    finally:
-        env.close()
-        validation.close()
 
 
 def _learn(config: TrainConfig, agent: PPO | A2C, validation: SuiteVecEnv, continued: bool) -> Outcome:

@@ -17,6 +17,8 @@ from mirl.envs import make_env
 WIDTH = 256
 CAPTION_LINE = 16
 FRAMES_PER_SECOND = 6
+MAX_FRAMES = 500
+"""An episode without an end is cut here."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,14 @@ def record_episode(
         frames, over = [env.render()], False
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            while not over and isinstance(frames[-1], np.ndarray):
+            while not over and len(frames) < MAX_FRAMES:
                 action, _ = policy.predict(observation, deterministic=deterministic)
                 observation, _, terminated, truncated, _ = env.step(action)
                 frames.append(env.render())
                 over = terminated or truncated
     finally:
         env.close()
-    return encode_gif(frames, caption) if over else None
+    return encode_gif(frames, caption)
 
 
 def encode_gif(frames: list[Any], caption: str) -> Gif:

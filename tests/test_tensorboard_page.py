@@ -91,11 +91,12 @@ def page(browser: Browser, tmp_path: Path, request: pytest.FixtureRequest) -> It
 
 
 @pytest.mark.parametrize("tag", ["train/loss", "task/goto_door/success_rate", "eval/goto_door/success_rate"])
-def test_the_curve_has_a_card(page: Page, address: str, tag: str) -> None:
+def test_the_curve_has_a_card_with_its_last_point(page: Page, address: str, tag: str) -> None:
     page.goto(f"{address}/?tagFilter={quote(f'^{tag}$')}#timeseries")
     card = page.locator("scalar-card", has=page.get_by_title(tag, exact=True)).first
     expect(card).to_be_visible(timeout=TIMEOUT)
     expect(card.locator("line-chart")).to_be_visible(timeout=TIMEOUT)
+    expect(card.locator("tb-data-table, data-table").first).to_contain_text("512", timeout=TIMEOUT)  # its last point
 
 
 def test_the_animation_is_shown_under_its_tag(page: Page, address: str) -> None:
