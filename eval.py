@@ -16,9 +16,9 @@ def run(argv: list[str]) -> int:
     from mirl.agents.evaluation import evaluate_run, results_table
 
     results, path = evaluate_run(config)
-    Console().print(
-        results_table(results, f"{config.run}, checkpoint {config.checkpoint}, on unseen episodes ({path})")
-    )
+    console = Console()
+    console.print(results_table(results, f"{config.run.name}, {config.checkpoint} checkpoint, on unseen episodes"))
+    console.print(f"Written: {path}", soft_wrap=True)
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from mirl.configs.command_line import console_entry, train_help
+from mirl.configs.command_line import command, console_entry, train_help
 from mirl.configs.compose import compose_train
 
 
@@ -18,15 +18,17 @@ def run(argv: list[str]) -> int:
 
     console = Console()
     again = "the same command again goes on"
-    console.print(f"Run {config.run_dir}: {config.total_timesteps:,} timesteps; Ctrl-C saves, {again}.")
+    console.print(f"Run {config.run_dir}: {config.total_timesteps:,} timesteps; Ctrl-C saves, {again}.", soft_wrap=True)
     outcome = train(config)
     if not outcome.finished:
         console.print(f"Stopped and saved at {outcome.timesteps:,} timesteps; {again}.")
         return 130
     evaluation = EvalConfig(run=config.run_dir, checkpoint="last", backend=config.backend, device=config.device)
     results, path = evaluate_run(evaluation)
-    console.print(results_table(results, f"After {outcome.timesteps:,} timesteps, on unseen episodes ({path})"))
-    console.print(f"Curves:  tensorboard --logdir {config.runs_dir}\nAgain:   python eval.py run={config.run_dir}")
+    console.print(results_table(results, f"After {outcome.timesteps:,} timesteps, on unseen episodes"))
+    console.print(f"Written: {path}", soft_wrap=True)
+    console.print(f"Curves:  {command('tensorboard')} --logdir {config.runs_dir}", soft_wrap=True)
+    console.print(f"Again:   {command('mirl-eval')} run={config.run_dir}", soft_wrap=True)
     return 0
 
 

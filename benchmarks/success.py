@@ -84,9 +84,9 @@ def draw(runs: list[dict[str, Any]], varied: set[str], path: Path) -> None:
             for word in run["options"]
             if word.partition("=")[0] in varied
         )
-        axes.plot(*zip((0, 0.0), *run["curve"], strict=True), label=label, linewidth=1.6)
+        axes.plot(*zip(*run["curve"], strict=True), label=label, linewidth=1.6)
     axes.axhline(SOLVED, color="grey", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="timesteps", ylabel="success on unseen episodes", ylim=(0, 1.02))
+    axes.set(xlabel="timesteps", ylabel="success on unseen episodes", xlim=(0, None), ylim=(0, 1.02))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
     axes.legend(title=", ".join(sorted(varied)), loc="lower right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -105,7 +105,7 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for words in family:
         chosen = [word for word in words if word.partition("=")[0] in varied]
-        name = "-".join([arguments.name, *(word.replace("agent=", "") for word in chosen)])
+        name = "-".join([arguments.name, *(word.replace("=", "-") for word in chosen)])
         results.append(train_and_evaluate(words, arguments.runs, name))
         report = {
             "command": " ".join(["success.py", arguments.name, *arguments.words]),

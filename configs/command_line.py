@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from pydantic import BaseModel
 
@@ -24,6 +25,12 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[], str])
     except KeyboardInterrupt:  # outside of training, which saves first
         sys.stderr.write("stopped\n")
         return 130
+
+
+def command(name: str) -> str:
+    """A command installed beside this Python, as one would type it here: ``.venv/bin/tensorboard``."""
+    path = Path(sys.executable).with_name(name)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def train_help() -> str:

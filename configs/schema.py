@@ -29,7 +29,7 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 
 def file_name(name: str) -> str:
     """A task's name as part of a file's name: ``ALE/Pong-v5`` must not become a folder."""
-    return re.sub(r"[^A-Za-z0-9._=+-]", "-", name)
+    return re.sub(r"[^A-Za-z0-9._+-]", "-", name)
 
 
 class Config(BaseModel):
@@ -384,8 +384,8 @@ class TrainConfig(Config):
     @field_validator("name")
     @classmethod
     def _name_is_a_folder_name(cls, name: str) -> str:
-        if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,127}", name):
-            raise ValueError(f"name must be a plain folder name (letters, digits, . _ = + -), got '{name}'")
+        if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}", name):
+            raise ValueError(f"name must be a plain folder name (letters, digits, . _ + -), got '{name}'")
         return name
 
     @model_validator(mode="after")
