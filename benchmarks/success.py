@@ -5,7 +5,8 @@
 
 Every word is an option of train.py; one with commas takes its values in turn. Runs that are already finished in
 ``--runs`` are not repeated, so a benchmark that was cut off goes on. Results are written after each run, to
-``benchmarks/results/NAME.json``, and the curves to ``docs/pictures/NAME.png``.
+``benchmarks/results/NAME.json``, and the curves to ``docs/pictures/NAME.png``. ``--timed`` says that the machine does
+nothing else meanwhile; only then the training times are kept.
 """
 
 import argparse
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("words", nargs="*", metavar="option=value[,value…]")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "benchmarks")
+    parser.add_argument("--timed", action="store_true", help="keep training times: the machine does nothing else")
     arguments = parser.parse_args()
     family = combinations(arguments.words)
     varied = {word.partition("=")[0] for word in arguments.words if len(combinations([word])) > 1}
@@ -107,8 +109,10 @@ def main() -> None:
         chosen = [word for word in words if word.partition("=")[0] in varied]
         name = "-".join([arguments.name, *(word.replace("=", "-") for word in chosen)])
         results.append(train_and_evaluate(words, arguments.runs, name))
+        if not arguments.timed:
+            results[-1]["seconds"] = None
         report = {
-            "command": " ".join(["success.py", arguments.name, *arguments.words]),
+            "command": " ".join(["success.py", *sys.argv[1:]]),
             "machine": machine(),
             "runs": results,
         }

@@ -18,16 +18,17 @@ BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", r
 def success_table(report: dict[str, Any]) -> str:
     """A row per run of ``success.py``."""
     machine = report["machine"]
+    timed = all(run["seconds"] is not None for run in report["runs"])
     rows = [
-        "| run | success on unseen episodes (95 % interval) | to 95 % | timesteps | training time | parameters |",
-        "|---|---|---|---|---|---|",
+        "| run | success on unseen episodes (95 % interval) | to 95 % | timesteps | parameters |" + " time |" * timed,
+        "|---|---|---|---|---|" + "---|" * timed,
     ]
     for run in report["runs"]:
         [task] = run["tasks"]
         low, high = task["success_interval"]
         to_95 = "not reached" if run["steps_to_95"] is None else f"{run['steps_to_95']:,}"
         success = f"{task['success_rate']:.1%} ({low:.1%} – {high:.1%}) of {task['episodes']:,}"
-        cost = f"{run['timesteps']:,} | {run['seconds']} s | {run['parameters']:,}"
+        cost = f"{run['timesteps']:,} | {run['parameters']:,}" + (f" | {run['seconds']} s" if timed else "")
         rows.append(f"| {' '.join(run['options'])} | {success} | {to_95} | {cost} |")
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     rows += [
