@@ -1,28 +1,26 @@
-"""The schema of every configuration: frozen once built, valid or an error. The doc of a field stands under it.
+"""The schema of tasks, agents and runs: frozen once built, valid or an error. The doc of a field stands under it.
 
 Each builder receives its own part (``build_fusion(config.fusion, …)``), never the whole.
 """
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from mirl.configs.config import Config
+from mirl.configs.networks import (
+    ContextConfig,
+    EncoderConfig,
+    FusionConfig,
+    ImageEncoderConfig,
+    Site,
+    TaskIdContextConfig,
+    VectorEncoderConfig,
 )
 
-from mirl.configs.errors import ConfigError, nearest
-
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
-Site = Literal["map", "vector", "heads"]
 BackendName = Literal["auto", "gymnasium", "envpool"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
@@ -30,19 +28,6 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 def file_name(name: str) -> str:
     """A task's name as part of a file's name: ``ALE/Pong-v5`` must not become a folder."""
     return re.sub(r"[^A-Za-z0-9._+-]", "-", name)
-
-
-class Config(BaseModel):
-    """Frozen, closed to unknown fields, documented by the text under each field."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-        validate_default=True,
-        coerce_numbers_to_str=True,  # name=123
-    )
 
 
 # ---------------------------------------------------------------------------------------------------------- tasks
@@ -55,7 +40,7 @@ class TaskConfig(Config):
     """Name in logs and tables."""
     env_id: str
     """Registered gymnasium id, e.g. ``MiniGrid-GoToDoor-5x5-v0``."""
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the environment (the ``gymnasium`` backend only)."""
     success: Literal["reward", "info"] = "reward"
     """An episode succeeds when its last reward is positive, or when its last info says ``is_success``."""
@@ -89,166 +74,6 @@ class SuiteConfig(Config):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"task names must be unique, these come twice: {', '.join(twice)}")
         return self
-
-
-# ----------------------------------------------------------------------------------------------------- interactions
-
-
-class ConcatConfig(Config):
-    """y = V x + Uᵀ z + b, the additive baseline."""
-
-    kind: Literal["concat"] = "concat"
-    hidden: NonNegativeInt = 0
-    """Width of a hidden ReLU layer over [x, z], to match the parameters of another fusion; 0 is the affine form."""
-
-
-class BilinearConfig(Config):
-    """y = zᵀ𝕎x + Uᵀz + Vx + b, the general multiplicative interaction."""
-
-    kind: Literal["bilinear"] = "bilinear"
-
-
-class LowRankConfig(Config):
-    """y = P((A x) ⊙ (B z)) + Uᵀz + Vx + b, a rank-R factorisation of 𝕎."""
-
-    kind: Literal["low_rank"] = "low_rank"
-    rank: PositiveInt = 32
-    """R, the number of products."""
-
-
-class HyperConfig(Config):
-    """y = W′(z) x + b′(z) with (W′, b′) = g(z); an affine g makes it equal to ``bilinear``."""
-
-    kind: Literal["hyper"] = "hyper"
-    hidden: tuple[PositiveInt, ...] = (32,)
-    """Hidden ReLU layers of the generator g; empty for an affine g."""
-
-
-class FilmConfig(Config):
-    """y = (1 + γ(z)) ⊙ (V x + b) + β(z), feature-wise linear modulation."""
-
-    kind: Literal["film"] = "film"
-
-
-class GateConfig(Config):
-    """y = σ(g(x, z)) ⊙ (V x + b), a bounded diagonal form."""
-
-    kind: Literal["gate"] = "gate"
-
-
-class AttentionConfig(Config):
-    """On a vector a bounded mask, y = V (m ⊙ x) + b with m from M(x, z); on cells, multi-head cross-attention."""
-
-    kind: Literal["attention"] = "attention"
-    heads: PositiveInt = 4
-    """Heads of the cross-attention over cells."""
-    mask: Literal["sigmoid", "softmax"] = "sigmoid"
-    """On a vector: weights bounded by (0, 1), or on the simplex (times the number of features)."""
-    rank: PositiveInt = 32
-    """Rank of the interaction M(x, z) that makes the mask."""
-
-
-class MetricConfig(Config):
-    """y = V x + b + W s(x, z), with s the similarities of x and z under several learned projections."""
-
-    kind: Literal["metric"] = "metric"
-    projections: PositiveInt = 8
-    """Number of learned metrics; each gives an inner product and a Mahalanobis distance."""
-    rank: PositiveInt = 16
-    """Dimension in which each metric compares."""
-
-
-FusionConfig = (
-    ConcatConfig
-    | BilinearConfig
-    | LowRankConfig
-    | HyperConfig
-    | FilmConfig
-    | GateConfig
-    | AttentionConfig
-    | MetricConfig
-)
-
-
-# ------------------------------------------------------------------------------------------- contexts and encoders
-
-
-class TaskIdContextConfig(Config):
-    """z = relu(MLP(one-hot task id))."""
-
-    kind: Literal["task_id"] = "task_id"
-    key: str = "task"
-    """Key of the observation that holds the task index."""
-    dim: PositiveInt = 64
-    """Z, the size of the context."""
-
-
-class MissionContextConfig(Config):
-    """z from the words of the mission."""
-
-    kind: Literal["mission"] = "mission"
-    key: str = "mission"
-    """Key of the observation that holds the mission's token ids."""
-    encoder: Literal["attention", "gru", "bag"] = "attention"
-    """Self-attention with sinusoidal positions, a recurrent network, or a bag of words."""
-    dim: PositiveInt = 64
-    """Z, the size of the context."""
-    heads: PositiveInt = 4
-    """Heads of the self-attention; they must divide ``dim``."""
-    layers: PositiveInt = 1
-    """Layers of the self-attention or of the GRU."""
-
-    @model_validator(mode="after")
-    def _heads_divide_dim(self) -> Self:
-        if self.encoder == "attention" and (self.dim % self.heads or self.dim % 2):
-            raise ValueError(f"dim must be even and a multiple of heads={self.heads}, got {self.dim}")
-        return self
-
-
-class GoalContextConfig(Config):
-    """z = relu(MLP(goal))."""
-
-    kind: Literal["goal"] = "goal"
-    key: str = "desired_goal"
-    """Key of the observation that holds the goal."""
-    dim: PositiveInt = 64
-    """Z, the size of the context."""
-
-
-ContextConfig = TaskIdContextConfig | MissionContextConfig | GoalContextConfig
-
-
-class GridEncoderConfig(Config):
-    """MiniGrid's symbolic view: an embedding per channel, then convolutions; gives cells and a vector."""
-
-    kind: Literal["grid"] = "grid"
-    channels: PositiveInt = 32
-    """Features of each cell."""
-    features_dim: PositiveInt = 128
-    """Size of the feature vector."""
-
-
-class ImageEncoderConfig(Config):
-    """RGB pixels: strided convolutions; gives cells and a vector."""
-
-    kind: Literal["image"] = "image"
-    channels: PositiveInt = 32
-    """Features of each cell."""
-    features_dim: PositiveInt = 128
-    """Size of the feature vector."""
-
-
-class VectorEncoderConfig(Config):
-    """Everything flattened, then an MLP; gives a vector and no cells."""
-
-    kind: Literal["vector"] = "vector"
-    hidden: tuple[PositiveInt, ...] = (128,)
-    """Hidden ReLU layers."""
-    features_dim: PositiveInt = 128
-    """Size of the feature vector."""
-
-
-EncoderConfig = GridEncoderConfig | ImageEncoderConfig | VectorEncoderConfig
 
 
 # ----------------------------------------------------------------------------------------------------------- agents
@@ -447,17 +272,3 @@ class EvalConfig(Config):
     """Take the most probable action, or sample from the policy."""
     gif: bool = False
     """Also write a GIF of one episode per task."""
-
-
-def choose(part: str | Config, union: Any) -> Any:
-    """A member of a union of configs by its ``kind``, with its defaults; a config is passed through.
-
-    :raises ConfigError: naming the nearest kind.
-    """
-    members = get_args(union)
-    if isinstance(part, members):
-        return part
-    kinds = {member.model_fields["kind"].default: member for member in members}
-    if isinstance(part, str) and part in kinds:
-        return kinds[part]()
-    raise ConfigError(f"expected one of {', '.join(kinds)}, got {part!r}." + nearest(str(part), kinds))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import ContextConfig, GoalContextConfig, MissionContextConfig, TaskIdContextConfig
+from mirl.configs.networks import ContextConfig, GoalContextConfig, MissionContextConfig, TaskIdContextConfig
 from mirl.policies.positions import sinusoidal_positions
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import EncoderConfig, GridEncoderConfig, ImageEncoderConfig, VectorEncoderConfig
+from mirl.configs.networks import EncoderConfig, GridEncoderConfig, ImageEncoderConfig, VectorEncoderConfig
 from mirl.policies.routing import Routing
 
 

@@ -11,14 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError, nearest
-from mirl.configs.schema import (
-    ContextConfig,
-    EncoderConfig,
-    FusionConfig,
-    Site,
-    VectorEncoderConfig,
-    choose,
-)
+from mirl.configs.networks import ContextConfig, EncoderConfig, FusionConfig, Site, VectorEncoderConfig, choose
 from mirl.policies.contexts import build_context
 from mirl.policies.encoders import CellsEncoder, build_encoder
 from mirl.policies.interactions import Fusion, build_fusion, build_map_fusion

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mirl.configs.schema import (
+from mirl.configs.networks import (
     AttentionConfig,
     BilinearConfig,
     ConcatConfig,

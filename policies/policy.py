@@ -11,7 +11,7 @@ from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from mirl.configs.schema import ContextConfig, EncoderConfig, FusionConfig, Site
+from mirl.configs.networks import ContextConfig, EncoderConfig, FusionConfig, Site
 from mirl.policies.extractor import FusionExtractor
 from mirl.policies.interactions import Fusion, build_fusion
 

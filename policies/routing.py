@@ -7,7 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 
 from mirl.configs.errors import ConfigError, nearest
-from mirl.configs.schema import (
+from mirl.configs.networks import (
     ContextConfig,
     EncoderConfig,
     GoalContextConfig,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from mirl.configs.compose import GROUPS, compose_train, fields_of, parse_flat, presets, validate
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import EvalConfig, FilmConfig, PPOConfig, TrainConfig
+from mirl.configs.networks import FilmConfig
+from mirl.configs.schema import EvalConfig, PPOConfig, TrainConfig
 
 PRESETS = [(group, preset) for group in GROUPS for preset in presets(group)]
 COMPANIONS = {

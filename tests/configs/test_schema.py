@@ -8,21 +8,8 @@ from pydantic import BaseModel, ValidationError
 
 from mirl.configs.compose import compose_train, models_of
 from mirl.configs.errors import ConfigError, nearest
-from mirl.configs.schema import (
-    A2CConfig,
-    AgentConfig,
-    BilinearConfig,
-    ContextConfig,
-    EncoderConfig,
-    EvalConfig,
-    FilmConfig,
-    FusionConfig,
-    PPOConfig,
-    SuiteConfig,
-    TaskConfig,
-    TrainConfig,
-    choose,
-)
+from mirl.configs.networks import BilinearConfig, ContextConfig, EncoderConfig, FilmConfig, FusionConfig, choose
+from mirl.configs.schema import A2CConfig, AgentConfig, EvalConfig, PPOConfig, SuiteConfig, TaskConfig, TrainConfig
 
 
 def all_models() -> list[type[BaseModel]]:

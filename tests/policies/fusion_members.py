@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mirl.configs.schema import (
+from mirl.configs.networks import (
     AttentionConfig,
     BilinearConfig,
     ConcatConfig,

@@ -12,12 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import (
-    ContextConfig,
-    GoalContextConfig,
-    MissionContextConfig,
-    TaskIdContextConfig,
-)
+from mirl.configs.networks import ContextConfig, GoalContextConfig, MissionContextConfig, TaskIdContextConfig
 from mirl.policies.contexts import Context, build_context, distinct_rows
 from mirl.policies.positions import sinusoidal_positions
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mirl.configs.schema import BilinearConfig, ConcatConfig, FusionConfig
+from mirl.configs.networks import BilinearConfig, ConcatConfig, FusionConfig
 from mirl.policies import build_fusion, count_parameters
 
 TARGET = 1e-4

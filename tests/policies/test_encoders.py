@@ -7,7 +7,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import EncoderConfig, GridEncoderConfig, ImageEncoderConfig, VectorEncoderConfig
+from mirl.configs.networks import EncoderConfig, GridEncoderConfig, ImageEncoderConfig, VectorEncoderConfig
 from mirl.policies.encoders import CellsEncoder, GridCells, ImageCells, build_encoder
 from mirl.policies.routing import route
 

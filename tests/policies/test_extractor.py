@@ -12,7 +12,7 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import Tensor
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import (
+from mirl.configs.networks import (
     GoalContextConfig,
     GridEncoderConfig,
     ImageEncoderConfig,

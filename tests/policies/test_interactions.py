@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from mirl.configs.schema import (
+from mirl.configs.networks import (
     AttentionConfig,
     BilinearConfig,
     ConcatConfig,

@@ -13,7 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 from toy_goal_envs import ADDITIVE_LIMIT, FlipGoalEnv, FlipMissionEnv, FlipTaskEnv, MirrorReachEnv
 
-from mirl.configs.schema import GoalContextConfig, MissionContextConfig, TaskIdContextConfig, VectorEncoderConfig
+from mirl.configs.networks import GoalContextConfig, MissionContextConfig, TaskIdContextConfig, VectorEncoderConfig
 from mirl.envs import ContractObservation
 from mirl.policies import FusionExtractor, FusionPolicy
 

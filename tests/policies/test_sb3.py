@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 from toy_goal_envs import FlipMissionEnv, MirrorReachEnv, SampledEnv
 
-from mirl.configs.schema import GridEncoderConfig, MissionContextConfig, TaskIdContextConfig, VectorEncoderConfig
+from mirl.configs.networks import GridEncoderConfig, MissionContextConfig, TaskIdContextConfig, VectorEncoderConfig
 from mirl.envs import ContractObservation
 from mirl.policies import FusionExtractor, FusionPolicy
 from mirl.policies.policy import FusionHead

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 from toy_goal_envs import SampledEnv
 
-from mirl.configs.schema import (
+from mirl.configs.networks import (
     AttentionConfig,
     BilinearConfig,
     ConcatConfig,

@@ -1,0 +1,187 @@
+"""The schema of networks: how observation and context are encoded, and how they are fused.
+
+Each group is a closed union, told apart by ``kind``.
+"""
+
+from typing import Any, Literal, Self, get_args
+
+from pydantic import NonNegativeInt, PositiveInt, model_validator
+
+from mirl.configs.config import Config
+from mirl.configs.errors import ConfigError, nearest
+
+Site = Literal["map", "vector", "heads"]
+
+
+# ----------------------------------------------------------------------------------------------------- interactions
+
+
+class ConcatConfig(Config):
+    """y = V x + Uᵀ z + b, the additive baseline."""
+
+    kind: Literal["concat"] = "concat"
+    hidden: NonNegativeInt = 0
+    """Width of a hidden ReLU layer over [x, z], to match the parameters of another fusion; 0 is the affine form."""
+
+
+class BilinearConfig(Config):
+    """y = zᵀ𝕎x + Uᵀz + Vx + b, the general multiplicative interaction."""
+
+    kind: Literal["bilinear"] = "bilinear"
+
+
+class LowRankConfig(Config):
+    """y = P((A x) ⊙ (B z)) + Uᵀz + Vx + b, a rank-R factorisation of 𝕎."""
+
+    kind: Literal["low_rank"] = "low_rank"
+    rank: PositiveInt = 32
+    """R, the number of products."""
+
+
+class HyperConfig(Config):
+    """y = W′(z) x + b′(z) with (W′, b′) = g(z); an affine g makes it equal to ``bilinear``."""
+
+    kind: Literal["hyper"] = "hyper"
+    hidden: tuple[PositiveInt, ...] = (32,)
+    """Hidden ReLU layers of the generator g; empty for an affine g."""
+
+
+class FilmConfig(Config):
+    """y = (1 + γ(z)) ⊙ (V x + b) + β(z), feature-wise linear modulation."""
+
+    kind: Literal["film"] = "film"
+
+
+class GateConfig(Config):
+    """y = σ(g(x, z)) ⊙ (V x + b), a bounded diagonal form."""
+
+    kind: Literal["gate"] = "gate"
+
+
+class AttentionConfig(Config):
+    """On a vector a bounded mask, y = V (m ⊙ x) + b with m from M(x, z); on cells, multi-head cross-attention."""
+
+    kind: Literal["attention"] = "attention"
+    heads: PositiveInt = 4
+    """Heads of the cross-attention over cells."""
+    mask: Literal["sigmoid", "softmax"] = "sigmoid"
+    """On a vector: weights bounded by (0, 1), or on the simplex (times the number of features)."""
+    rank: PositiveInt = 32
+    """Rank of the interaction M(x, z) that makes the mask."""
+
+
+class MetricConfig(Config):
+    """y = V x + b + W s(x, z), with s the similarities of x and z under several learned projections."""
+
+    kind: Literal["metric"] = "metric"
+    projections: PositiveInt = 8
+    """Number of learned metrics; each gives an inner product and a Mahalanobis distance."""
+    rank: PositiveInt = 16
+    """Dimension in which each metric compares."""
+
+
+FusionConfig = (
+    ConcatConfig
+    | BilinearConfig
+    | LowRankConfig
+    | HyperConfig
+    | FilmConfig
+    | GateConfig
+    | AttentionConfig
+    | MetricConfig
+)
+
+
+# ------------------------------------------------------------------------------------------- contexts and encoders
+
+
+class TaskIdContextConfig(Config):
+    """z = relu(MLP(one-hot task id))."""
+
+    kind: Literal["task_id"] = "task_id"
+    key: str = "task"
+    """Key of the observation that holds the task index."""
+    dim: PositiveInt = 64
+    """Z, the size of the context."""
+
+
+class MissionContextConfig(Config):
+    """z from the words of the mission."""
+
+    kind: Literal["mission"] = "mission"
+    key: str = "mission"
+    """Key of the observation that holds the mission's token ids."""
+    encoder: Literal["attention", "gru", "bag"] = "attention"
+    """Self-attention with sinusoidal positions, a recurrent network, or a bag of words."""
+    dim: PositiveInt = 64
+    """Z, the size of the context."""
+    heads: PositiveInt = 4
+    """Heads of the self-attention; they must divide ``dim``."""
+    layers: PositiveInt = 1
+    """Layers of the self-attention or of the GRU."""
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> Self:
+        if self.encoder == "attention" and (self.dim % self.heads or self.dim % 2):
+            raise ValueError(f"dim must be even and a multiple of heads={self.heads}, got {self.dim}")
+        return self
+
+
+class GoalContextConfig(Config):
+    """z = relu(MLP(goal))."""
+
+    kind: Literal["goal"] = "goal"
+    key: str = "desired_goal"
+    """Key of the observation that holds the goal."""
+    dim: PositiveInt = 64
+    """Z, the size of the context."""
+
+
+ContextConfig = TaskIdContextConfig | MissionContextConfig | GoalContextConfig
+
+
+class GridEncoderConfig(Config):
+    """MiniGrid's symbolic view: an embedding per channel, then convolutions; gives cells and a vector."""
+
+    kind: Literal["grid"] = "grid"
+    channels: PositiveInt = 32
+    """Features of each cell."""
+    features_dim: PositiveInt = 128
+    """Size of the feature vector."""
+
+
+class ImageEncoderConfig(Config):
+    """RGB pixels: strided convolutions; gives cells and a vector."""
+
+    kind: Literal["image"] = "image"
+    channels: PositiveInt = 32
+    """Features of each cell."""
+    features_dim: PositiveInt = 128
+    """Size of the feature vector."""
+
+
+class VectorEncoderConfig(Config):
+    """Everything flattened, then an MLP; gives a vector and no cells."""
+
+    kind: Literal["vector"] = "vector"
+    hidden: tuple[PositiveInt, ...] = (128,)
+    """Hidden ReLU layers."""
+    features_dim: PositiveInt = 128
+    """Size of the feature vector."""
+
+
+EncoderConfig = GridEncoderConfig | ImageEncoderConfig | VectorEncoderConfig
+
+
+def choose(part: str | Config, union: Any) -> Any:
+    """A member of a union of configs by its ``kind``, with its defaults; a config is passed through.
+
+    :raises ConfigError: naming the nearest kind.
+    """
+    members = get_args(union)
+    if isinstance(part, members):
+        return part
+    kinds = {member.model_fields["kind"].default: member for member in members}
+    if isinstance(part, str) and part in kinds:
+        return kinds[part]()
+    raise ConfigError(f"expected one of {', '.join(kinds)}, got {part!r}." + nearest(str(part), kinds))
