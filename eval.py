@@ -15,10 +15,11 @@ def run(argv: list[str]) -> int:
 
     from mirl.agents.evaluation import evaluate_run, results_table
 
-    results, path = evaluate_run(config)
+    results, written = evaluate_run(config)
     console = Console()
     console.print(results_table(results, f"{config.run.name}, {config.checkpoint} checkpoint, on unseen episodes"))
-    console.print(f"Written: {path}", soft_wrap=True)
+    for path in written:
+        console.print(f"Written: {path}", soft_wrap=True, highlight=False)
     return 0
 
 

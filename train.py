@@ -16,19 +16,19 @@ def run(argv: list[str]) -> int:
     from mirl.agents.training import train
     from mirl.configs.schema import EvalConfig
 
-    console = Console()
-    again = "the same command again goes on"
-    console.print(f"Run {config.run_dir}: {config.total_timesteps:,} timesteps; Ctrl-C saves, {again}.", soft_wrap=True)
-    outcome = train(config)
+    def say(line: str) -> None:
+        Console().print(line, soft_wrap=True, highlight=False)
+
+    outcome = train(config, say)
     if not outcome.finished:
-        console.print(f"Stopped and saved at {outcome.timesteps:,} timesteps; {again}.")
+        say(f"Stopped and saved at {outcome.timesteps:,} timesteps; the same command again resumes.")
         return 130
     evaluation = EvalConfig(run=config.run_dir, checkpoint="last", backend=config.backend, device=config.device)
-    results, path = evaluate_run(evaluation)
-    console.print(results_table(results, f"After {outcome.timesteps:,} timesteps, on unseen episodes"))
-    console.print(f"Written: {path}", soft_wrap=True)
-    console.print(f"Curves:  {command('tensorboard')} --logdir {config.runs_dir}", soft_wrap=True)
-    console.print(f"Again:   {command('mirl-eval')} run={config.run_dir}", soft_wrap=True)
+    results, written = evaluate_run(evaluation)
+    Console().print(results_table(results, f"After {outcome.timesteps:,} timesteps, on unseen episodes"))
+    say(f"Written: {written[0]}")
+    say(f"Curves:  {command('tensorboard')} --logdir {config.runs_dir}")
+    say(f"Again:   {command('mirl-eval')} run={config.run_dir} checkpoint=last")
     return 0
 
 

@@ -5,7 +5,7 @@ from typing import Any, Self, assert_never
 
 from stable_baselines3 import A2C as SB3A2C
 from stable_baselines3 import PPO as SB3PPO
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import LinearSchedule
@@ -33,15 +33,13 @@ class OnPolicyLoop(OnPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
-        total_timesteps, callback = self._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
-        )
         clock = IterationClock()
-        callback = CallbackList([callback, clock])
-        callback.init_callback(self)
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, [*_as_list(callback), clock], reset_num_timesteps, tb_log_name, progress_bar
+        )
+        iteration = 0
         callback.on_training_start(locals(), globals())
         assert self.env is not None
-        iteration = 0
         while self.num_timesteps < total_timesteps:
             before = self.num_timesteps
             if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
@@ -55,6 +53,18 @@ class OnPolicyLoop(OnPolicyAlgorithm):
                 self.dump_logs(iteration)
         callback.on_training_end()
         return self
+
+
+def _as_list(callback: MaybeCallback) -> list[BaseCallback]:
+    match callback:
+        case None:
+            return []
+        case list():
+            return callback
+        case BaseCallback():
+            return [callback]
+        case _:
+            return [ConvertCallback(callback)]
 
 
 class IterationClock(BaseCallback):

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.vec_env import VecTransposeImage
 
 from mirl.agents.algorithms import A2C, PPO, build_algorithm
 from mirl.agents.checkpoint import find_checkpoint, load_weights
@@ -50,16 +52,35 @@ def resolve_device(name: DeviceName) -> str:
 
 
 def load_policy(
-    run_dir: Path, which: str, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], device: DeviceName
+    run_dir: Path | str,
+    which: str,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    device: DeviceName,
 ) -> tuple[FusionPolicy, Path]:
     """The policy of a run's checkpoint, ready to act, and the checkpoint's folder.
 
     :param which: ``best``, ``last`` or a number of timesteps.
     :raises ConfigError: when there is no such run or checkpoint, or the environment's spaces are not those of training.
     """
+    run_dir = Path(run_dir)
     config = read_config(run_dir)
     checkpoint = find_checkpoint(run_dir / "checkpoints", which)
-    policy = FusionPolicy(observation_space, action_space, lambda _: 0.0, **policy_kwargs(config))
+    policy = FusionPolicy(_as_trained(observation_space), action_space, lambda _: 0.0, **policy_kwargs(config))
     load_weights(checkpoint, policy)
     policy.to(resolve_device(device)).set_training_mode(False)
     return policy, checkpoint
+
+
+def _as_trained(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """The space that SB3 trains on: it transposes images to channels first (``VecTransposeImage``)."""
+    if not isinstance(space, spaces.Dict):
+        return space
+    return spaces.Dict(
+        {
+            key: VecTransposeImage.transpose_space(part, key)
+            if isinstance(part, spaces.Box) and is_image_space(part) and not is_image_space_channels_first(part)
+            else part
+            for key, part in space.items()
+        }
+    )

@@ -1,6 +1,7 @@
 """What happens beside learning, as SB3 callbacks: statistics per task, evaluation, checkpoints, a clean stop."""
 
 import signal
+import threading
 import time
 from abc import abstractmethod
 from collections import deque
@@ -117,7 +118,7 @@ class Evaluation(BetweenIterations):
         self.logger.record(metrics.EVAL_RETURN, float(np.mean([result.returns.mean() for result in results])))
         self.logger.record(metrics.TIMESTEPS, self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
-        if score > self.best:
+        if score >= self.best:  # of equals the later, which has practised longer
             self.best = score
             save_checkpoint(self.checkpoints, self.model, best=score)
 
@@ -184,7 +185,6 @@ class ProgressBar(BaseCallback):
 
     def _on_training_start(self) -> None:
         self.start = time.perf_counter()
-        self.progress.start()
 
     def _on_step(self) -> bool:
         return True
@@ -199,13 +199,15 @@ class ProgressBar(BaseCallback):
 
     def _on_training_end(self) -> None:
         self.progress.update(self.bar, completed=self.num_timesteps)
-        self.progress.stop()
 
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """Within it, Ctrl-C and SIGTERM only make a note, which the function given tells; a second one acts at once."""
     noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield lambda: False
+        return
 
     def note(number: int, _frame: FrameType | None) -> None:
         noted.append(number)

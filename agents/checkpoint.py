@@ -32,7 +32,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():
+        return  # Windows has no handle to flush a directory by
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
@@ -72,6 +74,13 @@ def save_checkpoint(directory: Path, agent: OnPolicyAlgorithm, *, best: float | 
         index |= {"best": final.name, "best_score": best}
     write_json(directory / "index.json", index)
     return final
+
+
+def forget_later_checkpoints(directory: Path, timesteps: int) -> None:
+    """Delete what a run that was cut off saved behind the checkpoint it is continued from."""
+    for path in directory.glob("step_*"):
+        if path.name > step_name(timesteps):
+            shutil.rmtree(path)
 
 
 def read_index(directory: Path) -> dict[str, Any]:

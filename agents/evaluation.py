@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.table import Table
 from stable_baselines3.common.policies import BasePolicy
 
+from mirl.agents.acting import acting
 from mirl.agents.building import load_policy
 from mirl.agents.checkpoint import write_json
 from mirl.agents.run_directory import read_config
 from mirl.agents.statistics import TaskResult, wilson_interval
 from mirl.agents.video import record_episode
-from mirl.configs.schema import EvalConfig, file_name
+from mirl.configs.schema import EvalConfig, TaskConfig, file_name
 from mirl.envs import SuiteVecEnv, slot_seeds
 
 
@@ -31,11 +31,8 @@ def evaluate(
         slots = np.flatnonzero(tasks == task)
         quota[slots] = episodes // len(slots) + (np.arange(len(slots)) < episodes % len(slots))
     played: list[list[tuple[bool, float, int]]] = [[] for _ in range(env.num_envs)]
-    training = policy.training
-    policy.set_training_mode(False)
     env.seed(seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with acting(policy, seed):
         observation = env.reset()
         while any(len(done) < quota[slot] for slot, done in enumerate(played)):
             actions, _ = policy.predict(observation, deterministic=deterministic)
@@ -45,20 +42,19 @@ def evaluate(
                 if len(played[slot]) < quota[slot]:
                     episode = infos[slot]["episode"]
                     played[slot].append((infos[slot]["is_success"], episode["r"], episode["l"]))
-    policy.set_training_mode(training)
     return [
-        _result(task.name, [done for slot in np.flatnonzero(tasks == i) for done in played[slot]])
+        _result(task, [done for slot in np.flatnonzero(tasks == i) for done in played[slot]])
         for i, task in enumerate(env.suite.tasks)
     ]
 
 
-def _result(task: str, episodes: Sequence[tuple[bool, float, int]]) -> TaskResult:
-    success, returns, lengths = zip(*episodes, strict=True)
-    return TaskResult(task, np.array(success, dtype=bool), np.array(returns, dtype=float), np.array(lengths, dtype=int))
+def _result(task: TaskConfig, episodes: Sequence[tuple[bool, float, int]]) -> TaskResult:
+    success, returns, lengths = (np.array(column) for column in zip(*episodes, strict=True))
+    return TaskResult(task.name, success, returns, lengths, task.score_low, task.score_high)
 
 
-def evaluate_run(config: EvalConfig) -> tuple[list[TaskResult], Path]:
-    """Evaluate a run's checkpoint on the test seeds; the results, and the JSON file that now holds them.
+def evaluate_run(config: EvalConfig) -> tuple[list[TaskResult], list[Path]]:
+    """Evaluate a run's checkpoint on the test seeds; the results, and the files that now hold them.
 
     :raises ConfigError: when there is no such run or checkpoint.
     """
@@ -72,24 +68,29 @@ def evaluate_run(config: EvalConfig) -> tuple[list[TaskResult], Path]:
         results = evaluate(policy, env, episodes=config.episodes, seed=config.seed, deterministic=config.deterministic)
     finally:
         env.close()
-    name = f"{checkpoint.name}-{env.backend}-seed{config.seed}" + ("-deterministic" if config.deterministic else "")
+    name = f"{checkpoint.name}-{env.backend}-seed{config.seed}-{config.episodes}ep" + (
+        "-deterministic" if config.deterministic else ""
+    )
     report = {
         "checkpoint": checkpoint.name,
         "backend": env.backend,
         "seed": config.seed,
         "deterministic": config.deterministic,
+        "n_envs": n_envs,
         "tasks": [result.summary() for result in results],
     }
     folder = config.run / "eval"
     folder.mkdir(exist_ok=True)
-    write_json(folder / f"{name}.json", report)
+    written = [folder / f"{name}.json"]
+    write_json(written[0], report)
     if config.gif:
         for i, task in enumerate(training.task.tasks):
             seed = slot_seeds(config.seed, "test", i, 1)[0]
             gif = record_episode(policy, training.task, i, seed=seed, deterministic=config.deterministic)
             if gif is not None:
-                (folder / f"{name}-{file_name(task.name)}.gif").write_bytes(gif.data)
-    return results, folder / f"{name}.json"
+                written.append(folder / f"{name}-{file_name(task.name)}.gif")
+                written[-1].write_bytes(gif.data)
+    return results, written
 
 
 def mean_success(results: Sequence[TaskResult]) -> float:

@@ -19,7 +19,7 @@ EVAL_RETURN = "eval/return"
 
 
 def task_metric(split: str, task: str, metric: str) -> str:
-    """``train/<task>/success_rate`` and its like; ``split`` is ``task`` while training and ``eval`` on unseen seeds."""
+    """``task/<task>/success_rate`` and its like; ``split`` is ``task`` while training and ``eval`` on unseen seeds."""
     return f"{split}/{task}/{metric}"
 
 

@@ -21,6 +21,8 @@ class TaskResult:
     success: Bool[np.ndarray, " episodes"]
     returns: Float[np.ndarray, " episodes"]
     lengths: Int[np.ndarray, " episodes"]
+    score_low: float = 0.0
+    score_high: float = 1.0
 
     @property
     def success_rate(self) -> float:
@@ -37,5 +39,6 @@ class TaskResult:
             "success_interval": list(wilson_interval(int(self.success.sum()), len(self.success))),
             "return_mean": float(self.returns.mean()),
             "return_std": float(self.returns.std()),
+            "score": (float(self.returns.mean()) - self.score_low) / (self.score_high - self.score_low),
             "length_mean": float(self.lengths.mean()),
         }

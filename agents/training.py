@@ -1,7 +1,7 @@
 """A run from its configuration to its last checkpoint, as a recipe."""
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
 from typing import Any, NamedTuple
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -11,7 +11,7 @@ from mirl.agents import metrics
 from mirl.agents.algorithms import A2C, PPO
 from mirl.agents.building import build_agent
 from mirl.agents.callbacks import Checkpointing, Evaluation, ProgressBar, TaskStatistics, stop_signals
-from mirl.agents.checkpoint import find_checkpoint, load_agent
+from mirl.agents.checkpoint import find_checkpoint, forget_later_checkpoints, load_agent
 from mirl.agents.run_directory import open_run
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
@@ -25,9 +25,10 @@ class Outcome(NamedTuple):
     finished: bool
 
 
-def train(config: TrainConfig) -> Outcome:
-    """Train, or continue the run of this configuration; stop after the iteration on Ctrl-C or SIGTERM.
+def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> Outcome:
+    """Train, or resume the run of this configuration; stop after the iteration on Ctrl-C or SIGTERM.
 
+    :param say: is told in a line what starts, once nothing can be wrong with the configuration any more.
     :raises ConfigError: before anything is written, when the environments or the device cannot be had.
     """
     slots = min(config.evaluation.episodes * len(config.task.tasks), config.agent.n_envs)
@@ -41,6 +42,9 @@ def train(config: TrainConfig) -> Outcome:
         continued = open_run(config)
         if continued and (config.run_dir / "checkpoints" / "index.json").exists():
             load_agent(find_checkpoint(config.run_dir / "checkpoints", "last"), agent)
+            forget_later_checkpoints(config.run_dir / "checkpoints", agent.num_timesteps)
+        start = f"Resuming at {agent.num_timesteps:,} of" if agent.num_timesteps else "Training for"
+        say(f"{start} {config.total_timesteps:,} timesteps on {agent.device} and {env.backend}: {config.run_dir}")
         return _learn(config, agent, validation, continued)
 
 
@@ -59,17 +63,16 @@ def _learn(config: TrainConfig, agent: PPO | A2C, validation: SuiteVecEnv, conti
             Evaluation(config, validation),
             checkpointing,
         ]
+        bar = ProgressBar(config.total_timesteps)
         if config.progress:
-            callbacks.append(ProgressBar(config.total_timesteps))
-        try:
+            callbacks.append(bar)
+        with closing(logger), bar.progress if config.progress else nullcontext():
             agent.learn(
                 config.total_timesteps - start,
                 callback=callbacks,
                 log_interval=config.log_every,
                 reset_num_timesteps=start == 0,
             )
-        finally:
-            logger.close()
     return Outcome(checkpointing.saved_at, finished=not checkpointing.stopping)
 
 

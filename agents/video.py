@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from stable_baselines3.common.policies import BasePolicy
 
+from mirl.agents.acting import acting
 from mirl.configs.schema import SuiteConfig
 from mirl.envs import make_env
 
@@ -44,8 +44,7 @@ def record_episode(
         observation, _ = env.reset(seed=seed)
         caption = str(getattr(env.unwrapped, "mission", task.name))
         frames, over = [env.render()], False
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with acting(policy, seed):
             while not over and len(frames) < MAX_FRAMES:
                 action, _ = policy.predict(observation, deterministic=deterministic)
                 observation, _, terminated, truncated, _ = env.step(action)

@@ -55,7 +55,7 @@ def train_and_evaluate(words: list[str], runs: Path, name: str) -> dict[str, Any
     command = [sys.executable, str(ROOT / "train.py"), f"runs_dir={runs}", f"name={name}", "progress=false", *words]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     last = find_checkpoint(run_dir / "checkpoints", "last").name
-    [report_path] = (run_dir / "eval").glob(f"{last}-*-seed0.json")
+    [report_path] = (run_dir / "eval").glob(f"{last}-*-seed0-1000ep.json")
     report = json.loads(report_path.read_text())
     rows = read_metrics(run_dir)
     points = curve(rows)

@@ -44,7 +44,7 @@ def train_help() -> str:
         "examples:",
         "  train.py                                       the default agent, on GoToDoor",
         "  train.py task=goto_local fusion=film seed=3    presets and an option",
-        "  train.py task=BabyAI-GoToObj-v0                any registered environment id",
+        "  train.py task=BabyAI-GoToObj-v0                any environment id that states a mission",
         "  train.py fusion=low_rank fusion.rank=64        an option of the chosen preset",
         "  train.py sites=[map,vector,heads] agent=a2c    where to fuse, and how to learn",
         "",

@@ -79,7 +79,9 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
         return f"{where}: expected {detail['ctx']['expected']}, got {detail['input']!r}." + nearest(
             str(detail["input"]), valid
         )
-    if detail["type"] == "value_error" or detail["type"] == "missing":
+    if detail["type"] == "missing":
+        return f"{where}=… is required"
+    if detail["type"] == "value_error":
         return message if not where or message.startswith(path[-1]) else f"{where}: {message}"
     return f"{where}: {message[:1].lower()}{message[1:]}, got {detail['input']!r}"
 
@@ -98,7 +100,7 @@ def parse_overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
 def compose_train(argv: Sequence[str]) -> TrainConfig:
     """The configuration of ``train.py key=value …``.
 
-    A group takes a preset (``fusion=film``), a field a value (``agent.n_steps=64``), and ``task`` also any registered
+    A group takes a preset (``fusion=film``), a field a value (``agent.n_steps=64``), and ``task`` also any
     environment id (``task=BabyAI-GoToObj-v0``).
 
     :raises ConfigError: for the first thing that is wrong.

@@ -3,6 +3,7 @@
 Each builder receives its own part (``build_fusion(config.fusion, …)``), never the whole.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -36,7 +37,7 @@ def file_name(name: str) -> str:
 class TaskConfig(Config):
     """One task: an environment, how to build it, and what counts as success."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r'^[^,"\r\n]+$')]
     """Name in logs and tables."""
     env_id: str
     """Registered gymnasium id, e.g. ``MiniGrid-GoToDoor-5x5-v0``."""
@@ -107,6 +108,12 @@ class AgentBase(Config):
     share_features_extractor: bool = True
     """One trunk for actor and critic, or one each."""
 
+    @model_validator(mode="after")
+    def _rollout_has_a_deviation(self) -> Self:
+        if self.normalize_advantage and self.rollout_size < 2:
+            raise ValueError("normalize_advantage needs n_envs × n_steps of at least 2, got 1")
+        return self
+
     @property
     def rollout_size(self) -> int:
         """Timesteps of one rollout, all environments together."""
@@ -128,7 +135,8 @@ class PPOConfig(AgentBase):
     def _batch_divides_rollout(self) -> Self:
         if self.rollout_size % self.batch_size:
             raise ValueError(
-                f"batch_size must divide the rollout, n_envs × n_steps = {self.rollout_size}, got {self.batch_size}"
+                f"batch_size must divide the rollout, n_envs × n_steps = {self.rollout_size}, got {self.batch_size}; "
+                f"agent.batch_size={math.gcd(self.rollout_size, self.batch_size)} would"
             )
         if self.batch_size == 1:
             raise ValueError("batch_size must be at least 2, got 1")
@@ -136,7 +144,7 @@ class PPOConfig(AgentBase):
 
 
 class A2CConfig(AgentBase):
-    """Advantage actor-critic: one gradient step per rollout. The defaults are SB3's, but for the sizes."""
+    """Advantage actor-critic: one gradient step per rollout; λ = 1 and raw advantages, as SB3 has them."""
 
     kind: Literal["a2c"] = "a2c"
     n_envs: PositiveInt = 64
@@ -190,7 +198,7 @@ class TrainConfig(Config):
     runs_dir: Path = Path("runs")
     """Folder of the run directories."""
     total_timesteps: PositiveInt = 500_000
-    """Timesteps to train for, all environments together."""
+    """Timesteps to train for, all environments together, rounded up to whole rollouts."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of the weights, the actions, the minibatches and the training environments."""
     device: DeviceName = "auto"
@@ -205,6 +213,11 @@ class TrainConfig(Config):
     """Iterations between two rows of the log."""
     progress: bool = True
     """Show a progress bar."""
+
+    @field_validator("sites", mode="before")
+    @classmethod
+    def _one_site_needs_no_brackets(cls, sites: Any) -> Any:
+        return (sites,) if isinstance(sites, str) else sites
 
     @field_validator("name")
     @classmethod

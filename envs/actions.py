@@ -11,8 +11,16 @@ from mirl.configs.errors import ConfigError
 ActionSpace = spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box
 
 
+ROUNDING = 1e-6
+"""Part of a bound by which a continuous action may pass it."""
+
+
 def supported_action_space(space: spaces.Space[Any], owner: str) -> ActionSpace:
     """The space itself, or a ConfigError if SB3's policies cannot act in it."""
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(space.start):
+        raise ConfigError(
+            f"{owner}: SB3 counts actions from 0, and the action space is {space}; shift it with a wrapper"
+        )
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)):
         return space
     raise ConfigError(
@@ -30,22 +38,30 @@ def checked_actions(actions: Any, space: ActionSpace, n: int) -> NDArray[Any]:
     shape = (n, *(space.shape or ()))
     if array.shape != shape:
         raise ValueError(f"actions must have shape {shape}, one row per environment, got {array.shape}")
-    if not isinstance(space, spaces.Box) and not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"actions must be integers, got {array.dtype}")
     low, high = _bounds(space)
-    valid = (array >= low) & (array <= high)  # false for NaN as well
-    if not valid.all():
+    if isinstance(space, spaces.Box):
+        # SB3's rescaling may overshoot a bound by rounding; what it overshot is cut
+        valid = (array >= low - ROUNDING * np.abs(low)) & (array <= high + ROUNDING * np.abs(high))
+        rounded = np.clip(array, low, high)
+    else:
+        if isinstance(space, spaces.MultiBinary) and np.isin(array, (0, 1)).all():
+            array = array.astype(space.dtype)  # SB3 gives these as floats
+        if not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"actions must be integers, got {array.dtype}")
+        rounded = array
+        valid = (array >= low) & (array <= high)
+    if not valid.all():  # NaN is not valid either
         row = int(np.argwhere(~valid)[0][0])
         raise ValueError(f"actions must be in {space}, got {array[row]} for environment {row}")
-    return array
+    return rounded
 
 
 def _bounds(space: ActionSpace) -> tuple[Any, Any]:
     match space:
         case spaces.Discrete():
-            return space.start, space.start + space.n - 1
+            return 0, space.n - 1
         case spaces.MultiDiscrete():
-            return space.start, space.start + space.nvec - 1
+            return 0, space.nvec - 1
         case spaces.MultiBinary():
             return 0, 1
         case spaces.Box():

@@ -69,6 +69,12 @@ def check_starts(env: gym.Env[Any, Any], task: TaskConfig) -> None:
         env.reset(seed=0)
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise _missing_package(task, error) from error
+    except Exception as error:
+        if not task.kwargs:
+            raise
+        raise ConfigError(
+            f"task '{task.name}': {task.env_id} cannot start with kwargs={task.kwargs}: {error}"
+        ) from error
 
 
 def find_spec(task: TaskConfig) -> gym.envs.registration.EnvSpec:

@@ -4,6 +4,8 @@ from typing import Literal
 
 import numpy as np
 
+from mirl.configs.errors import ConfigError, nearest
+
 Split = Literal["train", "validation", "test"]
 
 _RANGES: dict[Split, tuple[int, int]] = {  # all fit in EnvPool's 32-bit signed seeds
@@ -15,6 +17,8 @@ _RANGES: dict[Split, tuple[int, int]] = {  # all fit in EnvPool's 32-bit signed 
 
 def slot_seeds(seed: int, split: Split, task_index: int, n: int) -> list[int]:
     """Seeds of a task's n slots, from the split's own range of numbers."""
+    if split not in _RANGES:
+        raise ConfigError(f"unknown split '{split}'." + nearest(split, _RANGES))
     start, size = _RANGES[split]
     state = np.random.SeedSequence([seed, start, task_index]).generate_state(n)
     return [int(value) % size + start for value in state]

@@ -5,6 +5,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
 from minigrid.core.mission import MissionSpace
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import RGBImgObsWrapper, RGBImgPartialObsWrapper
@@ -16,7 +17,7 @@ from mirl.envs.missions import mission_space, tokenise
 TASK_KEY = "task"
 """Key of the task index."""
 
-GRID_HIGH = (10, 5, 3)
+GRID_HIGH = (max(OBJECT_TO_IDX.values()), max(COLOR_TO_IDX.values()), 3)
 """Largest object, colour and state code of MiniGrid's symbolic image; the state of an agent is its direction."""
 
 Observation = dict[str, NDArray[Any]]

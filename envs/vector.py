@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +12,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
-from mirl.configs.errors import ConfigError
+from mirl.configs.compose import validate
+from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.schema import BackendName, SuiteConfig, TaskConfig
 from mirl.envs.actions import checked_actions
 from mirl.envs.envpool_pool import EnvPoolPool, obstacle_to_envpool
@@ -189,6 +190,8 @@ def choose_backend(suite: SuiteConfig, backend: BackendName) -> Literal["gymnasi
     Raises:
         ConfigError: ``envpool`` was asked for and cannot step the suite.
     """
+    if backend not in get_args(BackendName):
+        raise ConfigError(f"unknown backend '{backend}'." + nearest(backend, get_args(BackendName)))
     if backend == "gymnasium":
         return "gymnasium"
     obstacle = obstacle_to_envpool(suite)
@@ -209,8 +212,8 @@ def make_vec_env(
     """A ``SuiteVecEnv`` of one id, of several ids (one task each, named by its id), or of a suite."""
     if not isinstance(env, SuiteConfig):
         ids = (env,) if isinstance(env, str) else tuple(env)
-        tasks = tuple(TaskConfig(name=env_id, env_id=env_id) for env_id in ids)
-        env = SuiteConfig(name="+".join(ids), tasks=tasks)
+        tasks = [{"name": env_id, "env_id": env_id} for env_id in ids]
+        env = validate(SuiteConfig, {"name": "+".join(ids), "tasks": tasks})
     return SuiteVecEnv(env, n_envs, backend=backend, seed=seed, split=split)
 
 

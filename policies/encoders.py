@@ -26,7 +26,7 @@ class GridCells(nn.Module):
     def __init__(self, space: spaces.Box, channels: int) -> None:
         super().__init__()
         sizes = space.high.reshape(-1, space.shape[-1]).max(0).astype(np.int64) + 1
-        if space.dtype.kind not in "iu" or sizes.sum() > 512:
+        if space.dtype.kind not in "iu" or space.low.min() < 0 or sizes.sum() > 512:
             raise ConfigError(
                 f"encoder=grid reads small integer codes such as MiniGrid's symbolic view, got {space}; "
                 "use encoder=image for pixels"

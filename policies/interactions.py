@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
     AttentionConfig,
     BilinearConfig,
@@ -143,6 +144,8 @@ class Bilinear(Fusion):
         self.weight = nn.Parameter(torch.zeros(context_dim, features_dim, out_dim))
 
     def interact(self, x: Tensor, z: Tensor, index: Tensor | None) -> Tensor:
+        if index is not None and x.shape[1] == 1 and 4 * len(z) > len(x):  # few rows share a context
+            z, index = z.index_select(0, index), None
         if index is None and x.shape[1] == 1:  # a vector per context: (B, X, O) weights would serve one row each
             by_context = (x[:, 0] @ self.weight.transpose(0, 1).flatten(1)).unflatten(1, (-1, self.out_dim))
             return self.main(x) + per_row(self.shift(z), index) + torch.bmm(z.unsqueeze(1), by_context)
@@ -256,7 +259,7 @@ class CrossAttention(Fusion):
     def __init__(self, features_dim: int, context_dim: int, out_dim: int, config: AttentionConfig, gain: float) -> None:
         super().__init__(features_dim, context_dim, out_dim)
         if features_dim % config.heads or features_dim % 2:
-            raise ValueError(
+            raise ConfigError(
                 f"heads must divide the {features_dim} (even) features of a cell, got heads={config.heads}"
             )
         self.heads = config.heads

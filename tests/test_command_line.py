@@ -120,11 +120,11 @@ def test_training_writes_all_its_files_and_a_table(trained: Callable[[str], tupl
         "checkpoints/step_000000512/optimizer.safetensors",
         "checkpoints/step_000000512/state.json",
         "videos/goto_door_000000512.gif",
-        f"eval/step_000000512-{backend}-seed0.json",
+        f"eval/step_000000512-{backend}-seed0-1000ep.json",
     }
     assert re.search(r"│ goto_door +│ +1000 │", said)
     assert "tensorboard --logdir runs" in said
-    assert "python eval.py run=runs/mine" in said
+    assert "mirl-eval run=runs/mine checkpoint=last" in said
 
 
 @pytest.mark.parametrize("backend", ["gymnasium", "envpool"])
@@ -134,7 +134,7 @@ def test_a_run_can_be_evaluated(trained: Callable[[str], tuple[Path, str]], back
     done = run(folder.parent, "eval.py", *words)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"│ goto_door +│ +12 │ +\d+\.\d% │", done.stdout)
-    path = folder / "eval" / f"step_000000512-{backend}-seed3.json"
+    path = folder / "eval" / f"step_000000512-{backend}-seed3-12ep.json"
     (task,) = json.loads(path.read_text())["tasks"]
     assert (task["task"], task["episodes"]) == ("goto_door", 12)
     assert path.with_name(f"{path.stem}-goto_door.gif").read_bytes().startswith(b"GIF89a")
@@ -211,7 +211,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "mine"
     said = stopped_by(signal.SIGINT, tmp_path, folder, argv)
     assert "Traceback" not in said
-    (stopped_at,) = re.findall(r"Stopped and saved at ([\d,]+) timesteps; the same command again goes on\.", said)
+    (stopped_at,) = re.findall(r"Stopped and saved at ([\d,]+) timesteps; the same command again resumes\.", said)
     assert iteration_steps(folder) == list(range(128, int(stopped_at.replace(",", "")) + 1, 128))
     rows = [row.rstrip(",") for row in (folder / "metrics.csv").read_text().splitlines()[1:]]
 
@@ -230,7 +230,7 @@ def test_sigterm_saves_and_the_same_words_go_on(tmp_path: Path, capsys: pytest.C
     said = stopped_by(signal.SIGTERM, tmp_path, folder, argv)
     assert "Traceback" not in said
     stopped_at = iteration_steps(folder)[-1]
-    assert f"Stopped and saved at {stopped_at:,} timesteps; the same command again goes on." in said
+    assert f"Stopped and saved at {stopped_at:,} timesteps; the same command again resumes." in said
     assert json.loads((folder / "checkpoints" / "index.json").read_text())["last"] == f"step_{stopped_at:09d}"
     assert train_command.run(argv) == 0
     assert "After 4,096 timesteps" in capsys.readouterr().out

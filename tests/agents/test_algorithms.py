@@ -126,6 +126,25 @@ def test_a_rollout_that_is_broken_off_is_not_counted(tiny: Build, make_agent: Ag
     assert agent._n_updates == 2
 
 
+def test_a_callback_is_initialised_once(tiny: Build, make_agent: Agents) -> None:
+    class Counting(BaseCallback):
+        initialised = 0
+
+        def _init_callback(self) -> None:
+            self.initialised += 1
+
+        def _on_step(self) -> bool:
+            return True
+
+    alone, listed, seen = Counting(), Counting(), []
+    agent = make_agent(tiny())
+    agent.learn(128, callback=alone)
+    agent.learn(128, callback=[listed])
+    agent.learn(128, callback=lambda _locals, _globals: seen.append(1) or True)
+    assert (alone.initialised, listed.initialised) == (1, 1)
+    assert seen
+
+
 def test_the_algorithms_are_chosen_by_their_config(tiny: Build) -> None:
     config = tiny()
     env = SuiteVecEnv(config.task, 4)

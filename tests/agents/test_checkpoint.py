@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,17 @@ from mirl.agents import checkpoint as checkpoints
 from mirl.agents import load_policy, train
 from mirl.agents.algorithms import A2C, PPO
 from mirl.agents.building import build_agent
-from mirl.agents.checkpoint import find_checkpoint, load_agent, load_weights, read_index, save_checkpoint
+from mirl.agents.checkpoint import (
+    find_checkpoint,
+    forget_later_checkpoints,
+    load_agent,
+    load_weights,
+    read_index,
+    save_checkpoint,
+)
+from mirl.agents.run_directory import open_run
 from mirl.agents.statistics import TaskResult
+from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
@@ -194,6 +204,33 @@ def test_weights_of_another_network_are_a_message(agent: PPO, tiny: Build, make_
         load_weights(save_checkpoint(tmp_path, agent), other.policy)
 
 
+def test_what_a_cut_off_run_saved_behind_its_last_checkpoint_is_forgotten(
+    agent: PPO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for steps in (100, 1000):
+        monkeypatch.setattr(agent, "num_timesteps", steps)
+        save_checkpoint(tmp_path, agent)
+    forget_later_checkpoints(tmp_path, 100)
+    assert [path.name for path in tmp_path.glob("step_*")] == ["step_000000100"]
+
+
+def test_a_policy_that_flattens_pixels_is_loaded_as_it_was_trained(tmp_path: Path) -> None:
+    words = ["task.observation=rgb", "encoder=vector", "encoder.hidden=[4]", "sites=[vector]", "backend=gymnasium"]
+    sizes = ["agent.n_envs=2", "agent.n_steps=4", "agent.batch_size=8", "total_timesteps=8", "evaluation.episodes=1"]
+    config = compose_train([*words, *sizes, f"runs_dir={tmp_path}", "device=cpu", "progress=false"])
+    with closing(SuiteVecEnv(config.task, 2, backend="gymnasium")) as env:
+        agent = build_agent(config, env)
+        directory = config.run_dir / "checkpoints"
+        save_checkpoint(directory, agent)
+        open_run(config.model_copy(update={"name": "elsewhere"}))
+        (config.run_dir / "config.yaml").write_bytes((tmp_path / "elsewhere" / "config.yaml").read_bytes())
+        policy, _ = load_policy(config.run_dir, "last", env.observation_space, env.action_space, "cpu")
+        observation = env.reset()
+        tensors = [each.obs_to_tensor(observation)[0] for each in (agent.policy, policy)]
+        expected, got = (each.predict_values(o) for each, o in zip((agent.policy, policy), tensors, strict=True))
+    torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("name", ["../x", "/etc", "a/b", ".", 3, None])
 def test_an_index_that_points_elsewhere_is_refused(agent: PPO, tmp_path: Path, name: Any) -> None:
     save_checkpoint(tmp_path / "checkpoints", agent)
@@ -243,7 +280,7 @@ def test_no_checkpoint_at_all_is_said(tmp_path: Path) -> None:
 
 
 def test_the_best_checkpoint_is_kept_by_validation_success(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = iter([0.25, 0.75, 0.5, 0.75])
+    rates = iter([0.25, 0.75, 0.5, 0.75])  # of the two best, the later is kept
 
     def scripted(*_: Any, **__: Any) -> list[TaskResult]:
         success = np.arange(4) < next(rates) * 4
@@ -254,5 +291,5 @@ def test_the_best_checkpoint_is_kept_by_validation_success(tiny: Build, monkeypa
     train(config)
     assert not list(rates)
     folder = config.run_dir / "checkpoints"
-    assert read_index(folder) == {"last": "step_000000512", "best": "step_000000256", "best_score": 0.75}
-    assert find_checkpoint(folder, "best").name == "step_000000256"
+    assert read_index(folder) == {"last": "step_000000512", "best": "step_000000512", "best_score": 0.75}
+    assert find_checkpoint(folder, "best").name == "step_000000512"

@@ -217,14 +217,17 @@ def test_a_runs_evaluation_is_on_test_seeds_and_written_down(tiny: Build, monkey
         return reset(env)
 
     monkeypatch.setattr(SuiteVecEnv, "reset", noted)
-    results, path = evaluate_run(EvalConfig(run=config.run_dir, checkpoint="last", episodes=6, n_envs=3, gif=True))
+    results, (path, gif) = evaluate_run(
+        EvalConfig(run=config.run_dir, checkpoint="last", episodes=6, n_envs=3, gif=True)
+    )
     assert set(splits) == {"test"}
     report = json.loads(path.read_text())
     assert path.parent == config.run_dir / "eval"
     assert (report["checkpoint"], report["seed"], report["deterministic"]) == ("step_000000128", 0, False)
     assert report["tasks"] == [result.summary() for result in results]
     assert report["tasks"][0]["episodes"] == 6
-    assert path.with_name(f"{path.stem}-goto_door.gif").read_bytes().startswith(b"GIF89a")
+    assert gif == path.with_name(f"{path.stem}-goto_door.gif")
+    assert gif.read_bytes().startswith(b"GIF89a")
 
 
 def test_evaluations_of_another_kind_get_files_of_their_own(tiny: Build) -> None:

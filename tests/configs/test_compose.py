@@ -134,7 +134,7 @@ def test_a_typo_names_the_nearest(word: str, message: str) -> None:
         (["progress=perhaps"], "progress: input should be a valid boolean"),
         (["seed=-1"], "seed: input should be greater than or equal to 0, got -1"),
         (["seed=4294967296"], "seed: input should be less than 2147483648"),
-        (["sites=map"], "sites: input should be a valid tuple, got 'map'"),
+        (["sites=3"], "sites: input should be a valid tuple, got 3"),
         (["fusion=low_rank", "fusion.rank=[1]"], "fusion.rank: input should be a valid integer"),
         (["evaluation=3"], "evaluation: input should be a valid dictionary"),
     ],
@@ -231,7 +231,7 @@ def test_any_words_to_eval_give_a_config_or_one_message(argv: list[str]) -> None
     ("argv", "message"),
     [
         (["run=x", "chekpoint=last"], "unknown option 'chekpoint'. Did you mean 'checkpoint'?"),
-        (["episodes=3"], "run: Field required"),
+        (["episodes=3"], "run=… is required"),
         (["run=x", "episodes=0"], "episodes: input should be greater than 0"),
         (["run=x", "backend=gymnasum"], "Did you mean 'gymnasium'?"),
         (["run"], "expected key=value, got 'run'"),
@@ -241,3 +241,7 @@ def test_mistakes_to_eval_are_told_alike(argv: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_flat(EvalConfig, argv)
     assert message in str(caught.value)
+
+
+def test_one_site_needs_no_brackets() -> None:
+    assert compose_train(["sites=map"]).sites == ("map",)

@@ -3,6 +3,7 @@
 import importlib
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,13 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import toy_envs
+from gymnasium.spaces import Box
+from stable_baselines3 import PPO
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import SuiteConfig, TaskConfig
 from mirl.envs import EnvironmentFailedError, SuiteVecEnv, make_vec_env
+from mirl.envs.actions import checked_actions
 from mirl.envs.seeds import Split, slot_seeds
 
 COUNTER = "ToyCounter-v0"
@@ -218,6 +222,39 @@ def test_invalid_continuous_actions_are_errors(actions: np.ndarray, message: str
         env.step(actions)
     env.step(np.full((2, 2), 0.5, np.float32))
     env.close()
+
+
+def test_a_bound_overshot_by_rounding_is_cut() -> None:
+    space = Box(np.float32(-0.2607247), np.float32(0.5759154), (2,), np.float32)
+    overshot = np.nextafter(space.high, np.float32(1))[None]
+    assert not space.contains(overshot[0])
+    assert space.contains(checked_actions(overshot, space, 1)[0])
+
+
+def test_ppo_acts_in_a_multi_binary_space() -> None:
+    env = make_vec_env("ToySwitches-v0", 2)
+    PPO("MultiInputPolicy", env, n_steps=8, batch_size=16, device="cpu").learn(16)
+    env.close()
+
+
+def test_actions_that_do_not_count_from_zero_are_refused() -> None:
+    task = TaskConfig(name="switches", env_id="ToySwitches-v0", kwargs={"start": 2})
+    with pytest.raises(ConfigError, match="SB3 counts actions from 0"):
+        make_vec_env(SuiteConfig(name="switches", tasks=(task,)), 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backend": "envpol"}, "unknown backend 'envpol'. Did you mean 'envpool'"),
+        ({"split": "tset"}, "unknown split 'tset'. Did you mean 'test'"),
+        ({"env": []}, "at least one task"),
+        ({"env": ["ToySwitches-v0", "ToySwitches-v0"]}, "task names must be unique"),
+    ],
+)
+def test_a_mistaken_argument_is_a_message(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        make_vec_env(**{"env": "ToySwitches-v0", "n_envs": 2, **arguments})
 
 
 def test_the_seeds_of_the_splits_never_meet() -> None:

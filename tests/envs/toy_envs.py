@@ -85,6 +85,21 @@ class LazyEnv(CounterEnv):
         raise gym.error.DependencyNotInstalled("klingon is missing, please run `pip install klingon`")
 
 
-for _name in ("Counter", "RandomGoal", "Text", "Lazy"):
+class SwitchesEnv(gym.Env[Any, Any]):
+    """Two switches, one timestep, a reward for setting both. ``start`` makes the actions count from it."""
+
+    def __init__(self, start: int | None = None) -> None:
+        self.observation_space = spaces.Box(0, 1, (2,), np.float32)
+        self.action_space = spaces.MultiBinary(2) if start is None else spaces.Discrete(3, start=start)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.ones(2, np.float32), float(np.sum(action) == 2), True, False, {}
+
+
+for _name in ("Switches", "Counter", "RandomGoal", "Text", "Lazy"):
     if f"Toy{_name}-v0" not in gym.registry:
         gym.register(f"Toy{_name}-v0", entry_point=f"{__name__}:{_name}Env")
