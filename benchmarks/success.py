@@ -124,7 +124,8 @@ def main() -> None:
             f"  {results[-1]['seconds']} s  {results[-1]['parameters']:,} parameters",
             flush=True,
         )
-    draw(results, varied, ROOT / "docs" / "pictures" / f"{arguments.name}.png")
+    if len(results) > 1:
+        draw(results, varied, ROOT / "docs" / "pictures" / f"{arguments.name}.png")
 
 
 if __name__ == "__main__":
