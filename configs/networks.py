@@ -96,7 +96,7 @@ FusionConfig = (
 
 
 class TaskIdContextConfig(Config):
-    """z = relu(MLP(one-hot task id))."""
+    """z = relu(MLP(one-hot task id)); a mission, if the tasks state one, is not read."""
 
     kind: Literal["task_id"] = "task_id"
     key: str = "task"
