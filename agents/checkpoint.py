@@ -23,9 +23,14 @@ SCHEMA_VERSION = 1
 
 
 def write_json(path: Path, value: Any) -> None:
+    """A JSON file, written atomically."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Atomically: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     _flush(temporary)
     temporary.replace(path)
     _flush(path.parent)

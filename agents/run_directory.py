@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from mirl.agents.checkpoint import write_text
 from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
@@ -29,9 +30,7 @@ def open_run(config: TrainConfig) -> bool:
         if config.run_dir.is_dir() and any(config.run_dir.iterdir()):
             raise ConfigError(f"{config.run_dir} exists and is not a run directory; choose a name=…")
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(".config.yaml.tmp")
-        temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     except OSError as error:
         raise ConfigError(f"the run directory {config.run_dir} cannot be made: {error.strerror}") from None
     return False

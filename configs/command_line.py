@@ -4,9 +4,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import yaml
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
-from mirl.configs.compose import GROUPS, models_of, presets
+from mirl.configs.compose import GROUPS, PRESETS, models_of, presets
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import EvalConfig, TrainConfig
 
@@ -35,7 +37,7 @@ def command(name: str) -> str:
 
 def train_help() -> str:
     """What ``train.py --help`` prints."""
-    chosen = dict(line.removeprefix("  - ").split(": ") for line in _defaults_list())
+    chosen = _default_presets()
     lines = [
         "Train an agent, or go on with a run that was stopped.",
         "",
@@ -74,11 +76,10 @@ def eval_help() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _defaults_list() -> list[str]:
-    from mirl.configs.compose import PRESETS
-
-    text = (PRESETS / "train.yaml").read_text(encoding="utf-8").splitlines()
-    return [line for line in text if line.startswith("  - ") and ": " in line]
+def _default_presets() -> dict[str, str]:
+    """The preset that each group takes by itself, by the defaults list of train.yaml."""
+    entries = yaml.safe_load((PRESETS / "train.yaml").read_text(encoding="utf-8"))["defaults"]
+    return {group: preset for entry in entries if isinstance(entry, dict) for group, preset in entry.items()}
 
 
 def _options(model: type[BaseModel]) -> Iterator[str]:
@@ -86,25 +87,21 @@ def _options(model: type[BaseModel]) -> Iterator[str]:
     for name, field in model.model_fields.items():
         models = models_of(field.annotation)
         if not models:
-            default = "required" if field.is_required() else field.get_default(call_default_factory=True)
-            shown = f"[{','.join(map(str, default))}]" if isinstance(default, tuple) else str(default)
-            yield f"  {name} ({shown})  {_first_line(field.description)}"
+            yield "  " + _option(name, field)
             continue
         yield f"  {name}:  {_first_line(field.description)}"
         for member in models:
-            own = [f for f in member.model_fields if f != "kind"]
-            kind = member.model_fields["kind"].default + ":  " if "kind" in member.model_fields else ""
-            if kind:
-                yield f"    {kind}{_first_line(member.__doc__)}"
-            for option in own:
-                yield "      " + next(_options_of(name, member, option))
+            if "kind" in member.model_fields:
+                yield f"    {member.model_fields['kind'].default}:  {_first_line(member.__doc__)}"
+            for option, part in member.model_fields.items():
+                if option != "kind":
+                    yield "      " + _option(f"{name}.{option}", part)
 
 
-def _options_of(prefix: str, model: type[BaseModel], option: str) -> Iterator[str]:
-    field = model.model_fields[option]
-    default = "required" if field.is_required() else field.default
+def _option(name: str, field: FieldInfo) -> str:
+    default = "required" if field.is_required() else field.get_default(call_default_factory=True)
     shown = f"[{','.join(map(str, default))}]" if isinstance(default, tuple) else str(default)
-    yield f"{prefix}.{option} ({shown})  {_first_line(field.description)}"
+    return f"{name} ({shown})  {_first_line(field.description)}"
 
 
 def _first_line(text: str | None) -> str:
