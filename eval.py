@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: ``python eval.py run=runs/goto_door-bilinear-ppo-seed0``. See ``--help``."""
+"""Evaluate or export a checkpoint: ``python eval.py run=runs/goto_door-bilinear-ppo-seed0``. See ``--help``."""
 
 import sys
 
@@ -8,18 +8,29 @@ from mirl.configs.schema import EvalConfig
 
 
 def run(argv: list[str]) -> int:
-    """Evaluate as the words of the command line say; the exit code."""
+    """Evaluate or export as the words of the command line say; the exit code."""
     config = parse_flat(EvalConfig, argv)
 
     from rich.console import Console
 
+    def say(line: str) -> None:
+        Console().print(line, soft_wrap=True, highlight=False)
+
+    if config.export:
+        from mirl.agents.exporting import export_run
+
+        path, parameters, of_policy, difference = export_run(config)
+        size = f"{parameters:,} parameters in place of {of_policy:,}"
+        say(f"Written: {path} ({size}, outputs within {difference:.0e} of the policy's)")
+        return 0
+
     from mirl.agents.evaluation import evaluate_run, results_table
 
     results, written = evaluate_run(config)
-    console = Console()
-    console.print(results_table(results, f"{config.run.name}, {config.checkpoint} checkpoint, on unseen episodes"))
+    title = f"{config.run.name}, {config.checkpoint} checkpoint, on unseen episodes"
+    Console().print(results_table(results, title))
     for path in written:
-        console.print(f"Written: {path}", soft_wrap=True, highlight=False)
+        say(f"Written: {path}")
     return 0
 
 

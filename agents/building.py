@@ -26,6 +26,7 @@ def build_agent(config: TrainConfig, env: SuiteVecEnv) -> PPO | A2C:
         env,
         seed=config.seed,
         device=resolve_device(config.device),
+        precision=config.precision,
     )
 
 

@@ -9,10 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mirl.agents.video import Gif
 
-SPEED_TOTAL = "speed/total"
-SPEED_ENVIRONMENT = "speed/environment"
-SPEED_FORWARD = "speed/forward"
-SPEED_UPDATE = "speed/update"
+SPEED = "speed/steps_per_second"
 TIMESTEPS = "time/total_timesteps"
 EVAL_SUCCESS = "eval/success_rate"
 EVAL_RETURN = "eval/return"
@@ -21,6 +18,11 @@ EVAL_RETURN = "eval/return"
 def task_metric(split: str, task: str, metric: str) -> str:
     """``task/<task>/success_rate`` and its like; ``split`` is ``task`` while training and ``eval`` on unseen seeds."""
     return f"{split}/{task}/{metric}"
+
+
+def time_metric(part: str) -> str:
+    """``speed/environment_percent`` and its like."""
+    return f"speed/{part}_percent"
 
 
 class MetricsCsv(CSVOutputFormat):

@@ -15,28 +15,40 @@ DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
-def success_table(report: dict[str, Any]) -> str:
-    """A row per run of ``success.py``."""
-    machine = report["machine"]
-    timed = all(run["seconds"] is not None for run in report["runs"])
-    rows = [
-        "| run | success on unseen episodes (95 % interval) | to 95 % | timesteps | parameters |" + " time |" * timed,
-        "|---|---|---|---|---|" + "---|" * timed,
-    ]
-    for run in report["runs"]:
+def success_rows(runs: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Columns and a row per run of ``success.py``."""
+    timed = all(run["seconds"] is not None for run in runs)
+    columns = ["run", "success on unseen episodes (95 % interval)", "to 95 %", "timesteps", "parameters"]
+    rows = []
+    for run in runs:
         [task] = run["tasks"]
         low, high = task["success_interval"]
-        to_95 = "not reached" if run["steps_to_95"] is None else f"{run['steps_to_95']:,}"
-        success = f"{task['success_rate']:.1%} ({low:.1%} – {high:.1%}) of {task['episodes']:,}"
-        cost = f"{run['timesteps']:,} | {run['parameters']:,}" + (f" | {run['seconds']} s" if timed else "")
-        rows.append(f"| {' '.join(run['options'])} | {success} | {to_95} | {cost} |")
+        rows.append(
+            [
+                " ".join(run["options"]),
+                f"{task['success_rate']:.1%} ({low:.1%} – {high:.1%}) of {task['episodes']:,}",
+                "not reached" if run["steps_to_95"] is None else f"{run['steps_to_95']:,}",
+                f"{run['timesteps']:,}",
+                f"{run['parameters']:,}",
+                *([f"{run['seconds']} s"] if timed else []),
+            ]
+        )
+    return [*columns, *(["time"] if timed else [])], rows
+
+
+def table_of(report: dict[str, Any]) -> str:
+    """The table, and under it the command and the machine that it comes from."""
+    columns, rows = success_rows(report["runs"]) if "runs" in report else (report["columns"], report["rows"])
+    lines = [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
+    machine = report["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    rows += [
+    how = ", one run each," if "runs" in report else ""
+    lines += [
         "",
-        f"`python benchmarks/{report['command']}`, one run each, on {machine['processor']}, {machine['cores']} cores, "
+        f"`python benchmarks/{report['command']}`{how} on {machine['processor']}, {machine['cores']} cores, "
         f"{machine['device']}; Python {machine['python']}, {versions}.",
     ]
-    return "\n".join(rows) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def rendered(document: str) -> str:
@@ -44,7 +56,7 @@ def rendered(document: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         report = json.loads((ROOT / "benchmarks" / "results" / f"{match[2]}.json").read_text(encoding="utf-8"))
-        return match[1] + success_table(report) + match[3]
+        return match[1] + table_of(report) + match[3]
 
     return BLOCK.sub(table, document)
 

@@ -69,6 +69,7 @@ def eval_help() -> str:
         "examples:",
         "  eval.py run=runs/goto_door-bilinear-ppo-seed0",
         "  eval.py run=runs/goto_door-bilinear-ppo-seed0 checkpoint=last episodes=200 gif=true",
+        '  eval.py run=runs/goto_door-bilinear-ppo-seed0 export="go to the red door"',
         "",
         "options (default):",
         *_options(EvalConfig),

@@ -24,6 +24,7 @@ from mirl.configs.networks import (
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 BackendName = Literal["auto", "gymnasium", "envpool"]
 DeviceName = Literal["auto", "cpu", "cuda"]
+PrecisionName = Literal["auto", "fp32", "bf16"]
 
 
 def file_name(name: str) -> str:
@@ -203,6 +204,8 @@ class TrainConfig(Config):
     """Of the weights, the actions, the minibatches and the training environments."""
     device: DeviceName = "auto"
     """Where the network lives; ``auto`` takes CUDA where there is one."""
+    precision: PrecisionName = "auto"
+    """What the network trains in; ``auto`` takes bfloat16 where a short trial finds it clearly faster."""
     backend: BackendName = "auto"
     """What steps the environments; ``auto`` takes EnvPool where it is installed and knows the tasks."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -285,3 +288,5 @@ class EvalConfig(Config):
     """Take the most probable action, or sample from the policy."""
     gif: bool = False
     """Also write a GIF of one episode per task."""
+    export: str = ""
+    """Do not evaluate; write the policy of this one mission or task as a program, ``exports/<name>.pt2``."""

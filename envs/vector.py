@@ -64,8 +64,6 @@ class SuiteVecEnv(VecEnv):
         self._slices = [slice(int(chunk[0]), int(chunk[-1]) + 1) for chunk in chunks]
         self.task_index: NDArray[np.int64] = np.repeat(np.arange(n_tasks), [len(chunk) for chunk in chunks])
         """(n_envs,), the task of each slot."""
-        self.seconds = 0.0
-        """Time spent in ``step_async`` and ``step_wait`` so far."""
         self._returns = np.zeros(n_envs, dtype=np.float64)
         self._lengths = np.zeros(n_envs, dtype=np.int64)
         self._start = time.perf_counter()
@@ -104,7 +102,6 @@ class SuiteVecEnv(VecEnv):
         Raises:
             ValueError: an action is not of the action space; nothing has been stepped.
         """
-        start = time.perf_counter()
         if self._state != "ready":
             expected = {"new": "reset()", "stepping": "step_wait()", "closed": "a new SuiteVecEnv"}[self._state]
             raise RuntimeError(f"step_async() needs {expected} first")
@@ -113,11 +110,9 @@ class SuiteVecEnv(VecEnv):
             for pool, rows in zip(self._pools, self._slices, strict=True):
                 pool.send(checked[rows])
         self._state = "stepping"
-        self.seconds += time.perf_counter() - start
 
     def step_wait(self) -> tuple[Observations, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
         """Finish the timestep: observations, rewards (n_envs,), dones (n_envs,), infos."""
-        start = time.perf_counter()
         if self._state != "stepping":
             raise RuntimeError("step_wait() needs step_async() first")
         with self._closed_on_failure():
@@ -129,7 +124,6 @@ class SuiteVecEnv(VecEnv):
         self._returns[done] = 0.0
         self._lengths[done] = 0
         self._state = "ready"
-        self.seconds += time.perf_counter() - start
         return step.obs, step.rewards, done, infos
 
     def close(self) -> None:

@@ -14,22 +14,30 @@ from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import ContextConfig, GoalContextConfig, MissionContextConfig, TaskIdContextConfig
+from mirl.policies.grouping import Groups
 from mirl.policies.positions import sinusoidal_positions
 
 
 class Context(NamedTuple):
-    """Distinct contexts, and for each row of the batch which of them is its own; without ``rows``, one per row."""
+    """Distinct contexts, and for each row of the batch which of them is its own; without ``groups``, one per row."""
 
-    values: Float[Tensor, "groups context"]
-    rows: Int[Tensor, " batch"] | None
+    values: Float[Tensor, "rows context"]
+    groups: Groups | None
 
     def per_row(self) -> Float[Tensor, "batch context"]:
         """The context of every row."""
-        return self.values if self.rows is None else self.values.index_select(0, self.rows)
+        return self.values if self.groups is None else self.values.index_select(0, self.groups.index)
 
 
-def distinct_rows(rows: Int[Tensor, "batch length"]) -> tuple[Int[Tensor, "groups length"], Int[Tensor, " batch"]]:
-    """The distinct rows and, for each row, which of them it is.
+class Distinct(NamedTuple):
+    """A column of an observation as its distinct rows, and for each row of the batch which of them it is."""
+
+    rows: Int[Tensor, "groups *shape"]
+    groups: Groups
+
+
+def distinct_rows(rows: Int[Tensor, "batch length"]) -> Distinct:
+    """The distinct rows of a batch.
 
     Rows are compared by a 64-bit multiplicative hash, which is far cheaper than ``torch.unique(dim=0)`` sorting whole
     rows; the result is checked, and a collision falls back on it.
@@ -45,8 +53,8 @@ def distinct_rows(rows: Int[Tensor, "batch length"]) -> tuple[Int[Tensor, "group
     )
     distinct = rows.index_select(0, first)
     if not torch.equal(distinct.index_select(0, index), rows):
-        return torch.unique(rows, dim=0, return_inverse=True)
-    return distinct, index
+        distinct, index = torch.unique(rows, dim=0, return_inverse=True)
+    return Distinct(distinct, Groups(index, len(distinct)))
 
 
 class TaskIdContext(nn.Module):
@@ -61,10 +69,12 @@ class TaskIdContext(nn.Module):
             nn.Linear(self.n_tasks, config.dim), nn.ReLU(), nn.Linear(config.dim, config.dim), nn.ReLU()
         )
 
-    def forward(self, one_hot: Float[Tensor, "batch ..."]) -> Context:
-        # SB3 gives a Discrete key as (B, n) in rollouts and as (B, 1, n) in minibatches
-        index = one_hot.reshape(len(one_hot), self.n_tasks).argmax(-1)
-        return Context(self.mlp(torch.eye(self.n_tasks, device=one_hot.device)), index)
+    def forward(self, task: Float[Tensor, "batch ..."] | Distinct) -> Context:
+        if not isinstance(task, Distinct):
+            # SB3 gives a Discrete key as (B, n) in rollouts and as (B, 1, n) in minibatches
+            index = task.reshape(len(task), self.n_tasks).argmax(-1)
+            task = Distinct(torch.arange(self.n_tasks, device=index.device), Groups(index, self.n_tasks))
+        return Context(self.mlp(F.one_hot(task.rows.long().flatten(), self.n_tasks).float()), task.groups)
 
 
 class SelfAttentionWords(nn.Module):
@@ -142,11 +152,11 @@ class MissionContext(nn.Module):
         self.words = build_words(int(space.high.max()) + 1, config)
         self.norm = nn.LayerNorm(config.dim)
 
-    def forward(self, tokens: Float[Tensor, "batch length"]) -> Context:
-        distinct, index = distinct_rows(tokens.long())
-        used = (distinct != 0).any(0).nonzero()
+    def forward(self, tokens: Float[Tensor, "batch length"] | Distinct) -> Context:
+        distinct = tokens if isinstance(tokens, Distinct) else distinct_rows(tokens.long())
+        used = (distinct.rows != 0).any(0).nonzero()
         longest = int(used[-1]) + 1 if len(used) else 1
-        return Context(self.norm(self.words(distinct[:, :longest])), index)
+        return Context(self.norm(self.words(distinct.rows[:, :longest].long())), distinct.groups)
 
 
 class GoalContext(nn.Module):

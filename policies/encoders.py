@@ -6,7 +6,7 @@ from typing import assert_never
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from stable_baselines3.common.preprocessing import is_image_space_channels_first
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,27 +19,49 @@ from mirl.policies.routing import Routing
 class GridCells(nn.Module):
     """MiniGrid's symbolic view (H, W, 3) → cells (H, W, C): relu of the sum of an embedding per channel.
 
-    The embeddings are one matrix read by a one-hot row per cell: a matrix product has a far cheaper gradient than a
-    look-up.
+    There are few kinds of cells (264 in MiniGrid): what is computed from a cell alone is computed once per kind, and
+    looked up by every cell.
     """
+
+    MAX_KINDS = 4096
 
     def __init__(self, space: spaces.Box, channels: int) -> None:
         super().__init__()
         sizes = space.high.reshape(-1, space.shape[-1]).max(0).astype(np.int64) + 1
-        if space.dtype.kind not in "iu" or space.low.min() < 0 or sizes.sum() > 512:
+        if space.dtype.kind not in "iu" or space.low.min() < 0 or sizes.prod(dtype=np.float64) > self.MAX_KINDS:
             raise ConfigError(
-                f"encoder=grid reads small integer codes such as MiniGrid's symbolic view, got {space}; "
-                "use encoder=image for pixels"
+                f"encoder=grid reads small integer codes such as MiniGrid's symbolic view, at most {self.MAX_KINDS} "
+                f"combinations of them, got {space}; use encoder=image for pixels"
             )
-        self.height, self.width, self.n_codes, self.channels = *space.shape[:2], int(sizes.sum()), channels
-        self.offsets: Tensor
-        self.register_buffer("offsets", torch.from_numpy(np.cumsum(sizes) - sizes), persistent=False)
-        self.embedding = nn.Linear(self.n_codes, channels)
+        self.height, self.width, self.channels = *space.shape[:2], channels
+        codes = np.indices(sizes).reshape(len(sizes), -1).T  # (K, codes), every kind, in the order of ``kinds_in``
+        one_hot = np.concatenate([np.eye(size)[code] for size, code in zip(sizes, codes.T, strict=True)], axis=1)
+        self.kinds_one_hot: Tensor
+        self.strides: Tensor
+        self.register_buffer("kinds_one_hot", torch.from_numpy(one_hot).float(), persistent=False)
+        strides = np.append(np.cumprod(sizes[:0:-1])[::-1], 1)
+        self.register_buffer("strides", torch.from_numpy(strides).float(), persistent=False)
+        self.embedding = nn.Linear(int(sizes.sum()), channels)
+
+    def kinds(self) -> Float[Tensor, "kinds channels"]:
+        """Every kind of cell."""
+        return F.relu(self.embedding(self.kinds_one_hot))
+
+    def kinds_in(self, image: Float[Tensor, "batch height width codes"]) -> Int[Tensor, "batch cells"]:
+        """The kind of each cell."""
+        with torch.autocast(image.device.type, enabled=False):
+            return (image.flatten(1, 2).float() @ self.strides).long()
 
     def forward(self, image: Float[Tensor, "batch height width codes"]) -> Float[Tensor, "batch cells channels"]:
-        codes = image.flatten(1, 2).long() + self.offsets
-        one_hot = torch.zeros(*codes.shape[:2], self.n_codes, device=image.device).scatter_(2, codes, 1.0)
-        return F.relu(self.embedding(one_hot))
+        return look_up(self.kinds(), self.kinds_in(image))
+
+
+def look_up(
+    table: Float[Tensor, "kinds channels"], index: Int[Tensor, "batch cells"]
+) -> Float[Tensor, "batch cells channels"]:
+    """The rows of a table; in float32 at least, since their gradient is a long sum."""
+    exact = table.float() if table.dtype == torch.bfloat16 else table
+    return exact.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 class ImageCells(nn.Module):
@@ -83,7 +105,6 @@ class CellsEncoder(nn.Module):
             nn.ReLU(),
             nn.Conv2d(self.channels, self.channels, 3, padding=padding),
             nn.ReLU(),
-            nn.Flatten(),
         )
         flat = self.channels * (cells.height - shrink) * (cells.width - shrink)
         self.linear = nn.Linear(flat + routing.others_dim, config.features_dim)
@@ -94,7 +115,8 @@ class CellsEncoder(nn.Module):
         image = cells.transpose(1, 2).unflatten(
             2, (self.to_cells.height, self.to_cells.width)
         )  # (B, P, C) -> (B, C, H, W)
-        return F.relu(self.linear(torch.cat([self.convolutions(image), others], dim=1)))
+        mapped = self.convolutions(image).permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C), as it lies in memory
+        return F.relu(self.linear(torch.cat([mapped.flatten(1), others], dim=1)))
 
 
 class VectorEncoder(nn.Module):

@@ -1,21 +1,30 @@
 """``FusionExtractor``: the interaction family as a features extractor for any Stable-Baselines3 algorithm."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from gymnasium import spaces
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import ContextConfig, EncoderConfig, FusionConfig, Site, VectorEncoderConfig, choose
-from mirl.policies.contexts import build_context
-from mirl.policies.encoders import CellsEncoder, build_encoder
+from mirl.policies.contexts import Context, build_context
+from mirl.policies.encoders import CellsEncoder, GridCells, ImageCells, build_encoder, look_up
 from mirl.policies.interactions import Fusion, build_fusion, build_map_fusion
 from mirl.policies.routing import default_context, default_encoder, route
+from mirl.policies.specialise import SpecialisedExtractor, encode_one_context
+
+
+class Features(NamedTuple):
+    """What a policy's heads fuse."""
+
+    vector: Float[Tensor, "batch features"]
+    context: Context
 
 
 class FusionExtractor(BaseFeaturesExtractor):
@@ -28,7 +37,7 @@ class FusionExtractor(BaseFeaturesExtractor):
     :param sites: "map" (each cell of an image), "vector" (the feature vector), or both. The heads are not part of an
         extractor: ``FusionPolicy`` fuses there.
     :param observation_keys: what is seen; by default every key that is not a context.
-    :param append_context: give the context behind the features, for a policy whose heads fuse.
+    :param give_context: give ``Features`` with the context beside the vector, for a policy whose heads fuse.
     :raises ConfigError: when a space, a key or a combination does not fit.
     """
 
@@ -40,7 +49,7 @@ class FusionExtractor(BaseFeaturesExtractor):
         encoder: str | EncoderConfig | None = None,
         sites: Sequence[Site] = ("vector",),
         observation_keys: Sequence[str] | None = None,
-        append_context: bool = False,
+        give_context: bool = False,
     ) -> None:
         if not isinstance(observation_space, spaces.Dict):
             raise ConfigError(f"expected a Dict observation space with a context in it, got {observation_space}")
@@ -55,36 +64,68 @@ class FusionExtractor(BaseFeaturesExtractor):
         context_encoder = build_context(context_config, observation_space)
         vector_dim, context_dim = encoder_config.features_dim, context_encoder.out_dim
 
-        super().__init__(observation_space, vector_dim + context_dim if append_context else vector_dim)
-        self.fusion_config, self.routing, self.append_context = fusion_config, routing, append_context
-        self.vector_dim, self.context_dim = vector_dim, context_dim
+        super().__init__(observation_space, vector_dim)
+        self.fusion_config, self.routing, self.give_context = fusion_config, routing, give_context
+        self.context_dim = context_dim
         self.context = context_encoder
         self.encoder = build_encoder(encoder_config, observation_space, routing)
-        self.map_fusion: Fusion | None = None
-        self.vector_fusion: Fusion | None = None
+        self.map_fusion: nn.Module | None = None
+        self.vector_fusion: nn.Module | None = None
         if "map" in sites:
             channels = cast(CellsEncoder, self.encoder).channels
             self.map_fusion = build_map_fusion(fusion_config, channels, context_dim, channels)
         if "vector" in sites:
             self.vector_fusion = build_fusion(fusion_config, vector_dim, context_dim, vector_dim)
 
-    def forward(self, observations: dict[str, Tensor]) -> Float[Tensor, "batch features"]:
-        """Observations as SB3 preprocesses them → features (B, vector_dim), the context behind them if asked for."""
+    def forward(self, observations: dict[str, Any]) -> Float[Tensor, "batch features"] | Features:
+        """Observations as SB3 preprocesses them → features (B, features_dim), with the context if asked for.
+
+        The context's key may also come as ``Distinct`` rows, which saves finding them.
+        """
         context = self.context(observations[self.routing.context])
-        batch = len(observations[self.routing.context])
+        vector = self.fuse(observations, *context)
+        return Features(vector, context) if self.give_context else vector
+
+    def fuse(self, observations: dict[str, Any], *context: Any) -> Float[Tensor, "batch features"]:
+        """What is seen, encoded and fused with the context; fusions specialised for one context take none."""
+        first = observations[self.routing.image or self.routing.others[0]]
+        batch = first.shape[0]
         # one shape for SB3's (B, n) and (B, 1, n) forms of a Discrete key
         others = [observations[key].reshape(batch, -1).float() for key in self.routing.others]
-        seen = torch.cat(others, dim=1) if others else context.values.new_zeros(batch, 0)
+        seen = torch.cat(others, dim=1) if others else first.new_zeros(batch, 0, dtype=torch.float32)
         if isinstance(self.encoder, CellsEncoder) and self.routing.image is not None:
-            cells = self.encoder.to_cells(observations[self.routing.image])
-            if self.map_fusion is not None:
-                cells = F.relu(self.map_fusion(cells, *context))
+            cells = self._cells(self.encoder.to_cells, observations[self.routing.image], *context)
             vector = self.encoder.to_vector(cells, seen)
         else:
             vector = self.encoder(seen)
         if self.vector_fusion is not None:
             vector = F.relu(self.vector_fusion(vector, *context))
-        return torch.cat([vector, context.per_row()], dim=1) if self.append_context else vector
+        return vector
+
+    def specialise(self, context: ArrayLike, *, normalize_images: bool = True) -> SpecialisedExtractor:
+        """The extractor for one context alone, with no context encoder and plain layers in place of the fusions.
+
+        :param context: one row as the observation holds it: a mission's token ids, a task's index, a goal.
+        :param normalize_images: as the policy has it that this extractor belongs to.
+        :raises ConfigError: when the context does not fit its space.
+        """
+        z = encode_one_context(self, context, normalize_images)
+        return SpecialisedExtractor(self, z, normalize_images)
+
+    def _cells(
+        self, to_cells: GridCells | ImageCells, image: Tensor, *context: Any
+    ) -> Float[Tensor, "batch cells channels"]:
+        """The cells of the image, fused; once per kind of cell and distinct context, where those are fewer."""
+        fusion = self.map_fusion
+        if fusion is None:
+            return to_cells(image)
+        if isinstance(to_cells, GridCells) and isinstance(fusion, Fusion) and fusion.treats_positions_alike:
+            values, groups = context
+            kinds, index = to_cells.kinds(), to_cells.kinds_in(image)
+            if groups is not None and groups.count * len(kinds) <= index.numel():
+                each = F.relu(fusion(kinds.expand(groups.count, -1, -1), values))
+                return look_up(each.flatten(0, 1), index + len(kinds) * groups.index.unsqueeze(1))
+        return F.relu(fusion(to_cells(image), *context))
 
 
 def _check_sites(sites: Sequence[Site], encoder: EncoderConfig) -> None:

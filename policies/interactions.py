@@ -29,6 +29,7 @@ from mirl.configs.networks import (
     LowRankConfig,
     MetricConfig,
 )
+from mirl.policies.grouping import Groups, multiply_row_by_row
 from mirl.policies.positions import sinusoidal_positions
 
 
@@ -54,11 +55,14 @@ class Fusion(nn.Module, ABC):
 
     - features (*B, X) and context (*B, Z), a context for each row; or
     - features (B, *positions, X) and context (B, Z), a context shared by all positions (cells, tokens) of a row; or
-    - either with ``index`` (B,) and context (G, Z): row b meets ``context[index[b]]``. What depends on the context
-      alone is then computed once for each of the G distinct contexts.
+    - either with ``index`` (B,), or ``Groups`` of it, and context (G, Z): row b meets ``context[index[b]]``. What
+      depends on the context alone is then computed once for each of the G distinct contexts.
 
     and gives (*B, O). Raises ValueError when the sizes do not fit: nothing is ever broadcast silently.
     """
+
+    treats_positions_alike = True
+    """Each position is fused by itself, whatever stands at the others."""
 
     def __init__(self, features_dim: int, context_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -68,55 +72,42 @@ class Fusion(nn.Module, ABC):
         self,
         features: Float[Tensor, "*batch features"],
         context: Float[Tensor, "*rows context"],
-        index: Int[Tensor, " batch"] | None = None,
+        index: Groups | Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "*batch out"]:
-        if features.ndim == context.ndim and index is None:
+        groups = Groups(index, len(context)) if isinstance(index, Tensor) else index
+        if features.ndim == context.ndim and groups is None:
             rows = features.shape[:-1]
             x, z = features.reshape(-1, 1, features.shape[-1]), context.reshape(-1, context.shape[-1])
         else:
             rows = features.shape[:1]
             x, z = features.reshape(len(features), -1, features.shape[-1]), context
-        expected = (*(rows if index is None else context.shape[:1]), self.context_dim)
+        expected = (*(rows if groups is None else context.shape[:1]), self.context_dim)
         if features.shape[-1] != self.features_dim or tuple(context.shape) != expected:
             raise ValueError(
                 f"{type(self).__name__} expects features (..., {self.features_dim}) and context {expected}, "
                 f"got {tuple(features.shape)} and {tuple(context.shape)}"
             )
-        if index is not None and tuple(index.shape) != rows:
-            raise ValueError(f"index must give one context per row, shape {tuple(rows)}, got {tuple(index.shape)}")
-        return self.interact(x, z, index).reshape(*features.shape[:-1], self.out_dim)
+        if groups is not None and tuple(groups.index.shape) != rows:
+            given = tuple(groups.index.shape)
+            raise ValueError(f"index must give one context per row, shape {tuple(rows)}, got {given}")
+        return self.interact(x, z, groups).reshape(*features.shape[:-1], self.out_dim)
 
     @abstractmethod
     def interact(
         self,
         x: Float[Tensor, "batch positions features"],
         z: Float[Tensor, "groups context"],
-        index: Int[Tensor, " batch"] | None,
+        groups: Groups | None,
     ) -> Float[Tensor, "batch positions out"]:
-        """The interaction itself; without ``index`` the groups are the rows."""
+        """The interaction itself; without ``groups`` each row has a context of its own."""
 
 
-def per_row(
-    per_context: Float[Tensor, "groups dim"], index: Int[Tensor, " batch"] | None
-) -> Float[Tensor, "batch 1 dim"]:
+def per_row(per_context: Float[Tensor, "groups dim"], groups: Groups | None) -> Float[Tensor, "batch 1 dim"]:
     """What was computed once per distinct context, for every row and ready to meet its positions."""
-    rows = per_context if index is None else per_context.index_select(0, index)
-    return rows.unsqueeze(1)
-
-
-def apply_per_context(
-    x: Float[Tensor, "batch positions features"],
-    weights: Float[Tensor, "groups features out"],
-    index: Int[Tensor, " batch"] | None,
-) -> Float[Tensor, "batch positions out"]:
-    """x_b W[index_b]: rows are sorted by context, so that each context costs one matrix product."""
-    if index is None:
-        return torch.bmm(x, weights)
-    order = torch.argsort(index, stable=True)
-    counts = torch.bincount(index, minlength=len(weights)).tolist()
-    chunks = x.index_select(0, order).split(counts)
-    products = torch.cat([chunk @ weight for chunk, weight in zip(chunks, weights, strict=True)])
-    return products.index_select(0, torch.argsort(order))
+    if groups is None:
+        return per_context.unsqueeze(1)
+    exact = per_context.float() if per_context.dtype == torch.bfloat16 else per_context  # its gradient is a long sum
+    return exact.index_select(0, groups.index).to(per_context.dtype).unsqueeze(1)
 
 
 class Concat(Fusion):
@@ -129,13 +120,13 @@ class Concat(Fusion):
         self.shift = Affine(context_dim, width, gain=0, bias=False)
         self.project = Affine(width, out_dim, gain=gain) if config.hidden else None
 
-    def interact(self, x: Tensor, z: Tensor, index: Tensor | None) -> Tensor:
-        y = self.main(x) + per_row(self.shift(z), index)
+    def interact(self, x: Tensor, z: Tensor, groups: Groups | None) -> Tensor:
+        y = self.main(x) + per_row(self.shift(z), groups)
         return y if self.project is None else self.project(F.relu(y))
 
 
 class Bilinear(Fusion):
-    """y = zᵀ𝕎x + Uᵀz + Vx + b with 𝕎 (Z, X, O), computed as x W′(z) + b′(z): weights first, once per context."""
+    """y = zᵀ𝕎x + Uᵀz + Vx + b with 𝕎 (Z, X, O); ``mirl.policies.grouping`` has the two forms of the first term."""
 
     def __init__(self, features_dim: int, context_dim: int, out_dim: int, gain: float) -> None:
         super().__init__(features_dim, context_dim, out_dim)
@@ -143,15 +134,20 @@ class Bilinear(Fusion):
         self.shift = Affine(context_dim, out_dim, gain=0, bias=False)
         self.weight = nn.Parameter(torch.zeros(context_dim, features_dim, out_dim))
 
-    def interact(self, x: Tensor, z: Tensor, index: Tensor | None) -> Tensor:
-        if index is not None and x.shape[1] == 1 and 4 * len(z) > len(x):  # few rows share a context
-            z, index = z.index_select(0, index), None
-        if index is None and x.shape[1] == 1:  # a vector per context: (B, X, O) weights would serve one row each
-            by_context = (x[:, 0] @ self.weight.transpose(0, 1).flatten(1)).unflatten(1, (-1, self.out_dim))
-            return self.main(x) + per_row(self.shift(z), index) + torch.bmm(z.unsqueeze(1), by_context)
-        flat = torch.addmm(self.main.weight.flatten(), z, self.weight.flatten(1))  # V + zᵀ𝕎
-        weights = flat.unflatten(1, (self.features_dim, self.out_dim))
-        return apply_per_context(x, weights, index) + per_row(self.shift(z) + self.main.bias, index)
+    def generate(self, z: Float[Tensor, "groups context"]) -> Float[Tensor, "groups features out"]:
+        """W′(z) = zᵀ𝕎 + V, the matrix that a context makes of it."""
+        flat = torch.addmm(self.main.weight.flatten(), z, self.weight.flatten(1))
+        return flat.unflatten(1, (self.features_dim, self.out_dim))
+
+    def interact(self, x: Tensor, z: Tensor, groups: Groups | None) -> Tensor:
+        positions = x.shape[1]
+        if groups is not None and groups.are_worth_it(self.weight.numel()):
+            return groups.multiply(x, self.generate(z), self.shift(z) + self.main.bias)
+        z = z if groups is None else z.index_select(0, groups.index)
+        shift = self.shift(z).unsqueeze(1)
+        if positions > 1:  # each context's matrix serves all positions of its row
+            return torch.bmm(x, self.generate(z)) + shift + self.main.bias
+        return multiply_row_by_row(x[:, 0], z, self.weight).unsqueeze(1) + self.main(x) + shift
 
 
 class LowRank(Fusion):
@@ -165,32 +161,28 @@ class LowRank(Fusion):
         self.factor_context = Affine(context_dim, config.rank, gain=1, bias=False)
         self.project = Affine(config.rank, out_dim, gain=0, bias=False)
 
-    def interact(self, x: Tensor, z: Tensor, index: Tensor | None) -> Tensor:
-        products = self.factor_features(x) * per_row(self.factor_context(z), index)
-        return self.project(products) + self.main(x) + per_row(self.shift(z), index)
+    def interact(self, x: Tensor, z: Tensor, groups: Groups | None) -> Tensor:
+        products = self.factor_features(x) * per_row(self.factor_context(z), groups)
+        return self.project(products) + self.main(x) + per_row(self.shift(z), groups)
 
 
 class Hyper(Fusion):
-    """y = W′(z) x + b′(z) with (W′, b′) = g(z), a hypernetwork (Ha et al., 2017); an affine g gives ``Bilinear``.
+    """y = W′(z) x + b′(z) with (W′, b′) = g(z), a hypernetwork (Ha et al., 2017).
 
-    The last layer of g starts with zero weights and, as its bias, an orthogonal W′.
+    The last layer of g is affine, which makes it ``Bilinear`` in x and what comes before: so it is computed, and so it
+    starts. Without hidden layers it is ``Bilinear`` itself.
     """
 
     def __init__(self, features_dim: int, context_dim: int, out_dim: int, config: HyperConfig, gain: float) -> None:
         super().__init__(features_dim, context_dim, out_dim)
         dims = (context_dim, *config.hidden)
         self.hidden = nn.ModuleList(Affine(i, o, gain=math.sqrt(2)) for i, o in pairwise(dims))
-        self.generate = Affine(dims[-1], (features_dim + 1) * out_dim, gain=0)
-        with torch.no_grad():
-            start = torch.zeros(features_dim + 1, out_dim)
-            nn.init.orthogonal_(start[:-1], gain)
-            self.generate.bias.copy_(start.flatten())  # type: ignore[union-attr]
+        self.generate = Bilinear(features_dim, dims[-1], out_dim, gain)
 
-    def interact(self, x: Tensor, z: Tensor, index: Tensor | None) -> Tensor:
+    def interact(self, x: Tensor, z: Tensor, groups: Groups | None) -> Tensor:
         for layer in self.hidden:
             z = F.relu(layer(z))
-        generated = self.generate(z).unflatten(1, (self.features_dim + 1, self.out_dim))
-        return apply_per_context(x, generated[:, :-1], index) + per_row(generated[:, -1], index)
+        return self.generate.interact(x, z, groups)
 
 
 class Film(Fusion):
@@ -204,8 +196,8 @@ class Film(Fusion):
         self.main = Affine(features_dim, out_dim, gain=gain)
         self.to_scale_shift = Affine(context_dim, 2 * out_dim, gain=0, bias=False)
 
-    def interact(self, x: Tensor, z: Tensor, index: Tensor | None) -> Tensor:
-        scale, shift = per_row(self.to_scale_shift(z), index).chunk(2, dim=-1)
+    def interact(self, x: Tensor, z: Tensor, groups: Groups | None) -> Tensor:
+        scale, shift = per_row(self.to_scale_shift(z), groups).chunk(2, dim=-1)
         return (1 + scale) * self.main(x) + shift
 
 
@@ -221,8 +213,8 @@ class Gate(Fusion):
         self.gate_features = Affine(features_dim, out_dim, gain=0)
         self.gate_context = Affine(context_dim, out_dim, gain=0, bias=False)
 
-    def interact(self, x: Tensor, z: Tensor, index: Tensor | None) -> Tensor:
-        gate = torch.sigmoid(self.gate_features(x) + per_row(self.gate_context(z), index))
+    def interact(self, x: Tensor, z: Tensor, groups: Groups | None) -> Tensor:
+        gate = torch.sigmoid(self.gate_features(x) + per_row(self.gate_context(z), groups))
         return gate * self.main(x)
 
 
@@ -239,13 +231,13 @@ class AttentionMask(Fusion):
         self.to_mask = LowRank(features_dim, context_dim, features_dim, LowRankConfig(rank=config.rank), gain=0)
         self.main = Affine(features_dim, out_dim, gain=gain if self.simplex else 2 * gain)
 
-    def mask(self, x: Tensor, z: Tensor, index: Tensor | None) -> Float[Tensor, "batch positions features"]:
+    def mask(self, x: Tensor, z: Tensor, groups: Groups | None) -> Float[Tensor, "batch positions features"]:
         """The weights m, (B, P, X)."""
-        logits = self.to_mask.interact(x, z, index)
+        logits = self.to_mask.interact(x, z, groups)
         return self.features_dim * logits.softmax(-1) if self.simplex else torch.sigmoid(logits)
 
-    def interact(self, x: Tensor, z: Tensor, index: Tensor | None) -> Tensor:
-        return self.main(self.mask(x, z, index) * x)
+    def interact(self, x: Tensor, z: Tensor, groups: Groups | None) -> Tensor:
+        return self.main(self.mask(x, z, groups) * x)
 
 
 class CrossAttention(Fusion):
@@ -255,6 +247,8 @@ class CrossAttention(Fusion):
 
     Keys and values see sinusoidal positions, so the answer can say where. P starts at zero.
     """
+
+    treats_positions_alike = False
 
     def __init__(self, features_dim: int, context_dim: int, out_dim: int, config: AttentionConfig, gain: float) -> None:
         super().__init__(features_dim, context_dim, out_dim)
@@ -268,17 +262,17 @@ class CrossAttention(Fusion):
         self.key_value = Affine(features_dim, 2 * features_dim, gain=1)
         self.project = Affine(features_dim, out_dim, gain=0, bias=False)
 
-    def attend(self, x: Tensor, z: Tensor, index: Tensor | None) -> Float[Tensor, "batch 1 features"]:
+    def attend(self, x: Tensor, z: Tensor, groups: Groups | None) -> Float[Tensor, "batch 1 features"]:
         """What the context reads from the positions, all heads side by side."""
         located = x + sinusoidal_positions(x.shape[1], self.features_dim, x.device)
         query, key, value = (
             projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, P, H·d) -> (B, H, P, d)
-            for projected in (per_row(self.query(z), index), *self.key_value(located).chunk(2, dim=-1))
+            for projected in (per_row(self.query(z), groups), *self.key_value(located).chunk(2, dim=-1))
         )
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
-    def interact(self, x: Tensor, z: Tensor, index: Tensor | None) -> Tensor:
-        return self.main(x) + self.project(self.attend(x, z, index))
+    def interact(self, x: Tensor, z: Tensor, groups: Groups | None) -> Tensor:
+        return self.main(x) + self.project(self.attend(x, z, groups))
 
 
 class Metric(Fusion):
@@ -301,15 +295,15 @@ class Metric(Fusion):
         self.read = Affine(2 * config.projections, out_dim, gain=0, bias=False)
 
     def similarities(
-        self, x: Tensor, z: Tensor, index: Tensor | None
+        self, x: Tensor, z: Tensor, groups: Groups | None
     ) -> Float[Tensor, "batch positions 2*{self.projections}"]:
         """K inner products, then K squared distances."""
         ours = self.project_features(x).unflatten(-1, (self.projections, -1))
-        theirs = per_row(self.project_context(z), index).unflatten(-1, (self.projections, -1))
+        theirs = per_row(self.project_context(z), groups).unflatten(-1, (self.projections, -1))
         return torch.cat([(ours * theirs).sum(-1), (ours - theirs).square().sum(-1)], dim=-1)
 
-    def interact(self, x: Tensor, z: Tensor, index: Tensor | None) -> Tensor:
-        return self.main(x) + self.read(self.similarities(x, z, index))
+    def interact(self, x: Tensor, z: Tensor, groups: Groups | None) -> Tensor:
+        return self.main(x) + self.read(self.similarities(x, z, groups))
 
 
 def build_fusion(

@@ -44,7 +44,8 @@ def route(space: spaces.Dict, context_key: str, observation_keys: Sequence[str] 
     keys = seen_keys(space, context_key, observation_keys)
     image = None if flatten else image_key(space, keys)
     others = tuple(key for key in keys if key != image)
-    return Routing(context_key, image, others, sum(get_flattened_obs_dim(space[key]) for key in others))
+    others_dim = sum(int(get_flattened_obs_dim(space[key])) for key in others)  # SB3 sums MultiDiscrete with numpy
+    return Routing(context_key, image, others, others_dim)
 
 
 def seen_keys(space: spaces.Dict, context_key: str, observation_keys: Sequence[str] | None) -> tuple[str, ...]:

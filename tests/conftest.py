@@ -8,10 +8,11 @@ import torch
 from jaxtyping import install_import_hook
 
 # extractor, policy and routing stay out: they tell users' mistakes in their own words, before a type checker should
-CHECKED = ("contexts", "encoders", "interactions", "positions")
+CHECKED = ("contexts", "encoders", "grouping", "interactions", "positions")
 # by PEP 484 an int will do where a float is asked for
 TYPE_CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-install_import_hook([f"mirl.policies.{module}" for module in CHECKED], TYPE_CHECKER)
+LOOP = ["mirl.agents.rollouts", "mirl.agents.updates"]
+install_import_hook([*(f"mirl.policies.{module}" for module in CHECKED), *LOOP], TYPE_CHECKER)
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the helper modules beside this file
 torch.set_num_threads(1)

@@ -140,6 +140,23 @@ def test_a_run_can_be_evaluated(trained: Callable[[str], tuple[Path, str]], back
     assert path.with_name(f"{path.stem}-goto_door.gif").read_bytes().startswith(b"GIF89a")
 
 
+def test_a_run_can_be_exported_for_one_mission(trained: Callable[[str], tuple[Path, str]]) -> None:
+    folder, _ = trained("gymnasium")
+    done = run(folder.parent, "eval.py", "run=mine", "checkpoint=last", "export=go to the red door")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = re.fullmatch(
+        r"Written: mine/exports/go-to-the-red-door\.pt2 "
+        r"\(([\d,]+) parameters in place of ([\d,]+), outputs within \de-\d\d of the policy's\)\n",
+        done.stdout,
+    )
+    assert found is not None, done.stdout
+    after, before = (int(number.replace(",", "")) for number in found.groups())
+    assert after < before
+    said = json.loads((folder / "exports" / "go-to-the-red-door.json").read_text())
+    assert (said["mission"], said["checkpoint"]) == ("go to the red door", "step_000000512")
+    assert (folder / "exports" / "go-to-the-red-door.pt2").stat().st_size > 4 * after
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -148,6 +165,7 @@ def test_a_run_can_be_evaluated(trained: Callable[[str], tuple[Path, str]], back
         (["checkpoint=../../x"], "no checkpoint '../../x'"),
         (["backend=envpol"], "Did you mean 'envpool'?\n"),
         (["episodes=0"], "episodes: input should be greater than 0"),
+        (["export=go to the red door", "checkpoint=511"], "Did you mean '512'?\n"),
     ],
 )
 def test_a_mistake_in_an_evaluation_changes_nothing(

@@ -26,6 +26,7 @@ TINY = (
     "agent.net_arch=[8]",
     "progress=false",
     "device=cpu",
+    "precision=fp32",  # which auto takes depends on the machine
 )
 Build = Callable[..., TrainConfig]
 

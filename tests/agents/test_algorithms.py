@@ -30,9 +30,9 @@ def trained_weights(config: TrainConfig) -> Weights:
     return load_file(config.run_dir / "checkpoints" / f"step_{config.total_timesteps:09d}" / "policy.safetensors")
 
 
-def equal(first: Weights, second: Weights) -> bool:
+def equal(first: Weights, second: Weights, tolerance: float = 0.0) -> bool:
     assert first.keys() == second.keys()
-    return all(torch.equal(first[name], second[name]) for name in first)
+    return all(torch.allclose(first[name], second[name], rtol=0.0, atol=tolerance) for name in first)
 
 
 def sb3s_own(config: TrainConfig) -> SB3PPO | SB3A2C:
@@ -89,7 +89,7 @@ def test_two_iterations_give_the_weights_of_sb3s_own_class(
     ours, theirs = trained
     assert ours.num_timesteps == theirs.num_timesteps == 256
     assert ours._n_updates == theirs._n_updates
-    assert equal(ours.policy.state_dict(), theirs.policy.state_dict())
+    assert equal(ours.policy.state_dict(), theirs.policy.state_dict(), tolerance=1e-5)  # rounding, over eight steps
     theirs.get_env().close()
 
 
@@ -149,7 +149,8 @@ def test_the_algorithms_are_chosen_by_their_config(tiny: Build) -> None:
     config = tiny()
     env = SuiteVecEnv(config.task, 4)
     for part, kind in ((PPOConfig(n_envs=4, batch_size=64), PPO), (A2CConfig(n_envs=4), A2C)):
-        assert type(build_algorithm(part, FusionPolicy, policy_kwargs(config), env, seed=0, device="cpu")) is kind
+        options: dict[str, Any] = {"seed": 0, "device": "cpu", "precision": "fp32"}
+        assert type(build_algorithm(part, FusionPolicy, policy_kwargs(config), env, **options)) is kind
     env.close()
 
 

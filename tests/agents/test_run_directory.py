@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stable_baselines3 import PPO as SB3PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mirl.agents import train
+from mirl.agents import PPO, train
 from mirl.agents.callbacks import stop_signals
 from mirl.agents.checkpoint import read_index
 from mirl.agents.run_directory import open_run, read_config
@@ -24,15 +23,15 @@ ITERATIONS = [128, 256, 384, 512]
 
 def fail_in_iteration(patch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
     """Do something before the update of an iteration, counted from one."""
-    update, calls = SB3PPO.train, []
+    update, calls = PPO.train, []
 
-    def counted(agent: SB3PPO) -> None:
+    def counted(agent: PPO) -> None:
         calls.append(1)
         if len(calls) == number:
             act()
         update(agent)
 
-    patch.setattr(SB3PPO, "train", counted)
+    patch.setattr(PPO, "train", counted)
 
 
 def killed() -> None:

@@ -270,15 +270,6 @@ def test_closing_twice_is_harmless(backend: BackendName) -> None:
     env.close()
 
 
-def test_time_inside_steps_is_counted(backend: BackendName) -> None:
-    env = make_vec_env(EMPTY, 2, backend=backend)
-    env.reset()
-    assert env.seconds == 0
-    step_all(env, FORWARD)
-    assert 0 < env.seconds < 60
-    env.close()
-
-
 def test_an_unknown_id_names_the_nearest(backend: BackendName) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'MiniGrid-GoToDoor-5x5-v0'"):
         make_vec_env("MiniGrid-GoToDor-5x5-v0", 2, backend=backend)

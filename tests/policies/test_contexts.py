@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import ContextConfig, GoalContextConfig, MissionContextConfig, TaskIdContextConfig
-from mirl.policies.contexts import Context, build_context, distinct_rows
+from mirl.policies import contexts
+from mirl.policies.contexts import Context, Distinct, build_context, distinct_rows
+from mirl.policies.grouping import Groups
 from mirl.policies.positions import sinusoidal_positions
 
 close = torch.testing.assert_close
@@ -54,17 +56,18 @@ def encode(module: nn.Module, observation: Tensor) -> Tensor:
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_distinct_rows_are_those_of_torchs_unique(rows: list[list[int]]) -> None:
     tokens = torch.tensor(rows)
-    distinct, index = distinct_rows(tokens)
-    close(distinct.index_select(0, index), tokens)
+    distinct, groups = distinct_rows(tokens)
+    close(distinct.index_select(0, groups.index), tokens)
     assert sorted(distinct.tolist()) == torch.unique(tokens, dim=0).tolist()
+    assert groups.count == len(distinct)
 
 
 def test_distinct_rows_of_long_missions_are_few() -> None:
     texts = torch.randint(0, 111, (17, 80), generator=torch.Generator().manual_seed(0))
     index = torch.randint(0, 17, (2048,), generator=torch.Generator().manual_seed(1))
-    distinct, found = distinct_rows(texts[index])
-    assert len(distinct) == 17
-    close(distinct[found], texts[index])
+    distinct, groups = distinct_rows(texts[index])
+    assert len(distinct) == groups.count == 17
+    close(distinct[groups.index], texts[index])
 
 
 def test_a_collision_of_hashes_is_noticed() -> None:
@@ -77,10 +80,10 @@ def test_a_collision_of_hashes_is_noticed() -> None:
         return result
 
     with patch.object(torch, "unique", side_effect=collide) as spy:
-        distinct, index = distinct_rows(tokens)
+        distinct, groups = distinct_rows(tokens)
     assert spy.call_args.kwargs["dim"] == 0, "the hashes collided, and nobody compared the rows"
-    close(distinct.index_select(0, index), tokens)
-    assert len(distinct) == 3
+    close(distinct.index_select(0, groups.index), tokens)
+    assert len(distinct) == groups.count == 3
 
 
 # ---------------------------------------------------------------------------------------------------------- missions
@@ -94,7 +97,7 @@ def test_each_distinct_mission_is_read_once(words: Words) -> None:
     result = context(missions([1, 2], [3], [1, 2], [3], [3], [4, 5, 6]))
     assert read == [3]
     assert result.values.shape == (3, 8)
-    assert result.rows.shape == (6,)
+    assert result.groups.index.shape == (6,)
 
 
 @pytest.mark.parametrize("words", WORDS)
@@ -197,6 +200,16 @@ def test_self_attention_is_the_transformer_layer_of_the_words_alone() -> None:
     close(encode(context, missions([4, 9, 2], [1] * LENGTH))[:1], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("words", WORDS)
+def test_distinct_missions_are_read_as_they_are_given(words: Words) -> None:
+    context, texts = mission_context(words), missions([1, 2], [3], [1, 2], [4, 5, 6])
+    rows, groups = distinct_rows(texts.long())
+    with patch.object(contexts, "distinct_rows", side_effect=AssertionError("they are distinct already")):
+        given = context(Distinct(rows.to(torch.int16), groups))
+    assert given.groups is groups
+    close(given.per_row(), encode(context, texts))
+
+
 # ------------------------------------------------------------------------------------------------------- tasks, goals
 
 
@@ -225,11 +238,20 @@ def test_each_task_is_encoded_once() -> None:
     assert context(one_hot([1] * 20)).values.shape == (N_TASKS, 8)
 
 
+@pytest.mark.parametrize("shape", [(2,), (2, 1)])
+def test_distinct_tasks_are_encoded_as_they_are_given(shape: tuple[int, ...]) -> None:
+    context = build_context(TaskIdContextConfig(dim=8), SPACE)
+    groups = Groups(torch.tensor([1, 0, 1]), 2)
+    given = context(Distinct(torch.tensor([3, 0]).reshape(shape), groups))
+    assert given.values.shape == (2, 8)
+    close(given.per_row(), encode(context, one_hot([0, 3, 0])))
+
+
 def test_the_context_of_a_goal_is_its_own() -> None:
     context = build_context(GoalContextConfig(dim=8), SPACE)
     goals = torch.randn(5, 2, 3)
     result = context(goals)
-    assert result.rows is None
+    assert result.groups is None
     close(result.per_row(), torch.stack([encode(context, goal.unsqueeze(0))[0] for goal in goals]))
 
 

@@ -1,6 +1,7 @@
 """``FusionExtractor``: which keys go where, what a user reads after a mistake, and the shapes that SB3 gives."""
 
 from typing import Any
+from unittest.mock import patch
 
 import gymnasium as gym
 import numpy as np
@@ -22,9 +23,10 @@ from mirl.configs.networks import (
 )
 from mirl.envs import ContractObservation
 from mirl.policies import FusionExtractor
-from mirl.policies.contexts import GoalContext, MissionContext, TaskIdContext
+from mirl.policies.contexts import Distinct, GoalContext, MissionContext, TaskIdContext
 from mirl.policies.encoders import CellsEncoder, GridCells, ImageCells, VectorEncoder
-from mirl.policies.interactions import AttentionMask, CrossAttention, Film
+from mirl.policies.grouping import Groups
+from mirl.policies.interactions import AttentionMask, CrossAttention, Film, Fusion
 
 close = torch.testing.assert_close
 
@@ -51,6 +53,14 @@ def batch_of(space: spaces.Dict, size: int, seed: int = 0) -> dict[str, Tensor]:
     result = preprocess_obs(arrays, space)
     assert isinstance(result, dict)
     return result
+
+
+def away_from_the_start(extractor: FusionExtractor) -> FusionExtractor:
+    """With weights at which the context counts."""
+    with torch.no_grad():
+        for weight in extractor.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    return extractor
 
 
 # ----------------------------------------------------------------------------------------------------------- routing
@@ -159,37 +169,74 @@ def test_attention_looks_over_the_cells_and_masks_the_vector() -> None:
     assert isinstance(extractor.vector_fusion, AttentionMask)
 
 
-@pytest.mark.parametrize("append_context", [False, True])
-def test_the_size_of_the_features_is_what_sb3_is_told(append_context: bool) -> None:
+@pytest.mark.parametrize("give_context", [False, True])
+def test_the_size_of_the_features_is_what_sb3_is_told(give_context: bool) -> None:
     extractor = FusionExtractor(
         GRID,
         context=TaskIdContextConfig(dim=10),
         encoder=GridEncoderConfig(features_dim=20, channels=8),
-        append_context=append_context,
+        give_context=give_context,
     )
-    assert extractor.features_dim == (30 if append_context else 20)
-    assert extractor(batch_of(GRID, 3)).shape == (3, extractor.features_dim)
+    features = extractor(batch_of(GRID, 3))
+    vector = features.vector if give_context else features
+    assert extractor.features_dim == 20
+    assert vector.shape == (3, 20)
 
 
-def test_the_context_is_appended_row_by_row() -> None:
-    extractor = FusionExtractor(GRID, context=TaskIdContextConfig(dim=10), append_context=True)
+def test_the_context_is_given_beside_the_features_of_its_row() -> None:
+    extractor = FusionExtractor(GRID, context=TaskIdContextConfig(dim=10), give_context=True)
     batch = batch_of(GRID, 6)
     with torch.no_grad():
-        close(extractor(batch)[:, -10:], extractor.context.mlp(batch["task"]))  # type: ignore[union-attr,operator]
+        vector, context = extractor(batch)
+        close(context.per_row(), extractor.context.mlp(batch["task"]))  # type: ignore[union-attr,operator]
+        extractor.give_context = False
+        close(extractor(batch), vector, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("context", "key"), [("task_id", "task"), ("mission", "mission")])
+def test_distinct_contexts_give_the_features_of_their_rows(context: str, key: str) -> None:
+    extractor = away_from_the_start(FusionExtractor(GRID, context=context, sites=("map", "vector")))
+    batch = batch_of(GRID, 6)
+    rows, index = torch.unique(batch[key], dim=0, return_inverse=True)
+    distinct = rows.argmax(-1) if key == "task" else rows.long()
+    close(extractor({**batch, key: Distinct(distinct, Groups(index, len(rows)))}), extractor(batch))
 
 
 @pytest.mark.parametrize("context", ["task_id", "mission"])
 @pytest.mark.parametrize("sites", [("map",), ("vector",), ("map", "vector")])
 def test_the_forms_of_rollouts_and_of_minibatches_agree(context: str, sites: Any) -> None:
-    extractor = FusionExtractor(GRID, context=context, sites=sites, append_context=True)
-    with torch.no_grad():
-        for weight in extractor.parameters():
-            weight.add_(0.05 * torch.randn_like(weight))
+    extractor = away_from_the_start(FusionExtractor(GRID, context=context, sites=sites, give_context=True))
+
+    def features(batch: dict[str, Tensor]) -> Tensor:
+        vector, asked = extractor(batch)
+        return torch.cat([vector, asked.per_row()], dim=1)
+
     batch = batch_of(GRID, 6)
     minibatch = {**batch, "task": batch["task"].unsqueeze(1), "direction": batch["direction"].unsqueeze(1)}
-    close(extractor(minibatch), extractor(batch))
-    rows = [extractor({key: value[row : row + 1] for key, value in batch.items()}) for row in range(6)]
-    close(extractor(batch), torch.cat(rows), rtol=1e-4, atol=1e-5)
+    close(features(minibatch), features(batch))
+    rows = [features({key: value[row : row + 1] for key, value in batch.items()}) for row in range(6)]
+    close(features(batch), torch.cat(rows), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fusion", ["bilinear", "film", "metric"])
+@pytest.mark.parametrize("context", ["task_id", "mission"])
+def test_cells_fused_once_per_kind_equal_those_fused_one_by_one(context: str, fusion: str) -> None:
+    codes = np.broadcast_to(np.array([2, 1], np.uint8), (4, 4, 2))  # 6 kinds, 3 tasks, 16 cells in each of 4 rows
+    space = spaces.Dict({**GRID, "image": spaces.Box(np.zeros_like(codes), codes.copy(), (4, 4, 2), np.uint8)})
+    extractor = away_from_the_start(FusionExtractor(space, fusion=fusion, context=context, sites=("map",)))
+    batch = {**batch_of(space, 4), "mission": torch.tensor([[1.0], [2], [1], [2]])}
+    assert extractor.map_fusion is not None
+    sizes: list[torch.Size] = []
+    extractor.map_fusion.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape))
+    results = []
+    for per_kind in (True, False):
+        with patch.object(Fusion, "treats_positions_alike", per_kind):
+            features = extractor(batch)
+        assert sizes.pop()[-2] == (6 if per_kind else 16)
+        extractor.zero_grad()
+        features.square().sum().backward()
+        results.append((features, [weight.grad for weight in extractor.parameters()]))
+    close(*results, rtol=1e-4, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------------------- errors

@@ -25,6 +25,7 @@ from mirl.configs.networks import (
 )
 from mirl.policies import build_fusion, build_map_fusion, count_parameters
 from mirl.policies.interactions import (
+    Affine,
     AttentionMask,
     Bilinear,
     Concat,
@@ -95,8 +96,8 @@ def by_loop(fusion: Fusion, x: Array, z: Array) -> Array:
         case Hyper():
             for layer in range(len(fusion.hidden)):
                 z = relu(affine(z, w[f"hidden.{layer}.weight"], w[f"hidden.{layer}.bias"]))
-            generated = affine(z, w["generate.weight"], w["generate.bias"]).reshape(len(x) + 1, -1)
-            return affine(x, generated[:-1]) + generated[-1]
+            weight = sum(z[k] * w["generate.weight"][k] for k in range(len(z))) + w["generate.main.weight"]
+            return affine(x, weight, affine(z, w["generate.shift.weight"], w["generate.main.bias"]))
         case Film():
             scale_shift = affine(z, w["to_scale_shift.weight"])
             scale, shift = scale_shift[: fusion.out_dim], scale_shift[fusion.out_dim :]
@@ -269,10 +270,29 @@ def test_low_rank_equals_the_full_bilinear_form() -> None:
 def test_an_affine_hypernetwork_equals_the_bilinear_form() -> None:
     fusion = randomise(build_fusion(HyperConfig(hidden=()), X, Z, O).double())
     assert isinstance(fusion, Hyper)
-    weight = fusion.generate.weight.reshape(Z, X + 1, O)
-    bias = fusion.generate.bias.reshape(X + 1, O)
-    full = constrained_bilinear(weight[:, :X], weight[:, X], bias[:X], bias[X])
+    g = fusion.generate
+    full = constrained_bilinear(g.weight, g.shift.weight, g.main.weight, g.main.bias)
     assert_same_function(fusion, full, normal(5, Z))
+
+
+def test_a_hypernetwork_is_an_mlp_that_writes_the_weights_of_a_linear_layer() -> None:
+    fusion = randomise(build_fusion(HyperConfig(hidden=(9,)), X, Z, O).double())
+    assert isinstance(fusion, Hyper)
+    (hidden,), g = fusion.hidden, fusion.generate
+    assert isinstance(hidden, Affine)
+    mlp = nn.Sequential(nn.Linear(Z, 9), nn.ReLU(), nn.Linear(9, (X + 1) * O)).double()
+    mlp.load_state_dict(
+        {
+            "0.weight": hidden.weight.T,
+            "0.bias": hidden.bias,
+            "2.weight": torch.cat([g.weight, g.shift.weight.unsqueeze(1)], dim=1).flatten(1).T,
+            "2.bias": torch.cat([g.main.weight, g.main.bias.unsqueeze(0)]).flatten(),
+        }
+    )
+    x, z = normal(4, X), normal(4, Z, seed=1)
+    written = mlp(z).unflatten(1, (X + 1, O))  # W′(z), and b′(z) as its last row
+    expected = [F.linear(row, weights[:X].T, weights[X]) for row, weights in zip(x, written, strict=True)]
+    close(fusion(x, z), torch.stack(expected))
 
 
 def test_film_equals_the_bilinear_form_with_a_diagonal_context_matrix() -> None:

@@ -19,6 +19,7 @@ from toy_goal_envs import FlipMissionEnv, MirrorReachEnv, SampledEnv
 from mirl.configs.networks import GridEncoderConfig, MissionContextConfig, TaskIdContextConfig, VectorEncoderConfig
 from mirl.envs import ContractObservation
 from mirl.policies import FusionExtractor, FusionPolicy
+from mirl.policies.extractor import Features
 from mirl.policies.policy import FusionHead
 
 close = torch.testing.assert_close
@@ -225,12 +226,12 @@ def test_a_fused_head_reads_the_hidden_layer_and_the_context_of_its_row() -> Non
         nn.init.normal_(head.get_parameter("fusion.weight"))
     observation, _ = policy.obs_to_tensor(grid_env().reset())
     features = policy.extract_features(observation)
-    assert isinstance(features, torch.Tensor)
+    assert isinstance(features, Features)
     task = nn.functional.one_hot(observation["task"], 3).float()  # type: ignore[index]
-    seen, context = features[:, :12], policy.pi_features_extractor.context(task).per_row()  # type: ignore[operator]
+    context = policy.pi_features_extractor.context(task).per_row()  # type: ignore[operator]
     value_net = policy.value_net
     assert isinstance(value_net, FusionHead)
-    hidden = policy.mlp_extractor.value_net(seen)
+    hidden = policy.mlp_extractor.value_net(features.vector)
     assert hidden.shape == (2, 6)
     product = torch.einsum("bz,zxo,bx->bo", context, value_net.fusion.get_parameter("weight"), hidden)
     expected = product + hidden @ value_net.fusion.get_parameter("main.weight")
@@ -265,6 +266,34 @@ def test_fused_heads_take_every_action_space(algorithm: Any, action_space: space
     model.learn(32)
     action, _ = model.predict(grid_env(action_space).reset())
     assert action_space.contains(action[0])
+
+
+@pytest.mark.parametrize("sites", [("heads",), ("map", "vector", "heads")])
+def test_state_dependent_noise_of_fused_heads_depends_on_their_hidden_layer(sites: tuple[str, ...]) -> None:
+    env = grid_env(spaces.Box(-1, 1, (2,), np.float32))
+    options = {**TINY, "sites": sites, "net_arch": [8]}
+    model = PPO(
+        FusionPolicy,
+        env,
+        n_steps=16,
+        batch_size=8,
+        policy_kwargs=options,
+        use_sde=True,
+        sde_sample_freq=4,
+        device="cpu",
+    )
+    before = model.policy.log_std.detach().clone()
+    model.learn(32)
+    assert before.shape == (8, 2)
+    assert not torch.equal(model.policy.log_std, before)
+    observation, _ = model.policy.obs_to_tensor(env.reset())
+    features = model.policy.extract_features(observation)
+    assert isinstance(features, Features)
+    hidden = model.policy.mlp_extractor.policy_net(features.vector)
+    distribution = model.policy.get_distribution(observation).distribution
+    assert isinstance(distribution, torch.distributions.Normal)
+    close(distribution.mean, model.policy.action_net(features._replace(vector=hidden)))
+    close(distribution.variance, hidden.square() @ model.policy.log_std.exp().square() + 1e-6)
 
 
 def test_without_heads_the_policy_is_sb3s_own_with_the_extractor() -> None:

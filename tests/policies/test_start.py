@@ -56,8 +56,8 @@ CONTEXT_WEIGHTS = {
     "concat-hidden": ("shift.weight",),
     "bilinear": ("weight", "shift.weight"),
     "low_rank": ("project.weight", "shift.weight"),
-    "hyper": ("generate.weight",),
-    "hyper-affine": ("generate.weight",),
+    "hyper": ("generate.weight", "generate.shift.weight"),
+    "hyper-affine": ("generate.weight", "generate.shift.weight"),
     "film": ("to_scale_shift.weight",),
     "gate": ("gate_context.weight",),
     "attention-sigmoid": ("to_mask.project.weight", "to_mask.shift.weight"),
@@ -107,12 +107,9 @@ def under_other_contexts(observation: dict[str, np.ndarray]) -> dict[str, np.nda
 
 
 def fusions_of(policy: nn.Module) -> list[tuple[str, Fusion]]:
-    """Each fusion once, though actor and critic share theirs; the mask of an attention is part of it."""
-    return [
-        (name, module)
-        for name, module in policy.named_modules()
-        if isinstance(module, Fusion) and not name.endswith("to_mask")
-    ]
+    """Each fusion once, though actor and critic share theirs; one inside another is part of it."""
+    found = {name: module for name, module in policy.named_modules() if isinstance(module, Fusion)}
+    return [(name, module) for name, module in found.items() if name.rpartition(".")[0] not in found]
 
 
 WAYS = [

@@ -1,0 +1,179 @@
+"""Rollouts on the training device, and the advantages of their actions."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import BaseBuffer, RolloutBuffer
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
+from torch import Tensor
+
+from mirl.agents.columns import Column, InternedColumn, Rows, build_column, on_device, smallest_dtype
+
+PerStep = Float[Tensor, "n_steps n_envs"]
+
+
+def generalised_advantages(
+    rewards: PerStep,
+    values: PerStep,
+    episode_starts: PerStep,
+    last_values: Float[Tensor, " n_envs"],
+    last_episode_starts: Float[Tensor, " n_envs"],
+    *,
+    gamma: float,
+    gae_lambda: float,
+) -> PerStep:
+    """Generalised advantage estimation (Schulman et al., 2016), where c_t is 0 if an episode starts at t + 1, else 1:
+
+        δ_t = r_t + γ c_t V_{t+1} − V_t
+        A_t = δ_t + γλ c_t A_{t+1}
+
+    A time-out's reward holds γ V of its last observation already: it bootstraps, and a termination does not.
+    """
+    continues = 1.0 - torch.cat([episode_starts[1:], last_episode_starts[None]])
+    deltas = rewards + gamma * torch.cat([values[1:], last_values[None]]) * continues - values
+    decay = gamma * gae_lambda * continues
+    advantages, advantage = torch.empty_like(deltas), torch.zeros_like(last_values)
+    for t in reversed(range(len(deltas))):
+        advantage = deltas[t] + decay[t] * advantage
+        advantages[t] = advantage
+    return advantages
+
+
+class Rollouts(RolloutBuffer):
+    """SB3's ``RolloutBuffer`` as preallocated tensors on the training device, each as small as its space allows.
+
+    Everything is (n_steps, n_envs, …). Minibatches are the same as SB3's for the same permutation, with their rows
+    sorted by context where the policy reads one as ``Distinct`` rows: no loss depends on the order.
+    """
+
+    actions: Tensor  # type: ignore[assignment]
+    rewards: Tensor  # type: ignore[assignment]
+    values: Tensor  # type: ignore[assignment]
+    log_probs: Tensor  # type: ignore[assignment]
+    advantages: Tensor  # type: ignore[assignment]
+    episode_starts: Tensor  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        device: torch.device | str = "auto",
+        gae_lambda: float = 1,
+        gamma: float = 0.99,
+        n_envs: int = 1,
+    ) -> None:
+        BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs=n_envs)
+        self.gae_lambda, self.gamma = gae_lambda, gamma
+        self.shape = (buffer_size, n_envs)
+        keyed = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+        self.columns: dict[str, Column] = {
+            key: build_column(key, space, self.shape, self.device) for key, space in keyed.items()
+        }
+        self.context: InternedColumn | None = None
+        action_dtype, action_shape = _action_storage(action_space)
+        self.actions = torch.zeros(*self.shape, *action_shape, dtype=action_dtype, device=self.device)
+        self.rewards, self.values, self.log_probs, self.advantages = (
+            torch.zeros(self.shape, device=self.device) for _ in range(4)
+        )
+        self.episode_starts = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
+        self.reset()
+
+    def intern(self, key: str) -> None:
+        """From now on give the values under ``key`` as ``Distinct`` rows, and sort minibatches by them."""
+        self.columns[key] = self.context = InternedColumn(self.shape, self.device)
+
+    def reset(self) -> None:
+        """Begin another rollout; nothing is allocated."""
+        if self.context is not None:
+            self.context.forget()
+        super(RolloutBuffer, self).reset()
+
+    def observe(self, observation: Any) -> Any:
+        """Keep the observation of the present timestep, and give it as the policy reads it."""
+        if not isinstance(observation, Mapping):
+            return self.columns[""].store(self.pos, observation)
+        return {key: column.store(self.pos, observation[key]) for key, column in self.columns.items()}
+
+    def add(  # type: ignore[override]
+        self,
+        action: Tensor,
+        reward: NDArray[np.float32],
+        episode_start: NDArray[np.bool_],
+        value: Tensor,
+        log_prob: Tensor,
+    ) -> None:
+        """Complete the present timestep: what was done in it and what came of it."""
+        self.actions[self.pos] = action.reshape(self.actions.shape[1:])
+        self.rewards[self.pos] = torch.as_tensor(reward, device=self.device)
+        self.episode_starts[self.pos] = torch.as_tensor(episode_start, device=self.device)
+        self.values[self.pos] = value.flatten()
+        self.log_probs[self.pos] = log_prob
+        self.pos += 1
+        self.full = self.pos == self.buffer_size
+
+    @property
+    def returns(self) -> PerStep:  # type: ignore[override]
+        """The targets of the value function, A + V."""
+        return self.advantages + self.values
+
+    def compute_returns_and_advantage(self, last_values: Tensor, dones: NDArray[np.bool_]) -> None:
+        """Fill ``advantages``, given the values of the observations behind the last timestep."""
+        self.advantages = generalised_advantages(
+            self.rewards,
+            self.values,
+            self.episode_starts.float(),
+            last_values.flatten(),
+            torch.as_tensor(dones, dtype=torch.float32, device=self.device),
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+        )
+
+    def get(self, batch_size: int | None = None) -> Iterator[RolloutBufferSamples | DictRolloutBufferSamples]:  # type: ignore[override]
+        """Minibatches of one epoch, drawn by NumPy's global generator as SB3 draws them."""
+        size = self.buffer_size * self.n_envs
+        # SB3 counts an environment's steps first
+        env, step = np.divmod(np.random.permutation(size), self.buffer_size)  # noqa: NPY002
+        order = step * self.n_envs + env
+        for start in range(0, size, batch_size or size):
+            yield self.take(order[start : start + (batch_size or size)])
+
+    def take(self, rows: Rows) -> RolloutBufferSamples | DictRolloutBufferSamples:
+        """The samples of some rows, sorted by context."""
+        if self.context is not None:
+            rows = self.context.sort(rows)
+        observations: dict[str, Any] = {key: column.take(rows) for key, column in self.columns.items()}
+        index = on_device(rows, self.device)
+        actions, values, log_probs, advantages = (
+            tensor.flatten(0, 1).index_select(0, index)
+            for tensor in (self.actions, self.values, self.log_probs, self.advantages)
+        )
+        discrete = isinstance(self.action_space, spaces.Discrete)
+        samples = (actions.long() if discrete else actions.float(), values, log_probs, advantages, advantages + values)
+        if "" in observations:
+            return RolloutBufferSamples(observations[""], *samples)
+        return DictRolloutBufferSamples(observations, *samples)
+
+    @property
+    def nbytes(self) -> int:
+        """What the rollouts hold."""
+        tensors = (self.actions, self.rewards, self.values, self.log_probs, self.advantages, self.episode_starts)
+        return sum(column.nbytes for column in self.columns.values()) + sum(tensor.nbytes for tensor in tensors)
+
+
+def _action_storage(space: spaces.Space[Any]) -> tuple[torch.dtype, tuple[int, ...]]:
+    match space:
+        case spaces.Discrete():
+            return smallest_dtype(int(space.n) - 1), ()
+        case spaces.MultiDiscrete():
+            return smallest_dtype(int(space.nvec.max()) - 1), space.shape
+        case spaces.MultiBinary():
+            return torch.uint8, space.shape
+        case _:  # flat, as SB3's distributions read actions
+            return torch.float32, (get_action_dim(space),)

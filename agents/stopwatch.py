@@ -1,0 +1,57 @@
+"""Where the wall time of an iteration goes."""
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from stable_baselines3.common.logger import Logger
+
+from mirl.agents import metrics
+
+Part = Literal["environment", "forward", "update"]
+
+PATIENCE = 5
+"""Iterations before a share is judged: the first ones also load and compile."""
+
+
+class Stopwatch:
+    """Splits each iteration into environment, forward, update and the rest (bookkeeping and callbacks' steps).
+
+    What callbacks do between two iterations, such as evaluation, belongs to neither.
+    """
+
+    def __init__(self) -> None:
+        self._iterations, self._warned = 0, False
+        self.start()
+
+    def start(self) -> None:
+        """Begin an iteration."""
+        self._start = time.perf_counter()
+        self._seconds: dict[Part, float] = {"environment": 0.0, "forward": 0.0, "update": 0.0}
+
+    @contextmanager
+    def part(self, part: Part) -> Iterator[None]:
+        """Count the time within it to ``part``."""
+        begin = time.perf_counter()
+        yield
+        self._seconds[part] += time.perf_counter() - begin
+
+    def record(self, logger: Logger, timesteps: int) -> None:
+        """Log the speed of the iteration and its parts in percent; warn once when the network mostly waits."""
+        total = time.perf_counter() - self._start
+        logger.record(metrics.SPEED, timesteps / total)
+        percent = {part: 100 * seconds / total for part, seconds in self._seconds.items()}
+        for part, share in percent.items():
+            logger.record(metrics.time_metric(part), share)
+        waiting = 100 - percent["forward"] - percent["update"]
+        logger.record(metrics.time_metric("rest"), waiting - percent["environment"])
+        self._iterations += 1
+        if waiting > 50 and self._iterations >= PATIENCE and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the network is idle {waiting:.0f} % of the time, of which {percent['environment']:.0f} % go to "
+                "stepping environments; backend=envpool or more of them (agent.n_envs) would use it better",
+                stacklevel=2,
+            )

@@ -1,0 +1,171 @@
+"""One task of a run as a program of its own: it runs without MIRL and does what the policy does."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mirl.agents import exporting, load_policy
+from mirl.agents.building import build_agent
+from mirl.agents.checkpoint import save_checkpoint
+from mirl.agents.exporting import Export, context_named, export_run, short_name
+from mirl.agents.run_directory import open_run, read_config
+from mirl.configs.compose import compose_train
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import EvalConfig, TrainConfig
+from mirl.envs import SuiteVecEnv, tokenise
+from mirl.policies import FusionPolicy
+
+Build = Callable[..., TrainConfig]
+SECOND_TASK = ("task=doors", "context=task_id", "name=tasks")
+
+RUN_ALONE = """
+import sys, torch
+path, batches, answers = sys.argv[1:]
+program = torch.export.load(path).module()
+assert not any(name.split(".")[0] in ("mirl", "stable_baselines3", "gymnasium") for name in sys.modules)
+torch.save([program(batch) for batch in torch.load(batches, weights_only=True)], answers)
+"""
+
+
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory: pytest.TempPathFactory, tiny_in: Build) -> Callable[..., Path]:
+    """``run_of(*words)``: the directory of a run with one checkpoint, of random weights at which the context counts."""
+    folder, made = tmp_path_factory.mktemp("runs"), dict[tuple[str, ...], Path]()
+
+    def build(*words: str) -> Path:
+        if words not in made:
+            config = tiny_in(folder, *words)
+            open_run(config)
+            env = SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend)
+            try:
+                agent = build_agent(config, env)
+                with torch.no_grad():
+                    for weight in agent.policy.parameters():
+                        weight.add_(0.1 * torch.randn_like(weight))
+                save_checkpoint(config.run_dir / "checkpoints", agent, best=1.0)
+            finally:
+                env.close()
+            made[words] = config.run_dir
+        return made[words]
+
+    return build
+
+
+def description_of(export: Export) -> Any:
+    return json.loads(export.path.with_suffix(".json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "context"),
+    [
+        ((), "go to the red door", tokenise("go to the red door")),
+        (SECOND_TASK, "goto_door_6x6", 1),
+    ],
+    ids=["mission", "task"],
+)
+def test_a_program_runs_without_mirl_and_does_what_the_policy_does(
+    run_of: Callable[..., Path], tmp_path: Path, words: tuple[str, ...], name: str, context: Any
+) -> None:
+    run = run_of(*words)
+    export = export_run(EvalConfig(run=run, export=name))
+    config = read_config(run)
+    env = SuiteVecEnv(config.task, 8, seed=1, split="test")
+    try:
+        env.reset()
+        played = [env.step(np.full(8, action))[0] for action in (2, 0, 1)]
+        policy, _ = load_policy(run, "best", env.observation_space, env.action_space, "cpu")
+    finally:
+        env.close()
+    key = config.context.key
+    batches = [{name: array[:size] for name, array in obs.items()} for obs, size in zip(played, (1, 3, 8), strict=True)]
+    inputs = list(description_of(export)["inputs"])
+    torch.save([{name: torch.from_numpy(batch[name]) for name in inputs} for batch in batches], tmp_path / "in.pt")
+    argv = [sys.executable, "-c", RUN_ALONE, str(export.path), str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]
+    subprocess.run(argv, cwd=tmp_path, check=True, timeout=120)
+    for batch, (logits, values) in zip(batches, torch.load(tmp_path / "out.pt", weights_only=True), strict=True):
+        batch[key] = np.stack([np.asarray(context)] * len(values))
+        general, _ = policy.obs_to_tensor(batch)
+        with torch.no_grad():
+            expected = policy.get_distribution(general).distribution.logits  # type: ignore[union-attr]
+            torch.testing.assert_close(values, policy.predict_values(general), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(logits.log_softmax(-1), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_description_says_what_the_program_takes_and_gives(run_of: Callable[..., Path]) -> None:
+    run = run_of()
+    export = export_run(EvalConfig(run=run, export="go to the red door"))
+    assert export.path == run / "exports" / "go-to-the-red-door.pt2"
+    assert export.parameters < export.parameters_of_policy
+    assert 0 <= export.difference < 1e-5
+    assert description_of(export) == {
+        "mission": "go to the red door",
+        "run": run.name,
+        "checkpoint": "step_000000000",
+        "inputs": {
+            "image": {"shape": ["batch", 7, 7, 3], "dtype": "uint8"},
+            "direction": {"shape": ["batch"], "dtype": "int64"},
+        },
+        "outputs": {
+            "action_logits": {"shape": ["batch", 7], "dtype": "float32"},
+            "value": {"shape": ["batch", 1], "dtype": "float32"},
+        },
+        "action_space": "Discrete(7)",
+        "parameters": export.parameters,
+        "max_abs_difference": export.difference,
+        "torch": torch.__version__,
+    }
+
+
+def test_words_that_no_task_knows_are_a_mission_too(run_of: Callable[..., Path]) -> None:
+    name = "sing of the wrath, O goddess, " * 10
+    export = export_run(EvalConfig(run=run_of(), export=name))
+    assert export.path.is_file()
+    assert description_of(export)["mission"] == name
+
+
+def test_a_program_that_does_something_else_is_not_written(
+    run_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of()
+    before = sorted(run.rglob("*"))
+    specialise, other = FusionPolicy.specialise, tokenise("go to the red door")
+    monkeypatch.setattr(FusionPolicy, "specialise", lambda policy, _: specialise(policy, other))
+    with pytest.raises(ConfigError, match=r"differ from the policy's by .*; nothing was written"):
+        export_run(EvalConfig(run=run, export="go to the blue door"))
+    assert sorted(run.rglob("*")) == before
+
+
+def test_rounding_is_judged_by_the_scale_of_the_outputs() -> None:
+    ours, theirs = torch.tensor([[3000.01]]), torch.tensor([[3000.0]])
+    assert exporting.checked_difference((ours,), (theirs,)) == pytest.approx(0.01, rel=0.05)
+    for wrong in (theirs / 3000 + 0.001, torch.tensor([[float("nan")]])):
+        with pytest.raises(ConfigError):
+            exporting.checked_difference((theirs / 3000, wrong), (theirs / 3000, theirs / 3000))
+
+
+def test_an_unknown_task_is_answered_with_the_nearest_one() -> None:
+    training = compose_train([*SECOND_TASK])
+    assert context_named("goto_door_6x6", training) == 1
+    with pytest.raises(ConfigError, match=r"unknown task 'goto_dor_6x6'\. Did you mean 'goto_door_6x6'"):
+        context_named("goto_dor_6x6", training)
+
+
+def test_goals_are_left_to_the_library() -> None:
+    with pytest.raises(ConfigError, match=r"told goals, which have no name: .* policy.specialise\(goal\)"):
+        context_named("2, 3", compose_train(["context=goal"]))
+
+
+def test_the_names_of_files_are_plain_short_and_different() -> None:
+    long = "go to the red door, then " * 10
+    names = ["go to the red door", "goto_door", "a/b", "a-b", "../x", long, long + "stop", "去红门", "去蓝门", "\udcff"]
+    files = [short_name(name) for name in names]
+    assert files[:2] == ["go-to-the-red-door", "goto_door"]
+    assert len({*files}) == len(names)
+    assert all(len(file) <= 100 and "/" not in file and file.isascii() for file in files)

@@ -1,0 +1,308 @@
+"""One context's plain network: the outputs of the general one, with nothing of the context left to compute."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fusion_members import CROSS, MEMBERS, O, X, Z, normal, randomise, randomised
+from gymnasium import spaces
+from stable_baselines3 import DQN
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor, nn
+from toy_goal_envs import SampledEnv
+
+from mirl.configs.errors import ConfigError
+from mirl.configs.networks import (
+    AttentionConfig,
+    ConcatConfig,
+    ContextConfig,
+    EncoderConfig,
+    FusionConfig,
+    GoalContextConfig,
+    GridEncoderConfig,
+    ImageEncoderConfig,
+    MetricConfig,
+    MissionContextConfig,
+    TaskIdContextConfig,
+    VectorEncoderConfig,
+)
+from mirl.policies import Fusion, FusionExtractor, FusionPolicy
+from mirl.policies.contexts import GoalContext, MissionContext, TaskIdContext
+from mirl.policies.specialise import fold, specialise_fusion
+
+close = torch.testing.assert_close
+
+
+def assert_equal_to_scale(got: Tensor, expected: Tensor, tolerance: float = 1e-6) -> None:
+    """Relative to the largest expected value; the smallest ones are differences of larger ones."""
+    close(got, expected, rtol=0, atol=tolerance * max(1.0, expected.abs().max().item()))
+
+
+# ---------------------------------------------------------------------------------------------------------- fusions
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
+@pytest.mark.parametrize("sizes", [(X, Z, O), (32, 16, 32)], ids=str)
+@pytest.mark.parametrize("member", MEMBERS)
+def test_a_specialised_member_equals_the_general_one(
+    member: str, sizes: tuple[int, int, int], dtype: torch.dtype, tolerance: float
+) -> None:
+    fusion = randomised(member, *sizes).to(dtype)
+    z = normal(sizes[1], seed=2).to(dtype)
+    plain = specialise_fusion(fusion, z)
+    cells = normal(9, 4, sizes[0], seed=1).to(dtype)
+    assert_equal_to_scale(plain(cells), fusion(cells, z.expand(9, -1)), tolerance)
+    if member != CROSS:  # which looks over cells
+        vector = cells[:, 0]
+        assert_equal_to_scale(plain(vector), fusion(vector, z.expand(9, -1)), tolerance)
+
+
+@pytest.mark.parametrize("member", ["concat", "bilinear", "low_rank", "hyper", "hyper-affine", "film"])
+def test_what_is_affine_in_x_becomes_one_linear_layer(member: str) -> None:
+    plain = specialise_fusion(randomised(member), normal(Z))
+    assert type(plain) is nn.Linear
+    assert plain.weight.shape == (O, X)
+
+
+def test_a_hidden_layer_stays_one() -> None:
+    plain = specialise_fusion(randomised("concat-hidden"), normal(Z))
+    assert [type(layer) for layer in plain.children()] == [nn.Linear, nn.ReLU, nn.Linear]
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_specialising_leaves_the_fusion_and_the_random_numbers_alone(member: str) -> None:
+    fusion, cells, state = randomised(member), normal(3, 4, X), torch.get_rng_state()
+    plain = specialise_fusion(fusion, normal(Z))
+    before = plain(cells)
+    assert torch.equal(torch.get_rng_state(), state)
+    close(fusion.state_dict(), randomised(member).state_dict(), rtol=0, atol=0)
+    randomise(fusion, seed=1)
+    close(plain(cells), before, rtol=0, atol=0)
+    assert not before.requires_grad
+
+
+def test_a_member_without_a_specialised_form_is_named() -> None:
+    class Another(Fusion):
+        def interact(self, x: Tensor, z: Tensor, groups: Any) -> Tensor:
+            return x
+
+    with pytest.raises(TypeError, match="Another has no specialised form"):
+        fold(Another(X, Z, X), normal(1, Z))
+
+
+# ------------------------------------------------------------------------------------------- extractors and policies
+
+CODES = np.broadcast_to(np.array([10, 5, 3], np.uint8), (5, 5, 3))
+SPACE = spaces.Dict(
+    {
+        "image": spaces.Box(np.zeros_like(CODES), CODES.copy(), (5, 5, 3), np.uint8),
+        "direction": spaces.Discrete(4),
+        "buttons": spaces.MultiBinary(3),
+        "dials": spaces.MultiDiscrete([2, 3]),
+        "mission": spaces.Box(0, 20, (6,), np.int16),
+        "task": spaces.Discrete(3),
+        "desired_goal": spaces.Box(-1, 1, (2, 2), np.float32),
+    }
+)
+PIXELS = spaces.Dict({"image": spaces.Box(0, 255, (3, 16, 24), np.uint8), "task": spaces.Discrete(3)})
+FUSIONS: dict[str, str | FusionConfig] = {
+    "concat": ConcatConfig(hidden=6),
+    **{name: name for name in ("bilinear", "low_rank", "hyper", "film", "gate")},
+    "attention": AttentionConfig(heads=2),
+    "softmax": AttentionConfig(heads=2, mask="softmax"),
+    "metric": MetricConfig(projections=2, rank=3),
+}
+ASKED: dict[str, tuple[ContextConfig, Any]] = {
+    "task": (TaskIdContextConfig(dim=8), 2),
+    "mission": (MissionContextConfig(dim=8, heads=2), [4, 9, 2, 0, 0, 0]),
+    "desired_goal": (GoalContextConfig(dim=8), [[0.5, -1.0], [0.25, 0.0]]),
+}
+SEEN: dict[str, tuple[EncoderConfig, spaces.Dict]] = {
+    "grid": (GridEncoderConfig(channels=8, features_dim=12), SPACE),
+    "image": (ImageEncoderConfig(channels=8, features_dim=12), PIXELS),
+    "vector": (VectorEncoderConfig(hidden=(), features_dim=12), SPACE),
+}
+
+
+def policy_of(
+    fusion: str = "bilinear",
+    sites: tuple[Any, ...] = ("map", "vector", "heads"),
+    key: str = "task",
+    encoder: str = "grid",
+    action_space: spaces.Space[Any] | None = None,
+    **options: Any,
+) -> FusionPolicy:
+    """With random weights, at which the context counts."""
+    torch.manual_seed(0)
+    encoder_config, space = SEEN[encoder]
+    parts = {"fusion": FUSIONS[fusion], "sites": sites, "context": ASKED[key][0], "encoder": encoder_config}
+    policy = FusionPolicy(
+        space, action_space or spaces.Discrete(5), lambda _: 1e-3, **parts, **{"net_arch": [8], **options}
+    )
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    policy.set_training_mode(False)
+    return policy
+
+
+def asked(space: spaces.Dict, key: str, size: int = 7) -> dict[str, np.ndarray]:
+    """Random observations that share a context."""
+    space.seed(1)
+    samples = [{**space.sample(), key: np.asarray(ASKED[key][1], space[key].dtype)} for _ in range(size)]
+    return {name: np.stack([sample[name] for sample in samples]) for name in space}
+
+
+def tensors(observation: dict[str, np.ndarray], but: str = "") -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in observation.items() if name != but}
+
+
+def assert_specialised_equals(policy: FusionPolicy, key: str) -> None:
+    space = policy.observation_space
+    assert isinstance(space, spaces.Dict)
+    observation = asked(space, key)
+    general, _ = policy.obs_to_tensor(observation)
+    logits, values = policy.specialise(ASKED[key][1])(tensors(observation, but=key))
+    with torch.no_grad():
+        distribution = policy.get_distribution(general).distribution
+        assert_equal_to_scale(values, policy.predict_values(general))
+        assert_equal_to_scale(logits.log_softmax(-1), distribution.logits)  # type: ignore[union-attr]
+        assert logits.std(dim=0).min() > 1e-3, "it does not see"
+    others = policy.specialise({"task": 0, "mission": [1] * 6, "desired_goal": np.ones((2, 2))}[key])
+    assert (others(tensors(observation))[1] - values).abs().max() > 1e-3, "it does not listen"
+
+
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_specialised_policy_equals_the_general_one(fusion: str, share: bool) -> None:
+    assert_specialised_equals(policy_of(fusion, share_features_extractor=share), "task")
+
+
+@pytest.mark.parametrize("key", ASKED)
+@pytest.mark.parametrize("sites", [("map",), ("vector",), ("heads",), ("map", "heads")], ids=str)
+def test_it_does_with_every_context_at_every_site(sites: tuple[str, ...], key: str) -> None:
+    assert_specialised_equals(policy_of(sites=sites, key=key), key)
+
+
+@pytest.mark.parametrize("net_arch", [[], {"pi": [8, 6], "vf": [7]}], ids=str)
+@pytest.mark.parametrize("encoder", SEEN)
+def test_it_does_with_every_encoder_and_architecture(encoder: str, net_arch: Any) -> None:
+    sites = ("vector", "heads") if encoder == "vector" else ("map", "vector", "heads")
+    assert_specialised_equals(policy_of(sites=sites, encoder=encoder, net_arch=net_arch), "task")
+
+
+@pytest.mark.parametrize(
+    ("action_space", "use_sde"),
+    [
+        (spaces.MultiDiscrete([2, 3]), False),
+        (spaces.MultiBinary(3), False),
+        (spaces.Box(-1, 1, (2,), np.float32), False),
+        (spaces.Box(-1, 1, (2,), np.float32), True),
+    ],
+    ids=["MultiDiscrete", "MultiBinary", "Box", "Box-gSDE"],
+)
+def test_the_parameters_make_the_policys_distribution(action_space: spaces.Space[Any], use_sde: bool) -> None:
+    policy, observation = policy_of(action_space=action_space, use_sde=use_sde), asked(SPACE, "task")
+    expected = policy.get_distribution(policy.obs_to_tensor(observation)[0])
+    actions = expected.sample()
+    log_prob, mode = expected.log_prob(actions), expected.mode()
+    parameters, _ = policy.specialise(2)(tensors(observation))
+    if isinstance(action_space, spaces.Box):
+        assert_equal_to_scale(parameters, mode)
+    else:  # the same distribution, made from our logits
+        assert_equal_to_scale(policy.action_dist.proba_distribution(parameters).log_prob(actions), log_prob)  # type: ignore[call-arg]
+
+
+def test_pixels_may_come_as_the_environment_or_as_sb3_has_them() -> None:
+    specialised, observation = policy_of(encoder="image").specialise(2), tensors(asked(PIXELS, "task"))
+    channels_last = {"image": observation["image"].permute(0, 2, 3, 1).contiguous()}
+    close(specialised(channels_last), specialised(observation), rtol=0, atol=1e-6)
+
+
+def test_an_extractor_of_unmodified_sb3_can_be_specialised() -> None:
+    env = DummyVecEnv([lambda: SampledEnv(SPACE, spaces.Discrete(3))])
+    options = {"context": TaskIdContextConfig(dim=8), "encoder": GridEncoderConfig(channels=8, features_dim=12)}
+    kwargs = {"features_extractor_class": FusionExtractor, "features_extractor_kwargs": {**options, "sites": ("map",)}}
+    model = DQN("MultiInputPolicy", env, buffer_size=10, policy_kwargs=kwargs, device="cpu")
+    extractor = model.policy.q_net.features_extractor
+    randomise(extractor)
+    observation = tensors(asked(SPACE, "task"))
+    expected = extractor(preprocess_obs(observation, SPACE))
+    features = extractor.specialise(2)(observation)
+    assert_equal_to_scale(features, expected)
+    assert features.shape == (7, 12)
+
+
+def test_nothing_of_the_context_is_left() -> None:
+    policy = policy_of(key="mission", share_features_extractor=False)
+    specialised = policy.specialise(ASKED["mission"][1])
+    parts = [type(module) for module in specialised.modules()]
+    assert not {Fusion, *Fusion.__subclasses__(), MissionContext, TaskIdContext, GoalContext} & {*parts}
+    assert not specialised.training
+    assert not any(weight.requires_grad for weight in specialised.parameters())
+    storages = {weight.data_ptr() for weight in policy.parameters()}
+    assert not {weight.data_ptr() for weight in specialised.parameters()} & storages
+
+
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
+def test_a_specialised_bilinear_policy_is_no_larger_than_a_concat_policy_without_its_context_encoder(
+    share: bool,
+) -> None:
+    def size(module: nn.Module) -> int:
+        return sum(weight.numel() for weight in module.parameters())
+
+    torch.manual_seed(0)
+    options = {"context": ASKED["task"][0], "sites": ("map", "vector", "heads"), "share_features_extractor": share}
+    bilinear, concat = (
+        FusionPolicy(SPACE, spaces.Discrete(5), lambda _: 1e-3, fusion=fusion, **options)  # type: ignore[arg-type]
+        for fusion in ("bilinear", "concat")
+    )
+    encoders = {*(extractor.context for extractor in (concat.pi_features_extractor, concat.vf_features_extractor))}
+    assert size(bilinear.specialise(2)) <= size(concat) - sum(size(encoder) for encoder in encoders)  # type: ignore[arg-type]
+    assert size(bilinear) > 2 * size(bilinear.specialise(2))
+
+
+@pytest.mark.parametrize(
+    ("key", "context", "message"),
+    [
+        ("mission", [4, 9, 2], r"under 'mission', shape \(6,\) of int16, got shape \(3,\) of int64$"),
+        ("mission", "go to the red door", "got shape .* of <U18; mirl.envs.tokenise makes token ids of a text"),
+        ("mission", [4.5, 0, 0, 0, 0, 0], "got shape .* of float64"),
+        ("mission", [4, 9, 21, 0, 0, 0], r"expected a context in Box\(0, 20, .* got \[4, 9, 21, 0, 0, 0\]"),
+        ("mission", [[4, 9, 2, 0, 0, 0]], r"got shape \(1, 6\)"),
+        ("task", 3, r"expected a context in Discrete\(3\) under 'task', got 3"),
+        ("task", -1, r"expected a context in Discrete\(3\)"),
+        ("task", [2], r"shape \(\) of int64, got shape \(1,\)"),
+        ("task", "reach", "got shape .* of <U5"),
+        ("desired_goal", [0.5, 1.0], r"shape \(2, 2\) of float32, got shape \(2,\)"),
+    ],
+)
+def test_a_context_that_does_not_fit_is_refused(key: str, context: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        policy_of(key=key).specialise(context)
+
+
+def test_observations_that_do_not_fit_are_refused() -> None:
+    specialised, observation = policy_of().specialise(2), tensors(asked(SPACE, "task"))
+    with pytest.raises(ValueError, match=r"expected the keys image, buttons, dials, direction, got direction$"):
+        specialised({"direction": observation["direction"]})
+    with pytest.raises(ValueError, match=r"'image' expects a batch of shape \(5, 5, 3\), got \(5, 5, 3\)"):
+        specialised({**observation, "image": observation["image"][0]})
+
+
+# ----------------------------------------------------------------------------------------------------------- export
+
+
+@pytest.mark.parametrize("encoder", ["grid", "image"])
+@pytest.mark.parametrize("fusion", ["bilinear", "concat", "gate", "attention", "softmax", "metric"])
+def test_a_specialised_policy_can_be_exported_for_batches_of_any_size(fusion: str, encoder: str) -> None:
+    specialised = policy_of(fusion, encoder=encoder).specialise(2)
+    observation = tensors(asked(SEEN[encoder][1], "task"), but="task")
+    inputs = {key: observation[key] for key in specialised.extractor.keys}
+    any_size = {key: {0: torch.export.Dim("batch", min=1)} for key in inputs}
+    program = torch.export.export(specialised, (inputs,), dynamic_shapes=(any_size,)).module()
+    for size in (1, 2, 3, 7):
+        some = {key: value[:size] for key, value in inputs.items()}
+        close(program(some), specialised(some), rtol=0, atol=1e-6)
