@@ -68,7 +68,7 @@ def test_a_vector_is_two_convolutions_over_the_image_of_cells(height: int, width
     padding = 0 if min(height, width) >= 5 else 1
     hidden = torch.relu(nn.functional.conv2d(image, first.weight, first.bias, padding=padding))
     hidden = torch.relu(nn.functional.conv2d(hidden, second.weight, second.bias, padding=padding))
-    expected = torch.relu(encoder.linear(hidden.flatten(1)))
+    expected = torch.relu(encoder.linear(hidden.permute(0, 2, 3, 1).flatten(1)))
     close(encoder.to_vector(cells, torch.zeros(2, 0)), expected)
     assert expected.shape == (2, encoder.out_dim)
 
@@ -77,7 +77,7 @@ def test_other_keys_join_before_the_last_layer() -> None:
     encoder = encoder_of(GridEncoderConfig(channels=6, features_dim=10), grid_space(3, 3), direction=spaces.Discrete(4))
     cells, directions = encoder.to_cells(codes(1, 3, 3)).expand(4, -1, -1), torch.eye(4)
     seen = encoder.linear.weight[:, -4:]
-    without = encoder.convolutions(cells.transpose(1, 2).unflatten(2, (3, 3)))
+    without = encoder.convolutions(cells.transpose(1, 2).unflatten(2, (3, 3))).permute(0, 2, 3, 1).flatten(1)
     expected = without @ encoder.linear.weight[:, :-4].T + directions @ seen.T + encoder.linear.bias
     close(encoder.to_vector(cells, directions), torch.relu(expected))
 
