@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mirl.agents.precision import autocast, keep_heads_exact, resolve_precision
 from mirl.agents.rollouts import Rollouts
 from mirl.agents.stopwatch import Stopwatch
-from mirl.agents.updates import Judgement, LossWeights, Metrics, Samples, a2c_loss, ppo_loss
+from mirl.agents.updates import Judgement, LossWeights, Metrics, Samples, a2c_loss, explained_variance, ppo_loss
 from mirl.configs.schema import A2CConfig, AgentConfig, PPOConfig, PrecisionName
 
 
@@ -162,8 +162,7 @@ class OnPolicyLoop(OnPolicyAlgorithm):
             name: torch.stack([metrics[name] for metrics in history[-averaged_over.get(name, len(history)) :]]).mean()
             for name in history[-1]
         }
-        values, returns = self.rollout_buffer.values, self.rollout_buffer.returns
-        means["train/explained_variance"] = 1 - (returns - values).var() / returns.var()
+        means["train/explained_variance"] = explained_variance(self.rollout_buffer.values, self.rollout_buffer.returns)
         if hasattr(self.policy, "log_std"):
             means["train/std"] = self.policy.log_std.detach().exp().mean()
         for name, value in zip(means, torch.stack(list(means.values())).tolist(), strict=True):

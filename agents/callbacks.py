@@ -34,10 +34,10 @@ class TaskStatistics(BaseCallback):
         self._episodes: dict[str, deque[tuple[bool, float, int]]] = {task: deque(maxlen=WINDOW) for task in tasks}
 
     def _on_step(self) -> bool:
-        for info in self.locals["infos"]:
-            if "episode" in info:
-                episode = info["episode"]
-                self._episodes[info["task"]].append((info["is_success"], episode["r"], episode["l"]))
+        infos = self.locals["infos"]
+        for slot in np.flatnonzero(self.locals["dones"]):
+            episode = infos[slot]["episode"]
+            self._episodes[infos[slot]["task"]].append((infos[slot]["is_success"], episode["r"], episode["l"]))
         return True
 
     def _on_rollout_end(self) -> None:

@@ -1,14 +1,16 @@
 """bfloat16 where it is faster: in the trunk of a policy; its heads, its losses and its weights stay in float32."""
 
+import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
+from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.schema import PrecisionName
 
 WORTH_IT = 1.3
@@ -16,7 +18,12 @@ WORTH_IT = 1.3
 
 
 def resolve_precision(name: PrecisionName, device: torch.device) -> PrecisionName:
-    """``auto`` is bf16 where matrix products are clearly faster in it, found out once by trying."""
+    """``auto`` is bf16 where matrix products are clearly faster in it, found out once by trying.
+
+    :raises ConfigError: when there is no such precision.
+    """
+    if name not in get_args(PrecisionName):
+        raise ConfigError(f"unknown precision '{name}'." + nearest(name, get_args(PrecisionName)))
     return ("bf16" if _bf16_is_faster(device.type) else "fp32") if name == "auto" else name
 
 
@@ -54,18 +61,25 @@ def keep_heads_exact(policy: ActorCriticPolicy) -> None:
         head.register_forward_hook(_leave_float32, always_call=True)
 
 
-_inside: list[AbstractContextManager[Any]] = []
+class _Scopes(threading.local):
+    """The heads that a thread is inside of."""
+
+    def __init__(self) -> None:
+        self.entered: list[AbstractContextManager[Any]] = []
+
+
+_scopes = _Scopes()
 
 
 def _enter_float32(_head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     device = next(_head.parameters()).device.type
-    _inside.append(torch.autocast(device, enabled=False))
-    _inside[-1].__enter__()
+    _scopes.entered.append(torch.autocast(device, enabled=False))
+    _scopes.entered[-1].__enter__()
     return tuple(_in_float32(argument) for argument in arguments)
 
 
 def _leave_float32(_head: nn.Module, _arguments: Any, _result: Any) -> None:
-    _inside.pop().__exit__(None, None, None)
+    _scopes.entered.pop().__exit__(None, None, None)
 
 
 def _in_float32(value: Any) -> Any:

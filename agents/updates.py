@@ -81,3 +81,9 @@ def a2c_loss(judgement: Judgement, samples: Samples, weights: LossWeights) -> tu
     metrics["train/policy_loss"] = metrics.pop("train/policy_gradient_loss")  # the name that SB3's A2C logs
     del metrics["train/loss"]
     return loss, metrics
+
+
+def explained_variance(values: Float[Tensor, "*rollout"], returns: Float[Tensor, "*rollout"]) -> Tensor:
+    """1 − var(R − V) / var(R), and no number where the returns do not vary."""
+    variance = returns.var(correction=0)
+    return torch.where(variance > 0, 1 - (returns - values).var(correction=0) / variance, torch.nan)

@@ -189,17 +189,24 @@ def with_missions(algorithm: type[SB3PPO]) -> OnPolicyAlgorithm:
     return algorithm(FusionPolicy, env, n_steps=128, batch_size=4096, n_epochs=1, seed=0)
 
 
+def compiled(agent: OnPolicyAlgorithm) -> OnPolicyAlgorithm:
+    """The same agent, its policy's judgement of a minibatch compiled by torch."""
+    agent.policy.evaluate_actions = torch.compile(agent.policy.evaluate_actions)  # type: ignore[method-assign]
+    return agent
+
+
 CONTENDERS: dict[str, Callable[[], OnPolicyAlgorithm]] = {
     "sb3_dummy": lambda: tutorial_ppo(SB3PPO, stock(DummyVecEnv)),
     "sb3_subproc": lambda: tutorial_ppo(SB3PPO, stock(SubprocVecEnv)),
     "sb3_envpool": lambda: tutorial_ppo(SB3PPO, pooled()),
     "mirl_fp32": lambda: tutorial_ppo(PPO, pooled()),
     "mirl": lambda: tutorial_ppo(PPO, pooled(), precision="auto"),
+    "mirl_compiled": lambda: compiled(tutorial_ppo(PPO, pooled(), precision="auto")),
     "sb3_envpool_a2c": lambda: tutorial_a2c(SB3A2C),
     "mirl_a2c": lambda: tutorial_a2c(A2C, precision="auto"),
     "sb3_envpool_small": lambda: small_ppo(SB3PPO),
     "mirl_small": lambda: small_ppo(PPO),
-    "mirl_small_auto": lambda: small_ppo(PPO, precision="auto"),
+    "mirl_small_compiled": lambda: compiled(small_ppo(PPO)),
     "goto_local_concat": lambda: configured("task=goto_local", "fusion=concat"),
     "goto_local_bilinear": lambda: configured("task=goto_local"),
     "goto_local_bilinear_fp32": lambda: configured("task=goto_local", "precision=fp32"),

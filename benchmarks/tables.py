@@ -39,7 +39,8 @@ def success_rows(runs: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]
 def table_of(report: dict[str, Any]) -> str:
     """The table, and under it the command and the machine that it comes from."""
     columns, rows = success_rows(report["runs"]) if "runs" in report else (report["columns"], report["rows"])
-    lines = [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
+    head, *body = (f"| {' | '.join(cells)} |" for cells in (columns, *rows))
+    lines = [head, "|" + "---|" * len(columns), *body]
     machine = report["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     how = ", one run each," if "runs" in report else ""

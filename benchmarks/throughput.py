@@ -31,7 +31,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "mirl_fp32",
         "mirl",
     ),
-    "small": ("navix", "sb3_envpool_small", "mirl_small_auto", "mirl_small"),
+    "small": ("navix", "sb3_envpool_small", "mirl_small_compiled", "mirl_small"),
     "a2c": ("sb3_envpool_a2c", "mirl_a2c"),
     "missions": ("goto_local_concat", "goto_local_bilinear_fp32", "goto_local_bilinear_a2c", "goto_local_bilinear"),
     "memory": ("missions_sb3", "missions_mirl"),

@@ -21,3 +21,5 @@ torch.set_num_threads(1)
 def pytest_configure(config: pytest.Config) -> None:
     # gymnasium's Dict derives from typing.Mapping, which beartype finds old-fashioned
     config.addinivalue_line("filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
+    # true of tiny networks, or of a busy machine
+    config.addinivalue_line("filterwarnings", "ignore:the network is idle")

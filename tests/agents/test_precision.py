@@ -1,0 +1,160 @@
+"""In bfloat16 the trunk is fast, and what PPO compares stays exact."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from stable_baselines3.common.env_util import make_vec_env as sb3_vec_env
+from stable_baselines3.common.utils import obs_as_tensor
+from torch import Tensor, nn
+
+from mirl import train as train_command
+from mirl.agents import A2C, PPO
+from mirl.agents import precision as precisions
+from mirl.agents.precision import autocast, resolve_precision
+from mirl.agents.updates import LossWeights, ppo_loss
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import PrecisionName
+from mirl.envs import make_vec_env
+from mirl.policies import FusionPolicy
+
+CPU = torch.device("cpu")
+exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
+
+
+def agent(kind: str, precision: PrecisionName = "bf16") -> PPO:
+    """``fusion`` has interactions as heads and discrete actions, ``plain`` linear ones and continuous actions."""
+    options: dict[str, Any] = {"n_steps": 32, "batch_size": 64, "n_epochs": 2, "seed": 0, "device": "cpu"}
+    if kind == "plain":
+        return PPO("MlpPolicy", sb3_vec_env("Pendulum-v1", 4), precision=precision, **options)
+    env = make_vec_env("MiniGrid-GoToDoor-5x5-v0", 4, backend="gymnasium")
+    return PPO(FusionPolicy, env, precision=precision, policy_kwargs={"sites": ("map", "vector", "heads")}, **options)
+
+
+def act(policy: Any, observation: Any) -> tuple[Tensor, ...]:
+    torch.manual_seed(0)
+    with torch.no_grad(), autocast("bf16", CPU):
+        return tuple(policy(obs_as_tensor(observation, CPU)))
+
+
+@pytest.mark.parametrize("kind", ["fusion", "plain"])
+def test_the_heads_compute_in_float32_what_the_trunk_gives_in_bfloat16(kind: str) -> None:
+    model, given, made = agent(kind), dict[nn.Module, Any](), dict[nn.Module, Tensor]()
+    policy = model.policy
+    heads: tuple[nn.Module, ...] = (policy.action_net, policy.value_net)
+    for head in heads:
+        head.register_forward_pre_hook(lambda head, inputs: given.update({head: inputs[0]}), prepend=True)
+        head.register_forward_hook(lambda head, _, output: made.update({head: output}))
+    _, values, log_probs = act(policy, model.env.reset())
+    assert values.dtype == log_probs.dtype == torch.float32
+    for head in heads:
+        latent, output = given[head], made[head]
+        assert (latent.vector if kind == "fusion" else latent).dtype == torch.bfloat16
+        with torch.no_grad():
+            torch.testing.assert_close(head(latent), output, **exactly)  # outside of autocast
+
+
+def test_a_head_that_fails_leaves_autocast_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = agent("plain")
+    monkeypatch.setattr(model.policy.value_net, "forward", lambda _: 1 / 0)
+    observation = model.env.reset()
+    with autocast("bf16", CPU):
+        with pytest.raises(ZeroDivisionError):
+            act(model.policy, observation)
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.get_autocast_dtype("cpu") == torch.bfloat16
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_float32_leaves_the_policy_alone() -> None:
+    policy = agent("plain", "fp32").policy
+    for head in (policy.action_net, policy.value_net):
+        assert not head._forward_pre_hooks
+        assert not head._forward_hooks
+    with autocast("fp32", CPU):
+        assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.fixture
+def forgetful() -> Iterator[None]:
+    """What was found out about this machine is found out anew, before and after."""
+    precisions._bf16_is_faster.cache_clear()
+    yield
+    precisions._bf16_is_faster.cache_clear()
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize(("times_as_fast", "expected"), [(2.0, "bf16"), (1.2, "fp32"), (0.1, "fp32")])
+def test_auto_takes_bfloat16_where_it_is_clearly_faster_and_tries_once(
+    monkeypatch: pytest.MonkeyPatch, times_as_fast: float, expected: str
+) -> None:
+    tried = []
+
+    def seconds(dtype: torch.dtype) -> float:
+        tried.append(dtype)
+        return 1 / times_as_fast if dtype == torch.bfloat16 else 1.0
+
+    monkeypatch.setattr(precisions, "_seconds_of_a_product", seconds)
+    assert [resolve_precision("auto", CPU) for _ in range(3)] == [expected] * 3
+    assert tried == [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_auto_is_one_of_the_two_here_and_the_others_are_themselves() -> None:
+    assert resolve_precision("auto", CPU) in ("bf16", "fp32")
+    assert [resolve_precision(name, CPU) for name in ("bf16", "fp32")] == ["bf16", "fp32"]
+
+
+def test_an_unknown_precision_is_a_message() -> None:
+    with pytest.raises(ConfigError, match=r"unknown precision 'bf61'.*Did you mean 'bf16'"):
+        agent("plain", "bf61")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["fusion", "plain"])
+def test_gradients_in_bfloat16_point_where_those_in_float32_do(kind: str) -> None:
+    exact, fast = agent(kind, "fp32"), agent(kind)
+    exact.learn(128)  # a rollout, and weights that differ from the start
+    fast.policy.load_state_dict(exact.policy.state_dict())
+    gradients = []
+    for model in (exact, fast):
+        samples = exact.rollout_buffer.take(torch.arange(128).numpy())
+        loss, _ = ppo_loss(model._judge(samples), samples, LossWeights(0.01, 0.5, normalize_advantage=True), 0.2)
+        model.policy.zero_grad()
+        loss.backward()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in model.policy.parameters()]))
+    assert not torch.equal(*gradients)
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C])
+def test_a_saved_model_is_loaded_in_its_precision_and_trains_on(algorithm: Any, tmp_path: Path) -> None:
+    env = sb3_vec_env("CartPole-v1", 4)
+    algorithm("MlpPolicy", env, n_steps=32, precision="bf16", seed=0, device="cpu").learn(128).save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", env=env, device="cpu")
+    before = {name: weight.clone() for name, weight in loaded.policy.state_dict().items()}
+    assert loaded.precision == "bf16"
+    assert len(loaded.policy.action_net._forward_pre_hooks) == 1
+    loaded.learn(128, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 256
+    for name, weight in loaded.policy.state_dict().items():
+        assert weight.dtype == torch.float32
+        assert not torch.equal(weight, before[name]), name
+
+
+def test_a_copied_policy_acts_as_the_first() -> None:
+    model = agent("fusion")
+    observation = model.env.reset()
+    first, second = act(model.policy, observation), act(copy.deepcopy(model.policy), observation)
+    torch.testing.assert_close(first, second, **exactly)
+
+
+def test_the_command_trains_in_bfloat16_and_saves_float32(tmp_path: Path) -> None:
+    sizes = ["agent.n_envs=4", "agent.n_steps=16", "agent.batch_size=64", "encoder.channels=8", "evaluation.episodes=4"]
+    words = ["precision=bf16", "total_timesteps=64", f"runs_dir={tmp_path}", "name=run", "device=cpu", "progress=false"]
+    assert train_command.run([*words, *sizes]) == 0
+    weights = load_file(tmp_path / "run" / "checkpoints" / "step_000000064" / "policy.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}

@@ -1,0 +1,64 @@
+"""The log says where an iteration's time went, and a warning when the network mostly waited."""
+
+import warnings
+
+import pytest
+from stable_baselines3.common.logger import Logger
+
+from mirl.agents.stopwatch import PATIENCE, Stopwatch
+
+
+class Clock:
+    """Time stands still until it is told to pass."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("mirl.agents.stopwatch.time.perf_counter", clock)
+    return clock
+
+
+def iterate(stopwatch: Stopwatch, clock: Clock, *, environment: float, forward: float, update: float) -> Logger:
+    """An iteration of 128 timesteps and ten seconds, whose parts come twice; a callback worked before it."""
+    logger = Logger(None, [])
+    clock.now += 1000
+    stopwatch.start()
+    for part, seconds in (("environment", environment), ("forward", forward), ("update", update)) * 2:
+        with stopwatch.part(part):  # type: ignore[arg-type]
+            clock.now += seconds / 2
+    clock.now += 10 - environment - forward - update
+    stopwatch.record(logger, 128)
+    return logger
+
+
+def test_the_parts_and_the_rest_add_up_to_the_iteration(clock: Clock) -> None:
+    logged = iterate(Stopwatch(), clock, environment=3, forward=2, update=4).name_to_value
+    expected = {"environment": 30, "forward": 20, "update": 40, "rest": 10}
+    assert logged.pop("speed/steps_per_second") == pytest.approx(12.8)
+    assert logged == pytest.approx({f"speed/{part}_percent": share for part, share in expected.items()})
+    assert sum(logged.values()) == pytest.approx(100)
+
+
+def test_a_network_that_waits_is_told_of_once_and_not_before_it_could_be_judged(clock: Clock) -> None:
+    stopwatch, waiting = Stopwatch(), {"environment": 3.5, "forward": 2.0, "update": 2.0}  # and 2.5 of the rest
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(PATIENCE - 1):
+            iterate(stopwatch, clock, **waiting)
+        with pytest.warns(UserWarning, match=r"idle 60 % of the time, of which 35 % go to stepping environments"):
+            iterate(stopwatch, clock, **waiting)
+        iterate(stopwatch, clock, **waiting)
+
+
+def test_a_network_that_works_half_of_the_time_is_not_complained_about(clock: Clock) -> None:
+    stopwatch = Stopwatch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2 * PATIENCE):
+            iterate(stopwatch, clock, environment=5, forward=2, update=3)
