@@ -43,6 +43,7 @@ class OnPolicyLoop(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self.rollout_buffer_class = Rollouts
+        self.stopwatch = Stopwatch()
         super()._setup_model()
         context_key = getattr(self.policy, "distinct_key", None)
         if context_key is not None:
@@ -149,11 +150,11 @@ class OnPolicyLoop(OnPolicyAlgorithm):
             values, log_probs, entropy = self.policy.evaluate_actions(samples.observations, samples.actions)
         return Judgement(values.flatten(), log_probs, entropy)
 
-    def _descend(self, loss: Tensor) -> None:
+    def _descend(self, loss: Tensor, parameters: list[nn.Parameter]) -> None:
         """One gradient step."""
         self.policy.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm, foreach=True)
+        nn.utils.clip_grad_norm_(parameters, self.max_grad_norm, foreach=True)
         self.policy.optimizer.step()
 
     def _log_update(self, history: list[Metrics], averaged_over: dict[str, int]) -> None:
@@ -196,6 +197,7 @@ class PPO(OnPolicyLoop, SB3PPO):
         progress = self._current_progress_remaining
         clip_range = self.clip_range(progress)  # type: ignore[operator]
         clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(progress)  # type: ignore[operator]
+        parameters = list(self.policy.parameters())
         history: list[Metrics] = []
         for _ in range(self.n_epochs):
             in_epoch, too_far = 0, False
@@ -206,7 +208,7 @@ class PPO(OnPolicyLoop, SB3PPO):
                 too_far = self.target_kl is not None and float(metrics["train/approx_kl"]) > 1.5 * self.target_kl
                 if too_far:
                     break
-                self._descend(loss)
+                self._descend(loss, parameters)
             self._n_updates += 1
             if too_far:
                 break
@@ -226,7 +228,7 @@ class A2C(OnPolicyLoop, SB3A2C):
         samples = self.rollout_buffer.take(np.arange(self.n_steps * self.n_envs))
         weights = LossWeights(self.ent_coef, self.vf_coef, self.normalize_advantage)
         loss, metrics = a2c_loss(self._judge(samples), samples, weights)
-        self._descend(loss)
+        self._descend(loss, list(self.policy.parameters()))
         self._n_updates += 1
         self._log_update([metrics], {})
 

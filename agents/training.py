@@ -44,7 +44,8 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> O
             load_agent(find_checkpoint(config.run_dir / "checkpoints", "last"), agent)
             forget_later_checkpoints(config.run_dir / "checkpoints", agent.num_timesteps)
         start = f"Resuming at {agent.num_timesteps:,} of" if agent.num_timesteps else "Training for"
-        say(f"{start} {config.total_timesteps:,} timesteps on {agent.device} and {env.backend}: {config.run_dir}")
+        where = f"{agent.device} ({agent.precision}) and {env.backend}"
+        say(f"{start} {config.total_timesteps:,} timesteps on {where}: {config.run_dir}")
         return _learn(config, agent, validation, continued)
 
 
