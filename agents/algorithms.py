@@ -10,15 +10,17 @@ from stable_baselines3 import A2C as SB3A2C
 from stable_baselines3 import PPO as SB3PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import LinearSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from mirl.agents.precision import autocast, keep_heads_exact, resolve_precision
-from mirl.agents.rollouts import Rollouts
+from mirl.agents.metrics import DISTINCT
+from mirl.agents.precision import autocast, in_float32, keep_heads_exact, resolve_precision
+from mirl.agents.rollouts import Rollouts, Samples
 from mirl.agents.stopwatch import Stopwatch
-from mirl.agents.updates import Judgement, LossWeights, Metrics, Samples, a2c_loss, explained_variance, ppo_loss
+from mirl.agents.updates import Judgement, LossWeights, Metrics, a2c_loss, explained_variance, ppo_loss
 from mirl.configs.schema import A2CConfig, AgentConfig, PPOConfig, PrecisionName
 
 
@@ -26,7 +28,8 @@ class OnPolicyLoop(OnPolicyAlgorithm):
     """SB3's ``learn``: the same results from the same data, several times faster.
 
     - Rollouts are tensors on the training device, and no environment is looped over: only ended episodes are.
-    - All time-outs of a timestep are bootstrapped in one batch.
+    - Observations of a minibatch that are equal share one pass through the network; in small worlds most are.
+    - All time-outs of a rollout are bootstrapped in one batch.
     - The losses' statistics stay on the device until the update is over.
     - The log is written after the update: SB3 writes it before, so that its losses stand one iteration late
       (``dump_logs`` precedes ``train`` in ``OnPolicyAlgorithm.learn``).
@@ -48,6 +51,8 @@ class OnPolicyLoop(OnPolicyAlgorithm):
         context_key = getattr(self.policy, "distinct_key", None)
         if context_key is not None:
             self.rollout_buffer.intern(context_key)
+        if _treats_rows_alike(self.policy):
+            self.rollout_buffer.share_equal_observations()
         self.precision = resolve_precision(self.precision, self.device)
         if self.precision == "bf16":
             keep_heads_exact(self.policy)
@@ -146,9 +151,23 @@ class OnPolicyLoop(OnPolicyAlgorithm):
         return values[len(time_outs) :]
 
     def _judge(self, samples: Samples) -> Judgement:
+        policy, rows = self.policy, samples.rows
         with autocast(self.precision, self.device):
-            values, log_probs, entropy = self.policy.evaluate_actions(samples.observations, samples.actions)
-        return Judgement(values.flatten(), log_probs, entropy)
+            if rows is None:
+                values, log_probs, entropy = policy.evaluate_actions(samples.observations, samples.actions)
+                return Judgement(values.flatten(), log_probs, entropy)
+            # What evaluate_actions does, with one pass for equal observations.
+            features = policy.extract_features(samples.observations)
+            if policy.share_features_extractor:
+                latent_pi, latent_vf = policy.mlp_extractor(features)
+            else:
+                latent_pi = policy.mlp_extractor.forward_actor(features[0])
+                latent_vf = policy.mlp_extractor.forward_critic(features[1])
+            if self.precision == "bf16":
+                latent_pi = in_float32(latent_pi)  # what its rows sum up to in the backward pass is a long sum
+            distribution = policy._get_action_dist_from_latent(latent_pi.index_select(0, rows))
+            values = policy.value_net(latent_vf).flatten().index_select(0, rows)
+            return Judgement(values, distribution.log_prob(samples.actions), distribution.entropy())
 
     def _descend(self, loss: Tensor, parameters: list[nn.Parameter]) -> None:
         """One gradient step."""
@@ -169,6 +188,8 @@ class OnPolicyLoop(OnPolicyAlgorithm):
         for name, value in zip(means, torch.stack(list(means.values())).tolist(), strict=True):
             self.logger.record(name, value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if self.rollout_buffer.n_samples:
+            self.logger.record(DISTINCT, 100 * self.rollout_buffer.n_distinct / self.rollout_buffer.n_samples)
 
 
 def _join(single: list[Any], batch: Any) -> Any:
@@ -176,6 +197,15 @@ def _join(single: list[Any], batch: Any) -> Any:
     if isinstance(batch, dict):
         return {key: _join([observation[key] for observation in single], values) for key, values in batch.items()}
     return np.concatenate([np.stack(single), batch]) if single else batch
+
+
+def _treats_rows_alike(policy: ActorCriticPolicy) -> bool:
+    """Whether the policy answers equal observations equally, whatever else is in the batch, as far as can be told."""
+    return type(policy).evaluate_actions is ActorCriticPolicy.evaluate_actions and not any(
+        isinstance(module, nn.modules.batchnorm._NormBase)
+        or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
+        for module in policy.modules()
+    )
 
 
 def _use_fused_kernels(optimizer: torch.optim.Optimizer) -> None:

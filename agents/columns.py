@@ -150,10 +150,6 @@ class InternedColumn:
             self._distinct.append(np.array(value))
         return found
 
-    def sort(self, rows: Rows) -> Rows:
-        """The rows, sorted by context."""
-        return rows[np.argsort(self.index.reshape(-1)[rows], kind="stable")]
-
     def take(self, rows: Rows) -> Distinct:
         distinct, counts = np.unique(self.index.reshape(-1)[rows], return_counts=True)
         return self._give(distinct, np.repeat(np.arange(len(distinct)), counts), counts, ordered=True)

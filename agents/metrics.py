@@ -10,6 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 from mirl.agents.video import Gif
 
 SPEED = "speed/steps_per_second"
+DISTINCT = "speed/distinct_percent"
 TIMESTEPS = "time/total_timesteps"
 EVAL_SUCCESS = "eval/success_rate"
 EVAL_RETURN = "eval/return"

@@ -75,18 +75,19 @@ def _enter_float32(_head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, .
     device = next(_head.parameters()).device.type
     _scopes.entered.append(torch.autocast(device, enabled=False))
     _scopes.entered[-1].__enter__()
-    return tuple(_in_float32(argument) for argument in arguments)
+    return tuple(in_float32(argument) for argument in arguments)
 
 
 def _leave_float32(_head: nn.Module, _arguments: Any, _result: Any) -> None:
     _scopes.entered.pop().__exit__(None, None, None)
 
 
-def _in_float32(value: Any) -> Any:
+def in_float32(value: Any) -> Any:
+    """Tensors, alone or in named tuples, in float32."""
     match value:
         case Tensor():
             return value.float()
         case tuple() if hasattr(value, "_fields"):  # Features and Context are named tuples
-            return type(value)(*map(_in_float32, value))
+            return type(value)(*map(in_float32, value))
         case _:
             return value

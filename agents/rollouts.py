@@ -1,7 +1,7 @@
 """Rollouts on the training device, and the advantages of their actions."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,10 +10,28 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import BaseBuffer, RolloutBuffer
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 from torch import Tensor
 
 from mirl.agents.columns import Column, InternedColumn, Rows, build_column, on_device, smallest_dtype
+from mirl.agents.digests import Digests
+
+SIZES = 16
+"""So many sizes the distinct observations of a minibatch may have."""
+
+
+class Samples(NamedTuple):
+    """A minibatch; the names are those of SB3's samples."""
+
+    observations: Any
+    """Their distinct observations, if ``rows`` is given."""
+    actions: Tensor
+    old_values: Tensor
+    old_log_prob: Tensor
+    advantages: Tensor
+    returns: Tensor
+    rows: Tensor | None = None
+    """For each sample which of the observations is its own; None where each has one."""
+
 
 PerStep = Float[Tensor, "n_steps n_envs"]
 
@@ -49,7 +67,8 @@ class Rollouts(RolloutBuffer):
     """SB3's ``RolloutBuffer`` as preallocated tensors on the training device, each as small as its space allows.
 
     Everything is (n_steps, n_envs, …). Minibatches are the same as SB3's for the same permutation, with their rows
-    sorted by context where the policy reads one as ``Distinct`` rows: no loss depends on the order.
+    sorted by context where the policy reads one as ``Distinct`` rows, and by observation where equal ones are shared:
+    no loss depends on the order.
     """
 
     actions: Tensor  # type: ignore[assignment]
@@ -77,6 +96,8 @@ class Rollouts(RolloutBuffer):
             key: build_column(key, space, self.shape, self.device) for key, space in keyed.items()
         }
         self.context: InternedColumn | None = None
+        self.digests: Digests | None = None
+        self._parts = keyed
         action_dtype, action_shape = _action_storage(action_space)
         self.actions = torch.zeros(*self.shape, *action_shape, dtype=action_dtype, device=self.device)
         self.rewards, self.values, self.log_probs, self.advantages = (
@@ -89,17 +110,25 @@ class Rollouts(RolloutBuffer):
         """From now on give the values under ``key`` as ``Distinct`` rows, and sort minibatches by them."""
         self.columns[key] = self.context = InternedColumn(self.shape, self.device)
 
+    def share_equal_observations(self) -> None:
+        """From now on give each distinct observation of a minibatch once, if they are such that some may be equal."""
+        if Digests.suit(self._parts):
+            self.digests = Digests(self._parts, self.shape)
+
     def reset(self) -> None:
         """Begin another rollout; nothing is allocated."""
         if self.context is not None:
             self.context.forget()
+        self.n_samples = self.n_distinct = 0
         super(RolloutBuffer, self).reset()
 
     def observe(self, observation: Any) -> Any:
         """Keep the observation of the present timestep, and give it as the policy reads it."""
-        if not isinstance(observation, Mapping):
-            return self.columns[""].store(self.pos, observation)
-        return {key: column.store(self.pos, observation[key]) for key, column in self.columns.items()}
+        parts = observation if isinstance(observation, Mapping) else {"": observation}
+        if self.digests is not None:
+            self.digests.store(self.pos, parts)
+        kept = {key: column.store(self.pos, parts[key]) for key, column in self.columns.items()}
+        return kept if isinstance(observation, Mapping) else kept[""]
 
     def add(  # type: ignore[override]
         self,
@@ -135,7 +164,7 @@ class Rollouts(RolloutBuffer):
             gae_lambda=self.gae_lambda,
         )
 
-    def get(self, batch_size: int | None = None) -> Iterator[RolloutBufferSamples | DictRolloutBufferSamples]:  # type: ignore[override]
+    def get(self, batch_size: int | None = None) -> Iterator[Samples]:  # type: ignore[override]
         """Minibatches of one epoch, drawn by NumPy's global generator as SB3 draws them."""
         size = self.buffer_size * self.n_envs
         # SB3 counts an environment's steps first
@@ -144,27 +173,49 @@ class Rollouts(RolloutBuffer):
         for start in range(0, size, batch_size or size):
             yield self.take(order[start : start + (batch_size or size)])
 
-    def take(self, rows: Rows) -> RolloutBufferSamples | DictRolloutBufferSamples:
-        """The samples of some rows, sorted by context."""
-        if self.context is not None:
-            rows = self.context.sort(rows)
-        observations: dict[str, Any] = {key: column.take(rows) for key, column in self.columns.items()}
+    def take(self, rows: Rows) -> Samples:
+        """The samples of some rows, in the order that serves best."""
+        rows, first, observation_of = self._arrange(rows)
+        observations: dict[str, Any] = {key: column.take(rows[first]) for key, column in self.columns.items()}
         index = on_device(rows, self.device)
         actions, values, log_probs, advantages = (
             tensor.flatten(0, 1).index_select(0, index)
             for tensor in (self.actions, self.values, self.log_probs, self.advantages)
         )
         discrete = isinstance(self.action_space, spaces.Discrete)
-        samples = (actions.long() if discrete else actions.float(), values, log_probs, advantages, advantages + values)
-        if "" in observations:
-            return RolloutBufferSamples(observations[""], *samples)
-        return DictRolloutBufferSamples(observations, *samples)
+        return Samples(
+            observations.get("", observations),
+            actions.long() if discrete else actions.float(),
+            values,
+            log_probs,
+            advantages,
+            advantages + values,
+            None if observation_of is None else on_device(observation_of, self.device),
+        )
+
+    def _arrange(self, rows: Rows) -> tuple[Rows, Any, Rows | None]:
+        """The rows sorted by context and observation, the first of each observation, and which is each row's own."""
+        keys: list[NDArray[Any]] = [] if self.context is None else [self.context.index.reshape(-1)[rows]]
+        if self.digests is None:
+            return (rows[np.argsort(keys[0], kind="stable")] if keys else rows), slice(None), None
+        digests = self.digests.values.reshape(-1)[rows]
+        order = np.lexsort((digests, *keys))
+        another = np.diff(digests[order], prepend=~digests[order[0]]) != 0
+        first = np.flatnonzero(another)
+        self.n_samples += len(rows)
+        self.n_distinct += len(first)
+        # Kernels are made for each size anew: a few sizes must do, so the last observation comes several times.
+        step = -(-len(rows) // SIZES)
+        first = np.pad(first, (0, -len(first) % step), mode="edge")
+        return rows[order], first, np.cumsum(another) - 1
 
     @property
     def nbytes(self) -> int:
         """What the rollouts hold."""
         tensors = (self.actions, self.rewards, self.values, self.log_probs, self.advantages, self.episode_starts)
-        return sum(column.nbytes for column in self.columns.values()) + sum(tensor.nbytes for tensor in tensors)
+        columns = sum(column.nbytes for column in self.columns.values())
+        digests = 0 if self.digests is None else self.digests.values.nbytes
+        return columns + digests + sum(tensor.nbytes for tensor in tensors)
 
 
 def _action_storage(space: spaces.Space[Any]) -> tuple[torch.dtype, tuple[int, ...]]:

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 from torch import Tensor
 from torch.nn import functional as F
 
-Samples = RolloutBufferSamples | DictRolloutBufferSamples
+from mirl.agents.rollouts import Samples
+
 PerSample = Float[Tensor, " batch"]
 Metrics = dict[str, Tensor]
 """Scalars on the device, under the names that SB3 logs."""

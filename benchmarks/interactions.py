@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from machine import machine
+from throughput import spread
 from torch import Tensor, nn
 
 from mirl.configs.networks import FusionConfig, choose
@@ -152,6 +153,24 @@ def main() -> None:
     columns = ["features × context → outputs", "rows per context", "grouped, ms", "row by row, ms", "the rule takes"]
     forms = {**report, "columns": columns, "rows": rule(arguments.rounds), "measurements": {}}
     (folder / f"interaction_forms{suffix}.json").write_text(json.dumps(forms, indent=1) + "\n")
+    columns = ["forward + backward, float32", "ratio, median (smallest – largest)"]
+    compared = {**report, "columns": columns, "rows": ratios(measurements), "measurements": {}}
+    (folder / f"interaction_ratios{suffix}.json").write_text(json.dumps(compared, indent=1) + "\n")
+
+
+def ratios(measurements: dict[str, dict[str, list[float]]]) -> list[list[str]]:
+    """How the forms of the bilinear interaction compare, round by round."""
+    few, distinct = (measurements[f"{how}, forward + backward, fp32"] for how in (f"{FEW} contexts", "all distinct"))
+    compared = {
+        f"{FEW} contexts: nn.Bilinear / bilinear": (few["nn.Bilinear"], few["bilinear"]),
+        f"{FEW} contexts: einsum / bilinear": (few["einsum"], few["bilinear"]),
+        f"{FEW} contexts: bilinear / nn.Linear over [x, z]": (few["bilinear"], few["nn.Linear over [x, z]"]),
+        "all distinct: bilinear / GEMM floor": (distinct["bilinear"], distinct["GEMM floor"]),
+    }
+    return [
+        [name, spread([one / other for one, other in zip(seconds, others, strict=False)], 2)]
+        for name, (seconds, others) in compared.items()
+    ]
 
 
 def _cell(seconds: list[float] | None, floor: list[float]) -> str:

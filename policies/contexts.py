@@ -28,6 +28,12 @@ class Context(NamedTuple):
         """The context of every row."""
         return self.values if self.groups is None else self.values.index_select(0, self.groups.index)
 
+    def take(self, rows: Int[Tensor, " taken"]) -> "Context":
+        """The context of some rows, which do not descend."""
+        if self.groups is None:
+            return self._replace(values=self.values.index_select(0, rows))
+        return self._replace(groups=self.groups.take(rows))
+
 
 class Distinct(NamedTuple):
     """A column of an observation as its distinct rows, and for each row of the batch which of them it is."""

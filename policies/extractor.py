@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from gymnasium import spaces
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
@@ -25,6 +25,10 @@ class Features(NamedTuple):
 
     vector: Float[Tensor, "batch features"]
     context: Context
+
+    def index_select(self, dim: int, rows: Int[Tensor, " taken"]) -> "Features":
+        """As a tensor's; ``dim`` is 0, and the rows do not descend."""
+        return self._replace(vector=self.vector.index_select(dim, rows), context=self.context.take(rows))
 
 
 class FusionExtractor(BaseFeaturesExtractor):

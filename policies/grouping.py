@@ -37,6 +37,10 @@ class Groups:
         if counts is not None:
             self.counts = counts
 
+    def take(self, rows: Int[Tensor, " taken"]) -> "Groups":
+        """The groups of some rows, which do not descend."""
+        return Groups(self.index.index_select(0, rows), self.count, ordered=self.ordered)
+
     @cached_property
     def order(self) -> Int[Tensor, " batch"]:
         """The rows, sorted by context."""
