@@ -47,7 +47,7 @@ class PlainColumn:
         self.data = torch.zeros(*shape, *(space.shape or ()), dtype=kept, device=device)
 
     def store(self, timestep: int, values: NDArray[Any]) -> Tensor:
-        current = torch.as_tensor(values, device=self.data.device)
+        current = on_device(values, self.data.device)
         self.data[timestep] = current
         return current
 
@@ -77,8 +77,7 @@ class PackedColumn:
             layers[depth[byte], byte], layer_shifts[depth[byte], byte] = value, shift
             depth[byte] += 1
         as_bytes: dict[str, Any] = {"dtype": torch.uint8, "device": device}
-        self.layers = [torch.from_numpy(layer).to(device) for layer in layers]
-        self.layer_shifts = torch.as_tensor(layer_shifts, **as_bytes)
+        self.layers, self.layer_shifts = layers, layer_shifts.astype(np.uint8)
         self.byte_of = torch.from_numpy(byte_of).to(device)
         self.shift_of = torch.as_tensor(shift_of, **as_bytes)
         self.mask = torch.as_tensor((1 << _bits(space)) - 1, **as_bytes)
@@ -95,13 +94,13 @@ class PackedColumn:
         if not ((self.low <= values) & (values <= self.high)).all():
             reach = f"from {values.min()} to {values.max()}"
             raise ValueError(f"the observation '{self.key}' goes beyond the bounds of its space: it reaches {reach}")
-        current = torch.as_tensor(values, device=self.data.device)
-        flat = torch.nn.functional.pad(current.reshape(len(current), -1).to(torch.uint8), (0, 1))
-        packed = flat[:, self.layers[0]] << self.layer_shifts[0]
-        for layer, shifts in zip(self.layers[1:], self.layer_shifts[1:], strict=True):
-            packed |= flat[:, layer] << shifts
-        self.data[timestep] = packed
-        return current
+        flat = np.zeros((len(values), len(self.byte_of) + 1), dtype=np.uint8)
+        flat[:, :-1] = values.reshape(len(values), -1)
+        packed = np.zeros((len(values), self.n_bytes), dtype=np.uint8)
+        for layer, shifts in zip(self.layers, self.layer_shifts, strict=True):
+            packed |= flat.take(layer, axis=1) << shifts
+        self.data[timestep] = on_device(packed, self.data.device)
+        return on_device(values, self.data.device)
 
     def take(self, rows: Rows) -> Tensor:
         packed = self.data.flatten(0, 1).index_select(0, on_device(rows, self.data.device))
@@ -157,7 +156,7 @@ class InternedColumn:
     def _give(self, distinct: Rows, index: Rows, counts: Rows, *, ordered: bool) -> Distinct:
         values = np.stack([self._distinct[i] for i in distinct])
         groups = Groups(on_device(index, self.device), len(distinct), ordered=ordered, counts=counts.tolist())
-        return Distinct(torch.from_numpy(values).to(self.device, non_blocking=True), groups)
+        return Distinct(on_device(values, self.device), groups)
 
     @property
     def nbytes(self) -> int:
@@ -179,9 +178,10 @@ def smallest_dtype(largest: int) -> torch.dtype:
     return torch.int64
 
 
-def on_device(rows: Rows, device: torch.device) -> Tensor:
-    """Without waiting for the device."""
-    return torch.from_numpy(rows).to(device, non_blocking=True)
+def on_device(values: NDArray[Any], device: torch.device) -> Tensor:
+    """The values as a tensor there, without waiting for the device."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _bits(space: spaces.Box) -> NDArray[np.int64]:

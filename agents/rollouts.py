@@ -140,8 +140,8 @@ class Rollouts(RolloutBuffer):
     ) -> None:
         """Complete the present timestep: what was done in it and what came of it."""
         self.actions[self.pos] = action.reshape(self.actions.shape[1:])
-        self.rewards[self.pos] = torch.as_tensor(reward, device=self.device)
-        self.episode_starts[self.pos] = torch.as_tensor(episode_start, device=self.device)
+        self.rewards[self.pos] = on_device(reward, self.device)
+        self.episode_starts[self.pos] = on_device(episode_start, self.device)
         self.values[self.pos] = value.flatten()
         self.log_probs[self.pos] = log_prob
         self.pos += 1

@@ -24,6 +24,8 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._iterations, self._warned = 0, False
+        self.percent: dict[str, float] = {}
+        """Of the last iteration, by part."""
         self.start()
 
     def start(self) -> None:
@@ -43,10 +45,10 @@ class Stopwatch:
         total = time.perf_counter() - self._start
         logger.record(metrics.SPEED, timesteps / total)
         percent = {part: 100 * seconds / total for part, seconds in self._seconds.items()}
-        for part, share in percent.items():
-            logger.record(metrics.time_metric(part), share)
         waiting = 100 - percent["forward"] - percent["update"]
-        logger.record(metrics.time_metric("rest"), waiting - percent["environment"])
+        self.percent = {**percent, "rest": waiting - percent["environment"]}
+        for part, share in self.percent.items():
+            logger.record(metrics.time_metric(part), share)
         self._iterations += 1
         if waiting > 50 and self._iterations >= PATIENCE and not self._warned:
             self._warned = True

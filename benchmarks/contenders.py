@@ -29,7 +29,6 @@ from torch import Tensor, nn
 
 from mirl.agents import A2C, PPO
 from mirl.agents.building import build_agent
-from mirl.agents.metrics import time_metric
 from mirl.agents.rollouts import Rollouts
 from mirl.configs.compose import compose_train
 from mirl.envs import SuiteVecEnv, make_vec_env
@@ -101,9 +100,9 @@ class Clock(BaseCallback):
             self.start, self.before = now, self.num_timesteps
         self.iterations += 1
         self.elapsed = now - self.start if self.iterations > WARM_UP else 0.0
-        for name in ("environment", "forward", "update", "rest"):
-            if time_metric(name) in self.logger.name_to_value:
-                self.split.setdefault(name, []).append(self.logger.name_to_value[time_metric(name)])
+        if isinstance(self.model, PPO | A2C):
+            for part, percent in self.model.stopwatch.percent.items():
+                self.split.setdefault(part, []).append(percent)
 
     def _on_step(self) -> bool:
         return self.elapsed < self.seconds
@@ -190,8 +189,8 @@ def with_missions(algorithm: type[SB3PPO]) -> OnPolicyAlgorithm:
 
 
 def compiled(agent: OnPolicyAlgorithm) -> OnPolicyAlgorithm:
-    """The same agent, its policy's judgement of a minibatch compiled by torch."""
-    agent.policy.evaluate_actions = torch.compile(agent.policy.evaluate_actions)  # type: ignore[method-assign]
+    """The same agent, its features extractor compiled by torch."""
+    agent.policy.features_extractor.forward = torch.compile(agent.policy.features_extractor.forward)
     return agent
 
 
@@ -206,7 +205,6 @@ CONTENDERS: dict[str, Callable[[], OnPolicyAlgorithm]] = {
     "mirl_a2c": lambda: tutorial_a2c(A2C, precision="auto"),
     "sb3_envpool_small": lambda: small_ppo(SB3PPO),
     "mirl_small": lambda: small_ppo(PPO),
-    "mirl_small_compiled": lambda: compiled(small_ppo(PPO)),
     "goto_local_concat": lambda: configured("task=goto_local", "fusion=concat"),
     "goto_local_bilinear": lambda: configured("task=goto_local"),
     "goto_local_bilinear_fp32": lambda: configured("task=goto_local", "precision=fp32"),

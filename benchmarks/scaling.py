@@ -19,7 +19,7 @@ ENVIRONMENTS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 TASKS = (1, 2, 5, 10, 20, 30)
 WIDTHS = ((16, 64), (32, 128), (64, 256), (128, 512))
 LEVELS = (
-    *("GoToLocal", "GoToRedBallGrey", "GoToRedBall", "GoToRedBlueBall", "GoToObj", "GoToObjS4", "GoToObjS6"),
+    *("GoToLocal", "GoToRedBallGrey", "GoToRedBall", "GoToRedBlueBall", "GoToObj", "GoToObjS4", "GoToDoor"),
     *("GoToLocalS5N2", "GoToLocalS6N2", "GoToLocalS6N3", "GoToLocalS6N4", "GoToLocalS7N4", "GoToLocalS7N5"),
     *("GoToLocalS8N2", "GoToLocalS8N3", "GoToLocalS8N4", "GoToLocalS8N5", "GoToLocalS8N6", "GoToLocalS8N7"),
     *("PickupLoc", "PickupDist", "PickupDistDebug", "PutNextLocal", "PutNextLocalS5N3", "PutNextLocalS6N4"),

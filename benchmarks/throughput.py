@@ -31,7 +31,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "mirl_fp32",
         "mirl",
     ),
-    "small": ("navix", "sb3_envpool_small", "mirl_small_compiled", "mirl_small"),
+    "small": ("navix", "sb3_envpool_small", "mirl_small"),
+    "compiled": ("mirl_compiled", "mirl"),
     "a2c": ("sb3_envpool_a2c", "mirl_a2c"),
     "missions": ("goto_local_concat", "goto_local_bilinear_fp32", "goto_local_bilinear_a2c", "goto_local_bilinear"),
     "memory": ("missions_sb3", "missions_mirl"),
@@ -59,7 +60,7 @@ def row(contender: str, results: list[dict[str, Any]], reference: list[dict[str,
     """A line of the table."""
     ratios = [ours["steps_per_second"] / its["steps_per_second"] for ours, its in zip(reference, results, strict=True)]
     percent = results[-1].get("percent") or {}
-    split = " / ".join(f"{percent[part]:.0f}" for part in percent) or "–"
+    split = " / ".join(f"{share:.0f}" for share in percent.values()) or "–"
     memory = results[-1].get("peak_rss_bytes")
     return [
         contender,
