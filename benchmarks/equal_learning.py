@@ -7,16 +7,13 @@ training, actions sampled. Results are written after each run.
 """
 
 import argparse
-import json
-import sys
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from contenders import ImageOnly, pooled, tutorial_ppo
-from machine import machine
+from machine import write_results
 from scipy import stats
 from stable_baselines3 import PPO as SB3PPO
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -25,7 +22,6 @@ from stable_baselines3.common.utils import set_random_seed
 from mirl.agents import PPO
 from mirl.envs import make_vec_env
 
-ROOT = Path(__file__).parent.parent
 TASKS = ("MiniGrid-DoorKey-5x5-v0", "MiniGrid-DoorKey-8x8-v0")
 LOOPS: dict[str, tuple[type[SB3PPO], dict[str, Any]]] = {
     "SB3": (SB3PPO, {}),
@@ -73,15 +69,11 @@ def main() -> None:
         for (task, loop), runs in found.items():
             runs.append(success(task, loop, seed, arguments.timesteps))
             print(f"{task:<26}{loop:<22} seed {seed} {runs[-1][0]:6.1%} {runs[-1][1]:6.1f} s", flush=True)  # noqa: T201
-            report = {
-                "command": " ".join(["equal_learning.py", *sys.argv[1:]]),
-                "machine": machine(),
-                "columns": ["task", "loop", "success, mean of the seeds (95 % interval)", "seeds", "training time"],
-                "rows": [row(task, loop, runs) for (task, loop), runs in found.items() if runs],
-                "measurements": {f"{task} {loop}": runs for (task, loop), runs in found.items()},
-            }
-            path = ROOT / "benchmarks" / "results" / "equal_learning.json"
-            path.write_text(json.dumps(report, indent=1) + "\n")
+            columns = ["task", "loop", "success, mean of the seeds (95 % interval)", "seeds", "training time"]
+            rows = [row(task, loop, runs) for (task, loop), runs in found.items() if runs]
+            write_results(
+                "equal_learning", columns, rows, {f"{task} {loop}": runs for (task, loop), runs in found.items()}
+            )
 
 
 if __name__ == "__main__":

@@ -4,15 +4,12 @@ Rollout steps of 256 DoorKey environments with the tutorial's network, all at on
 """
 
 import argparse
-import json
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import torch
 from contenders import DOOR_KEY, ImageOnly, tutorial_ppo
-from machine import machine
+from machine import write_results
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -20,7 +17,6 @@ from mirl.agents import PPO
 from mirl.agents.precision import autocast
 from mirl.envs import make_vec_env
 
-ROOT = Path(__file__).parent.parent
 ENVIRONMENTS, STEPS = 256, 64
 
 
@@ -66,17 +62,11 @@ def main() -> None:
             stepped()
             if turn:  # the first is the warm-up
                 taken.append((time.perf_counter() - start) / STEPS / ENVIRONMENTS)
-    report = {
-        "command": " ".join(["halves.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "columns": ["rollout", "microseconds per timestep, median (smallest – largest)"],
-        "rows": [
-            [how, f"{1e6 * statistics.median(each):.1f} ({1e6 * min(each):.1f} – {1e6 * max(each):.1f})"]
-            for how, each in seconds.items()
-        ],
-        "measurements": seconds,
-    }
-    (ROOT / "benchmarks" / "results" / "halves.json").write_text(json.dumps(report, indent=1) + "\n")
+    rows = [
+        [how, f"{1e6 * statistics.median(each):.1f} ({1e6 * min(each):.1f} – {1e6 * max(each):.1f})"]
+        for how, each in seconds.items()
+    ]
+    write_results("halves", ["rollout", "microseconds per timestep, median (smallest – largest)"], rows, seconds)
 
 
 if __name__ == "__main__":

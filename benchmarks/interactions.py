@@ -7,24 +7,19 @@ A second table forces both forms of the bilinear term at growing numbers of cont
 """
 
 import argparse
-import json
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
-from machine import machine
+from machine import write_results
 from throughput import spread
 from torch import Tensor, nn
 
 from mirl.configs.networks import FusionConfig, choose
 from mirl.policies import Fusion, build_fusion, grouping
 
-ROOT = Path(__file__).parent.parent
 BATCH, CONTEXT, FEATURES, OUT, FEW = 2048, 64, 128, 128, 24
 FAMILY = ("concat", "bilinear", "low_rank", "hyper", "film", "gate", "attention", "metric")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -136,26 +131,16 @@ def main() -> None:
             for bf16 in (False, True):
                 column = f"{how}, {'forward + backward' if backward else 'forward'}, {'bf16' if bf16 else 'fp32'}"
                 measurements[column] = compare(arguments.rounds, groups=groups, backward=backward, bf16=bf16)
-    names = list(next(iter(measurements.values())))
-    report: dict[str, Any] = {
-        "command": " ".join(["interactions.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "columns": ["milliseconds, median", *measurements],
-        "rows": [
-            [name, *(_cell(measured.get(name), measured["GEMM floor"]) for measured in measurements.values())]
-            for name in names
-        ],
-        "measurements": measurements,
-    }
-    folder = ROOT / "benchmarks" / "results"
     suffix = "_cuda" if DEVICE.type == "cuda" else ""
-    (folder / f"interactions{suffix}.json").write_text(json.dumps(report, indent=1) + "\n")
-    columns = ["features × context → outputs", "rows per context", "grouped, ms", "row by row, ms", "the rule takes"]
-    forms = {**report, "columns": columns, "rows": rule(arguments.rounds), "measurements": {}}
-    (folder / f"interaction_forms{suffix}.json").write_text(json.dumps(forms, indent=1) + "\n")
+    rows = [
+        [name, *(_cell(measured.get(name), measured["GEMM floor"]) for measured in measurements.values())]
+        for name in next(iter(measurements.values()))
+    ]
+    write_results(f"interactions{suffix}", ["milliseconds, median", *measurements], rows, measurements)
     columns = ["forward + backward, float32", "ratio, median (smallest – largest)"]
-    compared = {**report, "columns": columns, "rows": ratios(measurements), "measurements": {}}
-    (folder / f"interaction_ratios{suffix}.json").write_text(json.dumps(compared, indent=1) + "\n")
+    write_results(f"interaction_ratios{suffix}", columns, ratios(measurements), {})
+    columns = ["features × context → outputs", "rows per context", "grouped, ms", "row by row, ms", "the rule takes"]
+    write_results(f"interaction_forms{suffix}", columns, rule(arguments.rounds), {})
 
 
 def ratios(measurements: dict[str, dict[str, list[float]]]) -> list[list[str]]:

@@ -1,13 +1,31 @@
-"""What a benchmark ran on, as data for its results file."""
+"""The results file of a benchmark: its table, what it was made from, and what it ran on."""
 
+import json
 import os
 import platform
+import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 PACKAGES = ("mirl", "torch", "numpy", "gymnasium", "minigrid", "stable-baselines3", "envpool")
+
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write_results(name: str, columns: Sequence[str], rows: Sequence[Sequence[str]], measurements: object) -> None:
+    """``results/NAME.json``; ``tables.py`` puts its table into the documents."""
+    report = {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "machine": machine(),
+        "columns": columns,
+        "rows": rows,
+        "measurements": measurements,
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def machine() -> dict[str, object]:

@@ -6,12 +6,10 @@ several widths. Results are written after each point; the curves are drawn to ``
 """
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from machine import machine
+from machine import write_results
 from throughput import run
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +72,24 @@ def draw(measurements: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def table(measurements: dict[str, list[dict[str, Any]]]) -> tuple[list[str], list[list[str]]]:
+    """Columns and a row per point."""
+    columns = ["", "", "parameters", "steps/s", "peak memory, MiB", "rollout, MiB"]
+    rows = [
+        [
+            series,
+            f"{point['value']:,}" + " channels" * (series == "parameters"),
+            f"{point['parameters']:,}",
+            f"{point['steps_per_second']:,.0f}",
+            f"{point['peak_rss_bytes'] / 2**20:,.0f}",
+            f"{point['rollout_bytes'] / 2**20:.1f}",
+        ]
+        for series, found in measurements.items()
+        for point in found
+    ]
+    return columns, rows
+
+
 def main() -> None:
     """Measure every point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,25 +102,7 @@ def main() -> None:
             found = {"value": value, **run(words(options), arguments.seconds)}
             measurements[series].append(found)
             print(f"{series:<14}{value:>6}{found['steps_per_second']:>10,.0f} steps/s", flush=True)  # noqa: T201
-            report = {
-                "command": " ".join(["scaling.py", *sys.argv[1:]]),
-                "machine": machine(),
-                "columns": ["", "", "parameters", "steps/s", "peak memory, MiB", "rollout, MiB"],
-                "rows": [
-                    [
-                        name,
-                        f"{point['value']:,}" if name != "parameters" else f"{point['value']} channels",
-                        f"{point['parameters']:,}",
-                        f"{point['steps_per_second']:,.0f}",
-                        f"{point['peak_rss_bytes'] / 2**20:,.0f}",
-                        f"{point['rollout_bytes'] / 2**20:.1f}",
-                    ]
-                    for name, points_found in measurements.items()
-                    for point in points_found
-                ],
-                "measurements": measurements,
-            }
-            (ROOT / "benchmarks" / "results" / "scaling.json").write_text(json.dumps(report, indent=1) + "\n")
+            write_results("scaling", *table(measurements), measurements)
     draw(measurements, ROOT / "docs" / "pictures" / "scaling.png")
 
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from machine import machine
+from machine import write_results
 from peers import run as run_peer
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +36,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "a2c": ("sb3_envpool_a2c", "mirl_a2c"),
     "missions": ("goto_local_concat", "goto_local_bilinear_fp32", "goto_local_bilinear_a2c", "goto_local_bilinear"),
     "memory": ("missions_sb3", "missions_mirl"),
+    "split": ("mirl_small", "goto_local_bilinear", "mirl_fp32", "mirl"),
 }
 PEERS = ("cleanrl", "sample-factory", "torch-ac", "navix")
 
@@ -56,20 +57,31 @@ def spread(values: list[float], digits: int = 0) -> str:
     return f"{middle:,.{digits}f} ({low:,.{digits}f} – {high:,.{digits}f})"
 
 
-def row(contender: str, results: list[dict[str, Any]], reference: list[dict[str, Any]]) -> list[str]:
-    """A line of the table."""
-    ratios = [ours["steps_per_second"] / its["steps_per_second"] for ours, its in zip(reference, results, strict=True)]
-    percent = results[-1].get("percent") or {}
-    split = " / ".join(f"{share:.0f}" for share in percent.values()) or "–"
-    memory = results[-1].get("peak_rss_bytes")
-    return [
-        contender,
-        spread([result["steps_per_second"] for result in results]),
-        spread(ratios, 2),
-        split,
-        f"{results[-1]['rollout_bytes'] / 2**20:.1f}" if "rollout_bytes" in results[-1] else "–",
-        f"{memory / 2**20:,.0f}" if memory else "–",
-    ]
+def table(results: dict[str, list[dict[str, Any]]]) -> tuple[list[str], list[list[str]]]:
+    """Columns and a row per contender; the last one is what the others are compared with."""
+    name_of_reference, reference = list(results.items())[-1]
+    split = any(measured[-1].get("percent") for measured in results.values())
+    columns = ["contender", "steps/s", f"{name_of_reference} is faster by"]
+    columns += ["environment / forward / update / rest, %"] * split + ["rollout, MiB", "peak memory, MiB"]
+    rows = []
+    for name, measured in results.items():
+        ratios = [
+            ours["steps_per_second"] / its["steps_per_second"] for ours, its in zip(reference, measured, strict=True)
+        ]
+        last = measured[-1]
+        shares = " / ".join(f"{share:.0f}" for share in (last.get("percent") or {}).values()) or "–"
+        rollout, memory = (last.get(key) for key in ("rollout_bytes", "peak_rss_bytes"))
+        rows.append(
+            [
+                name,
+                spread([result["steps_per_second"] for result in measured]),
+                spread(ratios, 2),
+                *([shares] if split else []),
+                f"{rollout / 2**20:.1f}" if rollout else "–",
+                f"{memory / 2**20:,.0f}" if memory else "–",
+            ]
+        )
+    return columns, rows
 
 
 def main() -> None:
@@ -86,23 +98,7 @@ def main() -> None:
         for name in contenders:
             results[name].append(run([name], arguments.seconds))
             print(f"{name:<26}{results[name][-1]['steps_per_second']:>10,.0f} steps/s", flush=True)  # noqa: T201
-        reference = contenders[-1]
-        report = {
-            "command": " ".join(["throughput.py", *sys.argv[1:]]),
-            "machine": machine(),
-            "columns": [
-                "contender",
-                "steps/s",
-                f"{reference} is faster by",
-                "environment / forward / update / rest, %",
-                "rollout, MiB",
-                "peak memory, MiB",
-            ],
-            "rows": [row(name, results[name], results[reference]) for name in contenders],
-            "measurements": results,
-        }
-        path = ROOT / "benchmarks" / "results" / f"throughput_{arguments.family}.json"
-        path.write_text(json.dumps(report, indent=1) + "\n")
+        write_results(f"throughput_{arguments.family}", *table(results), results)
 
 
 if __name__ == "__main__":
