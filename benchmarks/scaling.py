@@ -59,11 +59,15 @@ def draw(measurements: dict[str, list[dict[str, Any]]], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(1, len(measurements), figsize=(10, 3.2), layout="constrained")
+    figure, panels = plt.subplots(1, len(measurements), figsize=(13, 3.2), layout="constrained")
     for axes, (series, found) in zip(panels, measurements.items(), strict=True):
         values = [point["parameters" if series == "parameters" else "value"] for point in found]
         axes.plot(values, [point["steps_per_second"] for point in found], marker="o", color="tab:blue")
         axes.set(xscale="log", xlabel=series, ylim=(0, None))
+        axes.set_xticks(
+            values, [f"{value / 1000:.0f}k" if value >= 10_000 else f"{value}" for value in values], fontsize=7
+        )
+        axes.minorticks_off()
         axes.set_ylabel("steps/s", color="tab:blue")
         memory = axes.twinx()
         memory.plot(values, [point["peak_rss_bytes"] / 2**20 for point in found], marker=".", color="tab:orange")
