@@ -28,7 +28,7 @@ class OnPolicyLoop(OnPolicyAlgorithm):
     """SB3's ``learn``: the same results from the same data, several times faster.
 
     - Rollouts are tensors on the training device, and no environment is looped over: only ended episodes are.
-    - Observations of a minibatch that are equal share one pass through the network; in small worlds most are.
+    - Observations of a minibatch that are equal share one pass through the network; in small worlds many are.
     - All time-outs of a rollout are bootstrapped in one batch.
     - The losses' statistics stay on the device until the update is over.
     - The log is written after the update: SB3 writes it before, so that its losses stand one iteration late

@@ -44,7 +44,7 @@ class Stopwatch:
         """Log the speed of the iteration and its parts in percent; warn once when the network mostly waits."""
         total = time.perf_counter() - self._start
         logger.record(metrics.SPEED, timesteps / total)
-        percent = {part: 100 * seconds / total for part, seconds in self._seconds.items()}
+        percent: dict[str, float] = {part: 100 * seconds / total for part, seconds in self._seconds.items()}
         waiting = 100 - percent["forward"] - percent["update"]
         self.percent = {**percent, "rest": waiting - percent["environment"]}
         for part, share in self.percent.items():
