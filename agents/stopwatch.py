@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -12,8 +12,10 @@ from mirl.agents import metrics
 
 Part = Literal["environment", "forward", "update"]
 
-PATIENCE = 5
-"""Iterations before a share is judged: the first ones also load and compile."""
+WARM_UP = 4
+"""Iterations that are not judged: they also load and compile."""
+PATIENCE = 30.0
+"""Seconds of iterations behind a judgement: a neighbour on the processor makes any single one look bad."""
 
 
 class Stopwatch:
@@ -24,6 +26,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._iterations, self._warned = 0, False
+        self._judged: dict[str, float] = {}
         self.percent: dict[str, float] = {}
         """Of the last iteration, by part."""
         self.start()
@@ -50,10 +53,22 @@ class Stopwatch:
         for part, share in self.percent.items():
             logger.record(metrics.time_metric(part), share)
         self._iterations += 1
-        if waiting > 50 and self._iterations >= PATIENCE and not self._warned:
+        if self._iterations > WARM_UP and not self._warned:
+            self._judge({**self._seconds, "total": total})
+
+    def _judge(self, seconds: Mapping[str, float]) -> None:
+        """Warn once if the network waited for most of a long enough time."""
+        self._judged = {name: self._judged.get(name, 0.0) + value for name, value in seconds.items()}
+        total = self._judged["total"]
+        if total < PATIENCE:
+            return
+        percent = {name: 100 * value / total for name, value in self._judged.items()}
+        self._judged = {}
+        waiting = 100 - percent["forward"] - percent["update"]
+        if waiting > 50:
             self._warned = True
             warnings.warn(
                 f"the network is idle {waiting:.0f} % of the time, of which {percent['environment']:.0f} % go to "
                 "stepping environments; backend=envpool or more of them (agent.n_envs) would use it better",
-                stacklevel=2,
+                stacklevel=3,
             )

@@ -5,7 +5,7 @@ import warnings
 import pytest
 from stable_baselines3.common.logger import Logger
 
-from mirl.agents.stopwatch import PATIENCE, Stopwatch
+from mirl.agents.stopwatch import PATIENCE, WARM_UP, Stopwatch
 
 
 class Clock:
@@ -49,7 +49,7 @@ def test_a_network_that_waits_is_told_of_once_and_not_before_it_could_be_judged(
     stopwatch, waiting = Stopwatch(), {"environment": 3.5, "forward": 2.0, "update": 2.0}  # and 2.5 of the rest
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for _ in range(PATIENCE - 1):
+        for _ in range(WARM_UP + int(PATIENCE / 10) - 1):
             iterate(stopwatch, clock, **waiting)
         with pytest.warns(UserWarning, match=r"idle 60 % of the time, of which 35 % go to stepping environments"):
             iterate(stopwatch, clock, **waiting)
@@ -60,5 +60,14 @@ def test_a_network_that_works_half_of_the_time_is_not_complained_about(clock: Cl
     stopwatch = Stopwatch()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for _ in range(2 * PATIENCE):
+        for _ in range(WARM_UP + int(PATIENCE / 5)):
             iterate(stopwatch, clock, environment=5, forward=2, update=3)
+
+
+def test_one_bad_iteration_among_good_ones_is_not_complained_about(clock: Clock) -> None:
+    stopwatch = Stopwatch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for n in range(WARM_UP + int(PATIENCE / 5)):
+            waits = n % 3 == 0
+            iterate(stopwatch, clock, environment=8 if waits else 2, forward=1, update=1 if waits else 7)
