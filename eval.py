@@ -1,4 +1,4 @@
-"""Evaluate or export a checkpoint: ``python eval.py run=runs/goto_door-bilinear-ppo-seed0``. See ``--help``."""
+"""Evaluate, adapt or export a checkpoint: ``python eval.py run=runs/goto_door-bilinear-ppo-seed0``. See ``--help``."""
 
 import sys
 
@@ -8,7 +8,7 @@ from mirl.configs.schema import EvalConfig
 
 
 def run(argv: list[str]) -> int:
-    """Evaluate or export as the words of the command line say; the exit code."""
+    """Evaluate, adapt or export as the words of the command line say; the exit code."""
     config = parse_flat(EvalConfig, argv)
 
     from rich.console import Console
@@ -22,6 +22,15 @@ def run(argv: list[str]) -> int:
         path, parameters, of_policy, difference = export_run(config)
         size = f"{parameters:,} parameters in place of {of_policy:,}"
         say(f"Written: {path} ({size}, outputs within {difference:.0e} of the policy's)")
+        return 0
+
+    if config.adapt != "no":
+        from mirl.agents.adapting import adapt_run, curve_table
+
+        for task, curve, path in adapt_run(config):
+            title = f"{config.run.name}, {config.checkpoint} checkpoint, practising {task} by its {config.adapt}"
+            Console().print(curve_table(curve, title))
+            say(f"Written: {path}")
         return 0
 
     from mirl.agents.evaluation import evaluate_run, results_table

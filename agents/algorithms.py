@@ -16,12 +16,16 @@ from stable_baselines3.common.utils import LinearSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from mirl.agents.metrics import DISTINCT
+from mirl.agents.gradients import assign_gradient, conflict, project_conflicts, random_orders, task_gradients
+from mirl.agents.metrics import DISTINCT, GRADIENT_CONFLICT, GRADIENT_COSINE
 from mirl.agents.precision import autocast, in_float32, keep_heads_exact, resolve_precision
-from mirl.agents.rollouts import Rollouts, Samples
+from mirl.agents.rollouts import Rollouts, Samples, normalised_per_task
 from mirl.agents.stopwatch import Stopwatch
-from mirl.agents.updates import Judgement, LossWeights, Metrics, a2c_loss, explained_variance, ppo_loss
-from mirl.configs.schema import A2CConfig, AgentConfig, PPOConfig, PrecisionName
+from mirl.agents.updates import Judgement, LossWeights, Metrics, a2c_losses, explained_variance, ppo_losses
+from mirl.configs.agents import A2CConfig, PPOConfig
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import PrecisionName
+from mirl.policies.popart import PopArtHead
 
 
 class OnPolicyLoop(OnPolicyAlgorithm):
@@ -35,14 +39,35 @@ class OnPolicyLoop(OnPolicyAlgorithm):
       (``dump_logs`` precedes ``train`` in ``OnPolicyAlgorithm.learn``).
     - A rollout that a callback breaks off is not counted, since nothing was learned from it.
 
+    Where the observations say which ``task`` each is of, an update can keep the tasks apart. All of it is off by
+    default, as it is in SB3:
+
+    - With a ``PopArtHead`` (``FusionPolicy(popart=True)``) values and advantages are compared in each task's own unit.
+    - ``advantages_per_task`` normalises the advantages of each task by themselves, over the rollout.
+    - ``pcgrad`` takes out of each task's gradient what conflicts with another's.
+    - ``conflict_every`` iterations it is logged how the gradients conflict.
+
     :param precision: ``bf16`` computes the policy's trunk in bfloat16, ``auto`` where that is faster.
+    :raises ConfigError: when advantages are to be normalised per task, and not to be normalised.
     """
 
     rollout_buffer: Rollouts
+    normalize_advantage: bool
 
-    def __init__(self, *args: Any, precision: PrecisionName = "fp32", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        precision: PrecisionName = "fp32",
+        advantages_per_task: bool = False,
+        pcgrad: bool = False,
+        conflict_every: int = 0,
+        **kwargs: Any,
+    ) -> None:
         self.precision: PrecisionName = precision
+        self.advantages_per_task, self.pcgrad, self.conflict_every = advantages_per_task, pcgrad, conflict_every
         super().__init__(*args, **kwargs)
+        if advantages_per_task and not self.normalize_advantage:
+            raise ConfigError("advantages_per_task normalises the advantages, so normalize_advantage must be true")
 
     def _setup_model(self) -> None:
         self.rollout_buffer_class = Rollouts
@@ -150,12 +175,37 @@ class OnPolicyLoop(OnPolicyAlgorithm):
             self.rollout_buffer.rewards[list(steps), list(slots)] += self.gamma * values[: len(time_outs)]
         return values[len(time_outs) :]
 
+    def _begin_update(self) -> tuple[LossWeights, list[nn.Parameter]]:
+        """How the losses of this update are weighed, and what it moves."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        self._rescale()
+        # from where the run stands, so that a run that is continued draws what it would have drawn
+        self._projections = np.random.default_rng(None if self.seed is None else (self.seed, self.num_timesteps))
+        per_minibatch = self.normalize_advantage and not self.advantages_per_task
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        return LossWeights(self.ent_coef, self.vf_coef, per_minibatch), parameters
+
+    def _rescale(self) -> None:
+        """Put what the tasks of the rollout weigh on one scale, as far as that is asked for.
+
+        PopArt trains the policy on advantages in units of the value's deviation, (R − V) / σ_t (Hessel et al., 2019).
+        """
+        buffer, value_net = self.rollout_buffer, self.policy.value_net
+        buffer.policy_advantages = buffer.advantages
+        if isinstance(value_net, PopArtHead):
+            tasks = buffer.task_of_each.flatten()
+            value_net.update(buffer.returns.flatten(), tasks)
+            buffer.policy_advantages = buffer.advantages / value_net.scale(tasks).view_as(buffer.advantages)
+        if self.advantages_per_task:
+            buffer.policy_advantages = normalised_per_task(buffer.advantages, buffer.task_of_each)
+
     def _judge(self, samples: Samples) -> Judgement:
         policy, rows = self.policy, samples.rows
         with autocast(self.precision, self.device):
             if rows is None:
                 values, log_probs, entropy = policy.evaluate_actions(samples.observations, samples.actions)
-                return Judgement(values.flatten(), log_probs, entropy)
+                return Judgement(values.flatten(), log_probs, entropy, self._value_scale(samples))
             # What evaluate_actions does, with one pass for equal observations.
             features = policy.extract_features(samples.observations)
             if policy.share_features_extractor:
@@ -167,14 +217,38 @@ class OnPolicyLoop(OnPolicyAlgorithm):
                 latent_pi = in_float32(latent_pi)  # what its rows sum up to in the backward pass is a long sum
             distribution = policy._get_action_dist_from_latent(latent_pi.index_select(0, rows))
             values = policy.value_net(latent_vf).flatten().index_select(0, rows)
-            return Judgement(values, distribution.log_prob(samples.actions), distribution.entropy())
+            log_probs, entropy = distribution.log_prob(samples.actions), distribution.entropy()
+            return Judgement(values, log_probs, entropy, self._value_scale(samples))
 
-    def _descend(self, loss: Tensor, parameters: list[nn.Parameter]) -> None:
-        """One gradient step."""
+    def _value_scale(self, samples: Samples) -> Tensor | None:
+        value_net = self.policy.value_net
+        if not isinstance(value_net, PopArtHead):
+            return None
+        one_task = torch.zeros(len(samples.returns), dtype=torch.int64, device=self.device)
+        return value_net.scale(one_task if samples.tasks is None else samples.tasks)
+
+    def _descend(self, losses: Tensor, samples: Samples, parameters: list[nn.Parameter]) -> None:
+        """One gradient step along the mean of the losses."""
         self.policy.optimizer.zero_grad()
-        loss.backward()
+        if self.pcgrad and samples.tasks is not None:
+            gradients = task_gradients(losses, samples.tasks, parameters)
+            orders = random_orders(len(gradients), self._projections)
+            assign_gradient(project_conflicts(gradients, orders), parameters)
+        else:
+            losses.mean().backward()
         nn.utils.clip_grad_norm_(parameters, self.max_grad_norm, foreach=True)
         self.policy.optimizer.step()
+
+    def _log_conflict(self, losses: Tensor, samples: Samples, parameters: list[nn.Parameter]) -> None:
+        """How the tasks' gradients conflict, where this iteration is to be measured; nothing is drawn or changed."""
+        iteration = self.num_timesteps // (self.n_steps * self.n_envs)
+        if samples.tasks is None or not self.conflict_every or (iteration - 1) % self.conflict_every:
+            return
+        gradients = task_gradients(losses, samples.tasks, parameters)
+        if len(gradients) > 1:
+            cosine, share = conflict(gradients)
+            self.logger.record(GRADIENT_COSINE, float(cosine))
+            self.logger.record(GRADIENT_CONFLICT, float(share))
 
     def _log_update(self, history: list[Metrics], averaged_over: dict[str, int]) -> None:
         """The mean of each metric over its last so many gradient steps (all by default); asks the device once."""
@@ -221,24 +295,23 @@ class PPO(OnPolicyLoop, SB3PPO):
 
     def train(self) -> None:
         """One update: ``n_epochs`` over the rollout in minibatches of ``batch_size``."""
-        self.policy.set_training_mode(True)
-        self._update_learning_rate(self.policy.optimizer)
-        weights = LossWeights(self.ent_coef, self.vf_coef, self.normalize_advantage)
+        weights, parameters = self._begin_update()
         progress = self._current_progress_remaining
         clip_range = self.clip_range(progress)  # type: ignore[operator]
         clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(progress)  # type: ignore[operator]
-        parameters = list(self.policy.parameters())
         history: list[Metrics] = []
         for _ in range(self.n_epochs):
             in_epoch, too_far = 0, False
             for samples in self.rollout_buffer.get(self.batch_size):
-                loss, metrics = ppo_loss(self._judge(samples), samples, weights, clip_range, clip_range_vf)
+                losses, metrics = ppo_losses(self._judge(samples), samples, weights, clip_range, clip_range_vf)
+                if not history:
+                    self._log_conflict(losses, samples, parameters)
                 history.append(metrics)
                 in_epoch += 1
                 too_far = self.target_kl is not None and float(metrics["train/approx_kl"]) > 1.5 * self.target_kl
                 if too_far:
                     break
-                self._descend(loss, parameters)
+                self._descend(losses, samples, parameters)
             self._n_updates += 1
             if too_far:
                 break
@@ -253,18 +326,17 @@ class A2C(OnPolicyLoop, SB3A2C):
 
     def train(self) -> None:
         """One update: a gradient step over the whole rollout."""
-        self.policy.set_training_mode(True)
-        self._update_learning_rate(self.policy.optimizer)
+        weights, parameters = self._begin_update()
         samples = self.rollout_buffer.take(np.arange(self.n_steps * self.n_envs))
-        weights = LossWeights(self.ent_coef, self.vf_coef, self.normalize_advantage)
-        loss, metrics = a2c_loss(self._judge(samples), samples, weights)
-        self._descend(loss, list(self.policy.parameters()))
+        losses, metrics = a2c_losses(self._judge(samples), samples, weights)
+        self._log_conflict(losses, samples, parameters)
+        self._descend(losses, samples, parameters)
         self._n_updates += 1
         self._log_update([metrics], {})
 
 
 def build_algorithm(
-    config: AgentConfig,
+    config: PPOConfig | A2CConfig,
     policy: type,
     policy_kwargs: dict[str, Any],
     env: VecEnv,
@@ -284,6 +356,9 @@ def build_algorithm(
         "vf_coef": config.vf_coef,
         "max_grad_norm": config.max_grad_norm,
         "normalize_advantage": config.normalize_advantage,
+        "advantages_per_task": config.advantages_per_task,
+        "pcgrad": config.pcgrad,
+        "conflict_every": config.conflict_every,
         "policy_kwargs": policy_kwargs,
         "seed": seed,
         "device": device,

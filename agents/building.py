@@ -1,45 +1,87 @@
 """From a configuration to an agent, and from a checkpoint to a policy."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import VecTransposeImage
 
 from mirl.agents.algorithms import A2C, PPO, build_algorithm
 from mirl.agents.checkpoint import find_checkpoint, load_weights
+from mirl.agents.off_policy import OffPolicyAgent, build_off_policy, policy_class
 from mirl.agents.run_directory import read_config
+from mirl.configs.agents import OffPolicyConfig, OnPolicyConfig, TQCConfig
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import DeviceName, TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import FusionPolicy
 
 
-def build_agent(config: TrainConfig, env: SuiteVecEnv) -> PPO | A2C:
-    """The algorithm with a ``FusionPolicy``, untrained."""
-    return build_algorithm(
-        config.agent,
-        FusionPolicy,
-        policy_kwargs(config),
-        env,
-        seed=config.seed,
-        device=resolve_device(config.device),
-        precision=config.precision,
-    )
+Agent = PPO | A2C | OffPolicyAgent
+
+
+def build_agent(config: TrainConfig, env: SuiteVecEnv) -> Agent:
+    """The algorithm with MIRL's policy, untrained.
+
+    :raises ConfigError: when the algorithm does not fit the environment.
+    """
+    match config.agent:
+        case OnPolicyConfig():
+            return build_algorithm(
+                config.agent,
+                FusionPolicy,
+                policy_kwargs(config),
+                env,
+                seed=config.seed,
+                device=resolve_device(config.device),
+                precision=config.precision,
+            )
+        case OffPolicyConfig():
+            # a buffer that is never filled would cost memory for nothing
+            most = config.total_timesteps + config.agent.n_envs * config.agent.train_freq
+            agent = config.agent.model_copy(update={"buffer_size": min(config.agent.buffer_size, most)})
+            return build_off_policy(
+                agent, policy_kwargs(config), env, seed=config.seed, device=resolve_device(config.device)
+            )
+        case _:
+            assert_never(config.agent)
 
 
 def policy_kwargs(config: TrainConfig) -> dict[str, Any]:
-    """What ``FusionPolicy`` takes from the configuration."""
-    return {
+    """What the policy takes from the configuration."""
+    shared: dict[str, Any] = {
         "fusion": config.fusion,
         "context": config.context,
         "encoder": config.encoder,
         "sites": config.sites,
         "net_arch": list(config.agent.net_arch),
-        "share_features_extractor": config.agent.share_features_extractor,
     }
+    match config.agent:
+        case OnPolicyConfig():
+            shares = config.agent.share_features_extractor
+            return {**shared, "share_features_extractor": shares, "popart": config.agent.popart}
+        case TQCConfig():
+            return {**shared, "n_critics": config.agent.n_critics, "n_quantiles": config.agent.n_quantiles}
+        case OffPolicyConfig():
+            return shared
+        case _:
+            assert_never(config.agent)
+
+
+def build_policy(
+    config: TrainConfig, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+) -> BasePolicy:
+    """The policy of the configuration's algorithm for spaces as SB3 trains on them, untrained."""
+    match config.agent:
+        case OnPolicyConfig():
+            return FusionPolicy(observation_space, action_space, lambda _: 0.0, **policy_kwargs(config))
+        case OffPolicyConfig():
+            return policy_class(config.agent)(observation_space, action_space, lambda _: 0.0, **policy_kwargs(config))
+        case _:
+            assert_never(config.agent)
 
 
 def resolve_device(name: DeviceName) -> str:
@@ -58,8 +100,10 @@ def load_policy(
     observation_space: spaces.Space[Any],
     action_space: spaces.Space[Any],
     device: DeviceName,
-) -> tuple[FusionPolicy, Path]:
+) -> tuple[Any, Path]:
     """The policy of a run's checkpoint, ready to act, and the checkpoint's folder.
+
+    The policy is a ``FusionPolicy`` for PPO and A2C, and one of ``mirl.policies.off_policy`` for the other algorithms.
 
     :param which: ``best``, ``last`` or a number of timesteps.
     :raises ConfigError: when there is no such run or checkpoint, or the environment's spaces are not those of training.
@@ -67,7 +111,7 @@ def load_policy(
     run_dir = Path(run_dir)
     config = read_config(run_dir)
     checkpoint = find_checkpoint(run_dir / "checkpoints", which)
-    policy = FusionPolicy(_as_trained(observation_space), action_space, lambda _: 0.0, **policy_kwargs(config))
+    policy = build_policy(config, _as_trained(observation_space), action_space)
     load_weights(checkpoint, policy)
     policy.to(resolve_device(device)).set_training_mode(False)
     return policy, checkpoint

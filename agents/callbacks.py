@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+import warnings
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,15 +12,18 @@ from types import FrameType
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from mirl.agents import metrics
 from mirl.agents.checkpoint import read_index, save_checkpoint
-from mirl.agents.evaluation import evaluate, mean_success
+from mirl.agents.evaluation import evaluate
 from mirl.agents.metrics import TensorBoard, task_metric
+from mirl.agents.statistics import TaskResult, suite_result
 from mirl.agents.video import record_episode
-from mirl.configs.schema import SuiteConfig, TrainConfig, file_name
+from mirl.configs.schema import TrainConfig
+from mirl.configs.tasks import Part, SuiteConfig, file_name
 from mirl.envs import SuiteVecEnv, slot_seeds
 
 WINDOW = 256
@@ -41,6 +45,10 @@ class TaskStatistics(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
+        self.record()
+
+    def record(self) -> None:
+        """Put the means into the row of the log that is written next."""
         for task, episodes in self._episodes.items():
             if episodes:
                 for name, value in zip(
@@ -63,10 +71,68 @@ class Every:
         return True
 
 
-class BetweenIterations(BaseCallback):
-    """A callback that acts on the state between two iterations, which is complete: no rollout is half-way."""
+class OffPolicyRows(TaskStatistics):
+    """Writes a row of the log every so many timesteps: an iteration of an off-policy algorithm is a single one of them.
 
-    model: OnPolicyAlgorithm
+    It is the first of the callbacks, and its ``clock`` the last: the speed leaves out what others do between the two.
+    """
+
+    model: OffPolicyAlgorithm
+
+    def __init__(self, tasks: tuple[str, ...], interval: int) -> None:
+        super().__init__(tasks)
+        self.every, self.clock, self.seconds, self.timesteps = Every(interval), Clock(), 0.0, 0
+
+    def _on_training_start(self) -> None:
+        self.every.last = self.timesteps = self.num_timesteps
+        self.clock.start()
+
+    def _on_rollout_end(self) -> None:
+        pass
+
+    def _on_rollout_start(self) -> None:
+        self.seconds += self.clock.seconds()
+        if self.every.due(self.num_timesteps):
+            self.write()
+
+    def _on_training_end(self) -> None:
+        self.seconds += self.clock.seconds()
+        if self.num_timesteps > self.timesteps:
+            self.write()
+
+    def write(self) -> None:
+        """One row."""
+        self.record()
+        self.logger.record(metrics.SPEED, (self.num_timesteps - self.timesteps) / self.seconds)
+        self.seconds, self.timesteps = 0.0, self.num_timesteps
+        self.model.dump_logs()
+
+
+class Clock(BaseCallback):
+    """The time since the last iteration began, once the callbacks before this one were through."""
+
+    def start(self) -> None:
+        """Begin now."""
+        self.began = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Since then."""
+        return time.perf_counter() - self.began
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self.start()
+
+
+class BetweenIterations(BaseCallback):
+    """A callback that acts on the state between two iterations, which is complete: no rollout is half-way.
+
+    An off-policy algorithm begins a rollout every few timesteps: ``act`` must be quick where nothing is due.
+    """
+
+    model: BaseAlgorithm
 
     def _on_step(self) -> bool:
         return True
@@ -80,11 +146,15 @@ class BetweenIterations(BaseCallback):
 
 
 class Evaluation(BetweenIterations):
-    """Evaluates on the validation seeds, logs the results at their own step and keeps the best checkpoint."""
+    """Evaluates on the validation seeds, logs the results at their own step and keeps the best checkpoint.
 
-    def __init__(self, config: TrainConfig, env: SuiteVecEnv) -> None:
+    ``held_out`` plays what the run's split withholds from training, and is only logged. It never chooses: a checkpoint
+    that was selected on withheld episodes would have been fitted to them.
+    """
+
+    def __init__(self, config: TrainConfig, env: SuiteVecEnv, held_out: SuiteVecEnv | None = None) -> None:
         super().__init__()
-        self.config, self.seed, self.env = config.evaluation, config.seed, env
+        self.config, self.seed, self.env, self.held_out = config.evaluation, config.seed, env, held_out
         self.checkpoints, self.total_timesteps = config.run_dir / "checkpoints", config.total_timesteps
         self.every = Every(config.evaluation.every)
         self.best = read_index(self.checkpoints).get("best_score", -1.0)
@@ -102,25 +172,36 @@ class Evaluation(BetweenIterations):
 
     def evaluate_now(self) -> None:
         """One evaluation, one row of the log."""
-        results = evaluate(
-            self.model.policy,
-            self.env,
-            episodes=self.config.episodes,
-            seed=self.seed,
-            deterministic=self.config.deterministic,
-        )
+        results = self._results(self.env, "trained")
         for result in results:
             self.logger.record(task_metric("eval", result.task, "success_rate"), result.success_rate)
             self.logger.record(task_metric("eval", result.task, "return"), float(result.returns.mean()))
             self.logger.record(task_metric("eval", result.task, "length"), float(result.lengths.mean()))
-        score = mean_success(results)
-        self.logger.record(metrics.EVAL_SUCCESS, score)
+        together = suite_result(results)
+        self.logger.record(metrics.EVAL_SUCCESS, together.success.mean)
+        self.logger.record(metrics.EVAL_IQM, together.success.iqm)
+        self.logger.record(metrics.EVAL_WORST, together.success.worst)
+        self.logger.record(metrics.EVAL_SCORE, together.score.mean)
         self.logger.record(metrics.EVAL_RETURN, float(np.mean([result.returns.mean() for result in results])))
+        if self.held_out is not None:
+            withheld = suite_result(self._results(self.held_out, "held_out"))
+            self.logger.record(metrics.HELD_OUT_SUCCESS, withheld.success.mean)
         self.logger.record(metrics.TIMESTEPS, self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
-        if score >= self.best:  # of equals the later, which has practised longer
-            self.best = score
-            save_checkpoint(self.checkpoints, self.model, best=score)
+        rate = together.success.mean if self.config.best_by == "mean" else together.success.worst
+        if rate >= self.best:  # of equals the later, which has practised longer
+            self.best = rate
+            save_checkpoint(self.checkpoints, self.model, best=rate)
+
+    def _results(self, env: SuiteVecEnv, part: Part) -> list[TaskResult]:
+        return evaluate(
+            self.model.policy,
+            env,
+            episodes=self.config.episodes,
+            seed=self.seed,
+            deterministic=self.config.deterministic,
+            part=part,
+        )
 
 
 class Checkpointing(BetweenIterations):
@@ -133,6 +214,7 @@ class Checkpointing(BetweenIterations):
         self.run_dir, self.seed, self.suite, self.board = config.run_dir, config.seed, suite, board
         self.every = Every(config.checkpoint_every)
         self.asked_to_stop, self.stopping, self.saved_at = asked_to_stop, False, 0
+        self.films = True
 
     def _on_training_start(self) -> None:
         self.every.last = self.num_timesteps
@@ -159,10 +241,16 @@ class Checkpointing(BetweenIterations):
         self.saved_at = self.num_timesteps
 
     def film(self) -> None:
-        """A GIF per task, in ``videos/`` and in TensorBoard."""
+        """A GIF per task, in ``videos/`` and in TensorBoard; none where this machine cannot render."""
         (self.run_dir / "videos").mkdir(exist_ok=True)
-        for i, task in enumerate(self.suite.tasks):
-            gif = record_episode(self.model.policy, self.suite, i, seed=slot_seeds(self.seed, "validation", i, 1)[0])
+        for i, task in enumerate(self.suite.tasks if self.films else ()):
+            seed = slot_seeds(self.seed, "validation", i, 1)[0]
+            try:
+                gif = record_episode(self.model.policy, self.suite, i, seed=seed)
+            except Exception as error:  # renderers raise what they like, and training should not end for a picture
+                self.films = False
+                warnings.warn(f"no videos, since task '{task.name}' cannot be rendered here: {error}", stacklevel=2)
+                return
             if gif is not None:
                 path = self.run_dir / "videos" / f"{file_name(task.name)}_{self.num_timesteps:09d}.gif"
                 path.write_bytes(gif.data)
@@ -184,12 +272,15 @@ class ProgressBar(BaseCallback):
         self.bar = self.progress.add_task("", total=total_timesteps, speed=0.0, success=0.0)
 
     def _on_training_start(self) -> None:
-        self.start = time.perf_counter()
+        self.start = self.shown_at = time.perf_counter()
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
+        if time.perf_counter() - self.shown_at < 0.1:  # the eye is slower than an off-policy iteration
+            return
+        self.shown_at = time.perf_counter()
         episodes = self.model.ep_success_buffer
         elapsed = time.perf_counter() - self.start
         speed = (self.num_timesteps - self.model._num_timesteps_at_start) / elapsed

@@ -1,25 +1,32 @@
-"""Checkpoints: weights and optimiser in safetensors, everything else in JSON. Nothing is ever unpickled.
+"""Checkpoints: weights and optimisers in safetensors, everything else in JSON. Nothing is ever unpickled.
 
 A checkpoint is a folder ``checkpoints/step_<timesteps>/`` that appears whole or not at all: it is written under a
 temporary name, flushed to the disk and renamed. ``checkpoints/index.json`` says which one is ``last`` and ``best``.
+The replay buffer of an algorithm that has one is large, and lies in the ``last`` checkpoint only.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
+from mirl.agents.replay import REPLAY_BUFFER, load_replay_buffer, save_replay_buffer
 from mirl.configs.errors import ConfigError, nearest
 
 SCHEMA_VERSION = 1
+COUNTERS = ("_episode_num", "_n_calls")
+"""What SB3's algorithms count beside timesteps and updates, as far as they do."""
+TENSORS = "tensors.safetensors"
+"""File of the tensors that are neither the policy's nor an optimiser's, such as the learned weight of the entropy."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -56,7 +63,7 @@ def step_name(timesteps: int) -> str:
     return f"step_{timesteps:09d}"
 
 
-def save_checkpoint(directory: Path, agent: OnPolicyAlgorithm, *, best: float | None = None) -> Path:
+def save_checkpoint(directory: Path, agent: BaseAlgorithm, *, best: float | None = None) -> Path:
     """Save the agent under ``directory`` as its ``last`` checkpoint, and as its ``best`` one if a score is given."""
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / step_name(agent.num_timesteps)
@@ -65,14 +72,20 @@ def save_checkpoint(directory: Path, agent: OnPolicyAlgorithm, *, best: float | 
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         save_model(agent.policy, str(temporary / "policy.safetensors"))
-        tensors, groups = _optimizer_state(agent.policy.optimizer)
-        save_file(tensors, temporary / "optimizer.safetensors")
         state = {
             "schema_version": SCHEMA_VERSION,
             "num_timesteps": agent.num_timesteps,
             "n_updates": agent._n_updates,
-            "optimizer_groups": groups,
+            "counters": {name: getattr(agent, name) for name in COUNTERS if hasattr(agent, name)},
         }
+        for name, optimizer in _optimizers(agent).items():
+            tensors, state[f"{name}_groups"] = _optimizer_state(optimizer)
+            save_file(tensors, temporary / f"{name}.safetensors")
+        if tensors := _tensors(agent):
+            save_file({name: tensor.detach() for name, tensor in tensors.items()}, temporary / TENSORS)
+        if agent.env is not None and hasattr(agent.env, "sampling_state"):
+            state["sampling"] = agent.env.sampling_state()
+        save_replay_buffer(agent, temporary)
         write_json(temporary / "state.json", state)
         for file in temporary.iterdir():
             _flush(file)
@@ -83,6 +96,9 @@ def save_checkpoint(directory: Path, agent: OnPolicyAlgorithm, *, best: float | 
     if best is not None:
         index |= {"best": final.name, "best_score": best}
     write_json(directory / "index.json", index)
+    for replay_buffer in directory.glob(f"step_*/{REPLAY_BUFFER}"):
+        if replay_buffer.parent != final:
+            replay_buffer.unlink()
     return final
 
 
@@ -131,19 +147,30 @@ def load_weights(checkpoint: Path, policy: nn.Module) -> None:
         ) from None
 
 
-def load_agent(checkpoint: Path, agent: OnPolicyAlgorithm) -> None:
-    """Load weights, optimiser and counters into an agent built from the same configuration."""
+def load_agent(checkpoint: Path, agent: BaseAlgorithm) -> None:
+    """Load weights, optimisers, counters and what is replayed into an agent built from the same configuration."""
     state = read_state(checkpoint)
     load_weights(checkpoint, agent.policy)
-    per_parameter: dict[int, dict[str, torch.Tensor]] = {}
     try:
-        for name, tensor in load_file(checkpoint / "optimizer.safetensors").items():
-            parameter, _, key = name.partition(".")
-            per_parameter.setdefault(int(parameter), {})[key] = tensor
-        agent.policy.optimizer.load_state_dict({"state": per_parameter, "param_groups": state["optimizer_groups"]})
-        agent.num_timesteps, agent._n_updates = int(state["num_timesteps"]), int(state["n_updates"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        for name, optimizer in _optimizers(agent).items():
+            per_parameter: dict[int, dict[str, torch.Tensor]] = {}
+            for path, tensor in load_file(checkpoint / f"{name}.safetensors").items():
+                parameter, _, key = path.partition(".")
+                per_parameter.setdefault(int(parameter), {})[key] = tensor
+            optimizer.load_state_dict({"state": per_parameter, "param_groups": state[f"{name}_groups"]})
+        if tensors := _tensors(agent):
+            saved = load_file(checkpoint / TENSORS)
+            for name, tensor in tensors.items():
+                tensor.data.copy_(saved[name])  # in place: an optimiser holds it
+        load_replay_buffer(agent, checkpoint)
+        if "sampling" in state and agent.env is not None and hasattr(agent.env, "load_sampling_state"):
+            agent.env.load_sampling_state(state["sampling"])
+        counters = {name: int(state.get("counters", {}).get(name, 0)) for name in COUNTERS if hasattr(agent, name)}
+        counters |= {"num_timesteps": int(state["num_timesteps"]), "_n_updates": int(state["n_updates"])}
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ConfigError(f"{checkpoint} does not hold the state of this agent: {error}") from None
+    for name, value in counters.items():
+        setattr(agent, name, value)
 
 
 def read_state(checkpoint: Path) -> Mapping[str, Any]:
@@ -164,6 +191,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{path} should hold a JSON object, got {type(value).__name__}")
     return value
+
+
+def _optimizers(agent: BaseAlgorithm) -> dict[str, torch.optim.Optimizer]:
+    """An agent's optimisers by the names of their files: ``optimizer`` of the policy, ``actor.optimizer`` …"""
+    names, _ = agent._get_torch_save_params()
+    return {name.removeprefix("policy."): attrgetter(name)(agent) for name in names if name.endswith("optimizer")}
+
+
+def _tensors(agent: BaseAlgorithm) -> dict[str, torch.Tensor]:
+    _, names = agent._get_torch_save_params()
+    return {name: attrgetter(name)(agent) for name in names}
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:

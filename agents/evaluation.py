@@ -1,6 +1,8 @@
 """Evaluation on unseen episodes, per task."""
 
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +13,29 @@ from mirl.agents.acting import acting
 from mirl.agents.building import load_policy
 from mirl.agents.checkpoint import write_json
 from mirl.agents.run_directory import read_config
-from mirl.agents.statistics import TaskResult, wilson_interval
+from mirl.agents.statistics import TaskResult, suite_result, wilson_interval
 from mirl.agents.video import record_episode
-from mirl.configs.schema import EvalConfig, TaskConfig, file_name
+from mirl.configs.schema import EvalConfig, TrainConfig
+from mirl.configs.tasks import Part, TaskConfig, file_name, score_bounds
 from mirl.envs import SuiteVecEnv, slot_seeds
+
+PARTS: tuple[Part, ...] = ("trained", "held_out")
+SUMMARY_ROWS = ("mean", "interquartile mean", "worst")
 
 
 def evaluate(
-    policy: BasePolicy, env: SuiteVecEnv, *, episodes: int, seed: int, deterministic: bool = False
+    policy: BasePolicy,
+    env: SuiteVecEnv,
+    *,
+    episodes: int,
+    seed: int,
+    deterministic: bool = False,
+    part: Part = "trained",
 ) -> list[TaskResult]:
-    """Play ``episodes`` episodes of each task, from the seeds of the environment's split.
+    """Play ``episodes`` episodes of each task that the environment has slots for, from the seeds of its split.
 
     Every slot plays a number of episodes fixed beforehand: taking the first to finish would favour short episodes.
-    The actions are sampled from ``seed`` alone and leave torch's generators as they were.
+    The actions are sampled from ``seed`` alone and leave torch's generators as they were. ``part`` marks the results.
     """
     tasks = env.task_index
     quota = np.zeros(env.num_envs, dtype=np.int64)
@@ -43,31 +55,38 @@ def evaluate(
                     episode = infos[slot]["episode"]
                     played[slot].append((infos[slot]["is_success"], episode["r"], episode["l"]))
     return [
-        _result(task, [done for slot in np.flatnonzero(tasks == i) for done in played[slot]])
-        for i, task in enumerate(env.suite.tasks)
+        _result(env.suite.tasks[i], [done for slot in np.flatnonzero(tasks == i) for done in played[slot]], part)
+        for i in np.unique(tasks).tolist()
     ]
 
 
-def _result(task: TaskConfig, episodes: Sequence[tuple[bool, float, int]]) -> TaskResult:
+def _result(task: TaskConfig, episodes: Sequence[tuple[bool, float, int]], part: Part) -> TaskResult:
     success, returns, lengths = (np.array(column) for column in zip(*episodes, strict=True))
-    return TaskResult(task.name, success, returns, lengths, task.score_low, task.score_high)
+    return TaskResult(task.name, success, returns, lengths, *score_bounds(task), part=part)
 
 
 def evaluate_run(config: EvalConfig) -> tuple[list[TaskResult], list[Path]]:
     """Evaluate a run's checkpoint on the test seeds; the results, and the files that now hold them.
 
+    Where the run's split withholds something, the results of what was trained come first, then those of what was not.
+
     :raises ConfigError: when there is no such run or checkpoint.
     """
     training = read_config(config.run)
-    n_envs = min(config.n_envs, config.episodes) * len(training.task.tasks)
-    env = SuiteVecEnv(training.task, n_envs, backend=config.backend, seed=config.seed, split="test")
-    try:
-        policy, checkpoint = load_policy(
-            config.run, config.checkpoint, env.observation_space, env.action_space, config.device
-        )
-        results = evaluate(policy, env, episodes=config.episodes, seed=config.seed, deterministic=config.deterministic)
-    finally:
-        env.close()
+    results: list[TaskResult] = []
+    for part in PARTS if training.split.withholds else PARTS[:1]:
+        with closing(_unseen(config, training, part)) as env:
+            policy, checkpoint = load_policy(
+                config.run, config.checkpoint, env.observation_space, env.action_space, config.device
+            )
+            results += evaluate(
+                policy,
+                env,
+                episodes=config.episodes,
+                seed=config.seed,
+                deterministic=config.deterministic,
+                part=part,
+            )
     name = f"{checkpoint.name}-{env.backend}-seed{config.seed}-{config.episodes}ep" + (
         "-deterministic" if config.deterministic else ""
     )
@@ -76,8 +95,9 @@ def evaluate_run(config: EvalConfig) -> tuple[list[TaskResult], list[Path]]:
         "backend": env.backend,
         "seed": config.seed,
         "deterministic": config.deterministic,
-        "n_envs": n_envs,
+        "n_envs_per_task": _slots_per_task(config),
         "tasks": [result.summary() for result in results],
+        "summary": {part: asdict(suite_result(of_part)) for part, of_part in _by_part(results)},
     }
     folder = config.run / "eval"
     folder.mkdir(exist_ok=True)
@@ -93,25 +113,58 @@ def evaluate_run(config: EvalConfig) -> tuple[list[TaskResult], list[Path]]:
     return results, written
 
 
-def mean_success(results: Sequence[TaskResult]) -> float:
-    """Success rate, averaged over tasks."""
-    return float(np.mean([result.success_rate for result in results]))
+def _unseen(config: EvalConfig, training: TrainConfig, part: Part) -> SuiteVecEnv:
+    """The test episodes of a part of the run's split."""
+    slots = _slots_per_task(config) * len(training.split.tasks_of(training.task, part))
+    return SuiteVecEnv(
+        training.task,
+        slots,
+        backend=config.backend,
+        seed=config.seed,
+        split="test",
+        withheld=training.split,
+        part=part,
+    )
+
+
+def _slots_per_task(config: EvalConfig) -> int:
+    return min(config.n_envs, config.episodes)
+
+
+def _by_part(results: Sequence[TaskResult]) -> list[tuple[Part, list[TaskResult]]]:
+    """The results of each part that has any."""
+    of = [(part, [result for result in results if result.part == part]) for part in PARTS]
+    return [(part, of_part) for part, of_part in of if of_part]
 
 
 def results_table(results: Sequence[TaskResult], title: str) -> Table:
-    """One row per task, for the terminal."""
+    """One row per task, for the terminal; under several tasks their mean, interquartile mean and worst."""
     table = Table(title=title, title_justify="left")
-    for column in ("task", "episodes", "success", "95 % interval", "return", "length"):
+    for column in ("task", "episodes", "success", "95 % interval", "return", "score", "length"):
         table.add_column(column, justify="left" if column == "task" else "right")
-    for result in results:
-        summary = result.summary()
-        low, high = wilson_interval(int(result.success.sum()), len(result.success))
-        table.add_row(
-            result.task,
-            str(len(result.success)),
-            f"{result.success_rate:.1%}",
-            f"{low:.1%} – {high:.1%}",
-            f"{summary['return_mean']:.3f} ± {summary['return_std']:.3f}",
-            f"{summary['length_mean']:.1f}",
-        )
+    for part, of_part in _by_part(results):
+        for result in of_part:
+            table.add_row(*_task_cells(result))
+        if len(of_part) > 1:
+            together, mark = suite_result(of_part), "" if part == "trained" else " (held out)"
+            table.add_section()
+            for name, success, score in zip(
+                SUMMARY_ROWS, astuple(together.success), astuple(together.score), strict=True
+            ):
+                table.add_row(name + mark, "", f"{success:.1%}", "", "", f"{score:.3f}", "")
+        table.add_section()
     return table
+
+
+def _task_cells(result: TaskResult) -> list[str]:
+    summary = result.summary()
+    low, high = wilson_interval(int(result.success.sum()), len(result.success))
+    return [
+        result.label,
+        str(len(result.success)),
+        f"{result.success_rate:.1%}",
+        f"{low:.1%} – {high:.1%}",
+        f"{summary['return_mean']:.3f} ± {summary['return_std']:.3f}",
+        f"{result.score:.3f}",
+        f"{summary['length_mean']:.1f}",
+    ]

@@ -22,8 +22,9 @@ from mirl.agents.checkpoint import write_bytes, write_json
 from mirl.agents.run_directory import read_config
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import GoalContextConfig, MissionContextConfig, TaskIdContextConfig
-from mirl.configs.schema import EvalConfig, TrainConfig, file_name
-from mirl.envs import choose_backend, tokenise
+from mirl.configs.schema import EvalConfig, TrainConfig
+from mirl.configs.tasks import file_name
+from mirl.envs import TASK_KEY, choose_backend, tokenise
 from mirl.envs.suite_spaces import suite_spaces
 from mirl.policies import FusionPolicy
 
@@ -57,9 +58,10 @@ def export_run(config: EvalConfig) -> Export:
     policy, checkpoint = load_policy(config.run, config.checkpoint, observation_space, action_space, "cpu")
     specialised = policy.specialise(context)
 
-    asked = np.repeat(np.asarray(context)[None], SAMPLES, axis=0)
-    observations = {**random_observations(observation_space, config.seed), key: asked}
-    inputs = {name: torch.from_numpy(observations[name]) for name in specialised.extractor.keys}
+    first_task = np.zeros(SAMPLES, np.int64)  # whose value is given, where values are per task; a context may overrule
+    asked = {TASK_KEY: first_task, key: np.repeat(np.asarray(context)[None], SAMPLES, axis=0)}
+    observations = {**random_observations(observation_space, config.seed), **asked}
+    inputs = {name: torch.from_numpy(observations[name]) for name in specialised.keys}
     program, data = as_program(specialised, inputs)
     outputs = dict(zip((parameters_name(action_space), "value"), program(inputs), strict=True))
     difference = checked_difference(tuple(outputs.values()), outputs_of(policy, observations))
@@ -78,6 +80,7 @@ def export_run(config: EvalConfig) -> Export:
         "checkpoint": checkpoint.name,
         "inputs": {name: described(value) for name, value in inputs.items()},
         "outputs": {name: described(value) for name, value in outputs.items()},
+        **({"value_of_task": training.task.tasks[0].name} if policy.popart and key != TASK_KEY else {}),
         "action_space": str(action_space),
         "parameters": result.parameters,
         "max_abs_difference": difference,
@@ -93,7 +96,9 @@ def checked_difference(outputs: tuple[Tensor, ...], expected: tuple[Tensor, ...]
     :raises ConfigError: when it is more than rounding.
     """
     apart = torch.cat([(ours - theirs).abs().flatten() for ours, theirs in zip(outputs, expected, strict=True)])
-    difference, scale = apart.max().item(), max(1.0, *(output.abs().max().item() for output in expected))
+    sizes = torch.cat([output.abs().flatten() for output in expected])
+    masked = sizes == torch.finfo(sizes.dtype).max  # the logit of a masked action
+    difference, scale = apart.max().item(), max(1.0, sizes[~masked].max().item())
     if not difference <= TOLERANCE * scale:  # nor is NaN
         raise ConfigError(f"the program's outputs differ from the policy's by {difference:.1e}; nothing was written")
     return difference
@@ -140,7 +145,7 @@ def outputs_of(policy: FusionPolicy, observations: Observations) -> tuple[Tensor
     features = policy.extract_features(policy.obs_to_tensor(observations)[0])
     for_actor, for_critic = (features, features) if policy.share_features_extractor else features
     mlp = policy.mlp_extractor
-    return policy.action_net(mlp.forward_actor(for_actor)), policy.value_net(mlp.forward_critic(for_critic))
+    return policy.action_parameters(mlp.forward_actor(for_actor)), policy.value_net(mlp.forward_critic(for_critic))
 
 
 def parameters_name(action_space: spaces.Space[Any]) -> str:

@@ -11,9 +11,15 @@ from mirl.agents.video import Gif
 
 SPEED = "speed/steps_per_second"
 DISTINCT = "speed/distinct_percent"
+GRADIENT_COSINE = "train/gradient_cosine"
+GRADIENT_CONFLICT = "train/gradient_conflict"
 TIMESTEPS = "time/total_timesteps"
 EVAL_SUCCESS = "eval/success_rate"
+EVAL_IQM = "eval/success_iqm"
+EVAL_WORST = "eval/success_worst"
+EVAL_SCORE = "eval/score"
 EVAL_RETURN = "eval/return"
+HELD_OUT_SUCCESS = "eval/held_out/success_rate"
 
 
 def task_metric(split: str, task: str, metric: str) -> str:

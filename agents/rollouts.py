@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import BaseBuffer, RolloutBuffer
 from stable_baselines3.common.preprocessing import get_action_dim
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mirl.agents.columns import Column, InternedColumn, Rows, build_column, on_device, smallest_dtype
 from mirl.agents.digests import Digests
+from mirl.envs.spaces import TASK_KEY
 
 SIZES = 16
 """So many sizes the distinct observations of a minibatch may have."""
@@ -28,9 +29,12 @@ class Samples(NamedTuple):
     old_values: Tensor
     old_log_prob: Tensor
     advantages: Tensor
+    """What the policy's gradient is weighed by, on the scale that the update gave it."""
     returns: Tensor
     rows: Tensor | None = None
     """For each sample which of the observations is its own; None where each has one."""
+    tasks: Tensor | None = None
+    """For each sample the number of its task; None where there is one task."""
 
 
 PerStep = Float[Tensor, "n_steps n_envs"]
@@ -63,6 +67,18 @@ def generalised_advantages(
     return advantages
 
 
+def normalised_per_task(advantages: PerStep, tasks: Int[Tensor, "n_steps n_envs"]) -> PerStep:
+    """(A − mean_t) / (deviation_t + 1e-8) over the samples of each task t; what does not vary becomes zero."""
+    normalised = torch.empty_like(advantages)
+    for task in tasks.unique():
+        own = tasks == task
+        mine = advantages[own].double()  # rounding of a large mean would be a deviation, and be blown up
+        centred = mine - mine.mean()
+        deviation = centred.square().sum().div(max(len(mine) - 1, 1)).sqrt()
+        normalised[own] = (centred / (deviation + 1e-8)).to(advantages.dtype)
+    return normalised
+
+
 class Rollouts(RolloutBuffer):
     """SB3's ``RolloutBuffer`` as preallocated tensors on the training device, each as small as its space allows.
 
@@ -76,6 +92,10 @@ class Rollouts(RolloutBuffer):
     values: Tensor  # type: ignore[assignment]
     log_probs: Tensor  # type: ignore[assignment]
     advantages: Tensor  # type: ignore[assignment]
+    policy_advantages: Tensor
+    """``advantages``, or these on a scale that an update gave them; ``returns`` are always of the first."""
+    tasks: NDArray[np.int64] | None
+    """(n_steps, n_envs) in the host's memory, the number of each timestep's task; None where there is one task."""
     episode_starts: Tensor  # type: ignore[assignment]
 
     def __init__(
@@ -103,7 +123,10 @@ class Rollouts(RolloutBuffer):
         self.rewards, self.values, self.log_probs, self.advantages = (
             torch.zeros(self.shape, device=self.device) for _ in range(4)
         )
+        self.policy_advantages = self.advantages
         self.episode_starts = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
+        task = keyed.get(TASK_KEY)
+        self.tasks = np.zeros(self.shape, np.int64) if isinstance(task, spaces.Discrete) and task.n > 1 else None
         self.reset()
 
     def intern(self, key: str) -> None:
@@ -127,6 +150,8 @@ class Rollouts(RolloutBuffer):
         parts = observation if isinstance(observation, Mapping) else {"": observation}
         if self.digests is not None:
             self.digests.store(self.pos, parts)
+        if self.tasks is not None:
+            self.tasks[self.pos] = parts[TASK_KEY]
         kept = {key: column.store(self.pos, parts[key]) for key, column in self.columns.items()}
         return kept if isinstance(observation, Mapping) else kept[""]
 
@@ -163,6 +188,14 @@ class Rollouts(RolloutBuffer):
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
         )
+        self.policy_advantages = self.advantages
+
+    @property
+    def task_of_each(self) -> Int[Tensor, "n_steps n_envs"]:
+        """The number of each timestep's task, on the device; zeros where there is one task."""
+        if self.tasks is None:
+            return torch.zeros(self.shape, dtype=torch.int64, device=self.device)
+        return on_device(self.tasks, self.device)
 
     def get(self, batch_size: int | None = None) -> Iterator[Samples]:  # type: ignore[override]
         """Minibatches of one epoch, drawn by NumPy's global generator as SB3 draws them."""
@@ -178,9 +211,9 @@ class Rollouts(RolloutBuffer):
         rows, first, observation_of = self._arrange(rows)
         observations: dict[str, Any] = {key: column.take(rows[first]) for key, column in self.columns.items()}
         index = on_device(rows, self.device)
-        actions, values, log_probs, advantages = (
+        actions, values, log_probs, advantages, policy_advantages = (
             tensor.flatten(0, 1).index_select(0, index)
-            for tensor in (self.actions, self.values, self.log_probs, self.advantages)
+            for tensor in (self.actions, self.values, self.log_probs, self.advantages, self.policy_advantages)
         )
         discrete = isinstance(self.action_space, spaces.Discrete)
         return Samples(
@@ -188,9 +221,10 @@ class Rollouts(RolloutBuffer):
             actions.long() if discrete else actions.float(),
             values,
             log_probs,
-            advantages,
+            policy_advantages,
             advantages + values,
             None if observation_of is None else on_device(observation_of, self.device),
+            None if self.tasks is None else on_device(self.tasks.reshape(-1)[rows], self.device),
         )
 
     def _arrange(self, rows: Rows) -> tuple[Rows, Any, Rows | None]:
@@ -212,10 +246,12 @@ class Rollouts(RolloutBuffer):
     @property
     def nbytes(self) -> int:
         """What the rollouts hold."""
-        tensors = (self.actions, self.rewards, self.values, self.log_probs, self.advantages, self.episode_starts)
+        tensors = {self.actions, self.rewards, self.values, self.log_probs, self.episode_starts}
+        tensors |= {self.advantages, self.policy_advantages}  # often one and the same
+        tasks = 0 if self.tasks is None else self.tasks.nbytes
         columns = sum(column.nbytes for column in self.columns.values())
         digests = 0 if self.digests is None else self.digests.values.nbytes
-        return columns + digests + sum(tensor.nbytes for tensor in tensors)
+        return columns + digests + tasks + sum(tensor.nbytes for tensor in tensors)
 
 
 def _action_storage(space: spaces.Space[Any]) -> tuple[torch.dtype, tuple[int, ...]]:

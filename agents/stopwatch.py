@@ -54,7 +54,7 @@ class Stopwatch:
             logger.record(metrics.time_metric(part), share)
         self._iterations += 1
         if self._iterations > WARM_UP and not self._warned:
-            self._judge({**self._seconds, "total": total})
+            self._judge({"total": total} | dict(self._seconds.items()))
 
     def _judge(self, seconds: Mapping[str, float]) -> None:
         """Warn once if the network waited for most of a long enough time."""

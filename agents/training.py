@@ -9,13 +9,26 @@ from stable_baselines3.common.logger import HParam, Logger
 
 from mirl.agents import metrics
 from mirl.agents.algorithms import A2C, PPO
-from mirl.agents.building import build_agent
-from mirl.agents.callbacks import Checkpointing, Evaluation, ProgressBar, TaskStatistics, stop_signals
+from mirl.agents.building import Agent, build_agent
+from mirl.agents.callbacks import (
+    Checkpointing,
+    Evaluation,
+    OffPolicyRows,
+    ProgressBar,
+    TaskStatistics,
+    stop_signals,
+)
 from mirl.agents.checkpoint import find_checkpoint, forget_later_checkpoints, load_agent
 from mirl.agents.run_directory import open_run
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import count_parameters
+
+
+ROW = 1_000
+"""Timesteps between two rows of the log, per ``log_every``, where an iteration is only a few timesteps."""
+VALIDATION_SLOTS = 4
+"""Environments that evaluate at least; an off-policy agent often trains in a single one."""
 
 
 class Outcome(NamedTuple):
@@ -31,25 +44,36 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> O
     :param say: is told in a line what starts, once nothing can be wrong with the configuration any more.
     :raises ConfigError: before anything is written, when the environments or the device cannot be had.
     """
-    slots = min(config.evaluation.episodes * len(config.task.tasks), config.agent.n_envs)
+    n_tasks, n_envs = len(config.trained_tasks), config.agent.n_envs
+    slots = min(config.evaluation.episodes * n_tasks, max(n_envs, VALIDATION_SLOTS, n_tasks))
+    shared: dict[str, Any] = {"backend": config.backend, "seed": config.seed, "withheld": config.split}
     with (
-        closing(SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend, seed=config.seed)) as env,
-        closing(
-            SuiteVecEnv(config.task, slots, backend=config.backend, seed=config.seed, split="validation")
-        ) as validation,
+        closing(SuiteVecEnv(config.task, n_envs, sampling=config.sampling, **shared)) as env,
+        closing(SuiteVecEnv(config.task, slots, split="validation", **shared)) as validation,
+        closing(_held_out(config, slots // n_tasks, shared)) if config.split.withholds else nullcontext() as held_out,
     ):
+        if held_out is not None:
+            held_out.reset()  # tells now, and not at the first evaluation, if what is withheld never comes
         agent = build_agent(config, env)
         continued = open_run(config)
         if continued and (config.run_dir / "checkpoints" / "index.json").exists():
             load_agent(find_checkpoint(config.run_dir / "checkpoints", "last"), agent)
             forget_later_checkpoints(config.run_dir / "checkpoints", agent.num_timesteps)
         start = f"Resuming at {agent.num_timesteps:,} of" if agent.num_timesteps else "Training for"
-        where = f"{agent.device} ({agent.precision}) and {env.backend}"
+        precision = agent.precision if isinstance(agent, PPO | A2C) else "fp32"
+        where = f"{agent.device} ({precision}) and {env.backend}"
         say(f"{start} {config.total_timesteps:,} timesteps on {where}: {config.run_dir}")
-        return _learn(config, agent, validation, continued)
+        return _learn(config, agent, validation, held_out, continued)
 
 
-def _learn(config: TrainConfig, agent: PPO | A2C, validation: SuiteVecEnv, continued: bool) -> Outcome:
+def _held_out(config: TrainConfig, slots_per_task: int, shared: dict[str, Any]) -> SuiteVecEnv:
+    slots = slots_per_task * len(config.split.tasks_of(config.task, "held_out"))
+    return SuiteVecEnv(config.task, slots, split="validation", part="held_out", **shared)
+
+
+def _learn(
+    config: TrainConfig, agent: Agent, validation: SuiteVecEnv, held_out: SuiteVecEnv | None, continued: bool
+) -> Outcome:
     start = agent.num_timesteps
     if start >= config.total_timesteps:
         return Outcome(start, finished=True)
@@ -57,21 +81,22 @@ def _learn(config: TrainConfig, agent: PPO | A2C, validation: SuiteVecEnv, conti
     agent.set_logger(logger)
     if not start:
         _log_hyperparameters(config, logger, count_parameters(agent.policy))
+    tasks = tuple(task.name for task in config.task.tasks)
+    on_policy = isinstance(agent, PPO | A2C)
+    rows = TaskStatistics(tasks) if on_policy else OffPolicyRows(tasks, ROW * config.log_every)
     with stop_signals() as asked_to_stop:
         checkpointing = Checkpointing(config, validation.suite, board, asked_to_stop)
-        callbacks: list[BaseCallback] = [
-            TaskStatistics(tuple(task.name for task in config.task.tasks)),
-            Evaluation(config, validation),
-            checkpointing,
-        ]
+        callbacks: list[BaseCallback] = [rows, Evaluation(config, validation, held_out), checkpointing]
         bar = ProgressBar(config.total_timesteps)
         if config.progress:
             callbacks.append(bar)
+        if isinstance(rows, OffPolicyRows):
+            callbacks.append(rows.clock)
         with closing(logger), bar.progress if config.progress else nullcontext():
             agent.learn(
                 config.total_timesteps - start,
                 callback=callbacks,
-                log_interval=config.log_every,
+                log_interval=config.log_every if on_policy else None,  # type: ignore[arg-type]  # SB3 takes None
                 reset_num_timesteps=start == 0,
             )
     return Outcome(checkpointing.saved_at, finished=not checkpointing.stopping)

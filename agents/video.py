@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from stable_baselines3.common.policies import BasePolicy
 
 from mirl.agents.acting import acting
-from mirl.configs.schema import SuiteConfig
+from mirl.configs.tasks import SuiteConfig
 from mirl.envs import make_env
 
 WIDTH = 256

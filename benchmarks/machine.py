@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -19,7 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 def write_results(name: str, columns: Sequence[str], rows: Sequence[Sequence[str]], measurements: object) -> None:
     """``results/NAME.json``; ``tables.py`` puts its table into the documents."""
     report = {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "machine": machine(),
         "columns": columns,
         "rows": rows,

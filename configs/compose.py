@@ -15,7 +15,7 @@ from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.schema import TrainConfig
 
 PRESETS = Path(__file__).parent
-GROUPS = ("task", "fusion", "context", "encoder", "agent")
+GROUPS = ("task", "fusion", "context", "encoder", "agent", "split")
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -100,8 +100,8 @@ def parse_overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
 def compose_train(argv: Sequence[str]) -> TrainConfig:
     """The configuration of ``train.py key=value …``.
 
-    A group takes a preset (``fusion=film``), a field a value (``agent.n_steps=64``), and ``task`` also any
-    environment id (``task=BabyAI-GoToObj-v0``).
+    A group takes a preset (``fusion=film``), a field a value (``agent.n_steps=64``), and ``task`` also environment ids,
+    one or several (``task=BabyAI-GoToObj-v0+BabyAI-GoToLocal-v0``).
 
     :raises ConfigError: for the first thing that is wrong.
     """
@@ -111,7 +111,8 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
         if key not in known:
             raise ConfigError(f"unknown option '{key}'." + nearest(key, known))
         if key == "task" and "-v" in value:
-            overrides += ["++task.name=" + value, f"++task.tasks=[{{name: {value}, env_id: {value}}}]"]
+            tasks = ", ".join(f"{{name: {env_id}, env_id: {env_id}}}" for env_id in value.split("+"))
+            overrides += ["++task.name=" + value, f"++task.tasks=[{tasks}]"]
         elif key in GROUPS:
             if value not in presets(key):
                 ids = " or an environment id" if key == "task" else ""

@@ -96,13 +96,15 @@ FusionConfig = (
 
 
 class TaskIdContextConfig(Config):
-    """z = relu(MLP(one-hot task id)); a mission, if the tasks state one, is not read."""
+    """z = relu(MLP(one-hot task id)), or the one-hot id itself; a mission, if the tasks state one, is not read."""
 
     kind: Literal["task_id"] = "task_id"
     key: str = "task"
     """Key of the observation that holds the task index."""
     dim: PositiveInt = 64
     """Z, the size of the context."""
+    hidden: tuple[PositiveInt, ...] = (64,)
+    """Hidden ReLU layers before the last; empty for z = one-hot, which makes ``bilinear`` heads one head per task."""
 
 
 class MissionContextConfig(Config):
@@ -128,11 +130,13 @@ class MissionContextConfig(Config):
 
 
 class GoalContextConfig(Config):
-    """z = relu(MLP(goal))."""
+    """z = relu(MLP(goal)), or for a picture of the goal what an encoder of its own reads from it."""
 
     kind: Literal["goal"] = "goal"
     key: str = "desired_goal"
     """Key of the observation that holds the goal."""
+    encoder: Literal["mlp", "grid"] = "mlp"
+    """An MLP over the flattened goal; or, for a goal in MiniGrid's symbolic form, cells and convolutions."""
     dim: PositiveInt = 64
     """Z, the size of the context."""
 

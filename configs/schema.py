@@ -1,16 +1,17 @@
-"""The schema of tasks, agents and runs: frozen once built, valid or an error. The doc of a field stands under it.
+"""The schema of runs: frozen once built, valid or an error. The doc of a field stands under it.
 
 Each builder receives its own part (``build_fusion(config.fusion, …)``), never the whole.
 """
 
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from mirl.configs.agents import AgentConfig
 from mirl.configs.config import Config
+from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
     ContextConfig,
     EncoderConfig,
@@ -20,152 +21,12 @@ from mirl.configs.networks import (
     TaskIdContextConfig,
     VectorEncoderConfig,
 )
+from mirl.configs.tasks import SplitConfig, SuiteConfig, file_name
 
-Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 BackendName = Literal["auto", "gymnasium", "envpool"]
+SamplingName = Literal["slots", "uniform", "lowest_success", "learning_progress"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "fp32", "bf16"]
-
-
-def file_name(name: str) -> str:
-    """A task's name as part of a file's name: ``ALE/Pong-v5`` must not become a folder."""
-    return re.sub(r"[^A-Za-z0-9._+-]", "-", name)
-
-
-# ---------------------------------------------------------------------------------------------------------- tasks
-
-
-class TaskConfig(Config):
-    """One task: an environment, how to build it, and what counts as success."""
-
-    name: Annotated[str, Field(pattern=r'^[^,"\r\n]+$')]
-    """Name in logs and tables."""
-    env_id: str
-    """Registered gymnasium id, e.g. ``MiniGrid-GoToDoor-5x5-v0``."""
-    kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the environment (the ``gymnasium`` backend only)."""
-    success: Literal["reward", "info"] = "reward"
-    """An episode succeeds when its last reward is positive, or when its last info says ``is_success``."""
-    score_low: float = 0.0
-    """Return that counts as score 0."""
-    score_high: float = 1.0
-    """Return that counts as score 1."""
-
-    @model_validator(mode="after")
-    def _bounds_are_ordered(self) -> Self:
-        if self.score_high <= self.score_low:
-            raise ValueError(f"score_high must exceed score_low={self.score_low}, got {self.score_high}")
-        return self
-
-
-class SuiteConfig(Config):
-    """An ordered tuple of tasks, trained together."""
-
-    name: str
-    """Name of the suite."""
-    tasks: tuple[TaskConfig, ...]
-    """Its tasks; the position of a task is its task index."""
-    observation: Literal["grid", "rgb"] = "grid"
-    """MiniGrid's symbolic view, or the same view as pixels (the ``gymnasium`` backend only)."""
-
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> Self:
-        names = [task.name for task in self.tasks]
-        if not names:
-            raise ValueError("tasks must list at least one task, got []")
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"task names must be unique, these come twice: {', '.join(twice)}")
-        return self
-
-
-# ----------------------------------------------------------------------------------------------------------- agents
-
-
-class AgentBase(Config):
-    """What PPO and A2C share; names and meanings are Stable-Baselines3's."""
-
-    n_envs: PositiveInt = 256
-    """Environments stepped together, over all tasks."""
-    n_steps: PositiveInt = 32
-    """Timesteps per environment and rollout."""
-    learning_rate: PositiveFloat = 1e-3
-    """Step size of the optimiser."""
-    anneal: bool = True
-    """Lower the learning rate linearly to zero over ``total_timesteps``."""
-    gamma: Unit = 0.99
-    """Discount."""
-    gae_lambda: Unit = 0.95
-    """λ of generalised advantage estimation."""
-    ent_coef: NonNegativeFloat = 0.01
-    """Weight of the entropy bonus."""
-    vf_coef: NonNegativeFloat = 0.5
-    """Weight of the value loss."""
-    max_grad_norm: PositiveFloat = 0.5
-    """Gradients are clipped to this norm."""
-    normalize_advantage: bool = True
-    """Advantages to mean 0 and deviation 1."""
-    net_arch: tuple[PositiveInt, ...] = (64,)
-    """Hidden layers of the policy and of the value network, above the features extractor."""
-    share_features_extractor: bool = True
-    """One trunk for actor and critic, or one each."""
-
-    @model_validator(mode="after")
-    def _rollout_has_a_deviation(self) -> Self:
-        if self.normalize_advantage and self.rollout_size < 2:
-            raise ValueError("normalize_advantage needs n_envs × n_steps of at least 2, got 1")
-        return self
-
-    @property
-    def rollout_size(self) -> int:
-        """Timesteps of one rollout, all environments together."""
-        return self.n_envs * self.n_steps
-
-
-class PPOConfig(AgentBase):
-    """Proximal policy optimisation."""
-
-    kind: Literal["ppo"] = "ppo"
-    batch_size: PositiveInt = 1024
-    """Timesteps per minibatch; it must divide ``n_envs × n_steps``."""
-    n_epochs: PositiveInt = 4
-    """Passes over each rollout."""
-    clip_range: PositiveFloat = 0.2
-    """ε of the clipped objective."""
-
-    @model_validator(mode="after")
-    def _batch_divides_rollout(self) -> Self:
-        if self.rollout_size % self.batch_size:
-            raise ValueError(
-                f"batch_size must divide the rollout, n_envs × n_steps = {self.rollout_size}, got {self.batch_size}; "
-                f"agent.batch_size={math.gcd(self.rollout_size, self.batch_size)} would"
-            )
-        if self.batch_size == 1:
-            raise ValueError("batch_size must be at least 2, got 1")
-        return self
-
-
-class A2CConfig(AgentBase):
-    """Advantage actor-critic: one gradient step per rollout; λ = 1 and raw advantages, as SB3 has them."""
-
-    kind: Literal["a2c"] = "a2c"
-    n_envs: PositiveInt = 64
-    """Environments stepped together, over all tasks."""
-    n_steps: PositiveInt = 8
-    """Timesteps per environment and rollout."""
-    learning_rate: PositiveFloat = 7e-4
-    """Step size of the optimiser."""
-    gae_lambda: Unit = 1.0
-    """λ of generalised advantage estimation."""
-    normalize_advantage: bool = False
-    """Advantages to mean 0 and deviation 1."""
-    rms_prop_eps: PositiveFloat = 1e-5
-    """ε of RMSprop."""
-
-
-AgentConfig = PPOConfig | A2CConfig
-
-
-# --------------------------------------------------------------------------------------------------------- training
 
 
 class EvaluationConfig(Config):
@@ -177,6 +38,8 @@ class EvaluationConfig(Config):
     """Episodes per evaluation and task."""
     deterministic: bool = False
     """Take the most probable action, or sample from the policy."""
+    best_by: Literal["mean", "worst"] = "mean"
+    """What makes a checkpoint the ``best``: the success rate's mean over the tasks, or that of the worst task."""
 
 
 class TrainConfig(Config):
@@ -192,6 +55,10 @@ class TrainConfig(Config):
     """What the observation passes through."""
     agent: Annotated[AgentConfig, Field(discriminator="kind")]
     """How to learn."""
+    split: SplitConfig = SplitConfig()
+    """What to withhold from training."""
+    sampling: SamplingName = "slots"
+    """Which task an environment plays next: always the same, any, or rather those that fail or that change."""
     sites: tuple[Site, ...] = ("map", "heads")
     """Where to fuse: the feature map, the feature vector, the policy and value heads; one or several."""
     name: str = ""
@@ -250,16 +117,32 @@ class TrainConfig(Config):
             )
         if self.task.observation == "rgb" and self.backend == "envpool":
             raise ValueError("task.observation=rgb is rendered by backend=gymnasium, not by envpool")
-        if len(self.task.tasks) > self.agent.n_envs:
+        if len(self.trained_tasks) > self.agent.n_envs:
             raise ValueError(
-                f"agent.n_envs must be at least one per task, {len(self.task.tasks)}, got {self.agent.n_envs}"
+                f"agent.n_envs must be at least one per task, {len(self.trained_tasks)}, got {self.agent.n_envs}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _split_leaves_something_to_learn(self) -> Self:
+        names = [task.name for task in self.task.tasks]
+        for name in self.split.tasks:
+            if name not in names:
+                raise ConfigError(f"split.tasks: suite '{self.task.name}' has no task '{name}'." + nearest(name, names))
+        if not self.trained_tasks:
+            raise ValueError(f"split.tasks withholds every task of suite '{self.task.name}'")
+        return self
+
+    @property
+    def trained_tasks(self) -> tuple[str, ...]:
+        """The names of the tasks that are trained."""
+        return tuple(self.task.tasks[i].name for i in self.split.tasks_of(self.task, "trained"))
 
     @property
     def run_name(self) -> str:
         """Name of the run directory."""
-        return self.name or f"{file_name(self.task.name)}-{self.fusion.kind}-{self.agent.kind}-seed{self.seed}"
+        split = f"-{self.split.name}" if self.split.withholds else ""
+        return self.name or f"{file_name(self.task.name)}-{self.fusion.kind}-{self.agent.kind}{split}-seed{self.seed}"
 
     @property
     def run_dir(self) -> Path:
@@ -288,5 +171,11 @@ class EvalConfig(Config):
     """Take the most probable action, or sample from the policy."""
     gif: bool = False
     """Also write a GIF of one episode per task."""
+    adapt: Literal["no", "context", "network"] = "no"
+    """Do not evaluate as it is: learn a task from few episodes by tuning the context z alone, or the whole network."""
+    task: str = ""
+    """What to adapt to, a preset or an environment id; empty for what the run's split withheld."""
+    adapt_episodes: tuple[PositiveInt, ...] = (16, 64, 256, 1024)
+    """Episodes of practice after which adaptation is evaluated."""
     export: str = ""
     """Do not evaluate; write the policy of this one mission or task as a program, ``exports/<name>.pt2``."""

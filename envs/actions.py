@@ -10,9 +10,11 @@ from mirl.configs.errors import ConfigError
 
 ActionSpace = spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box
 
-
 ROUNDING = 1e-6
 """Part of a bound by which a continuous action may pass it."""
+
+ACTION_MASK_KEY = "action_mask"
+"""Key of the observation that says which actions there are: 1 where the task has the action."""
 
 
 def supported_action_space(space: spaces.Space[Any], owner: str) -> ActionSpace:
@@ -54,6 +56,36 @@ def checked_actions(actions: Any, space: ActionSpace, n: int) -> NDArray[Any]:
         row = int(np.argwhere(~valid)[0][0])
         raise ValueError(f"actions must be in {space}, got {array[row]} for environment {row}")
     return rounded
+
+
+def check_tasks_have(
+    actions: NDArray[Any], tasks: NDArray[np.int64], n_actions: NDArray[np.int64], names: list[str]
+) -> None:
+    """Raise a ValueError if one of the actions (n,) is beyond those of the task (n,) that its slot plays.
+
+    Args:
+        n_actions: of each task.
+        names: of each task.
+    """
+    beyond = np.flatnonzero(actions >= n_actions[tasks])
+    if beyond.size:
+        slot = int(beyond[0])
+        task = int(tasks[slot])
+        raise ValueError(
+            f"actions must be ones that the task has, see the observation '{ACTION_MASK_KEY}': task '{names[task]}' of "
+            f"environment {slot} has {n_actions[task]}, counted from 0, got {actions[slot]}"
+        )
+
+
+def with_action_mask(obs: dict[str, NDArray[Any]], n_actions: int, width: int) -> dict[str, NDArray[Any]]:
+    """Observations (k, …) of a task with ``n_actions`` actions in a suite with ``width``, and their mask (k, width).
+
+    A mask (k, n_actions) of the environment's own is widened.
+    """
+    k = len(next(iter(obs.values())))
+    mask = np.zeros((k, width), dtype=np.int8)
+    mask[:, :n_actions] = obs.get(ACTION_MASK_KEY, 1)
+    return {**obs, ACTION_MASK_KEY: mask}
 
 
 def _bounds(space: ActionSpace) -> tuple[Any, Any]:

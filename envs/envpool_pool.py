@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirl.configs.errors import nearest
-from mirl.configs.schema import SuiteConfig, TaskConfig
+from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs.missions import MAX_TOKENS, tokenise
-from mirl.envs.pool import Observations, Step
+from mirl.envs.pool import NOT_REPORTED, Observations, Slots, Step
 from mirl.envs.spaces import TASK_KEY
 
 _FAMILIES = ("MiniGrid-", "BabyAI-")
@@ -34,61 +34,58 @@ def obstacle_to_envpool(suite: SuiteConfig) -> str | None:
     if suite.observation != "grid":
         return f"it has no observation={suite.observation}; use backend=gymnasium"
     for task in suite.tasks:
+        if task.env_id.startswith("Meta-World/"):  # it has all fifty, and its dial-turn cannot be solved by the expert
+            return f"its Meta-World has other rewards than the package's; use backend=gymnasium for task '{task.name}'"
         if task.env_id not in known:
             return f"it does not know '{task.env_id}' of task '{task.name}'.{nearest(task.env_id, known)}"
         if task.kwargs:
             return f"it takes no kwargs, and task '{task.name}' has {task.kwargs}; use backend=gymnasium"
-        if task.success == "info":
-            return f"it has no info 'is_success', which task '{task.name}' asks for; use success=reward"
+        if task.success != "reward":
+            return f"it has no info 'is_success', for which success={task.success} of task '{task.name}' asks"
     return None
 
 
 class EnvPoolPool:
-    """n environments of one MiniGrid or BabyAI task."""
+    """n environments of one MiniGrid or BabyAI task; they are made at the first reset after ``seed``."""
 
     def __init__(self, task: TaskConfig, n: int, task_index: int = 0, *, threads: int = 1) -> None:
         self._task = task
         self._n = n
         self._threads = threads
-        self._task_column = np.full(n, task_index, dtype=np.int64)
+        self._task_index = task_index
         self._missions = np.zeros((n, MAX_TOKENS), dtype=np.int16)
+        self._seeds: list[int] = []
         self._envs: Any = None
 
-    def reset(self, seeds: Sequence[int] | None = None) -> Observations:
-        """Start an episode in each slot; with seeds, one per slot, also restart the random streams."""
-        if seeds is not None:
-            self._envs = self._build(seeds)  # reset(seed=…) is ignored: only the constructor takes seeds
-        if self._envs is None:
-            raise ValueError("the first reset() of a pool needs seeds, one per slot")
-        images, directions = self._reset_slots(np.arange(self._n, dtype=np.int32))
-        return self._observations(images, directions)
+    def seed(self, seeds: Sequence[int]) -> None:
+        """Restart the random streams, one seed per slot."""
+        self.close()  # reset(seed=…) is ignored: only the constructor takes seeds
+        self._seeds = [int(seed) for seed in seeds]
 
-    def send(self, actions: NDArray[Any]) -> None:
-        """Start a timestep with valid actions (n,); EnvPool ends the whole process on an invalid one."""
-        self._envs.send(np.ascontiguousarray(actions, dtype=np.int32))
+    def send_reset(self, slots: Slots) -> None:
+        """Start an episode in slots (k,)."""
+        if self._envs is None:
+            self._envs = self._build()
+        self._envs._reset(slots.astype(np.int32))  # the first half of its reset(slots), which would wait
+
+    def recv_reset(self) -> Observations:
+        """The first observations of these episodes."""
+        raw, info = self._envs.recv(reset=True, return_info=True)
+        order = np.argsort(info["env_id"])
+        return self._observations(raw, order, info["env_id"][order], starts=True)
+
+    def send(self, slots: Slots, actions: NDArray[Any]) -> None:
+        """Start a timestep with valid actions (k, …); EnvPool ends the whole process on an invalid one."""
+        self._envs.send(np.ascontiguousarray(actions, dtype=np.int32), slots.astype(np.int32))
 
     def recv(self) -> Step:
-        """Finish it, and start the next episode where one ended."""
-        raw, raw_rewards, raw_terminated, raw_truncated, info = self._envs.recv()
+        """Finish it. Left alone, an ended episode would waste its slot's next action on a reset."""
+        raw, rewards, raw_terminated, truncated, info = self._envs.recv()
         order = np.argsort(info["env_id"])
-        # Indexing copies: what is returned is never overwritten by a later step.
-        images, directions = raw["image"][order], raw["direction"][order].astype(np.int64)
-        rewards, truncated = raw_rewards[order], raw_truncated[order]
-        # On the last allowed step EnvPool says "truncated, not terminated" even of a success. A reward other than 0
-        # (a success, or a collision at -1) tells. An unrewarded end on that very step (lava) still reads as a time-out.
-        terminated = raw_terminated[order] | (truncated & (rewards != 0))
-        done = np.flatnonzero(terminated | truncated)
-        final_obs: Observations = {
-            "image": images[done],
-            "direction": directions[done],
-            "mission": self._missions[done],
-            TASK_KEY: self._task_column[done],
-        }
-        if done.size:
-            # Left alone, an ended episode would waste the next action on its reset (next-step autoreset).
-            images[done], directions[done] = self._reset_slots(done.astype(np.int32))
-        obs = self._observations(images, directions)
-        return Step(obs, rewards, terminated, truncated, final_obs, (None,) * len(done))
+        obs = self._observations(raw, order, info["env_id"][order])
+        terminated = _ended_by_itself(rewards, raw_terminated, truncated)
+        success = np.full(len(order), NOT_REPORTED, dtype=np.int8)
+        return Step(obs, rewards[order], terminated[order], truncated[order], success)
 
     def close(self) -> None:
         """Give the threads back; a second call does nothing."""
@@ -96,31 +93,36 @@ class EnvPoolPool:
         if envs is not None:
             envs.close()
 
-    def _build(self, seeds: Sequence[int]) -> Any:
+    def _build(self) -> Any:
+        assert len(self._seeds) == self._n, "the first reset needs seeds, one per slot"
         envpool = importlib.import_module("envpool")
         return envpool.make(
             self._task.env_id,
             env_type="gymnasium",
             num_envs=self._n,
             num_threads=min(self._threads, self._n),
-            seed=[int(seed) for seed in seeds],  # from one integer, slot i would get seed + i, as its neighbour's i - 1
+            seed=self._seeds,  # from one integer, slot i would get seed + i, as its neighbour's i - 1
         )
 
-    def _reset_slots(self, slots: NDArray[np.int32]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """New episodes in slots (k,), which ascend; their images (k, 7, 7, 3) and directions (k,)."""
-        raw, info = self._envs.reset(slots)
-        order = np.argsort(info["env_id"])
-        # Missions change at resets only, and few are distinct: decode them here, and each text once.
-        self._missions[slots] = [_tokens_of_bytes(row.tobytes()) for row in raw["mission"][order]]
-        return raw["image"][order], raw["direction"][order].astype(np.int64)
-
-    def _observations(self, images: NDArray[np.uint8], directions: NDArray[np.int64]) -> Observations:
-        return {
-            "image": images,
-            "direction": directions,
-            "mission": self._missions.copy(),
-            TASK_KEY: self._task_column.copy(),
+    def _observations(self, raw: Any, order: NDArray[np.int64], slots: Slots, starts: bool = False) -> Observations:
+        """What EnvPool observes, its rows (k, …) put in the order of the slots (k,), under the contract's keys."""
+        if starts:
+            # Missions change at resets only, and few are distinct: decode them here, and each text once.
+            self._missions[slots] = [_tokens_of_bytes(row.tobytes()) for row in raw["mission"][order]]
+        return {  # indexing copies: what is returned is never overwritten by a later step
+            "image": raw["image"][order],
+            "direction": raw["direction"][order].astype(np.int64),
+            "mission": self._missions[slots],
+            TASK_KEY: np.full(len(slots), self._task_index, dtype=np.int64),
         }
+
+
+def _ended_by_itself(
+    rewards: NDArray[np.float32], terminated: NDArray[np.bool_], truncated: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    # On the last allowed step EnvPool says "truncated, not terminated" even of a success. A reward other than 0
+    # (a success, or a collision at -1) tells. An unrewarded end on that very step (lava) still reads as a time-out.
+    return terminated | (truncated & (rewards != 0))
 
 
 @lru_cache(maxsize=8192)

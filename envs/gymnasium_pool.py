@@ -1,6 +1,7 @@
 """The ``gymnasium`` backend: any registered id, stepped in this process, or by a few worker processes (workers.py)."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import gymnasium as gym
@@ -8,15 +9,16 @@ import numpy as np
 from gymnasium.vector.utils import concatenate, create_empty_array
 from numpy.typing import NDArray
 
-from mirl.configs.schema import TaskConfig
+from mirl.configs.tasks import TaskConfig
 from mirl.envs.making import ObservationKind, make_env
-from mirl.envs.pool import EnvironmentFailedError, Observations, Step
+from mirl.envs.pool import NOT_REPORTED, EnvironmentFailedError, Observations, Slots, Step
 
 
 class GymnasiumPool:
-    """n environments of one task, stepped one after the other in the calling process.
+    """n environments of one task, stepped one after the other in the calling process; each is made at its first reset.
 
-    ``gymnasium.vector.SyncVectorEnv`` does this too, but cannot say which environment raised and stacks all infos.
+    ``gymnasium.vector.SyncVectorEnv`` steps all of its environments or none, cannot say which one raised, and stacks
+    all infos.
     """
 
     def __init__(
@@ -28,56 +30,70 @@ class GymnasiumPool:
         observation: ObservationKind = "grid",
     ) -> None:
         self._task = task
-        self._envs = [make_env(task, task_index, n_tasks, observation) for _ in range(n)]
+        self._make_env = partial(make_env, task, task_index, n_tasks, observation)
+        self._envs: list[gym.Env[Any, Any] | None] = [None] * n
         self._seeds: list[int | None] = [None] * n
-        self._actions: NDArray[Any] | None = None
+        self._seed_is_new = [False] * n
+        self._starting: Slots | None = None
+        self._stepping: tuple[Slots, NDArray[Any]] | None = None
 
-    def reset(self, seeds: Sequence[int] | None = None) -> Observations:
-        """Start an episode in each slot; with seeds, one per slot, also restart the random streams."""
-        self._actions = None
-        if seeds is not None:
-            self._seeds = [int(seed) for seed in seeds]
-        given = self._seeds if seeds is not None else [None] * len(self._envs)
-        return self._stack([self._reset_slot(slot, seed) for slot, seed in enumerate(given)])
+    def seed(self, seeds: Sequence[int]) -> None:
+        """Restart the random streams, one seed per slot, each at its slot's next reset."""
+        self._seeds = [int(seed) for seed in seeds]
+        self._seed_is_new = [True] * len(self._seeds)
 
-    def send(self, actions: NDArray[Any]) -> None:
-        """Keep the actions (n, …) for ``recv``."""
-        self._actions = actions
+    def send_reset(self, slots: Slots) -> None:
+        """Keep the slots (k,) for ``recv_reset``."""
+        self._starting = slots
+
+    def recv_reset(self) -> Observations:
+        """Start an episode in each of them."""
+        assert self._starting is not None, "recv_reset() follows send_reset()"
+        slots, self._starting = self._starting, None
+        return self._stack([self._reset_slot(slot) for slot in slots.tolist()])
+
+    def send(self, slots: Slots, actions: NDArray[Any]) -> None:
+        """Keep slots (k,) and actions (k, …) for ``recv``."""
+        self._stepping = slots, actions
 
     def recv(self) -> Step:
-        """Step each environment, and reset those whose episode ended."""
-        assert self._actions is not None, "recv() follows send()"
-        actions, self._actions = self._actions, None
-        n = len(self._envs)
-        rewards, terminated, truncated = np.zeros(n, np.float32), np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+        """Step each of these environments."""
+        assert self._stepping is not None, "recv() follows send()"
+        (slots, actions), self._stepping = self._stepping, None
+        k = len(slots)
+        rewards, terminated, truncated = np.zeros(k, np.float32), np.zeros(k, np.bool_), np.zeros(k, np.bool_)
+        success = np.zeros(k, np.int8)
         rows: list[Any] = []
-        final_rows: list[Any] = []
-        final_success: list[bool | None] = []
-        for slot in range(n):
-            row, rewards[slot], terminated[slot], truncated[slot], info = self._step_slot(slot, actions[slot])
-            if terminated[slot] or truncated[slot]:
-                final_rows.append(row)
-                final_success.append(_reported_success(info))
-                row = self._reset_slot(slot)
+        for i, slot in enumerate(slots.tolist()):
+            row, rewards[i], terminated[i], truncated[i], info = self._step_slot(slot, actions[i])
+            success[i] = _reported_success(info)
             rows.append(row)
-        return Step(self._stack(rows), rewards, terminated, truncated, self._stack(final_rows), tuple(final_success))
+        return Step(self._stack(rows), rewards, terminated, truncated, success)
 
     def close(self) -> None:
         """Close the environments; a second call does nothing."""
         envs, self._envs = self._envs, []
         for env in envs:
-            env.close()
+            if env is not None:
+                env.close()
 
-    def _reset_slot(self, slot: int, seed: int | None = None) -> Any:
+    def _reset_slot(self, slot: int) -> Any:
+        env = self._envs[slot]
+        if env is None:
+            env = self._envs[slot] = self._make_env()
+        seed = self._seeds[slot] if self._seed_is_new[slot] else None
+        self._seed_is_new[slot] = False
         try:
-            observation, _ = self._envs[slot].reset(seed=seed)
+            observation, _ = env.reset(seed=seed)
         except Exception as error:
             raise self._failure(slot, "reset", error) from error
         return observation
 
     def _step_slot(self, slot: int, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        env = self._envs[slot]
+        assert env is not None, "a slot is reset before it is stepped"
         try:
-            return self._envs[slot].step(action)
+            return env.step(action)
         except Exception as error:
             raise self._failure(slot, "step", error) from error
 
@@ -88,12 +104,12 @@ class GymnasiumPool:
         )
 
     def _stack(self, rows: Sequence[Any]) -> Observations:
-        # (…) per slot -> (n, …); with no rows, empty arrays of the right dtype
-        space: gym.Space[Any] = self._envs[0].observation_space
+        # (…) per slot -> (k, …)
+        space = next(env.observation_space for env in self._envs if env is not None)
         out: Any = create_empty_array(space, n=len(rows), fn=np.zeros)
-        return cast(Observations, concatenate(space, rows, out) if rows else out)
+        return cast(Observations, concatenate(space, rows, out))
 
 
-def _reported_success(info: Mapping[str, Any]) -> bool | None:
+def _reported_success(info: Mapping[str, Any]) -> int:
     success = info.get("is_success", info.get("success"))  # gymnasium-robotics' name, Meta-World's name
-    return None if success is None else bool(success)
+    return NOT_REPORTED if success is None else int(bool(success))

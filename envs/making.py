@@ -1,18 +1,23 @@
 """From a task's configuration to one environment, and from what can go wrong to one message."""
 
 import importlib
+import os
+import sys
 import warnings
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from typing import Any, Literal
 
 import gymnasium as gym
 import minigrid  # noqa: F401  (registers MiniGrid's and BabyAI's ids)
+from gymnasium.envs.registration import EnvSpec
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import RGBImgPartialObsWrapper
 
 from mirl.configs.errors import ConfigError, nearest
-from mirl.configs.schema import TaskConfig
+from mirl.configs.tasks import TaskConfig
+from mirl.envs import goal_grid, ode  # noqa: F401  (register our own ids)
 from mirl.envs.spaces import ContractObservation
 
 ObservationKind = Literal["grid", "rgb"]
@@ -28,17 +33,20 @@ _PLUGINS = {
     "AntMaze": "gymnasium_robotics",
     "AdroitHand": "gymnasium_robotics",
     "FrankaKitchen": "gymnasium_robotics",
-    "Meta-World/": "metaworld",
+    "Meta-World/": "mirl.envs.metaworld",
 }
 # What to install for a module that is missing, where it is not the module's own name.
 _INSTALLS = {
-    "gymnasium_robotics": "gymnasium-robotics",
+    "gymnasium_robotics": '"mirl[robotics]"',
+    "metaworld": '"mirl[robotics]"',
     "mujoco": '"gymnasium[mujoco]"',
     "Box2D": '"gymnasium[box2d]"',
     "ale_py": "ale-py",
     "networkx": '"minigrid[wfc]"',
     "imageio": '"minigrid[wfc]"',
 }
+# Where the environments live that MuJoCo renders.
+_MUJOCO_MODULES = ("gymnasium.envs.mujoco", "gymnasium_robotics.", "mirl.envs.metaworld")
 
 
 def make_env(
@@ -86,7 +94,8 @@ def find_spec(task: TaskConfig) -> gym.envs.registration.EnvSpec:
     plugin = next((module for beginning, module in _PLUGINS.items() if task.env_id.startswith(beginning)), None)
     try:
         if plugin:
-            importlib.import_module(plugin)
+            with redirect_stderr(StringIO()):  # gymnasium-robotics prints news at its import, in every process
+                importlib.import_module(plugin)
         return gym.spec(task.env_id)
     except gym.error.UnregisteredEnv as error:
         raise ConfigError(
@@ -100,6 +109,8 @@ def find_spec(task: TaskConfig) -> gym.envs.registration.EnvSpec:
 
 def _make(task: TaskConfig, render_mode: str | None) -> gym.Env[Any, Any]:
     spec = find_spec(task)
+    if render_mode == "rgb_array":
+        _check_can_draw(task, spec)
     render: dict[str, Any] = (
         {} if render_mode is None else {"render_mode": render_mode}
     )  # not every environment has the argument
@@ -114,6 +125,17 @@ def _make(task: TaskConfig, render_mode: str | None) -> gym.Env[Any, Any]:
         if not task.kwargs:
             raise
         raise ConfigError(f"task '{task.name}': {task.env_id} refused kwargs={task.kwargs}: {error}") from error
+
+
+def _check_can_draw(task: TaskConfig, spec: EnvSpec) -> None:
+    # Left to itself, MuJoCo fails without a display only when it draws, and ends the whole process the second time.
+    module = spec.entry_point if isinstance(spec.entry_point, str) else getattr(spec.entry_point, "__module__", "")
+    has_context = any(os.environ.get(name) for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"))
+    if module.startswith(_MUJOCO_MODULES) and sys.platform == "linux" and not has_context:
+        raise ConfigError(
+            f"task '{task.name}': MuJoCo cannot draw without a display; set the environment variable MUJOCO_GL to egl "
+            "(on a GPU) or osmesa (on a processor)"
+        )
 
 
 def _missing_package(task: TaskConfig, error: Exception) -> ConfigError:

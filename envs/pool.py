@@ -10,6 +10,12 @@ from numpy.typing import NDArray
 Observations = dict[str, NDArray[Any]]
 """Arrays by key, slots first: (n, …)."""
 
+Slots = NDArray[np.int64]
+"""Numbers of slots, (k,), ascending."""
+
+NOT_REPORTED = -1
+"""In place of success (0 or 1) where an environment's info says nothing about it."""
+
 
 class EnvironmentFailedError(RuntimeError):
     """An environment raised, or the process that stepped it died; says which task, id and seed."""
@@ -17,35 +23,42 @@ class EnvironmentFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Step:
-    """One timestep of n slots. A slot whose episode ended has already started its next one (same-step autoreset)."""
+    """One timestep of k slots. A slot whose episode ended waits for its reset."""
 
     obs: Observations
-    """(n, …), what to act on next."""
+    """(k, …), of an ended episode its last; the arrays are the receiver's own."""
     rewards: NDArray[np.float32]
-    """(n,)"""
+    """(k,)"""
     terminated: NDArray[np.bool_]
-    """(n,)"""
+    """(k,)"""
     truncated: NDArray[np.bool_]
-    """(n,), also true where the episode terminated on its last allowed step."""
-    final_obs: Observations
-    """(number of ended episodes, …), the last observations of the slots where ``done``, in their order."""
-    final_success: tuple[bool | None, ...]
-    """What the last infos of these episodes said about success; None where they said nothing."""
+    """(k,), also true where the episode terminated on its last allowed step."""
+    success: NDArray[np.int8]
+    """(k,), what the infos of this timestep say about success: 1, 0 or ``NOT_REPORTED``."""
 
     @property
     def done(self) -> NDArray[np.bool_]:
-        """(n,), the slots whose episode ended."""
+        """(k,), the slots whose episode ended."""
         return self.terminated | self.truncated
 
 
 class Pool(Protocol):
-    """Steps n slots of one task. ``send`` and ``recv`` come in pairs, so that several pools work at the same time."""
+    """Steps the slots of one task, all or some of them.
 
-    def reset(self, seeds: Sequence[int] | None = None) -> Observations:
-        """Start an episode in each slot; with seeds, one per slot, also restart the random streams."""
+    What is sent is received before the next is sent; between the two, other pools work at the same time.
+    """
 
-    def send(self, actions: NDArray[Any]) -> None:
-        """Start a timestep with valid actions (n, …)."""
+    def seed(self, seeds: Sequence[int]) -> None:
+        """Restart the random streams, one seed per slot. Every slot needs a reset before its next timestep."""
+
+    def send_reset(self, slots: Slots) -> None:
+        """Start an episode in these slots; the first ever needs ``seed`` before it."""
+
+    def recv_reset(self) -> Observations:
+        """The first observations of these episodes, (k, …)."""
+
+    def send(self, slots: Slots, actions: NDArray[Any]) -> None:
+        """Start a timestep of these slots with valid actions (k, …)."""
 
     def recv(self) -> Step:
         """Finish it."""
@@ -70,6 +83,5 @@ def join_steps(steps: Sequence[Step]) -> Step:
         rewards=np.concatenate([step.rewards for step in steps]),
         terminated=np.concatenate([step.terminated for step in steps]),
         truncated=np.concatenate([step.truncated for step in steps]),
-        final_obs=join_observations([step.final_obs for step in steps]),
-        final_success=tuple(success for step in steps for success in step.final_success),
+        success=np.concatenate([step.success for step in steps]),
     )

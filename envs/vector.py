@@ -1,9 +1,9 @@
 """A whole suite as one SB3 ``VecEnv``: several slots per task, every task in every rollout."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal, assert_never, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -14,33 +14,48 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError, nearest
-from mirl.configs.schema import BackendName, SuiteConfig, TaskConfig
-from mirl.envs.actions import checked_actions
+from mirl.configs.schema import BackendName, SamplingName
+from mirl.configs.tasks import Part, SplitConfig, SuiteConfig, TaskConfig
+from mirl.envs.actions import check_tasks_have, checked_actions
 from mirl.envs.envpool_pool import EnvPoolPool, obstacle_to_envpool
 from mirl.envs.gymnasium_pool import GymnasiumPool
-from mirl.envs.pool import Observations, Pool, Step, join_observations, join_steps
+from mirl.envs.making import make_env
+from mirl.envs.pool import NOT_REPORTED, Observations, Pool, Slots, Step
+from mirl.envs.sampling import TaskSampler
 from mirl.envs.seeds import Split, slot_seeds
-from mirl.envs.suite_spaces import suite_spaces
+from mirl.envs.suite_pools import SuitePools
+from mirl.envs.suite_spaces import joined_spaces
+from mirl.envs.withholding import Withholding, played_tasks
 from mirl.envs.workers import WorkerPool, available_cpus
 
 IN_PROCESS_SLOTS = 4
 """Up to so many slots, worker processes cost more than they bring."""
 
+NOTHING_WITHHELD = SplitConfig()
+
 
 class SuiteVecEnv(VecEnv):
     """Steps all tasks of a suite together, with same-step autoreset.
 
-    Slots are spread over the tasks as evenly as possible, those of one task side by side. The ``infos`` of a slot whose
-    episode ended hold ``terminal_observation``, ``TimeLimit.truncated``, ``is_success``, ``task`` (its name) and
-    ``episode`` (as SB3's Monitor has it: ``r`` return, ``l`` length, ``t`` seconds since the start); others are empty.
+    Slots are spread over the tasks as evenly as possible, those of one task side by side, and stay with them, unless
+    ``sampling`` lets each episode's task be drawn. The ``infos`` of a slot whose episode ended hold
+    ``terminal_observation``, ``TimeLimit.truncated``, ``is_success``, ``task`` (its name) and ``episode`` (as SB3's
+    Monitor has it: ``r`` return, ``l`` length, ``t`` seconds since the start); others are empty. Where the tasks have
+    different numbers of actions, the observation ``action_mask`` says which there are.
 
     Args:
         suite: the tasks.
-        n_envs: slots over all tasks, at least one per task.
+        n_envs: slots over all played tasks, at least one per task.
         backend: what steps the environments.
-        seed: of the environments; each slot gets its own, derived from it.
+        seed: of the environments, each of which gets its own, derived from it, and of the tasks drawn.
         split: training and evaluation never share an environment's seed.
         workers: processes per task of the ``gymnasium`` backend, 0 for none; None chooses.
+        sampling: which task a slot plays next (see ``TaskSampler``); ``slots`` for always the same.
+        withheld: what training withholds.
+        part: play what training has, or what it withholds; tasks keep their index in the suite.
+
+    Raises:
+        ConfigError: an argument does not fit the suite, or its tasks do not fit together; says which and in what.
     """
 
     def __init__(
@@ -52,33 +67,56 @@ class SuiteVecEnv(VecEnv):
         seed: int = 0,
         split: Split = "train",
         workers: int | None = None,
+        sampling: SamplingName = "slots",
+        withheld: SplitConfig = NOTHING_WITHHELD,
+        part: Part = "trained",
     ) -> None:
-        n_tasks = len(suite.tasks)
-        if n_envs < n_tasks:
-            raise ConfigError(f"n_envs must be at least one per task of suite '{suite.name}', {n_tasks}, got {n_envs}")
+        if sampling not in get_args(SamplingName):
+            raise ConfigError(f"unknown sampling '{sampling}'." + nearest(sampling, get_args(SamplingName)))
+        played = played_tasks(suite, withheld, part)
+        if n_envs < len(played):
+            raise ConfigError(
+                f"n_envs must be at least one per task of suite '{suite.name}', {len(played)}, got {n_envs}"
+            )
         self.backend = choose_backend(suite, backend)
-        observation_space, self._actions_in = suite_spaces(suite, self.backend)
+        joined = joined_spaces(suite, self.backend)
+        self._actions_in, self._n_actions = joined.action, joined.n_actions
+        self._withholding = Withholding(suite, withheld, part, joined.observation)
+        self._sampler = None if sampling == "slots" else TaskSampler(sampling, played, seed)
         self.suite = suite
         self.split: Split = split
-        chunks = np.array_split(np.arange(n_envs), n_tasks)
-        self._slices = [slice(int(chunk[0]), int(chunk[-1]) + 1) for chunk in chunks]
-        self.task_index: NDArray[np.int64] = np.repeat(np.arange(n_tasks), [len(chunk) for chunk in chunks])
-        """(n_envs,), the task of each slot."""
+        self.played = played
+        """The tasks that are played, as indices into the suite."""
+        chunks = np.array_split(np.arange(n_envs), len(played))
+        self.task_index: NDArray[np.int64] = np.repeat(played, [len(chunk) for chunk in chunks])
+        """(n_envs,), the task that each slot plays now."""
+        bound = self._sampler is None
+        self._pool_sizes = {task: len(chunk) if bound else n_envs for task, chunk in zip(played, chunks, strict=True)}
+        self._first_slots = {task: int(chunk[0]) if bound else 0 for task, chunk in zip(played, chunks, strict=True)}
         self._returns = np.zeros(n_envs, dtype=np.float64)
         self._lengths = np.zeros(n_envs, dtype=np.int64)
+        self._ever = np.full(n_envs, NOT_REPORTED, dtype=np.int8)  # the most that an episode reported of success so far
+        self._rewards_of: gym.Env[Any, Any] | None = None
         self._start = time.perf_counter()
         self._state: Literal["new", "ready", "stepping", "closed"] = "new"
-        super().__init__(n_envs, observation_space, self._actions_in)
+        super().__init__(n_envs, joined.observation, joined.action)
         self.seed(seed)
-        self._pools = _make_pools(suite, [len(chunk) for chunk in chunks], self.backend, workers)
+        pools = _make_pools(suite, self._pool_sizes, n_envs, self.backend, workers)
+        self._pools = SuitePools(pools, self._first_slots, n_envs, joined.n_actions)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Restart the random streams at the next ``reset()``; None leaves them. Returns the seeds of the slots."""
+        """Restart the random streams: of the tasks drawn now, of the environments at the next ``reset()``.
+
+        None leaves them. Returns the seeds that the slots have in the tasks that they play now.
+        """
         if seed is not None:
-            per_task = [rows.stop - rows.start for rows in self._slices]
-            self._slot_seeds = [slot_seeds(seed, self.split, task, n) for task, n in enumerate(per_task)]
+            self._task_seeds = {task: slot_seeds(seed, self.split, task, n) for task, n in self._pool_sizes.items()}
             self._reseed = True
-        return [slot_seed for task_seeds in self._slot_seeds for slot_seed in task_seeds]
+            if self._sampler is not None:
+                self._sampler.seed(seed)
+        return [
+            self._task_seeds[task][slot - self._first_slots[task]] for slot, task in enumerate(self.task_index.tolist())
+        ]
 
     def reset(self) -> Observations:
         """Start an episode in every slot, drop those under way."""
@@ -88,13 +126,11 @@ class SuiteVecEnv(VecEnv):
             self.step_wait()
         reseed, self._reseed = self._reseed, False
         with self._closed_on_failure():
-            obs = [
-                pool.reset(seeds if reseed else None) for pool, seeds in zip(self._pools, self._slot_seeds, strict=True)
-            ]
-        self._returns[:] = 0.0
-        self._lengths[:] = 0
+            if reseed:
+                self._pools.seed(self._task_seeds)
+            obs = self._start_episodes(np.arange(self.num_envs))
         self._state = "ready"
-        return join_observations(obs)
+        return obs
 
     def step_async(self, actions: Any) -> None:
         """Start a timestep with actions (n_envs, …) in every pool, so that all work at the same time.
@@ -106,9 +142,10 @@ class SuiteVecEnv(VecEnv):
             expected = {"new": "reset()", "stepping": "step_wait()", "closed": "a new SuiteVecEnv"}[self._state]
             raise RuntimeError(f"step_async() needs {expected} first")
         checked = checked_actions(actions, self._actions_in, self.num_envs)
+        if self._n_actions is not None:
+            check_tasks_have(checked, self.task_index, self._n_actions, [task.name for task in self.suite.tasks])
         with self._closed_on_failure():
-            for pool, rows in zip(self._pools, self._slices, strict=True):
-                pool.send(checked[rows])
+            self._pools.send(checked)
         self._state = "stepping"
 
     def step_wait(self) -> tuple[Observations, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
@@ -116,35 +153,93 @@ class SuiteVecEnv(VecEnv):
         if self._state != "stepping":
             raise RuntimeError("step_wait() needs step_async() first")
         with self._closed_on_failure():
-            step = join_steps([pool.recv() for pool in self._pools])
+            step = self._pools.recv()
             self._returns += step.rewards
             self._lengths += 1
-            infos = self._infos(step)
-        done = step.done
-        self._returns[done] = 0.0
-        self._lengths[done] = 0
+            np.maximum(self._ever, step.success, out=self._ever)
+            done = step.done
+            ended = np.flatnonzero(done)
+            infos = self._infos(step, ended)
+            if ended.size:
+                self._record(infos, ended)
+                for key, values in self._start_episodes(ended).items():
+                    step.obs[key][ended] = values
         self._state = "ready"
         return step.obs, step.rewards, done, infos
 
     def close(self) -> None:
         """End processes and threads; a second call does nothing."""
         self._state = "closed"
-        for pool in self._pools:
-            pool.close()
+        self._pools.close()
+        reference, self._rewards_of = self._rewards_of, None
+        if reference is not None:
+            reference.close()
 
-    def _infos(self, step: Step) -> list[dict[str, Any]]:
+    @property
+    def task_probabilities(self) -> NDArray[np.float64]:
+        """(number of tasks,), of each to be a next episode's; with bound slots, its share of them."""
+        if self._sampler is None:
+            return np.bincount(self.task_index, minlength=len(self.suite.tasks)) / self.num_envs
+        probabilities = np.zeros(len(self.suite.tasks))
+        probabilities[list(self.played)] = self._sampler.probabilities
+        return probabilities
+
+    def sampling_state(self) -> dict[str, Any]:
+        """What decides on the tasks to come, for JSON."""
+        return {"sampling": "slots"} if self._sampler is None else self._sampler.state()
+
+    def load_sampling_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a ``sampling_state()``.
+
+        Raises:
+            ConfigError: it is not one of this suite and this way of sampling; nothing has changed.
+        """
+        if self._sampler is not None:
+            self._sampler.load(state)
+        elif state.get("sampling") != "slots":
+            raise ConfigError(f"the state of the sampling must have sampling=slots, got {state.get('sampling')}")
+
+    def _start_episodes(self, slots: Slots) -> Observations:
+        """First observations (k, …) of the next episodes of slots (k,)."""
+        if self._sampler is not None:
+            self.task_index[slots] = self._sampler.draw(len(slots))
+        tasks = self.task_index[slots]
+        self._returns[slots] = 0.0
+        self._lengths[slots] = 0
+        self._ever[slots] = NOT_REPORTED
+        return self._withholding.draw(lambda rows: self._pools.reset(slots[rows], tasks[rows]), len(slots))
+
+    def _record(self, infos: list[dict[str, Any]], ended: Slots) -> None:
+        if self._sampler is not None:
+            for slot in ended.tolist():
+                self._sampler.record(int(self.task_index[slot]), infos[slot]["is_success"])
+
+    def _infos(self, step: Step, ended: Slots) -> list[dict[str, Any]]:
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        final_obs = {key: values[ended] for key, values in step.obs.items()}
+        timed_out = step.truncated & ~step.terminated
+        success = self._success(step, ended)
+        columns = (ended, self.task_index[ended], timed_out[ended], self._returns[ended], self._lengths[ended])
         elapsed = round(time.perf_counter() - self._start, 6)
-        for row, slot in enumerate(np.flatnonzero(step.done).tolist()):
-            task = self.suite.tasks[self.task_index[slot]]
+        for row, (slot, task, cut, total, length) in enumerate(
+            zip(*(column.tolist() for column in columns), strict=True)
+        ):
             infos[slot] = {
-                "terminal_observation": {key: values[row] for key, values in step.final_obs.items()},
-                "TimeLimit.truncated": bool(step.truncated[slot] and not step.terminated[slot]),
-                "is_success": _is_success(task, float(step.rewards[slot]), step.final_success[row]),
-                "episode": {"r": float(self._returns[slot]), "l": int(self._lengths[slot]), "t": elapsed},
-                "task": task.name,
+                "terminal_observation": {key: values[row] for key, values in final_obs.items()},
+                "TimeLimit.truncated": cut,
+                "is_success": success[row],
+                "episode": {"r": total, "l": length, "t": elapsed},
+                "task": self.suite.tasks[task].name,
             }
         return infos
+
+    def _success(self, step: Step, ended: Slots) -> list[bool]:
+        """Of the episodes that ended, by their tasks' rules."""
+        columns = (self.task_index[ended], step.rewards[ended], step.success[ended], self._ever[ended])
+        return [
+            _is_success(self.suite.tasks[task], reward, report, best_report)
+            for task, reward, report, best_report in zip(*(column.tolist() for column in columns), strict=True)
+        ]
 
     @contextmanager
     def _closed_on_failure(self) -> Iterator[None]:
@@ -170,8 +265,26 @@ class SuiteVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Not possible."""
-        raise AttributeError(f"SuiteVecEnv gives no access to single environments, so not to their '{method_name}'")
+        """``compute_reward`` of a suite's only task, as SB3's HerReplayBuffer asks for it; nothing else is possible."""
+        if method_name != "compute_reward":
+            raise AttributeError(f"SuiteVecEnv gives no access to single environments, so not to their '{method_name}'")
+        compute_reward = self._goal_env().get_wrapper_attr("compute_reward")
+        return [compute_reward(*method_args, **method_kwargs) for _ in self._get_indices(indices)]
+
+    def _goal_env(self) -> gym.Env[Any, Any]:
+        """An environment in this process that knows the rewards, whatever steps the others."""
+        if self._rewards_of is None:
+            if len(self.suite.tasks) > 1 or self.backend != "gymnasium":
+                raise AttributeError(
+                    "SuiteVecEnv has 'compute_reward' of suites with one task on backend=gymnasium; suite "
+                    f"'{self.suite.name}' has {len(self.suite.tasks)} and backend={self.backend}"
+                )
+            env = make_env(self.suite.tasks[0], 0, 1, self.suite.observation)
+            if not env.has_wrapper_attr("compute_reward"):
+                env.close()
+                raise AttributeError(f"{self.suite.tasks[0].env_id} has no 'compute_reward': it is no GoalEnv")
+            self._rewards_of = env
+        return self._rewards_of
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """True for SB3's Monitor, whose ``episode`` statistics are written here too; False for all others."""
@@ -212,31 +325,41 @@ def make_vec_env(
 
 
 def _make_pools(
-    suite: SuiteConfig, counts: Sequence[int], backend: Literal["gymnasium", "envpool"], workers: int | None
-) -> list[Pool]:
-    cpus, n_tasks = available_cpus(), len(suite.tasks)
-    share = max(1, cpus // n_tasks)
-    if backend == "envpool":
-        return [
-            EnvPoolPool(task, n, i, threads=share) for i, (task, n) in enumerate(zip(suite.tasks, counts, strict=True))
-        ]
+    suite: SuiteConfig,
+    sizes: Mapping[int, int],
+    n_envs: int,
+    backend: Literal["gymnasium", "envpool"],
+    workers: int | None,
+) -> dict[int, Pool]:
+    """By task, a pool of so many slots."""
+    n_tasks, share = len(suite.tasks), max(1, available_cpus() // len(sizes))
     if workers is None:
-        workers = 0 if sum(counts) <= IN_PROCESS_SLOTS else share
-    pools: list[Pool] = []
-    for index, (task, n) in enumerate(zip(suite.tasks, counts, strict=True)):
-        if workers:
-            pools.append(WorkerPool(task, n, index, n_tasks, suite.observation, workers=workers))
+        workers = 0 if n_envs <= IN_PROCESS_SLOTS else share
+    pools: dict[int, Pool] = {}
+    for index, n in sizes.items():
+        task = suite.tasks[index]
+        if backend == "envpool":
+            pools[index] = EnvPoolPool(task, n, index, threads=share)
+        elif workers:
+            pools[index] = WorkerPool(task, n, index, n_tasks, suite.observation, workers=workers)
         else:
-            pools.append(GymnasiumPool(task, n, index, n_tasks, suite.observation))
+            pools[index] = GymnasiumPool(task, n, index, n_tasks, suite.observation)
     return pools
 
 
-def _is_success(task: TaskConfig, last_reward: float, reported: bool | None) -> bool:
-    if task.success == "reward":
-        return last_reward > 0
-    if reported is None:
+def _is_success(task: TaskConfig, last_reward: float, last_report: int, best_report: int) -> bool:
+    match task.success:
+        case "reward":
+            return last_reward > 0
+        case "info":
+            report, infos = last_report, "the last info"
+        case "ever":
+            report, infos = best_report, "every info"
+        case _:
+            assert_never(task.success)
+    if report == NOT_REPORTED:
         raise ConfigError(
-            f"task '{task.name}' has success=info, but the last info of {task.env_id} has no 'is_success'; "
+            f"task '{task.name}' has success={task.success}, but {infos} of {task.env_id} has no 'is_success'; "
             "use success=reward"
         )
-    return reported
+    return report == 1

@@ -4,12 +4,13 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
-from typing import Any, Literal, cast
+from typing import Any, Literal, assert_never, cast
 
 import gymnasium as gym
 import numpy as np
@@ -17,10 +18,12 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector.utils import CloudpickleWrapper
 from numpy.typing import NDArray
 
-from mirl.configs.schema import TaskConfig
+from mirl.configs.tasks import TaskConfig
 from mirl.envs.gymnasium_pool import GymnasiumPool
 from mirl.envs.making import ObservationKind, find_spec
-from mirl.envs.pool import EnvironmentFailedError, Observations, Step, join_observations, join_steps
+from mirl.envs.pool import EnvironmentFailedError, Observations, Slots, Step, join_observations, join_steps
+
+Command = Literal["reset", "step"]
 
 POLL_SECONDS = 1.0
 """Time between two looks at whether a silent worker still lives."""
@@ -47,27 +50,42 @@ class WorkerPool:
         workers: int,
     ) -> None:
         chunks = np.array_split(np.arange(n), min(workers, n))
-        self._slices = [slice(int(chunk[0]), int(chunk[-1]) + 1) for chunk in chunks]
+        self._first_slots = [int(chunk[0]) for chunk in chunks]
         # The registration travels along: a worker has imported neither the user's script nor his notebook.
         spec = find_spec(task)
         self._workers = [
             _Worker(task, partial(_build, spec, task, len(chunk), task_index, n_tasks, observation)) for chunk in chunks
         ]
+        self._new_seeds: list[list[int] | None] = [None] * len(chunks)
+        self._busy: list[_Worker] = []
 
-    def reset(self, seeds: Sequence[int] | None = None) -> Observations:
-        """Start an episode in each slot; with seeds, one per slot, also restart the random streams."""
-        for worker, rows in zip(self._workers, self._slices, strict=True):
-            worker.send("reset", None if seeds is None else [int(seed) for seed in seeds[rows]])
-        return join_observations([worker.recv() for worker in self._workers])
+    def seed(self, seeds: Sequence[int]) -> None:
+        """Restart the random streams, one seed per slot, each at its slot's next reset."""
+        ends = [*self._first_slots[1:], len(seeds)]
+        self._new_seeds = [
+            [int(seed) for seed in seeds[start:end]] for start, end in zip(self._first_slots, ends, strict=True)
+        ]
 
-    def send(self, actions: NDArray[Any]) -> None:
-        """Start a timestep with valid actions (n, …)."""
-        for worker, rows in zip(self._workers, self._slices, strict=True):
-            worker.send("step", actions[rows])
+    def send_reset(self, slots: Slots) -> None:
+        """Start an episode in slots (k,)."""
+        self._busy = []
+        for index, _, own_slots in self._shares(slots):
+            seeds, self._new_seeds[index] = self._new_seeds[index], None
+            self._send(index, "reset", (own_slots, seeds))
+
+    def recv_reset(self) -> Observations:
+        """The first observations of these episodes."""
+        return join_observations([worker.recv() for worker in self._busy])
+
+    def send(self, slots: Slots, actions: NDArray[Any]) -> None:
+        """Start a timestep of slots (k,) with valid actions (k, …)."""
+        self._busy = []
+        for index, rows, own_slots in self._shares(slots):
+            self._send(index, "step", (own_slots, actions[rows]))
 
     def recv(self) -> Step:
         """Finish it."""
-        return join_steps([worker.recv() for worker in self._workers])
+        return join_steps([worker.recv() for worker in self._busy])
 
     def close(self) -> None:
         """End the processes; a second call does nothing."""
@@ -76,6 +94,17 @@ class WorkerPool:
             worker.ask_to_close()
         for worker in workers:
             worker.join()
+
+    def _shares(self, slots: Slots) -> Iterator[tuple[int, slice, Slots]]:
+        """Worker, rows of ``slots`` and their numbers in that worker, for each worker that has any of them."""
+        bounds = [*np.searchsorted(slots, self._first_slots).tolist(), len(slots)]
+        for index, (start, end) in enumerate(pairwise(bounds)):
+            if end > start:
+                yield index, slice(start, end), slots[start:end] - self._first_slots[index]
+
+    def _send(self, index: int, command: Command, argument: Any) -> None:
+        self._workers[index].send(command, argument)
+        self._busy.append(self._workers[index])
 
 
 class _Worker:
@@ -92,7 +121,7 @@ class _Worker:
         self._process.start()
         theirs.close()
 
-    def send(self, command: Literal["reset", "step"], argument: Any) -> None:
+    def send(self, command: Command, argument: Any) -> None:
         try:
             self._connection.send((command, argument))
         except (BrokenPipeError, ConnectionResetError) as error:
@@ -166,11 +195,19 @@ def _build(spec: EnvSpec, *arguments: Any) -> GymnasiumPool:
     return GymnasiumPool(*arguments)
 
 
-def _answer(pool: GymnasiumPool, command: Literal["reset", "step"], argument: Any) -> Observations | Step:
-    if command == "reset":
-        return pool.reset(argument)
-    pool.send(argument)
-    return pool.recv()
+def _answer(pool: GymnasiumPool, command: Command, argument: Any) -> Observations | Step:
+    match command:
+        case "reset":
+            slots, seeds = argument
+            if seeds is not None:
+                pool.seed(seeds)
+            pool.send_reset(slots)
+            return pool.recv_reset()
+        case "step":
+            pool.send(*argument)
+            return pool.recv()
+        case _:
+            assert_never(command)
 
 
 def _worker_traceback(error: Exception) -> str:

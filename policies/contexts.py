@@ -4,6 +4,7 @@ Within a batch few contexts are distinct, so each encoder gives every distinct c
 which one belongs to each row; everything computed from the context alone is computed that often and no more.
 """
 
+from itertools import pairwise
 from typing import Any, NamedTuple, assert_never
 
 import torch
@@ -13,9 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.networks import ContextConfig, GoalContextConfig, MissionContextConfig, TaskIdContextConfig
+from mirl.configs.networks import (
+    ContextConfig,
+    GoalContextConfig,
+    GridEncoderConfig,
+    MissionContextConfig,
+    TaskIdContextConfig,
+)
+from mirl.policies.encoders import CellsEncoder, GridCells
 from mirl.policies.grouping import Groups
 from mirl.policies.positions import sinusoidal_positions
+from mirl.policies.routing import Routing
 
 
 class Context(NamedTuple):
@@ -63,22 +72,31 @@ def distinct_rows(rows: Int[Tensor, "batch length"]) -> Distinct:
     return Distinct(distinct, Groups(index, len(distinct)))
 
 
+def task_numbers(task: Float[Tensor, "batch ..."] | Distinct, n_tasks: int) -> Int[Tensor, " batch"]:
+    """The number of each row's task; SB3 gives a Discrete key as (B, n) in rollouts and as (B, 1, n) in minibatches."""
+    if isinstance(task, Distinct):
+        return task.rows.long().flatten().index_select(0, task.groups.index)
+    return task.reshape(len(task), n_tasks).argmax(-1)
+
+
 class TaskIdContext(nn.Module):
-    """z = relu(MLP(one-hot task id)), the context encoder of the paper's multitask experiments."""
+    """z = relu(MLP(one-hot task id)), the context encoder of the paper's multitask experiments.
+
+    Without hidden layers there is no MLP: z is the one-hot task id.
+    """
 
     def __init__(self, space: spaces.Space[Any], config: TaskIdContextConfig) -> None:
         super().__init__()
         if not isinstance(space, spaces.Discrete):
             raise ConfigError(f"context=task_id reads a Discrete space under '{config.key}', got {space}")
-        self.n_tasks, self.out_dim = int(space.n), config.dim
-        self.mlp = nn.Sequential(
-            nn.Linear(self.n_tasks, config.dim), nn.ReLU(), nn.Linear(config.dim, config.dim), nn.ReLU()
-        )
+        self.n_tasks = int(space.n)
+        dims = (self.n_tasks, *config.hidden, *((config.dim,) if config.hidden else ()))
+        self.out_dim = dims[-1]
+        self.mlp = nn.Sequential(*(layer for sizes in pairwise(dims) for layer in (nn.Linear(*sizes), nn.ReLU())))
 
     def forward(self, task: Float[Tensor, "batch ..."] | Distinct) -> Context:
         if not isinstance(task, Distinct):
-            # SB3 gives a Discrete key as (B, n) in rollouts and as (B, 1, n) in minibatches
-            index = task.reshape(len(task), self.n_tasks).argmax(-1)
+            index = task_numbers(task, self.n_tasks)
             task = Distinct(torch.arange(self.n_tasks, device=index.device), Groups(index, self.n_tasks))
         return Context(self.mlp(F.one_hot(task.rows.long().flatten(), self.n_tasks).float()), task.groups)
 
@@ -177,7 +195,28 @@ class GoalContext(nn.Module):
         return Context(F.relu(self.mlp(goal.reshape(len(goal), self.goal_dim).float())), None)
 
 
-ContextEncoder = TaskIdContext | MissionContext | GoalContext
+class GoalPictureContext(nn.Module):
+    """z of a goal that is a picture in small integer codes, read as a symbolic view is; each distinct picture once."""
+
+    def __init__(self, space: spaces.Space[Any], config: GoalContextConfig) -> None:
+        super().__init__()
+        if not (isinstance(space, spaces.Box) and len(space.shape) == 3):
+            raise ConfigError(
+                f"context.encoder=grid reads a picture, a Box of rank 3, under '{config.key}', got {space}"
+            )
+        grid = GridEncoderConfig(features_dim=config.dim)
+        routing = Routing(config.key, image=config.key, others=(), others_dim=0)
+        self.shape, self.out_dim = space.shape, config.dim
+        self.encoder = CellsEncoder(GridCells(space, grid.channels), routing, grid)
+
+    def forward(self, goal: Float[Tensor, "batch height width codes"] | Distinct) -> Context:
+        distinct = goal if isinstance(goal, Distinct) else distinct_rows(goal.flatten(1).long())
+        pictures = distinct.rows.reshape(-1, *self.shape).float()
+        nothing_else = pictures.new_zeros(len(pictures), 0)
+        return Context(self.encoder.to_vector(self.encoder.to_cells(pictures), nothing_else), distinct.groups)
+
+
+ContextEncoder = TaskIdContext | MissionContext | GoalContext | GoalPictureContext
 
 
 def build_context(config: ContextConfig, space: spaces.Dict) -> ContextEncoder:
@@ -187,7 +226,9 @@ def build_context(config: ContextConfig, space: spaces.Dict) -> ContextEncoder:
             return TaskIdContext(space[config.key], config)
         case MissionContextConfig():
             return MissionContext(space[config.key], config)
-        case GoalContextConfig():
+        case GoalContextConfig(encoder="mlp"):
             return GoalContext(space[config.key], config)
+        case GoalContextConfig():
+            return GoalPictureContext(space[config.key], config)
         case _:
             assert_never(config)

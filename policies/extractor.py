@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from gymnasium import spaces
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
@@ -13,22 +13,31 @@ from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import ContextConfig, EncoderConfig, FusionConfig, Site, VectorEncoderConfig, choose
-from mirl.policies.contexts import Context, build_context
+from mirl.policies.contexts import Context, build_context, task_numbers
 from mirl.policies.encoders import CellsEncoder, GridCells, ImageCells, build_encoder, look_up
 from mirl.policies.interactions import Fusion, build_fusion, build_map_fusion
-from mirl.policies.routing import default_context, default_encoder, route
-from mirl.policies.specialise import SpecialisedExtractor, encode_one_context
+from mirl.policies.routing import ACTION_MASK_KEY, TASK_KEY, default_context, default_encoder, route
+from mirl.policies.specialise import SpecialisedExtractor, encode_one_context, observation_space_of
 
 
 class Features(NamedTuple):
-    """What a policy's heads fuse."""
+    """What a policy's heads read."""
 
     vector: Float[Tensor, "batch features"]
     context: Context
+    task: Int[Tensor, " batch"] | None = None
+    """The number of each row's task, where the observation says it."""
+    action_mask: Bool[Tensor, "batch actions"] | None = None
+    """Which actions there are, where the observation says it."""
 
     def index_select(self, dim: int, rows: Int[Tensor, " taken"]) -> "Features":
         """As a tensor's; ``dim`` is 0, and the rows do not descend."""
-        return self._replace(vector=self.vector.index_select(dim, rows), context=self.context.take(rows))
+        return Features(
+            self.vector.index_select(dim, rows),
+            self.context.take(rows),
+            None if self.task is None else self.task.index_select(dim, rows),
+            None if self.action_mask is None else self.action_mask.index_select(dim, rows),
+        )
 
 
 class FusionExtractor(BaseFeaturesExtractor):
@@ -40,8 +49,8 @@ class FusionExtractor(BaseFeaturesExtractor):
     :param encoder: what the observation passes through; by default chosen from its spaces.
     :param sites: "map" (each cell of an image), "vector" (the feature vector), or both. The heads are not part of an
         extractor: ``FusionPolicy`` fuses there.
-    :param observation_keys: what is seen; by default every key that is not a context.
-    :param give_context: give ``Features`` with the context beside the vector, for a policy whose heads fuse.
+    :param observation_keys: what is seen; by default every key that is neither a context nor ``action_mask``.
+    :param give_features: give ``Features``, with what a policy's heads may read beside the vector.
     :raises ConfigError: when a space, a key or a combination does not fit.
     """
 
@@ -53,7 +62,7 @@ class FusionExtractor(BaseFeaturesExtractor):
         encoder: str | EncoderConfig | None = None,
         sites: Sequence[Site] = ("vector",),
         observation_keys: Sequence[str] | None = None,
-        give_context: bool = False,
+        give_features: bool = False,
     ) -> None:
         if not isinstance(observation_space, spaces.Dict):
             raise ConfigError(f"expected a Dict observation space with a context in it, got {observation_space}")
@@ -69,7 +78,7 @@ class FusionExtractor(BaseFeaturesExtractor):
         vector_dim, context_dim = encoder_config.features_dim, context_encoder.out_dim
 
         super().__init__(observation_space, vector_dim)
-        self.fusion_config, self.routing, self.give_context = fusion_config, routing, give_context
+        self.fusion_config, self.routing, self.give_features = fusion_config, routing, give_features
         self.context_dim = context_dim
         self.context = context_encoder
         self.encoder = build_encoder(encoder_config, observation_space, routing)
@@ -82,13 +91,15 @@ class FusionExtractor(BaseFeaturesExtractor):
             self.vector_fusion = build_fusion(fusion_config, vector_dim, context_dim, vector_dim)
 
     def forward(self, observations: dict[str, Any]) -> Float[Tensor, "batch features"] | Features:
-        """Observations as SB3 preprocesses them → features (B, features_dim), with the context if asked for.
+        """Observations as SB3 preprocesses them → features (B, features_dim), or ``Features`` if asked for.
 
         The context's key may also come as ``Distinct`` rows, which saves finding them.
         """
         context = self.context(observations[self.routing.context])
         vector = self.fuse(observations, *context)
-        return Features(vector, context) if self.give_context else vector
+        if not self.give_features:
+            return vector
+        return Features(vector, context, self._task(observations), self._action_mask(observations))
 
     def fuse(self, observations: dict[str, Any], *context: Any) -> Float[Tensor, "batch features"]:
         """What is seen, encoded and fused with the context; fusions specialised for one context take none."""
@@ -115,6 +126,14 @@ class FusionExtractor(BaseFeaturesExtractor):
         """
         z = encode_one_context(self, context, normalize_images)
         return SpecialisedExtractor(self, z, normalize_images)
+
+    def _task(self, observations: dict[str, Any]) -> Int[Tensor, " batch"] | None:
+        space = observation_space_of(self).get(TASK_KEY)
+        return task_numbers(observations[TASK_KEY], int(space.n)) if isinstance(space, spaces.Discrete) else None
+
+    def _action_mask(self, observations: dict[str, Any]) -> Bool[Tensor, "batch actions"] | None:
+        space = observation_space_of(self).get(ACTION_MASK_KEY)
+        return observations[ACTION_MASK_KEY] != 0 if isinstance(space, spaces.MultiBinary) else None
 
     def _cells(
         self, to_cells: GridCells | ImageCells, image: Tensor, *context: Any

@@ -1,27 +1,35 @@
 """``FusionPolicy``: an actor-critic policy whose policy and value heads are interactions with the context."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
 from gymnasium import spaces
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
+from stable_baselines3.common.distributions import (
+    CategoricalDistribution,
+    Distribution,
+    StateDependentNoiseDistribution,
+)
 from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
+from mirl.configs.errors import ConfigError
 from mirl.configs.networks import ContextConfig, EncoderConfig, FusionConfig, Site
 from mirl.policies.contexts import Distinct, GoalContext
 from mirl.policies.extractor import Features, FusionExtractor
 from mirl.policies.interactions import Fusion, build_fusion
-from mirl.policies.specialise import SpecialisedPolicy
+from mirl.policies.masking import has_action_mask, mask_logits
+from mirl.policies.popart import PopArtHead, number_of_tasks
+from mirl.policies.specialise import SpecialisedPolicy, specialise_fusion
 
 
 class ContextMlpExtractor(MlpExtractor):
-    """SB3's ``MlpExtractor`` over the vector, with the context passed by untouched."""
+    """SB3's ``MlpExtractor`` over the vector, with what the heads read beside it passed by untouched."""
 
     def forward_actor(self, features: Features) -> Features:  # type: ignore[override]
         return features._replace(vector=super().forward_actor(features.vector))
@@ -41,15 +49,39 @@ class FusionHead(nn.Module):
         y: Tensor = self.fusion(features.vector, *features.context)
         return y
 
+    def specialise(self, z: Float[Tensor, " context"], task: int) -> nn.Module:
+        """The plain layers that are left for one context."""
+        return specialise_fusion(self.fusion, z)
+
+
+class VectorHead(nn.Module):
+    """SB3's own head, which reads nothing but the vector."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, features: Features) -> Float[Tensor, "batch out"]:
+        y: Tensor = self.linear(features.vector)
+        return y
+
+    def specialise(self, z: Float[Tensor, " context"], task: int) -> nn.Module:
+        """The plain layer."""
+        return self.linear
+
 
 class FusionPolicy(MultiInputActorCriticPolicy):
     """For PPO and A2C: ``FusionExtractor`` below, SB3's MLPs in between, and fusion in the heads if ``sites`` says so.
 
-    ``share_features_extractor=False`` gives actor and critic separate trunks. Everything else is SB3's own policy.
+    ``share_features_extractor=False`` gives actor and critic separate trunks. Where the observation has a key
+    ``action_mask``, MultiBinary with a bit for each of the Discrete actions, actions whose bit is 0 are never taken.
+    Everything else is SB3's own policy.
 
     :param fusion, context, encoder, observation_keys: as for ``FusionExtractor``.
     :param sites: one or several of "map", "vector" and "heads".
+    :param popart: the value head is a ``PopArtHead``, whose ``update`` the algorithm calls (MIRL's do).
     :param sb3: the other keyword arguments of SB3's ``MultiInputActorCriticPolicy``.
+    :raises ConfigError: when the spaces do not fit.
     """
 
     def __init__(
@@ -63,9 +95,13 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         encoder: str | EncoderConfig | None = None,
         sites: Sequence[Site] = ("vector", "heads"),
         observation_keys: Sequence[str] | None = None,
+        popart: bool = False,
         **sb3: Any,
     ) -> None:
-        self.fuses_in_heads = "heads" in sites
+        self.fuses_in_heads, self.popart = "heads" in sites, popart
+        self.masks_actions = has_action_mask(observation_space, action_space)
+        self.n_tasks = number_of_tasks(observation_space) if popart else 1
+        self.heads_read_features = self.fuses_in_heads or self.popart or self.masks_actions
         self._fusion_arguments = {
             "fusion": fusion,
             "context": context,
@@ -76,7 +112,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         extractor = {
             **self._fusion_arguments,
             "sites": tuple(site for site in sites if site != "heads"),
-            "give_context": self.fuses_in_heads,
+            "give_features": self.heads_read_features,
         }
         super().__init__(
             cast(spaces.Dict, observation_space),  # FusionExtractor refuses any other
@@ -88,25 +124,35 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         )
 
     def _build_mlp_extractor(self) -> None:
-        if self.fuses_in_heads:
+        if self.heads_read_features:
             self.mlp_extractor = ContextMlpExtractor(self.features_dim, self.net_arch, self.activation_fn, self.device)
         else:
             super()._build_mlp_extractor()
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        if self.fuses_in_heads:
-            mlp = self.mlp_extractor
+        if self.heads_read_features:
             # the gains are those SB3 gives its own heads: a nearly uniform first policy
-            n_outputs = int(cast(nn.Linear, self.action_net).out_features)  # SB3 sums MultiDiscrete with numpy
-            self.action_net = self._head(mlp.latent_dim_pi, n_outputs, 0.01)
-            self.value_net = self._head(mlp.latent_dim_vf, 1, 1.0)  # type: ignore[assignment]
+            self.action_net = self._head(cast(nn.Linear, self.action_net), gain=0.01)
+            value_net = self._popart_head() if self.popart else self._head(self.value_net, gain=1.0)
+            self.value_net = value_net  # type: ignore[assignment]
+            self.to(self.device)
             self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
-    def _head(self, hidden_dim: int, out_dim: int, gain: float) -> FusionHead:
+    def _head(self, linear: nn.Linear, gain: float) -> FusionHead | VectorHead:
+        if not self.fuses_in_heads:
+            return VectorHead(linear)
+        # SB3 sums MultiDiscrete with numpy
+        return FusionHead(self._fusion(linear.in_features, int(linear.out_features), gain))
+
+    def _popart_head(self) -> PopArtHead:
+        hidden_dim = self.mlp_extractor.latent_dim_vf
+        fusion = self._fusion(hidden_dim, hidden_dim, gain=math.sqrt(2)) if self.fuses_in_heads else None
+        return PopArtHead(self.n_tasks, hidden_dim, fusion)
+
+    def _fusion(self, in_dim: int, out_dim: int, gain: float) -> Fusion:
         extractor = cast(FusionExtractor, self.pi_features_extractor)
-        fusion = build_fusion(extractor.fusion_config, hidden_dim, extractor.context_dim, out_dim, gain=gain)
-        return FusionHead(fusion).to(self.device)
+        return build_fusion(extractor.fusion_config, in_dim, extractor.context_dim, out_dim, gain=gain)
 
     @property
     def distinct_key(self) -> str | None:
@@ -123,22 +169,38 @@ class FusionPolicy(MultiInputActorCriticPolicy):
             return (features_extractor or self.features_extractor)({**plain, **distinct})
         return self.pi_features_extractor({**plain, **distinct}), self.vf_features_extractor({**plain, **distinct})
 
-    def specialise(self, context: ArrayLike) -> SpecialisedPolicy:
+    def specialise(self, context: ArrayLike, task: int = 0) -> SpecialisedPolicy:
         """The policy for one context alone, at the cost of a plain network; its weights are copies.
 
         :param context: one row as the observation holds it: a mission's token ids, a task's index, a goal.
-        :raises ConfigError: when the context does not fit its space.
+        :param task: whose value is wanted, where values are per task (``popart``); a context that is the task says so
+            itself.
+        :raises ConfigError: when the context does not fit its space, or there is no such task.
         """
-        return SpecialisedPolicy(self, context)
+        if self.popart and not 0 <= task < self.n_tasks:
+            raise ConfigError(f"expected a task from 0 to {self.n_tasks - 1}, got {task}")
+        return SpecialisedPolicy(self, context, task)
+
+    def action_parameters(self, latent_pi: Any) -> Float[Tensor, "batch parameters"]:
+        """What the action distribution is made from: logits, of which masked ones are the lowest number, or the mean.
+
+        :param latent_pi: what the actor's MLP gives.
+        """
+        parameters: Tensor = self.action_net(latent_pi)
+        return mask_logits(parameters, latent_pi.action_mask) if self.masks_actions else parameters
 
     def _get_action_dist_from_latent(self, latent_pi: Any) -> Distribution:
         if isinstance(latent_pi, Features) and isinstance(self.action_dist, StateDependentNoiseDistribution):
             return self.action_dist.proba_distribution(self.action_net(latent_pi), self.log_std, latent_pi.vector)
+        if self.masks_actions:
+            assert isinstance(self.action_dist, CategoricalDistribution)
+            return self.action_dist.proba_distribution(action_logits=self.action_parameters(latent_pi))
         return super()._get_action_dist_from_latent(latent_pi)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()
-        for ours in ("features_extractor_class", "features_extractor_kwargs"):
-            del parameters[ours]
+        for fixed in ("features_extractor_class", "features_extractor_kwargs"):
+            del parameters[fixed]
         # SB3 leaves the next one out, and could not load a policy with separate trunks
-        return {**parameters, **self._fusion_arguments, "share_features_extractor": self.share_features_extractor}
+        ours = {**self._fusion_arguments, "popart": self.popart}
+        return {**parameters, **ours, "share_features_extractor": self.share_features_extractor}

@@ -18,8 +18,12 @@ from mirl.configs.networks import (
     VectorEncoderConfig,
 )
 
-CONTEXT_KEYS = ("desired_goal", "mission", "task")
+TASK_KEY = "task"
+"""The key of the task's number."""
+CONTEXT_KEYS = ("desired_goal", "mission", TASK_KEY)
 """Keys that tell what to do, the most telling first; the other keys tell what is seen."""
+ACTION_MASK_KEY = "action_mask"
+"""The key that tells which actions there are; it is neither seen nor a context."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Routing:
 
 
 def route(space: spaces.Dict, context_key: str, observation_keys: Sequence[str] | None, *, flatten: bool) -> Routing:
-    """The routing of ``space``; by default every key that is no context is seen, and ``flatten`` makes images vectors.
+    """The routing of ``space``; by default all is seen that ``seen_keys`` says, and ``flatten`` makes images vectors.
 
     :raises ConfigError: for an unknown key, with the nearest one, and when nothing is left to see.
     """
@@ -49,9 +53,10 @@ def route(space: spaces.Dict, context_key: str, observation_keys: Sequence[str] 
 
 
 def seen_keys(space: spaces.Dict, context_key: str, observation_keys: Sequence[str] | None) -> tuple[str, ...]:
-    """The keys that tell what is seen: those named, or every key that is no context."""
+    """The keys that tell what is seen: those named, or every key that is no context and no mask of actions."""
     known = space.spaces
-    keys = tuple(observation_keys or (key for key in known if key not in (*CONTEXT_KEYS, context_key)))
+    others = (*CONTEXT_KEYS, context_key, ACTION_MASK_KEY)
+    keys = tuple(observation_keys or (key for key in known if key not in others))
     for key in (context_key, *keys):
         if key not in known:
             raise ConfigError(f"the observation has no key '{key}'." + nearest(key, known))

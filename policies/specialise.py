@@ -7,7 +7,7 @@ costs that never heard of tasks. Weights are folded in float64 on the CPU, and a
 import copy
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,9 @@ from mirl.policies.interactions import (
     LowRank,
     Metric,
 )
+from mirl.policies.masking import mask_logits
 from mirl.policies.positions import sinusoidal_positions
+from mirl.policies.routing import ACTION_MASK_KEY, TASK_KEY
 
 if TYPE_CHECKING:  # they import this module
     from mirl.policies.extractor import FusionExtractor
@@ -162,7 +164,7 @@ def encode_one_context(
     :raises ConfigError: when the row does not fit its space.
     """
     key = extractor.routing.context
-    space, row = observation_space(extractor)[key], np.asarray(context)
+    space, row = observation_space_of(extractor)[key], np.asarray(context)
     whole = space.dtype is not None and space.dtype.kind in "iu"
     if row.shape != space.shape or row.dtype.kind not in ("iu" if whole else "iuf"):
         hint = "; mirl.envs.tokenise makes token ids of a text" if row.dtype.kind == "U" else ""
@@ -178,7 +180,7 @@ def encode_one_context(
     return z
 
 
-def observation_space(extractor: "FusionExtractor") -> spaces.Dict:
+def observation_space_of(extractor: "FusionExtractor") -> spaces.Dict:
     """The space that an extractor was built for."""
     return cast(spaces.Dict, extractor._observation_space)
 
@@ -192,7 +194,7 @@ class SpecialisedExtractor(nn.Module):
 
     def __init__(self, extractor: "FusionExtractor", z: Float[Tensor, " context"], normalize_images: bool) -> None:
         super().__init__()
-        self.space, self.normalize_images = observation_space(extractor), normalize_images
+        self.space, self.normalize_images = observation_space_of(extractor), normalize_images
         image = extractor.routing.image
         self.keys = (*(() if image is None else (image,)), *extractor.routing.others)
         self.trunk = copy.deepcopy(extractor)
@@ -203,28 +205,36 @@ class SpecialisedExtractor(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, observations: dict[str, Tensor]) -> Float[Tensor, "batch features"]:
-        seen = {key: self._as_trained(key, observations) for key in self.keys}
+        check_keys(self.keys, observations)
+        seen = {key: self._as_trained(key, observations[key]) for key in self.keys}
         return self.trunk.fuse(cast(dict[str, Tensor], preprocess_obs(seen, self.space, self.normalize_images)))
 
-    def _as_trained(self, key: str, observations: dict[str, Tensor]) -> Tensor:
-        if key not in observations:
-            raise ValueError(f"expected the keys {', '.join(self.keys)}, got {', '.join(observations)}")
-        value, shape = observations[key], self.space[key].shape
+    def _as_trained(self, key: str, given: Tensor) -> Tensor:
+        value, shape = given, self.space[key].shape
         if value.ndim == 4 and value.shape[1:] != shape:
             value = value.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W), in which SB3 trains on pixels
         if value.shape[1:] != shape:
-            raise ValueError(f"'{key}' expects a batch of shape {shape}, got {tuple(observations[key].shape)}")
+            raise ValueError(f"'{key}' expects a batch of shape {shape}, got {tuple(given.shape)}")
         return value
+
+
+def check_keys(keys: tuple[str, ...], observations: dict[str, Tensor]) -> None:
+    """:raises ValueError: when one of the keys is missing."""
+    if any(key not in observations for key in keys):
+        raise ValueError(f"expected the keys {', '.join(keys)}, got {', '.join(observations)}")
 
 
 class SpecialisedPolicy(nn.Module):
     """``FusionPolicy`` for one context: raw observations → parameters of the action distribution, and value (B, 1).
 
     The parameters are what the distribution is made from: logits for discrete actions, the mean for a ``Box`` (before
-    gSDE's squashing). Observations are those of ``SpecialisedExtractor``.
+    gSDE's squashing). Observations are those of ``SpecialisedExtractor``, with ``action_mask`` (B, actions) if the
+    policy masks.
+
+    :param task: whose value it is, where values are per task (PopArt) and the context is another than the task.
     """
 
-    def __init__(self, policy: "FusionPolicy", context: ArrayLike) -> None:
+    def __init__(self, policy: "FusionPolicy", context: ArrayLike, task: int) -> None:
         super().__init__()
         actor, critic = (
             cast("FusionExtractor", extractor)
@@ -235,18 +245,33 @@ class SpecialisedPolicy(nn.Module):
         self.critic_extractor = (
             None if critic is actor else SpecialisedExtractor(critic, z_critic, policy.normalize_images)
         )
-        self.actor = _mlp_and_head(policy.mlp_extractor.policy_net, policy.action_net, z_actor)
-        self.critic = _mlp_and_head(policy.mlp_extractor.value_net, policy.value_net, z_critic)
+        if actor.routing.context == TASK_KEY:
+            task = int(np.asarray(context))
+        self.actor = _mlp_and_head(policy.mlp_extractor.policy_net, policy.action_net, z_actor, task)
+        self.critic = _mlp_and_head(policy.mlp_extractor.value_net, policy.value_net, z_critic, task)
+        self.masks_actions = policy.masks_actions
+        self.keys = (*self.extractor.keys, *((ACTION_MASK_KEY,) if self.masks_actions else ()))
         self.requires_grad_(False).eval()
 
     def forward(
         self, observations: dict[str, Tensor]
     ) -> tuple[Float[Tensor, "batch parameters"], Float[Tensor, "batch 1"]]:
+        check_keys(self.keys, observations)
         features = self.extractor(observations)
         features_of_critic = features if self.critic_extractor is None else self.critic_extractor(observations)
-        return self.actor(features), self.critic(features_of_critic)
+        parameters = self.actor(features)
+        if self.masks_actions:
+            parameters = mask_logits(parameters, observations[ACTION_MASK_KEY] != 0)
+        return parameters, self.critic(features_of_critic)
 
 
-def _mlp_and_head(mlp: nn.Module, head: nn.Module, z: Float[Tensor, " context"]) -> nn.Sequential:
-    fusion = getattr(head, "fusion", None)  # of a FusionHead; SB3's own is a plain layer already
-    return copy.deepcopy(nn.Sequential(mlp, head if fusion is None else specialise_fusion(fusion, z)))
+class Specialisable(Protocol):
+    """A policy or value head over ``Features``."""
+
+    def specialise(self, z: Float[Tensor, " context"], task: int) -> nn.Module:
+        """What is left of it for one context and one task: a module of the vector alone."""
+
+
+def _mlp_and_head(mlp: nn.Module, head: nn.Module, z: Float[Tensor, " context"], task: int) -> nn.Sequential:
+    plain = head if isinstance(head, nn.Linear) else cast(Specialisable, head).specialise(z, task)
+    return copy.deepcopy(nn.Sequential(mlp, plain))

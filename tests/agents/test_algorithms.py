@@ -15,10 +15,12 @@ from stable_baselines3.common.utils import LinearSchedule
 from mirl.agents import train
 from mirl.agents.algorithms import A2C, PPO, build_algorithm
 from mirl.agents.building import policy_kwargs, resolve_device
+from mirl.configs.agents import A2CConfig, PPOConfig
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import A2CConfig, PPOConfig, TrainConfig
+from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import FusionPolicy
+from mirl.policies.popart import PopArtHead
 
 Build = Callable[..., TrainConfig]
 Agents = Callable[[TrainConfig], PPO | A2C]
@@ -113,6 +115,21 @@ def test_every_option_of_a2c_reaches_it(tiny: Build, make_agent: Agents) -> None
     assert isinstance(agent, A2C)
     assert agent.policy.optimizer.defaults["eps"] == 0.001
     assert agent.lr_schedule(0.5) == 0.002
+
+
+@pytest.mark.parametrize(("algorithm", "kind"), [("ppo", PPO), ("a2c", A2C)])
+def test_what_keeps_tasks_apart_reaches_both(tiny: Build, make_agent: Agents, algorithm: str, kind: type) -> None:
+    options = {"normalize_advantage": True, "advantages_per_task": True, "pcgrad": True, "conflict_every": 7}
+    words = (f"agent={algorithm}", "agent.popart=true", *(f"agent.{name}={value}" for name, value in options.items()))
+    agent = make_agent(tiny(*words))
+    assert type(agent) is kind
+    assert {name: getattr(agent, name) for name in options} == options
+    assert isinstance(agent.policy.value_net, PopArtHead)
+
+
+def test_what_keeps_tasks_apart_is_off_unless_asked_for() -> None:
+    agent = PPO("MlpPolicy", "CartPole-v1", device="cpu")
+    assert not (agent.advantages_per_task or agent.pcgrad or agent.conflict_every)
 
 
 def test_a_rollout_that_is_broken_off_is_not_counted(tiny: Build, make_agent: Agents) -> None:

@@ -1,8 +1,9 @@
 """Evaluation: fixed quotas of unseen episodes, and rates with honest intervals."""
 
+import csv
 import json
-import math
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import gymnasium as gym
@@ -12,12 +13,16 @@ import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.table import Table
 from stable_baselines3.common.policies import BasePolicy, MultiInputActorCriticPolicy
 
 from mirl.agents import evaluate, train
-from mirl.agents.evaluation import evaluate_run, mean_success, results_table
-from mirl.agents.statistics import TaskResult, wilson_interval
-from mirl.configs.schema import EvalConfig, SuiteConfig, TaskConfig, TrainConfig
+from mirl.agents.checkpoint import find_checkpoint
+from mirl.agents.evaluation import evaluate_run, results_table
+from mirl.agents.statistics import TaskResult, suite_result
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import EvalConfig, TrainConfig
+from mirl.configs.tasks import Part, SplitConfig, SuiteConfig, TaskConfig
 from mirl.envs import Split, SuiteVecEnv, slot_seeds
 
 Build = Callable[..., TrainConfig]
@@ -105,7 +110,7 @@ def test_every_slot_plays_its_quota_so_that_short_failures_are_not_favoured(
 
 def test_the_success_rate_is_not_biased_by_the_length_of_episodes(suite: SuiteConfig) -> None:
     slow, _ = evaluated(suite, 800, episodes=400, seed=0)
-    assert abs(slow.success_rate - 0.5) < 4 * 0.5 / math.sqrt(400)  # of the first 400 to finish next to none succeed
+    assert abs(slow.success_rate - 0.5) < 4 * 0.5 / np.sqrt(400)  # of the first 400 to finish next to none succeed
 
 
 def test_an_evaluation_leaves_torchs_generator_and_the_policys_mode(suite: SuiteConfig) -> None:
@@ -161,50 +166,49 @@ def test_a_task_and_a_seed_have_seeds_of_their_own() -> None:
     assert slot_seeds(0, "train", 0, 8)[:4] == slot_seeds(0, "train", 0, 4)
 
 
-@pytest.mark.parametrize(
-    ("successes", "episodes", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_the_wilson_interval_equals_a_published_table(successes: int, episodes: int, low: float, high: float) -> None:
-    # Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I, method 3
-    assert wilson_interval(successes, episodes) == pytest.approx((low, high), abs=6e-5)
+def one(task: str = "door", successes: int = 1, episodes: int = 2, **options: Any) -> TaskResult:
+    """A result with returns of 1 for success; every episode takes 4 timesteps."""
+    success = np.arange(episodes) < successes
+    return TaskResult(task, success, success.astype(float), np.full(episodes, 4), **options)
 
 
-@given(st.integers(1, 2000), st.data())
-def test_the_wilson_interval_equals_its_formula(episodes: int, data: st.DataObject) -> None:
-    successes = data.draw(st.integers(0, episodes))
-    z, p = 1.959963984540054, successes / episodes
-    centre = (p + z**2 / (2 * episodes)) / (1 + z**2 / episodes)
-    half = z * math.sqrt(p * (1 - p) / episodes + z**2 / (4 * episodes**2)) / (1 + z**2 / episodes)
-    low, high = wilson_interval(successes, episodes)
-    assert (low, high) == pytest.approx((centre - half, centre + half), abs=1e-9)
-    assert low <= p + 1e-12
-    assert high >= p - 1e-12
-
-
-def test_a_summary_is_computed_from_the_episodes() -> None:
-    result = TaskResult(
-        "door", np.array([True, False, False, True]), np.array([1.0, 0, 0, 0.5]), np.array([2, 4, 6, 8])
-    )
-    summary = result.summary()
-    assert (summary["episodes"], summary["successes"], summary["success_rate"]) == (4, 2, 0.5)
-    assert (summary["return_mean"], summary["length_mean"]) == (0.375, 5.0)
-    assert summary["return_std"] == pytest.approx(np.sqrt(0.171875))
-    assert summary["success_interval"] == pytest.approx(wilson_interval(2, 4))
-
-
-def test_the_mean_success_weighs_tasks_equally() -> None:
-    many = TaskResult("many", np.ones(90, bool), np.ones(90), np.ones(90, int))
-    few = TaskResult("few", np.zeros(10, bool), np.zeros(10), np.ones(10, int))
-    assert mean_success([many, few]) == 0.5
+def rows_of(table: Table) -> list[list[str]]:
+    return [list(map(str, row)) for row in zip(*(column.cells for column in table.columns), strict=True)]
 
 
 def test_the_table_has_a_row_per_task() -> None:
-    result = TaskResult("door", np.array([True, False]), np.array([1.0, 0.0]), np.array([3, 5]))
-    table = results_table([result, result], "title")
-    assert table.row_count == 2
-    cells = [next(iter(column.cells)) for column in table.columns]
-    assert cells == ["door", "2", "50.0%", "9.5% – 90.5%", "0.500 ± 0.500", "4.0"]
+    result = TaskResult("door", np.array([True, False]), np.array([1.0, 0.0]), np.array([3, 5]), 0.25, 0.75)
+    assert rows_of(results_table([result], "title")) == [
+        ["door", "2", "50.0%", "9.5% – 90.5%", "0.500 ± 0.500", "0.500", "4.0"]
+    ]
+
+
+def test_under_several_tasks_stand_mean_interquartile_mean_and_worst() -> None:
+    results = [one(str(successes), successes, 4) for successes in (0, 2, 3, 4)]
+    rows = rows_of(results_table(results, "title"))
+    assert [row[0] for row in rows] == ["0", "2", "3", "4", "mean", "interquartile mean", "worst"]
+    assert [(row[2], row[5]) for row in rows[4:]] == [("56.2%", "0.562"), ("62.5%", "0.625"), ("0.0%", "0.000")]
+
+
+def test_the_held_out_part_has_rows_of_its_own() -> None:
+    results = [one("a", 2), one("b", 2), one("a", 0, part="held_out"), one("b", 1, part="held_out")]
+    rows = {row[0]: row[2] for row in rows_of(results_table(results, "title"))}
+    assert (rows["a"], rows["a (held out)"], rows["b (held out)"]) == ("100.0%", "0.0%", "50.0%")
+    assert (rows["mean"], rows["mean (held out)"], rows["worst (held out)"]) == ("100.0%", "25.0%", "0.0%")
+
+
+def test_only_tasks_that_were_played_have_results(suite: SuiteConfig) -> None:
+    env = SuiteVecEnv(suite, 2, workers=0, withheld=SplitConfig(tasks=("slow",)))
+    [result] = evaluate(make_policy(env), env, episodes=3, seed=0)
+    env.close()
+    assert (result.task, set(result.lengths.tolist())) == ("guess", {1})
+
+
+def test_results_carry_the_scale_of_their_task(suite: SuiteConfig) -> None:
+    scaled = suite.tasks[1].model_copy(update={"score_low": -1.0, "score_high": 3.0})
+    slow, guess = evaluated(suite.model_copy(update={"tasks": (suite.tasks[0], scaled)}), 2, episodes=8, seed=0)
+    assert slow.score == slow.returns.mean()
+    assert guess.score == (guess.returns.mean() + 1) / 4
 
 
 def test_a_runs_evaluation_is_on_test_seeds_and_written_down(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +230,7 @@ def test_a_runs_evaluation_is_on_test_seeds_and_written_down(tiny: Build, monkey
     assert (report["checkpoint"], report["seed"], report["deterministic"]) == ("step_000000128", 0, False)
     assert report["tasks"] == [result.summary() for result in results]
     assert report["tasks"][0]["episodes"] == 6
+    assert report["summary"] == {"trained": asdict(suite_result(results))}
     assert gif == path.with_name(f"{path.stem}-goto_door.gif")
     assert gif.read_bytes().startswith(b"GIF89a")
 
@@ -237,3 +242,62 @@ def test_evaluations_of_another_kind_get_files_of_their_own(tiny: Build) -> None
     for options in ({}, {"seed": 1}, {"deterministic": True}, {"backend": "gymnasium"}, {"backend": "gymnasium"}):
         evaluate_run(EvalConfig(**common, **options))
     assert len(list((config.run_dir / "eval").glob("*.json"))) == 4
+
+
+def test_what_a_split_withholds_is_evaluated_apart(tiny: Build) -> None:
+    config = tiny("total_timesteps=128", "task=goto_local", "split.name=red", "split.missions=[red]")
+    train(config)
+    results, [path] = evaluate_run(EvalConfig(run=config.run_dir, checkpoint="last", episodes=4, n_envs=2))
+    assert [result.label for result in results] == ["goto_local", "goto_local (held out)"]
+    report = json.loads(path.read_text())
+    assert [task["part"] for task in report["tasks"]] == ["trained", "held_out"]
+    assert set(report["summary"]) == {"trained", "held_out"}
+
+
+def test_a_split_whose_episodes_never_come_is_told_before_anything_is_written(tiny: Build) -> None:
+    config = tiny("split.name=blur", "split.missions=[blur]")
+    with pytest.raises(ConfigError, match=r"no episode with a mission with one of \['blur'\] came"):
+        train(config)
+    assert not config.run_dir.exists()
+
+
+def scripted_evaluation(**rates: list[list[float]]) -> Callable[..., list[TaskResult]]:
+    """Stands in for ``evaluate``: the tasks' success rates, evaluation by evaluation, of each part."""
+    plays = {part: iter(script) for part, script in rates.items()}
+
+    def play(*_: Any, part: Part, **__: Any) -> list[TaskResult]:
+        return [one(str(i), round(rate * 4), 4, part=part) for i, rate in enumerate(next(plays[part]))]
+
+    return play
+
+
+@pytest.mark.parametrize(("best_by", "best"), [("mean", "step_000000128"), ("worst", "step_000000256")])
+def test_the_best_checkpoint_is_that_of_the_best_mean_or_of_the_best_worst_task(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch, best_by: str, best: str
+) -> None:
+    script = scripted_evaluation(trained=[[1.0, 0.25], [0.5, 0.5], [1.0, 0.0]])
+    monkeypatch.setattr("mirl.agents.callbacks.evaluate", script)
+    config = tiny("total_timesteps=384", "evaluation.every=128", f"evaluation.best_by={best_by}")
+    train(config)
+    assert find_checkpoint(config.run_dir / "checkpoints", "best").name == best
+
+
+def test_held_out_episodes_are_logged_and_never_choose(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = scripted_evaluation(trained=[[0.75], [0.5], [0.25]], held_out=[[0.0], [0.5], [1.0]])
+    monkeypatch.setattr("mirl.agents.callbacks.evaluate", script)
+    config = tiny("task=goto_local", "split=objects", "total_timesteps=384", "evaluation.every=128")
+    train(config)
+    with (config.run_dir / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["eval/success_rate"]]
+    assert [float(row["eval/held_out/success_rate"]) for row in rows] == [0.0, 0.5, 1.0]
+    assert find_checkpoint(config.run_dir / "checkpoints", "best").name == "step_000000128"
+
+
+def test_an_evaluation_logs_the_suites_summary(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mirl.agents.callbacks.evaluate", scripted_evaluation(trained=[[0.0, 0.5, 0.75, 1.0]]))
+    config = tiny("total_timesteps=128", "evaluation.every=128")
+    train(config)
+    with (config.run_dir / "metrics.csv").open() as file:
+        [row] = [row for row in csv.DictReader(file) if row["eval/success_rate"]]
+    names = ("success_rate", "success_iqm", "success_worst", "score", "return")
+    assert [float(row[f"eval/{name}"]) for name in names] == [0.5625, 0.625, 0.0, 0.5625, 0.5625]

@@ -24,6 +24,7 @@ from mirl.policies import FusionPolicy
 
 Build = Callable[..., TrainConfig]
 SECOND_TASK = ("task=doors", "context=task_id", "name=tasks")
+POPART = ("task=doors", "agent.popart=true", "name=popart")
 
 RUN_ALONE = """
 import sys, torch
@@ -67,8 +68,9 @@ def description_of(export: Export) -> Any:
     [
         ((), "go to the red door", tokenise("go to the red door")),
         (SECOND_TASK, "goto_door_6x6", 1),
+        (POPART, "go to the red door", tokenise("go to the red door")),
     ],
-    ids=["mission", "task"],
+    ids=["mission", "task", "popart"],
 )
 def test_a_program_runs_without_mirl_and_does_what_the_policy_does(
     run_of: Callable[..., Path], tmp_path: Path, words: tuple[str, ...], name: str, context: Any
@@ -90,6 +92,7 @@ def test_a_program_runs_without_mirl_and_does_what_the_policy_does(
     argv = [sys.executable, "-c", RUN_ALONE, str(export.path), str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]
     subprocess.run(argv, cwd=tmp_path, check=True, timeout=120)
     for batch, (logits, values) in zip(batches, torch.load(tmp_path / "out.pt", weights_only=True), strict=True):
+        batch["task"] = np.zeros(len(values), np.int64)  # whose value the program gives, where no context overrules
         batch[key] = np.stack([np.asarray(context)] * len(values))
         general, _ = policy.obs_to_tensor(batch)
         with torch.no_grad():
@@ -121,6 +124,22 @@ def test_the_description_says_what_the_program_takes_and_gives(run_of: Callable[
         "max_abs_difference": export.difference,
         "torch": torch.__version__,
     }
+
+
+def test_the_description_says_whose_value_the_program_gives(run_of: Callable[..., Path]) -> None:
+    of_mission = export_run(EvalConfig(run=run_of(*POPART), export="go to the red door"))
+    assert description_of(of_mission)["value_of_task"] == "goto_door_5x5"
+    of_task = export_run(EvalConfig(run=run_of(*SECOND_TASK, "agent.popart=true", "name=both"), export="goto_door_8x8"))
+    assert "value_of_task" not in description_of(of_task)
+
+
+def test_masked_logits_are_left_out_of_the_scale_and_must_be_the_same() -> None:
+    lowest = torch.finfo(torch.float32).min
+    theirs, value = torch.tensor([[1.0, lowest]]), torch.zeros(1, 1)
+    assert exporting.checked_difference((theirs, value), (theirs, value)) == 0
+    for wrong in (torch.tensor([[1.01, lowest]]), torch.tensor([[1.0, 2.0]])):
+        with pytest.raises(ConfigError):
+            exporting.checked_difference((wrong, value), (theirs, value))
 
 
 def test_words_that_no_task_knows_are_a_mission_too(run_of: Callable[..., Path]) -> None:

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from mirl import train as train_command
 from mirl.agents import A2C, PPO
 from mirl.agents import precision as precisions
-from mirl.agents.precision import autocast, resolve_precision
-from mirl.agents.updates import LossWeights, ppo_loss
+from mirl.agents.precision import autocast, in_float32, resolve_precision
+from mirl.agents.updates import LossWeights, ppo_losses
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import PrecisionName
 from mirl.envs import make_vec_env
 from mirl.policies import FusionPolicy
+from mirl.policies.contexts import Context
+from mirl.policies.extractor import Features
 
 CPU = torch.device("cpu")
 exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
@@ -56,6 +58,16 @@ def test_the_heads_compute_in_float32_what_the_trunk_gives_in_bfloat16(kind: str
         assert (latent.vector if kind == "fusion" else latent).dtype == torch.bfloat16
         with torch.no_grad():
             torch.testing.assert_close(head(latent), output, **exactly)  # outside of autocast
+
+
+def test_what_is_no_floating_point_number_stays_as_it_is() -> None:
+    task, mask = torch.tensor([2]), torch.tensor([[True]])
+    features = Features(torch.ones(1, 2, dtype=torch.bfloat16), Context(torch.ones(1, 2, dtype=torch.bfloat16), None))
+    exact = in_float32(features._replace(task=task, action_mask=mask))
+    assert exact.vector.dtype == exact.context.values.dtype == torch.float32
+    assert exact.task is task
+    assert exact.action_mask is mask
+    assert in_float32(features).task is None
 
 
 def test_a_head_that_fails_leaves_autocast_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,9 +134,9 @@ def test_gradients_in_bfloat16_point_where_those_in_float32_do(kind: str) -> Non
     gradients = []
     for model in (exact, fast):
         samples = exact.rollout_buffer.take(torch.arange(128).numpy())
-        loss, _ = ppo_loss(model._judge(samples), samples, LossWeights(0.01, 0.5, normalize_advantage=True), 0.2)
+        losses, _ = ppo_losses(model._judge(samples), samples, LossWeights(0.01, 0.5, normalize_advantage=True), 0.2)
         model.policy.zero_grad()
-        loss.backward()
+        losses.mean().backward()
         gradients.append(torch.cat([weight.grad.flatten() for weight in model.policy.parameters()]))
     assert not torch.equal(*gradients)
     assert torch.cosine_similarity(*gradients, dim=0) > 0.99

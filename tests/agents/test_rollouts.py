@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
 from mirl.agents.columns import InternedColumn, PackedColumn, PlainColumn, build_column
-from mirl.agents.rollouts import Rollouts, generalised_advantages
+from mirl.agents.rollouts import Rollouts, generalised_advantages, normalised_per_task
 from mirl.envs import make_vec_env
 from mirl.policies.contexts import Distinct
 
@@ -69,6 +69,25 @@ def test_advantages_and_returns_are_those_of_sb3(
         buffer.compute_returns_and_advantage(last_values, dones)
     np.testing.assert_allclose(ours.advantages.numpy(), theirs.advantages, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(ours.returns.numpy(), theirs.returns, rtol=1e-5, atol=1e-5)
+
+
+@given(
+    arrays(np.float32, (4, 5), elements=st.floats(-100, 100, width=32)),
+    arrays(np.int64, (4, 5), elements=st.integers(0, 3)),
+)
+def test_advantages_per_task_have_mean_0_and_deviation_1(
+    advantages: NDArray[np.float32], tasks: NDArray[np.int64]
+) -> None:
+    normalised = normalised_per_task(torch.tensor(advantages), torch.tensor(tasks)).numpy()
+    for task in np.unique(tasks):
+        mine, got = advantages[tasks == task].astype(np.float64), normalised[tasks == task]
+        deviation = mine.std(ddof=1) if len(mine) > 1 else 0.0
+        np.testing.assert_allclose(got, (mine - mine.mean()) / (deviation + 1e-8), rtol=1e-4, atol=1e-4)
+
+
+def test_what_does_not_vary_within_a_task_is_centred_and_not_blown_up() -> None:
+    advantages, tasks = torch.tensor([[1000.1, 1000.1, 1000.1, 7.0]]), torch.tensor([[0, 0, 0, 1]])
+    close(normalised_per_task(advantages, tasks), torch.zeros(1, 4), rtol=0, atol=1e-4)
 
 
 @st.composite
@@ -172,6 +191,53 @@ def filled(door: spaces.Dict, *, share: bool) -> tuple[Rollouts, DictRolloutBuff
     for buffer in (ours, theirs):
         buffer.compute_returns_and_advantage(torch.ones(3), np.array([False, True, False]))
     return ours, theirs
+
+
+def multitask(*, share: bool) -> tuple[Rollouts, NDArray[np.int64]]:
+    """A rollout of 3 timesteps of 4 environments whose observation also says the task, and whose value is its row."""
+    parts = spaces.Dict(task=spaces.Discrete(3), cell=spaces.Discrete(2))
+    rollouts, tasks = (
+        Rollouts(3, parts, spaces.Discrete(2), "cpu", n_envs=4),
+        np.array([[0, 1, 2, 2], [2, 0, 1, 0], [1] * 4]),
+    )
+    rollouts.intern("task")
+    if share:
+        rollouts.share_equal_observations()
+    for timestep, current in enumerate(tasks):
+        rollouts.observe({"task": current, "cell": np.zeros(4, np.int64)})
+        values = torch.arange(4.0) + 4 * timestep
+        rollouts.add(torch.zeros(4), np.ones(4, np.float32), np.zeros(4, np.bool_), values, torch.zeros(4))
+    rollouts.compute_returns_and_advantage(torch.zeros(4), np.zeros(4, np.bool_))
+    return rollouts, tasks
+
+
+@pytest.mark.parametrize("share", [False, True], ids=["each its own", "equal ones shared"])
+def test_each_sample_says_its_task(share: bool) -> None:
+    rollouts, tasks = multitask(share=share)
+    close(rollouts.task_of_each, torch.tensor(tasks))
+    samples = rollouts.take(np.array([7, 0, 2, 9, 5]))
+    assert samples.tasks is not None
+    close(samples.tasks, torch.tensor(tasks.reshape(-1))[samples.old_values.long()])
+    assert sorted(samples.old_values.tolist()) == [0, 2, 5, 7, 9]
+
+
+def test_of_one_task_nothing_is_kept(door: spaces.Dict) -> None:
+    rollouts, _ = filled(door, share=False)
+    assert rollouts.tasks is None
+    assert rollouts.take(np.arange(3)).tasks is None
+    close(rollouts.task_of_each, torch.zeros(5, 3, dtype=torch.int64))
+
+
+def test_advantages_on_another_scale_leave_the_returns_alone() -> None:
+    rollouts, _ = multitask(share=False)
+    rows = np.arange(12)
+    returns, plain = rollouts.returns.clone(), rollouts.take(rows)
+    rollouts.policy_advantages = normalised_per_task(rollouts.advantages, rollouts.task_of_each)
+    rescaled = rollouts.take(rows)
+    close(rescaled.advantages, rollouts.policy_advantages.flatten()[rescaled.old_values.long()])
+    assert not torch.allclose(rescaled.advantages, plain.advantages)
+    close(rescaled.returns, plain.returns, rtol=0, atol=0)
+    close(rollouts.returns, returns, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["each its own", "equal ones shared"])

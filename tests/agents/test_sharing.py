@@ -24,6 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "every site": {"sites": ("map", "vector", "heads")},
     "heads alone": {"sites": ("heads",)},
     "task id": {"context": "task_id"},
+    "value per task": {"popart": True},
     "two trunks": {"share_features_extractor": False},
     "attention": {"fusion": "attention", "sites": ("map", "heads")},
 }
@@ -67,7 +68,7 @@ def judged(agent: PPO, *, share: bool) -> tuple[Judgement, list[Tensor]]:
     judgement = agent._judge(samples)
     assert judgement.entropy is not None
     inverse = torch.from_numpy(np.argsort(order))
-    in_order = Judgement(*(part[inverse] for part in judgement))  # type: ignore[index]
+    in_order = Judgement(*(part[inverse] for part in judgement if part is not None))
     weights = torch.randn(len(rows), generator=torch.Generator().manual_seed(0))
     loss = ((in_order.values + in_order.log_probs) * weights + judgement.entropy).sum()
     parameters = list(agent.policy.parameters())

@@ -13,7 +13,8 @@ from PIL import Image
 
 from mirl.agents.algorithms import A2C, PPO
 from mirl.agents.video import WIDTH, Gif, encode_gif, record_episode
-from mirl.configs.schema import SuiteConfig, TaskConfig, TrainConfig
+from mirl.configs.schema import TrainConfig
+from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs import make_env
 
 Build = Callable[..., TrainConfig]

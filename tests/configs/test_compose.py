@@ -10,16 +10,21 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mirl.configs.agents import PPOConfig
 from mirl.configs.compose import GROUPS, compose_train, fields_of, parse_flat, presets, validate
+from mirl.configs.compose import PRESETS as FOLDER
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import FilmConfig
-from mirl.configs.schema import EvalConfig, PPOConfig, TrainConfig
+from mirl.configs.schema import EvalConfig, TrainConfig
 
 PRESETS = [(group, preset) for group in GROUPS for preset in presets(group)]
 COMPANIONS = {
     ("encoder", "image"): ["task.observation=rgb"],
     ("encoder", "vector"): ["sites=[vector]"],
     ("context", "task_id"): ["task=doors"],
+    ("context", "one_hot"): ["task=doors"],
+    ("split", "rooms"): ["task=doors"],
+    ("split", "ode"): ["task=ode"],
 }
 """What a preset needs beside it to make sense."""
 
@@ -48,13 +53,39 @@ def test_no_words_give_the_defaults() -> None:
 def test_every_preset_composes(group: str, preset: str) -> None:
     config = compose_preset(group, preset)
     part = getattr(config, group)
-    assert preset.startswith(part.name if group == "task" else part.kind)
+    written = yaml.safe_load((FOLDER / group / f"{preset}.yaml").read_text(encoding="utf-8"))
+    if group in ("task", "split"):  # run directories are named after it
+        assert part.name == preset
+    else:
+        assert part.kind == written["kind"]
 
 
 @pytest.mark.parametrize("preset", presets("task"))
 def test_every_task_preset_names_registered_environments(preset: str) -> None:
     for task in compose_preset("task", preset).task.tasks:
+        if not task.env_id.startswith(("MiniGrid-", "BabyAI-")):
+            pytest.skip("not of MiniGrid: registered by a package that is optional")
         assert task.env_id in gym.registry
+
+
+def test_a_task_preset_may_override_other_groups_and_the_command_line_overrides_it() -> None:
+    suite = compose_train(["task=mt5"])
+    assert (suite.context.kind, suite.total_timesteps) == ("task_id", 1_000_000)
+    asked = compose_train(["total_timesteps=7", "context=mission", "task=mt5"])
+    assert (asked.context.kind, asked.total_timesteps) == ("mission", 7)
+    assert compose_train(["agent.n_envs=64", "task=minigrid30"]).agent.n_envs == 64
+
+
+def test_each_multitask_suite_contains_the_smaller_one() -> None:
+    three, five, seven = (compose_train([f"task={name}"]).task.tasks for name in ("mt3", "mt5", "mt7"))
+    assert (len(three), len(five), len(seven)) == (3, 5, 7)
+    assert (five[:3], seven[:5]) == (three, five)
+
+
+def test_the_thirty_tasks_are_thirty_environments_of_equal_share() -> None:
+    config = compose_train(["task=minigrid30"])
+    assert len({task.env_id for task in config.task.tasks}) == 30
+    assert config.agent.n_envs % 30 == 0
 
 
 @pytest.mark.parametrize(("group", "preset"), PRESETS)
@@ -81,6 +112,17 @@ def test_the_order_of_words_does_not_matter() -> None:
 def test_a_task_can_be_any_environment_id(env_id: str) -> None:
     (task,) = compose_train([f"task={env_id}"]).task.tasks
     assert (task.name, task.env_id) == (env_id, env_id)
+
+
+def test_ids_joined_by_a_plus_make_a_suite() -> None:
+    suite = compose_train(["task=BabyAI-GoToObj-v0+BabyAI-GoToLocal-v0", "context=task_id"]).task
+    assert [task.env_id for task in suite.tasks] == ["BabyAI-GoToObj-v0", "BabyAI-GoToLocal-v0"]
+    assert suite.name == "BabyAI-GoToObj-v0+BabyAI-GoToLocal-v0"
+
+
+def test_an_id_that_is_joined_to_itself_is_refused_once() -> None:
+    message = message_of("task=BabyAI-GoToObj-v0+BabyAI-GoToLocal-v0+BabyAI-GoToObj-v0")
+    assert message == "task names must be unique, these come twice: BabyAI-GoToObj-v0"
 
 
 def test_a_suite_can_be_written_on_the_command_line() -> None:
@@ -110,7 +152,9 @@ def test_no_task_name_leads_out_of_the_runs_folder(name: str) -> None:
         ("context=misson", "unknown context 'misson': expected a preset. Did you mean 'mission'?"),
         ("encoder=gird", "unknown encoder 'gird': expected a preset. Did you mean 'grid'?"),
         ("agent=pppo", "unknown agent 'pppo': expected a preset. Did you mean 'ppo'?"),
-        ("agent=dqn", "unknown agent 'dqn': expected a preset. Valid: a2c, ppo."),
+        ("agent=impala", f"unknown agent 'impala': expected a preset. Valid: {', '.join(presets('agent'))}."),
+        ("split=nothing", "unknown split 'nothing': expected a preset. Did you mean 'none'?"),
+        ("split=rooms", "split.tasks: suite 'goto_door' has no task 'goto_door_8x8'. Did you mean 'goto_door'?"),
         ("task=goto_dor", "unknown task 'goto_dor': expected a preset or an environment id. Did you mean 'goto_door'?"),
         ("fusion.kind=flim", "unknown fusion 'flim'. Did you mean 'film'?"),
         ("device=cdua", "device: expected 'auto', 'cpu' or 'cuda', got 'cdua'. Did you mean 'cuda'?"),
@@ -157,6 +201,8 @@ def test_a_wrong_type_or_range_says_what_came(words: list[str], message: str) ->
         (["task.tasks=[{name: a, env_id: X-v0}, {name: a, env_id: Y-v0}]"], "task names must be unique"),
         (["task.tasks=[]"], "tasks must list at least one task"),
         (["task.tasks=[{name: a, env_id: X-v0, score_low: 2}]"], "score_high must exceed score_low=2.0, got 1.0"),
+        (["task=doors", "split=rooms", "split.tasks=[goto_door_5x5,goto_door_6x6,goto_door_8x8]"], "every task of"),
+        (["split.goal_low=[0,0]", "split.goal_high=[1]"], "corners of one box, got [0.0, 0.0] and [1.0]"),
         (["sites=[]"], "sites must name at least one site"),
         (["sites=[map,map]"], "none twice"),
         (["context.dim=30"], "dim must be even and a multiple of heads=4, got 30"),
@@ -189,7 +235,7 @@ def test_a_word_without_key_and_value_is_refused(word: str) -> None:
 
 def test_a_mistake_inside_a_task_is_told_once() -> None:
     (line,) = message_of("task.tasks=[{name: a, env_id: X-v0, success: rewrad}]").splitlines()
-    assert line == "task.tasks.0.success: expected 'reward' or 'info', got 'rewrad'. Did you mean 'reward'?"
+    assert line == "task.tasks.0.success: expected 'reward', 'info' or 'ever', got 'rewrad'. Did you mean 'reward'?"
 
 
 KEYS = sorted({*fields_of([TrainConfig])})

@@ -6,10 +6,12 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from mirl.configs.agents import A2CConfig, AgentConfig, PPOConfig
 from mirl.configs.compose import compose_train, models_of
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import BilinearConfig, ContextConfig, EncoderConfig, FilmConfig, FusionConfig, choose
-from mirl.configs.schema import A2CConfig, AgentConfig, EvalConfig, PPOConfig, SuiteConfig, TaskConfig, TrainConfig
+from mirl.configs.schema import EvalConfig, TrainConfig
+from mirl.configs.tasks import SuiteConfig, TaskConfig
 
 
 def all_models() -> list[type[BaseModel]]:
@@ -70,7 +72,7 @@ def test_choose_names_the_nearest_kind() -> None:
 
 
 def test_choose_refuses_a_config_of_another_family() -> None:
-    with pytest.raises(ConfigError, match="expected one of ppo, a2c, got FilmConfig"):
+    with pytest.raises(ConfigError, match="expected one of ppo, a2c, sac, td3, tqc, dqn, got FilmConfig"):
         choose(FilmConfig(), AgentConfig)
 
 

@@ -18,7 +18,7 @@ from gymnasium.spaces import Box
 from stable_baselines3 import PPO
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import SuiteConfig, TaskConfig
+from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs import EnvironmentFailedError, SuiteVecEnv, make_vec_env
 from mirl.envs.actions import checked_actions
 from mirl.envs.seeds import Split, slot_seeds
@@ -145,7 +145,7 @@ def test_no_worker_outlives_an_owner_that_was_killed(tmp_path: Path) -> None:
     script.write_text(
         "import multiprocessing, sys, time\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from mirl.configs.schema import SuiteConfig, TaskConfig\n"
+        "from mirl.configs.tasks import SuiteConfig, TaskConfig\n"
         "from mirl.envs import SuiteVecEnv\n"
         "if __name__ == '__main__':\n"
         f"    task = TaskConfig(name='toy', env_id='{EMPTY}')\n"

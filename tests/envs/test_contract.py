@@ -11,7 +11,7 @@ from gymnasium import spaces
 from minigrid.wrappers import FullyObsWrapper
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import SuiteConfig, TaskConfig
+from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs import ContractObservation, SuiteVecEnv, make_env, tokenise
 from mirl.envs.envpool_pool import envpool_ids
 
@@ -167,8 +167,8 @@ def test_keyword_arguments_reach_the_environment() -> None:
 @pytest.mark.parametrize(
     ("env_id", "error", "install"),
     [
-        ("FetchReach-v4", ModuleNotFoundError(name="gymnasium_robotics"), "pip install gymnasium-robotics"),
-        ("Meta-World/MT1", ModuleNotFoundError(name="metaworld"), "pip install metaworld"),
+        ("FetchReach-v4", ModuleNotFoundError(name="gymnasium_robotics"), r'pip install "mirl\[robotics\]"'),
+        ("Meta-World/MT1", ModuleNotFoundError(name="metaworld"), r'pip install "mirl\[robotics\]"'),
     ],
 )
 def test_a_missing_plugin_says_what_to_install(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirl.configs.schema import TaskConfig
+from mirl.configs.tasks import TaskConfig
 from mirl.envs import MAX_TOKENS, N_TOKENS, VOCABULARY, mission_space, tokenise
 from mirl.envs.making import make_env
 from mirl.envs.missions import token_id, words

@@ -8,7 +8,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import BackendName, SuiteConfig, TaskConfig
+from mirl.configs.schema import BackendName
+from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs import SuiteVecEnv, make_vec_env
 from mirl.envs.making import make_env
 
@@ -278,12 +279,6 @@ def test_an_unknown_id_names_the_nearest(backend: BackendName) -> None:
 def test_fewer_slots_than_tasks_are_an_error(backend: BackendName) -> None:
     with pytest.raises(ConfigError, match="at least one per task of suite 'suite', 3, got 2"):
         SuiteVecEnv(SUITE, 2, backend=backend)
-
-
-def test_tasks_with_other_actions_are_an_error_that_names_both(backend: BackendName) -> None:
-    ids = ["MiniGrid-Empty-5x5-v0", "MiniGrid-Dynamic-Obstacles-5x5-v0"]
-    with pytest.raises(ConfigError, match=rf"action space of '{ids[0]}' is Discrete\(7\), of '{ids[1]}' Discrete\(3\)"):
-        make_vec_env(ids, 2, backend=backend)
 
 
 def test_sb3_learns_and_evaluates_on_it_without_warnings(backend: BackendName) -> None:

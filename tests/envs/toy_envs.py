@@ -100,6 +100,49 @@ class SwitchesEnv(gym.Env[Any, Any]):
         return np.ones(2, np.float32), float(np.sum(action) == 2), True, False, {}
 
 
-for _name in ("Switches", "Counter", "RandomGoal", "Text", "Lazy"):
+class ChoiceEnv(gym.Env[Any, Any]):
+    """One timestep, n actions, a reward for the last of them. With ``own_mask`` its mask hides action 0."""
+
+    def __init__(self, n_actions: int = 3, own_mask: bool = False) -> None:
+        self.observation_space = spaces.Dict({"observation": spaces.Box(0, 1, (2,), np.float32)})
+        if own_mask:
+            self.observation_space["action_mask"] = spaces.MultiBinary(n_actions)
+        self.action_space = spaces.Discrete(n_actions)
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        mask = np.arange(self.action_space.n) > 0
+        values = {"observation": np.zeros(2, np.float32), "action_mask": mask.astype(np.int8)}
+        return {key: values[key] for key in self.observation_space}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), "an action that this task does not have"
+        return self._observation(), float(action == self.action_space.n - 1), True, False, {}
+
+
+class GlimpseEnv(gym.Env[Any, Any]):
+    """Three timesteps; action 1 succeeds in its own timestep only. Action 2 keeps silent about success."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(0, 1, (1,), np.float32)
+        self.action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._count = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._count += 1
+        info = {} if action == 2 else {"success": float(action == 1)}  # a number, as Meta-World has it
+        return np.zeros(1, np.float32), 0.0, False, self._count == 3, info
+
+
+for _name in ("Switches", "Counter", "RandomGoal", "Text", "Lazy", "Choice", "Glimpse"):
     if f"Toy{_name}-v0" not in gym.registry:
         gym.register(f"Toy{_name}-v0", entry_point=f"{__name__}:{_name}Env")
+if "ToyShortGoal-v0" not in gym.registry:
+    gym.register("ToyShortGoal-v0", entry_point=f"{__name__}:RandomGoalEnv", max_episode_steps=3)

@@ -233,6 +233,31 @@ def test_the_context_of_a_task_is_an_mlp_of_its_one_hot() -> None:
     assert isinstance(mlp[-1], nn.ReLU)  # type: ignore[index]
 
 
+def test_the_default_mlp_is_the_one_that_older_checkpoints_hold() -> None:
+    context = build_context(TaskIdContextConfig(), SPACE)
+    assert {name: tuple(weight.shape) for name, weight in context.named_parameters()} == {
+        "mlp.0.weight": (64, N_TASKS),
+        "mlp.0.bias": (64,),
+        "mlp.2.weight": (64, 64),
+        "mlp.2.bias": (64,),
+    }
+
+
+def test_hidden_layers_are_as_wide_as_asked_and_dim_is_the_last() -> None:
+    context = build_context(TaskIdContextConfig(hidden=(6, 7), dim=5), SPACE)
+    widths = [layer.out_features for layer in context.modules() if isinstance(layer, nn.Linear)]
+    assert (widths, context.out_dim) == ([6, 7, 5], 5)
+    assert encode(context, one_hot([1, 2])).shape == (2, 5)
+
+
+def test_without_hidden_layers_the_context_is_the_one_hot_itself() -> None:
+    context, tasks = build_context(TaskIdContextConfig(hidden=(), dim=9), SPACE), one_hot([2, 0, 3, 2])
+    assert context.out_dim == N_TASKS
+    assert not list(context.parameters())
+    close(encode(context, tasks), tasks, rtol=0, atol=0)
+    close(encode(context, tasks.unsqueeze(1)), tasks, rtol=0, atol=0)
+
+
 def test_each_task_is_encoded_once() -> None:
     context = build_context(TaskIdContextConfig(dim=8), SPACE)
     assert context(one_hot([1] * 20)).values.shape == (N_TASKS, 8)
@@ -255,6 +280,43 @@ def test_the_context_of_a_goal_is_its_own() -> None:
     close(result.per_row(), torch.stack([encode(context, goal.unsqueeze(0))[0] for goal in goals]))
 
 
+CODES = np.broadcast_to(np.array([4, 2], np.uint8), (5, 6, 2))
+PICTURES = spaces.Dict({"desired_goal": spaces.Box(np.zeros_like(CODES), CODES.copy(), (5, 6, 2), np.uint8)})
+
+
+def pictures(size: int, distinct: int) -> tuple[Tensor, Tensor]:
+    """(distinct, 5, 6, 2) pictures as SB3 gives them, and which one each of ``size`` rows has."""
+    generator = torch.Generator().manual_seed(0)
+    codes = [torch.randint(0, high, (distinct, 5, 6), generator=generator) for high in (5, 3)]
+    return torch.stack(codes, dim=-1).float(), torch.randint(0, distinct, (size,), generator=generator)
+
+
+def test_a_goal_that_is_a_picture_is_read_by_convolutions_over_its_embedded_codes() -> None:
+    torch.manual_seed(0)
+    context = build_context(GoalContextConfig(encoder="grid", dim=8), PICTURES)
+    goals, _ = pictures(1, 3)
+    embedding = context.get_parameter("encoder.to_cells.embedding.weight")
+    by_code = embedding[:, :5].T[goals[..., 0].long()] + embedding[:, 5:].T[goals[..., 1].long()]
+    cells = (by_code + context.get_parameter("encoder.to_cells.embedding.bias")).relu().permute(0, 3, 1, 2)
+    mapped = context.get_submodule("encoder.convolutions")(cells).permute(0, 2, 3, 1).flatten(1)
+    expected = context.get_submodule("encoder.linear")(mapped).relu()
+    assert context.out_dim == 8
+    close(encode(context, goals), expected, rtol=1e-4, atol=1e-5)
+    assert expected.std(dim=0).max() > 1e-3
+
+
+def test_each_distinct_picture_is_read_once() -> None:
+    context = build_context(GoalContextConfig(encoder="grid", dim=8), PICTURES)
+    goals, index = pictures(40, 3)
+    result = context(goals[index])
+    assert result.values.shape == (3, 8)
+    close(result.per_row(), encode(context, goals)[index], rtol=1e-4, atol=1e-5)
+    groups = Groups(index, 3)
+    given = context(Distinct(goals.to(torch.uint8), groups))
+    assert given.groups is groups
+    close(given.per_row(), result.per_row(), rtol=1e-4, atol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------------------ errors
 
 
@@ -263,6 +325,10 @@ def test_the_context_of_a_goal_is_its_own() -> None:
     [
         (TaskIdContextConfig(key="mission"), "task_id reads a Discrete space under 'mission'"),
         (MissionContextConfig(key="desired_goal"), "under .*; wrap the environment in mirl.envs.ContractObservation"),
+        (
+            GoalContextConfig(encoder="grid"),
+            "encoder=grid reads a picture, a Box of rank 3, under 'desired_goal', got Box",
+        ),
         (MissionContextConfig(key="task"), "under .*; wrap the environment in mirl.envs.ContractObservation"),
     ],
 )

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from minigrid.wrappers import FullyObsWrapper
 from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
@@ -169,28 +170,66 @@ def test_attention_looks_over_the_cells_and_masks_the_vector() -> None:
     assert isinstance(extractor.vector_fusion, AttentionMask)
 
 
-@pytest.mark.parametrize("give_context", [False, True])
-def test_the_size_of_the_features_is_what_sb3_is_told(give_context: bool) -> None:
+@pytest.mark.parametrize("give_features", [False, True])
+def test_the_size_of_the_features_is_what_sb3_is_told(give_features: bool) -> None:
     extractor = FusionExtractor(
         GRID,
         context=TaskIdContextConfig(dim=10),
         encoder=GridEncoderConfig(features_dim=20, channels=8),
-        give_context=give_context,
+        give_features=give_features,
     )
     features = extractor(batch_of(GRID, 3))
-    vector = features.vector if give_context else features
+    vector = features.vector if give_features else features
     assert extractor.features_dim == 20
     assert vector.shape == (3, 20)
 
 
 def test_the_context_is_given_beside_the_features_of_its_row() -> None:
-    extractor = FusionExtractor(GRID, context=TaskIdContextConfig(dim=10), give_context=True)
+    extractor = FusionExtractor(GRID, context=TaskIdContextConfig(dim=10), give_features=True)
     batch = batch_of(GRID, 6)
     with torch.no_grad():
-        vector, context = extractor(batch)
-        close(context.per_row(), extractor.context.mlp(batch["task"]))  # type: ignore[union-attr,operator]
-        extractor.give_context = False
-        close(extractor(batch), vector, rtol=0, atol=0)
+        features = extractor(batch)
+        close(features.context.per_row(), extractor.context.mlp(batch["task"]))  # type: ignore[union-attr,operator]
+        extractor.give_features = False
+        close(extractor(batch), features.vector, rtol=0, atol=0)
+
+
+MASKED = spaces.Dict({**GRID, "action_mask": spaces.MultiBinary(4)})
+
+
+@pytest.mark.parametrize("form", ["rollouts", "minibatches", "distinct"])
+def test_the_task_and_the_action_mask_are_given_beside_the_features_of_their_row(form: str) -> None:
+    batch, tasks = batch_of(MASKED, 6), torch.tensor([2, 0, 1, 1, 2, 0])
+    task: dict[str, Any] = {
+        "rollouts": one_hot(tasks, 3).float(),
+        "minibatches": one_hot(tasks, 3).float().unsqueeze(1),
+        "distinct": Distinct(torch.tensor([0, 2, 1]), Groups(torch.tensor([1, 0, 2, 2, 1, 0]), 3)),
+    }
+    features = FusionExtractor(MASKED, context="task_id", give_features=True)({**batch, "task": task[form]})
+    close(features.task, tasks)
+    assert batch["action_mask"].unique().tolist() == [0, 1]
+    close(features.action_mask, batch["action_mask"].bool())
+
+
+def test_some_rows_of_the_features_are_the_features_of_these_rows() -> None:
+    extractor, rows = FusionExtractor(MASKED, give_features=True), torch.tensor([0, 2, 2, 5])
+    batch = batch_of(MASKED, 6)
+    some, alone = extractor(batch).index_select(0, rows), extractor({key: value[rows] for key, value in batch.items()})
+    close((some.vector, some.context.per_row()), (alone.vector, alone.context.per_row()), rtol=1e-4, atol=1e-5)
+    close((some.task, some.action_mask), (alone.task, alone.action_mask))
+
+
+def test_observations_without_a_task_or_a_mask_give_none() -> None:
+    features = FusionExtractor(GOAL, give_features=True)(batch_of(GOAL, 3))
+    assert (features.task, features.action_mask) == (None, None)
+    some = features.index_select(0, torch.tensor([1]))
+    assert (some.task, some.action_mask) == (None, None)
+
+
+def test_the_action_mask_is_not_seen_unless_it_is_named() -> None:
+    assert FusionExtractor(MASKED).routing.others == ("direction",)
+    named = FusionExtractor(MASKED, observation_keys=("image", "action_mask")).routing
+    assert (named.others, named.others_dim) == (("action_mask",), 4)
 
 
 @pytest.mark.parametrize(("context", "key"), [("task_id", "task"), ("mission", "mission")])
@@ -205,11 +244,11 @@ def test_distinct_contexts_give_the_features_of_their_rows(context: str, key: st
 @pytest.mark.parametrize("context", ["task_id", "mission"])
 @pytest.mark.parametrize("sites", [("map",), ("vector",), ("map", "vector")])
 def test_the_forms_of_rollouts_and_of_minibatches_agree(context: str, sites: Any) -> None:
-    extractor = away_from_the_start(FusionExtractor(GRID, context=context, sites=sites, give_context=True))
+    extractor = away_from_the_start(FusionExtractor(GRID, context=context, sites=sites, give_features=True))
 
     def features(batch: dict[str, Tensor]) -> Tensor:
-        vector, asked = extractor(batch)
-        return torch.cat([vector, asked.per_row()], dim=1)
+        given = extractor(batch)
+        return torch.cat([given.vector, given.context.per_row()], dim=1)
 
     batch = batch_of(GRID, 6)
     minibatch = {**batch, "task": batch["task"].unsqueeze(1), "direction": batch["direction"].unsqueeze(1)}

@@ -30,6 +30,7 @@ from mirl.configs.networks import (
 )
 from mirl.policies import Fusion, FusionExtractor, FusionPolicy
 from mirl.policies.contexts import GoalContext, MissionContext, TaskIdContext
+from mirl.policies.popart import PopArtHead
 from mirl.policies.specialise import fold, specialise_fusion
 
 close = torch.testing.assert_close
@@ -106,6 +107,7 @@ SPACE = spaces.Dict(
         "desired_goal": spaces.Box(-1, 1, (2, 2), np.float32),
     }
 )
+MASKED = spaces.Dict({**SPACE, "action_mask": spaces.MultiBinary(5)})
 PIXELS = spaces.Dict({"image": spaces.Box(0, 255, (3, 16, 24), np.uint8), "task": spaces.Discrete(3)})
 FUSIONS: dict[str, str | FusionConfig] = {
     "concat": ConcatConfig(hidden=6),
@@ -123,6 +125,7 @@ SEEN: dict[str, tuple[EncoderConfig, spaces.Dict]] = {
     "grid": (GridEncoderConfig(channels=8, features_dim=12), SPACE),
     "image": (ImageEncoderConfig(channels=8, features_dim=12), PIXELS),
     "vector": (VectorEncoderConfig(hidden=(), features_dim=12), SPACE),
+    "masked": (GridEncoderConfig(channels=8, features_dim=12), MASKED),
 }
 
 
@@ -159,7 +162,7 @@ def tensors(observation: dict[str, np.ndarray], but: str = "") -> dict[str, Tens
     return {name: torch.from_numpy(array) for name, array in observation.items() if name != but}
 
 
-def assert_specialised_equals(policy: FusionPolicy, key: str) -> None:
+def assert_specialised_equals(policy: FusionPolicy, key: str, value_tolerance: float = 1e-6) -> None:
     space = policy.observation_space
     assert isinstance(space, spaces.Dict)
     observation = asked(space, key)
@@ -167,7 +170,7 @@ def assert_specialised_equals(policy: FusionPolicy, key: str) -> None:
     logits, values = policy.specialise(ASKED[key][1])(tensors(observation, but=key))
     with torch.no_grad():
         distribution = policy.get_distribution(general).distribution
-        assert_equal_to_scale(values, policy.predict_values(general))
+        assert_equal_to_scale(values, policy.predict_values(general), value_tolerance)
         assert_equal_to_scale(logits.log_softmax(-1), distribution.logits)  # type: ignore[union-attr]
         assert logits.std(dim=0).min() > 1e-3, "it does not see"
     others = policy.specialise({"task": 0, "mission": [1] * 6, "desired_goal": np.ones((2, 2))}[key])
@@ -187,7 +190,7 @@ def test_it_does_with_every_context_at_every_site(sites: tuple[str, ...], key: s
 
 
 @pytest.mark.parametrize("net_arch", [[], {"pi": [8, 6], "vf": [7]}], ids=str)
-@pytest.mark.parametrize("encoder", SEEN)
+@pytest.mark.parametrize("encoder", ["grid", "image", "vector"])
 def test_it_does_with_every_encoder_and_architecture(encoder: str, net_arch: Any) -> None:
     sites = ("vector", "heads") if encoder == "vector" else ("map", "vector", "heads")
     assert_specialised_equals(policy_of(sites=sites, encoder=encoder, net_arch=net_arch), "task")
@@ -292,15 +295,90 @@ def test_observations_that_do_not_fit_are_refused() -> None:
         specialised({**observation, "image": observation["image"][0]})
 
 
+# ------------------------------------------------------------------------------------- values per task, action masks
+
+HEADS: list[tuple[Any, ...]] = [("vector",), ("vector", "heads")]
+ROUNDING = 1e-5
+"""Of values that are σ n + μ, with a mean μ of the size of the values."""
+
+
+def popart_policy(sites: tuple[Any, ...], key: str, fusion: str = "bilinear", **options: Any) -> FusionPolicy:
+    """Whose tasks differ in scale."""
+    policy = policy_of(fusion, sites=sites, key=key, popart=True, **options)
+    assert isinstance(policy.value_net, PopArtHead)
+    tasks = torch.arange(60) % 3
+    policy.value_net.update(torch.randn(60) * (1 + tasks) + 5.0 * tasks, tasks)
+    return policy
+
+
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
+@pytest.mark.parametrize("key", ["task", "mission"])
+@pytest.mark.parametrize("sites", HEADS, ids=str)
+def test_the_value_of_a_specialised_policy_is_that_of_its_task(sites: tuple[Any, ...], key: str, share: bool) -> None:
+    policy = popart_policy(sites, key, share_features_extractor=share)
+    for task in (2,) if key == "task" else (0, 1, 2):
+        observation = {**asked(SPACE, key), "task": np.full(7, task)}
+        general, _ = policy.obs_to_tensor(observation)
+        specialised = policy.specialise(ASKED[key][1], **({} if key == "task" else {"task": task}))
+        values = specialised(tensors(observation, but="task"))[1]
+        assert_equal_to_scale(values, policy.predict_values(general), ROUNDING)
+        assert not {PopArtHead, Fusion} & {type(module) for module in specialised.modules()}
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_it_is_with_every_fusion(fusion: str) -> None:
+    assert_specialised_equals(popart_policy(("map", "vector", "heads"), "task", fusion), "task", ROUNDING)
+
+
+@pytest.mark.parametrize("task", [-1, 3])
+def test_a_task_that_is_none_of_the_policys_is_refused(task: int) -> None:
+    with pytest.raises(ConfigError, match=f"expected a task from 0 to 2, got {task}"):
+        popart_policy(("heads",), "mission").specialise(ASKED["mission"][1], task=task)
+
+
+@pytest.mark.parametrize("sites", HEADS, ids=str)
+def test_a_specialised_policy_masks_the_actions_that_its_policy_masks(sites: tuple[Any, ...]) -> None:
+    policy, observation = policy_of(sites=sites, encoder="masked"), asked(MASKED, "task", size=40)
+    observation["action_mask"][0] = 0
+    observation["action_mask"][1:, 4] = 1
+    specialised = policy.specialise(2)
+    logits, _ = specialised(tensors(observation, but="task"))
+    expected = policy.get_distribution(policy.obs_to_tensor(observation)[0]).distribution
+    close(logits.softmax(-1), expected.probs, rtol=1e-4, atol=1e-6)  # type: ignore[union-attr]
+    assert not logits.softmax(-1)[1:][observation["action_mask"][1:] == 0].any()
+    del observation["action_mask"]
+    with pytest.raises(ValueError, match=r"expected the keys .*, action_mask, got "):
+        specialised(tensors(observation))
+
+
+def test_a_picture_of_the_goal_can_be_the_one_context() -> None:
+    codes = np.full((5, 5, 2), 2, np.uint8)
+    picture = spaces.Box(np.zeros_like(codes), codes, (5, 5, 2), np.uint8)
+    space = spaces.Dict({"desired_goal": picture, "observation": spaces.Box(-1, 1, (3,), np.float32)})
+    torch.manual_seed(0)
+    context = GoalContextConfig(encoder="grid", dim=8)
+    policy = FusionPolicy(space, spaces.Discrete(3), lambda _: 1e-3, context=context)
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    space.seed(0)
+    goals, seen = picture.sample(), np.stack([space["observation"].sample() for _ in range(4)])
+    general, _ = policy.obs_to_tensor({"observation": seen, "desired_goal": np.stack([goals] * 4)})
+    values = policy.specialise(goals)({"observation": torch.from_numpy(seen)})[1]
+    assert_equal_to_scale(values, policy.predict_values(general))
+    assert policy.distinct_key == "desired_goal", "few pictures are distinct"
+
+
 # ----------------------------------------------------------------------------------------------------------- export
 
 
-@pytest.mark.parametrize("encoder", ["grid", "image"])
+@pytest.mark.parametrize("encoder", ["grid", "image", "masked"])
 @pytest.mark.parametrize("fusion", ["bilinear", "concat", "gate", "attention", "softmax", "metric"])
 def test_a_specialised_policy_can_be_exported_for_batches_of_any_size(fusion: str, encoder: str) -> None:
-    specialised = policy_of(fusion, encoder=encoder).specialise(2)
+    policy = policy_of(fusion, encoder=encoder, popart=encoder == "masked")
+    specialised = policy.specialise(2)
     observation = tensors(asked(SEEN[encoder][1], "task"), but="task")
-    inputs = {key: observation[key] for key in specialised.extractor.keys}
+    inputs = {key: observation[key] for key in specialised.keys}
     any_size = {key: {0: torch.export.Dim("batch", min=1)} for key in inputs}
     program = torch.export.export(specialised, (inputs,), dynamic_shapes=(any_size,)).module()
     for size in (1, 2, 3, 7):

@@ -1,0 +1,199 @@
+"""Compare agents at equal parameters over several seeds: a JSON, a table, a picture.
+
+    python benchmarks/compare.py mt5 --seeds 3 --match encoder.features_dim \\
+        --agent "concat: fusion=concat" --agent "bilinear: fusion=bilinear" task=mt5 total_timesteps=1_000_000
+
+Every agent is trained with the words it has in common with the others and with its own. ``--match OPTION`` sets that
+option of each agent so that all have as many parameters as the largest: narrower ones are widened, and none is tuned.
+Finished runs in ``--runs`` are not repeated, so a benchmark that was cut off goes on. Results are written after each
+run, to ``benchmarks/results/NAME.json``, and the curves to ``docs/pictures/NAME.png``. ``--jobs`` runs several at a
+time, each on one thread; no time is kept here, so it costs nothing.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from machine import write_results
+
+from mirl.agents.building import build_agent
+from mirl.agents.checkpoint import find_checkpoint
+from mirl.agents.statistics import bootstrap_interval
+from mirl.configs.compose import compose_train
+from mirl.envs import SuiteVecEnv
+from mirl.policies import count_parameters
+
+ROOT = Path(__file__).parent.parent
+WIDEST = 4096
+PARTS = {"trained": "", "held_out": "held out, "}
+
+
+def parameters_of(words: list[str]) -> int:
+    """Of the untrained agent that a command line describes."""
+    config = compose_train(words)
+    env = SuiteVecEnv(config.task, max(len(config.task.tasks), 2), backend=config.backend)
+    agent = config.agent.model_copy(update={"n_envs": env.num_envs, "n_steps": 8, "batch_size": 8, "buffer_size": 8})
+    try:
+        return count_parameters(build_agent(config.model_copy(update={"agent": agent, "device": "cpu"}), env).policy)
+    finally:
+        env.close()
+
+
+def matched(agents: dict[str, list[str]], shared: list[str], option: str | None) -> dict[str, list[str]]:
+    """The agents' words, with ``option`` set so that each has as many parameters as the largest, as near as can be."""
+    if option is None:
+        return agents
+    sizes = {name: parameters_of([*shared, *words]) for name, words in agents.items()}
+    target = max(sizes.values())
+    return {
+        name: words if sizes[name] == target else [*words, f"{option}={width_for(target, [*shared, *words], option)}"]
+        for name, words in agents.items()
+    }
+
+
+def width_for(target: int, words: list[str], option: str) -> int:
+    """By bisection: parameters grow with the width."""
+    low, high = 1, WIDEST
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if parameters_of([*words, f"{option}={middle}"]) <= target else (low, middle)
+    return low
+
+
+def train_and_evaluate(words: list[str], runs: Path, name: str, threads: int) -> dict[str, Any]:
+    """One run, from the command line as a user would; what is to be known of it."""
+    run_dir = runs / name
+    command = [sys.executable, str(ROOT / "train.py"), f"runs_dir={runs}", f"name={name}", "progress=false", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    last = find_checkpoint(run_dir / "checkpoints", "last").name
+    [report_path] = (run_dir / "eval").glob(f"{last}-*-seed0-1000ep.json")
+    report = json.loads(report_path.read_text())
+    with (run_dir / "metrics.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        "options": words,
+        "parameters": next(int(float(row["model/parameters"])) for row in rows if row["model/parameters"]),
+        "timesteps": int(last.removeprefix("step_")),
+        "curve": [
+            (int(row["time/total_timesteps"]), float(row["eval/success_rate"]))
+            for row in rows
+            if row["eval/success_rate"]
+        ],
+        "tasks": report["tasks"],
+    }
+
+
+def scores(runs: list[dict[str, Any]], part: str, metric: str) -> dict[str, list[float]]:
+    """Each task's results over the seeds."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for task in run["tasks"]:
+            if task["part"] == part:
+                found.setdefault(task["task"], []).append(task[metric])
+    return found
+
+
+def summary_rows(agents: dict[str, list[dict[str, Any]]], metric: str) -> tuple[list[str], list[list[str]]]:
+    """A row per agent: each task's mean over the seeds, then the mean over tasks with its interval."""
+    parts = [part for part in PARTS if scores(next(iter(agents.values())), part, metric)]
+    by_part = {part: list(scores(next(iter(agents.values())), part, metric)) for part in parts}
+    columns, rows = ["agent", "parameters", "seeds"], []
+    for part in parts:
+        columns += [PARTS[part] + task for task in by_part[part]] if len(by_part[part]) <= 10 else []
+        columns += [f"{PARTS[part]}mean (95 % interval)"] if len(by_part[part]) > 1 or part == parts[0] else []
+        columns += [f"{PARTS[part]}interquartile mean", f"{PARTS[part]}worst"] if len(by_part[part]) > 1 else []
+    for name, runs in agents.items():
+        row = [name, f"{runs[0]['parameters']:,}", str(len(runs))]
+        for part in parts:
+            row += list(part_cells(scores(runs, part, metric), metric, main=part == parts[0]))
+        rows.append(row)
+    return columns, rows
+
+
+def part_cells(found: dict[str, list[float]], metric: str, *, main: bool) -> Iterator[str]:
+    """The cells of one agent and part."""
+    form = "{:.1%}".format if metric == "success_rate" else "{:.2f}".format
+    matrix = np.array(list(found.values())).T  # (seeds, tasks)
+    if matrix.shape[1] <= 10:
+        for values in matrix.T:
+            spread = f" ({form(values.min())} – {form(values.max())})" if len(values) > 1 else ""
+            yield form(values.mean()) + spread
+    if matrix.shape[1] > 1 or main:
+        low, high = bootstrap_interval(matrix, np.mean, np.random.default_rng(0))
+        yield f"{form(matrix.mean())} ({form(low)} – {form(high)})"
+    if matrix.shape[1] > 1:
+        from scipy.stats import trim_mean
+
+        yield form(trim_mean(matrix, 0.25, axis=None))
+        yield form(matrix.mean(0).min())
+
+
+def draw(agents: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Success on unseen episodes against timesteps: each agent's mean over the seeds, and its range."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for name, runs in agents.items():
+        length = min(len(run["curve"]) for run in runs)
+        steps = [step for step, _ in runs[0]["curve"][:length]]
+        success = np.array([[rate for _, rate in run["curve"][:length]] for run in runs])
+        [line] = axes.plot(steps, success.mean(0), label=name, linewidth=1.6)
+        axes.fill_between(steps, success.min(0), success.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set(xlabel="timesteps", ylabel="success on unseen episodes", xlim=(0, None), ylim=(0, 1.02))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
+    axes.legend(loc="best", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run the comparison that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("words", nargs="*", metavar="option=value")
+    parser.add_argument("--agent", action="append", required=True, metavar="'NAME: option=value …'")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--match", metavar="OPTION", help="the option that makes the parameters equal")
+    parser.add_argument("--metric", choices=("success_rate", "return_mean", "score"), default="success_rate")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "benchmarks")
+    arguments = parser.parse_args()
+    given = dict(agent.split(":", 1) for agent in arguments.agent)
+    agents = matched({name: words.split() for name, words in given.items()}, arguments.words, arguments.match)
+    finished: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in agents}
+    writing = Lock()
+
+    def one(seed: int, name: str) -> None:
+        words = [*arguments.words, *agents[name], f"seed={seed}"]
+        result = train_and_evaluate(words, arguments.runs, f"{arguments.name}-{name}-seed{seed}", threads)
+        with writing:
+            finished[name][seed] = result
+            runs = {name: [by_seed[s] for s in sorted(by_seed)] for name, by_seed in finished.items() if by_seed}
+            columns, rows = summary_rows(runs, arguments.metric)
+            write_results(arguments.name, columns, rows, runs)
+            draw(runs, ROOT / "docs" / "pictures" / f"{arguments.name}.png")
+            rate = np.mean([task[arguments.metric] for task in result["tasks"] if task["part"] == "trained"])
+            print(f"{name} seed {seed}: {rate:.3f}, {result['parameters']:,} parameters", flush=True)  # noqa: T201
+
+    threads = 1 if arguments.jobs > 1 else int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    with ThreadPoolExecutor(arguments.jobs) as jobs:
+        for done in [jobs.submit(one, seed, name) for seed in range(arguments.seeds) for name in agents]:
+            done.result()
+
+
+if __name__ == "__main__":
+    main()

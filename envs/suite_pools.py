@@ -1,0 +1,111 @@
+"""The pools of a suite's tasks as one: between two episodes, a slot can go from one task to another."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mirl.envs.actions import with_action_mask
+from mirl.envs.pool import Observations, Pool, Slots, Step, join_observations, join_steps
+
+
+class SuitePools:
+    """Steps n slots, each in the pool of the task that it plays, all pools at the same time.
+
+    Args:
+        pools: by task.
+        first_slots: by task, the slot which is number 0 in the task's pool.
+        n: number of slots.
+        n_actions: of each task of the suite, if these differ; observations then gain ``action_mask``.
+    """
+
+    def __init__(
+        self,
+        pools: Mapping[int, Pool],
+        first_slots: Mapping[int, int],
+        n: int,
+        n_actions: NDArray[np.int64] | None = None,
+    ) -> None:
+        self._pools = dict(pools)
+        self._first_slots = dict(first_slots)
+        self._n_actions = n_actions
+        self._tasks = np.full(n, -1, dtype=np.int64)
+        self._plan = _Plan(self._tasks)
+
+    def seed(self, seeds: Mapping[int, Sequence[int]]) -> None:
+        """Restart the random streams: by task, a seed for each slot of its pool. A reset of all slots must follow."""
+        for task, pool in self._pools.items():
+            pool.seed(seeds[task])
+
+    def reset(self, slots: Slots, tasks: NDArray[np.int64]) -> Observations:
+        """Start an episode of tasks (k,) in slots (k,); its first observations (k, …)."""
+        plan = _Plan(tasks)
+        for task, rows in plan.groups:
+            self._pools[task].send_reset(slots[rows] - self._first_slots[task])
+        parts = [self._masked(self._pools[task].recv_reset(), task) for task, _ in plan.groups]
+        if not np.array_equal(self._tasks[slots], tasks):
+            self._tasks[slots] = tasks
+            self._plan = _Plan(self._tasks)
+        return plan.put_back(join_observations(parts))
+
+    def send(self, actions: NDArray[Any]) -> None:
+        """Start a timestep of all slots with valid actions (n, …)."""
+        for task, rows in self._plan.groups:
+            self._pools[task].send(rows - self._first_slots[task], actions[rows])
+
+    def recv(self) -> Step:
+        """Finish it."""
+        steps = [self._masked_step(self._pools[task].recv(), task) for task, _ in self._plan.groups]
+        return self._plan.put_back_step(join_steps(steps))
+
+    def close(self) -> None:
+        """Give back processes and threads; a second call does nothing."""
+        for pool in self._pools.values():
+            pool.close()
+
+    def _masked(self, obs: Observations, task: int) -> Observations:
+        if self._n_actions is None:
+            return obs
+        return with_action_mask(obs, int(self._n_actions[task]), int(self._n_actions.max()))
+
+    def _masked_step(self, step: Step, task: int) -> Step:
+        return replace(step, obs=self._masked(step.obs, task))
+
+
+class _Plan:
+    """Which rows go to which task, and how to put back in order what comes task by task."""
+
+    def __init__(self, tasks: NDArray[np.int64]) -> None:
+        self._order = np.argsort(tasks, kind="stable")
+        ordered = tasks[self._order]
+        self._is_ordered = bool((tasks == ordered).all())
+        cuts = (np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist()
+        bounds = pairwise([0, *cuts, len(tasks)])
+        self.groups = [(int(ordered[start]), self._order[start:end]) for start, end in bounds]
+        """Each task, and its rows, which ascend."""
+
+    def put_back(self, joined: Observations) -> Observations:
+        """Observations of all groups, one after the other, in the order of the rows."""
+        return {key: self._put_back(values) for key, values in joined.items()}
+
+    def put_back_step(self, joined: Step) -> Step:
+        """The same of a step."""
+        if self._is_ordered:
+            return joined
+        return Step(
+            obs=self.put_back(joined.obs),
+            rewards=self._put_back(joined.rewards),
+            terminated=self._put_back(joined.terminated),
+            truncated=self._put_back(joined.truncated),
+            success=self._put_back(joined.success),
+        )
+
+    def _put_back(self, values: NDArray[Any]) -> NDArray[Any]:
+        if self._is_ordered:
+            return values
+        back = np.empty_like(values)
+        back[self._order] = values
+        return back

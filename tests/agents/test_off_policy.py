@@ -1,0 +1,430 @@
+"""SAC, TD3, TQC and DQN as runs: built from a configuration, logged, saved, stopped, continued and evaluated."""
+
+import csv
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from sb3_contrib import TQC
+from stable_baselines3 import DQN, SAC, TD3, HerReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from toy_goal_envs import FlipTaskEnv, MirrorReachEnv
+
+from mirl.agents import evaluate, load_policy, train
+from mirl.agents import training as training_module
+from mirl.agents.building import build_agent, build_policy
+from mirl.agents.checkpoint import find_checkpoint, load_agent, save_checkpoint
+from mirl.agents.replay import REPLAY_BUFFER
+from mirl.configs.compose import compose_train
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import TrainConfig
+from mirl.envs import SuiteVecEnv
+
+LIMIT = 5
+"""Timesteps of an episode of ``ToyReach``."""
+
+
+class LeverEnv(MirrorReachEnv):
+    """``MirrorReachEnv`` with a lever that is pushed or pulled."""
+
+    def __init__(self, n_steps: int = 2) -> None:
+        super().__init__(n_steps)
+        self.action_space = spaces.Discrete(2)  # type: ignore[assignment]
+
+    def step(self, action: Any) -> Any:
+        return super().step(np.array([1.5 * int(action) - 0.75]))
+
+
+gym.register("ToyReach-v0", MirrorReachEnv, max_episode_steps=LIMIT, kwargs={"n_steps": LIMIT})
+gym.register("ToyLever-v0", LeverEnv, max_episode_steps=LIMIT, kwargs={"n_steps": LIMIT})
+gym.register("ToyFlip-v0", FlipTaskEnv)
+
+KINDS: dict[str, type[OffPolicyAlgorithm]] = {"sac": SAC, "td3": TD3, "tqc": TQC, "dqn": DQN}
+TINY = (
+    "context=goal",
+    "encoder=vector",
+    "encoder.hidden=[]",
+    "encoder.features_dim=8",
+    "context.dim=4",
+    "sites=[vector, heads]",
+    "agent.net_arch=[8]",
+    "agent.learning_starts=20",
+    "agent.batch_size=16",
+    "total_timesteps=80",
+    "evaluation.episodes=4",
+    "progress=false",
+    "device=cpu",
+)
+Build = Callable[..., TrainConfig]
+Agents = Callable[[TrainConfig], Any]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Build:
+    """``tiny(kind, *words)``: a tiny configuration of an algorithm, on a task that fits its actions."""
+
+    def build(kind: str, *words: str) -> TrainConfig:
+        task = "task=ToyLever-v0" if kind == "dqn" else "task=ToyReach-v0"
+        suite = "++" if any(word.startswith("task.tasks") for word in words) else ""
+        chosen = () if suite else (task, "task.tasks=[{name: reach, env_id: %s, success: info}]" % task[5:])
+        return compose_train([f"agent={kind}", *TINY, f"runs_dir={tmp_path}", *chosen, *words])
+
+    return build
+
+
+@pytest.fixture
+def make_agent() -> Iterator[Agents]:
+    opened: list[SuiteVecEnv] = []
+
+    def make(config: TrainConfig) -> Any:
+        opened.append(SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend, seed=config.seed))
+        return build_agent(config, opened[-1])
+
+    yield make
+    for env in opened:
+        env.close()
+
+
+def same(first: Any, second: Any) -> bool:
+    """Equality of nested dicts and lists with tensors in them."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(same(a, b) for a, b in zip(first, second, strict=True))
+    return bool(first == second)
+
+
+# ------------------------------------------------------------------------------------------------------------ building
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_algorithms_are_sb3s_own_with_the_options_of_the_configuration(
+    tiny: Build, make_agent: Agents, kind: str
+) -> None:
+    words = ("agent.learning_rate=0.002", "agent.tau=0.03", "agent.gamma=0.9", "agent.train_freq=2", "seed=3")
+    agent = make_agent(tiny(kind, *words, "agent.gradient_steps=4"))
+    assert type(agent) is KINDS[kind]
+    assert (agent.learning_rate, agent.tau, agent.gamma, agent.seed) == (0.002, 0.03, 0.9, 3)
+    assert (agent.train_freq.frequency, agent.gradient_steps, agent.batch_size, agent.learning_starts) == (2, 4, 16, 20)
+
+
+def test_options_of_single_algorithms_arrive(tiny: Build, make_agent: Agents) -> None:
+    assert make_agent(tiny("sac", "agent.ent_coef=0.3")).ent_coef_tensor == pytest.approx(0.3)
+    td3 = make_agent(tiny("td3", "agent.action_noise=0.4", "agent.policy_delay=3"))
+    assert td3.policy_delay == 3
+    np.testing.assert_array_equal(td3.action_noise._sigma, [0.4])
+    assert make_agent(tiny("td3", "agent.action_noise=0")).action_noise is None
+    tqc = make_agent(tiny("tqc", "agent.n_critics=3", "agent.n_quantiles=7", "agent.top_quantiles_to_drop=1"))
+    assert (tqc.critic.n_critics, tqc.critic.n_quantiles, tqc.top_quantiles_to_drop_per_net) == (3, 7, 1)
+    dqn = make_agent(tiny("dqn", "agent.exploration_fraction=0.5", "agent.exploration_final_eps=0.2"))
+    assert (dqn.exploration_fraction, dqn.exploration_final_eps) == (0.5, 0.2)
+
+
+def test_dqn_with_several_environments_does_not_warn_of_its_target(tiny: Build, make_agent: Agents) -> None:
+    assert make_agent(tiny("dqn", "agent.n_envs=3")).target_update_interval == 3
+
+
+def test_more_dropped_quantiles_than_there_are_is_a_message(tiny: Build, make_agent: Agents) -> None:
+    with pytest.raises(ConfigError, match=r"agent\.top_quantiles_to_drop must leave some of agent\.n_quantiles=2, got 2"):
+        make_agent(tiny("tqc", "agent.n_quantiles=2", "agent.top_quantiles_to_drop=2"))
+
+
+@pytest.mark.parametrize("her", [True, False])
+def test_goals_are_relabelled_if_asked_for(tiny: Build, make_agent: Agents, her: bool) -> None:
+    words = ("agent.n_sampled_goal=3", "agent.goal_selection_strategy=final")
+    buffer = make_agent(tiny("sac", f"agent.her={her}", *words)).replay_buffer
+    assert type(buffer) is (HerReplayBuffer if her else DictReplayBuffer)
+    if isinstance(buffer, HerReplayBuffer):
+        assert (buffer.n_sampled_goal, buffer.goal_selection_strategy.name) == (3, "FINAL")
+
+
+def test_a_task_without_goals_is_replayed_as_it_was(make_agent: Agents, tmp_path: Path) -> None:
+    words = ["agent=dqn", "task=MiniGrid-GoToDoor-5x5-v0", "agent.buffer_size=50", "device=cpu", f"runs_dir={tmp_path}"]
+    assert type(make_agent(compose_train(words)).replay_buffer) is DictReplayBuffer
+
+
+def test_the_replay_buffer_is_no_larger_than_the_run(tiny: Build, make_agent: Agents) -> None:
+    assert make_agent(tiny("sac", "agent.n_envs=2")).replay_buffer.buffer_size == (80 + 2) // 2
+    assert make_agent(tiny("sac", "agent.buffer_size=30")).replay_buffer.buffer_size == 30
+
+
+@pytest.mark.parametrize("kind", ["sac", "td3", "tqc"])
+def test_continuous_algorithms_refuse_discrete_actions(tiny: Build, make_agent: Agents, kind: str) -> None:
+    words = "task.tasks=[{name: lever, env_id: ToyLever-v0, success: info}]"
+    with pytest.raises(ConfigError, match=rf"agent={kind} takes continuous actions, .*Discrete\(2\); use agent=dqn"):
+        make_agent(tiny(kind, "task.name=lever", words))
+
+
+def test_dqn_refuses_continuous_actions(tiny: Build, make_agent: Agents) -> None:
+    words = "task.tasks=[{name: reach, env_id: ToyReach-v0, success: info}]"
+    with pytest.raises(ConfigError, match=r"agent=dqn takes discrete actions, .*Box.*; use agent=sac, tqc, td3 or ppo"):
+        make_agent(tiny("dqn", "task.name=reach", words))
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_learning_starts_once_an_episode_can_be_relabelled(tiny: Build, make_agent: Agents, n_envs: int) -> None:
+    least = n_envs * (LIMIT - 1)  # SB3 begins when more timesteps are over
+    make_agent(tiny("sac", f"agent.n_envs={n_envs}", f"agent.learning_starts={least}")).learn(40)
+    config = tiny("sac", f"agent.n_envs={n_envs}", f"agent.learning_starts={least - 1}")
+    with pytest.raises(ConfigError, match=rf"agent\.learning_starts={LIMIT * n_envs}, got {least - 1}"):
+        make_agent(config)
+    without = config.model_copy(update={"agent": config.agent.model_copy(update={"her": False})})
+    make_agent(without).learn(40)
+
+
+SUITE = (
+    "task.name=two",
+    "task.tasks=[{name: near, env_id: ToyReach-v0, success: info}, {name: far, env_id: ToyReach-v0, success: info}]",
+    "agent.n_envs=2",
+)
+
+
+def test_several_tasks_train_without_relabelling(tiny: Build) -> None:
+    config = tiny("sac", *SUITE, "agent.her=false", "context=task_id", "sampling=uniform")
+    assert train(config).finished
+    [row] = [row for row in rows_of(config) if row["train/critic_loss"]]
+    assert {f"task/{task}/success_rate" for task in ("near", "far")} <= {key for key, value in row.items() if value}
+
+
+def test_several_tasks_with_relabelling_are_a_message(tiny: Build, make_agent: Agents) -> None:
+    with pytest.raises(ConfigError, match=r"suite 'two' has 2 tasks; use agent\.her=false"):
+        make_agent(tiny("sac", *SUITE))
+
+
+def test_envpool_cannot_be_asked_for_goals(tiny: Build) -> None:
+    config = tiny("sac", "backend=envpool")
+    with pytest.raises(ConfigError, match="backend=envpool cannot step suite"):
+        train(config)
+    assert not config.run_dir.exists()
+
+
+# ----------------------------------------------------------------------------------------------------------------- log
+
+
+def rows_of(config: TrainConfig) -> list[dict[str, str]]:
+    with (config.run_dir / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(("log_every", "steps"), [(1, [20, 40, 60, 80, 90]), (2, [40, 80, 90])])
+def test_a_row_is_written_every_so_many_timesteps_and_at_the_end(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch, log_every: int, steps: list[int]
+) -> None:
+    monkeypatch.setattr(training_module, "ROW", 20)
+    config = tiny("sac", f"log_every={log_every}", "total_timesteps=90")
+    train(config)
+    rows = [row for row in rows_of(config) if row["speed/steps_per_second"]]
+    assert [int(row["time/total_timesteps"]) for row in rows] == steps
+    assert all(float(row["speed/steps_per_second"]) > 0 for row in rows)
+    assert [bool(row["train/critic_loss"]) for row in rows] == [step > 20 for step in steps]
+
+
+def test_the_success_rate_is_that_of_the_episodes_so_far(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[dict[str, Any]] = []
+    step_wait = SuiteVecEnv.step_wait
+
+    def noted(env: SuiteVecEnv) -> Any:
+        result = step_wait(env)
+        if env.split == "train":
+            ended.extend(info for info in result[3] if info)
+        return result
+
+    monkeypatch.setattr(SuiteVecEnv, "step_wait", noted)
+    config = tiny("sac", "total_timesteps=200")
+    train(config)
+    [row] = [row for row in rows_of(config) if row["task/reach/success_rate"]]
+    assert len(ended) == 200 / LIMIT
+    assert float(row["task/reach/success_rate"]) == pytest.approx(np.mean([info["is_success"] for info in ended]))
+    assert float(row["task/reach/return"]) == pytest.approx(np.mean([info["episode"]["r"] for info in ended]))
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def optimisers(agent: Any) -> dict[str, Any]:
+    parts = {"policy": agent.policy, **{name: getattr(agent, name, None) for name in ("actor", "critic")}}
+    found = {name: part.optimizer for name, part in parts.items() if hasattr(part, "optimizer")}
+    return found | ({"entropy": agent.ent_coef_optimizer} if hasattr(agent, "ent_coef_optimizer") else {})
+
+
+@pytest.mark.parametrize("her", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loaded_agent_equals_the_saved_one(
+    tiny: Build, make_agent: Agents, tmp_path: Path, kind: str, her: bool
+) -> None:
+    words = (f"agent.her={her}", "agent.n_envs=2")
+    saved, loaded = make_agent(tiny(kind, *words)), make_agent(tiny(kind, *words, "seed=1"))
+    saved.learn(40)  # four whole episodes in each environment
+    assert not same(saved.policy.state_dict(), loaded.policy.state_dict())
+    load_agent(save_checkpoint(tmp_path, saved), loaded)
+    assert same(saved.policy.state_dict(), loaded.policy.state_dict())
+    assert len(optimisers(saved)) == {"sac": 3, "td3": 2, "tqc": 3, "dqn": 1}[kind]
+    for name, optimiser in optimisers(saved).items():
+        assert optimiser.state_dict()["state"]
+        assert same(optimiser.state_dict(), optimisers(loaded)[name].state_dict()), name
+    for name in ("num_timesteps", "_n_updates", "_episode_num", "_n_calls", "log_ent_coef"):
+        assert getattr(loaded, name, None) == getattr(saved, name, None), name
+    assert saved._episode_num == 8
+    contents = [{k: v for k, v in vars(agent.replay_buffer).items() if k != "env"} for agent in (saved, loaded)]
+    for name, value in contents[0].items():
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            np.testing.assert_array_equal(contents[1][name], value, err_msg=name)
+        elif isinstance(value, dict):
+            for key in value:
+                np.testing.assert_array_equal(contents[1][name][key], value[key])
+    assert (loaded.replay_buffer.pos, loaded.replay_buffer.full) == (20, False)
+
+
+def test_the_learned_weight_of_the_entropy_goes_on_learning(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
+    saved, agent = make_agent(tiny("sac")), make_agent(tiny("sac"))
+    load_agent(save_checkpoint(tmp_path, saved.learn(40)), agent)
+    before = agent.log_ent_coef.item()
+    agent.learn(20, reset_num_timesteps=False)
+    assert agent.log_ent_coef.item() != before
+
+
+def test_an_episode_under_way_counts_as_cut_off_by_time(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
+    config = tiny("sac")
+    saved, loaded = make_agent(config).learn(33), make_agent(config)
+    load_agent(save_checkpoint(tmp_path, saved), loaded)
+    buffer = loaded.replay_buffer
+    assert saved.replay_buffer.ep_length[30:33].tolist() == [[0], [0], [0]]
+    assert buffer.ep_length[30:33].tolist() == [[3], [3], [3]]
+    assert (buffer.dones[32, 0], buffer.timeouts[32, 0], buffer._current_ep_start[0]) == (1, 1, 33)
+
+
+def test_a_full_buffer_is_continued_where_it_was(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
+    config = tiny("sac", "agent.buffer_size=30")
+    saved, loaded = make_agent(config).learn(45), make_agent(config)
+    load_agent(save_checkpoint(tmp_path, saved), loaded)
+    assert (loaded.replay_buffer.pos, loaded.replay_buffer.full) == (15, True)
+    np.testing.assert_array_equal(loaded.replay_buffer.rewards, saved.replay_buffer.rewards)
+
+
+def test_only_the_last_checkpoint_holds_the_replay_buffer(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
+    agent = make_agent(tiny("td3"))
+    for best in (0.5, None, None):
+        save_checkpoint(tmp_path, agent.learn(30, reset_num_timesteps=False), best=best)
+    [path] = tmp_path.rglob(REPLAY_BUFFER)
+    assert path.parent == find_checkpoint(tmp_path, "last")
+    assert find_checkpoint(tmp_path, "best").name == "step_000000030"
+
+
+def test_nothing_in_a_checkpoint_is_a_pickle(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, make_agent(tiny("sac")).learn(30))
+    optimizers = {f"{name}.safetensors" for name in ("actor.optimizer", "critic.optimizer", "ent_coef_optimizer")}
+    others = {"policy.safetensors", "tensors.safetensors", REPLAY_BUFFER, "state.json"}
+    assert {path.name for path in folder.iterdir()} == optimizers | others
+    for path in folder.glob("*.safetensors"):  # a length, and a JSON header of that length
+        data = path.read_bytes()
+        json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+
+
+@pytest.mark.parametrize("name", [REPLAY_BUFFER, "actor.optimizer.safetensors", "tensors.safetensors"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-7])])
+def test_a_damaged_checkpoint_is_a_message(
+    tiny: Build, make_agent: Agents, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    agent = make_agent(tiny("sac")).learn(30)
+    folder = save_checkpoint(tmp_path, agent)
+    damage(folder / name)
+    with pytest.raises(ConfigError, match="does not hold the state of this agent"):
+        load_agent(folder, agent)
+
+
+@pytest.mark.parametrize("words", [("agent.buffer_size=20",), ("agent.n_envs=2",)])
+def test_a_replay_buffer_of_another_size_is_a_message(
+    tiny: Build, make_agent: Agents, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    folder = save_checkpoint(tmp_path, make_agent(tiny("sac")).learn(40))
+    with pytest.raises(ConfigError, match="its replay buffer holds 'observations.achieved_goal' of shape"):
+        load_agent(folder, make_agent(tiny("sac", *words)))
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+
+
+def stop_at(patch: pytest.MonkeyPatch, kind: str, step: int) -> None:
+    """Ctrl-C in the update after so many timesteps."""
+    update = KINDS[kind].train
+
+    def interrupted(agent: Any, *args: Any, **kwargs: Any) -> None:
+        if agent.num_timesteps == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        update(agent, *args, **kwargs)
+
+    patch.setattr(KINDS[kind], "train", interrupted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_was_stopped_goes_on_where_it_stopped(tiny: Build, kind: str) -> None:
+    config = tiny(kind)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, kind, 47)
+        assert train(config) == (47, False)
+    said: list[str] = []
+    assert train(config, said.append) == (80, True)
+    assert said[0].startswith("Resuming at 47 of 80 timesteps on cpu (fp32) and gymnasium")
+    checkpoint = find_checkpoint(config.run_dir / "checkpoints", "last")
+    assert checkpoint.name == "step_000000080"
+    assert json.loads((checkpoint / "state.json").read_text())["n_updates"] == 60
+    assert train(config) == (80, True)  # and now there is nothing left to do
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_policy_is_loaded_with_its_class_ready_to_act(tiny: Build, make_agent: Agents, kind: str) -> None:
+    config = tiny(kind)
+    train(config)
+    trained = make_agent(config)
+    load_agent(find_checkpoint(config.run_dir / "checkpoints", "last"), trained)
+    with closing(SuiteVecEnv(config.task, 3, split="test")) as env:
+        policy, folder = load_policy(config.run_dir, "last", env.observation_space, env.action_space, "cpu")
+        observation = env.reset()
+    assert folder.name == "step_000000080"
+    assert type(policy) is type(trained.policy)
+    assert not policy.training
+    actions = [each.predict(observation, deterministic=True)[0] for each in (policy, trained.policy)]
+    np.testing.assert_array_equal(*actions)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_policy_of_a_configuration_has_the_shapes_of_its_agent(
+    tiny: Build, make_agent: Agents, kind: str
+) -> None:
+    config = tiny(kind)
+    agent = make_agent(config)
+    fresh = build_policy(config, agent.observation_space, agent.action_space)
+    shapes = [{name: w.shape for name, w in p.state_dict().items()} for p in (agent.policy, fresh)]
+    assert shapes[0] == shapes[1]
+
+
+def test_the_best_checkpoint_of_an_off_policy_run_is_kept(tiny: Build) -> None:
+    config = tiny("dqn", "evaluation.every=40")
+    train(config)
+    assert find_checkpoint(config.run_dir / "checkpoints", "best")
+    evaluated = [row["time/total_timesteps"] for row in rows_of(config) if row["eval/success_rate"]]
+    assert evaluated == ["40", "80"]
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_goal_that_turns_the_lever_over_is_learned(tiny: Build, make_agent: Agents, kind: str) -> None:
+    sizes = ("encoder.features_dim=32", "agent.net_arch=[32]", "context.dim=16", "agent.batch_size=128")
+    explore = ("agent.exploration_fraction=0.5",) if kind == "dqn" else ()
+    config = tiny(kind, *sizes, *explore, "agent.learning_starts=500", "total_timesteps=4000")
+    agent = make_agent(config).learn(config.total_timesteps)
+    with closing(SuiteVecEnv(config.task, 4, split="test")) as env:
+        [result] = evaluate(agent.policy, env, episodes=200, seed=0, deterministic=True)
+    assert result.success_rate > 0.9

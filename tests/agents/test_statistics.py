@@ -1,0 +1,165 @@
+"""Statistics of episodes, tasks and runs, against tables, formulas and plain numpy."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from mirl.agents.statistics import (
+    Aggregate,
+    TaskResult,
+    aggregate,
+    bootstrap_interval,
+    interquartile_mean,
+    suite_result,
+    wilson_interval,
+)
+
+SCORES = st.floats(-100, 100, allow_subnormal=False)
+LISTS = st.lists(SCORES, min_size=1, max_size=40)
+MATRICES = arrays(np.float64, array_shapes(min_dims=2, max_dims=2, max_side=6), elements=SCORES)
+
+
+def result(successes: int, episodes: int, low: float = 0.0, high: float = 1.0) -> TaskResult:
+    success = np.arange(episodes) < successes
+    return TaskResult("task", success, success.astype(float), np.ones(episodes, int), low, high)
+
+
+@pytest.mark.parametrize(
+    ("successes", "episodes", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_the_wilson_interval_equals_a_published_table(successes: int, episodes: int, low: float, high: float) -> None:
+    # Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I, method 3
+    assert wilson_interval(successes, episodes) == pytest.approx((low, high), abs=6e-5)
+
+
+@given(st.integers(1, 2000), st.data())
+def test_the_wilson_interval_equals_its_formula(episodes: int, data: st.DataObject) -> None:
+    successes = data.draw(st.integers(0, episodes))
+    z, p = 1.959963984540054, successes / episodes
+    centre = (p + z**2 / (2 * episodes)) / (1 + z**2 / episodes)
+    half = z * math.sqrt(p * (1 - p) / episodes + z**2 / (4 * episodes**2)) / (1 + z**2 / episodes)
+    low, high = wilson_interval(successes, episodes)
+    assert (low, high) == pytest.approx((centre - half, centre + half), abs=1e-9)
+    assert low <= p + 1e-12
+    assert high >= p - 1e-12
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([3.0], 3.0),
+        ([0.0, 6.0, 9.0], 5.0),  # too few to leave any out
+        ([0.0, 1.0, 2.0, 100.0], 1.5),
+        ([100.0, 0.0, 1.0, 2.0, 3.0], 2.0),
+        ([0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 50.0, 60.0], 2.5),
+    ],
+)
+def test_the_interquartile_mean_leaves_out_a_quarter_at_either_end(values: list[float], expected: float) -> None:
+    assert interquartile_mean(np.array(values)) == expected
+
+
+@given(LISTS)
+def test_the_interquartile_mean_equals_its_plain_form(values: list[float]) -> None:
+    cut = len(values) // 4
+    expected = np.mean(np.sort(values)[cut : len(values) - cut])
+    assert interquartile_mean(np.array(values)) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+@given(MATRICES)
+def test_the_interquartile_mean_of_a_matrix_is_that_of_all_its_numbers(scores: np.ndarray) -> None:
+    assert interquartile_mean(scores) == interquartile_mean(scores.ravel())
+
+
+@given(LISTS)
+def test_an_aggregate_lies_between_the_worst_and_the_best(values: list[float]) -> None:
+    over_tasks = aggregate(values)
+    assert over_tasks.worst == min(values)
+    assert over_tasks.mean == pytest.approx(sum(values) / len(values), abs=1e-9)
+    for middle in (over_tasks.mean, over_tasks.iqm):
+        assert over_tasks.worst - 1e-9 <= middle <= max(values) + 1e-9
+
+
+@given(LISTS.flatmap(lambda values: st.tuples(st.just(values), st.permutations(values))))
+def test_the_order_of_tasks_does_not_matter(both: tuple[list[float], list[float]]) -> None:
+    one, other = (aggregate(values) for values in both)
+    assert (one.mean, one.iqm, one.worst) == pytest.approx((other.mean, other.iqm, other.worst), abs=1e-9)
+
+
+def test_a_suite_weighs_tasks_equally_whatever_their_number_of_episodes() -> None:
+    together = suite_result([result(90, 90), result(0, 10), result(1, 2, low=-1.0, high=2.0)])
+    assert together.success == Aggregate(mean=0.5, iqm=0.5, worst=0.0)
+    assert together.score == Aggregate(mean=0.5, iqm=0.5, worst=0.0)
+
+
+@pytest.mark.parametrize(("low", "high", "score"), [(0, 1, 0.25), (0.25, 1, 0.0), (0, 0.25, 1.0), (0.5, 1, -0.5)])
+def test_a_score_is_the_mean_return_on_the_scale_of_the_task(low: float, high: float, score: float) -> None:
+    assert result(1, 4, low, high).score == pytest.approx(score)
+
+
+def test_a_summary_is_computed_from_the_episodes() -> None:
+    summary = TaskResult(
+        "door", np.array([True, False, False, True]), np.array([1.0, 0, 0, 0.5]), np.array([2, 4, 6, 8]), -1.0, 1.0
+    ).summary()
+    assert (summary["task"], summary["part"]) == ("door", "trained")
+    assert (summary["episodes"], summary["successes"], summary["success_rate"]) == (4, 2, 0.5)
+    assert (summary["return_mean"], summary["length_mean"], summary["score"]) == (0.375, 5.0, 0.6875)
+    assert summary["return_std"] == pytest.approx(np.sqrt(0.171875))
+    assert summary["success_interval"] == pytest.approx(wilson_interval(2, 4))
+
+
+# ------------------------------------------------------------------------------------------------------- bootstrap
+
+
+def test_the_bootstrap_of_a_mean_comes_near_the_normal_interval() -> None:
+    scores = np.random.default_rng(0).normal(size=(400, 3))
+    low, high = bootstrap_interval(scores, np.mean, np.random.default_rng(1))
+    error = np.sqrt(scores.var(axis=0).sum() / 400) / 3  # of the mean over tasks of the tasks' means
+    assert (low, high) == pytest.approx((scores.mean() - 1.96 * error, scores.mean() + 1.96 * error), abs=0.2 * error)
+
+
+def test_the_bootstrap_equals_every_resample_of_a_small_matrix() -> None:
+    # One task, two runs: the mean of a resample is 0, 1/2, 1/2 or 1, so the middle half of them is 1/2 alone ...
+    scores = np.array([[0.0], [1.0]])
+    assert bootstrap_interval(scores, np.mean, np.random.default_rng(0), confidence=0.4) == (0.5, 0.5)
+    assert bootstrap_interval(scores, np.mean, np.random.default_rng(0), confidence=0.6) == (0.0, 1.0)
+    # ... and of two tasks, drawn apart, 1/2 has a share of 3/8, and 1/4 and 3/4 of 1/4 each; drawn together, 0 has 1/4.
+    pair = np.array([[0.0, 0.0], [1.0, 1.0]])
+    assert bootstrap_interval(pair, np.mean, np.random.default_rng(0), confidence=0.5) == (0.25, 0.75)
+
+
+def test_no_resample_takes_a_score_from_another_task() -> None:
+    scores = np.array([[0.0, 10.0, 200.0], [1.0, 11.0, 201.0]])
+
+    def tasks_kept(resample: np.ndarray) -> float:
+        assert resample.shape == scores.shape
+        assert all(value in column for value, column in zip(resample.ravel(), np.tile(scores.T, (2, 1)), strict=True))
+        return 0.0
+
+    assert bootstrap_interval(scores, tasks_kept, np.random.default_rng(0), resamples=50) == (0.0, 0.0)
+
+
+@given(MATRICES, st.sampled_from([np.mean, interquartile_mean]), st.integers(0, 9))
+def test_the_bootstrap_stays_within_the_scores(scores: np.ndarray, statistic: object, seed: int) -> None:
+    low, high = bootstrap_interval(scores, statistic, np.random.default_rng(seed), resamples=20)  # type: ignore[arg-type]
+    assert scores.min() - 1e-9 <= low <= high + 1e-9
+    assert high <= scores.max() + 1e-9
+
+
+@given(MATRICES)
+def test_a_single_run_or_equal_runs_leave_nothing_to_choose(scores: np.ndarray) -> None:
+    same = np.repeat(scores[:1], 3, axis=0)
+    expected = pytest.approx((same.mean(), same.mean()), abs=1e-9)
+    assert bootstrap_interval(same, np.mean, np.random.default_rng(0), resamples=10) == expected
+    assert bootstrap_interval(same[:1], np.mean, np.random.default_rng(0), resamples=10) == expected
+
+
+def test_the_same_generator_gives_the_same_interval() -> None:
+    scores = np.random.default_rng(0).random((5, 4))
+    first, again, other = (bootstrap_interval(scores, np.mean, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other

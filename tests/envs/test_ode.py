@@ -1,0 +1,171 @@
+"""The ODE moves, rewards and draws its contexts as published."""
+
+from collections import Counter
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirl.configs.compose import compose_train
+from mirl.configs.errors import ConfigError
+from mirl.envs import make_env
+from mirl.envs.ode import DT, N_STEPS, X_LIMIT, ODEEnv
+
+units = st.floats(-1, 1, width=32)
+
+
+def started(x: float, context: tuple[float, ...], **kwargs: Any) -> ODEEnv:
+    env = ODEEnv(contexts=[context], starts=[x], **kwargs)
+    env.reset(seed=0)
+    return env
+
+
+def test_one_coefficient_multiplies_the_real_part_of_the_action() -> None:
+    env = started(1.1, (5.0,), force=100.0)
+    obs, reward, terminated, truncated, info = env.step(np.array([-0.1, 0.7], np.float32))
+    assert env.x == pytest.approx(1.1 - 5 * 100 * 0.1 * DT)  # 1.1 - 0.5
+    assert obs["observation"] == pytest.approx([0.6])
+    assert (reward, terminated, truncated, info["is_success"]) == (0.05, False, False, False)
+
+
+def test_the_second_coefficient_lets_the_imaginary_part_push_back() -> None:
+    env = started(1.0, (0.0, 2.0))
+    env.step(np.array([0.0, 0.5], np.float32))
+    assert env.x == pytest.approx(1 + 2 * (10 * 0.5j) ** 2 * DT)  # 1 - 0.5
+
+
+@given(units, units, st.floats(-10, 10), st.floats(-10, 10), st.floats(-1, 1))
+def test_a_timestep_is_the_polynomial_in_real_numbers(a: float, b: float, c0: float, c1: float, x: float) -> None:
+    env = started(x, (c0, c1))
+    env.step(np.array([a, b], np.float32))
+    velocity = c0 * 10 * a + c1 * 100 * (a * a - b * b)
+    assert env.x == pytest.approx(np.clip(x + DT * velocity, -X_LIMIT, X_LIMIT), abs=1e-9)
+
+
+def test_the_third_power_is_complex_too() -> None:
+    env = started(0.0, (0.0, 0.0, 1.0), force=1.0)
+    env.step(np.array([0.5, 0.5], np.float32))
+    assert env.x == pytest.approx(DT * (0.5**3 - 3 * 0.5 * 0.5**2))
+
+
+def test_x_stays_within_its_limits() -> None:
+    env = started(X_LIMIT, (5.0,), force=100.0)
+    obs, *_ = env.step(np.ones(2, np.float32))
+    assert env.x == X_LIMIT
+    assert env.observation_space.contains(obs)
+
+
+@pytest.mark.parametrize(
+    ("x", "reward"),
+    [(0.049, 1), (-0.049, 1), (0.051, 1 / 2), (0.11, 1 / 3), (-0.21, 1 / 4), (0.51, 0.05), (-1.9, 0.05), (2.1, 0)],
+)
+def test_the_reward_falls_in_steps_with_the_distance(x: float, reward: float) -> None:
+    _, got, _, _, info = started(x, (1.0,)).step(np.zeros(2, np.float32))
+    assert got == pytest.approx(reward)
+    assert info["is_success"] == (reward == 1)
+
+
+@pytest.mark.parametrize("env_id", ["MIRL/ODE-v0", "MIRL/SignFlipODE-v0"])
+def test_episodes_are_cut_after_their_time(env_id: str) -> None:
+    env = gym.make(env_id, disable_env_checker=True)
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(2, np.float32))[2:4] for _ in range(N_STEPS)]
+    assert ends == [(False, False)] * (N_STEPS - 1) + [(False, True)]
+
+
+def test_listed_contexts_and_starts_are_equally_frequent() -> None:
+    listed = [(1.0,), (-1.0,), (5.0,), (-5.0,)]
+    env = ODEEnv(contexts=listed, starts=[-1, 1])
+    env.reset(seed=0)
+    seen = Counter()  # type: ignore[var-annotated]
+    for _ in range(8_000):
+        env.reset()
+        seen[tuple(env.context), env.x] += 1
+    assert len(seen) == 8
+    assert min(seen.values()) > 900  # of 1000 expected, with a deviation of 30
+
+
+def test_a_box_of_contexts_is_filled() -> None:
+    env = ODEEnv(low=[-1, 2], high=[1, 6])
+    drawn = np.array([(env.reset(seed=seed), env.context)[1] for seed in range(2_000)])
+    np.testing.assert_allclose(drawn.min(0), [-1, 2], atol=0.02)
+    np.testing.assert_allclose(drawn.max(0), [1, 6], atol=0.02)
+    np.testing.assert_allclose(drawn.mean(0), [0, 4], atol=0.1)
+
+
+def test_a_spacing_draws_every_point_of_a_grid_and_no_other() -> None:
+    env = ODEEnv(low=[-1, 0], high=[1, 0.3], spacing=0.1)
+    drawn = {tuple(np.round((env.reset(seed=seed), env.context)[1], 9)) for seed in range(2_000)}
+    assert drawn == {(round(x / 10, 9), round(y / 10, 9)) for x in range(-10, 11) for y in range(4)}
+
+
+def test_the_agent_is_shown_the_scaled_context() -> None:
+    env = ODEEnv(contexts=[(5.0, -10.0)])
+    obs, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(obs["context"], np.array([1, -2], np.float32))
+
+
+def test_an_episode_is_decided_by_its_seed() -> None:
+    def episode(seed: int) -> list[Any]:
+        env = gym.make("MIRL/ODE-v0", disable_env_checker=True)
+        obs, _ = env.reset(seed=seed)
+        actions = np.random.default_rng(0).uniform(-1, 1, (5, 2)).astype(np.float32)
+        return [obs["context"].tolist(), *(env.step(action)[0]["observation"].tolist() for action in actions)]
+
+    assert episode(1) == episode(1) != episode(2)
+
+
+def test_the_sign_turns_every_motion_over() -> None:
+    positive, negative = (started(0.0, (sign,)) for sign in (1.0, -1.0))
+    for action in np.random.default_rng(0).uniform(-1, 1, (20, 2)).astype(np.float32):
+        positive.step(action)
+        negative.step(action)
+        assert positive.x == -negative.x != 0
+    flip = gym.make("MIRL/SignFlipODE-v0", disable_env_checker=True)
+    assert {float(flip.reset(seed=seed)[0]["context"][0]) for seed in range(20)} == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("env_id", ["MIRL/ODE-v0", "MIRL/SignFlipODE-v0"])
+@pytest.mark.filterwarnings("ignore:.*Box observation space m.* value is")  # a context has no bounds
+def test_gymnasium_finds_no_fault(env_id: str) -> None:
+    check_env(gym.make(env_id).unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"contexts": [[1], [1, 2]]},
+        {"contexts": [[]]},
+        {"low": [0]},
+        {"low": [1, 1], "high": [0, 2]},
+        {"spacing": -1},
+    ],
+)
+def test_contexts_that_make_no_sense_are_an_error(kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"contexts must be vectors|low must not exceed high"):
+        ODEEnv(**kwargs)
+
+
+def test_the_preset_trains_in_sixteen_contexts_and_withholds_the_plane() -> None:
+    config = compose_train(["task=ode"])
+    assert config.trained_tasks == ("sixteen",)
+    trained, plane = (make_env(task).unwrapped for task in config.task.tasks)
+    assert isinstance(trained, ODEEnv)
+    assert isinstance(plane, ODEEnv)
+    seen = {tuple((trained.reset(seed=seed), trained.context)[1]) for seed in range(500)}
+    around = {(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)} - {(0, 0)}
+    assert seen == around | {(5 * x, 5 * y) for x, y in around}
+    asked = {tuple((plane.reset(seed=seed), plane.context)[1]) for seed in range(5_000)}
+    assert asked == {(x, y) for x in range(-10, 11) for y in range(-10, 11)}
+    assert plane.x == 1
+
+
+@pytest.mark.parametrize("task", ["ode", "ode_sign_flip"])
+def test_the_presets_can_be_learned_on_policy_too(task: str) -> None:
+    config = compose_train([f"task={task}", "agent=ppo"])
+    assert config.agent.kind == "ppo"
+    assert config.context.key == "context"

@@ -1,0 +1,191 @@
+"""Masked actions are never taken, and everything else is what sb3_contrib's masked distribution says."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sb3_contrib.common.maskable.distributions import MaskableCategorical
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor
+from torch.distributions import Categorical
+from toy_goal_envs import SampledEnv
+
+from mirl.configs.errors import ConfigError
+from mirl.configs.networks import TaskIdContextConfig, VectorEncoderConfig
+from mirl.policies import FusionPolicy
+from mirl.policies.extractor import Features
+from mirl.policies.masking import mask_logits
+
+close = torch.testing.assert_close
+N_ACTIONS = 5
+SPACE = spaces.Dict(
+    {
+        "observation": spaces.Box(-1, 1, (4,), np.float32),
+        "task": spaces.Discrete(3),
+        "action_mask": spaces.MultiBinary(N_ACTIONS),
+    }
+)
+SITES: list[tuple[Any, ...]] = [("vector",), ("vector", "heads")]
+
+
+def policy_of(sites: tuple[Any, ...] = ("vector", "heads"), space: spaces.Dict = SPACE, **options: Any) -> FusionPolicy:
+    """With random weights, at which actions differ much in probability."""
+    torch.manual_seed(0)
+    parts: dict[str, Any] = {"context": TaskIdContextConfig(dim=8), "encoder": VectorEncoderConfig(features_dim=12)}
+    policy = FusionPolicy(space, spaces.Discrete(N_ACTIONS), lambda _: 1e-3, sites=sites, **parts, **options)
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    return policy
+
+
+def batch_of(size: int = 64) -> dict[str, Tensor]:
+    """Random observations in which each mask leaves an action or more."""
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.randint(0, 2, (size, N_ACTIONS), generator=generator).to(torch.int8)
+    mask[torch.arange(size), torch.randint(0, N_ACTIONS, (size,), generator=generator)] = 1
+    return {
+        "observation": torch.rand(size, 4, generator=generator),
+        "task": torch.randint(0, 3, (size,), generator=generator),
+        "action_mask": mask,
+    }
+
+
+def unmasked(policy: FusionPolicy, batch: dict[str, Tensor]) -> Tensor:
+    """The logits before masking."""
+    features = policy.extract_features(batch)
+    actor = features if policy.share_features_extractor else features[0]
+    logits: Tensor = policy.action_net(policy.mlp_extractor.forward_actor(actor))
+    return logits
+
+
+def oracle_of(policy: FusionPolicy, batch: dict[str, Tensor]) -> MaskableCategorical:
+    return MaskableCategorical(logits=unmasked(policy, batch), masks=batch["action_mask"].numpy())
+
+
+# ------------------------------------------------------------------------------------------------------------ logits
+
+
+@given(
+    st.integers(2, 7).flatmap(
+        lambda n: st.tuples(
+            st.lists(st.floats(-30, 30), min_size=n, max_size=n),
+            st.lists(st.booleans(), min_size=n, max_size=n).filter(any),
+            st.integers(0, n - 1),
+        )
+    ),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_probabilities_entropy_and_gradients_are_those_of_the_oracle(
+    case: tuple[list[float], list[bool], int], dtype: torch.dtype
+) -> None:
+    logits, mask, action = torch.tensor([case[0]], dtype=dtype), torch.tensor([case[1]]), torch.tensor([case[2]])
+    results = []
+    for masked in (False, True):
+        leaf = logits.clone().requires_grad_()
+        theirs = MaskableCategorical(logits=leaf, masks=mask.numpy())
+        distribution = Categorical(logits=mask_logits(leaf, mask)) if masked else theirs
+        log_prob = distribution.log_prob(action) if mask[0, action] else leaf.new_zeros(1)
+        entropy = distribution.entropy()
+        (gradient,) = torch.autograd.grad((log_prob + 0.3 * entropy).sum(), leaf)
+        results.append((distribution.probs, log_prob, entropy, gradient))
+    close(*results, rtol=1e-4 if dtype == torch.float32 else 1e-9, atol=1e-5 if dtype == torch.float32 else 1e-9)
+    assert (results[1][0][~mask] == 0).all()
+
+
+def test_a_mask_that_leaves_nothing_makes_all_actions_equally_probable_and_teaches_nothing() -> None:
+    logits = torch.tensor([[1.0, -2.0, 3.0], [0.5, 0.0, 9.0]], requires_grad=True)
+    mask = torch.tensor([[False] * 3, [True, False, True]])
+    distribution = Categorical(logits=mask_logits(logits, mask))
+    oracle = MaskableCategorical(logits=logits, masks=mask.numpy())
+    close(distribution.probs, oracle.probs)
+    close(distribution.entropy()[0], torch.tensor(3.0).log())
+    (gradient,) = torch.autograd.grad(
+        (distribution.log_prob(torch.tensor([1, 0])) + distribution.entropy()).sum(), logits
+    )
+    assert not gradient[0].any()
+    assert gradient[1, [0, 2]].all()
+
+
+# ------------------------------------------------------------------------------------------------------------ policy
+
+
+@pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
+@pytest.mark.parametrize("sites", SITES, ids=str)
+def test_every_path_of_the_policy_has_the_distribution_of_the_oracle(sites: tuple[Any, ...], share: bool) -> None:
+    policy, batch = policy_of(sites, share_features_extractor=share), batch_of()
+    oracle, mask = oracle_of(policy, batch), batch["action_mask"].bool()
+    close(policy.get_distribution(batch).distribution.probs, oracle.probs)  # type: ignore[union-attr]
+
+    actions, values, log_prob = policy(batch)
+    close(log_prob, oracle.log_prob(actions), rtol=1e-4, atol=1e-5)
+    again, log_prob, entropy = policy.evaluate_actions(batch, actions)
+    close((again, log_prob, entropy), (values, oracle.log_prob(actions), oracle.entropy()), rtol=1e-4, atol=1e-5)
+
+    arrays = {key: value.numpy() for key, value in batch.items()}
+    best, _ = policy.predict(arrays, deterministic=True)
+    close(torch.from_numpy(best), oracle.probs.argmax(-1))
+    assert (best != unmasked(policy, batch).argmax(-1).numpy()).any(), "the mask changes nothing"
+    for _ in range(20):
+        drawn, _ = policy.predict(arrays)
+        assert mask[torch.arange(len(mask)), torch.from_numpy(drawn)].all()
+        assert mask[torch.arange(len(mask)), policy(batch)[0]].all()
+
+
+@pytest.mark.parametrize("sites", SITES, ids=str)
+def test_gradients_of_all_weights_are_those_of_the_oracle(sites: tuple[Any, ...]) -> None:
+    policy, batch = policy_of(sites), batch_of()
+    actions, weights = policy(batch)[0], [*policy.parameters()]
+    _, log_prob, entropy = policy.evaluate_actions(batch, actions)
+    assert entropy is not None
+    oracle = oracle_of(policy, batch)
+    ours, theirs = (
+        torch.autograd.grad(objective, weights, allow_unused=True, materialize_grads=True)
+        for objective in ((log_prob + entropy).sum(), (oracle.log_prob(actions) + oracle.entropy()).sum())
+    )
+    close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert any(gradient.any() for gradient in ours)
+
+
+def test_rows_selected_behind_the_mlp_bring_their_masks() -> None:
+    """As MIRL's loop does, to share one pass between equal observations."""
+    policy, batch, rows = policy_of(), batch_of(8), torch.tensor([0, 0, 3, 5, 5, 7])
+    latent = policy.mlp_extractor.forward_actor(policy.extract_features(batch))
+    assert isinstance(latent, Features)
+    distribution = policy._get_action_dist_from_latent(latent.index_select(0, rows)).distribution
+    assert isinstance(distribution, Categorical)
+    close(distribution.probs, oracle_of(policy, batch).probs[rows])
+
+
+@pytest.mark.parametrize("sites", SITES, ids=str)
+def test_unmodified_ppo_learns_with_masks(sites: tuple[Any, ...]) -> None:
+    env = DummyVecEnv([lambda: SampledEnv(SPACE, spaces.Discrete(N_ACTIONS))] * 2)
+    options = {"sites": sites, "context": TaskIdContextConfig(dim=8), "net_arch": [8]}
+    model = PPO(FusionPolicy, env, n_steps=16, batch_size=8, policy_kwargs=options, seed=0, device="cpu", ent_coef=0.1)
+    start = {name: weight.detach().clone() for name, weight in model.policy.named_parameters()}
+    model.learn(64)
+    assert all(weight.isfinite().all() for weight in model.policy.parameters())
+    assert not torch.equal(start["mlp_extractor.policy_net.0.weight"], model.policy.mlp_extractor.policy_net[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("mask", "actions", "message"),
+    [
+        (
+            spaces.MultiBinary(4),
+            spaces.Discrete(5),
+            r"expected MultiBinary\(5\) under 'action_mask', got MultiBinary\(4\)",
+        ),
+        (spaces.Box(0, 1, (5,)), spaces.Discrete(5), r"expected MultiBinary\(5\) under 'action_mask', got Box"),
+        (spaces.MultiBinary(4), spaces.MultiDiscrete([2, 2]), "masks Discrete actions, got MultiDiscrete"),
+    ],
+)
+def test_a_mask_that_does_not_fit_the_actions_is_refused(mask: Any, actions: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FusionPolicy(spaces.Dict({**SPACE, "action_mask": mask}), actions, lambda _: 1e-3)

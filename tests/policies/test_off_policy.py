@@ -1,0 +1,304 @@
+"""Actors and critics of SAC, TD3, TQC and DQN as interactions: what they compute, learn, save and load."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from sb3_contrib import TQC
+from stable_baselines3 import DQN, SAC, TD3, HerReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
+from toy_goal_envs import MirrorReachEnv
+from torch import Tensor, nn
+
+from mirl.configs.errors import ConfigError
+from mirl.configs.networks import ConcatConfig, GoalContextConfig, HyperConfig, VectorEncoderConfig
+from mirl.policies import FusionExtractor
+from mirl.policies.extractor import Features
+from mirl.policies.off_policy import FusionDQNPolicy, FusionSACPolicy, FusionTD3Policy, FusionTQCPolicy
+from mirl.policies.policy import FusionHead
+
+FUSIONS = ("concat", "bilinear", "low_rank", "hyper", "film", "gate", "attention", "metric")
+POLICIES: dict[type[OffPolicyAlgorithm], Any] = {
+    SAC: FusionSACPolicy,
+    TD3: FusionTD3Policy,
+    TQC: FusionTQCPolicy,
+    DQN: FusionDQNPolicy,
+}
+ALGORITHMS = tuple(POLICIES)
+TINY: dict[str, Any] = {
+    "context": GoalContextConfig(dim=5),
+    "encoder": VectorEncoderConfig(hidden=(), features_dim=7),
+    "net_arch": [6],
+}
+HEADS = {**TINY, "sites": ("heads",)}
+
+
+class PushReachEnv(MirrorReachEnv):
+    """``MirrorReachEnv`` with a lever that is pushed or pulled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = spaces.Discrete(2)  # type: ignore[assignment]
+
+    def step(self, action: Any) -> Any:
+        return super().step(np.array([2.0 * int(action) - 1.0]))
+
+
+def build(algorithm: type[OffPolicyAlgorithm], options: dict[str, Any], **others: Any) -> Any:
+    """The algorithm with HER in a toy world, on the CPU."""
+    her = {"replay_buffer_class": HerReplayBuffer, "learning_starts": 8, "batch_size": 16, "buffer_size": 100}
+    env = DummyVecEnv([PushReachEnv if algorithm is DQN else MirrorReachEnv])
+    kinds: dict[str, Any] = {"policy": POLICIES[algorithm], "device": "cpu", "seed": 0, **her, **others}
+    return cast(Any, algorithm)(env=env, policy_kwargs=dict(options), **kinds)  # SB3 adds to them
+
+
+def networks(policy: BasePolicy) -> Iterator[Any]:
+    """Actor and critic, or the Q network."""
+    for name in ("actor", "critic", "q_net"):
+        if hasattr(policy, name):
+            yield getattr(policy, name)
+
+
+def heads(module: nn.Module) -> list[FusionHead]:
+    return [part for part in module.modules() if isinstance(part, FusionHead)]
+
+
+def awake(policy: BasePolicy) -> BasePolicy:
+    """With random weights in place of those that start at zero."""
+    torch.manual_seed(1)
+    for weight in policy.parameters():
+        nn.init.normal_(weight, std=0.5)
+    return policy
+
+
+def batch(policy: BasePolicy, n: int = 4) -> tuple[dict[str, Tensor], Tensor]:
+    """Observations and actions at random."""
+    space = cast(spaces.Dict, policy.observation_space)
+    generator = torch.Generator().manual_seed(2)
+    obs = {key: torch.randn(n, *cast(Any, part.shape), generator=generator) for key, part in space.items()}
+    return obs, torch.rand(n, *cast(Any, policy.action_space.shape), generator=generator)
+
+
+def bilinear(head: FusionHead, x: Tensor, z: Tensor) -> Tensor:
+    """zᵀ𝕎x + Uᵀz + Vx + b with the weights of the head's fusion."""
+    weights = dict(head.fusion.named_parameters())
+    product = torch.einsum("bz,zxo,bx->bo", z, weights["weight"], x)
+    return product + z @ weights["shift.weight"] + x @ weights["main.weight"] + weights["main.bias"]
+
+
+def seen(network: Any, obs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Features and context of each row."""
+    features = network.extract_features(obs, network.features_extractor)
+    return features.vector, features.context.per_row()
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3])
+def test_q_is_the_bilinear_form_of_hidden_layer_and_goal(algorithm: Any) -> None:
+    policy = awake(build(algorithm, HEADS).policy)
+    critic = cast(Any, policy).critic
+    obs, actions = batch(policy)
+    vector, z = seen(critic, obs)
+    x = torch.cat([vector, actions], dim=1)
+    expected = []
+    for q_network in critic.q_networks:
+        over_vector, head = q_network
+        linear = over_vector.layers[0]
+        expected.append(bilinear(head, torch.relu(x @ linear.weight.T + linear.bias), z))
+    assert len(expected) == 2
+    for q, by_hand in zip(critic(obs, actions), expected, strict=True):
+        torch.testing.assert_close(q, by_hand)
+    torch.testing.assert_close(critic.q1_forward(obs, actions), expected[0])
+
+
+def test_the_quantiles_are_bilinear_forms_of_hidden_layer_and_goal() -> None:
+    policy = awake(build(TQC, {**HEADS, "n_critics": 3, "n_quantiles": 4}).policy)
+    critic = cast(Any, policy).critic
+    obs, actions = batch(policy)
+    vector, z = seen(critic, obs)
+    x = torch.cat([vector, actions], dim=1)
+    hidden = [q_network[0].layers(Features(x, z)._replace(vector=x).vector) for q_network in critic.q_networks]
+    by_hand = [bilinear(q_network[1], h, z) for q_network, h in zip(critic.q_networks, hidden, strict=True)]
+    assert critic(obs, actions).shape == (4, 3, 4)
+    torch.testing.assert_close(critic(obs, actions), torch.stack(by_hand, dim=1))
+
+
+def test_the_q_head_of_dqn_is_a_bilinear_form_with_an_output_per_action() -> None:
+    policy = awake(build(DQN, HEADS).policy)
+    q_net = cast(Any, policy).q_net
+    obs, _ = batch(policy)
+    vector, z = seen(q_net, obs)
+    over_vector, head = q_net.q_net
+    assert q_net(obs).shape == (4, 2)
+    torch.testing.assert_close(q_net(obs), bilinear(head, over_vector.layers(vector), z))
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TQC])
+def test_mean_and_deviation_of_the_actor_are_bilinear_forms(algorithm: Any) -> None:
+    policy = awake(build(algorithm, HEADS).policy)
+    actor = cast(Any, policy).actor
+    obs, _ = batch(policy)
+    vector, z = seen(actor, obs)
+    hidden = actor.latent_pi.layers(vector)
+    mean, log_std, _ = actor.get_action_dist_params(obs)
+    torch.testing.assert_close(mean, bilinear(actor.mu, hidden, z))
+    torch.testing.assert_close(log_std, bilinear(actor.log_std, hidden, z).clamp(-20, 2))
+
+
+def test_the_actor_of_td3_squashes_a_bilinear_form() -> None:
+    policy = awake(build(TD3, HEADS).policy)
+    actor = cast(Any, policy).actor
+    obs, _ = batch(policy)
+    vector, z = seen(actor, obs)
+    over_vector, head, squash = actor.mu
+    assert isinstance(squash, nn.Tanh)
+    torch.testing.assert_close(actor(obs), torch.tanh(bilinear(head, over_vector.layers(vector), z)))
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3])
+def test_without_hidden_layers_the_critic_fuses_features_and_action_themselves(algorithm: Any) -> None:
+    policy = awake(build(algorithm, {**HEADS, "net_arch": []}).policy)
+    critic = cast(Any, policy).critic
+    obs, actions = batch(policy)
+    vector, z = seen(critic, obs)
+    x = torch.cat([vector, actions], dim=1)
+    torch.testing.assert_close(critic(obs, actions)[1], bilinear(critic.q_networks[1][1], x, z))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_first_networks_do_not_depend_on_the_goal_and_have_a_gradient_to_it(algorithm: Any) -> None:
+    policy = build(algorithm, HEADS).policy
+    obs, actions = batch(policy)
+    for network in networks(policy):
+        takes = (obs, actions) if network is getattr(policy, "critic", None) else (obs,)
+        other = ({**obs, "desired_goal": obs["desired_goal"] + 1}, *takes[1:])
+        torch.manual_seed(0)
+        first = network(*takes)
+        torch.manual_seed(0)
+        torch.testing.assert_close(network(*other), first)
+    for head in heads(policy):
+        features = torch.randn(3, head.fusion.features_dim)
+        head.fusion(features, torch.randn(3, head.fusion.context_dim)).square().sum().backward()
+        assert cast(Tensor, head.fusion.get_parameter("weight").grad).any()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_training_reaches_the_context_of_actor_and_critic(algorithm: Any) -> None:
+    agent = build(algorithm, HEADS)
+    before = [[w.clone() for w in network.features_extractor.context.parameters()] for network in networks(agent.policy)]
+    agent.learn(40)
+    for network, old in zip(networks(agent.policy), before, strict=True):
+        weights = list(network.features_extractor.context.parameters())
+        assert weights
+        assert not any(torch.equal(new, w) for new, w in zip(weights, old, strict=True))
+        assert all(weight.isfinite().all() for weight in network.parameters())
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_fusion_in_every_algorithm_takes_gradient_steps(algorithm: Any, fusion: str) -> None:
+    agent = build(algorithm, {**TINY, "fusion": fusion, "sites": ("vector", "heads")})
+    before = {name: weight.clone() for name, weight in agent.policy.named_parameters()}
+    agent.learn(20)
+    assert agent._n_updates > 0
+    changed = {name for name, weight in agent.policy.named_parameters() if not torch.equal(weight, before[name])}
+    assert all(weight.isfinite().all() for weight in agent.policy.parameters())
+    for network in ("actor", "critic", "q_net"):
+        if hasattr(agent.policy, network):
+            for site in ("vector_fusion", "fusion"):
+                assert any(name.startswith(f"{network}.") and f".{site}." in name for name in changed), (network, site)
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
+def test_actor_and_critic_share_their_extractor_only_if_asked_to(algorithm: Any, share: bool) -> None:
+    agent = build(algorithm, {**HEADS, "share_features_extractor": share})
+    assert (agent.actor.features_extractor is agent.critic.features_extractor) == share
+    agent.learn(12)
+    of_critic = agent.critic.features_extractor.encoder.state_dict()
+    of_actor = agent.actor.features_extractor.encoder.state_dict()
+    assert all(torch.equal(of_actor[name], of_critic[name]) for name in of_actor) == share
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_networks_start_with_targets_equal_to_them(algorithm: Any) -> None:
+    policy = build(algorithm, HEADS).policy
+    name = "q_net" if algorithm is DQN else "critic"
+    network, target = (dict(getattr(policy, part).named_parameters()) for part in (name, f"{name}_target"))
+    torch.testing.assert_close(network, target, rtol=0, atol=0)
+    assert not {id(weight) for weight in network.values()} & {id(weight) for weight in target.values()}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_optimisers_hold_the_weights_of_the_fused_heads(algorithm: Any) -> None:
+    policy = build(algorithm, HEADS).policy
+    for network in networks(policy):
+        optimizer = policy.optimizer if algorithm is DQN else network.optimizer
+        held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        assert held == {id(weight) for weight in network.parameters()}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_without_heads_the_policy_is_sb3s_own_with_the_extractor(algorithm: Any) -> None:
+    ours = build(algorithm, {**TINY, "sites": ("vector",)}).policy
+    extractor = {key: value for key, value in TINY.items() if key != "net_arch"}
+    plain = {"features_extractor_class": FusionExtractor, "features_extractor_kwargs": extractor, "net_arch": [6]}
+    theirs = build(algorithm, plain, policy="MultiInputPolicy").policy
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
+def test_a_concat_head_computes_sb3s_own_critic_over_features_action_and_context(algorithm: Any) -> None:
+    """With no hidden layers both are affine in (features, action, context), and of one size."""
+    policy = awake(build(algorithm, {**HEADS, "fusion": ConcatConfig(), "net_arch": []}).policy)
+    critic = cast(Any, policy).critic
+    obs, actions = batch(policy)
+    vector, z = seen(critic, obs)
+    fusion = critic.q_networks[0][1].fusion
+    own = nn.Linear(vector.shape[1] + actions.shape[1] + z.shape[1], fusion.out_dim)
+    weights = dict(fusion.named_parameters())
+    assert sum(w.numel() for w in weights.values()) == own.weight.numel() + own.bias.numel()
+    with torch.no_grad():
+        own.weight.copy_(torch.cat([weights["main.weight"], weights["shift.weight"]]).T)
+        own.bias.copy_(weights["main.bias"])
+    first = critic(obs, actions)[:, 0] if algorithm is TQC else critic(obs, actions)[0]
+    torch.testing.assert_close(first, own(torch.cat([vector, actions, z], dim=1)))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_saved_policy_and_a_saved_agent_are_loaded_as_they_were(algorithm: Any, tmp_path: Path) -> None:
+    options = {**TINY, "fusion": HyperConfig(hidden=(3,)), "sites": ("vector", "heads")}
+    agent = build(algorithm, options).learn(20)
+    agent.policy.save(tmp_path / "policy")
+    agent.save(tmp_path / "agent")
+    observation = agent.env.reset()
+    action, _ = agent.policy.predict(observation, deterministic=True)
+    for policy in (
+        POLICIES[algorithm].load(tmp_path / "policy", device="cpu"),
+        algorithm.load(tmp_path / "agent", env=agent.env, device="cpu").policy,
+    ):
+        torch.testing.assert_close(policy.state_dict(), agent.policy.state_dict(), rtol=0, atol=0)
+        np.testing.assert_array_equal(policy.predict(observation, deterministic=True)[0], action)
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
+def test_a_saved_policy_with_a_shared_extractor_is_loaded_with_one(algorithm: Any, tmp_path: Path) -> None:
+    build(algorithm, {**HEADS, "share_features_extractor": True}).policy.save(tmp_path / "policy")
+    policy = POLICIES[algorithm].load(tmp_path / "policy", device="cpu")
+    assert policy.actor.features_extractor is policy.critic.features_extractor
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TQC])
+def test_state_dependent_noise_with_fused_heads_is_refused(algorithm: Any) -> None:
+    with pytest.raises(ConfigError, match="use_sde does not go with fused heads here"):
+        build(algorithm, HEADS, use_sde=True)
+
+
+def test_specialising_is_refused() -> None:
+    with pytest.raises(ConfigError, match="policies of PPO and A2C can be specialised"):
+        build(SAC, HEADS).policy.specialise(np.zeros(1, np.float32))

@@ -1,0 +1,48 @@
+"""What ``FusionPolicy``'s heads compute, against independent networks."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from mirl.configs.networks import TaskIdContextConfig, VectorEncoderConfig
+from mirl.policies import FusionPolicy
+from mirl.policies.policy import FusionHead
+
+N_TASKS, N_ACTIONS = 3, 4
+SPACE = spaces.Dict({"observation": spaces.Box(-1, 1, (6,), np.float32), "task": spaces.Discrete(N_TASKS)})
+
+
+@pytest.mark.parametrize("size", [5, 600], ids=["row by row", "grouped"])
+def test_bilinear_heads_over_the_one_hot_are_one_head_per_task(size: int) -> None:
+    torch.manual_seed(0)
+    policy = FusionPolicy(
+        SPACE,
+        spaces.Discrete(N_ACTIONS),
+        lambda _: 1e-3,
+        fusion="bilinear",
+        context=TaskIdContextConfig(hidden=()),
+        encoder=VectorEncoderConfig(hidden=(), features_dim=8),
+        sites=("heads",),
+        net_arch=[7],
+    )
+    observation = {"observation": torch.rand(size, 6), "task": torch.arange(size) % N_TASKS}
+    features = policy.extract_features(observation)
+    for head, mlp in (
+        (policy.action_net, policy.mlp_extractor.policy_net),
+        (policy.value_net, policy.mlp_extractor.value_net),
+    ):
+        assert isinstance(head, FusionHead)
+        for weight in head.parameters():
+            nn.init.normal_(weight)
+        weights = dict(head.fusion.named_parameters())
+        hidden = mlp(features.vector)
+        got = head(features._replace(vector=hidden))
+        for task in range(N_TASKS):
+            one = nn.Linear(7, got.shape[1])
+            with torch.no_grad():
+                one.weight.copy_((weights["weight"][task] + weights["main.weight"]).T)
+                one.bias.copy_(weights["shift.weight"][task] + weights["main.bias"])
+            mine = observation["task"] == task
+            torch.testing.assert_close(got[mine], one(hidden[mine]), rtol=1e-4, atol=1e-5)
