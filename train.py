@@ -23,7 +23,13 @@ def run(argv: list[str]) -> int:
     if not outcome.finished:
         say(f"Stopped and saved at {outcome.timesteps:,} timesteps; the same command again resumes.")
         return 130
-    evaluation = EvalConfig(run=config.run_dir, checkpoint="last", backend=config.backend, device=config.device)
+    evaluation = EvalConfig(
+        run=config.run_dir,
+        checkpoint="last",
+        backend=config.backend,
+        device=config.device,
+        deterministic=config.evaluation.deterministic,
+    )
     results, written = evaluate_run(evaluation)
     Console().print(results_table(results, f"After {outcome.timesteps:,} timesteps, on unseen episodes"))
     say(f"Written: {written[0]}")

@@ -1,7 +1,7 @@
 """Few-shot learning: a task that was never trained on, from a few episodes.
 
 A policy that fuses by f(x, z) has a small handle on what it does: z. Adaptation by *context* tunes an offset δ to it,
-z ← z + δ, with every weight frozen; adaptation by *network* tunes all weights, for comparison.
+z ← z + δ, with every weight frozen; adaptation by *network* tunes all weights too, from the same start, for comparison.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,10 +37,10 @@ CONTEXT_RATE = 1e-2
 
 
 class ShiftedContext(nn.Module):
-    """z + δ: the contexts of a frozen encoder, moved by one learned offset.
+    """z + δ: the contexts of a trained encoder, moved by one learned offset.
 
-    The id of a task that was never trained selects weights that were never trained, so with ``from_mean`` the encoder's
-    place is taken by the mean of the contexts of ``trained`` ids.
+    The id of a task that was never trained selects weights that never were: its place is taken by the mean of the
+    contexts of the ``trained`` ids.
     """
 
     def __init__(self, encoder: nn.Module, trained: Sequence[int]) -> None:
@@ -170,12 +170,13 @@ def _load(config: EvalConfig, training: TrainConfig, env: SuiteVecEnv) -> PPO | 
     assert isinstance(agent, PPO | A2C)
     load_weights(find_checkpoint(config.run / "checkpoints", config.checkpoint), agent.policy)
     policy = agent.policy
-    trained = training.split.tasks_of(training.task, "trained")
     if config.adapt == "context":
         policy.requires_grad_(False)
-        for module in policy.modules():
-            if isinstance(module, FusionExtractor):
-                module.context = ShiftedContext(module.context, trained).to(policy.device)  # type: ignore[assignment]
-        tuned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        policy.optimizer = policy.optimizer_class(tuned, lr=options["learning_rate"], **policy.optimizer_kwargs)  # type: ignore[call-arg]
+    trained = training.split.tasks_of(training.task, "trained")
+    for module in policy.modules():
+        if isinstance(module, FusionExtractor):
+            module.context = ShiftedContext(module.context, trained).to(policy.device)  # type: ignore[assignment]
+    tuned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    rate = agent.lr_schedule(1.0)
+    policy.optimizer = policy.optimizer_class(tuned, lr=rate, **policy.optimizer_kwargs)  # type: ignore[call-arg]
     return agent

@@ -19,7 +19,6 @@ from mirl.configs.schema import DeviceName, TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import FusionPolicy
 
-
 Agent = PPO | A2C | OffPolicyAgent
 
 

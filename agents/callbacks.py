@@ -9,12 +9,17 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.utils import obs_as_tensor
+from torch import Tensor
 
 from mirl.agents import metrics
 from mirl.agents.checkpoint import read_index, save_checkpoint
@@ -25,6 +30,7 @@ from mirl.agents.video import record_episode
 from mirl.configs.schema import TrainConfig
 from mirl.configs.tasks import Part, SuiteConfig, file_name
 from mirl.envs import SuiteVecEnv, slot_seeds
+from mirl.policies import FusionExtractor
 
 WINDOW = 256
 """Episodes per task behind each rolling mean."""
@@ -124,6 +130,35 @@ class Clock(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         self.start()
+
+
+class ObservationStatistics(BaseCallback):
+    """Shows the policy each rollout before the next begins, for the statistics by which it normalises, if it does.
+
+    Within a rollout and its update they stay as they are: PPO compares probabilities of the same network.
+    """
+
+    def _on_training_start(self) -> None:
+        modules = self.model.policy.modules()
+        self.extractors = [each for each in modules if isinstance(each, FusionExtractor) and each.normalises]
+        self.seen: list[dict[str, NDArray[Any]]] = []
+
+    def _on_step(self) -> bool:
+        if self.extractors:
+            self.seen.append(self.locals["new_obs"])
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if not self.seen:
+            return
+        joined = {key: np.concatenate([each[key] for each in self.seen]) for key in self.seen[0]}
+        self.seen.clear()
+        policy = self.model.policy
+        tensors = preprocess_obs(
+            obs_as_tensor(joined, policy.device), policy.observation_space, policy.normalize_images
+        )
+        for extractor in self.extractors:
+            extractor.observe(cast(dict[str, Tensor], tensors))
 
 
 class BetweenIterations(BaseCallback):

@@ -20,7 +20,7 @@ from mirl.configs.tasks import Part, TaskConfig, file_name, score_bounds
 from mirl.envs import SuiteVecEnv, slot_seeds
 
 PARTS: tuple[Part, ...] = ("trained", "held_out")
-SUMMARY_ROWS = ("mean", "interquartile mean", "worst")
+SUMMARY_ROWS = ("mean", "IQM", "worst")
 
 
 def evaluate(
@@ -138,10 +138,10 @@ def _by_part(results: Sequence[TaskResult]) -> list[tuple[Part, list[TaskResult]
 
 
 def results_table(results: Sequence[TaskResult], title: str) -> Table:
-    """One row per task, for the terminal; under several tasks their mean, interquartile mean and worst."""
+    """One row per task, for the terminal; under several tasks their mean, interquartile mean (IQM) and worst."""
     table = Table(title=title, title_justify="left")
     for column in ("task", "episodes", "success", "95 % interval", "return", "score", "length"):
-        table.add_column(column, justify="left" if column == "task" else "right")
+        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=column != "task")
     for part, of_part in _by_part(results):
         for result in of_part:
             table.add_row(*_task_cells(result))
@@ -164,7 +164,7 @@ def _task_cells(result: TaskResult) -> list[str]:
         str(len(result.success)),
         f"{result.success_rate:.1%}",
         f"{low:.1%} – {high:.1%}",
-        f"{summary['return_mean']:.3f} ± {summary['return_std']:.3f}",
+        f"{summary['return_mean']:.3f}",
         f"{result.score:.3f}",
         f"{summary['length_mean']:.1f}",
     ]

@@ -14,8 +14,9 @@ from stable_baselines3.common.noise import NormalActionNoise
 
 from mirl.configs.agents import AgentConfig, DQNConfig, OffPolicyConfig, SACConfig, TD3Config, TQCConfig
 from mirl.configs.errors import ConfigError
-from mirl.configs.tasks import SuiteConfig, TaskConfig
+from mirl.configs.tasks import TaskConfig
 from mirl.envs import SuiteVecEnv
+from mirl.envs.actions import ACTION_MASK_KEY
 from mirl.envs.making import make_env
 from mirl.policies.off_policy import (
     FusionDQNPolicy,
@@ -40,9 +41,14 @@ def build_off_policy(
     :raises ConfigError: when the algorithm does not fit the action space, or HER the suite.
     """
     check_action_space(config, env.action_space)
+    if isinstance(env.observation_space, spaces.Dict) and ACTION_MASK_KEY in env.observation_space.spaces:
+        raise ConfigError(
+            f"agent={config.kind} plays any action in any task, and the tasks of suite '{env.suite.name}' have "
+            "different numbers of them; use agent=ppo or a2c"
+        )
     relabels = config.her and states_goals(env.observation_space)
     if relabels:
-        check_her(config, env.suite)
+        check_her(config, env)
     her = {"n_sampled_goal": config.n_sampled_goal, "goal_selection_strategy": config.goal_selection_strategy}
     shared: dict[str, Any] = {
         "policy": policy_class(config),
@@ -73,9 +79,7 @@ def build_off_policy(
                     f"agent.top_quantiles_to_drop must leave some of agent.n_quantiles={config.n_quantiles}, "
                     f"got {config.top_quantiles_to_drop}"
                 )
-            return TQC(
-                ent_coef=config.ent_coef, top_quantiles_to_drop_per_net=config.top_quantiles_to_drop, **shared
-            )
+            return TQC(ent_coef=config.ent_coef, top_quantiles_to_drop_per_net=config.top_quantiles_to_drop, **shared)
         case DQNConfig():
             return DQN(
                 exploration_fraction=config.exploration_fraction,
@@ -120,8 +124,9 @@ def check_action_space(config: AgentConfig, space: spaces.Space[Any]) -> None:
         raise ConfigError(f"agent={config.kind} takes continuous actions, and these are {space}; use agent={fits}")
 
 
-def check_her(config: OffPolicyConfig, suite: SuiteConfig) -> None:
+def check_her(config: OffPolicyConfig, env: SuiteVecEnv) -> None:
     """Raise a ConfigError if HER could not relabel this suite, or would be asked to before an episode has ended."""
+    suite = env.suite
     if len(suite.tasks) > 1:
         raise ConfigError(
             f"hindsight experience replay computes rewards by one task's rule, and suite '{suite.name}' has "
@@ -135,6 +140,12 @@ def check_her(config: OffPolicyConfig, suite: SuiteConfig) -> None:
             f"{config.n_envs} environments, for hindsight experience replay; use at least "
             f"agent.learning_starts={longest * config.n_envs}, got {config.learning_starts}"
         )
+    seen = cast(spaces.Dict, env.observation_space)
+    goals = [np.zeros((1, *cast(tuple[int, ...], seen[key].shape)), seen[key].dtype) for key in GOAL_KEYS]
+    try:
+        env.env_method("compute_reward", *goals, [{}], indices=[0])  # it may refuse by itself to judge by goals alone
+    except AttributeError as error:
+        raise ConfigError(f"hindsight experience replay: {error}; use agent.her=false") from None
 
 
 def episode_limit(task: TaskConfig) -> int | None:

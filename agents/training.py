@@ -13,6 +13,7 @@ from mirl.agents.building import Agent, build_agent
 from mirl.agents.callbacks import (
     Checkpointing,
     Evaluation,
+    ObservationStatistics,
     OffPolicyRows,
     ProgressBar,
     TaskStatistics,
@@ -23,7 +24,6 @@ from mirl.agents.run_directory import open_run
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import count_parameters
-
 
 ROW = 1_000
 """Timesteps between two rows of the log, per ``log_every``, where an iteration is only a few timesteps."""
@@ -86,7 +86,8 @@ def _learn(
     rows = TaskStatistics(tasks) if on_policy else OffPolicyRows(tasks, ROW * config.log_every)
     with stop_signals() as asked_to_stop:
         checkpointing = Checkpointing(config, validation.suite, board, asked_to_stop)
-        callbacks: list[BaseCallback] = [rows, Evaluation(config, validation, held_out), checkpointing]
+        evaluation = Evaluation(config, validation, held_out)
+        callbacks: list[BaseCallback] = [ObservationStatistics(), rows, evaluation, checkpointing]
         bar = ProgressBar(config.total_timesteps)
         if config.progress:
             callbacks.append(bar)

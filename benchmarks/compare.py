@@ -61,12 +61,12 @@ def matched(agents: dict[str, list[str]], shared: list[str], option: str | None)
 
 
 def width_for(target: int, words: list[str], option: str) -> int:
-    """By bisection: parameters grow with the width."""
+    """The smallest that gives at least ``target`` parameters, by bisection: they grow with the width."""
     low, high = 1, WIDEST
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if parameters_of([*words, f"{option}={middle}"]) <= target else (low, middle)
-    return low
+        low, high = (middle, high) if parameters_of([*words, f"{option}={middle}"]) < target else (low, middle)
+    return high
 
 
 def train_and_evaluate(words: list[str], runs: Path, name: str, threads: int) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def train_and_evaluate(words: list[str], runs: Path, name: str, threads: int) ->
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     last = find_checkpoint(run_dir / "checkpoints", "last").name
-    [report_path] = (run_dir / "eval").glob(f"{last}-*-seed0-1000ep.json")
+    [report_path] = (run_dir / "eval").glob(f"{last}-*-seed0-1000ep*.json")
     report = json.loads(report_path.read_text())
     with (run_dir / "metrics.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -30,6 +30,8 @@ from mirl.configs.tasks import REFERENCES, TaskConfig
 from mirl.envs import SuiteVecEnv, make_vec_env, slot_seeds
 
 SEED, SLOTS = 0, 128
+MAX_SEARCHES = 100
+"""Of the bot for one action; it seldom needs more than a few."""
 FAMILIES = ("MiniGrid-", "BabyAI-")
 
 
@@ -79,9 +81,23 @@ def bot_play(env_id: str, episodes: int, seconds: float) -> dict[str, float]:
     return {**summary(returns, [result > 0 for result in returns]), "failures": failures}
 
 
+class BoundedBot(BabyAIBot):
+    """Gives up where BabyAI's bot would replan for ever, which in some layouts it does."""
+
+    def replan(self, action_taken: Any = None) -> Any:
+        self.searches = 0
+        return super().replan(action_taken)
+
+    def _breadth_first_search(self, *args: Any, **kwargs: Any) -> Any:
+        self.searches += 1
+        if self.searches > MAX_SEARCHES:
+            raise RuntimeError(f"no action after {MAX_SEARCHES} searches")
+        return super()._breadth_first_search(*args, **kwargs)
+
+
 def _bot_episode(env: gym.Env[Any, Any], seed: int) -> float:
     env.reset(seed=seed)
-    bot, action, total, over = BabyAIBot(env.unwrapped), None, 0.0, False
+    bot, action, total, over = BoundedBot(env.unwrapped), None, 0.0, False
     while not over:
         action = bot.replan(action)
         _, reward, terminated, truncated, _ = env.step(action)

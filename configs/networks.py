@@ -139,6 +139,14 @@ class GoalContextConfig(Config):
     """An MLP over the flattened goal; or, for a goal in MiniGrid's symbolic form, cells and convolutions."""
     dim: PositiveInt = 64
     """Z, the size of the context."""
+    normalize: bool = False
+    """Bring each number of the goal to mean 0 and deviation 1, by all that training has seen so far."""
+
+    @model_validator(mode="after")
+    def _codes_are_not_normalised(self) -> Self:
+        if self.normalize and self.encoder == "grid":
+            raise ValueError("normalize is for goals of real numbers, and encoder=grid reads codes")
+        return self
 
 
 ContextConfig = TaskIdContextConfig | MissionContextConfig | GoalContextConfig
@@ -172,6 +180,8 @@ class VectorEncoderConfig(Config):
     """Hidden ReLU layers."""
     features_dim: PositiveInt = 128
     """Size of the feature vector."""
+    normalize: bool = False
+    """Bring each number of the observation to mean 0 and deviation 1, by all that training has seen so far."""
 
 
 EncoderConfig = GridEncoderConfig | ImageEncoderConfig | VectorEncoderConfig

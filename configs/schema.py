@@ -179,3 +179,16 @@ class EvalConfig(Config):
     """Episodes of practice after which adaptation is evaluated."""
     export: str = ""
     """Do not evaluate; write the policy of this one mission or task as a program, ``exports/<name>.pt2``."""
+
+    @field_validator("adapt_episodes", mode="before")
+    @classmethod
+    def _list_needs_no_brackets(cls, numbers: Any) -> Any:
+        return numbers.strip("[]").split(",") if isinstance(numbers, str) else numbers
+
+    @model_validator(mode="after")
+    def _episodes_ascend(self) -> Self:
+        if sorted(set(self.adapt_episodes)) != list(self.adapt_episodes):
+            raise ValueError(f"adapt_episodes must ascend, got {list(self.adapt_episodes)}")
+        if self.task and self.adapt == "no":
+            raise ValueError("task= is what to adapt to; it needs adapt=context or adapt=network")
+        return self

@@ -31,6 +31,8 @@ class TaskConfig(Config):
     """Registered gymnasium id, e.g. ``MiniGrid-GoToDoor-5x5-v0``."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the environment (the ``gymnasium`` backend only)."""
+    mission: str = ""
+    """Play only episodes whose mission contains this phrase: tasks of one environment that differ in nothing else."""
     success: Literal["reward", "info", "ever"] = "reward"
     """An episode succeeds when its last reward is positive, its last info says so, or the info of any timestep does."""
     score_low: float | None = None

@@ -109,10 +109,10 @@ class EnvPoolPool:
         if starts:
             # Missions change at resets only, and few are distinct: decode them here, and each text once.
             self._missions[slots] = [_tokens_of_bytes(row.tobytes()) for row in raw["mission"][order]]
-        return {  # indexing copies: what is returned is never overwritten by a later step
-            "image": raw["image"][order],
-            "direction": raw["direction"][order].astype(np.int64),
-            "mission": self._missions[slots],
+        return {  # take() copies, faster than [order] does: what is returned is never overwritten by a later step
+            "image": raw["image"].take(order, axis=0),
+            "direction": raw["direction"].take(order).astype(np.int64),
+            "mission": self._missions.take(slots, axis=0),
             TASK_KEY: np.full(len(slots), self._task_index, dtype=np.int64),
         }
 

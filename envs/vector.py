@@ -26,7 +26,7 @@ from mirl.envs.seeds import Split, slot_seeds
 from mirl.envs.suite_pools import SuitePools
 from mirl.envs.suite_spaces import joined_spaces
 from mirl.envs.withholding import Withholding, played_tasks
-from mirl.envs.workers import WorkerPool, available_cpus
+from mirl.envs.workers import WorkerPool, Workers, available_cpus
 
 IN_PROCESS_SLOTS = 4
 """Up to so many slots, worker processes cost more than they bring."""
@@ -49,7 +49,7 @@ class SuiteVecEnv(VecEnv):
         backend: what steps the environments.
         seed: of the environments, each of which gets its own, derived from it, and of the tasks drawn.
         split: training and evaluation never share an environment's seed.
-        workers: processes per task of the ``gymnasium`` backend, 0 for none; None chooses.
+        workers: processes of the ``gymnasium`` backend, which the tasks share; 0 for none; None chooses.
         sampling: which task a slot plays next (see ``TaskSampler``); ``slots`` for always the same.
         withheld: what training withholds.
         part: play what training has, or what it withholds; tasks keep their index in the suite.
@@ -101,7 +101,10 @@ class SuiteVecEnv(VecEnv):
         self._state: Literal["new", "ready", "stepping", "closed"] = "new"
         super().__init__(n_envs, joined.observation, joined.action)
         self.seed(seed)
-        pools = _make_pools(suite, self._pool_sizes, n_envs, self.backend, workers)
+        if workers is None:
+            workers = 0 if n_envs <= IN_PROCESS_SLOTS else available_cpus()
+        self._workers = Workers(workers) if workers and self.backend == "gymnasium" else None
+        pools = _make_pools(suite, self._pool_sizes, self.backend, self._workers)
         self._pools = SuitePools(pools, self._first_slots, n_envs, joined.n_actions)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
@@ -171,6 +174,8 @@ class SuiteVecEnv(VecEnv):
         """End processes and threads; a second call does nothing."""
         self._state = "closed"
         self._pools.close()
+        if self._workers is not None:
+            self._workers.close()
         reference, self._rewards_of = self._rewards_of, None
         if reference is not None:
             reference.close()
@@ -327,21 +332,19 @@ def make_vec_env(
 def _make_pools(
     suite: SuiteConfig,
     sizes: Mapping[int, int],
-    n_envs: int,
     backend: Literal["gymnasium", "envpool"],
-    workers: int | None,
+    workers: Workers | None,
 ) -> dict[int, Pool]:
     """By task, a pool of so many slots."""
-    n_tasks, share = len(suite.tasks), max(1, available_cpus() // len(sizes))
-    if workers is None:
-        workers = 0 if n_envs <= IN_PROCESS_SLOTS else share
+    n_tasks = len(suite.tasks)
     pools: dict[int, Pool] = {}
     for index, n in sizes.items():
         task = suite.tasks[index]
         if backend == "envpool":
-            pools[index] = EnvPoolPool(task, n, index, threads=share)
-        elif workers:
-            pools[index] = WorkerPool(task, n, index, n_tasks, suite.observation, workers=workers)
+            pools[index] = EnvPoolPool(task, n, index, threads=max(1, available_cpus() // len(sizes)))
+        elif workers is not None:
+            chunks = -(-len(workers) // len(sizes))
+            pools[index] = WorkerPool(task, n, index, n_tasks, suite.observation, workers=workers, chunks=chunks)
         else:
             pools[index] = GymnasiumPool(task, n, index, n_tasks, suite.observation)
     return pools

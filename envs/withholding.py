@@ -1,4 +1,4 @@
-"""Episodes that a split withholds: told by their first observation, and drawn again where they are not wanted."""
+"""Episodes that a task or a split leaves out: told by their first observation, and drawn again."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -14,8 +14,8 @@ from mirl.envs.missions import mission_space, token_id, words
 from mirl.envs.pool import Observations
 from mirl.envs.spaces import TASK_KEY
 
-MAX_REDRAWS = 1000
-"""How often an episode is drawn again before it is an error that none is on the wanted side."""
+MAX_DRAWS = 1000
+"""How often an episode is drawn before it is an error that none is on the wanted side."""
 
 MISSION_KEY = "mission"
 GOAL_KEY = "desired_goal"
@@ -43,7 +43,7 @@ def played_tasks(suite: SuiteConfig, split: SplitConfig, part: Part) -> tuple[in
 
 
 class Withholding:
-    """Draws only episodes of one part of a split.
+    """Draws only episodes of one part of a split, and of a task's mission where it names one.
 
     Args:
         suite: the tasks.
@@ -60,8 +60,10 @@ class Withholding:
         self._split = split
         self._part: Part = part
         self._withheld_tasks = np.array([task.name in split.tasks for task in suite.tasks])
-        self._phrases = tuple(_phrase_tokens(split, text) for text in split.missions)
+        self._phrases = tuple(_phrase_tokens(f"split '{split.name}'", text) for text in split.missions)
+        self._asked = tuple(_phrase_tokens(f"task '{t.name}'", t.mission) if t.mission else () for t in suite.tasks)
         self._low, self._high = np.array(split.goal_low), np.array(split.goal_high)
+        self._draws_again = split.withholds_episodes or any(self._asked)
         _check_observed(suite, split, observation_space)
 
     def draw(self, reset: Callable[[NDArray[np.int64]], Observations], n: int) -> Observations:
@@ -72,21 +74,21 @@ class Withholding:
             n: number of episodes.
 
         Raises:
-            ConfigError: after ``MAX_REDRAWS`` rounds there are still unwanted ones.
+            ConfigError: an episode was still unwanted when it had been drawn ``MAX_DRAWS`` times.
         """
         obs = reset(np.arange(n))
-        if not self._split.withholds_episodes:
+        if not self._draws_again:
             return obs
         rows = np.flatnonzero(~self.wanted(obs))
-        for _ in range(MAX_REDRAWS):
-            if not rows.size:
-                return obs
+        draws = 1
+        while rows.size:
+            if draws == MAX_DRAWS:
+                raise self._never_came(int(obs[TASK_KEY][rows[0]]))
             fresh = reset(rows)
+            draws += 1
             for key, values in fresh.items():
                 obs[key][rows] = values
             rows = rows[~self.wanted(fresh)]
-        if rows.size:
-            raise self._never_came(int(obs[TASK_KEY][rows[0]]))
         return obs
 
     def wanted(self, obs: Observations) -> NDArray[np.bool_]:
@@ -97,26 +99,36 @@ class Withholding:
         if self._low.size:
             goals = obs[GOAL_KEY]
             withheld |= ((goals >= self._low) & (goals <= self._high)).all(axis=-1)
-        return ~withheld if self._part == "trained" else withheld
+        wanted = ~withheld if self._part == "trained" else withheld
+        if any(self._asked):
+            asked = [self._asked[task] for task in obs[TASK_KEY]]
+            rows = zip(obs[MISSION_KEY], asked, strict=True)
+            wanted &= [not phrase or _contains(row.tobytes(), row.dtype.str, (phrase,)) for row, phrase in rows]
+        return wanted
 
     def _never_came(self, task: int) -> ConfigError:
+        asked = self._suite.tasks[task]
         marks = [f"a mission with one of {list(self._split.missions)}"] if self._phrases else []
         if self._low.size:
             marks.append(f"a goal between {list(self._split.goal_low)} and {list(self._split.goal_high)}")
-        wanted = f"{'without' if self._part == 'trained' else 'with'} {' or '.join(marks)}"
-        asked = self._suite.tasks[task]
+        side = f" {'without' if self._part == 'trained' else 'with'} {' or '.join(marks)}" if marks else ""
+        of = f" of a mission with '{asked.mission}'" if asked.mission else ""
         return ConfigError(
-            f"split '{self._split.name}', part '{self._part}': no episode {wanted} came in {MAX_REDRAWS} draws of task "
-            f"'{asked.name}' ({asked.env_id})"
+            f"split '{self._split.name}', part '{self._part}': no episode{of}{side} came in {MAX_DRAWS} draws of "
+            f"task '{asked.name}' ({asked.env_id})"
         )
 
 
 def _check_observed(suite: SuiteConfig, split: SplitConfig, space: spaces.Dict) -> None:
-    if split.missions and space.spaces.get(MISSION_KEY) != mission_space():
+    has_missions = space.spaces.get(MISSION_KEY) == mission_space()
+    if split.missions and not has_missions:
         raise ConfigError(
             f"split '{split.name}' withholds missions, and suite '{suite.name}' has none: "
             f"its observations are {sorted(space)}"
         )
+    for task in suite.tasks:
+        if task.mission and not has_missions:
+            raise ConfigError(f"task '{task.name}' asks for a mission, and {task.env_id} states none")
     if not split.goal_low:
         return
     goal = space.spaces.get(GOAL_KEY)
@@ -132,10 +144,10 @@ def _check_observed(suite: SuiteConfig, split: SplitConfig, space: spaces.Dict) 
         )
 
 
-def _phrase_tokens(split: SplitConfig, text: str) -> tuple[int, ...]:
+def _phrase_tokens(owner: str, text: str) -> tuple[int, ...]:
     tokens = tuple(token_id(word) for word in words(text))
     if not tokens:
-        raise ConfigError(f"split '{split.name}': a withheld phrase must have at least one word, got '{text}'")
+        raise ConfigError(f"{owner}: a phrase of missions must have at least one word, got '{text}'")
     return tokens
 
 

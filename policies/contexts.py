@@ -23,6 +23,7 @@ from mirl.configs.networks import (
 )
 from mirl.policies.encoders import CellsEncoder, GridCells
 from mirl.policies.grouping import Groups
+from mirl.policies.normalising import RunningNorm
 from mirl.policies.positions import sinusoidal_positions
 from mirl.policies.routing import Routing
 
@@ -184,15 +185,17 @@ class MissionContext(nn.Module):
 
 
 class GoalContext(nn.Module):
-    """z = relu(MLP(goal)); a goal is continuous, so every row has its own."""
+    """z = relu(MLP(goal)), the goal normalised first if asked for; it is continuous, so every row has its own."""
 
     def __init__(self, space: spaces.Space[Any], config: GoalContextConfig) -> None:
         super().__init__()
         self.goal_dim, self.out_dim = spaces.flatdim(space), config.dim
+        self.normalise = RunningNorm(self.goal_dim) if config.normalize else None
         self.mlp = nn.Sequential(nn.Linear(self.goal_dim, config.dim), nn.ReLU(), nn.Linear(config.dim, config.dim))
 
     def forward(self, goal: Float[Tensor, "batch ..."]) -> Context:
-        return Context(F.relu(self.mlp(goal.reshape(len(goal), self.goal_dim).float())), None)
+        flat = goal.reshape(len(goal), self.goal_dim).float()
+        return Context(F.relu(self.mlp(flat if self.normalise is None else self.normalise(flat))), None)
 
 
 class GoalPictureContext(nn.Module):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import EncoderConfig, GridEncoderConfig, ImageEncoderConfig, VectorEncoderConfig
+from mirl.policies.normalising import RunningNorm
 from mirl.policies.routing import Routing
 
 
@@ -120,17 +121,18 @@ class CellsEncoder(nn.Module):
 
 
 class VectorEncoder(nn.Module):
-    """An MLP over the flattened observation."""
+    """An MLP over the flattened observation, which is normalised first if the configuration says so."""
 
     def __init__(self, in_dim: int, config: VectorEncoderConfig) -> None:
         super().__init__()
         self.out_dim = config.features_dim
+        self.normalise = RunningNorm(in_dim) if config.normalize else None
         dims = (in_dim, *config.hidden, config.features_dim)
         layers: list[nn.Module] = [layer for i, o in pairwise(dims) for layer in (nn.Linear(i, o), nn.ReLU())]
         self.mlp = nn.Sequential(*layers)
 
     def forward(self, others: Float[Tensor, "batch others"]) -> Float[Tensor, "batch features"]:
-        return self.mlp(others)
+        return self.mlp(others if self.normalise is None else self.normalise(others))
 
 
 def build_encoder(config: EncoderConfig, space: spaces.Dict, routing: Routing) -> CellsEncoder | VectorEncoder:

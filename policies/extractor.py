@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import ContextConfig, EncoderConfig, FusionConfig, Site, VectorEncoderConfig, choose
-from mirl.policies.contexts import Context, build_context, task_numbers
-from mirl.policies.encoders import CellsEncoder, GridCells, ImageCells, build_encoder, look_up
+from mirl.policies.contexts import Context, GoalContext, build_context, task_numbers
+from mirl.policies.encoders import CellsEncoder, GridCells, ImageCells, VectorEncoder, build_encoder, look_up
 from mirl.policies.interactions import Fusion, build_fusion, build_map_fusion
+from mirl.policies.normalising import RunningNorm
 from mirl.policies.routing import ACTION_MASK_KEY, TASK_KEY, default_context, default_encoder, route
 from mirl.policies.specialise import SpecialisedExtractor, encode_one_context, observation_space_of
 
@@ -103,11 +104,7 @@ class FusionExtractor(BaseFeaturesExtractor):
 
     def fuse(self, observations: dict[str, Any], *context: Any) -> Float[Tensor, "batch features"]:
         """What is seen, encoded and fused with the context; fusions specialised for one context take none."""
-        first = observations[self.routing.image or self.routing.others[0]]
-        batch = first.shape[0]
-        # one shape for SB3's (B, n) and (B, 1, n) forms of a Discrete key
-        others = [observations[key].reshape(batch, -1).float() for key in self.routing.others]
-        seen = torch.cat(others, dim=1) if others else first.new_zeros(batch, 0, dtype=torch.float32)
+        seen = self._others(observations)
         if isinstance(self.encoder, CellsEncoder) and self.routing.image is not None:
             cells = self._cells(self.encoder.to_cells, observations[self.routing.image], *context)
             vector = self.encoder.to_vector(cells, seen)
@@ -126,6 +123,26 @@ class FusionExtractor(BaseFeaturesExtractor):
         """
         z = encode_one_context(self, context, normalize_images)
         return SpecialisedExtractor(self, z, normalize_images)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether ``observe`` has anything to do."""
+        return any(isinstance(module, RunningNorm) for module in self.modules())
+
+    def observe(self, observations: dict[str, Tensor]) -> None:
+        """Take observations, as ``forward`` does, into the statistics by which they are normalised, if they are."""
+        if isinstance(self.encoder, VectorEncoder) and self.encoder.normalise is not None:
+            self.encoder.normalise.observe(self._others(observations))
+        if isinstance(self.context, GoalContext) and self.context.normalise is not None:
+            self.context.normalise.observe(observations[self.routing.context].flatten(1))
+
+    def _others(self, observations: dict[str, Any]) -> Float[Tensor, "batch others"]:
+        """What is seen beside an image, flattened and joined."""
+        first = observations[self.routing.image or self.routing.others[0]]
+        batch = first.shape[0]
+        # one shape for SB3's (B, n) and (B, 1, n) forms of a Discrete key
+        others = [observations[key].reshape(batch, -1).float() for key in self.routing.others]
+        return torch.cat(others, dim=1) if others else first.new_zeros(batch, 0, dtype=torch.float32)
 
     def _task(self, observations: dict[str, Any]) -> Int[Tensor, " batch"] | None:
         space = observation_space_of(self).get(TASK_KEY)

@@ -1,7 +1,7 @@
 """Policies for SB3's SAC, TD3, TQC and DQN whose actors and critics are interactions with the context.
 
-``sites`` means what it means in ``FusionPolicy``: "map" and "vector" lie in the features extractor; with "heads" the last
-layer of every network is a fusion. The critic is then Q(s, a, z) = f(MLP([features, a]), z), and so
+``sites`` means what it means in ``FusionPolicy``: "map" and "vector" lie in the features extractor; with "heads" the
+last layer of every network is a fusion. The critic is then Q(s, a, z) = f(MLP([features, a]), z), and so
 ``fusion="bilinear"`` and ``fusion="metric"`` give the bilinear and the metric critic.
 """
 
@@ -103,9 +103,7 @@ class FusionQuantileCritic(QuantileCritic):
         super().__init__(**sb3)
         _fuse_q_networks(self)
 
-    def forward(
-        self, obs: Any, action: Float[Tensor, "batch action"]
-    ) -> Float[Tensor, "batch critics quantiles"]:
+    def forward(self, obs: Any, action: Float[Tensor, "batch action"]) -> Float[Tensor, "batch critics quantiles"]:
         joined = _join(self, obs, action, learn=not self.share_features_extractor)
         return torch.stack([q_network(joined) for q_network in self.q_networks], dim=1)
 

@@ -129,7 +129,7 @@ def test_what_keeps_tasks_apart_reaches_both(tiny: Build, make_agent: Agents, al
 
 def test_what_keeps_tasks_apart_is_off_unless_asked_for() -> None:
     agent = PPO("MlpPolicy", "CartPole-v1", device="cpu")
-    assert not (agent.advantages_per_task or agent.pcgrad or agent.conflict_every)
+    assert (agent.advantages_per_task, agent.pcgrad, agent.conflict_every) == (False, False, 0)
 
 
 def test_a_rollout_that_is_broken_off_is_not_counted(tiny: Build, make_agent: Agents) -> None:

@@ -87,6 +87,32 @@ def test_a_loaded_agent_takes_the_same_gradient_step(tiny: Build, make_agent: Ag
     assert same(saved.policy.state_dict(), loaded.policy.state_dict())
 
 
+def test_a_checkpoint_from_before_there_were_counters_is_loaded(
+    learner: PPO, tiny: Build, make_agent: Agents, tmp_path: Path
+) -> None:
+    folder = save_checkpoint(tmp_path, learner)
+    state = json.loads((folder / "state.json").read_text())
+    old = {key: state[key] for key in ("schema_version", "num_timesteps", "n_updates", "optimizer_groups")}
+    (folder / "state.json").write_text(json.dumps(old))
+    loaded = make_agent(tiny("seed=1"))
+    load_agent(folder, loaded)
+    assert same(learner.policy.state_dict(), loaded.policy.state_dict())
+    assert same(learner.policy.optimizer.state_dict(), loaded.policy.optimizer.state_dict())
+    assert loaded.num_timesteps == 128
+
+
+def test_which_task_comes_next_is_part_of_a_checkpoint(tiny: Build, tmp_path: Path) -> None:
+    tasks = "[{name: a, env_id: MiniGrid-GoToDoor-5x5-v0}, {name: b, env_id: MiniGrid-GoToDoor-6x6-v0}]"
+    config = tiny("task.name=two", f"task.tasks={tasks}", "sampling=lowest_success")
+    envs = [SuiteVecEnv(config.task, 4, sampling=config.sampling, seed=seed) for seed in (0, 1)]
+    with closing(envs[0]), closing(envs[1]):
+        saved, loaded = (build_agent(config, env) for env in envs)
+        saved.learn(512)
+        assert envs[0].sampling_state() != envs[1].sampling_state()
+        load_agent(save_checkpoint(tmp_path, saved), loaded)
+        assert envs[0].sampling_state() == envs[1].sampling_state()
+
+
 def test_a_policy_is_loaded_ready_to_act(tiny: Build, make_agent: Agents) -> None:
     config = tiny("total_timesteps=128")
     train(config)

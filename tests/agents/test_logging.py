@@ -206,6 +206,20 @@ def test_gifs_are_in_the_events_and_in_the_folder(run: Witness) -> None:
     assert max(frames) > 1  # a frame that equals the one before makes that one stay, so an episode can have one
 
 
+def test_a_machine_that_cannot_render_trains_without_videos(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def broken(*_: Any, **__: Any) -> None:
+        asked.append(1)
+        raise OSError("no display")
+
+    monkeypatch.setattr("mirl.agents.callbacks.record_episode", broken)
+    config = tiny("checkpoint_every=128")
+    with pytest.warns(UserWarning, match="no videos, since task 'goto_door' cannot be rendered here: no display"):
+        assert train(config).finished
+    assert len(asked) == 1
+
+
 def test_the_log_can_be_thinned_out(tiny: Build) -> None:
     config = tiny("log_every=2")
     train(config)

@@ -186,6 +186,7 @@ def test_of_observations_that_share_a_pass_the_tasks_gradients_sum_to_the_plain_
     losses, _ = ppo_losses(model._judge(taken), taken, LossWeights(0.01, 0.5, normalize_advantage=True), 0.2)
     parameters = list(model.policy.parameters())
     gradients = task_gradients(losses, taken.tasks, parameters)
+    model.policy.optimizer.zero_grad()
     losses.mean().backward()
     plain = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in parameters]
     close(gradients.sum(0), torch.cat([gradient.flatten() for gradient in plain]), rtol=1e-4, atol=1e-5)

@@ -18,7 +18,7 @@ from sb3_contrib import TQC
 from stable_baselines3 import DQN, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from toy_goal_envs import FlipTaskEnv, MirrorReachEnv
+from toy_goal_envs import FlipGoalEnv, MirrorReachEnv
 
 from mirl.agents import evaluate, load_policy, train
 from mirl.agents import training as training_module
@@ -47,7 +47,7 @@ class LeverEnv(MirrorReachEnv):
 
 gym.register("ToyReach-v0", MirrorReachEnv, max_episode_steps=LIMIT, kwargs={"n_steps": LIMIT})
 gym.register("ToyLever-v0", LeverEnv, max_episode_steps=LIMIT, kwargs={"n_steps": LIMIT})
-gym.register("ToyFlip-v0", FlipTaskEnv)
+gym.register("ToyFlip-v0", FlipGoalEnv)
 
 KINDS: dict[str, type[OffPolicyAlgorithm]] = {"sac": SAC, "td3": TD3, "tqc": TQC, "dqn": DQN}
 TINY = (
@@ -74,9 +74,9 @@ def tiny(tmp_path: Path) -> Build:
     """``tiny(kind, *words)``: a tiny configuration of an algorithm, on a task that fits its actions."""
 
     def build(kind: str, *words: str) -> TrainConfig:
-        task = "task=ToyLever-v0" if kind == "dqn" else "task=ToyReach-v0"
-        suite = "++" if any(word.startswith("task.tasks") for word in words) else ""
-        chosen = () if suite else (task, "task.tasks=[{name: reach, env_id: %s, success: info}]" % task[5:])
+        env_id = "ToyLever-v0" if kind == "dqn" else "ToyReach-v0"
+        reach = ("task.name=reach", f"task.tasks=[{{name: reach, env_id: {env_id}, success: info}}]")
+        chosen = () if any(word.startswith("task.tasks") for word in words) else reach
         return compose_train([f"agent={kind}", *TINY, f"runs_dir={tmp_path}", *chosen, *words])
 
     return build
@@ -137,7 +137,7 @@ def test_dqn_with_several_environments_does_not_warn_of_its_target(tiny: Build, 
 
 
 def test_more_dropped_quantiles_than_there_are_is_a_message(tiny: Build, make_agent: Agents) -> None:
-    with pytest.raises(ConfigError, match=r"agent\.top_quantiles_to_drop must leave some of agent\.n_quantiles=2, got 2"):
+    with pytest.raises(ConfigError, match=r"must leave some of agent\.n_quantiles=2, got 2"):
         make_agent(tiny("tqc", "agent.n_quantiles=2", "agent.top_quantiles_to_drop=2"))
 
 
@@ -198,9 +198,26 @@ def test_several_tasks_train_without_relabelling(tiny: Build) -> None:
     assert {f"task/{task}/success_rate" for task in ("near", "far")} <= {key for key, value in row.items() if value}
 
 
+def test_a_reward_that_goals_alone_do_not_tell_is_a_message_before_the_run_begins(tmp_path: Path) -> None:
+    suite = "task.tasks=[{name: reach, env_id: MIRL/ReachCell-v0, kwargs: {reward: time}}]"
+    words = ["agent=dqn", "task.name=reach", suite, "context=goal", f"runs_dir={tmp_path}", "device=cpu"]
+    config = compose_train(words)
+    with pytest.raises(ConfigError, match="use reward=sparse"):
+        train(config)
+    assert not config.run_dir.exists()
+
+
 def test_several_tasks_with_relabelling_are_a_message(tiny: Build, make_agent: Agents) -> None:
     with pytest.raises(ConfigError, match=r"suite 'two' has 2 tasks; use agent\.her=false"):
         make_agent(tiny("sac", *SUITE))
+
+
+def test_dqn_refuses_tasks_with_different_actions(tiny: Build, make_agent: Agents) -> None:
+    gym.register("ToyThree-v0", lambda: gym.wrappers.TransformAction(FlipGoalEnv(), int, spaces.Discrete(3)))
+    words = "task.tasks=[{name: two, env_id: ToyFlip-v0}, {name: three, env_id: ToyThree-v0}]"
+    config = tiny("dqn", "task.name=both", words, "agent.n_envs=2", "context=task_id", "sites=[heads]")
+    with pytest.raises(ConfigError, match=r"agent=dqn plays any action in any task, .*; use agent=ppo or a2c"):
+        make_agent(config)
 
 
 def test_envpool_cannot_be_asked_for_goals(tiny: Build) -> None:
@@ -349,7 +366,7 @@ def test_a_replay_buffer_of_another_size_is_a_message(
     tiny: Build, make_agent: Agents, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     folder = save_checkpoint(tmp_path, make_agent(tiny("sac")).learn(40))
-    with pytest.raises(ConfigError, match="its replay buffer holds 'observations.achieved_goal' of shape"):
+    with pytest.raises(ConfigError, match=r"its replay buffer holds 'observations\.achieved_goal' of shape"):
         load_agent(folder, make_agent(tiny("sac", *words)))
 
 
@@ -400,9 +417,7 @@ def test_a_policy_is_loaded_with_its_class_ready_to_act(tiny: Build, make_agent:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_policy_of_a_configuration_has_the_shapes_of_its_agent(
-    tiny: Build, make_agent: Agents, kind: str
-) -> None:
+def test_the_policy_of_a_configuration_has_the_shapes_of_its_agent(tiny: Build, make_agent: Agents, kind: str) -> None:
     config = tiny(kind)
     agent = make_agent(config)
     fresh = build_policy(config, agent.observation_space, agent.action_space)

@@ -11,11 +11,14 @@ import time
 from pathlib import Path
 from typing import Any, get_args
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import toy_envs
 from gymnasium.spaces import Box
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.her import HerReplayBuffer
+from toy_goal_envs import MirrorReachEnv
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.tasks import SuiteConfig, TaskConfig
@@ -121,8 +124,6 @@ def test_the_number_of_workers_does_not_change_the_trajectory(workers: int) -> N
 
 
 def test_an_id_that_only_the_owner_registered_reaches_the_workers() -> None:
-    import gymnasium as gym
-
     gym.register("ToyLate-v0", entry_point=toy_envs.CounterEnv, kwargs={"size": 3})
     env = SuiteVecEnv(suite_of("ToyLate-v0"), 2, workers=1)
     assert env.reset()["observation"].shape == (2, 3)
@@ -190,6 +191,113 @@ def test_an_info_without_success_is_an_error_that_names_the_task() -> None:
     env.reset()
     with pytest.raises(ConfigError, match=r"task 'toy' has success=info.*no 'is_success'; use success=reward"):
         env.step(np.array([1]))
+
+
+@pytest.mark.parametrize(
+    ("actions", "expected"), [((1, 0, 0), True), ((0, 0, 1), True), ((1, 2, 2), True), ((0, 0, 2), False)]
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_success_at_any_timestep_is_one_for_ever(actions: tuple[int, int, int], expected: bool, workers: int) -> None:
+    env = SuiteVecEnv(suite_of("ToyGlimpse-v0", success="ever"), 2, workers=workers)
+    env.reset()
+    for _ in range(2):  # nothing is left over for the second episode
+        for action in actions:
+            infos = env.step(np.array([action, 0]))[3]
+        assert [info["is_success"] for info in infos] == [expected, False]
+        for action in (0, 0, 0):
+            infos = env.step(np.array([action, 0]))[3]
+        assert [info["is_success"] for info in infos] == [False, False]
+    env.close()
+
+
+def test_success_from_the_info_is_that_of_the_last_timestep() -> None:
+    env = SuiteVecEnv(suite_of("ToyGlimpse-v0", success="info"), 2)
+    env.reset()
+    for actions in ((1, 0), (0, 0), (0, 1)):
+        infos = env.step(np.array(actions))[3]
+    assert [info["is_success"] for info in infos] == [False, True]
+    env.close()
+
+
+def test_a_success_that_no_timestep_reports_is_an_error_that_names_the_task() -> None:
+    env = SuiteVecEnv(suite_of("ToyGlimpse-v0", success="ever"), 1)
+    env.reset()
+    env.step(np.array([2]))
+    env.step(np.array([2]))
+    with pytest.raises(ConfigError, match=r"task 'toy' has success=ever, but every info of ToyGlimpse-v0 has no"):
+        env.step(np.array([2]))
+
+
+def two_goals() -> SuiteConfig:
+    tasks = tuple(TaskConfig(name=f"goal{i}", env_id="ToyRandomGoal-v0") for i in range(2))
+    return SuiteConfig(name="goals", tasks=tasks)
+
+
+def reach(n_envs: int, **arguments: Any) -> SuiteVecEnv:
+    if "ToyMirrorReach-v0" not in gym.registry:
+        gym.register("ToyMirrorReach-v0", entry_point=MirrorReachEnv)
+    return SuiteVecEnv(suite_of("ToyMirrorReach-v0", success="info"), n_envs, **arguments)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rewards_of_other_goals_are_the_environments_own(workers: int) -> None:
+    env = reach(3, workers=workers)
+    achieved, desired = np.random.default_rng(0).uniform(-1, 1, (2, 50, 1)).astype(np.float32)
+    expected = MirrorReachEnv().compute_reward(achieved, desired, {})
+    assert 0 < (expected == 0).sum() < 50
+    for indices, n in (([0], 1), (None, 3), (2, 1)):
+        rewards = env.env_method("compute_reward", achieved, desired, [{}] * 50, indices=indices)
+        assert len(rewards) == n
+        np.testing.assert_array_equal(rewards, [expected] * n)
+    env.close()
+
+
+@pytest.mark.parametrize("copy_info_dict", [False, True])
+def test_hindsight_replay_of_sb3_works_on_it(copy_info_dict: bool) -> None:
+    env = reach(4, workers=0)
+    model = SAC(
+        "MultiInputPolicy",
+        env,
+        replay_buffer_class=HerReplayBuffer,
+        replay_buffer_kwargs={"n_sampled_goal": 4, "copy_info_dict": copy_info_dict},
+        learning_starts=20,
+        buffer_size=400,
+        batch_size=16,
+        policy_kwargs={"net_arch": [8]},
+        seed=0,
+        device="cpu",
+    )
+    model.learn(64)
+    buffer = model.replay_buffer
+    assert isinstance(buffer, HerReplayBuffer)
+    ends = buffer.dones[: buffer.pos] == 1
+    assert ends.sum() == buffer.pos * 4 / 2  # episodes of two timesteps
+    np.testing.assert_array_equal(buffer.timeouts[: buffer.pos] == 1, ends)  # all of them time-outs
+    # the last observation of an episode is its own, not the next one's first, which is at point 0
+    np.testing.assert_array_equal(
+        buffer.next_observations["desired_goal"][: buffer.pos], buffer.observations["desired_goal"][: buffer.pos]
+    )
+    sample = buffer.sample(256)
+    goals, points = sample.next_observations["desired_goal"], sample.next_observations["achieved_goal"]
+    expected = -((points - goals).abs() > MirrorReachEnv.TOLERANCE).float()
+    np.testing.assert_array_equal(sample.rewards, expected)
+    assert (sample.rewards == 0).float().mean() > 0.3  # hindsight: many reach the goal that they are given
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (lambda: make_vec_env("ToyCounter-v0", 2), "ToyCounter-v0 has no 'compute_reward'"),
+        (lambda: make_vec_env(EMPTY, 2, backend="envpool"), f"suite '{EMPTY}' has 1 and backend=envpool"),
+        (lambda: SuiteVecEnv(two_goals(), 2, workers=0), "suite 'goals' has 2 and backend=gymnasium"),
+    ],
+)
+def test_rewards_of_other_goals_need_a_goal_environment(env: Any, message: str) -> None:
+    env = env()
+    with pytest.raises(AttributeError, match=message):
+        env.env_method("compute_reward", np.zeros((1, 1)), np.zeros((1, 1)), [{}], indices=[0])
+    env.close()
 
 
 def test_tasks_with_other_shapes_are_an_error_that_names_both() -> None:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-import toy_envs  # noqa: F401  (registers its ids)
+import toy_envs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -189,9 +189,7 @@ def test_each_episode_draws_its_task(backend: BackendName) -> None:
 def test_episodes_of_drawn_tasks_repeat_with_the_seed(backend: BackendName, workers: int) -> None:
     seen = []
     for _ in range(2):
-        with closing(
-            SuiteVecEnv(DOORS, 5, backend=backend, sampling="lowest_success", seed=3, workers=workers)
-        ) as env:
+        with closing(SuiteVecEnv(DOORS, 5, backend=backend, sampling="lowest_success", seed=3, workers=workers)) as env:
             rng, steps = np.random.default_rng(0), [env.reset()]
             steps += [env.step(rng.integers(7, size=5))[0] for _ in range(40)]
             seen.append(steps)
@@ -261,7 +259,7 @@ def test_a_task_that_fails_is_played_more() -> None:
     )
     with closing(SuiteVecEnv(suite, 8, sampling="lowest_success", workers=0)) as env:
         env.reset()
-        for _ in range(50):
+        for _ in range(200):
             env.step(np.ones(8, int))  # right in the task of two actions, wrong in that of three
         easy, hard = env.task_probabilities
     assert easy == pytest.approx(UNIFORM_SHARE / 2, abs=0.05)
@@ -278,5 +276,5 @@ def test_bound_slots_have_their_shares_as_probabilities_and_a_state_too() -> Non
 
 def test_an_unknown_sampling_names_the_nearest() -> None:
     sampling: Any = "lowest_succes"
-    with pytest.raises(ConfigError, match="unknown sampling 'lowest_succes'. Did you mean 'lowest_success'"):
+    with pytest.raises(ConfigError, match=r"unknown sampling 'lowest_succes'. Did you mean 'lowest_success'"):
         SuiteVecEnv(counters(2), 2, sampling=sampling)

@@ -141,7 +141,19 @@ class GlimpseEnv(gym.Env[Any, Any]):
         return np.zeros(1, np.float32), 0.0, False, self._count == 3, info
 
 
-for _name in ("Switches", "Counter", "RandomGoal", "Text", "Lazy", "Choice", "Glimpse"):
+class LeverEnv(gym.Env[Any, Any]):
+    """Only its spaces matter: a lever up to ``scale``, or two buttons in its place."""
+
+    def __init__(self, scale: float = 1.0, buttons: bool = False) -> None:
+        self.observation_space = spaces.Box(0, 1, (1,), np.float32)
+        self.action_space = spaces.Discrete(2) if buttons else spaces.Box(-scale, scale, (2,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+
+for _name in ("Switches", "Counter", "RandomGoal", "Text", "Lazy", "Choice", "Glimpse", "Lever"):
     if f"Toy{_name}-v0" not in gym.registry:
         gym.register(f"Toy{_name}-v0", entry_point=f"{__name__}:{_name}Env")
 if "ToyShortGoal-v0" not in gym.registry:

@@ -13,14 +13,19 @@ from stable_baselines3 import DQN, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
-from toy_goal_envs import MirrorReachEnv
 from torch import Tensor, nn
+from toy_goal_envs import MirrorReachEnv
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import ConcatConfig, GoalContextConfig, HyperConfig, VectorEncoderConfig
 from mirl.policies import FusionExtractor
 from mirl.policies.extractor import Features
-from mirl.policies.off_policy import FusionDQNPolicy, FusionSACPolicy, FusionTD3Policy, FusionTQCPolicy
+from mirl.policies.off_policy import (
+    FusionDQNPolicy,
+    FusionSACPolicy,
+    FusionTD3Policy,
+    FusionTQCPolicy,
+)
 from mirl.policies.policy import FusionHead
 
 FUSIONS = ("concat", "bilinear", "low_rank", "hyper", "film", "gate", "attention", "metric")
@@ -190,7 +195,9 @@ def test_the_first_networks_do_not_depend_on_the_goal_and_have_a_gradient_to_it(
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_training_reaches_the_context_of_actor_and_critic(algorithm: Any) -> None:
     agent = build(algorithm, HEADS)
-    before = [[w.clone() for w in network.features_extractor.context.parameters()] for network in networks(agent.policy)]
+    before = [
+        [w.clone() for w in network.features_extractor.context.parameters()] for network in networks(agent.policy)
+    ]
     agent.learn(40)
     for network, old in zip(networks(agent.policy), before, strict=True):
         weights = list(network.features_extractor.context.parameters())
@@ -302,3 +309,30 @@ def test_state_dependent_noise_with_fused_heads_is_refused(algorithm: Any) -> No
 def test_specialising_is_refused() -> None:
     with pytest.raises(ConfigError, match="policies of PPO and A2C can be specialised"):
         build(SAC, HEADS).policy.specialise(np.zeros(1, np.float32))
+
+
+# ------------------------------------------------------------------------------------------------------ normalisation
+
+
+NORMALISED = {**HEADS, "encoder": VectorEncoderConfig(normalize=True), "context": GoalContextConfig(normalize=True)}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_network_normalises_what_is_seen_and_the_goal(algorithm: Any) -> None:
+    policy = build(algorithm, NORMALISED).policy
+    extractors = [module for module in policy.modules() if isinstance(module, FusionExtractor)]
+    assert len(extractors) == {SAC: 3, TD3: 4, TQC: 3, DQN: 2}[algorithm]
+    assert all(extractor.normalises for extractor in extractors)
+
+
+def test_what_a_policy_normalises_by_is_saved_with_it(tmp_path: Path) -> None:
+    policy = build(SAC, NORMALISED).policy
+    obs, actions = batch(policy)
+    before = policy.critic(obs, actions)
+    for module in policy.modules():
+        if isinstance(module, FusionExtractor):
+            module.observe({key: 3 + 2 * value for key, value in obs.items()})
+    policy.save(tmp_path / "policy")
+    loaded = FusionSACPolicy.load(tmp_path / "policy", device="cpu")
+    torch.testing.assert_close(loaded.critic(obs, actions), policy.critic(obs, actions), rtol=0, atol=0)
+    assert not torch.equal(policy.critic(obs, actions)[0], before[0])
