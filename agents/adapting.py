@@ -111,18 +111,20 @@ def curve_table(curve: Sequence[Point], title: str) -> Table:
 
 
 def tasks_to_adapt_to(training: TrainConfig, name: str) -> list[tuple[SuiteConfig, TaskConfig]]:
-    """Each task with a suite that has it in its place: a withheld one's own, or that of the first for a new task."""
+    """Each task with a suite that has it in its place: that of its name, or that of the first for a new task."""
     if name:
-        tasks = list(training.task.tasks)
-        given = compose_train([f"task={name}"]).task.tasks
-        return [
-            (training.task.model_copy(update={"tasks": (task, *(t for t in tasks[1:] if t.name != task.name))}), task)
-            for task in given
-        ]
+        return [(_with_task(training.task, task), task) for task in compose_train([f"task={name}"]).task.tasks]
     withheld = [task for task in training.task.tasks if task.name in training.split.tasks]
     if not withheld:
         raise ConfigError("adapt= needs task=…, a preset or an environment id: the run's split withheld no task")
     return [(training.task, task) for task in withheld]
+
+
+def _with_task(suite: SuiteConfig, task: TaskConfig) -> SuiteConfig:
+    tasks = list(suite.tasks)
+    place = next((i for i, each in enumerate(tasks) if each.name == task.name), 0)
+    # as many tasks as were trained: the weights have their number in their shapes
+    return suite.model_copy(update={"tasks": (*tasks[:place], task, *tasks[place + 1 :])})
 
 
 def adapt(config: EvalConfig, training: TrainConfig, suite: SuiteConfig, task: TaskConfig) -> list[Point]:

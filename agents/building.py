@@ -14,12 +14,31 @@ from mirl.agents.checkpoint import find_checkpoint, load_weights
 from mirl.agents.off_policy import OffPolicyAgent, build_off_policy, policy_class
 from mirl.agents.run_directory import read_config
 from mirl.configs.agents import OffPolicyConfig, OnPolicyConfig, TQCConfig
+from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
+from mirl.configs.networks import AutoContextConfig, AutoEncoderConfig, VectorEncoderConfig
 from mirl.configs.schema import DeviceName, TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import FusionPolicy
+from mirl.policies.routing import default_context, default_encoder
 
 Agent = PPO | A2C | OffPolicyAgent
+
+
+def fitted(config: TrainConfig, space: spaces.Space[Any]) -> TrainConfig:
+    """The configuration with the context and the encoder that the observations call for, where it says ``auto``.
+
+    :raises ConfigError: when they call for none.
+    """
+    assert isinstance(space, spaces.Dict), "the observation contract is a Dict"
+    context = default_context(space) if isinstance(config.context, AutoContextConfig) else config.context
+    encoder, sites = config.encoder, config.sites
+    if isinstance(encoder, AutoEncoderConfig):
+        encoder = default_encoder(space, context.key, None)
+        if isinstance(encoder, VectorEncoderConfig):  # it has no map
+            sites = tuple(dict.fromkeys("vector" if site == "map" else site for site in sites))
+    parts = {"context": context.model_dump(), "encoder": encoder.model_dump(), "sites": sites}
+    return validate(TrainConfig, {**config.model_dump(), **parts})
 
 
 def build_agent(config: TrainConfig, env: SuiteVecEnv) -> Agent:

@@ -21,9 +21,15 @@ from mirl.agents.building import load_policy
 from mirl.agents.checkpoint import write_bytes, write_json
 from mirl.agents.run_directory import read_config
 from mirl.configs.errors import ConfigError, nearest
-from mirl.configs.networks import GoalContextConfig, MissionContextConfig, TaskIdContextConfig
-from mirl.configs.schema import EvalConfig, TrainConfig
-from mirl.configs.tasks import file_name
+from mirl.configs.networks import (
+    AutoContextConfig,
+    ContextConfig,
+    GoalContextConfig,
+    MissionContextConfig,
+    TaskIdContextConfig,
+)
+from mirl.configs.schema import EvalConfig
+from mirl.configs.tasks import SuiteConfig, file_name
 from mirl.envs import TASK_KEY, choose_backend, tokenise
 from mirl.envs.suite_spaces import suite_spaces
 from mirl.policies import FusionPolicy
@@ -53,7 +59,9 @@ def export_run(config: EvalConfig) -> Export:
     :raises ConfigError: when there is no such run, checkpoint or task, or the program does not do what the policy does.
     """
     training = read_config(config.run)
-    key, context = training.context.key, context_named(config.export, training)
+    asks = training.context
+    assert not isinstance(asks, AutoContextConfig), "what a run stores is fitted to its observations"
+    key, context = asks.key, context_named(config.export, asks, training.task)
     observation_space, action_space = suite_spaces(training.task, choose_backend(training.task, config.backend))
     policy, checkpoint = load_policy(config.run, config.checkpoint, observation_space, action_space, "cpu")
     specialised = policy.specialise(context)
@@ -104,13 +112,13 @@ def checked_difference(outputs: tuple[Tensor, ...], expected: tuple[Tensor, ...]
     return difference
 
 
-def context_named(name: str, training: TrainConfig) -> Any:
+def context_named(name: str, config: ContextConfig, suite: SuiteConfig) -> Any:
     """The context of a mission or a task, as an observation holds it."""
-    match training.context:
+    match config:
         case MissionContextConfig():
             return tokenise(name)
         case TaskIdContextConfig():
-            tasks = [task.name for task in training.task.tasks]
+            tasks = [task.name for task in suite.tasks]
             if name not in tasks:
                 raise ConfigError(f"unknown task '{name}'." + nearest(name, tasks))
             return tasks.index(name)
@@ -120,7 +128,7 @@ def context_named(name: str, training: TrainConfig) -> Any:
                 "mirl.agents.load_policy(…) gives its policy, and policy.specialise(goal) what torch.export takes"
             )
         case _:
-            assert_never(training.context)
+            assert_never(config)
 
 
 def random_observations(space: spaces.Dict, seed: int) -> Observations:

@@ -9,7 +9,7 @@ from stable_baselines3.common.logger import HParam, Logger
 
 from mirl.agents import metrics
 from mirl.agents.algorithms import A2C, PPO
-from mirl.agents.building import Agent, build_agent
+from mirl.agents.building import Agent, build_agent, fitted
 from mirl.agents.callbacks import (
     Checkpointing,
     Evaluation,
@@ -54,6 +54,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> O
     ):
         if held_out is not None:
             held_out.reset()  # tells now, and not at the first evaluation, if what is withheld never comes
+        config = fitted(config, env.observation_space)
         agent = build_agent(config, env)
         continued = open_run(config)
         if continued and (config.run_dir / "checkpoints" / "index.json").exists():
@@ -87,7 +88,7 @@ def _learn(
     with stop_signals() as asked_to_stop:
         checkpointing = Checkpointing(config, validation.suite, board, asked_to_stop)
         evaluation = Evaluation(config, validation, held_out)
-        callbacks: list[BaseCallback] = [ObservationStatistics(), rows, evaluation, checkpointing]
+        callbacks: list[BaseCallback] = [rows, ObservationStatistics(), evaluation, checkpointing]
         bar = ProgressBar(config.total_timesteps)
         if config.progress:
             callbacks.append(bar)

@@ -3,9 +3,12 @@
 import io
 import textwrap
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain, repeat
+from typing import Any, cast
 
+import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from stable_baselines3.common.policies import BasePolicy
@@ -13,6 +16,10 @@ from stable_baselines3.common.policies import BasePolicy
 from mirl.agents.acting import acting
 from mirl.configs.tasks import SuiteConfig
 from mirl.envs import make_env
+from mirl.envs.actions import ACTION_MASK_KEY, with_action_mask
+from mirl.envs.pool import Observations
+from mirl.envs.vector import NOTHING_WITHHELD
+from mirl.envs.withholding import Withholding
 
 WIDTH = 256
 CAPTION_LINE = 16
@@ -41,18 +48,41 @@ def record_episode(
         return None
     env = make_env(task, task_index, len(suite.tasks), suite.observation, render_mode="rgb_array")
     try:
-        observation, _ = env.reset(seed=seed)
+        observation = _first_observation(env, suite, seed)
         caption = str(getattr(env.unwrapped, "mission", task.name))
         frames, over = [env.render()], False
         with acting(policy, seed):
             while not over and len(frames) < MAX_FRAMES:
-                action, _ = policy.predict(observation, deterministic=deterministic)
-                observation, _, terminated, truncated, _ = env.step(action)
+                actions, _ = policy.predict(_as_trained(observation, env, policy), deterministic=deterministic)
+                observation, _, terminated, truncated, _ = env.step(actions[0])
                 frames.append(env.render())
                 over = terminated or truncated
     finally:
         env.close()
     return encode_gif(frames, caption)
+
+
+def _first_observation(env: gym.Env[Any, Any], suite: SuiteConfig, seed: int) -> Any:
+    """Of an episode with the task's mission, where it names one."""
+    seeds = chain([seed], repeat(None))
+
+    def reset(_rows: Any) -> Observations:
+        observation, _ = env.reset(seed=next(seeds))
+        return {key: np.asarray(value)[None] for key, value in observation.items()}
+
+    assert isinstance(env.observation_space, spaces.Dict), "the observation contract is a Dict"
+    drawn = Withholding(suite, NOTHING_WITHHELD, "trained", env.observation_space).draw(reset, 1)
+    return {key: value[0] for key, value in drawn.items()}
+
+
+def _as_trained(observation: Any, env: gym.Env[Any, Any], policy: BasePolicy) -> Observations:
+    """A batch of one observation as a suite gives it: with an action mask, where its tasks have different actions."""
+    batch = {key: np.asarray(value)[None] for key, value in observation.items()}
+    actions, joined = env.action_space, policy.action_space
+    if isinstance(actions, spaces.Discrete) and isinstance(joined, spaces.Discrete):
+        known = cast(spaces.Dict, policy.observation_space)
+        return with_action_mask(batch, int(actions.n), int(joined.n)) if ACTION_MASK_KEY in known.spaces else batch
+    return batch
 
 
 def encode_gif(frames: list[Any], caption: str) -> Gif:

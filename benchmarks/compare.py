@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from machine import write_results
 
-from mirl.agents.building import build_agent
+from mirl.agents.building import build_policy, fitted
 from mirl.agents.checkpoint import find_checkpoint
 from mirl.agents.statistics import bootstrap_interval
 from mirl.configs.compose import compose_train
@@ -41,9 +41,9 @@ def parameters_of(words: list[str]) -> int:
     """Of the untrained agent that a command line describes."""
     config = compose_train(words)
     env = SuiteVecEnv(config.task, max(len(config.task.tasks), 2), backend=config.backend)
-    agent = config.agent.model_copy(update={"n_envs": env.num_envs, "n_steps": 8, "batch_size": 8, "buffer_size": 8})
+    config = fitted(config, env.observation_space)
     try:
-        return count_parameters(build_agent(config.model_copy(update={"agent": agent, "device": "cpu"}), env).policy)
+        return count_parameters(build_policy(config, env.observation_space, env.action_space))
     finally:
         env.close()
 

@@ -101,18 +101,22 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
     """The configuration of ``train.py key=value …``.
 
     A group takes a preset (``fusion=film``), a field a value (``agent.n_steps=64``), and ``task`` also environment ids,
-    one or several (``task=BabyAI-GoToObj-v0+BabyAI-GoToLocal-v0``).
+    one or several (``task=BabyAI-GoToObj-v0+BabyAI-GoToLocal-v0``). Context and encoder are then those that their
+    observations call for, unless the command line says something of them.
 
     :raises ConfigError: for the first thing that is wrong.
     """
     known = sorted({*fields_of([TrainConfig])})
     overrides = []
-    for key, value in parse_overrides(argv):
+    pairs = parse_overrides(argv)
+    for key, value in pairs:
         if key not in known:
             raise ConfigError(f"unknown option '{key}'." + nearest(key, known))
         if key == "task" and "-v" in value:
             tasks = ", ".join(f"{{name: {env_id}, env_id: {env_id}}}" for env_id in value.split("+"))
             overrides += ["++task.name=" + value, f"++task.tasks=[{tasks}]"]
+            said = {other.partition(".")[0] for other, _ in pairs}
+            overrides += [f"{group}=auto" for group in ("context", "encoder") if group not in said]
         elif key in GROUPS:
             if value not in presets(key):
                 ids = " or an environment id" if key == "task" else ""

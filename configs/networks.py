@@ -152,6 +152,12 @@ class GoalContextConfig(Config):
 ContextConfig = TaskIdContextConfig | MissionContextConfig | GoalContextConfig
 
 
+class AutoContextConfig(Config):
+    """The goal, else the mission, else the task id, whichever the observation has."""
+
+    kind: Literal["auto"] = "auto"
+
+
 class GridEncoderConfig(Config):
     """MiniGrid's symbolic view: an embedding per channel, then convolutions; gives cells and a vector."""
 
@@ -185,6 +191,12 @@ class VectorEncoderConfig(Config):
 
 
 EncoderConfig = GridEncoderConfig | ImageEncoderConfig | VectorEncoderConfig
+
+
+class AutoEncoderConfig(Config):
+    """By what is seen: a symbolic grid, pixels, or neither; without cells, fusion on the map moves to the vector."""
+
+    kind: Literal["auto"] = "auto"
 
 
 def choose(part: str | Config, union: Any) -> Any:

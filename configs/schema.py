@@ -13,6 +13,8 @@ from mirl.configs.agents import AgentConfig
 from mirl.configs.config import Config
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
+    AutoContextConfig,
+    AutoEncoderConfig,
     ContextConfig,
     EncoderConfig,
     FusionConfig,
@@ -49,9 +51,9 @@ class TrainConfig(Config):
     """What to learn."""
     fusion: Annotated[FusionConfig, Field(discriminator="kind")]
     """How the observation meets the context."""
-    context: Annotated[ContextConfig, Field(discriminator="kind")]
+    context: Annotated[ContextConfig | AutoContextConfig, Field(discriminator="kind")]
     """What the context is made of."""
-    encoder: Annotated[EncoderConfig, Field(discriminator="kind")]
+    encoder: Annotated[EncoderConfig | AutoEncoderConfig, Field(discriminator="kind")]
     """What the observation passes through."""
     agent: Annotated[AgentConfig, Field(discriminator="kind")]
     """How to learn."""
@@ -109,7 +111,7 @@ class TrainConfig(Config):
                 f"context=task_id needs several tasks, and '{self.task.name}' has one; use context=mission"
             )
         if isinstance(self.encoder, ImageEncoderConfig) != (self.task.observation == "rgb") and not isinstance(
-            self.encoder, VectorEncoderConfig
+            self.encoder, VectorEncoderConfig | AutoEncoderConfig
         ):
             raise ValueError(
                 f"encoder={self.encoder.kind} cannot read task.observation={self.task.observation}; "

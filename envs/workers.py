@@ -140,10 +140,8 @@ class _Chunk:
         self._number = worker.host(build)
 
     def send(self, command: Command, argument: Any) -> None:
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # recv tells of a death, in the order of what was asked
             self._worker.connection.send((self._number, command, argument))
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise self._death() from error
 
     def recv(self) -> Any:
         try:

@@ -18,6 +18,7 @@ from mirl.agents.exporting import Export, context_named, export_run, short_name
 from mirl.agents.run_directory import open_run, read_config
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
+from mirl.configs.networks import GoalContextConfig
 from mirl.configs.schema import EvalConfig, TrainConfig
 from mirl.envs import SuiteVecEnv, tokenise
 from mirl.policies import FusionPolicy
@@ -171,14 +172,14 @@ def test_rounding_is_judged_by_the_scale_of_the_outputs() -> None:
 
 def test_an_unknown_task_is_answered_with_the_nearest_one() -> None:
     training = compose_train([*SECOND_TASK])
-    assert context_named("goto_door_6x6", training) == 1
+    assert context_named("goto_door_6x6", training.context, training.task) == 1
     with pytest.raises(ConfigError, match=r"unknown task 'goto_dor_6x6'\. Did you mean 'goto_door_6x6'"):
-        context_named("goto_dor_6x6", training)
+        context_named("goto_dor_6x6", training.context, training.task)
 
 
 def test_goals_are_left_to_the_library() -> None:
     with pytest.raises(ConfigError, match=r"told goals, which have no name: .* policy.specialise\(goal\)"):
-        context_named("2, 3", compose_train(["context=goal"]))
+        context_named("2, 3", GoalContextConfig(), compose_train([]).task)
 
 
 def test_the_names_of_files_are_plain_short_and_different() -> None:

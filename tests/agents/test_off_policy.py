@@ -45,8 +45,8 @@ class LeverEnv(MirrorReachEnv):
         return super().step(np.array([1.5 * int(action) - 0.75]))
 
 
-gym.register("ToyReach-v0", MirrorReachEnv, max_episode_steps=LIMIT, kwargs={"n_steps": LIMIT})
-gym.register("ToyLever-v0", LeverEnv, max_episode_steps=LIMIT, kwargs={"n_steps": LIMIT})
+gym.register("ToyGoalReach-v0", MirrorReachEnv, max_episode_steps=LIMIT, kwargs={"n_steps": LIMIT})
+gym.register("ToyGoalLever-v0", LeverEnv, max_episode_steps=LIMIT, kwargs={"n_steps": LIMIT})
 gym.register("ToyFlip-v0", FlipGoalEnv)
 
 KINDS: dict[str, type[OffPolicyAlgorithm]] = {"sac": SAC, "td3": TD3, "tqc": TQC, "dqn": DQN}
@@ -74,7 +74,7 @@ def tiny(tmp_path: Path) -> Build:
     """``tiny(kind, *words)``: a tiny configuration of an algorithm, on a task that fits its actions."""
 
     def build(kind: str, *words: str) -> TrainConfig:
-        env_id = "ToyLever-v0" if kind == "dqn" else "ToyReach-v0"
+        env_id = "ToyGoalLever-v0" if kind == "dqn" else "ToyGoalReach-v0"
         reach = ("task.name=reach", f"task.tasks=[{{name: reach, env_id: {env_id}, success: info}}]")
         chosen = () if any(word.startswith("task.tasks") for word in words) else reach
         return compose_train([f"agent={kind}", *TINY, f"runs_dir={tmp_path}", *chosen, *words])
@@ -162,13 +162,13 @@ def test_the_replay_buffer_is_no_larger_than_the_run(tiny: Build, make_agent: Ag
 
 @pytest.mark.parametrize("kind", ["sac", "td3", "tqc"])
 def test_continuous_algorithms_refuse_discrete_actions(tiny: Build, make_agent: Agents, kind: str) -> None:
-    words = "task.tasks=[{name: lever, env_id: ToyLever-v0, success: info}]"
+    words = "task.tasks=[{name: lever, env_id: ToyGoalLever-v0, success: info}]"
     with pytest.raises(ConfigError, match=rf"agent={kind} takes continuous actions, .*Discrete\(2\); use agent=dqn"):
         make_agent(tiny(kind, "task.name=lever", words))
 
 
 def test_dqn_refuses_continuous_actions(tiny: Build, make_agent: Agents) -> None:
-    words = "task.tasks=[{name: reach, env_id: ToyReach-v0, success: info}]"
+    words = "task.tasks=[{name: reach, env_id: ToyGoalReach-v0, success: info}]"
     with pytest.raises(ConfigError, match=r"agent=dqn takes discrete actions, .*Box.*; use agent=sac, tqc, td3 or ppo"):
         make_agent(tiny("dqn", "task.name=reach", words))
 
@@ -186,7 +186,8 @@ def test_learning_starts_once_an_episode_can_be_relabelled(tiny: Build, make_age
 
 SUITE = (
     "task.name=two",
-    "task.tasks=[{name: near, env_id: ToyReach-v0, success: info}, {name: far, env_id: ToyReach-v0, success: info}]",
+    "task.tasks=[{name: near, env_id: ToyGoalReach-v0, success: info}, "
+    "{name: far, env_id: ToyGoalReach-v0, success: info}]",
     "agent.n_envs=2",
 )
 

@@ -2,7 +2,8 @@
 
 import io
 from collections.abc import Callable
-from typing import Any
+from contextlib import closing
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +16,8 @@ from mirl.agents.algorithms import A2C, PPO
 from mirl.agents.video import WIDTH, Gif, encode_gif, record_episode
 from mirl.configs.schema import TrainConfig
 from mirl.configs.tasks import SuiteConfig, TaskConfig
-from mirl.envs import make_env
+from mirl.envs import SuiteVecEnv, make_env
+from mirl.policies import FusionPolicy
 
 Build = Callable[..., TrainConfig]
 Agents = Callable[[TrainConfig], PPO | A2C]
@@ -120,3 +122,68 @@ def test_an_environment_without_pictures_gives_no_gif(
         assert record_episode(make_agent(tiny()).policy, suite, 0, seed=0) is None
     finally:
         del gym.registry["ToyBlind-v0"]
+
+
+class PagesEnv(gym.Env[Any, Any]):
+    """Ten timesteps and n actions; shows a grey picture. ``taken`` holds the actions of all of them."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    taken: ClassVar[dict[int, list[int]]] = {}
+
+    def __init__(self, n_actions: int, render_mode: str | None = None) -> None:
+        self.observation_space = spaces.Dict({"observation": spaces.Box(-1, 1, (2,), np.float32)})
+        self.action_space = spaces.Discrete(n_actions)
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.count = 0
+        return {"observation": np.zeros(2, np.float32)}, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.taken.setdefault(int(self.action_space.n), []).append(int(action))
+        self.count += 1
+        return {"observation": np.zeros(2, np.float32)}, 0.0, self.count == 10, False, {}
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        return np.full((8, 8, 3), 128, np.uint8)
+
+
+def test_a_task_with_fewer_actions_is_filmed_with_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PagesEnv, "taken", {})
+    gym.register("ToyPages-v0", entry_point=PagesEnv)
+    try:
+        tasks = tuple(TaskConfig(name=f"{n}", env_id="ToyPages-v0", kwargs={"n_actions": n}) for n in (2, 12))
+        suite = SuiteConfig(name="pages", tasks=tasks)
+        with closing(SuiteVecEnv(suite, 2, workers=0)) as env:
+            torch.manual_seed(0)
+            policy = FusionPolicy(env.observation_space, env.action_space, lambda _: 0.0, context="task_id")
+        for index in (0, 1):
+            gif = record_episode(policy, suite, index, seed=0)
+            assert gif is not None
+            assert gif.data.startswith(b"GIF89a")
+    finally:
+        del gym.registry["ToyPages-v0"]
+    assert [len(taken) for taken in PagesEnv.taken.values()] == [10, 10]
+    assert set(PagesEnv.taken[2]) == {0, 1}
+    assert max(PagesEnv.taken[12]) > 1
+
+
+def test_the_episode_that_is_filmed_has_the_mission_of_its_task(
+    tiny: Build, make_agent: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny()
+    policy = make_agent(config).policy
+    captions: list[str] = []
+
+    def noted(frames: list[Any], caption: str) -> Gif:
+        captions.append(caption)
+        return Gif(b"", 0, 0)
+
+    monkeypatch.setattr("mirl.agents.video.encode_gif", noted)
+    [door] = config.task.tasks
+    red = door.model_copy(update={"name": "red", "mission": "red door"})
+    for task in (door, red):
+        for seed in range(6):
+            record_episode(policy, SuiteConfig(name="doors", tasks=(task,)), 0, seed=seed)
+    assert len(set(captions[:6])) > 1
+    assert captions[6:] == ["go to the red door"] * 6

@@ -25,6 +25,7 @@ COMPANIONS = {
     ("context", "one_hot"): ["task=doors"],
     ("split", "rooms"): ["task=doors"],
     ("split", "ode"): ["task=ode"],
+    ("split", "new_colour"): ["task=door_colours"],
 }
 """What a preset needs beside it to make sense."""
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import BackendName
+from mirl.configs.schema import BackendName, SamplingName
 from mirl.configs.tasks import Part, SplitConfig, SuiteConfig, TaskConfig
 from mirl.envs import VOCABULARY, SuiteVecEnv, mission_space, tokenise
 from mirl.envs.withholding import MAX_DRAWS, Withholding
@@ -214,3 +214,67 @@ def test_slots_are_needed_for_the_played_tasks_only() -> None:
         assert env.task_index.tolist() == [0]
     with pytest.raises(ConfigError, match="at least one per task of suite 'doors', 2, got 1"):
         SuiteVecEnv(DOORS, 1, withheld=split, part="held_out")
+
+
+ROOM = "MiniGrid-GoToDoor-5x5-v0"
+
+
+def colours_of_one_room(*phrases: str) -> SuiteConfig:
+    """A task for each phrase, all of one environment id."""
+    tasks = tuple(TaskConfig(name=phrase or "any", env_id=ROOM, mission=phrase) for phrase in phrases)
+    return SuiteConfig(name="room", tasks=tasks)
+
+
+@pytest.mark.parametrize("sampling", ["slots", "uniform"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tasks_of_one_id_play_their_own_missions_only(backend: BackendName, sampling: SamplingName) -> None:
+    suite = colours_of_one_room("red door", "green door", "")
+    seen: dict[int, set[str]] = {0: set(), 1: set(), 2: set()}
+    with closing(SuiteVecEnv(suite, 6, backend=backend, sampling=sampling)) as env:
+        obs = env.reset()
+        for _ in range(25):
+            for task, row in zip(obs["task"].tolist(), obs["mission"], strict=True):
+                seen[task].add(" ".join(VOCABULARY[token - 1] for token in row if token))
+            obs, _, dones, _ = env.step(np.full(6, 6))
+            assert dones.all()
+    assert seen[0] == {"go to the red door"}
+    assert seen[1] == {"go to the green door"}
+    assert len(seen[2]) == 6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("part", "goes_to_red"), [("trained", False), ("held_out", True)])
+def test_a_tasks_mission_and_a_split_both_hold(backend: BackendName, part: Part, goes_to_red: bool) -> None:
+    suite = SuiteConfig(name="room", tasks=(TaskConfig(name="go", env_id="BabyAI-GoToLocal-v0", mission="ball"),))
+    split = SplitConfig(name="red", missions=("red ball", "blue key"))
+    with closing(SuiteVecEnv(suite, 6, backend=backend, withheld=split, part=part)) as env:
+        rows = list(env.reset()["mission"])
+        for _ in range(64 * 2):  # an episode is cut off after 64 timesteps
+            obs, _, dones, _ = env.step(np.full(6, 0))
+            rows += list(obs["mission"][dones])
+    missions = {" ".join(VOCABULARY[token - 1] for token in row if token) for row in rows}
+    assert all(mission.endswith("ball") for mission in missions)
+    assert all(("red" in mission) == goes_to_red for mission in missions)
+    assert len(missions) > 1
+
+
+def test_a_mission_of_an_environment_that_states_none_is_an_error() -> None:
+    suite = SuiteConfig(name="goals", tasks=(TaskConfig(name="far", env_id="ToyShortGoal-v0", mission="red door"),))
+    with pytest.raises(ConfigError, match="^task 'far' asks for a mission, and ToyShortGoal-v0 states none$"):
+        SuiteVecEnv(suite, 2, workers=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_mission_that_never_comes_names_its_task_and_its_phrase(
+    backend: BackendName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mirl.envs.withholding.MAX_DRAWS", 50)
+    env = SuiteVecEnv(colours_of_one_room("red door", "klingon ship"), 2, backend=backend)
+    message = rf"no episode of a mission with 'klingon ship' came in 50 draws of task 'klingon ship' \({ROOM}\)"
+    with pytest.raises(ConfigError, match=message):
+        env.reset()
+
+
+def test_a_mission_without_words_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="a phrase of missions must have at least one word, got '  '"):
+        SuiteVecEnv(colours_of_one_room("  "), 1)
