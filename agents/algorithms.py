@@ -195,7 +195,8 @@ class OnPolicyLoop(OnPolicyAlgorithm):
         buffer.policy_advantages = buffer.advantages
         if isinstance(value_net, PopArtHead):
             tasks = buffer.task_of_each.flatten()
-            value_net.update(buffer.returns.flatten(), tasks)
+            if value_net.weight.requires_grad:  # frozen statistics belong to frozen weights
+                value_net.update(buffer.returns.flatten(), tasks)
             buffer.policy_advantages = buffer.advantages / value_net.scale(tasks).view_as(buffer.advantages)
         if self.advantages_per_task:
             buffer.policy_advantages = normalised_per_task(buffer.advantages, buffer.task_of_each)

@@ -46,6 +46,7 @@ def build_agent(config: TrainConfig, env: SuiteVecEnv) -> Agent:
 
     :raises ConfigError: when the algorithm does not fit the environment.
     """
+    config = fitted(config, env.observation_space)
     match config.agent:
         case OnPolicyConfig():
             return build_algorithm(
@@ -93,6 +94,7 @@ def build_policy(
     config: TrainConfig, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
 ) -> BasePolicy:
     """The policy of the configuration's algorithm for spaces as SB3 trains on them, untrained."""
+    config = fitted(config, observation_space)
     match config.agent:
         case OnPolicyConfig():
             return FusionPolicy(observation_space, action_space, lambda _: 0.0, **policy_kwargs(config))

@@ -142,9 +142,8 @@ def load_weights(checkpoint: Path, policy: nn.Module) -> None:
     try:
         load_model(policy, checkpoint / "policy.safetensors")
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise ConfigError(
-            f"{checkpoint} does not hold the weights of this policy: {str(error).splitlines()[0]}"
-        ) from None
+        what = str(error).split("\n", 1)[-1].strip()  # torch heads its list of what does not fit with a line of its own
+        raise ConfigError(f"{checkpoint} does not hold the weights of this policy: {what.splitlines()[0]}") from None
 
 
 def load_agent(checkpoint: Path, agent: BaseAlgorithm) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from machine import write_results
 
-from mirl.agents.building import build_policy, fitted
+from mirl.agents.building import build_policy
 from mirl.agents.checkpoint import find_checkpoint
 from mirl.agents.statistics import bootstrap_interval
 from mirl.configs.compose import compose_train
@@ -41,7 +41,6 @@ def parameters_of(words: list[str]) -> int:
     """Of the untrained agent that a command line describes."""
     config = compose_train(words)
     env = SuiteVecEnv(config.task, max(len(config.task.tasks), 2), backend=config.backend)
-    config = fitted(config, env.observation_space)
     try:
         return count_parameters(build_policy(config, env.observation_space, env.action_space))
     finally:

@@ -260,7 +260,7 @@ def test_a_tasks_mission_and_a_split_both_hold(backend: BackendName, part: Part,
 
 def test_a_mission_of_an_environment_that_states_none_is_an_error() -> None:
     suite = SuiteConfig(name="goals", tasks=(TaskConfig(name="far", env_id="ToyShortGoal-v0", mission="red door"),))
-    with pytest.raises(ConfigError, match="^task 'far' asks for a mission, and ToyShortGoal-v0 states none$"):
+    with pytest.raises(ConfigError, match=r"^task 'far' asks for a mission, and ToyShortGoal-v0 states none$"):
         SuiteVecEnv(suite, 2, workers=0)
 
 
