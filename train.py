@@ -29,6 +29,7 @@ def run(argv: list[str]) -> int:
         backend=config.backend,
         device=config.device,
         deterministic=config.evaluation.deterministic,
+        episodes=config.evaluation.test_episodes,
     )
     results, written = evaluate_run(evaluation)
     Console().print(results_table(results, f"After {outcome.timesteps:,} timesteps, on unseen episodes"))

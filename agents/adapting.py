@@ -90,11 +90,15 @@ def adapt_run(config: EvalConfig) -> Iterator[tuple[str, list[Point], Path]]:
     training = read_config(config.run)
     for suite, task in tasks_to_adapt_to(training, config.task):
         curve = adapt(config, training, suite, task)
-        name = f"adapt-{file_name(task.name)}-{config.adapt}-{config.checkpoint}-seed{config.seed}.json"
+        checkpoint = find_checkpoint(config.run / "checkpoints", config.checkpoint).name
+        played = f"{config.episodes}ep" + ("-deterministic" if config.deterministic else "")
+        name = f"adapt-{file_name(task.name)}-{config.adapt}-{checkpoint}-seed{config.seed}-{played}.json"
         path = config.run / "eval" / name
         path.parent.mkdir(exist_ok=True)
         points = [{"practised": p.episodes, "timesteps": p.timesteps, **p.result.summary()} for p in curve]
-        write_json(path, {"task": task.model_dump(mode="json"), "adapt": config.adapt, "curve": points})
+        report = {"checkpoint": checkpoint, "seed": config.seed, "deterministic": config.deterministic}
+        asked = {"task": task.model_dump(mode="json"), "adapt": config.adapt}
+        write_json(path, {**report, **asked, "curve": points})
         yield task.name, curve, path
 
 

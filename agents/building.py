@@ -32,6 +32,11 @@ def fitted(config: TrainConfig, space: spaces.Space[Any]) -> TrainConfig:
     """
     assert isinstance(space, spaces.Dict), "the observation contract is a Dict"
     context = default_context(space) if isinstance(config.context, AutoContextConfig) else config.context
+    if context.kind == "task_id" and len(config.task.tasks) == 1:
+        raise ConfigError(
+            f"the observations of '{config.task.name}' state neither a goal nor a mission, and a single task has no "
+            f"other context: their keys are {sorted(space.spaces)}; name one: context=goal context.key=…"
+        )
     encoder, sites = config.encoder, config.sites
     if isinstance(encoder, AutoEncoderConfig):
         encoder = default_encoder(space, context.key, None)

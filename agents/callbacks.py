@@ -145,7 +145,7 @@ class ObservationStatistics(BaseCallback):
 
     def _on_step(self) -> bool:
         if self.extractors:
-            self.seen.append(self.locals["new_obs"])
+            self.seen.append(dict(self.locals["new_obs"]))  # a replay buffer reshapes what is in SB3's own
         return True
 
     def _on_rollout_start(self) -> None:

@@ -95,7 +95,7 @@ def evaluate_run(config: EvalConfig) -> tuple[list[TaskResult], list[Path]]:
         "backend": env.backend,
         "seed": config.seed,
         "deterministic": config.deterministic,
-        "n_envs_per_task": _slots_per_task(config),
+        "n_envs": config.n_envs,
         "tasks": [result.summary() for result in results],
         "summary": {part: asdict(suite_result(of_part)) for part, of_part in _by_part(results)},
     }
@@ -115,7 +115,8 @@ def evaluate_run(config: EvalConfig) -> tuple[list[TaskResult], list[Path]]:
 
 def _unseen(config: EvalConfig, training: TrainConfig, part: Part) -> SuiteVecEnv:
     """The test episodes of a part of the run's split."""
-    slots = _slots_per_task(config) * len(training.split.tasks_of(training.task, part))
+    n_tasks = len(training.split.tasks_of(training.task, part))
+    slots = n_tasks * _slots_per_task(config, n_tasks)
     return SuiteVecEnv(
         training.task,
         slots,
@@ -127,8 +128,8 @@ def _unseen(config: EvalConfig, training: TrainConfig, part: Part) -> SuiteVecEn
     )
 
 
-def _slots_per_task(config: EvalConfig) -> int:
-    return min(config.n_envs, config.episodes)
+def _slots_per_task(config: EvalConfig, n_tasks: int) -> int:
+    return max(1, min(config.n_envs // n_tasks, config.episodes))
 
 
 def _by_part(results: Sequence[TaskResult]) -> list[tuple[Part, list[TaskResult]]]:

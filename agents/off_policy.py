@@ -140,12 +140,18 @@ def check_her(config: OffPolicyConfig, env: SuiteVecEnv) -> None:
             f"{config.n_envs} environments, for hindsight experience replay; use at least "
             f"agent.learning_starts={longest * config.n_envs}, got {config.learning_starts}"
         )
+    if longest is not None and config.buffer_size // config.n_envs < longest:
+        raise ConfigError(
+            f"agent.buffer_size must hold an episode of up to {longest} timesteps of each of {config.n_envs} "
+            f"environments, for hindsight experience replay; use at least {longest * config.n_envs}, "
+            f"got {config.buffer_size}"
+        )
     seen = cast(spaces.Dict, env.observation_space)
     goals = [np.zeros((1, *cast(tuple[int, ...], seen[key].shape)), seen[key].dtype) for key in GOAL_KEYS]
     try:
         env.env_method("compute_reward", *goals, [{}], indices=[0])  # it may refuse by itself to judge by goals alone
-    except AttributeError as error:
-        raise ConfigError(f"hindsight experience replay: {error}; use agent.her=false") from None
+    except (AttributeError, ConfigError) as error:
+        raise ConfigError(f"hindsight experience replay: {error}; or use agent.her=false") from None
 
 
 def episode_limit(task: TaskConfig) -> int | None:

@@ -52,8 +52,9 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> O
         closing(SuiteVecEnv(config.task, slots, split="validation", **shared)) as validation,
         closing(_held_out(config, slots // n_tasks, shared)) if config.split.withholds else nullcontext() as held_out,
     ):
-        if held_out is not None:
-            held_out.reset()  # tells now, and not at the first evaluation, if what is withheld never comes
+        for unseen in (validation, held_out):
+            if unseen is not None and unseen.draws_again:
+                unseen.reset()  # tells before anything is written if what is wanted never comes
         config = fitted(config, env.observation_space)
         agent = build_agent(config, env)
         continued = open_run(config)

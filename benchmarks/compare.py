@@ -75,7 +75,7 @@ def train_and_evaluate(words: list[str], runs: Path, name: str, threads: int) ->
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     last = find_checkpoint(run_dir / "checkpoints", "last").name
-    [report_path] = (run_dir / "eval").glob(f"{last}-*-seed0-1000ep*.json")
+    [report_path] = (run_dir / "eval").glob(f"{last}-*-seed0-*ep*.json")
     report = json.loads(report_path.read_text())
     with (run_dir / "metrics.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

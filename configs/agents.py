@@ -126,7 +126,7 @@ class OffPolicyConfig(Config):
     """Discount."""
     train_freq: PositiveInt = 1
     """Timesteps per environment between two updates."""
-    gradient_steps: Annotated[int, Field(ge=-1)] = -1
+    gradient_steps: Literal[-1] | PositiveInt = -1
     """Gradient steps per update; -1 for as many as there were timesteps."""
     her: bool = True
     """Hindsight experience replay, where the task states a goal: what was reached is relabelled as what was wanted."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from mirl.configs.agents import AgentConfig
+from mirl.configs.agents import AgentConfig, OffPolicyConfig, OnPolicyConfig
 from mirl.configs.config import Config
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
@@ -40,6 +40,8 @@ class EvaluationConfig(Config):
     """Episodes per evaluation and task."""
     deterministic: bool = False
     """Take the most probable action, or sample from the policy."""
+    test_episodes: PositiveInt = 1000
+    """Episodes per task, of other seeds, of the evaluation after training."""
     best_by: Literal["mean", "worst"] = "mean"
     """What makes a checkpoint the ``best``: the success rate's mean over the tasks, or that of the worst task."""
 
@@ -126,6 +128,24 @@ class TrainConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _one_task_needs_no_choice(self) -> Self:
+        if len(self.trained_tasks) == 1:
+            projects = isinstance(self.agent, OnPolicyConfig) and self.agent.pcgrad
+            for option, chosen in (("sampling", self.sampling != "slots"), ("agent.pcgrad", projects)):
+                if chosen:
+                    raise ValueError(f"{option} is for several tasks, and '{self.task.name}' trains one")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_withheld_is_not_relabelled(self) -> Self:
+        if isinstance(self.agent, OffPolicyConfig) and self.agent.her and self.split.goal_low:
+            raise ValueError(
+                "hindsight experience replay relabels with whatever goals were reached, those that split.goal_low and "
+                "split.goal_high withhold included; use agent.her=false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _split_leaves_something_to_learn(self) -> Self:
         names = [task.name for task in self.task.tasks]
         for name in self.split.tasks:
@@ -143,7 +163,8 @@ class TrainConfig(Config):
     @property
     def run_name(self) -> str:
         """Name of the run directory."""
-        split = f"-{self.split.name}" if self.split.withholds else ""
+        name = "split" if self.split.name == "none" else self.split.name
+        split = f"-{name}" if self.split.withholds else ""
         return self.name or f"{file_name(self.task.name)}-{self.fusion.kind}-{self.agent.kind}{split}-seed{self.seed}"
 
     @property
@@ -162,7 +183,7 @@ class EvalConfig(Config):
     episodes: PositiveInt = 1000
     """Episodes per task."""
     n_envs: PositiveInt = 250
-    """Environments stepped together, per task."""
+    """Environments stepped together, over all tasks, but at least one for each."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Chooses the unseen episodes; no value of it meets a training episode's seed."""
     backend: BackendName = "auto"
@@ -193,4 +214,7 @@ class EvalConfig(Config):
             raise ValueError(f"adapt_episodes must ascend, got {list(self.adapt_episodes)}")
         if self.task and self.adapt == "no":
             raise ValueError("task= is what to adapt to; it needs adapt=context or adapt=network")
+        asked = [f"{name}=" for name in ("adapt", "export", "gif") if getattr(self, name) not in ("no", "", False)]
+        if len(asked) > 1:
+            raise ValueError(f"{' and '.join(asked)} are different things to do; ask for one at a time")
         return self

@@ -33,8 +33,9 @@ class TaskConfig(Config):
     """Keyword arguments of the environment (the ``gymnasium`` backend only)."""
     mission: str = ""
     """Play only episodes whose mission contains this phrase: tasks of one environment that differ in nothing else."""
-    success: Literal["reward", "info", "ever"] = "reward"
-    """An episode succeeds when its last reward is positive, its last info says so, or the info of any timestep does."""
+    success: Literal["auto", "reward", "info", "ever"] = "auto"
+    """What says that an episode succeeded: a positive last reward, the last info, or the info of any timestep; ``auto``
+    asks the last info, and the reward where that says nothing."""
     score_low: float | None = None
     """Return that counts as score 0; by default random play's, where it has been measured, else 0."""
     score_high: float | None = None

@@ -97,12 +97,12 @@ def find_spec(task: TaskConfig) -> gym.envs.registration.EnvSpec:
             with redirect_stderr(StringIO()):  # gymnasium-robotics prints news at its import, in every process
                 importlib.import_module(plugin)
         return gym.spec(task.env_id)
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        raise _missing_package(task, error) from error
     except gym.error.UnregisteredEnv as error:
         raise ConfigError(
             f"task '{task.name}': no environment is registered as '{task.env_id}'.{nearest(task.env_id, gym.registry)}"
         ) from error
-    except ImportError as error:
-        raise _missing_package(task, error) from error
     except gym.error.Error as error:  # an id that does not parse
         raise ConfigError(f"task '{task.name}': env_id must look like 'Name-v0', got '{task.env_id}'") from error
 

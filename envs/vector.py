@@ -83,6 +83,8 @@ class SuiteVecEnv(VecEnv):
         self._actions_in, self._n_actions = joined.action, joined.n_actions
         self._withholding = Withholding(suite, withheld, part, joined.observation)
         self._sampler = None if sampling == "slots" else TaskSampler(sampling, played, seed)
+        self.draws_again = self._withholding.draws_again
+        """Whether some episodes are drawn again at their start, since they are not to be played."""
         self.suite = suite
         self.split: Split = split
         self.played = played
@@ -354,6 +356,8 @@ def _is_success(task: TaskConfig, last_reward: float, last_report: int, best_rep
     match task.success:
         case "reward":
             return last_reward > 0
+        case "auto":
+            return last_report == 1 if last_report != NOT_REPORTED else last_reward > 0
         case "info":
             report, infos = last_report, "the last info"
         case "ever":

@@ -63,7 +63,7 @@ class Withholding:
         self._phrases = tuple(_phrase_tokens(f"split '{split.name}'", text) for text in split.missions)
         self._asked = tuple(_phrase_tokens(f"task '{t.name}'", t.mission) if t.mission else () for t in suite.tasks)
         self._low, self._high = np.array(split.goal_low), np.array(split.goal_high)
-        self._draws_again = split.withholds_episodes or any(self._asked)
+        self.draws_again = split.withholds_episodes or any(self._asked)
         _check_observed(suite, split, observation_space)
 
     def draw(self, reset: Callable[[NDArray[np.int64]], Observations], n: int) -> Observations:
@@ -77,7 +77,7 @@ class Withholding:
             ConfigError: an episode was still unwanted when it had been drawn ``MAX_DRAWS`` times.
         """
         obs = reset(np.arange(n))
-        if not self._draws_again:
+        if not self.draws_again:
             return obs
         rows = np.flatnonzero(~self.wanted(obs))
         draws = 1

@@ -28,10 +28,9 @@ class RunningNorm(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
-        if self.count == 0:
-            return x
         deviation = self.variance.sqrt().clamp(min=LEAST_DEVIATION)
-        return ((x - self.mean.to(x.dtype)) / deviation.to(x.dtype)).clamp(-LIMIT, LIMIT)
+        normalised = ((x - self.mean.to(x.dtype)) / deviation.to(x.dtype)).clamp(-LIMIT, LIMIT)
+        return torch.where(self.count > 0, normalised, x)
 
     @torch.no_grad()
     def observe(self, x: Float[Tensor, "batch features"]) -> None:

@@ -240,7 +240,7 @@ def test_a_named_task_that_the_run_has_keeps_its_place(runs: dict[str, Path]) ->
 
 def test_the_curve_is_written_down(runs: dict[str, Path]) -> None:
     [(name, curve, path)] = adapt_run(options(runs["rooms"], adapt_episodes=(8, 100), seed=3))
-    assert path == runs["rooms"] / "eval" / "adapt-goto_door_8x8-context-last-seed3.json"
+    assert path == runs["rooms"] / "eval" / "adapt-goto_door_8x8-context-step_000000512-seed3-6ep.json"
     report = json.loads(path.read_text())
     assert (name, report["task"]["name"], report["adapt"]) == ("goto_door_8x8", "goto_door_8x8", "context")
     assert report["task"]["env_id"] == "MiniGrid-GoToDoor-8x8-v0"
@@ -267,7 +267,7 @@ def test_the_command_adapts_and_says_where_it_wrote(runs: dict[str, Path]) -> No
         timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    path = runs["rooms"] / "eval" / "adapt-goto_door_8x8-network-last-seed7.json"
+    path = runs["rooms"] / "eval" / "adapt-goto_door_8x8-network-step_000000512-seed7-4ep.json"
     assert "rooms, last checkpoint, practising goto_door_8x8 by its network" in " ".join(done.stdout.split())
     assert f"Written: {path}" in done.stdout
     assert len(json.loads(path.read_text())["curve"]) == 3

@@ -126,6 +126,22 @@ def test_an_id_that_is_joined_to_itself_is_refused_once() -> None:
     assert message == "task names must be unique, these come twice: BabyAI-GoToObj-v0"
 
 
+def test_by_id_context_and_encoder_are_those_that_the_observations_call_for() -> None:
+    config = compose_train(["task=FetchReach-v4"])
+    assert (config.context.kind, config.encoder.kind) == ("auto", "auto")
+    config = compose_train(["task=FetchReach-v4", "context.dim=32", "encoder=vector", "sites=vector"])
+    assert (config.context.kind, config.encoder.kind) == ("mission", "vector")
+
+
+def test_meta_worlds_tasks_by_id_have_its_rule_of_success() -> None:
+    tasks = compose_train(["task=Meta-World/reach-v3+FetchReach-v4"]).task.tasks
+    assert [task.success for task in tasks] == ["ever", "auto"]
+
+
+def test_a_split_without_a_name_is_part_of_the_runs_name() -> None:
+    assert compose_train(["split.missions=[red door]"]).run_name == "goto_door-bilinear-ppo-split-seed0"
+
+
 def test_a_suite_can_be_written_on_the_command_line() -> None:
     words = ["task.name=two", "task.tasks=[{name: a, env_id: MiniGrid-Empty-5x5-v0}, {name: b, env_id: CartPole-v1}]"]
     suite = compose_train(words).task
@@ -204,6 +220,10 @@ def test_a_wrong_type_or_range_says_what_came(words: list[str], message: str) ->
         (["task.tasks=[{name: a, env_id: X-v0, score_low: 2}]"], "score_high must exceed score_low=2.0, got 1.0"),
         (["task=doors", "split=rooms", "split.tasks=[goto_door_5x5,goto_door_6x6,goto_door_8x8]"], "every task of"),
         (["split.goal_low=[0,0]", "split.goal_high=[1]"], "corners of one box, got [0.0, 0.0] and [1.0]"),
+        (["sampling=uniform"], "sampling is for several tasks, and 'goto_door' trains one"),
+        (["agent.pcgrad=true"], "agent.pcgrad is for several tasks, and 'goto_door' trains one"),
+        (["agent=sac", "split.goal_low=[0]", "split.goal_high=[1]"], "those that split.goal_low and split.goal_high"),
+        (["agent=sac", "agent.gradient_steps=0"], "agent.gradient_steps"),
         (["sites=[]"], "sites must name at least one site"),
         (["sites=[map,map]"], "none twice"),
         (["context.dim=30"], "dim must be even and a multiple of heads=4, got 30"),
@@ -236,7 +256,7 @@ def test_a_word_without_key_and_value_is_refused(word: str) -> None:
 
 def test_a_mistake_inside_a_task_is_told_once() -> None:
     (line,) = message_of("task.tasks=[{name: a, env_id: X-v0, success: rewrad}]").splitlines()
-    assert line == "task.tasks.0.success: expected 'reward', 'info' or 'ever', got 'rewrad'. Did you mean 'reward'?"
+    assert line == "task.tasks.0.success: expected 'auto', 'reward', 'info' or 'ever', got 'rewrad'. Did you mean 'reward'?"
 
 
 KEYS = sorted({*fields_of([TrainConfig])})
