@@ -120,7 +120,12 @@ def test_every_option_of_a2c_reaches_it(tiny: Build, make_agent: Agents) -> None
 @pytest.mark.parametrize(("algorithm", "kind"), [("ppo", PPO), ("a2c", A2C)])
 def test_what_keeps_tasks_apart_reaches_both(tiny: Build, make_agent: Agents, algorithm: str, kind: type) -> None:
     options = {"normalize_advantage": True, "advantages_per_task": True, "pcgrad": True, "conflict_every": 7}
-    words = (f"agent={algorithm}", "agent.popart=true", *(f"agent.{name}={value}" for name, value in options.items()))
+    words = (
+        "task=doors",
+        f"agent={algorithm}",
+        "agent.popart=true",
+        *(f"agent.{name}={value}" for name, value in options.items()),
+    )
     agent = make_agent(tiny(*words))
     assert type(agent) is kind
     assert {name: getattr(agent, name) for name in options} == options

@@ -256,7 +256,10 @@ def test_a_word_without_key_and_value_is_refused(word: str) -> None:
 
 def test_a_mistake_inside_a_task_is_told_once() -> None:
     (line,) = message_of("task.tasks=[{name: a, env_id: X-v0, success: rewrad}]").splitlines()
-    assert line == "task.tasks.0.success: expected 'auto', 'reward', 'info' or 'ever', got 'rewrad'. Did you mean 'reward'?"
+    assert (
+        line
+        == "task.tasks.0.success: expected 'auto', 'reward', 'info' or 'ever', got 'rewrad'. Did you mean 'reward'?"
+    )
 
 
 KEYS = sorted({*fields_of([TrainConfig])})
