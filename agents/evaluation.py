@@ -46,14 +46,20 @@ def evaluate(
     env.seed(seed)
     with acting(policy, seed):
         observation = env.reset()
-        while any(len(done) < quota[slot] for slot, done in enumerate(played)):
-            actions, _ = policy.predict(observation, deterministic=deterministic)
+        env.retire(np.flatnonzero(quota <= 1))
+        playing = np.flatnonzero(quota)
+        actions = np.array([env.action_space.sample()] * env.num_envs)  # of slots at rest: any that is valid
+        while playing.size:
+            seen = {key: values[playing] for key, values in observation.items()}
+            actions[playing], _ = policy.predict(seen, deterministic=deterministic)
             env.step_async(actions)
             observation, _, dones, infos = env.step_wait()
-            for slot in np.flatnonzero(dones):
-                if len(played[slot]) < quota[slot]:
-                    episode = infos[slot]["episode"]
-                    played[slot].append((infos[slot]["is_success"], episode["r"], episode["l"]))
+            for slot in playing[dones[playing]].tolist():
+                episode = infos[slot]["episode"]
+                played[slot].append((infos[slot]["is_success"], episode["r"], episode["l"]))
+            left = quota - [len(done) for done in played]
+            env.retire(np.flatnonzero(left <= 1))
+            playing = np.flatnonzero(left)
     return [
         _result(env.suite.tasks[i], [done for slot in np.flatnonzero(tasks == i) for done in played[slot]], part)
         for i in np.unique(tasks).tolist()

@@ -24,7 +24,7 @@ from mirl.envs.withholding import Withholding
 WIDTH = 256
 CAPTION_LINE = 16
 FRAMES_PER_SECOND = 6
-MAX_FRAMES = 500
+MAX_FRAMES = 200
 """An episode without an end is cut here."""
 
 

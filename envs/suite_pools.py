@@ -33,6 +33,7 @@ class SuitePools:
         self._first_slots = dict(first_slots)
         self._n_actions = n_actions
         self._tasks = np.full(n, -1, dtype=np.int64)
+        self._resting = np.zeros(n, dtype=np.bool_)
         self._plan = _Plan(self._tasks)
 
     def seed(self, seeds: Mapping[int, Sequence[int]]) -> None:
@@ -46,13 +47,23 @@ class SuitePools:
         for task, rows in plan.groups:
             self._pools[task].send_reset(slots[rows] - self._first_slots[task])
         parts = [self._masked(self._pools[task].recv_reset(), task) for task, _ in plan.groups]
-        if not np.array_equal(self._tasks[slots], tasks):
-            self._tasks[slots] = tasks
-            self._plan = _Plan(self._tasks)
+        if self._resting[slots].any() or not np.array_equal(self._tasks[slots], tasks):
+            self._tasks[slots], self._resting[slots] = tasks, False
+            self._plan = _Plan(self._tasks, self._resting)
         return plan.put_back(join_observations(parts))
 
+    def rest(self, slots: Slots) -> None:
+        """Step slots (k,) no more until their next reset: their rows are zeros."""
+        self._resting[slots] = True
+        self._plan = _Plan(self._tasks, self._resting)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether there is nothing to step."""
+        return bool(self._resting.all())
+
     def send(self, actions: NDArray[Any]) -> None:
-        """Start a timestep of all slots with valid actions (n, …)."""
+        """Start a timestep of all slots that do not rest, of which there is one, with valid actions (n, …)."""
         for task, rows in self._plan.groups:
             self._pools[task].send(rows - self._first_slots[task], actions[rows])
 
@@ -78,17 +89,18 @@ class SuitePools:
 class _Plan:
     """Which rows go to which task, and how to put back in order what comes task by task."""
 
-    def __init__(self, tasks: NDArray[np.int64]) -> None:
-        self._order = np.argsort(tasks, kind="stable")
+    def __init__(self, tasks: NDArray[np.int64], left_out: NDArray[np.bool_] | None = None) -> None:
+        order = np.argsort(tasks, kind="stable")
+        self._n, self._order = len(tasks), order if left_out is None else order[~left_out[order]]
         ordered = tasks[self._order]
-        self._is_ordered = bool((tasks == ordered).all())
+        self._is_ordered = len(ordered) == len(tasks) and bool((tasks == ordered).all())
         cuts = (np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist()
-        bounds = pairwise([0, *cuts, len(tasks)])
-        self.groups = [(int(ordered[start]), self._order[start:end]) for start, end in bounds]
+        bounds = pairwise([0, *cuts, len(ordered)])
+        self.groups = [(int(ordered[start]), self._order[start:end]) for start, end in bounds if start < end]
         """Each task, and its rows, which ascend."""
 
     def put_back(self, joined: Observations) -> Observations:
-        """Observations of all groups, one after the other, in the order of the rows."""
+        """Observations of all groups, one after the other, in the order of the rows; what was left out is zeros."""
         return {key: self._put_back(values) for key, values in joined.items()}
 
     def put_back_step(self, joined: Step) -> Step:
@@ -106,6 +118,6 @@ class _Plan:
     def _put_back(self, values: NDArray[Any]) -> NDArray[Any]:
         if self._is_ordered:
             return values
-        back = np.empty_like(values)
+        back = np.zeros((self._n, *values.shape[1:]), values.dtype)
         back[self._order] = values
         return back

@@ -98,9 +98,10 @@ class SuiteVecEnv(VecEnv):
         self._returns = np.zeros(n_envs, dtype=np.float64)
         self._lengths = np.zeros(n_envs, dtype=np.int64)
         self._ever = np.full(n_envs, NOT_REPORTED, dtype=np.int8)  # the most that an episode reported of success so far
+        self._retired = np.zeros(n_envs, dtype=np.bool_)
         self._rewards_of: gym.Env[Any, Any] | None = None
         self._start = time.perf_counter()
-        self._state: Literal["new", "ready", "stepping", "closed"] = "new"
+        self._state: Literal["new", "ready", "stepping", "over", "closed"] = "new"
         super().__init__(n_envs, joined.observation, joined.action)
         self.seed(seed)
         if workers is None:
@@ -130,6 +131,7 @@ class SuiteVecEnv(VecEnv):
         if self._state == "stepping":
             self.step_wait()
         reseed, self._reseed = self._reseed, False
+        self._retired[:] = False
         with self._closed_on_failure():
             if reseed:
                 self._pools.seed(self._task_seeds)
@@ -144,8 +146,8 @@ class SuiteVecEnv(VecEnv):
             ValueError: an action is not of the action space; nothing has been stepped.
         """
         if self._state != "ready":
-            expected = {"new": "reset()", "stepping": "step_wait()", "closed": "a new SuiteVecEnv"}[self._state]
-            raise RuntimeError(f"step_async() needs {expected} first")
+            needed = {"new": "reset()", "stepping": "step_wait()", "over": "reset()", "closed": "a new SuiteVecEnv"}
+            raise RuntimeError(f"step_async() needs {needed[self._state]} first")
         checked = checked_actions(actions, self._actions_in, self.num_envs)
         if self._n_actions is not None:
             check_tasks_have(checked, self.task_index, self._n_actions, [task.name for task in self.suite.tasks])
@@ -167,10 +169,27 @@ class SuiteVecEnv(VecEnv):
             infos = self._infos(step, ended)
             if ended.size:
                 self._record(infos, ended)
-                for key, values in self._start_episodes(ended).items():
-                    step.obs[key][ended] = values
-        self._state = "ready"
+                self._rest_or_go_on(ended, step.obs)
+        self._state = "over" if self._pools.at_rest else "ready"
         return step.obs, step.rewards, done, infos
+
+    def retire(self, slots: Slots) -> None:
+        """Let slots (k,) begin no further episode, so that an evaluation need not play what nobody counts.
+
+        Each ends the one under way; after that its rows are zeros, its infos empty and its actions without effect.
+        ``reset()`` brings all back.
+        """
+        self._retired[slots] = True
+
+    def _rest_or_go_on(self, ended: Slots, obs: Observations) -> None:
+        """Begin the next episodes of slots whose last ended, their first observations taking the place of the last."""
+        retired = self._retired[ended]
+        if retired.any():
+            self._pools.rest(ended[retired])
+        going_on = ended[~retired]
+        if going_on.size:
+            for key, values in self._start_episodes(going_on).items():
+                obs[key][going_on] = values
 
     def close(self) -> None:
         """End processes and threads; a second call does nothing."""

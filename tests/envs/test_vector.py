@@ -229,6 +229,35 @@ def test_observations_are_not_overwritten_by_later_steps(backend: BackendName) -
     env.close()
 
 
+def test_a_retired_slot_ends_its_episode_and_rests_while_the_others_go_on_as_ever(backend: BackendName) -> None:
+    task = {"name": "empty", "env_id": EMPTY}
+    suite = SuiteConfig(name="rooms", tasks=(TaskConfig(**task), TaskConfig(**{**task, "name": "again"})))
+    env, twin = (SuiteVecEnv(suite, 4, backend=backend) for _ in range(2))
+    env.reset()
+    twin.reset()
+    env.retire(np.array([1, 2]))
+    for number, action in enumerate(SOLUTION + SOLUTION):
+        (obs, rewards, dones, infos), others = step_all(env, action), step_all(twin, action)
+        rests = number >= len(SOLUTION)
+        for slot in range(4):
+            if rests and slot in (1, 2):
+                assert not any((dones[slot], rewards[slot], infos[slot], obs["image"][slot].any()))
+            else:
+                assert (dones[slot], rewards[slot]) == (others[2][slot], others[1][slot])
+                end = number == len(SOLUTION) - 1 and slot in (1, 2)  # the last observation stays, as in the infos
+                expected = others[3][slot]["terminal_observation"]["image"] if end else others[0]["image"][slot]
+                np.testing.assert_array_equal(obs["image"][slot], expected)
+    env.retire(np.arange(4))
+    for action in SOLUTION:
+        step_all(env, action)
+    with pytest.raises(RuntimeError, match=r"needs reset\(\) first"):
+        step_all(env, FORWARD)
+    assert env.reset()["image"].any(axis=(1, 2, 3)).all()
+    assert not step_all(env, FORWARD)[2].any()
+    env.close()
+    twin.close()
+
+
 @pytest.mark.parametrize(
     ("actions", "message"),
     [
