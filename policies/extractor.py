@@ -1,6 +1,6 @@
 """``FusionExtractor``: the interaction family as a features extractor for any Stable-Baselines3 algorithm."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -166,6 +166,12 @@ class FusionExtractor(BaseFeaturesExtractor):
                 each = F.relu(fusion(kinds.expand(groups.count, -1, -1), values))
                 return look_up(each.flatten(0, 1), index + len(kinds) * groups.index.unsqueeze(1))
         return F.relu(fusion(to_cells(image), *context))
+
+
+def below_heads(arguments: Mapping[str, Any], give_features: bool) -> dict[str, Any]:
+    """The arguments of the extractor in a policy with these ``arguments``, whose heads are its own."""
+    sites = tuple(site for site in arguments["sites"] if site != "heads")
+    return {**arguments, "sites": sites, "give_features": give_features}
 
 
 def _check_sites(sites: Sequence[Site], encoder: EncoderConfig) -> None:

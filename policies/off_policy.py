@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import ContextConfig, EncoderConfig, FusionConfig, Site
-from mirl.policies.extractor import Features, FusionExtractor
+from mirl.policies.extractor import Features, FusionExtractor, below_heads
 from mirl.policies.interactions import build_fusion
 from mirl.policies.policy import FusionHead
 
@@ -149,17 +149,12 @@ class OffPolicyFusion(BasePolicy):
             "sites": tuple(sites),
             "observation_keys": observation_keys,
         }
-        extractor = {
-            **self._fusion_arguments,
-            "sites": tuple(site for site in sites if site != "heads"),
-            "give_features": self.fuses_in_heads,
-        }
         super().__init__(
             observation_space,
             action_space,
             lr_schedule,  # of the SB3 policy, which follows in the order of resolution
             features_extractor_class=FusionExtractor,
-            features_extractor_kwargs=extractor,
+            features_extractor_kwargs=below_heads(self._fusion_arguments, self.fuses_in_heads),
             **sb3,
         )
 

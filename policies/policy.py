@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import ContextConfig, EncoderConfig, FusionConfig, Site
 from mirl.policies.contexts import Distinct, GoalContext
-from mirl.policies.extractor import Features, FusionExtractor
+from mirl.policies.extractor import Features, FusionExtractor, below_heads
 from mirl.policies.interactions import Fusion, build_fusion
 from mirl.policies.masking import has_action_mask, mask_logits
 from mirl.policies.popart import PopArtHead, number_of_tasks
@@ -109,17 +109,12 @@ class FusionPolicy(MultiInputActorCriticPolicy):
             "sites": tuple(sites),
             "observation_keys": observation_keys,
         }
-        extractor = {
-            **self._fusion_arguments,
-            "sites": tuple(site for site in sites if site != "heads"),
-            "give_features": self.heads_read_features,
-        }
         super().__init__(
             cast(spaces.Dict, observation_space),  # FusionExtractor refuses any other
             action_space,
             lr_schedule,
             features_extractor_class=FusionExtractor,
-            features_extractor_kwargs=extractor,
+            features_extractor_kwargs=below_heads(self._fusion_arguments, self.heads_read_features),
             **sb3,
         )
 
