@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import ConstantSchedule
 from torch import Tensor, nn
 
 from mirl.agents.algorithms import A2C, PPO
@@ -33,7 +34,7 @@ from mirl.policies.contexts import Context, TaskIdContext
 N_ENVS, N_STEPS, BATCH_SIZE = 16, 32, 128
 """Short rollouts: with few episodes the updates must not wait for many."""
 CONTEXT_RATE = 1e-2
-"""Step size of δ, which is one short vector; the network's own is that of its training."""
+"""First step size of δ, which is one short vector; the network's is that of its training. Both fall linearly to 0."""
 
 
 class ShiftedContext(nn.Module):
@@ -141,10 +142,12 @@ def adapt(config: EvalConfig, training: TrainConfig, suite: SuiteConfig, task: T
         closing(_vec_env(config, suite, practice, min(config.n_envs, config.episodes), "test")) as unseen,
     ):
         agent = _load(config, training, env)
+        rate = agent.lr_schedule(1.0)
         count = _EpisodeCount()
         points = []
         for budget in (0, *config.adapt_episodes):
             while count.episodes < budget:
+                agent.lr_schedule = ConstantSchedule(rate * (1 - count.episodes / config.adapt_episodes[-1]))
                 agent.learn(N_ENVS * N_STEPS, callback=count, reset_num_timesteps=False)
             [result] = evaluate(
                 agent.policy, unseen, episodes=config.episodes, seed=config.seed, deterministic=config.deterministic

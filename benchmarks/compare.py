@@ -1,13 +1,14 @@
-"""Compare agents at equal parameters over several seeds: a JSON, a table, a picture.
+"""Train agents, compare them, where asked at equal parameters, over several seeds: a JSON, a table, a picture.
 
     python benchmarks/compare.py mt5 --seeds 3 --match encoder.features_dim \\
         --agent "concat: fusion=concat" --agent "bilinear: fusion=bilinear" task=mt5 total_timesteps=1_000_000
 
-Every agent is trained with the words it has in common with the others and with its own. ``--match OPTION`` sets that
-option of each agent so that all have as many parameters as the largest: narrower ones are widened, and none is tuned.
-Finished runs in ``--runs`` are not repeated, so a benchmark that was cut off goes on. Results are written after each
-run, to ``benchmarks/results/NAME.json``, and the curves to ``docs/pictures/NAME.png``. ``--jobs`` runs several at a
-time, each on one thread; no time is kept here, so it costs nothing.
+Every agent is trained with the words it has in common with the others and with its own. In the table stand the means
+over the seeds with their ranges; an interval is of the mean over the tasks, by a bootstrap over the seeds.
+``--match OPTION`` sets that option of each agent so that all have as many parameters as the largest: narrower ones are
+widened, and none is tuned. Finished runs in ``--runs`` are not repeated, so a benchmark that was cut off goes on.
+Results are written after each run, to ``benchmarks/results/NAME.json``, and the curves to ``docs/pictures/NAME.png``.
+``--jobs`` runs several at a time, each on one thread; no time is kept here, so it costs nothing.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from machine import write_results
+from machine import RSS_UNIT, write_results
+from scipy.stats import trim_mean
 
 from mirl.agents.building import build_policy
 from mirl.agents.checkpoint import find_checkpoint
@@ -34,6 +36,7 @@ from mirl.policies import count_parameters
 
 ROOT = Path(__file__).parent.parent
 WIDEST = 4096
+SOLVED = 0.95
 PARTS = {"trained": "", "held_out": "held out, "}
 
 
@@ -73,7 +76,11 @@ def train_and_evaluate(words: list[str], runs: Path, name: str, threads: int) ->
     run_dir = runs / name
     command = [sys.executable, str(ROOT / "train.py"), f"runs_dir={runs}", f"name={name}", "progress=false", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    finished_before = any((run_dir / "eval").glob("step_*.json"))
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status):
+        raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
     last = find_checkpoint(run_dir / "checkpoints", "last").name
     [report_path] = (run_dir / "eval").glob(f"{last}-*-seed0-*ep*.json")
     report = json.loads(report_path.read_text())
@@ -83,6 +90,7 @@ def train_and_evaluate(words: list[str], runs: Path, name: str, threads: int) ->
         "options": words,
         "parameters": next(int(float(row["model/parameters"])) for row in rows if row["model/parameters"]),
         "timesteps": int(last.removeprefix("step_")),
+        "peak_rss_bytes": None if finished_before else usage.ru_maxrss * RSS_UNIT,
         "curve": [
             (int(row["time/total_timesteps"]), float(row["eval/success_rate"]))
             for row in rows
@@ -102,39 +110,52 @@ def scores(runs: list[dict[str, Any]], part: str, metric: str) -> dict[str, list
     return found
 
 
-def summary_rows(agents: dict[str, list[dict[str, Any]]], metric: str) -> tuple[list[str], list[list[str]]]:
-    """A row per agent: each task's mean over the seeds, then the mean over tasks with its interval."""
-    parts = [part for part in PARTS if scores(next(iter(agents.values())), part, metric)]
-    by_part = {part: list(scores(next(iter(agents.values())), part, metric)) for part in parts}
-    columns, rows = ["agent", "parameters", "seeds"], []
-    for part in parts:
-        columns += [PARTS[part] + task for task in by_part[part]] if len(by_part[part]) <= 10 else []
-        columns += [f"{PARTS[part]}mean (95 % interval)"] if len(by_part[part]) > 1 or part == parts[0] else []
-        columns += [f"{PARTS[part]}interquartile mean", f"{PARTS[part]}worst"] if len(by_part[part]) > 1 else []
-    for name, runs in agents.items():
-        row = [name, f"{runs[0]['parameters']:,}", str(len(runs))]
-        for part in parts:
-            row += list(part_cells(scores(runs, part, metric), metric, main=part == parts[0]))
-        rows.append(row)
-    return columns, rows
+def summary_table(agents: dict[str, list[dict[str, Any]]], metric: str) -> tuple[list[str], list[list[str]]]:
+    """A row per agent; of many tasks a column per agent instead."""
+    described = {name: description(runs, metric) for name, runs in agents.items()}
+    measures = list(next(iter(described.values())))
+    table = [["agent", *measures], *([name, *found.values()] for name, found in described.items())]
+    if len(measures) > 8:
+        table = [list(row) for row in zip(*table, strict=True)]
+    return table[0], table[1:]
 
 
-def part_cells(found: dict[str, list[float]], metric: str, *, main: bool) -> Iterator[str]:
-    """The cells of one agent and part."""
+def description(runs: list[dict[str, Any]], metric: str) -> dict[str, str]:
+    """What a table says of an agent: each task's mean over the seeds with its range, the tasks' mean, what it cost."""
+    cells = {"parameters": f"{runs[0]['parameters']:,}", "seeds": str(len(runs))}
+    for part, prefix in PARTS.items():
+        found = scores(runs, part, metric)
+        if found:
+            cells |= {prefix + measure: cell for measure, cell in part_cells(found, metric)}
+    if metric == "success_rate" and len(runs[0]["tasks"]) == 1:
+        cells["timesteps to 95 %"] = timesteps_to(SOLVED, runs)
+    if all(run["peak_rss_bytes"] for run in runs):
+        cells["peak memory, MiB"] = f"{max(run['peak_rss_bytes'] for run in runs) / 2**20:,.0f}"
+    return cells
+
+
+def part_cells(found: dict[str, list[float]], metric: str) -> Iterator[tuple[str, str]]:
+    """Of one agent and part, (measure, cell)."""
     form = "{:.1%}".format if metric == "success_rate" else "{:.2f}".format
     matrix = np.array(list(found.values())).T  # (seeds, tasks)
-    if matrix.shape[1] <= 10:
-        for values in matrix.T:
-            spread = f" ({form(values.min())} – {form(values.max())})" if len(values) > 1 else ""
-            yield form(values.mean()) + spread
-    if matrix.shape[1] > 1 or main:
+    for task, values in found.items():
+        spread = f" ({form(min(values))} – {form(max(values))})" if len(values) > 1 else ""
+        yield task, form(np.mean(values)) + spread
+    if len(found) > 1:
         low, high = bootstrap_interval(matrix, np.mean, np.random.default_rng(0))
-        yield f"{form(matrix.mean())} ({form(low)} – {form(high)})"
-    if matrix.shape[1] > 1:
-        from scipy.stats import trim_mean
+        yield "mean (95 % interval)", f"{form(matrix.mean())} ({form(low)} – {form(high)})"
+        yield "interquartile mean", form(trim_mean(matrix, 0.25, axis=None))
+        yield "worst task", form(matrix.mean(0).min())
 
-        yield form(trim_mean(matrix, 0.25, axis=None))
-        yield form(matrix.mean(0).min())
+
+def timesteps_to(rate: float, runs: list[dict[str, Any]]) -> str:
+    """When the seeds' curves first reach a rate."""
+    first = [next((step for step, success in run["curve"] if success >= rate), None) for run in runs]
+    reached = sorted(step for step in first if step is not None)
+    if not reached:
+        return "not reached"
+    range_ = f"{reached[0]:,}" + (f" – {reached[-1]:,}" if reached[-1] > reached[0] else "")
+    return range_ if len(reached) == len(first) else f"{range_}; {len(first) - len(reached)} of {len(first)} never"
 
 
 def draw(agents: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -182,8 +203,7 @@ def main() -> None:
         with writing:
             finished[name][seed] = result
             runs = {name: [by_seed[s] for s in sorted(by_seed)] for name, by_seed in finished.items() if by_seed}
-            columns, rows = summary_rows(runs, arguments.metric)
-            write_results(arguments.name, columns, rows, runs)
+            write_results(arguments.name, *summary_table(runs, arguments.metric), runs)
             draw(runs, ROOT / "docs" / "pictures" / f"{arguments.name}.png")
             rate = np.mean([task[arguments.metric] for task in result["tasks"] if task["part"] == "trained"])
             print(f"{name} seed {seed}: {rate:.3f}, {result['parameters']:,} parameters", flush=True)  # noqa: T201

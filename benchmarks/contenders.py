@@ -6,7 +6,6 @@
 import argparse
 import json
 import resource
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from machine import RSS_UNIT
 from minigrid.wrappers import ImgObsWrapper
 from stable_baselines3 import A2C as SB3A2C
 from stable_baselines3 import PPO as SB3PPO
@@ -37,7 +37,6 @@ from mirl.policies import FusionPolicy, count_parameters
 ROLLOUT, BATCH, EPOCHS = 8192, 1024, 4
 """Timesteps per rollout and per minibatch, and passes over each rollout; the same for all."""
 DOOR_KEY = "MiniGrid-DoorKey-8x8-v0"
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 WARM_UP = 2
 """Iterations before the clock starts."""
 

@@ -13,7 +13,8 @@ import torch
 
 PACKAGES = ("mirl", "torch", "numpy", "gymnasium", "minigrid", "stable-baselines3", "envpool")
 
-
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes in a unit of the operating system's peak memory of a process."""
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -32,9 +32,9 @@ BANDS = ((0.05, 1.0), (0.1, 1 / 2), (0.2, 1 / 3), (0.5, 1 / 4), (2.0, 0.05))
 class ODEEnv(gym.Env[Observation, NDArray[np.float32]]):
     """Drive x to the origin by ẋ = Re Σᵢ cᵢ (F a)ⁱ, i = 1 … k, the action a = a₀ + j a₁ being a complex number.
 
-    Observed are x (1,), under ``observation``, and c / ``context_scale`` (k,), under ``context``. The reward falls with
-    the distance to the origin in steps (``BANDS``); ``is_success`` says whether x is within the innermost band.
-    Episodes end by time only.
+    Observed are x (1,), under ``observation``, and c / ``context_scale`` (k,), under ``context``, unless an agent is
+    told the number of its task instead. The reward falls with the distance to the origin in steps (``BANDS``);
+    ``is_success`` says whether x is within the innermost band. Episodes end by time only.
 
     Args:
         contexts: vectors of coefficients (k,), one of which holds for an episode. Where none are given, they are drawn
@@ -45,6 +45,7 @@ class ODEEnv(gym.Env[Observation, NDArray[np.float32]]):
         starts: values of x, one of which an episode starts with.
         force: F, by which actions in [-1, 1]² are multiplied.
         context_scale: what the agent is shown of c is divided by this.
+        shows_context: whether it is shown anything of c.
 
     Raises:
         ConfigError: the contexts are not of one size, or the box is none.
@@ -61,6 +62,7 @@ class ODEEnv(gym.Env[Observation, NDArray[np.float32]]):
         starts: Sequence[float] = (-1.0, -0.5, 0.5, 1.0),
         force: float = 10.0,
         context_scale: float = 5.0,
+        shows_context: bool = True,
     ) -> None:
         self._contexts = _Contexts(contexts, low, high, spacing)
         self._starts, self._force, self._context_scale = tuple(starts), force, context_scale
@@ -68,9 +70,10 @@ class ODEEnv(gym.Env[Observation, NDArray[np.float32]]):
         """c of this episode."""
         self.x = 0.0
         """Where the point is."""
-        shown = spaces.Box(-np.inf, np.inf, (self._contexts.size,), np.float32)
-        where = spaces.Box(-X_LIMIT, X_LIMIT, (1,), np.float32)
-        self.observation_space = spaces.Dict({"observation": where, "context": shown})  # type: ignore[assignment]
+        seen: dict[str, spaces.Space[Any]] = {"observation": spaces.Box(-X_LIMIT, X_LIMIT, (1,), np.float32)}
+        if shows_context:
+            seen["context"] = spaces.Box(-np.inf, np.inf, (self._contexts.size,), np.float32)
+        self.observation_space = spaces.Dict(seen)  # type: ignore[assignment]
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def reset(
@@ -91,10 +94,11 @@ class ODEEnv(gym.Env[Observation, NDArray[np.float32]]):
         return self._observation(), reward, False, False, {"is_success": abs(self.x) < BANDS[0][0]}
 
     def _observation(self) -> Observation:
-        return {
+        shown = {
             "observation": np.array([self.x], np.float32),
             "context": (self.context / self._context_scale).astype(np.float32),
         }
+        return {key: shown[key] for key in self.observation_space.spaces}  # type: ignore[attr-defined]
 
 
 class _Contexts:

@@ -26,6 +26,7 @@ COMPANIONS = {
     ("split", "rooms"): ["task=doors"],
     ("split", "ode"): ["task=ode"],
     ("split", "new_colour"): ["task=door_colours"],
+    ("split", "angles"): ["task=ode_circle"],
 }
 """What a preset needs beside it to make sense."""
 

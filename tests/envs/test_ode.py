@@ -52,6 +52,12 @@ def test_the_third_power_is_complex_too() -> None:
     assert env.x == pytest.approx(DT * (0.5**3 - 3 * 0.5 * 0.5**2))
 
 
+def test_the_context_can_be_hidden() -> None:
+    env = started(1.0, (5.0,), shows_context=False)
+    obs, *_ = env.step(np.zeros(2, np.float32))
+    assert list(obs) == list(env.observation_space.spaces) == ["observation"]
+
+
 def test_x_stays_within_its_limits() -> None:
     env = started(X_LIMIT, (5.0,), force=100.0)
     obs, *_ = env.step(np.ones(2, np.float32))
