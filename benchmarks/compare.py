@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from machine import RSS_UNIT, write_results
+from pictures import draw_range, picture
 from scipy.stats import trim_mean
 
 from mirl.agents.building import build_policy
@@ -158,26 +159,15 @@ def timesteps_to(rate: float, runs: list[dict[str, Any]]) -> str:
     return range_ if len(reached) == len(first) else f"{range_}; {len(first) - len(reached)} of {len(first)} never"
 
 
-def draw(agents: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def draw(agents: dict[str, list[dict[str, Any]]], name: str) -> None:
     """Success on unseen episodes against timesteps: each agent's mean over the seeds, and its range."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    for name, runs in agents.items():
-        length = min(len(run["curve"]) for run in runs)
-        steps = [step for step, _ in runs[0]["curve"][:length]]
-        success = np.array([[rate for _, rate in run["curve"][:length]] for run in runs])
-        [line] = axes.plot(steps, success.mean(0), label=name, linewidth=1.6)
-        axes.fill_between(steps, success.min(0), success.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.set(xlabel="timesteps", ylabel="success on unseen episodes", xlim=(0, None), ylim=(0, 1.02))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
-    axes.legend(loc="best", frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    labels = {"xlabel": "timesteps", "ylabel": "success on unseen episodes", "xlim": (0, None), "ylim": (0, 1.02)}
+    with picture(name, **labels) as axes:
+        for agent, runs in agents.items():
+            length = min(len(run["curve"]) for run in runs)
+            steps = [step for step, _ in runs[0]["curve"][:length]]
+            draw_range(axes, steps, np.array([[rate for _, rate in run["curve"][:length]] for run in runs]), agent)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
 
 
 def main() -> None:
@@ -204,7 +194,7 @@ def main() -> None:
             finished[name][seed] = result
             runs = {name: [by_seed[s] for s in sorted(by_seed)] for name, by_seed in finished.items() if by_seed}
             write_results(arguments.name, *summary_table(runs, arguments.metric), runs)
-            draw(runs, ROOT / "docs" / "pictures" / f"{arguments.name}.png")
+            draw(runs, arguments.name)
             rate = np.mean([task[arguments.metric] for task in result["tasks"] if task["part"] == "trained"])
             print(f"{name} seed {seed}: {rate:.3f}, {result['parameters']:,} parameters", flush=True)  # noqa: T201
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from machine import write_results
+from pictures import draw_range, picture
 
 from mirl.configs.schema import EvalConfig
 
@@ -48,25 +49,14 @@ def success(found: list[dict[str, Any]], way: str) -> tuple[list[int], np.ndarra
     return BUDGETS, np.array([[point["success_rate"] for point in curve] for curve in of_way])
 
 
-def draw(found: list[dict[str, Any]], path: Path) -> None:
+def draw(found: list[dict[str, Any]], name: str) -> None:
     """Success on unseen episodes against episodes of practice: mean and range over seeds and tasks."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    for way, label in WAYS.items():
-        budgets, rates = success(found, way)
-        [line] = axes.plot(budgets, rates.mean(0), label=label, linewidth=1.6, marker="o", markersize=4)
-        axes.fill_between(budgets, rates.min(0), rates.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.set_xscale("symlog", linthresh=16)
-    axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
-    axes.set(xlabel="episodes of practice", ylabel="success on unseen episodes", ylim=(0, 1.02))
-    axes.legend(loc="best", frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    with picture(name, xlabel="episodes of practice", ylabel="success on unseen episodes", ylim=(0, 1.02)) as axes:
+        for way, label in WAYS.items():
+            budgets, rates = success(found, way)
+            draw_range(axes, budgets, rates, label, marker="o", markersize=4)
+        axes.set_xscale("symlog", linthresh=16)
+        axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
 
 
 def main() -> None:
@@ -89,7 +79,7 @@ def main() -> None:
             rows.append([label, str(seed + 1), *(f"{mean:.1%} ({low:.1%} – {high:.1%})" for mean, low, high in cells)])
         columns = ["tuned", "seeds", *(f"after {budget:,} episodes" for budget in budgets)]
         write_results(arguments.name, columns, rows, found)
-        draw(found, ROOT / "docs" / "pictures" / f"{arguments.name}.png")
+        draw(found, arguments.name)
 
 
 if __name__ == "__main__":
