@@ -78,10 +78,14 @@ class OnPolicyLoop(OnPolicyAlgorithm):
             self.rollout_buffer.intern(context_key)
         if _treats_rows_alike(self.policy):
             self.rollout_buffer.share_equal_observations()
-        self.precision = resolve_precision(self.precision, self.device)
+        self.use_precision(self.precision)
+        _use_fused_kernels(self.policy.optimizer)
+
+    def use_precision(self, precision: PrecisionName) -> None:
+        """Compute in ``fp32``, ``bf16``, or, with ``auto``, in what is faster."""
+        self.precision = resolve_precision(precision, self.device)
         if self.precision == "bf16":
             keep_heads_exact(self.policy)
-        _use_fused_kernels(self.policy.optimizer)
 
     def learn(
         self,

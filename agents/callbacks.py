@@ -6,7 +6,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, cast
@@ -26,9 +26,10 @@ from mirl.agents.checkpoint import read_index, save_checkpoint
 from mirl.agents.evaluation import evaluate
 from mirl.agents.metrics import TensorBoard, task_metric
 from mirl.agents.statistics import TaskResult, suite_result
+from mirl.agents.synchronising import synchronise
 from mirl.agents.video import record_episode
 from mirl.configs.schema import TrainConfig
-from mirl.configs.tasks import Part, SuiteConfig, file_name
+from mirl.configs.tasks import Part, file_name
 from mirl.envs import SuiteVecEnv, slot_seeds
 from mirl.policies import FusionExtractor
 
@@ -52,6 +53,15 @@ class TaskStatistics(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         self.record()
+
+    def state(self) -> dict[str, list[tuple[bool, float, int]]]:
+        """The episodes that count, by task, for JSON."""
+        return {task: list(episodes) for task, episodes in self._episodes.items()}
+
+    def load(self, state: Mapping[str, Sequence[Sequence[Any]]]) -> None:
+        """Go on from a ``state()``."""
+        for task, episodes in state.items():
+            self._episodes[task].extend((bool(won), float(total), int(length)) for won, total, length in episodes)
 
     def record(self) -> None:
         """Put the means into the row of the log that is written next."""
@@ -181,7 +191,7 @@ class BetweenIterations(BaseCallback):
 
 
 class Evaluation(BetweenIterations):
-    """Evaluates on the validation seeds, logs the results at their own step and keeps the best checkpoint.
+    """Evaluates on the validation seeds, logs the results at their own step and says what is the best checkpoint.
 
     ``held_out`` plays what the run's split withholds from training, and is only logged. It never chooses: a checkpoint
     that was selected on withheld episodes would have been fitted to them.
@@ -193,6 +203,8 @@ class Evaluation(BetweenIterations):
         self.checkpoints, self.total_timesteps = config.run_dir / "checkpoints", config.total_timesteps
         self.every = Every(config.evaluation.every)
         self.best = read_index(self.checkpoints).get("best_score", -1.0)
+        self.improved: float | None = None
+        """The rate of an evaluation that was the best so far, until its checkpoint is saved."""
 
     def _on_training_start(self) -> None:
         self.every.last = self.num_timesteps
@@ -225,8 +237,7 @@ class Evaluation(BetweenIterations):
         self.logger.dump(self.num_timesteps)
         rate = together.success.mean if self.config.best_by == "mean" else together.success.worst
         if rate >= self.best:  # of equals the later, which has practised longer
-            self.best = rate
-            save_checkpoint(self.checkpoints, self.model, best=rate)
+            self.best = self.improved = rate
 
     def _results(self, env: SuiteVecEnv, part: Part) -> list[TaskResult]:
         return evaluate(
@@ -240,14 +251,23 @@ class Evaluation(BetweenIterations):
 
 
 class Checkpointing(BetweenIterations):
-    """Saves every so many timesteps and at the end, with a GIF per task; saves and stops when asked to."""
+    """Saves every so many timesteps and at the end, with a GIF per task, and what was the best; stops when asked to.
+
+    It comes after ``evaluation``: a checkpoint holds all that went before, so that nothing is lost behind it.
+    """
 
     def __init__(
-        self, config: TrainConfig, suite: SuiteConfig, board: TensorBoard, asked_to_stop: Callable[[], bool]
+        self,
+        config: TrainConfig,
+        board: TensorBoard,
+        statistics: TaskStatistics,
+        evaluation: Evaluation,
+        asked_to_stop: Callable[[], bool],
     ) -> None:
         super().__init__()
-        self.run_dir, self.seed, self.suite, self.board = config.run_dir, config.seed, suite, board
+        self.run_dir, self.seed, self.suite, self.board = config.run_dir, config.seed, config.task, board
         self.every = Every(config.checkpoint_every)
+        self.statistics, self.evaluation = statistics, evaluation
         self.asked_to_stop, self.stopping, self.saved_at = asked_to_stop, False, 0
         self.films = True
 
@@ -256,23 +276,26 @@ class Checkpointing(BetweenIterations):
 
     def act(self) -> None:
         self.stopping = self.asked_to_stop()
-        if self.every.due(self.num_timesteps):
-            self.save()
+        due = self.every.due(self.num_timesteps)
+        if due:
             self.film()
-        elif self.stopping:
+        if due or self.stopping or self.evaluation.improved is not None:
             self.save()
+            synchronise(self.model)
 
     def _on_step(self) -> bool:
         return not self.stopping
 
     def _on_training_end(self) -> None:
         if not self.stopping:
-            self.save()
             self.film()
+            self.save()
 
     def save(self) -> None:
         """The last checkpoint is now."""
-        save_checkpoint(self.run_dir / "checkpoints", self.model)
+        best, self.evaluation.improved = self.evaluation.improved, None
+        folder, episodes = self.run_dir / "checkpoints", self.statistics.state()
+        save_checkpoint(folder, self.model, best=best, episodes=episodes)
         self.saved_at = self.num_timesteps
 
     def film(self) -> None:

@@ -8,6 +8,7 @@ The replay buffer of an algorithm that has one is large, and lies in the ``last`
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -25,6 +26,8 @@ from mirl.configs.errors import ConfigError, nearest
 SCHEMA_VERSION = 1
 COUNTERS = ("_episode_num", "_n_calls")
 """What SB3's algorithms count beside timesteps and updates, as far as they do."""
+WINDOWS = ("ep_info_buffer", "ep_success_buffer")
+"""The last episodes, as SB3 keeps them for the log."""
 TENSORS = "tensors.safetensors"
 """File of the tensors that are neither the policy's nor an optimiser's, such as the learned weight of the entropy."""
 
@@ -63,8 +66,13 @@ def step_name(timesteps: int) -> str:
     return f"step_{timesteps:09d}"
 
 
-def save_checkpoint(directory: Path, agent: BaseAlgorithm, *, best: float | None = None) -> Path:
-    """Save the agent under ``directory`` as its ``last`` checkpoint, and as its ``best`` one if a score is given."""
+def save_checkpoint(
+    directory: Path, agent: BaseAlgorithm, *, best: float | None = None, episodes: Mapping[str, Any] | None = None
+) -> Path:
+    """Save the agent under ``directory`` as its ``last`` checkpoint, and as its ``best`` one if a score is given.
+
+    :param episodes: what is known of the last episodes beside what the agent keeps of them itself, for JSON.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / step_name(agent.num_timesteps)
     if not final.exists():
@@ -77,6 +85,10 @@ def save_checkpoint(directory: Path, agent: BaseAlgorithm, *, best: float | None
             "num_timesteps": agent.num_timesteps,
             "n_updates": agent._n_updates,
             "counters": {name: getattr(agent, name) for name in COUNTERS if hasattr(agent, name)},
+            "precision": getattr(agent, "precision", "fp32"),
+            "exploration_rate": getattr(agent, "exploration_rate", None),
+            "windows": {name: list(getattr(agent, name) or ()) for name in WINDOWS},
+            "episodes": episodes or {},
         }
         for name, optimizer in _optimizers(agent).items():
             tensors, state[f"{name}_groups"] = _optimizer_state(optimizer)
@@ -146,8 +158,11 @@ def load_weights(checkpoint: Path, policy: nn.Module) -> None:
         raise ConfigError(f"{checkpoint} does not hold the weights of this policy: {what.splitlines()[0]}") from None
 
 
-def load_agent(checkpoint: Path, agent: BaseAlgorithm) -> None:
-    """Load weights, optimisers, counters and what is replayed into an agent built from the same configuration."""
+def load_agent(checkpoint: Path, agent: BaseAlgorithm) -> Mapping[str, Any]:
+    """Load weights, optimisers, counters and what is replayed into an agent built from the same configuration.
+
+    Returns the ``episodes`` that were saved beside it.
+    """
     state = read_state(checkpoint)
     load_weights(checkpoint, agent.policy)
     try:
@@ -166,10 +181,20 @@ def load_agent(checkpoint: Path, agent: BaseAlgorithm) -> None:
             agent.env.load_sampling_state(state["sampling"])
         counters = {name: int(state.get("counters", {}).get(name, 0)) for name in COUNTERS if hasattr(agent, name)}
         counters |= {"num_timesteps": int(state["num_timesteps"]), "_n_updates": int(state["n_updates"])}
+        windows = {
+            name: deque(episodes, maxlen=agent._stats_window_size)
+            for name, episodes in state.get("windows", {}).items()
+            if name in WINDOWS
+        }
+        if "precision" in state and hasattr(agent, "use_precision"):
+            agent.use_precision(state["precision"])  # another machine, or another moment, would choose another
+        rate = state.get("exploration_rate")
+        explored = {} if rate is None else {"exploration_rate": float(rate)}
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ConfigError(f"{checkpoint} does not hold the state of this agent: {error}") from None
-    for name, value in counters.items():
+    for name, value in (counters | windows | explored).items():
         setattr(agent, name, value)
+    return dict(state.get("episodes", {}))
 
 
 def read_state(checkpoint: Path) -> Mapping[str, Any]:

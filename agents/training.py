@@ -1,6 +1,6 @@
 """A run from its configuration to its last checkpoint, as a recipe."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from mirl.agents.callbacks import (
 )
 from mirl.agents.checkpoint import find_checkpoint, forget_later_checkpoints, load_agent
 from mirl.agents.run_directory import open_run
+from mirl.agents.synchronising import synchronise
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import count_parameters
@@ -58,14 +59,16 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> O
         config = fitted(config, env.observation_space)
         agent = build_agent(config, env)
         continued = open_run(config)
+        episodes: Mapping[str, Any] = {}
         if continued and (config.run_dir / "checkpoints" / "index.json").exists():
-            load_agent(find_checkpoint(config.run_dir / "checkpoints", "last"), agent)
+            episodes = load_agent(find_checkpoint(config.run_dir / "checkpoints", "last"), agent)
             forget_later_checkpoints(config.run_dir / "checkpoints", agent.num_timesteps)
+            synchronise(agent)
         start = f"Resuming at {agent.num_timesteps:,} of" if agent.num_timesteps else "Training for"
         precision = agent.precision if isinstance(agent, PPO | A2C) else "fp32"
         where = f"{agent.device} ({precision}) and {env.backend}"
         say(f"{start} {config.total_timesteps:,} timesteps on {where}: {config.run_dir}")
-        return _learn(config, agent, validation, held_out, continued)
+        return _learn(config, agent, validation, held_out, episodes if continued else None)
 
 
 def _held_out(config: TrainConfig, slots_per_task: int, shared: dict[str, Any]) -> SuiteVecEnv:
@@ -74,21 +77,27 @@ def _held_out(config: TrainConfig, slots_per_task: int, shared: dict[str, Any]) 
 
 
 def _learn(
-    config: TrainConfig, agent: Agent, validation: SuiteVecEnv, held_out: SuiteVecEnv | None, continued: bool
+    config: TrainConfig,
+    agent: Agent,
+    validation: SuiteVecEnv,
+    held_out: SuiteVecEnv | None,
+    continued: Mapping[str, Any] | None,
 ) -> Outcome:
+    """Learn to the end; ``continued`` holds the last episodes of the run that goes on, if one does."""
     start = agent.num_timesteps
     if start >= config.total_timesteps:
         return Outcome(start, finished=True)
-    logger, board = metrics.build_logger(config.run_dir, resumed_at=start if continued else None)
+    logger, board = metrics.build_logger(config.run_dir, resumed_at=None if continued is None else start)
     agent.set_logger(logger)
     if not start:
         _log_hyperparameters(config, logger, count_parameters(agent.policy))
     tasks = tuple(task.name for task in config.task.tasks)
     on_policy = isinstance(agent, PPO | A2C)
     rows = TaskStatistics(tasks) if on_policy else OffPolicyRows(tasks, ROW * config.log_every)
+    rows.load(continued or {})
     with stop_signals() as asked_to_stop:
-        checkpointing = Checkpointing(config, validation.suite, board, asked_to_stop)
         evaluation = Evaluation(config, validation, held_out)
+        checkpointing = Checkpointing(config, board, rows, evaluation, asked_to_stop)
         callbacks: list[BaseCallback] = [rows, ObservationStatistics(), evaluation, checkpointing]
         bar = ProgressBar(config.total_timesteps)
         if config.progress:
