@@ -1,0 +1,97 @@
+"""A run that was killed, again and again and while it wrote, ends as one that was not: to the bit."""
+
+import csv
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mirl.agents import checkpoint, train
+from mirl.configs.schema import TrainConfig
+from mirl.envs import SuiteVecEnv
+
+Build = Callable[..., TrainConfig]
+CLOCK = ("speed/", "time/fps", "time/time_elapsed", "time/iterations")
+"""Columns that tell the time, or count from where the process began."""
+OFTEN = ("checkpoint_every=128", "evaluation.every=192", "total_timesteps=640")
+TWO = "[{name: a, env_id: MiniGrid-GoToDoor-5x5-v0}, {name: b, env_id: MiniGrid-GoToDoor-6x6-v0}]"
+RUNS = {
+    "ppo on envpool": ("backend=envpool",),
+    "ppo on gymnasium, tasks drawn": (
+        "backend=gymnasium",
+        "task.name=two",
+        f"task.tasks={TWO}",
+        "sampling=lowest_success",
+        "agent.popart=true",
+    ),
+    "a2c on envpool": ("backend=envpool", "agent=a2c"),
+    "a2c on gymnasium": ("backend=gymnasium", "agent=a2c"),
+}
+
+
+class Killed(BaseException):
+    """As if the process were gone: nothing that handles errors handles it."""
+
+
+def kill_at(patch: pytest.MonkeyPatch, moment: int) -> None:
+    """Die at a timestep, or while a file is being flushed, whichever event is number ``moment``."""
+    events = 0
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal events
+            events += 1
+            if events == moment:
+                raise Killed
+            return function(*arguments)
+
+        return call
+
+    patch.setattr(SuiteVecEnv, "step_async", counted(SuiteVecEnv.step_async))
+    for _ in range(4):  # a write is short: let it be hit as often as a rollout
+        patch.setattr(checkpoint, "_flush", counted(checkpoint._flush))
+
+
+def metrics_of(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: value for key, value in row.items() if not key.startswith(CLOCK)} for row in rows]
+
+
+def points_of(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(CLOCK)]
+    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}
+
+
+def tensors_of(run_dir: Path) -> dict[str, np.ndarray]:
+    return {
+        f"{path.parent.name}/{path.name}/{name}": values
+        for path in run_dir.glob("checkpoints/step_*/*.safetensors")
+        for name, values in load_file(path).items()
+    }
+
+
+@pytest.mark.parametrize("words", RUNS.values(), ids=RUNS)
+def test_a_killed_run_ends_as_one_that_was_not(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    whole, cut = (tiny(*words, *OFTEN, f"name={name}") for name in ("whole", "cut"))
+    train(whole)
+    moments = random.Random(str(words))
+    for _ in range(5):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            kill_at(patch, moments.randrange(1, 150))
+            train(cut)
+    assert train(cut).finished
+    kept, expected = tensors_of(cut.run_dir), tensors_of(whole.run_dir)
+    assert kept.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(kept[name], values, err_msg=name)
+    assert metrics_of(cut.run_dir) == metrics_of(whole.run_dir)
+    assert points_of(cut.run_dir) == points_of(whole.run_dir)
