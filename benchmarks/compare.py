@@ -38,6 +38,7 @@ from mirl.policies import count_parameters
 ROOT = Path(__file__).parent.parent
 WIDEST = 4096
 SOLVED = 0.95
+METRICS = {"success_rate": "success", "return_mean": "return", "score": "score"}
 PARTS = {"trained": "", "held_out": "held out, "}
 
 
@@ -92,13 +93,15 @@ def train_and_evaluate(words: list[str], runs: Path, name: str, threads: int) ->
         "parameters": next(int(float(row["model/parameters"])) for row in rows if row["model/parameters"]),
         "timesteps": int(last.removeprefix("step_")),
         "peak_rss_bytes": None if finished_before else usage.ru_maxrss * RSS_UNIT,
-        "curve": [
-            (int(row["time/total_timesteps"]), float(row["eval/success_rate"]))
-            for row in rows
-            if row["eval/success_rate"]
-        ],
+        "curve": curve(rows, "eval/success_rate"),
+        "held_out_curve": curve(rows, "eval/held_out/success_rate"),
         "tasks": report["tasks"],
     }
+
+
+def curve(rows: list[dict[str, str]], name: str) -> list[tuple[int, float]]:
+    """Timesteps and values of a column of ``metrics.csv``."""
+    return [(int(row["time/total_timesteps"]), float(row[name])) for row in rows if row.get(name)]
 
 
 def scores(runs: list[dict[str, Any]], part: str, metric: str) -> dict[str, list[float]]:
@@ -111,9 +114,9 @@ def scores(runs: list[dict[str, Any]], part: str, metric: str) -> dict[str, list
     return found
 
 
-def summary_table(agents: dict[str, list[dict[str, Any]]], metric: str) -> tuple[list[str], list[list[str]]]:
+def summary_table(agents: dict[str, list[dict[str, Any]]], metrics: list[str]) -> tuple[list[str], list[list[str]]]:
     """A row per agent; of many tasks a column per agent instead."""
-    described = {name: description(runs, metric) for name, runs in agents.items()}
+    described = {name: description(runs, metrics) for name, runs in agents.items()}
     measures = list(next(iter(described.values())))
     table = [["agent", *measures], *([name, *found.values()] for name, found in described.items())]
     if len(measures) > 8:
@@ -121,14 +124,15 @@ def summary_table(agents: dict[str, list[dict[str, Any]]], metric: str) -> tuple
     return table[0], table[1:]
 
 
-def description(runs: list[dict[str, Any]], metric: str) -> dict[str, str]:
+def description(runs: list[dict[str, Any]], metrics: list[str]) -> dict[str, str]:
     """What a table says of an agent: each task's mean over the seeds with its range, the tasks' mean, what it cost."""
     cells = {"parameters": f"{runs[0]['parameters']:,}", "seeds": str(len(runs))}
-    for part, prefix in PARTS.items():
-        found = scores(runs, part, metric)
-        if found:
-            cells |= {prefix + measure: cell for measure, cell in part_cells(found, metric)}
-    if metric == "success_rate" and len(runs[0]["tasks"]) == 1:
+    for metric in metrics:
+        suffix = f", {METRICS[metric]}" if len(metrics) > 1 else ""
+        for part, prefix in PARTS.items():
+            found = scores(runs, part, metric)
+            cells |= {prefix + measure + suffix: cell for measure, cell in part_cells(found, metric)} if found else {}
+    if "success_rate" in metrics and len(runs[0]["tasks"]) == 1:
         cells["timesteps to 95 %"] = timesteps_to(SOLVED, runs)
     if all(run["peak_rss_bytes"] for run in runs):
         cells["peak memory, MiB"] = f"{max(run['peak_rss_bytes'] for run in runs) / 2**20:,.0f}"
@@ -160,13 +164,20 @@ def timesteps_to(rate: float, runs: list[dict[str, Any]]) -> str:
 
 
 def draw(agents: dict[str, list[dict[str, Any]]], name: str) -> None:
-    """Success on unseen episodes against timesteps: each agent's mean over the seeds, and its range."""
+    """Success on unseen episodes against timesteps: each agent's mean over the seeds, and its range.
+
+    Of what a split withholds too, in broken lines.
+    """
+    styles = {"curve": ("", "-"), "held_out_curve": (", held out", "--")}
     labels = {"xlabel": "timesteps", "ylabel": "success on unseen episodes", "xlim": (0, None), "ylim": (0, 1.02)}
     with picture(name, **labels) as axes:
-        for agent, runs in agents.items():
-            length = min(len(run["curve"]) for run in runs)
-            steps = [step for step, _ in runs[0]["curve"][:length]]
-            draw_range(axes, steps, np.array([[rate for _, rate in run["curve"][:length]] for run in runs]), agent)
+        for number, (agent, runs) in enumerate(agents.items()):
+            for key, (mark, linestyle) in styles.items():
+                length = min(len(run[key]) for run in runs)
+                steps = [step for step, _ in runs[0][key][:length]]
+                rates = np.array([[rate for _, rate in run[key][:length]] for run in runs])
+                if steps:
+                    draw_range(axes, steps, rates, agent + mark, color=f"C{number}", linestyle=linestyle)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
 
 
@@ -178,12 +189,13 @@ def main() -> None:
     parser.add_argument("--agent", action="append", required=True, metavar="'NAME: option=value …'")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--match", metavar="OPTION", help="the option that makes the parameters equal")
-    parser.add_argument("--metric", choices=("success_rate", "return_mean", "score"), default="success_rate")
+    parser.add_argument("--metric", action="append", choices=METRICS, help="what the table has; may be repeated")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "benchmarks")
     arguments = parser.parse_args()
     given = dict(agent.split(":", 1) for agent in arguments.agent)
     agents = matched({name: words.split() for name, words in given.items()}, arguments.words, arguments.match)
+    metrics = arguments.metric or ["success_rate"]
     finished: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in agents}
     writing = Lock()
 
@@ -193,9 +205,9 @@ def main() -> None:
         with writing:
             finished[name][seed] = result
             runs = {name: [by_seed[s] for s in sorted(by_seed)] for name, by_seed in finished.items() if by_seed}
-            write_results(arguments.name, *summary_table(runs, arguments.metric), runs)
+            write_results(arguments.name, *summary_table(runs, metrics), runs)
             draw(runs, arguments.name)
-            rate = np.mean([task[arguments.metric] for task in result["tasks"] if task["part"] == "trained"])
+            rate = np.mean([task[metrics[0]] for task in result["tasks"] if task["part"] == "trained"])
             print(f"{name} seed {seed}: {rate:.3f}, {result['parameters']:,} parameters", flush=True)  # noqa: T201
 
     threads = 1 if arguments.jobs > 1 else int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
