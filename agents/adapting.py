@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from mirl.agents.algorithms import A2C, PPO
 from mirl.agents.building import build_agent
-from mirl.agents.checkpoint import find_checkpoint, load_weights, write_json
+from mirl.agents.checkpoint import find_checkpoint, load_weights
 from mirl.agents.evaluation import evaluate
+from mirl.agents.files import write_json
 from mirl.agents.run_directory import read_config
 from mirl.agents.statistics import TaskResult, wilson_interval
 from mirl.configs.agents import A2CConfig, PPOConfig

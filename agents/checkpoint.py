@@ -1,13 +1,13 @@
 """Checkpoints: weights and optimisers in safetensors, everything else in JSON. Nothing is ever unpickled.
 
 A checkpoint is a folder ``checkpoints/step_<timesteps>/`` that appears whole or not at all: it is written under a
-temporary name, flushed to the disk and renamed. ``checkpoints/index.json`` says which one is ``last`` and ``best``.
-The replay buffer of an algorithm that has one is large, and lies in the ``last`` checkpoint only.
+temporary name, sealed with the SHA-256 of each of its files, flushed to the disk and renamed. Whatever is read is
+compared with the seal first. ``checkpoints/index.json`` says which one is ``last`` and ``best``. The replay buffer of
+an algorithm that has one is large, and lies in the ``last`` checkpoint only.
 """
 
-import json
-import os
 import shutil
+import warnings
 from collections import deque
 from collections.abc import Mapping
 from operator import attrgetter
@@ -15,15 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, load_model, save_file, save_model
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
+from mirl.agents.files import MANIFEST, check_regular, check_sealed, flush, read_json, seal, write_json
 from mirl.agents.replay import REPLAY_BUFFER, load_replay_buffer, save_replay_buffer
 from mirl.configs.errors import ConfigError, nearest
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, 2)
+"""Schema versions that are loaded; 1 had no seal."""
+POLICY = "policy.safetensors"
+"""File of the weights."""
+STATE = "state.json"
+"""File of all that is no tensor."""
 COUNTERS = ("_episode_num", "_n_calls")
 """What SB3's algorithms count beside timesteps and updates, as far as they do."""
 WINDOWS = ("ep_info_buffer", "ep_success_buffer")
@@ -32,33 +39,8 @@ TENSORS = "tensors.safetensors"
 """File of the tensors that are neither the policy's nor an optimiser's, such as the learned weight of the entropy."""
 
 
-def write_json(path: Path, value: Any) -> None:
-    """A JSON file, written atomically."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file, written atomically."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Atomically: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    _flush(temporary)
-    temporary.replace(path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return  # Windows has no handle to flush a directory by
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bool: "BOOL", torch.int64: "I64", torch.uint8: "U8"}
+"""What safetensors calls the types that weights and buffers have."""
 
 
 def step_name(timesteps: int) -> str:
@@ -78,31 +60,15 @@ def save_checkpoint(
     if not final.exists():
         temporary = directory / f".{final.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        save_model(agent.policy, str(temporary / "policy.safetensors"))
-        state = {
-            "schema_version": SCHEMA_VERSION,
-            "num_timesteps": agent.num_timesteps,
-            "n_updates": agent._n_updates,
-            "counters": {name: getattr(agent, name) for name in COUNTERS if hasattr(agent, name)},
-            "precision": getattr(agent, "precision", "fp32"),
-            "exploration_rate": getattr(agent, "exploration_rate", None),
-            "windows": {name: list(getattr(agent, name) or ()) for name in WINDOWS},
-            "episodes": episodes or {},
-        }
-        for name, optimizer in _optimizers(agent).items():
-            tensors, state[f"{name}_groups"] = _optimizer_state(optimizer)
-            save_file(tensors, temporary / f"{name}.safetensors")
-        if tensors := _tensors(agent):
-            save_file({name: tensor.detach() for name, tensor in tensors.items()}, temporary / TENSORS)
-        if agent.env is not None and hasattr(agent.env, "sampling_state"):
-            state["sampling"] = agent.env.sampling_state()
-        save_replay_buffer(agent, temporary)
-        write_json(temporary / "state.json", state)
-        for file in temporary.iterdir():
-            _flush(file)
-        temporary.replace(final)
-        _flush(directory)
+        try:
+            temporary.mkdir()
+            _write(temporary, agent, episodes or {})
+            seal(temporary)
+            temporary.replace(final)
+            flush(directory)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
     index = read_index(directory)
     index["last"] = final.name
     if best is not None:
@@ -112,6 +78,29 @@ def save_checkpoint(
         if replay_buffer.parent != final:
             replay_buffer.unlink()
     return final
+
+
+def _write(folder: Path, agent: BaseAlgorithm, episodes: Mapping[str, Any]) -> None:
+    save_model(agent.policy, str(folder / POLICY))
+    state = {
+        "schema_version": SCHEMA_VERSION,
+        "num_timesteps": agent.num_timesteps,
+        "n_updates": agent._n_updates,
+        "counters": {name: getattr(agent, name) for name in COUNTERS if hasattr(agent, name)},
+        "precision": getattr(agent, "precision", "fp32"),
+        "exploration_rate": getattr(agent, "exploration_rate", None),
+        "windows": {name: list(getattr(agent, name) or ()) for name in WINDOWS},
+        "episodes": episodes,
+    }
+    for name, optimizer in _optimizers(agent).items():
+        tensors, state[f"{name}_groups"] = _optimizer_state(optimizer)
+        save_file(tensors, folder / f"{name}.safetensors")
+    if tensors := _tensors(agent):
+        save_file({name: tensor.detach() for name, tensor in tensors.items()}, folder / TENSORS)
+    if agent.env is not None and hasattr(agent.env, "sampling_state"):
+        state["sampling"] = agent.env.sampling_state()
+    save_replay_buffer(agent, folder)
+    write_json(folder / STATE, state)
 
 
 def forget_later_checkpoints(directory: Path, timesteps: int) -> None:
@@ -126,11 +115,39 @@ def read_index(directory: Path) -> dict[str, Any]:
     path = directory / "index.json"
     if not path.exists():
         return {}
-    index = _read_json(path)
+    index = read_json(path)
     for name in ("last", "best"):  # a name from a file must not lead out of the folder
         if name in index and not (isinstance(index[name], str) and Path(index[name]).name == index[name]):
             raise ConfigError(f"{path}: '{name}' must name a folder beside it, got {index[name]!r}")
     return index
+
+
+def newest_intact(directory: Path) -> Path | None:
+    """The last checkpoint, or the newest before it that is what was written; warns of each that is not.
+
+    None where there is none yet.
+
+    :raises ConfigError: when there are some, and all are damaged.
+    """
+    try:
+        last = read_index(directory).get("last", "")
+    except ConfigError as error:
+        warnings.warn(f"{error}; taking the newest checkpoint for the last, and none for the best", stacklevel=2)
+        last = "step_~"
+        (directory / "index.json").unlink()
+    folders = [folder for folder in sorted(directory.glob("step_*"), reverse=True) if folder.name <= last]
+    for folder in folders:
+        try:
+            read_state(folder)
+            if (folder / MANIFEST).exists():
+                check_sealed(folder)
+        except ConfigError as error:
+            warnings.warn(f"a damaged checkpoint is passed over: {error}", stacklevel=2)
+        else:
+            return folder
+    if folders:
+        raise ConfigError(f"no checkpoint in {directory} is what was written; choose another name=… to begin again")
+    return None
 
 
 def find_checkpoint(directory: Path, which: str) -> Path:
@@ -149,13 +166,32 @@ def find_checkpoint(directory: Path, which: str) -> Path:
 
 
 def load_weights(checkpoint: Path, policy: nn.Module) -> None:
-    """Load the policy's weights onto the device it is on."""
+    """Load the policy's weights onto the device it is on; nothing is loaded that does not fit it exactly."""
     read_state(checkpoint)
     try:
-        load_model(policy, checkpoint / "policy.safetensors")
-    except (SafetensorError, OSError, RuntimeError) as error:
+        _check_fits(checkpoint / POLICY, policy.state_dict())
+        if (checkpoint / MANIFEST).exists():
+            check_sealed(checkpoint, [POLICY])
+        load_model(policy, checkpoint / POLICY)
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         what = str(error).split("\n", 1)[-1].strip()  # torch heads its list of what does not fit with a line of its own
         raise ConfigError(f"{checkpoint} does not hold the weights of this policy: {what.splitlines()[0]}") from None
+
+
+def _check_fits(path: Path, expected: Mapping[str, torch.Tensor]) -> None:
+    """By the header alone, before anything is read: torch would convert what is of another type without a word."""
+    check_regular(path)
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  (it is no mapping)
+            tensor = expected.get(name)
+            if tensor is None:
+                raise ValueError(f"it has no weight '{name}'")
+            shape, found = list(tensor.shape), file.get_slice(name)
+            if found.get_shape() != shape or found.get_dtype() != _DTYPES.get(tensor.dtype):
+                raise ValueError(
+                    f"'{name}' should be {_DTYPES.get(tensor.dtype)} {shape}, "
+                    f"got {found.get_dtype()} {found.get_shape()}"
+                )
 
 
 def load_agent(checkpoint: Path, agent: BaseAlgorithm) -> Mapping[str, Any]:
@@ -164,6 +200,8 @@ def load_agent(checkpoint: Path, agent: BaseAlgorithm) -> Mapping[str, Any]:
     Returns the ``episodes`` that were saved beside it.
     """
     state = read_state(checkpoint)
+    if (checkpoint / MANIFEST).exists():
+        check_sealed(checkpoint)
     load_weights(checkpoint, agent.policy)
     try:
         for name, optimizer in _optimizers(agent).items():
@@ -198,23 +236,18 @@ def load_agent(checkpoint: Path, agent: BaseAlgorithm) -> Mapping[str, Any]:
 
 
 def read_state(checkpoint: Path) -> Mapping[str, Any]:
-    """The JSON part of a checkpoint of this schema version."""
-    state = _read_json(checkpoint / "state.json")
-    if state.get("schema_version") != SCHEMA_VERSION:
-        raise ConfigError(
-            f"{checkpoint} has schema version {state.get('schema_version')!r}, this MIRL reads {SCHEMA_VERSION}"
-        )
+    """The JSON part of a checkpoint of a schema version that can be read.
+
+    :raises ConfigError: when it is of another, or is not what was written.
+    """
+    state = read_json(checkpoint / STATE)
+    version = state.get("schema_version")
+    if version not in READABLE:
+        known = " and ".join(str(each) for each in READABLE)
+        raise ConfigError(f"{checkpoint} has schema version {version!r}, this MIRL reads {known}")
+    if version > 1:
+        check_sealed(checkpoint, [STATE])
     return state
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} should hold a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _optimizers(agent: BaseAlgorithm) -> dict[str, torch.optim.Optimizer]:

@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import BasePolicy
 
 from mirl.agents.acting import acting
 from mirl.agents.building import load_policy
-from mirl.agents.checkpoint import write_json
+from mirl.agents.files import write_json
 from mirl.agents.run_directory import read_config
 from mirl.agents.statistics import TaskResult, suite_result, wilson_interval
 from mirl.agents.video import record_episode

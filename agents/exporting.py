@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mirl.agents.building import load_policy
-from mirl.agents.checkpoint import write_bytes, write_json
+from mirl.agents.files import write_bytes, write_json
 from mirl.agents.run_directory import read_config
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from mirl.agents.checkpoint import write_text
+from mirl.agents.files import write_text
 from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig

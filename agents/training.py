@@ -19,7 +19,7 @@ from mirl.agents.callbacks import (
     TaskStatistics,
     stop_signals,
 )
-from mirl.agents.checkpoint import find_checkpoint, forget_later_checkpoints, load_agent
+from mirl.agents.checkpoint import forget_later_checkpoints, load_agent, newest_intact
 from mirl.agents.run_directory import open_run
 from mirl.agents.synchronising import synchronise
 from mirl.configs.schema import TrainConfig
@@ -60,9 +60,10 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> O
         agent = build_agent(config, env)
         continued = open_run(config)
         episodes: Mapping[str, Any] = {}
-        if continued and (config.run_dir / "checkpoints" / "index.json").exists():
-            episodes = load_agent(find_checkpoint(config.run_dir / "checkpoints", "last"), agent)
-            forget_later_checkpoints(config.run_dir / "checkpoints", agent.num_timesteps)
+        checkpoints = config.run_dir / "checkpoints"
+        if continued and (last := newest_intact(checkpoints)) is not None:
+            episodes = load_agent(last, agent)
+            forget_later_checkpoints(checkpoints, agent.num_timesteps)
             synchronise(agent)
         start = f"Resuming at {agent.num_timesteps:,} of" if agent.num_timesteps else "Training for"
         precision = agent.precision if isinstance(agent, PPO | A2C) else "fp32"

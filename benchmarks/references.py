@@ -24,7 +24,7 @@ from gymnasium.vector.utils import batch_space
 from machine import machine
 from minigrid.utils.baby_ai_bot import BabyAIBot
 
-from mirl.agents.checkpoint import write_json
+from mirl.agents.files import write_json
 from mirl.configs.compose import compose_train, presets
 from mirl.configs.tasks import REFERENCES, TaskConfig
 from mirl.envs import SuiteVecEnv, make_vec_env, slot_seeds

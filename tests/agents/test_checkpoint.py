@@ -21,10 +21,12 @@ from mirl.agents.checkpoint import (
     forget_later_checkpoints,
     load_agent,
     load_weights,
+    newest_intact,
     read_index,
     save_checkpoint,
 )
-from mirl.agents.run_directory import open_run
+from mirl.agents.files import seal
+from mirl.agents.run_directory import open_run, read_config
 from mirl.agents.statistics import TaskResult
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
@@ -32,6 +34,8 @@ from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
 
 Build = Callable[..., TrainConfig]
+GOLDEN = Path(__file__).parent.parent / "golden"
+"""What earlier versions wrote."""
 Agents = Callable[[TrainConfig], PPO | A2C]
 
 
@@ -87,18 +91,17 @@ def test_a_loaded_agent_takes_the_same_gradient_step(tiny: Build, make_agent: Ag
     assert same(saved.policy.state_dict(), loaded.policy.state_dict())
 
 
-def test_a_checkpoint_from_before_there_were_counters_is_loaded(
-    learner: PPO, tiny: Build, make_agent: Agents, tmp_path: Path
-) -> None:
-    folder = save_checkpoint(tmp_path, learner)
-    state = json.loads((folder / "state.json").read_text())
-    old = {key: state[key] for key in ("schema_version", "num_timesteps", "n_updates", "optimizer_groups")}
-    (folder / "state.json").write_text(json.dumps(old))
-    loaded = make_agent(tiny("seed=1"))
-    load_agent(folder, loaded)
-    assert same(learner.policy.state_dict(), loaded.policy.state_dict())
-    assert same(learner.policy.optimizer.state_dict(), loaded.policy.optimizer.state_dict())
-    assert loaded.num_timesteps == 128
+def test_a_run_of_the_first_schema_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(GOLDEN / "schema_1", tmp_path / "runs" / "schema_1")
+    monkeypatch.chdir(tmp_path)
+    config = read_config(Path("runs/schema_1")).model_copy(update={"name": "schema_1"})
+    with closing(SuiteVecEnv(config.task, 4)) as env:
+        policy, folder = load_policy(config.run_dir, "best", env.observation_space, env.action_space, "cpu")
+    for name, weight in load_file(folder / "policy.safetensors").items():
+        assert torch.equal(policy.state_dict()[name], weight)
+    last = newest_intact(config.run_dir / "checkpoints")
+    assert last == folder
+    assert train(config) == (256, True)  # it was finished, and is left as it is
 
 
 def test_which_task_comes_next_is_part_of_a_checkpoint(tiny: Build, tmp_path: Path) -> None:
@@ -127,7 +130,8 @@ def test_a_policy_is_loaded_ready_to_act(tiny: Build, make_agent: Agents) -> Non
 def test_nothing_in_a_checkpoint_is_a_pickle(agent: PPO, tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, agent)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {path.name for path in folder.iterdir()} == {"policy.safetensors", "optimizer.safetensors", "state.json"}
+    names = {"policy.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
+    assert {path.name for path in folder.iterdir()} == names
     for path in files:
         data = path.read_bytes()
         if path.suffix == ".safetensors":  # a length, and a JSON header of that length
@@ -197,31 +201,98 @@ def change_state(**values: Any) -> Callable[[Path], None]:
     return change
 
 
+def grow(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+def flip(path: Path) -> None:
+    """One bit, in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+NOT_WHOLE = "is missing|bytes, expected|SHA-256 differs|cannot be read|does not hold"
+
+
+@pytest.mark.parametrize("damage", [cut, grow, flip, Path.unlink, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize("name", ["policy.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+def test_a_damaged_file_is_a_message(agent: PPO, tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    folder = save_checkpoint(tmp_path, agent)
+    before = {key: value.clone() for key, value in agent.policy.state_dict().items()}
+    damage(folder / name)
+    with pytest.raises(ConfigError, match=NOT_WHOLE):
+        load_agent(folder, agent)
+    assert same(before, agent.policy.state_dict())
+
+
+def resealed(folder: Path) -> None:
+    """As one would who means it."""
+    (folder / "manifest.json").unlink()
+    seal(folder)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (change_state(schema_version=2), "has schema version 2, this MIRL reads 1"),
+        (change_state(schema_version=3), "has schema version 3, this MIRL reads 1 and 2"),
         (change_state(schema_version=None), "has schema version None"),
+        (change_state(schema_version=[1]), "has schema version .1., this MIRL"),
         (change_state(optimizer_groups=[]), "does not hold the state of this agent"),
         (change_state(num_timesteps="many"), "does not hold the state of this agent"),
-        (lambda folder: cut(folder / "policy.safetensors"), "does not hold the weights of this policy"),
-        (lambda folder: cut(folder / "optimizer.safetensors"), "does not hold the state of this agent"),
-        (lambda folder: cut(folder / "state.json"), "state.json cannot be read"),
-        (lambda folder: (folder / "policy.safetensors").unlink(), "does not hold the weights of this policy"),
-        (lambda folder: (folder / "optimizer.safetensors").unlink(), "does not hold the state of this agent"),
-        (lambda folder: (folder / "state.json").unlink(), "state.json cannot be read"),
+        (change_state(windows=[1]), "does not hold the state of this agent"),
+        (change_state(precision="fp8"), "does not hold the state of this agent"),
         (lambda folder: (folder / "state.json").write_text("[1]"), "should hold a JSON object, got list"),
+        (lambda folder: (folder / "state.json").write_text("[" * 10**6), "state.json cannot be read"),
         (lambda folder: (folder / "state.json").write_bytes(b"\x80\x04K\x01."), "state.json cannot be read"),
         (lambda folder: (folder / "policy.safetensors").write_bytes(b"PK\x03\x04" * 9), "does not hold the weights"),
     ],
 )
-def test_a_damaged_checkpoint_is_a_message(
+def test_a_checkpoint_that_was_sealed_with_what_does_not_fit_is_a_message(
     agent: PPO, tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     folder = save_checkpoint(tmp_path, agent)
     damage(folder)
+    resealed(folder)
     with pytest.raises(ConfigError, match=message):
         load_agent(folder, agent)
+
+
+def test_training_goes_on_from_the_newest_checkpoint_that_is_whole(tiny: Build) -> None:
+    config = tiny("checkpoint_every=128", "evaluation.every=10000")
+    train(config)
+    checkpoints = config.run_dir / "checkpoints"
+    saved = load_file(checkpoints / "step_000000512" / "policy.safetensors")
+    expected = {name: weight.clone() for name, weight in saved.items()}  # load_file maps the file, which is to change
+    flip(checkpoints / "step_000000512" / "policy.safetensors")
+    cut(checkpoints / "step_000000384" / "state.json")
+    with pytest.warns(UserWarning, match="a damaged checkpoint is passed over") as warned:
+        assert train(config) == (512, True)
+    assert [str(each.message).count("step_000000") for each in warned] == [1, 1]
+    again = load_file(checkpoints / "step_000000512" / "policy.safetensors")
+    assert all(torch.equal(again[name], weight) for name, weight in expected.items())
+
+
+def test_without_an_index_the_newest_checkpoint_is_the_last(tiny: Build) -> None:
+    config = tiny("checkpoint_every=128")
+    train(config)
+    cut(config.run_dir / "checkpoints" / "index.json")
+    with pytest.warns(UserWarning, match=r"index\.json cannot be read.*taking the newest checkpoint for the last"):
+        last = newest_intact(config.run_dir / "checkpoints")
+    assert last is not None
+    assert last.name == "step_000000512"
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_deleted(tiny: Build) -> None:
+    config = tiny("total_timesteps=128")
+    train(config)
+    flip(config.run_dir / "checkpoints" / "step_000000128" / "policy.safetensors")
+    with (
+        pytest.warns(UserWarning, match="SHA-256 differs"),
+        pytest.raises(ConfigError, match=r"no checkpoint in .* is what was written; choose another name="),
+    ):
+        train(config)
+    assert (config.run_dir / "checkpoints" / "step_000000128").exists()
 
 
 def test_weights_of_another_network_are_a_message(agent: PPO, tiny: Build, make_agent: Agents, tmp_path: Path) -> None:

@@ -343,7 +343,7 @@ def test_only_the_last_checkpoint_holds_the_replay_buffer(tiny: Build, make_agen
 def test_nothing_in_a_checkpoint_is_a_pickle(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, make_agent(tiny("sac")).learn(30))
     optimizers = {f"{name}.safetensors" for name in ("actor.optimizer", "critic.optimizer", "ent_coef_optimizer")}
-    others = {"policy.safetensors", "tensors.safetensors", REPLAY_BUFFER, "state.json"}
+    others = {"policy.safetensors", "tensors.safetensors", REPLAY_BUFFER, "state.json", "manifest.json"}
     assert {path.name for path in folder.iterdir()} == optimizers | others
     for path in folder.glob("*.safetensors"):  # a length, and a JSON header of that length
         data = path.read_bytes()

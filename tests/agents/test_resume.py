@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mirl.agents import checkpoint, train
+from mirl.agents import checkpoint, files, train
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
 
@@ -53,8 +53,8 @@ def kill_at(patch: pytest.MonkeyPatch, moment: int) -> None:
         return call
 
     patch.setattr(SuiteVecEnv, "step_async", counted(SuiteVecEnv.step_async))
-    for _ in range(4):  # a write is short: let it be hit as often as a rollout
-        patch.setattr(checkpoint, "_flush", counted(checkpoint._flush))
+    for module in (files, checkpoint):
+        patch.setattr(module, "flush", counted(files.flush))
 
 
 def metrics_of(run_dir: Path) -> list[dict[str, str]]:
@@ -86,7 +86,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
     moments = random.Random(str(words))
     for _ in range(5):
         with monkeypatch.context() as patch:
-            kill_at(patch, moments.randrange(1, 150))
+            kill_at(patch, moments.randrange(1, 60))
             with pytest.raises(Killed):
                 train(cut)
     assert train(cut).finished
