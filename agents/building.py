@@ -1,5 +1,7 @@
 """From a configuration to an agent, and from a checkpoint to a policy."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -8,9 +10,12 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import VecTransposeImage
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from mirl.agents.algorithms import A2C, PPO, build_algorithm
-from mirl.agents.checkpoint import find_checkpoint, load_weights
+from mirl.agents.checkpoint import POLICY, find_checkpoint, load_weights
+from mirl.agents.files import check_regular
 from mirl.agents.off_policy import OffPolicyAgent, build_off_policy, policy_class
 from mirl.agents.run_directory import read_config
 from mirl.configs.agents import OffPolicyConfig, OnPolicyConfig, TQCConfig
@@ -21,6 +26,9 @@ from mirl.configs.schema import DeviceName, TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import FusionPolicy
 from mirl.policies.routing import default_context, default_encoder
+
+SLACK, SPARE = 8, 2**26
+"""A policy registers some layers that it replaces, and target networks; bytes per byte of the file, and beside them."""
 
 Agent = PPO | A2C | OffPolicyAgent
 
@@ -136,10 +144,39 @@ def load_policy(
     run_dir = Path(run_dir)
     config = read_config(run_dir)
     checkpoint = find_checkpoint(run_dir / "checkpoints", which)
-    policy = build_policy(config, _as_trained(observation_space), action_space)
+    with _no_larger_than(checkpoint / POLICY):
+        policy = build_policy(config, _as_trained(observation_space), action_space)
     load_weights(checkpoint, policy)
     policy.to(resolve_device(device)).set_training_mode(False)
     return policy, checkpoint
+
+
+@contextmanager
+def _no_larger_than(weights: Path) -> Iterator[None]:
+    """Within it no network is built that is far larger than what a file holds the weights of.
+
+    A configuration from a stranger may ask for any size. Memory that was allocated is not taken before it is written
+    to, and each parameter is registered before that.
+    """
+    check_regular(weights)
+    most, registered = SLACK * weights.stat().st_size + SPARE, 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal registered
+        registered += 0 if parameter is None else parameter.numel() * parameter.element_size()
+        if registered > most:
+            raise ConfigError(
+                f"the configuration asks for a network of more than {registered:,} bytes, and {weights} has "
+                f"{weights.stat().st_size:,}"
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    except (RuntimeError, MemoryError, OverflowError) as error:  # torch cannot allocate what is asked for
+        raise ConfigError(f"the configuration asks for a network that cannot be built: {error}") from None
+    finally:
+        hook.remove()
 
 
 def _as_trained(space: spaces.Space[Any]) -> spaces.Space[Any]:

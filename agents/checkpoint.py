@@ -135,7 +135,7 @@ def newest_intact(directory: Path) -> Path | None:
         warnings.warn(f"{error}; taking the newest checkpoint for the last, and none for the best", stacklevel=2)
         last = "step_~"
         (directory / "index.json").unlink()
-    folders = [folder for folder in sorted(directory.glob("step_*"), reverse=True) if folder.name <= last]
+    folders = [path for path in sorted(directory.glob("step_*"), reverse=True) if path.name <= last]
     for folder in folders:
         try:
             read_state(folder)
@@ -156,7 +156,11 @@ def find_checkpoint(directory: Path, which: str) -> Path:
     :raises ConfigError: when there is no such checkpoint, naming those there are.
     """
     index = read_index(directory)
-    folders = {path.name: path for path in directory.glob("step_*") if path.name.removeprefix("step_").isdecimal()}
+    folders = {
+        path.name: path
+        for path in directory.glob("step_*")
+        if path.name.removeprefix("step_").isdecimal() and not path.is_symlink()  # which could lead anywhere
+    }
     found = {str(int(name.removeprefix("step_"))): path for name, path in folders.items()}
     found |= {name: folders[index[name]] for name in ("last", "best") if index.get(name) in folders}
     asked = str(int(which)) if which.isdecimal() else which
@@ -174,8 +178,9 @@ def load_weights(checkpoint: Path, policy: nn.Module) -> None:
             check_sealed(checkpoint, [POLICY])
         load_model(policy, checkpoint / POLICY)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        what = str(error).split("\n", 1)[-1].strip()  # torch heads its list of what does not fit with a line of its own
-        raise ConfigError(f"{checkpoint} does not hold the weights of this policy: {what.splitlines()[0]}") from None
+        # torch heads its list of what does not fit with a line of its own
+        what = str(error).split("\n", 1)[-1].strip().splitlines()[0][:300]
+        raise ConfigError(f"{checkpoint} does not hold the weights of this policy: {what}") from None
 
 
 def _check_fits(path: Path, expected: Mapping[str, torch.Tensor]) -> None:

@@ -94,12 +94,12 @@ def check_sealed(folder: Path, names: Iterable[str] | None = None) -> None:
 
 
 def check_regular(path: Path) -> None:
-    """Check that a path is a file in its own folder: a link could lead anywhere.
+    """Check that a path is a file and no link, which could lead anywhere.
 
     :raises ConfigError: when it is missing, or something else.
     """
-    if path.parent.is_symlink() or path.is_symlink():
-        raise ConfigError(f"{path} is a link or lies behind one; expected a file in its own folder")
+    if path.is_symlink():
+        raise ConfigError(f"{path} is a link; expected a file")
     if not path.is_file():
         raise ConfigError(f"{path} is {'no file' if path.exists() else 'missing'}")
 

@@ -1,18 +1,23 @@
-"""The run directory: ``config.yaml``, written before the first step, and whose run it holds."""
+"""The run directory: ``config.yaml``, written before the first step, whose run it holds, and who trains in it."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
-from mirl.agents.files import write_text
+from mirl.agents.files import check_regular, write_text
 from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
 
 FREE_FIELDS = frozenset({"device", "progress", "runs_dir", "name"})
 """Fields in which a continued run may differ: they do not change what is learned."""
+
+LARGEST_CONFIG = 2**18
+"""Bytes; a suite of fifty tasks takes a twentieth."""
 
 
 def open_run(config: TrainConfig) -> bool:
@@ -36,6 +41,23 @@ def open_run(config: TrainConfig) -> bool:
     return False
 
 
+@contextmanager
+def only_process(run_dir: Path) -> Iterator[None]:
+    """Within it no other process trains in the run directory; the operating system ends it with its process.
+
+    :raises ConfigError: when another process does.
+    """
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"another process is training in {run_dir}; wait for it, or choose a name=…") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def read_config(run_dir: Path) -> TrainConfig:
     """The configuration of a run.
 
@@ -43,10 +65,24 @@ def read_config(run_dir: Path) -> TrainConfig:
     """
     path = run_dir / "config.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        check_regular(path)
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise ConfigError(f"{path} has {path.stat().st_size:,} bytes, expected at most {LARGEST_CONFIG:,}")
+        values = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
+    except RecursionError:
+        raise ConfigError(f"{run_dir} is not a run directory: its config.yaml is nested too deeply") from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{run_dir} is not a run directory: {error}") from None
     return validate(TrainConfig, values)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Without aliases: a few lines of them unfold to any size."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias (*), which no configuration needs")
+        return super().compose_node(parent, index)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

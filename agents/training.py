@@ -1,7 +1,7 @@
 """A run from its configuration to its last checkpoint, as a recipe."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from typing import Any, NamedTuple
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -20,7 +20,7 @@ from mirl.agents.callbacks import (
     stop_signals,
 )
 from mirl.agents.checkpoint import forget_later_checkpoints, load_agent, newest_intact
-from mirl.agents.run_directory import open_run
+from mirl.agents.run_directory import only_process, open_run
 from mirl.agents.synchronising import synchronise
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
@@ -49,6 +49,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> O
     slots = min(config.evaluation.episodes * n_tasks, max(n_envs, VALIDATION_SLOTS, n_tasks))
     shared: dict[str, Any] = {"backend": config.backend, "seed": config.seed, "withheld": config.split}
     with (
+        ExitStack() as stack,
         closing(SuiteVecEnv(config.task, n_envs, sampling=config.sampling, **shared)) as env,
         closing(SuiteVecEnv(config.task, slots, split="validation", **shared)) as validation,
         closing(_held_out(config, slots // n_tasks, shared)) if config.split.withholds else nullcontext() as held_out,
@@ -59,6 +60,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> O
         config = fitted(config, env.observation_space)
         agent = build_agent(config, env)
         continued = open_run(config)
+        stack.enter_context(only_process(config.run_dir))
         episodes: Mapping[str, Any] = {}
         checkpoints = config.run_dir / "checkpoints"
         if continued and (last := newest_intact(checkpoints)) is not None:

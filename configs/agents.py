@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from mirl.configs.config import Config
+from mirl.configs.config import Config, Widths
 
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -36,7 +36,7 @@ class OnPolicyConfig(Config):
     """Gradients are clipped to this norm."""
     normalize_advantage: bool = True
     """Advantages to mean 0 and deviation 1."""
-    net_arch: tuple[PositiveInt, ...] = (64,)
+    net_arch: Widths = (64,)
     """Hidden layers of the policy and of the value network, above the features extractor."""
     share_features_extractor: bool = True
     """One trunk for actor and critic, or one each."""
@@ -134,7 +134,7 @@ class OffPolicyConfig(Config):
     """Relabelled timesteps per true one."""
     goal_selection_strategy: Literal["future", "final", "episode"] = "future"
     """Which of the goals reached in an episode to relabel with."""
-    net_arch: tuple[PositiveInt, ...] = (256, 256)
+    net_arch: Widths = (256, 256)
     """Hidden layers of the actor and of each critic, above the features extractor."""
 
 

@@ -16,6 +16,8 @@ from mirl.configs.schema import TrainConfig
 
 PRESETS = Path(__file__).parent
 GROUPS = ("task", "fusion", "context", "encoder", "agent", "split")
+LONGEST = 200
+"""Characters of a value that a message shows."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -51,6 +53,12 @@ def validate(model: type[ModelT], values: Any) -> ModelT:
         raise ConfigError("\n".join(dict.fromkeys(_explain(model, detail) for detail in error.errors()))) from None
 
 
+def _shown(value: Any) -> str:
+    """As Python writes it, and no longer than a line."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
 def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
     """One line for one of pydantic's findings."""
     models: list[type[BaseModel]] = [model]
@@ -76,14 +84,14 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
         )
     if detail["type"] == "literal_error":
         valid = [choice.strip("' ") for choice in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return f"{where}: expected {detail['ctx']['expected']}, got {detail['input']!r}." + nearest(
+        return f"{where}: expected {detail['ctx']['expected']}, got {_shown(detail['input'])}." + nearest(
             str(detail["input"]), valid
         )
     if detail["type"] == "missing":
         return f"{where}=… is required"
     if detail["type"] == "value_error":
         return message if not where or message.startswith(path[-1]) else f"{where}: {message}"
-    return f"{where}: {message[:1].lower()}{message[1:]}, got {detail['input']!r}"
+    return f"{where}: {message[:1].lower()}{message[1:]}, got {_shown(detail['input'])}"
 
 
 def parse_overrides(argv: Sequence[str]) -> list[tuple[str, str]]:

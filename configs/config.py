@@ -1,6 +1,13 @@
 """What every configuration is: frozen, closed to unknown fields, documented by the text under each field."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Width = Annotated[int, Field(ge=1, le=2**16)]
+"""Of a layer; a number beyond is a slip, or a stranger's."""
+Widths = Annotated[tuple[Width, ...], Field(max_length=16)]
+"""Of layers, one upon the other."""
 
 
 class Config(BaseModel):

@@ -5,9 +5,9 @@ Each group is a closed union, told apart by ``kind``.
 
 from typing import Any, Literal, Self, get_args
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import model_validator
 
-from mirl.configs.config import Config
+from mirl.configs.config import Config, Width, Widths
 from mirl.configs.errors import ConfigError, nearest
 
 Site = Literal["map", "vector", "heads"]
@@ -20,7 +20,7 @@ class ConcatConfig(Config):
     """y = V x + Uᵀ z + b, the additive baseline."""
 
     kind: Literal["concat"] = "concat"
-    hidden: NonNegativeInt = 0
+    hidden: Literal[0] | Width = 0
     """Width of a hidden ReLU layer over [x, z], to match the parameters of another fusion; 0 is the affine form."""
 
 
@@ -34,7 +34,7 @@ class LowRankConfig(Config):
     """y = P((A x) ⊙ (B z)) + Uᵀz + Vx + b, a rank-R factorisation of 𝕎."""
 
     kind: Literal["low_rank"] = "low_rank"
-    rank: PositiveInt = 32
+    rank: Width = 32
     """R, the number of products."""
 
 
@@ -42,7 +42,7 @@ class HyperConfig(Config):
     """y = W′(z) x + b′(z) with (W′, b′) = g(z); an affine g makes it equal to ``bilinear``."""
 
     kind: Literal["hyper"] = "hyper"
-    hidden: tuple[PositiveInt, ...] = (32,)
+    hidden: Widths = (32,)
     """Hidden ReLU layers of the generator g; empty for an affine g."""
 
 
@@ -62,11 +62,11 @@ class AttentionConfig(Config):
     """On a vector a bounded mask, y = V (m ⊙ x) + b with m from M(x, z); on cells, multi-head cross-attention."""
 
     kind: Literal["attention"] = "attention"
-    heads: PositiveInt = 4
+    heads: Width = 4
     """Heads of the cross-attention over cells."""
     mask: Literal["sigmoid", "softmax"] = "sigmoid"
     """On a vector: weights bounded by (0, 1), or on the simplex (times the number of features)."""
-    rank: PositiveInt = 32
+    rank: Width = 32
     """Rank of the interaction M(x, z) that makes the mask."""
 
 
@@ -74,9 +74,9 @@ class MetricConfig(Config):
     """y = V x + b + W s(x, z), with s the similarities of x and z under several learned projections."""
 
     kind: Literal["metric"] = "metric"
-    projections: PositiveInt = 8
+    projections: Width = 8
     """Number of learned metrics; each gives an inner product and a Mahalanobis distance."""
-    rank: PositiveInt = 16
+    rank: Width = 16
     """Dimension in which each metric compares."""
 
 
@@ -101,9 +101,9 @@ class TaskIdContextConfig(Config):
     kind: Literal["task_id"] = "task_id"
     key: str = "task"
     """Key of the observation that holds the task index."""
-    dim: PositiveInt = 64
+    dim: Width = 64
     """Z, the size of the context."""
-    hidden: tuple[PositiveInt, ...] = (64,)
+    hidden: Widths = (64,)
     """Hidden ReLU layers before the last; empty for z = one-hot, which makes ``bilinear`` heads one head per task."""
 
 
@@ -115,11 +115,11 @@ class MissionContextConfig(Config):
     """Key of the observation that holds the mission's token ids."""
     encoder: Literal["attention", "gru", "bag"] = "attention"
     """Self-attention with sinusoidal positions, a recurrent network, or a bag of words."""
-    dim: PositiveInt = 64
+    dim: Width = 64
     """Z, the size of the context."""
-    heads: PositiveInt = 4
+    heads: Width = 4
     """Heads of the self-attention; they must divide ``dim``."""
-    layers: PositiveInt = 1
+    layers: Width = 1
     """Layers of the self-attention or of the GRU."""
 
     @model_validator(mode="after")
@@ -137,7 +137,7 @@ class GoalContextConfig(Config):
     """Key of the observation that holds the goal."""
     encoder: Literal["mlp", "grid"] = "mlp"
     """An MLP over the flattened goal; or, for a goal in MiniGrid's symbolic form, cells and convolutions."""
-    dim: PositiveInt = 64
+    dim: Width = 64
     """Z, the size of the context."""
     normalize: bool = False
     """Bring each number of the goal to mean 0 and deviation 1, by all that training has seen so far."""
@@ -162,9 +162,9 @@ class GridEncoderConfig(Config):
     """MiniGrid's symbolic view: an embedding per channel, then convolutions; gives cells and a vector."""
 
     kind: Literal["grid"] = "grid"
-    channels: PositiveInt = 32
+    channels: Width = 32
     """Features of each cell."""
-    features_dim: PositiveInt = 128
+    features_dim: Width = 128
     """Size of the feature vector."""
 
 
@@ -172,9 +172,9 @@ class ImageEncoderConfig(Config):
     """RGB pixels: strided convolutions; gives cells and a vector."""
 
     kind: Literal["image"] = "image"
-    channels: PositiveInt = 32
+    channels: Width = 32
     """Features of each cell."""
-    features_dim: PositiveInt = 128
+    features_dim: Width = 128
     """Size of the feature vector."""
 
 
@@ -182,9 +182,9 @@ class VectorEncoderConfig(Config):
     """Everything flattened, then an MLP; gives a vector and no cells."""
 
     kind: Literal["vector"] = "vector"
-    hidden: tuple[PositiveInt, ...] = (128,)
+    hidden: Widths = (128,)
     """Hidden ReLU layers."""
-    features_dim: PositiveInt = 128
+    features_dim: Width = 128
     """Size of the feature vector."""
     normalize: bool = False
     """Bring each number of the observation to mean 0 and deviation 1, by all that training has seen so far."""
