@@ -67,11 +67,11 @@ def read_config(run_dir: Path) -> TrainConfig:
     try:
         check_regular(path)
         if path.stat().st_size > LARGEST_CONFIG:
-            raise ConfigError(f"{path} has {path.stat().st_size:,} bytes, expected at most {LARGEST_CONFIG:,}")
+            raise ConfigError(f"its config.yaml has {path.stat().st_size:,} bytes, expected at most {LARGEST_CONFIG:,}")
         values = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
     except RecursionError:
         raise ConfigError(f"{run_dir} is not a run directory: its config.yaml is nested too deeply") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (ConfigError, OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{run_dir} is not a run directory: {error}") from None
     return validate(TrainConfig, values)
 

@@ -3,6 +3,8 @@
 import csv
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,7 @@ def test_the_config_is_written_before_the_first_step(tiny: Build, monkeypatch: p
     config = tiny()
     with pytest.raises(SystemError):
         train(config)
-    assert [path.name for path in config.run_dir.iterdir()] == ["config.yaml"]
+    assert {path.name for path in config.run_dir.iterdir()} == {"config.yaml", ".lock"}
     assert read_config(config.run_dir) == config
 
 
@@ -86,6 +88,32 @@ def test_a_signal_stops_after_the_iteration_and_saves(
     assert csv_steps(config) == [128, 256]
     assert train(config) == (512, True)
     assert csv_steps(config) == event_steps(config) == ITERATIONS
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from mirl.agents.run_directory import only_process
+with only_process(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_do_not_train_in_one_run_directory_and_a_lock_dies_with_its_owner(tiny: Build) -> None:
+    config = tiny("total_timesteps=128")
+    open_run(config)
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(config.run_dir)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(ConfigError, match=r"another process is training in .*; wait for it, or choose a name="):
+            train(config)
+        assert not (config.run_dir / "metrics.csv").exists()
+    finally:
+        other.kill()
+        other.communicate()
+    assert train(config).finished
 
 
 def test_a_second_signal_acts_at_once() -> None:
