@@ -24,10 +24,11 @@ from torch import Tensor
 from mirl.agents import metrics
 from mirl.agents.checkpoint import read_index, save_checkpoint
 from mirl.agents.evaluation import evaluate
-from mirl.agents.metrics import TensorBoard, task_metric
+from mirl.agents.metrics import TensorBoard, Tolerant, task_metric
 from mirl.agents.statistics import TaskResult, suite_result
 from mirl.agents.synchronising import synchronise
 from mirl.agents.video import record_episode
+from mirl.configs.errors import RunError
 from mirl.configs.schema import TrainConfig
 from mirl.configs.tasks import Part, file_name
 from mirl.envs import SuiteVecEnv, slot_seeds
@@ -266,13 +267,14 @@ class Checkpointing(BetweenIterations):
     ) -> None:
         super().__init__()
         self.run_dir, self.seed, self.suite, self.board = config.run_dir, config.seed, config.task, board
+        self.total_timesteps = config.total_timesteps
         self.every = Every(config.checkpoint_every)
         self.statistics, self.evaluation = statistics, evaluation
         self.asked_to_stop, self.stopping, self.saved_at = asked_to_stop, False, 0
-        self.films = True
+        self.films, self.tolerant = True, Tolerant(str(config.run_dir / "videos"))
 
     def _on_training_start(self) -> None:
-        self.every.last = self.num_timesteps
+        self.every.last = self.saved_at = self.num_timesteps
 
     def act(self) -> None:
         self.stopping = self.asked_to_stop()
@@ -293,14 +295,26 @@ class Checkpointing(BetweenIterations):
 
     def save(self) -> None:
         """The last checkpoint is now."""
-        best, self.evaluation.improved = self.evaluation.improved, None
-        folder, episodes = self.run_dir / "checkpoints", self.statistics.state()
-        save_checkpoint(folder, self.model, best=best, episodes=episodes)
-        self.saved_at = self.num_timesteps
+        best, folder, episodes = self.evaluation.improved, self.run_dir / "checkpoints", self.statistics.state()
+        try:
+            save_checkpoint(folder, self.model, best=best, episodes=episodes)
+        except OSError as error:
+            self.fail(error)
+            self.evaluation.best = read_index(folder).get("best_score", -1.0)
+        else:
+            self.saved_at = self.num_timesteps
+        self.evaluation.improved = None
+
+    def fail(self, error: OSError) -> None:
+        """Go on without this checkpoint, unless it was to be the last."""
+        stands = f"the one of {self.saved_at:,} timesteps stands" if self.saved_at else "there is none yet"
+        message = f"the checkpoint of {self.num_timesteps:,} timesteps cannot be written ({error}); {stands}"
+        if self.stopping or self.num_timesteps >= self.total_timesteps:
+            raise RunError(f"{message}. Make room, and the same command again goes on from there")
+        warnings.warn(f"{message}; training goes on and tries again at the next", stacklevel=2)
 
     def film(self) -> None:
         """A GIF per task, in ``videos/`` and in TensorBoard; none where this machine cannot render."""
-        (self.run_dir / "videos").mkdir(exist_ok=True)
         for i, task in enumerate(self.suite.tasks if self.films else ()):
             seed = slot_seeds(self.seed, "validation", i, 1)[0]
             try:
@@ -311,7 +325,9 @@ class Checkpointing(BetweenIterations):
                 return
             if gif is not None:
                 path = self.run_dir / "videos" / f"{file_name(task.name)}_{self.num_timesteps:09d}.gif"
-                path.write_bytes(gif.data)
+                with self.tolerant:
+                    path.parent.mkdir(exist_ok=True)
+                    path.write_bytes(gif.data)
                 self.board.write_gif(f"video/{task.name}", gif, self.num_timesteps)
 
 

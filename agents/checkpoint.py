@@ -54,6 +54,7 @@ def save_checkpoint(
     """Save the agent under ``directory`` as its ``last`` checkpoint, and as its ``best`` one if a score is given.
 
     :param episodes: what is known of the last episodes beside what the agent keeps of them itself, for JSON.
+    :raises OSError: when it cannot be written; what was there is as it was.
     """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / step_name(agent.num_timesteps)
@@ -66,9 +67,9 @@ def save_checkpoint(
             seal(temporary)
             temporary.replace(final)
             flush(directory)
-        except OSError:
+        except (OSError, SafetensorError) as error:  # the latter is what safetensors says of a full disk
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            raise OSError(str(error)) from error
     index = read_index(directory)
     index["last"] = final.name
     if best is not None:

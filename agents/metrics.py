@@ -1,7 +1,9 @@
 """Names of what MIRL logs beside SB3's own scalars (docs/metrics.md explains each), and the two files they go to."""
 
 import csv
+import warnings
 from pathlib import Path
+from typing import Any
 
 from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -32,6 +34,24 @@ def time_metric(part: str) -> str:
     return f"speed/{part}_percent"
 
 
+class Tolerant:
+    """Goes on where a log cannot be written, and says so once: no run ends for its curves."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.said = what, False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, OSError):
+            return False
+        if not self.said:
+            warnings.warn(f"{self.what} cannot be written ({error}); training goes on without", stacklevel=3)
+        self.said = True
+        return True
+
+
 class MetricsCsv(CSVOutputFormat):
     """SB3's CSV table; a continued run keeps its rows up to the checkpoint that it goes on from."""
 
@@ -51,6 +71,15 @@ class MetricsCsv(CSVOutputFormat):
             temporary.replace(path)
         self.file = path.open("r+" if self.keys else "w+", encoding="utf-8")
         self.file.seek(0, 2)
+        self.tolerant = Tolerant(str(path))
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        with self.tolerant:
+            super().write(key_values, key_excluded, step)
+
+    def close(self) -> None:
+        with self.tolerant:
+            super().close()
 
 
 class TensorBoard(TensorBoardOutputFormat):
@@ -60,13 +89,23 @@ class TensorBoard(TensorBoardOutputFormat):
         purge_from = None if resumed_at is None else resumed_at + 1 if resumed_at else 0
         self.writer = SummaryWriter(str(folder), purge_step=purge_from)
         self._is_closed = False
+        self.tolerant = Tolerant(f"TensorBoard's events in {folder}")
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        with self.tolerant:
+            super().write(key_values, key_excluded, step)
+
+    def close(self) -> None:
+        with self.tolerant:
+            super().close()
 
     def write_gif(self, tag: str, gif: Gif, step: int) -> None:
         """An animation, as the image summary that the page plays (``add_video`` needs an old moviepy)."""
         image = Summary.Image(encoded_image_string=gif.data, width=gif.width, height=gif.height, colorspace=3)
         assert self.writer.file_writer is not None
-        self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
-        self.writer.flush()
+        with self.tolerant:
+            self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+            self.writer.flush()
 
 
 def build_logger(run_dir: Path, resumed_at: int | None) -> tuple[Logger, TensorBoard]:

@@ -1,4 +1,7 @@
-"""The face of the commands: ``--help`` from the schema itself, and mistakes told in one message with exit code 2."""
+"""The face of the commands: ``--help`` from the schema itself; mistakes and failures told in one message.
+
+The exit code is 2 after a mistake, 1 after a failure that no word of the command is to blame for.
+"""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -9,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mirl.configs.compose import GROUPS, PRESETS, models_of, presets
-from mirl.configs.errors import ConfigError
+from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.schema import EvalConfig, TrainConfig
 
 
@@ -24,6 +27,9 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[], str])
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except RunError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     except KeyboardInterrupt:  # outside of training, which saves first
         sys.stderr.write("stopped\n")
         return 130

@@ -8,6 +8,10 @@ class ConfigError(ValueError):
     """A user's mistake, told in one message; the command line prints it without a traceback and exits with 2."""
 
 
+class RunError(RuntimeError):
+    """What no word of the user's is to blame for; the command line prints it without a traceback and exits with 1."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """``name`` against the valid names: `` Did you mean 'film'?`` or, with nothing near, `` Valid: bilinear, film.``"""
     options = sorted(set(valid))

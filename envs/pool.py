@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mirl.configs.errors import RunError
+
 Observations = dict[str, NDArray[Any]]
 """Arrays by key, slots first: (n, …)."""
 
@@ -17,7 +19,7 @@ NOT_REPORTED = -1
 """In place of success (0 or 1) where an environment's info says nothing about it."""
 
 
-class EnvironmentFailedError(RuntimeError):
+class EnvironmentFailedError(RunError):
     """An environment raised, or the process that stepped it died; says which task, id and seed."""
 
 
