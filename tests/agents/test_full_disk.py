@@ -53,7 +53,7 @@ def test_a_disk_that_fills_up_costs_checkpoints_and_curves_but_no_training(tiny:
     last = newest_intact(checkpoints)
     assert last is not None
     check_sealed(last)
-    config = tiny(*words)
+    config = tiny(*words, "evaluation.test_episodes=4")
     assert train(config).finished  # once there is room again
     assert read_index(checkpoints)["last"] == find_checkpoint(checkpoints, "512").name
 
