@@ -1,5 +1,6 @@
 """PPO and A2C with Stable-Baselines3's names and semantics, over a faster rollout and update."""
 
+import warnings
 from typing import Any, Self, assert_never
 
 import numpy as np
@@ -16,6 +17,7 @@ from stable_baselines3.common.utils import LinearSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
+from mirl.agents.faults import Snapshot, are_finite, non_finite_error
 from mirl.agents.gradients import assign_gradient, conflict, project_conflicts, random_orders, task_gradients
 from mirl.agents.metrics import DISTINCT, GRADIENT_CONFLICT, GRADIENT_COSINE
 from mirl.agents.precision import autocast, in_float32, keep_heads_exact, resolve_precision
@@ -25,6 +27,7 @@ from mirl.agents.updates import Judgement, LossWeights, Metrics, a2c_losses, exp
 from mirl.configs.agents import A2CConfig, PPOConfig
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import PrecisionName
+from mirl.envs import SuiteVecEnv
 from mirl.policies.popart import PopArtHead
 
 
@@ -47,6 +50,9 @@ class OnPolicyLoop(OnPolicyAlgorithm):
     - ``pcgrad`` takes out of each task's gradient what conflicts with another's.
     - ``conflict_every`` iterations it is logged how the gradients conflict.
 
+    An update that would make weights NaN or infinite is undone.
+
+    :param skips_faults: whether training then goes on with the next rollout, or ends with a ``NonFiniteError``.
     :param precision: ``bf16`` computes the policy's trunk in bfloat16, ``auto`` where that is faster.
     :raises ConfigError: when advantages are to be normalised per task, and not to be normalised.
     """
@@ -61,8 +67,12 @@ class OnPolicyLoop(OnPolicyAlgorithm):
         advantages_per_task: bool = False,
         pcgrad: bool = False,
         conflict_every: int = 0,
+        skips_faults: bool = False,
         **kwargs: Any,
     ) -> None:
+        self.skips_faults = skips_faults
+        self.history: list[Metrics] = []
+        """The metrics of the last update's gradient steps."""
         self.precision: PrecisionName = precision
         self.advantages_per_task, self.pcgrad, self.conflict_every = advantages_per_task, pcgrad, conflict_every
         super().__init__(*args, **kwargs)
@@ -111,12 +121,31 @@ class OnPolicyLoop(OnPolicyAlgorithm):
             iteration += 1
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             with self.stopwatch.part("update"):
-                self.train()
+                self._train_or_undo()
             self.stopwatch.record(self.logger, self.n_steps * self.n_envs)
             if log_interval is not None and iteration % log_interval == 0:
                 self.dump_logs(iteration)
         callback.on_training_end()
         return self
+
+    def _train_or_undo(self) -> None:
+        """One update; one that makes numbers that are none is undone, and an error, or passed over with a warning."""
+        before = Snapshot(self.policy, self.policy.optimizer)
+        try:
+            self.train()
+        except ValueError:  # a distribution refuses parameters that are no numbers
+            if are_finite(self.policy):
+                raise
+        if are_finite(self.policy):
+            return
+        before.restore()
+        for recorded in (self.logger.name_to_value, self.logger.name_to_count, self.logger.name_to_excluded):
+            recorded.clear()  # it tells of what did not happen
+        tasks = [task.name for task in self.env.suite.tasks] if isinstance(self.env, SuiteVecEnv) else []
+        error = non_finite_error(self.rollout_buffer, self.history, self.num_timesteps, tasks)
+        if not self.skips_faults:
+            raise error
+        warnings.warn(f"{error}; training goes on with the next rollout", stacklevel=2)
 
     def collect_rollouts(  # type: ignore[override]
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: Rollouts, n_rollout_steps: int
@@ -305,6 +334,7 @@ class PPO(OnPolicyLoop, SB3PPO):
         clip_range = self.clip_range(progress)  # type: ignore[operator]
         clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(progress)  # type: ignore[operator]
         history: list[Metrics] = []
+        self.history = history
         for _ in range(self.n_epochs):
             in_epoch, too_far = 0, False
             for samples in self.rollout_buffer.get(self.batch_size):
@@ -337,7 +367,8 @@ class A2C(OnPolicyLoop, SB3A2C):
         self._log_conflict(losses, samples, parameters)
         self._descend(losses, samples, parameters)
         self._n_updates += 1
-        self._log_update([metrics], {})
+        self.history = [metrics]
+        self._log_update(self.history, {})
 
 
 def build_algorithm(
@@ -349,6 +380,7 @@ def build_algorithm(
     seed: int,
     device: str,
     precision: PrecisionName,
+    skips_faults: bool = False,
 ) -> PPO | A2C:
     """The algorithm that ``config`` names, over an environment whose ``num_envs`` is ``config.n_envs``."""
     rate = config.learning_rate
@@ -368,6 +400,7 @@ def build_algorithm(
         "seed": seed,
         "device": device,
         "precision": precision,
+        "skips_faults": skips_faults,
     }
     match config:
         case PPOConfig():

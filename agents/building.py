@@ -70,6 +70,7 @@ def build_agent(config: TrainConfig, env: SuiteVecEnv) -> Agent:
                 seed=config.seed,
                 device=resolve_device(config.device),
                 precision=config.precision,
+                skips_faults=config.on_fault == "skip",
             )
         case OffPolicyConfig():
             # a buffer that is never filled would cost memory for nothing

@@ -19,9 +19,11 @@ from mirl.agents.callbacks import (
     TaskStatistics,
     stop_signals,
 )
-from mirl.agents.checkpoint import forget_later_checkpoints, load_agent, newest_intact
+from mirl.agents.checkpoint import forget_later_checkpoints, load_agent, newest_intact, step_name
+from mirl.agents.faults import NonFiniteError
 from mirl.agents.run_directory import only_process, open_run
 from mirl.agents.synchronising import synchronise
+from mirl.configs.errors import RunError
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import count_parameters
@@ -108,12 +110,16 @@ def _learn(
         if isinstance(rows, OffPolicyRows):
             callbacks.append(rows.clock)
         with closing(logger), bar.progress if config.progress else nullcontext():
-            agent.learn(
-                config.total_timesteps - start,
-                callback=callbacks,
-                log_interval=config.log_every if on_policy else None,  # type: ignore[arg-type]  # SB3 takes None
-                reset_num_timesteps=start == 0,
-            )
+            try:
+                agent.learn(
+                    config.total_timesteps - start,
+                    callback=callbacks,
+                    log_interval=config.log_every if on_policy else None,  # type: ignore[arg-type]  # SB3 takes None
+                    reset_num_timesteps=start == 0,
+                )
+            except NonFiniteError as error:
+                folder = error.save(config.run_dir / "faults" / step_name(agent.num_timesteps))
+                raise RunError(f"{error}. What was learned from: {folder}") from error
     return Outcome(checkpointing.saved_at, finished=not checkpointing.stopping)
 
 

@@ -77,6 +77,8 @@ class TrainConfig(Config):
     """Where the network lives; ``auto`` takes CUDA where there is one."""
     precision: PrecisionName = "auto"
     """What the network trains in; ``auto`` takes bfloat16 where a short trial finds it clearly faster."""
+    on_fault: Literal["stop", "skip"] = "stop"
+    """What to do when an update of PPO or A2C would make weights NaN or infinite, after it was undone."""
     backend: BackendName = "auto"
     """What steps the environments; ``auto`` takes EnvPool where it is installed and knows the tasks."""
     evaluation: EvaluationConfig = EvaluationConfig()

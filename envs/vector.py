@@ -20,7 +20,7 @@ from mirl.envs.actions import check_tasks_have, checked_actions
 from mirl.envs.envpool_pool import EnvPoolPool, obstacle_to_envpool
 from mirl.envs.gymnasium_pool import GymnasiumPool
 from mirl.envs.making import make_env
-from mirl.envs.pool import NOT_REPORTED, Observations, Pool, Slots, Step
+from mirl.envs.pool import NOT_REPORTED, EnvironmentFailedError, Observations, Pool, Slots, Step
 from mirl.envs.sampling import TaskSampler
 from mirl.envs.seeds import Split, slot_seeds
 from mirl.envs.suite_pools import SuitePools
@@ -161,6 +161,7 @@ class SuiteVecEnv(VecEnv):
             raise RuntimeError("step_wait() needs step_async() first")
         with self._closed_on_failure():
             step = self._pools.recv()
+            self._check_finite({"reward": step.rewards, **step.obs})
             self._returns += step.rewards
             self._lengths += 1
             np.maximum(self._ever, step.success, out=self._ever)
@@ -239,6 +240,18 @@ class SuiteVecEnv(VecEnv):
         if self._sampler is not None:
             for slot in ended.tolist():
                 self._sampler.record(int(self.task_index[slot]), infos[slot]["is_success"])
+
+    def _check_finite(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Stop at what no network can read or learn from, before it spreads, and say whose it is."""
+        for name, values in arrays.items():
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                slot = int(np.argwhere(~np.isfinite(values))[0, 0])
+                task = self.suite.tasks[self.task_index[slot]]
+                what = "a reward" if name == "reward" else f"an observation '{name}'"
+                raise EnvironmentFailedError(
+                    f"task '{task.name}' ({task.env_id}, environment {slot}) gave {what} that is no finite number, "
+                    f"in timestep {self._lengths[slot] + 1} of its episode"
+                )
 
     def _infos(self, step: Step, ended: Slots) -> list[dict[str, Any]]:
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]

@@ -1,0 +1,102 @@
+"""Numbers that are none: an update that makes weights NaN or infinite is undone, and its cause found and kept."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mirl.agents.files import write_json
+from mirl.agents.rollouts import Rollouts
+from mirl.agents.updates import Metrics
+from mirl.configs.errors import RunError
+
+
+class Snapshot:
+    """Weights, buffers and the optimiser's state as they are now, on their own device."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._module, self._optimizer = module, optimizer
+        self._tensors = [tensor.detach().clone() for tensor in self._live()]
+        self._state = copy.deepcopy(optimizer.state_dict()["state"])
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Make them again what they were."""
+        for live, kept in zip(self._live(), self._tensors, strict=True):
+            live.copy_(kept)
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": copy.deepcopy(self._state), "param_groups": groups})
+
+    def _live(self) -> list[Tensor]:
+        return [*self._module.parameters(), *self._module.buffers()]
+
+
+def are_finite(module: nn.Module) -> Tensor:
+    """A truth value on the device: whether every weight, and every buffer of real numbers, is a finite number."""
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
+    return torch.stack(torch._foreach_norm([tensor.detach() for tensor in tensors], ord=float("inf"))).isfinite().all()
+
+
+class NonFiniteError(RunError):
+    """An update was undone, since it made numbers that are none.
+
+    :param evidence: the tensors of the rollout.
+    """
+
+    def __init__(self, message: str, evidence: dict[str, Tensor]) -> None:
+        super().__init__(message)
+        self.evidence = evidence
+
+    def save(self, folder: Path) -> Path:
+        """Write the message and the evidence into a new folder; returns it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in self.evidence.items()}, folder / ROLLOUT
+        )
+        write_json(folder / "fault.json", {"message": str(self)})
+        return folder
+
+
+ROLLOUT = "rollout.safetensors"
+"""File of the evidence."""
+
+
+def non_finite_error(
+    rollouts: Rollouts, history: Sequence[Metrics], timesteps: int, tasks: Sequence[str]
+) -> NonFiniteError:
+    """What to say of an update that made numbers that are none: the first tensor that has one, and whose task it is.
+
+    :param history: the metrics of the update's gradient steps.
+    :param tasks: the names of the tasks.
+    """
+    tensors = evidence_of(rollouts)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
+            step, slot = (int(number) for number in (~finite).nonzero()[0, :2])
+            value = float(tensor[step, slot][~finite[step, slot]].flatten()[0])
+            task = int(rollouts.task_of_each[step, slot])
+            of = f" of task '{tasks[task]}'" if task < len(tasks) else ""
+            where = f"{name} is {value}{of}, timestep {step} of the rollout, environment {slot}"
+            break
+    else:
+        found = [
+            (number, name) for number, metrics in enumerate(history) for name in metrics if not metrics[name].isfinite()
+        ]
+        where = f"{found[0][1]} in gradient step {found[0][0]}" if found else "a gradient"
+        where += ", from a rollout of finite numbers; a smaller agent.learning_rate may help"
+    message = (
+        f"the update after {timesteps:,} timesteps made weights that are no finite numbers, and was undone: {where}"
+    )
+    return NonFiniteError(message, tensors)
+
+
+def evidence_of(rollouts: Rollouts) -> dict[str, Tensor]:
+    """The tensors of a rollout, (timesteps, environments, …), in the order in which they depend on each other."""
+    seen: dict[str, Any] = {key: getattr(column, "data", None) for key, column in rollouts.columns.items()}
+    tensors = {f"observation '{key}'": data for key, data in seen.items() if isinstance(data, Tensor)}
+    tensors |= {"reward": rollouts.rewards, "action": rollouts.actions, "value": rollouts.values}
+    return tensors | {"log_prob": rollouts.log_probs, "advantage": rollouts.advantages}

@@ -1,0 +1,156 @@
+"""An update that would make weights NaN or infinite is undone; the run says why, keeps evidence, ends or goes on."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from safetensors.torch import load_file
+
+from mirl.agents import A2C, PPO, algorithms, train
+from mirl.agents.faults import NonFiniteError, Snapshot, are_finite
+from mirl.configs.errors import RunError
+from mirl.configs.schema import TrainConfig
+from mirl.envs import make_vec_env
+from mirl.envs.pool import EnvironmentFailedError
+
+Build = Callable[..., TrainConfig]
+Agents = Callable[[TrainConfig], PPO | A2C]
+
+
+def break_losses(patch: pytest.MonkeyPatch, name: str, at: int, value: float) -> None:
+    """The losses of gradient step number ``at`` are multiplied by ``value``."""
+    losses_of, calls = getattr(algorithms, name), []
+
+    def broken(*arguments: Any) -> Any:
+        calls.append(1)
+        losses, metrics = losses_of(*arguments)
+        if len(calls) == at:
+            losses = losses * value
+            metrics = {**metrics, "train/value_loss": metrics["train/value_loss"] * value}
+        return losses, metrics
+
+    patch.setattr(algorithms, name, broken)
+
+
+def state_of(agent: PPO | A2C) -> list[torch.Tensor]:
+    moments = [tensor for each in agent.policy.optimizer.state.values() for tensor in each.values()]
+    return [tensor.detach().clone() for tensor in (*agent.policy.state_dict().values(), *moments)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("kind", "losses"), [("ppo", "ppo_losses"), ("a2c", "a2c_losses")])
+def test_the_update_is_undone_and_said_to_be(
+    tiny: Build, make_agent: Agents, monkeypatch: pytest.MonkeyPatch, kind: str, losses: str, value: float
+) -> None:
+    agent = make_agent(tiny(f"agent={kind}"))
+    agent.learn(128)
+    before = state_of(agent)
+    break_losses(monkeypatch, losses, 1, value)
+    with pytest.raises(NonFiniteError, match=r"after 256 timesteps .* was undone: train/value_loss in gradient step 0"):
+        agent.learn(128, reset_num_timesteps=False)
+    assert all(torch.equal(a, b) for a, b in zip(before, state_of(agent), strict=True))
+    assert agent.learn(128, reset_num_timesteps=False).num_timesteps == 384
+
+
+def test_a_run_stops_with_the_evidence_and_goes_on_from_its_last_checkpoint(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("checkpoint_every=128", "evaluation.every=10000")
+    with monkeypatch.context() as patch:
+        break_losses(patch, "ppo_losses", 10, float("nan"))
+        with pytest.raises(RunError, match=r"What was learned from: .*faults/step_000000384"):
+            train(config)
+    folder = config.run_dir / "faults" / "step_000000384"
+    assert "train/value_loss" in json.loads((folder / "fault.json").read_text())["message"]
+    evidence = load_file(folder / "rollout.safetensors")
+    assert evidence["reward"].shape == (32, 4)
+    assert {"observation 'image'", "action", "value", "log_prob", "advantage"} <= evidence.keys()
+    assert train(config).finished
+
+
+def test_a_run_may_skip_the_rollout(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny("on_fault=skip")
+    break_losses(monkeypatch, "ppo_losses", 10, float("nan"))
+    with pytest.warns(UserWarning, match=r"was undone.*training goes on with the next rollout"):
+        assert train(config).finished
+
+
+def test_what_was_wrong_first_is_named_with_its_task(tiny: Build, make_agent: Agents) -> None:
+    agent = make_agent(tiny())
+    agent.learn(128)
+    collect = agent.collect_rollouts
+
+    def poisoned(*arguments: Any, **more: Any) -> bool:
+        done = collect(*arguments, **more)
+        agent.rollout_buffer.values[3, 1] = torch.inf
+        agent.rollout_buffer.advantages[3, 1] = torch.nan
+        return done
+
+    agent.collect_rollouts = poisoned  # type: ignore[method-assign]
+    with pytest.raises(
+        NonFiniteError, match="value is inf of task 'goto_door', timestep 3 of the rollout, environment 1"
+    ):
+        agent.learn(128, reset_num_timesteps=False)
+
+
+def test_a_snapshot_is_restored_into_the_same_tensors() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+    optimizer = torch.optim.Adam(module.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        module(torch.randn(5, 3)).square().sum().backward()
+        optimizer.step()
+
+    step()
+    live, before = list(module.parameters()), [tensor.clone() for tensor in module.state_dict().values()]
+    moments = [tensor.clone() for each in optimizer.state.values() for tensor in each.values()]
+    snapshot = Snapshot(module, optimizer)
+    step()
+    assert not torch.equal(before[0], module.state_dict()["0.weight"])
+    snapshot.restore()
+    assert all(torch.equal(a, b) for a, b in zip(before, module.state_dict().values(), strict=True))
+    again = [tensor for each in optimizer.state.values() for tensor in each.values()]
+    assert all(torch.equal(a, b) for a, b in zip(moments, again, strict=True))
+    assert all(a is b for a, b in zip(live, module.parameters(), strict=True))
+    assert are_finite(module)
+    module[1].running_mean[0] = torch.nan  # type: ignore[index]
+    assert not are_finite(module)
+
+
+class PoisonEnv(gym.Env[dict[str, Any], int]):
+    """The third timestep's observation or reward is no number."""
+
+    def __init__(self, poison: str) -> None:
+        goal = spaces.Box(-1, 1, (2,), np.float32)
+        self.observation_space = spaces.Dict({"observation": goal, "desired_goal": goal})  # type: ignore[assignment]
+        self.action_space = spaces.Discrete(2)  # type: ignore[assignment]
+        self.poison, self.steps = poison, 0
+
+    def seen(self) -> dict[str, Any]:
+        bad = self.poison == "observation" and self.steps == 3
+        return {"observation": np.full(2, np.nan if bad else 0, np.float32), "desired_goal": np.zeros(2, np.float32)}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        self.steps = 0
+        return self.seen(), {}
+
+    def step(self, action: int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return self.seen(), np.inf if self.poison == "reward" and self.steps == 3 else 0.0, False, False, {}
+
+
+@pytest.mark.parametrize(("poison", "what"), [("reward", "a reward"), ("observation", "an observation 'observation'")])
+def test_an_environment_that_gives_no_number_is_named(poison: str, what: str) -> None:
+    gym.register(f"ToyPoison-{poison}-v0", PoisonEnv, kwargs={"poison": poison})
+    env = make_vec_env(f"ToyPoison-{poison}-v0", 2)
+    env.reset()
+    for _ in range(2):
+        env.step(np.zeros(2, np.int64))
+    with pytest.raises(EnvironmentFailedError, match=rf"gave {what} that is no finite number, in timestep 3"):
+        env.step(np.zeros(2, np.int64))
