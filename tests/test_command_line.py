@@ -112,6 +112,7 @@ def test_training_writes_all_its_files_and_a_table(trained: Callable[[str], tupl
     folder, said = trained(backend)
     found = {re.sub(r"tfevents\..*", "tfevents", str(p.relative_to(folder))) for p in folder.rglob("*") if p.is_file()}
     assert found == {
+        ".lock",
         "config.yaml",
         "metrics.csv",
         "events.out.tfevents",
@@ -119,6 +120,7 @@ def test_training_writes_all_its_files_and_a_table(trained: Callable[[str], tupl
         "checkpoints/step_000000512/policy.safetensors",
         "checkpoints/step_000000512/optimizer.safetensors",
         "checkpoints/step_000000512/state.json",
+        "checkpoints/step_000000512/manifest.json",
         "videos/goto_door_000000512.gif",
         f"eval/step_000000512-{backend}-seed0-1000ep.json",
     }

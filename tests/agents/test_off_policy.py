@@ -358,7 +358,7 @@ def test_a_damaged_checkpoint_is_a_message(
     agent = make_agent(tiny("sac")).learn(30)
     folder = save_checkpoint(tmp_path, agent)
     damage(folder / name)
-    with pytest.raises(ConfigError, match="does not hold the state of this agent"):
+    with pytest.raises(ConfigError, match=rf"{name} (is missing|has [\d,]+ bytes, expected)"):
         load_agent(folder, agent)
 
 
