@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import CSVOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
@@ -52,7 +52,21 @@ class Tolerant:
         return True
 
 
-class MetricsCsv(CSVOutputFormat):
+class TolerantWriter(KVWriter):
+    """What the two logs share: neither ends a run."""
+
+    tolerant: Tolerant
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        with self.tolerant:
+            super().write(key_values, key_excluded, step)
+
+    def close(self) -> None:
+        with self.tolerant:
+            super().close()
+
+
+class MetricsCsv(TolerantWriter, CSVOutputFormat):
     """SB3's CSV table; a continued run keeps its rows up to the checkpoint that it goes on from."""
 
     def __init__(self, path: Path, resumed_at: int | None) -> None:
@@ -73,16 +87,8 @@ class MetricsCsv(CSVOutputFormat):
         self.file.seek(0, 2)
         self.tolerant = Tolerant(str(path))
 
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        with self.tolerant:
-            super().write(key_values, key_excluded, step)
 
-    def close(self) -> None:
-        with self.tolerant:
-            super().close()
-
-
-class TensorBoard(TensorBoardOutputFormat):
+class TensorBoard(TolerantWriter, TensorBoardOutputFormat):
     """SB3's TensorBoard writer; points behind ``resumed_at``, left by a run that was cut off, are hidden."""
 
     def __init__(self, folder: Path, resumed_at: int | None) -> None:
@@ -90,14 +96,6 @@ class TensorBoard(TensorBoardOutputFormat):
         self.writer = SummaryWriter(str(folder), purge_step=purge_from)
         self._is_closed = False
         self.tolerant = Tolerant(f"TensorBoard's events in {folder}")
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        with self.tolerant:
-            super().write(key_values, key_excluded, step)
-
-    def close(self) -> None:
-        with self.tolerant:
-            super().close()
 
     def write_gif(self, tag: str, gif: Gif, step: int) -> None:
         """An animation, as the image summary that the page plays (``add_video`` needs an old moviepy)."""

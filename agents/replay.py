@@ -47,6 +47,13 @@ def load_replay_buffer(agent: BaseAlgorithm, folder: Path) -> None:
     buffer.pos, buffer.full = position, bool(full)
     if isinstance(buffer, HerReplayBuffer):
         buffer._current_ep_start[:] = saved["episode_under_way"]
+    end_episodes_under_way(agent)
+
+
+def end_episodes_under_way(agent: BaseAlgorithm) -> None:
+    """What an agent will not go on with counts as cut off by time, where its replay buffer knows of episodes."""
+    buffer = getattr(agent, "replay_buffer", None)
+    if isinstance(buffer, HerReplayBuffer):
         with warnings.catch_warnings(action="ignore"):  # it warns of what it is asked to do
             buffer.truncate_last_trajectory()
 

@@ -5,12 +5,11 @@ episodes and random generators start anew from seeds that are derived from the r
 On a CPU a run that was killed and continued therefore ends with the same weights, to the bit, as one that was not.
 """
 
-import warnings
-
 import numpy as np
-from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import set_random_seed
+
+from mirl.agents.replay import end_episodes_under_way
 
 SEEDS = 2**31
 """Seeds of environments lie below."""
@@ -27,7 +26,4 @@ def synchronise(agent: BaseAlgorithm) -> None:
     agent.env.seed(of_environments)
     agent._last_obs = agent.env.reset()  # type: ignore[assignment]
     agent._last_episode_starts = np.ones(agent.n_envs, dtype=np.bool_)
-    buffer = getattr(agent, "replay_buffer", None)
-    if isinstance(buffer, HerReplayBuffer):
-        with warnings.catch_warnings(action="ignore"):  # it warns of what it is asked to do
-            buffer.truncate_last_trajectory()
+    end_episodes_under_way(agent)
