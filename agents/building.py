@@ -27,6 +27,8 @@ from mirl.envs import SuiteVecEnv
 from mirl.policies import FusionPolicy
 from mirl.policies.routing import default_context, default_encoder
 
+FUSED = {"optimizer_kwargs": {"fused": True}}
+"""Adam with one kernel for all weights instead of several for each."""
 SLACK, SPARE = 8, 2**26
 """A policy registers some layers that it replaces, and target networks; bytes per byte of the file, and beside them."""
 
@@ -97,9 +99,10 @@ def policy_kwargs(config: TrainConfig) -> dict[str, Any]:
             shares = config.agent.share_features_extractor
             return {**shared, "share_features_extractor": shares, "popart": config.agent.popart}
         case TQCConfig():
-            return {**shared, "n_critics": config.agent.n_critics, "n_quantiles": config.agent.n_quantiles}
+            quantiles = {"n_critics": config.agent.n_critics, "n_quantiles": config.agent.n_quantiles}
+            return {**shared, **FUSED, **quantiles}
         case OffPolicyConfig():
-            return shared
+            return {**shared, **FUSED}
         case _:
             assert_never(config.agent)
 

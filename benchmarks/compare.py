@@ -6,8 +6,9 @@
 Every agent is trained with the words it has in common with the others and with its own. In the table stand the means
 over the seeds with their ranges; an interval is of the mean over the tasks, by a bootstrap over the seeds.
 ``--match OPTION`` sets that option of each agent so that all have as many parameters as the largest: narrower ones are
-widened, and none is tuned. Finished runs in ``--runs`` are not repeated, so a benchmark that was cut off goes on.
-Results are written after each run, to ``benchmarks/results/NAME.json``, and the curves to ``docs/pictures/NAME.png``.
+widened, and none is tuned. Results are written after each run, to ``benchmarks/results/NAME.json``, and the curves to
+``docs/pictures/NAME.png``. A benchmark that was cut off goes on: runs in ``--runs`` are resumed, and ``--continue``
+does not repeat those of the same words that the results hold already.
 ``--jobs`` runs several at a time, each on one thread; no time is kept here, so it costs nothing.
 """
 
@@ -19,12 +20,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
-from machine import RSS_UNIT, write_results
+from machine import RESULTS, RSS_UNIT, write_results
 from pictures import draw_range, picture
 from scipy.stats import trim_mean
 
@@ -97,6 +99,13 @@ def train_and_evaluate(words: list[str], runs: Path, name: str, threads: int) ->
         "held_out_curve": curve(rows, "eval/held_out/success_rate"),
         "tasks": report["tasks"],
     }
+
+
+def results_by_words(name: str) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The runs that a benchmark's results hold, by the words of their command line."""
+    path = RESULTS / f"{name}.json"
+    runs = json.loads(path.read_text(encoding="utf-8"))["measurements"].values() if path.exists() else ()
+    return {tuple(run["options"]): run for by_seed in runs for run in by_seed}
 
 
 def curve(rows: list[dict[str, str]], name: str) -> list[tuple[int, float]]:
@@ -173,9 +182,9 @@ def draw(agents: dict[str, list[dict[str, Any]]], name: str) -> None:
     with picture(name, **labels) as axes:
         for number, (agent, runs) in enumerate(agents.items()):
             for key, (mark, linestyle) in styles.items():
-                length = min(len(run[key]) for run in runs)
-                steps = [step for step, _ in runs[0][key][:length]]
-                rates = np.array([[rate for _, rate in run[key][:length]] for run in runs])
+                length = min(len(run.get(key, ())) for run in runs)
+                steps = [step for step, _ in runs[0].get(key, ())[:length]]
+                rates = np.array([[rate for _, rate in run.get(key, ())[:length]] for run in runs])
                 if steps:
                     draw_range(axes, steps, rates, agent + mark, color=f"C{number}", linestyle=linestyle)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
@@ -191,29 +200,42 @@ def main() -> None:
     parser.add_argument("--match", metavar="OPTION", help="the option that makes the parameters equal")
     parser.add_argument("--metric", action="append", choices=METRICS, help="what the table has; may be repeated")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
+    parser.add_argument("--continue", action="store_true", dest="goes_on", help="keep what the results hold already")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "benchmarks")
     arguments = parser.parse_args()
     given = dict(agent.split(":", 1) for agent in arguments.agent)
     agents = matched({name: words.split() for name, words in given.items()}, arguments.words, arguments.match)
     metrics = arguments.metric or ["success_rate"]
+    known = results_by_words(arguments.name) if arguments.goes_on else {}
     finished: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in agents}
+    missing = []
+    for seed, name in product(range(arguments.seeds), agents):
+        words = [*arguments.words, *agents[name], f"seed={seed}"]
+        if tuple(words) in known:
+            finished[name][seed] = known[tuple(words)]
+        else:
+            missing.append((seed, name, words))
     writing = Lock()
 
-    def one(seed: int, name: str) -> None:
-        words = [*arguments.words, *agents[name], f"seed={seed}"]
+    def write() -> None:
+        runs = {name: [by_seed[s] for s in sorted(by_seed)] for name, by_seed in finished.items() if by_seed}
+        write_results(arguments.name, *summary_table(runs, metrics), runs)
+        draw(runs, arguments.name)
+
+    def one(seed: int, name: str, words: list[str]) -> None:
         result = train_and_evaluate(words, arguments.runs, f"{arguments.name}-{name}-seed{seed}", threads)
         with writing:
             finished[name][seed] = result
-            runs = {name: [by_seed[s] for s in sorted(by_seed)] for name, by_seed in finished.items() if by_seed}
-            write_results(arguments.name, *summary_table(runs, metrics), runs)
-            draw(runs, arguments.name)
+            write()
             rate = np.mean([task[metrics[0]] for task in result["tasks"] if task["part"] == "trained"])
             print(f"{name} seed {seed}: {rate:.3f}, {result['parameters']:,} parameters", flush=True)  # noqa: T201
 
     threads = 1 if arguments.jobs > 1 else int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     with ThreadPoolExecutor(arguments.jobs) as jobs:
-        for done in [jobs.submit(one, seed, name) for seed in range(arguments.seeds) for name in agents]:
+        for done in [jobs.submit(one, *run) for run in missing]:
             done.result()
+    if not missing:
+        write()
 
 
 if __name__ == "__main__":

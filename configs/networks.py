@@ -135,6 +135,8 @@ class GoalContextConfig(Config):
     kind: Literal["goal"] = "goal"
     key: str = "desired_goal"
     """Key of the observation that holds the goal."""
+    relative_to: str = ""
+    """Key of what is subtracted from the goal first, as ``achieved_goal``: what is left to do; nothing if empty."""
     encoder: Literal["mlp", "grid"] = "mlp"
     """An MLP over the flattened goal; or, for a goal in MiniGrid's symbolic form, cells and convolutions."""
     dim: Width = 64
@@ -143,9 +145,10 @@ class GoalContextConfig(Config):
     """Bring each number of the goal to mean 0 and deviation 1, by all that training has seen so far."""
 
     @model_validator(mode="after")
-    def _codes_are_not_normalised(self) -> Self:
-        if self.normalize and self.encoder == "grid":
-            raise ValueError("normalize is for goals of real numbers, and encoder=grid reads codes")
+    def _codes_are_no_numbers(self) -> Self:
+        for option in ("normalize", "relative_to"):
+            if getattr(self, option) and self.encoder == "grid":
+                raise ValueError(f"{option} is for goals of real numbers, and encoder=grid reads codes")
         return self
 
 

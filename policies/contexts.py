@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mirl.configs.errors import ConfigError
+from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
     ContextConfig,
     GoalContextConfig,
@@ -190,17 +190,34 @@ class MissionContext(nn.Module):
 
 
 class GoalContext(nn.Module):
-    """z = relu(MLP(goal)), the goal normalised first if asked for; it is continuous, so every row has its own."""
+    """z = relu(MLP(goal)), the goal normalised first if asked for; it is continuous, so every row has its own.
 
-    def __init__(self, space: spaces.Space[Any], config: GoalContextConfig) -> None:
+    A goal that is ``relative_to`` another key comes with that key's value subtracted.
+    """
+
+    def __init__(self, space: spaces.Dict, config: GoalContextConfig) -> None:
         super().__init__()
-        self.goal_dim, self.out_dim = spaces.flatdim(space), config.dim
+        self.goal_dim, self.out_dim = spaces.flatdim(space[config.key]), config.dim
+        self.relative_to = config.relative_to or None
+        if self.relative_to is not None:
+            _check_subtracts(space, config.key, self.relative_to)
         self.normalise = RunningNorm(self.goal_dim) if config.normalize else None
         self.mlp = nn.Sequential(nn.Linear(self.goal_dim, config.dim), nn.ReLU(), nn.Linear(config.dim, config.dim))
 
     def forward(self, goal: Float[Tensor, "batch ..."]) -> Context:
         flat = goal.reshape(len(goal), self.goal_dim).float()
         return Context(F.relu(self.mlp(flat if self.normalise is None else self.normalise(flat))), None)
+
+
+def _check_subtracts(space: spaces.Dict, goal: str, other: str) -> None:
+    if other not in space.spaces:
+        raise ConfigError(f"context.relative_to: the observation has no key '{other}'." + nearest(other, space.spaces))
+    for key in (goal, other):
+        if not isinstance(space[key], spaces.Box) or space[key].shape != space[goal].shape:
+            raise ConfigError(
+                f"context.relative_to subtracts numbers of one shape, and '{goal}' is {space[goal]}, "
+                f"'{other}' is {space[other]}"
+            )
 
 
 class GoalPictureContext(nn.Module):
@@ -235,7 +252,7 @@ def build_context(config: ContextConfig, space: spaces.Dict) -> ContextEncoder:
         case MissionContextConfig():
             return MissionContext(space[config.key], config)
         case GoalContextConfig(encoder="mlp"):
-            return GoalContext(space[config.key], config)
+            return GoalContext(space, config)
         case GoalContextConfig():
             return GoalPictureContext(space[config.key], config)
         case _:

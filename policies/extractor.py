@@ -96,7 +96,7 @@ class FusionExtractor(BaseFeaturesExtractor):
 
         The context's key may also come as ``Distinct`` rows, which saves finding them.
         """
-        context = self.context(observations[self.routing.context])
+        context = self.context(self._stated(observations))
         vector = self.fuse(observations, *context)
         if not self.give_features:
             return vector
@@ -134,7 +134,14 @@ class FusionExtractor(BaseFeaturesExtractor):
         if isinstance(self.encoder, VectorEncoder) and self.encoder.normalise is not None:
             self.encoder.normalise.observe(self._others(observations))
         if isinstance(self.context, GoalContext) and self.context.normalise is not None:
-            self.context.normalise.observe(observations[self.routing.context].flatten(1))
+            self.context.normalise.observe(self._stated(observations).flatten(1))
+
+    def _stated(self, observations: dict[str, Any]) -> Any:
+        """What the observation says of the context: its key's value, less another's where it is relative to that."""
+        stated = observations[self.routing.context]
+        if isinstance(self.context, GoalContext) and self.context.relative_to is not None:
+            return stated - observations[self.context.relative_to]
+        return stated
 
     def _others(self, observations: dict[str, Any]) -> Float[Tensor, "batch others"]:
         """What is seen beside an image, flattened and joined."""

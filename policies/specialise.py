@@ -18,6 +18,7 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
+from mirl.policies.contexts import GoalContext
 from mirl.policies.interactions import (
     Affine,
     AttentionMask,
@@ -164,6 +165,8 @@ def encode_one_context(
     :raises ConfigError: when the row does not fit its space.
     """
     key = extractor.routing.context
+    if isinstance(extractor.context, GoalContext) and extractor.context.relative_to is not None:
+        raise ConfigError("a goal that is relative to what is achieved changes at every step: no policy for it alone")
     space, row = observation_space_of(extractor)[key], np.asarray(context)
     whole = space.dtype is not None and space.dtype.kind in "iu"
     if row.shape != space.shape or row.dtype.kind not in ("iu" if whole else "iuf"):

@@ -316,3 +316,36 @@ def test_a_config_class_is_passed_through() -> None:
     )
     assert (extractor.features_dim, extractor.context_dim) == (11, 6)
     assert FusionExtractor(TASKS, encoder=VectorEncoderConfig(hidden=(), features_dim=9)).features_dim == 9
+
+
+def test_a_relative_goal_is_what_is_left_to_do() -> None:
+    context = GoalContextConfig(dim=8, normalize=True, relative_to="achieved_goal")
+    extractor = FusionExtractor(GOAL, context=context, give_features=True)
+    plain = FusionExtractor(GOAL, context=GoalContextConfig(dim=8, normalize=True), give_features=True)
+    plain.load_state_dict(extractor.state_dict())
+    there = batch_of(GOAL, 16)
+    left = {**there, "desired_goal": there["desired_goal"] - there["achieved_goal"]}
+    extractor.observe(there)
+    plain.observe(left)
+    close(extractor(there).context.values, plain(left).context.values)
+    assert not torch.allclose(extractor(there).context.values, plain(there).context.values)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (GoalContextConfig(relative_to="achieved"), "no key 'achieved'.*Did you mean 'achieved_goal'"),
+        (GoalContextConfig(relative_to="observation"), r"numbers of one shape.*'observation' is Box.*\(5,\)"),
+        (GoalContextConfig(key="task", relative_to="observation"), "numbers of one shape.*'task' is Discrete"),
+    ],
+)
+def test_a_goal_is_relative_to_numbers_of_its_shape(config: GoalContextConfig, message: str) -> None:
+    space = spaces.Dict({**GOAL.spaces, "task": spaces.Discrete(3)})
+    with pytest.raises(ConfigError, match=message):
+        FusionExtractor(space, context=config)
+
+
+def test_a_relative_goal_cannot_be_specialised() -> None:
+    extractor = FusionExtractor(GOAL, context=GoalContextConfig(relative_to="achieved_goal"))
+    with pytest.raises(ConfigError, match="changes at every step"):
+        extractor.specialise(np.zeros(3, np.float32))
