@@ -49,7 +49,14 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> O
     """
     n_tasks, n_envs = len(config.trained_tasks), config.agent.n_envs
     slots = min(config.evaluation.episodes * n_tasks, max(n_envs, VALIDATION_SLOTS, n_tasks))
-    shared: dict[str, Any] = {"backend": config.backend, "seed": config.seed, "withheld": config.split}
+    shared: dict[str, Any] = {
+        "backend": config.backend,
+        "seed": config.seed,
+        "withheld": config.split,
+        "max_restarts": config.max_restarts,
+        "timeout": config.env_timeout,
+        "restart_non_finite": config.on_fault == "skip",
+    }
     with (
         ExitStack() as stack,
         closing(SuiteVecEnv(config.task, n_envs, sampling=config.sampling, **shared)) as env,

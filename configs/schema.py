@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from mirl.configs.agents import AgentConfig, OffPolicyConfig, OnPolicyConfig
 from mirl.configs.config import Config
@@ -78,7 +78,12 @@ class TrainConfig(Config):
     precision: PrecisionName = "auto"
     """What the network trains in; ``auto`` takes bfloat16 where a short trial finds it clearly faster."""
     on_fault: Literal["stop", "skip"] = "stop"
-    """What to do when an update of PPO or A2C would make weights NaN or infinite, after it was undone."""
+    """What to do about numbers that are NaN or infinite: an update of PPO or A2C that would make weights so is undone,
+    and the run stops or goes on; an environment that gives such an observation or reward stops it or is restarted."""
+    max_restarts: NonNegativeInt = 10
+    """How many failures of environments are survived in one go: one raised, or its process died or hung."""
+    env_timeout: PositiveFloat = 300.0
+    """Seconds without an answer after which a process that steps environments is held to hang."""
     backend: BackendName = "auto"
     """What steps the environments; ``auto`` takes EnvPool where it is installed and knows the tasks."""
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -4,12 +4,13 @@
 Gymnasium environment under the same contract.
 """
 
+from mirl.envs.backends import choose_backend
 from mirl.envs.making import make_env
 from mirl.envs.missions import MAX_TOKENS, N_TOKENS, VOCABULARY, mission_space, tokenise
 from mirl.envs.pool import EnvironmentFailedError
 from mirl.envs.seeds import Split, slot_seeds
 from mirl.envs.spaces import TASK_KEY, ContractObservation
-from mirl.envs.vector import SuiteVecEnv, choose_backend, make_vec_env
+from mirl.envs.vector import SuiteVecEnv, make_vec_env
 
 __all__ = [
     "MAX_TOKENS",

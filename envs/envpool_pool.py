@@ -85,7 +85,8 @@ class EnvPoolPool:
         obs = self._observations(raw, order, info["env_id"][order])
         terminated = _ended_by_itself(rewards, raw_terminated, truncated)
         success = np.full(len(order), NOT_REPORTED, dtype=np.int8)
-        return Step(obs, rewards[order], terminated[order], truncated[order], success)
+        failed = np.zeros(len(order), dtype=np.bool_)
+        return Step(obs, rewards[order], terminated[order], truncated[order], success, failed)
 
     def close(self) -> None:
         """Give the threads back; a second call does nothing."""

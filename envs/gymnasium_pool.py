@@ -1,21 +1,30 @@
 """The ``gymnasium`` backend: any registered id, stepped in this process, or by a few worker processes (workers.py)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from gymnasium.vector.utils import concatenate, create_empty_array
 from numpy.typing import NDArray
 
 from mirl.configs.tasks import TaskConfig
 from mirl.envs.making import ObservationKind, make_env
-from mirl.envs.pool import NOT_REPORTED, EnvironmentFailedError, Observations, Slots, Step
+from mirl.envs.pool import NOT_REPORTED, EnvironmentFailedError, Observations, Slots, Step, scatter
+from mirl.envs.seeds import another_seed
+
+
+def _raise(failure: EnvironmentFailedError) -> None:
+    raise failure
 
 
 class GymnasiumPool:
     """n environments of one task, stepped one after the other in the calling process; each is made at its first reset.
+
+    One that raises is dropped, and its next reset makes another, unless ``on_failure``, which is told, raises.
 
     ``gymnasium.vector.SyncVectorEnv`` steps all of its environments or none, cannot say which one raised, and stacks
     all infos.
@@ -28,10 +37,12 @@ class GymnasiumPool:
         task_index: int = 0,
         n_tasks: int = 1,
         observation: ObservationKind = "grid",
+        on_failure: Callable[[EnvironmentFailedError], None] = _raise,
     ) -> None:
-        self._task = task
+        self._task, self._on_failure = task, on_failure
         self._make_env = partial(make_env, task, task_index, n_tasks, observation)
         self._envs: list[gym.Env[Any, Any] | None] = [None] * n
+        self._space: spaces.Space[Any]  # known from the first environment on
         self._seeds: list[int | None] = [None] * n
         self._seed_is_new = [False] * n
         self._starting: Slots | None = None
@@ -62,13 +73,20 @@ class GymnasiumPool:
         (slots, actions), self._stepping = self._stepping, None
         k = len(slots)
         rewards, terminated, truncated = np.zeros(k, np.float32), np.zeros(k, np.bool_), np.zeros(k, np.bool_)
-        success = np.zeros(k, np.int8)
+        success, failed = np.zeros(k, np.int8), np.zeros(k, np.bool_)
         rows: list[Any] = []
         for i, slot in enumerate(slots.tolist()):
-            row, rewards[i], terminated[i], truncated[i], info = self._step_slot(slot, actions[i])
+            stepped = self._step_slot(slot, actions[i])
+            if stepped is None:
+                failed[i] = True
+                continue
+            row, rewards[i], terminated[i], truncated[i], info = stepped
             success[i] = _reported_success(info)
             rows.append(row)
-        return Step(self._stack(rows), rewards, terminated, truncated, success)
+        obs = self._stack(rows)
+        if failed.any():
+            obs = {key: scatter(values, ~failed, k) for key, values in obs.items()}
+        return Step(obs, rewards, terminated, truncated, success, failed)
 
     def close(self) -> None:
         """Close the environments; a second call does nothing."""
@@ -78,36 +96,49 @@ class GymnasiumPool:
                 env.close()
 
     def _reset_slot(self, slot: int) -> Any:
-        env = self._envs[slot]
-        if env is None:
-            env = self._envs[slot] = self._make_env()
-        seed = self._seeds[slot] if self._seed_is_new[slot] else None
-        self._seed_is_new[slot] = False
-        try:
-            observation, _ = env.reset(seed=seed)
-        except Exception as error:
-            raise self._failure(slot, "reset", error) from error
-        return observation
+        while True:
+            env = self._envs[slot]
+            if env is None:
+                env = self._envs[slot] = self._make_env()
+                self._space = env.observation_space
+            seed = self._seeds[slot] if self._seed_is_new[slot] else None
+            self._seed_is_new[slot] = False
+            try:
+                observation, _ = env.reset(seed=seed)
+            except Exception as error:
+                self._drop(slot, "reset", error)
+            else:
+                return observation
 
-    def _step_slot(self, slot: int, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def _step_slot(self, slot: int, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]] | None:
+        """None when the environment failed."""
         env = self._envs[slot]
         assert env is not None, "a slot is reset before it is stepped"
         try:
             return env.step(action)
         except Exception as error:
-            raise self._failure(slot, "step", error) from error
+            self._drop(slot, "step", error)
+            return None
 
-    def _failure(self, slot: int, method: str, error: Exception) -> EnvironmentFailedError:
-        return EnvironmentFailedError(
-            f"task '{self._task.name}' ({self._task.env_id}, seed {self._seeds[slot]}) failed in {method}(): "
+    def _drop(self, slot: int, method: str, error: Exception) -> None:
+        env, seed = self._envs[slot], self._seeds[slot]
+        assert env is not None
+        assert seed is not None, "the first reset needs seeds"
+        failure = EnvironmentFailedError(
+            f"task '{self._task.name}' ({self._task.env_id}, seed {seed}) failed in {method}(): "
             f"{type(error).__name__}: {error}"
         )
+        failure.__cause__ = error
+        self._on_failure(failure)
+        self._envs[slot] = None
+        self._seeds[slot], self._seed_is_new[slot] = another_seed(seed), True
+        with suppress(Exception):  # it has failed before
+            env.close()
 
     def _stack(self, rows: Sequence[Any]) -> Observations:
         # (…) per slot -> (k, …)
-        space = next(env.observation_space for env in self._envs if env is not None)
-        out: Any = create_empty_array(space, n=len(rows), fn=np.zeros)
-        return cast(Observations, concatenate(space, rows, out))
+        out: Any = create_empty_array(self._space, n=len(rows), fn=np.zeros)
+        return cast(Observations, concatenate(self._space, rows, out)) if rows else out
 
 
 def _reported_success(info: Mapping[str, Any]) -> int:

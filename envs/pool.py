@@ -1,7 +1,8 @@
 """What steps the environments of one task: the interface that both backends share."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +21,35 @@ NOT_REPORTED = -1
 
 
 class EnvironmentFailedError(RunError):
-    """An environment raised, or the process that stepped it died; says which task, id and seed."""
+    """An environment raised, or the process that stepped it died or hung; says which task, id and seed."""
+
+
+class Restarts:
+    """How many failures of environments are survived; each is warned of.
+
+    Args:
+        most: so many; the next is raised.
+    """
+
+    def __init__(self, most: int = 0) -> None:
+        self.most, self._used = most, 0
+
+    def count(self, failure: EnvironmentFailedError) -> None:
+        """Go on after one more.
+
+        Raises:
+            EnvironmentFailedError: this one, when it is one too many.
+        """
+        if self._used == self.most:
+            if self.most:
+                failure.add_note(f"It was not restarted: {self.most} restarts are used up.")
+            raise failure
+        self._used += 1
+        warnings.warn(
+            f"{failure}. Its episode is cut off, and it starts anew: restart {self._used} of {self.most}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 @dataclass(frozen=True)
@@ -37,11 +66,17 @@ class Step:
     """(k,), also true where the episode terminated on its last allowed step."""
     success: NDArray[np.int8]
     """(k,), what the infos of this timestep say about success: 1, 0 or ``NOT_REPORTED``."""
+    failed: NDArray[np.bool_]
+    """(k,), where the environment failed instead; the rest of its row is zeros, and it waits for its reset."""
 
     @property
     def done(self) -> NDArray[np.bool_]:
         """(k,), the slots whose episode ended."""
         return self.terminated | self.truncated
+
+    def scattered(self, rows: NDArray[Any], n: int) -> "Step":
+        """A step of n slots with these in ``rows`` (k,); the others are zeros."""
+        return map_step(lambda values: scatter(values, rows, n), self)
 
 
 class Pool(Protocol):
@@ -78,12 +113,22 @@ def join_observations(parts: Sequence[Observations]) -> Observations:
 
 def join_steps(steps: Sequence[Step]) -> Step:
     """Steps of several groups of slots, one after the other."""
-    if len(steps) == 1:
-        return steps[0]
+    return steps[0] if len(steps) == 1 else map_step(lambda *parts: np.concatenate(parts), *steps)
+
+
+def map_step(function: Callable[..., NDArray[Any]], *steps: Step) -> Step:
+    """The step of what ``function`` makes of each array of the steps."""
     return Step(
-        obs=join_observations([step.obs for step in steps]),
-        rewards=np.concatenate([step.rewards for step in steps]),
-        terminated=np.concatenate([step.terminated for step in steps]),
-        truncated=np.concatenate([step.truncated for step in steps]),
-        success=np.concatenate([step.success for step in steps]),
+        obs={key: function(*(step.obs[key] for step in steps)) for key in steps[0].obs},
+        **{name: function(*(getattr(step, name) for step in steps)) for name in _ARRAYS},
     )
+
+
+def scatter(values: NDArray[Any], rows: NDArray[Any], n: int) -> NDArray[Any]:
+    """n rows, of which ``rows`` (k,) are those of ``values`` (k, …) and the others are zeros."""
+    out = np.zeros((n, *values.shape[1:]), values.dtype)
+    out[rows] = values
+    return out
+
+
+_ARRAYS = tuple(field.name for field in fields(Step) if field.name != "obs")

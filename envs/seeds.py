@@ -22,3 +22,11 @@ def slot_seeds(seed: int, split: Split, task_index: int, n: int) -> list[int]:
     start, size = _RANGES[split]
     state = np.random.SeedSequence([seed, start, task_index]).generate_state(n)
     return [int(value) % size + start for value in state]
+
+
+def another_seed(seed: int) -> int:
+    """In place of the seed of an environment that failed, of the same split."""
+    for start, size in _RANGES.values():
+        if start <= seed < start + size:
+            return int(np.random.SeedSequence(seed).generate_state(1)[0]) % size + start
+    raise ValueError(f"expected a seed of a split, got {seed}")

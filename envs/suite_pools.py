@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirl.envs.actions import with_action_mask
-from mirl.envs.pool import Observations, Pool, Slots, Step, join_observations, join_steps
+from mirl.envs.pool import Observations, Pool, Slots, Step, join_observations, join_steps, scatter
 
 
 class SuitePools:
@@ -101,23 +101,10 @@ class _Plan:
 
     def put_back(self, joined: Observations) -> Observations:
         """Observations of all groups, one after the other, in the order of the rows; what was left out is zeros."""
-        return {key: self._put_back(values) for key, values in joined.items()}
+        if self._is_ordered:
+            return joined
+        return {key: scatter(values, self._order, self._n) for key, values in joined.items()}
 
     def put_back_step(self, joined: Step) -> Step:
         """The same of a step."""
-        if self._is_ordered:
-            return joined
-        return Step(
-            obs=self.put_back(joined.obs),
-            rewards=self._put_back(joined.rewards),
-            terminated=self._put_back(joined.terminated),
-            truncated=self._put_back(joined.truncated),
-            success=self._put_back(joined.success),
-        )
-
-    def _put_back(self, values: NDArray[Any]) -> NDArray[Any]:
-        if self._is_ordered:
-            return values
-        back = np.zeros((self._n, *values.shape[1:]), values.dtype)
-        back[self._order] = values
-        return back
+        return joined if self._is_ordered else joined.scattered(self._order, self._n)

@@ -17,16 +17,15 @@ from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.schema import BackendName, SamplingName
 from mirl.configs.tasks import Part, SplitConfig, SuiteConfig, TaskConfig
 from mirl.envs.actions import check_tasks_have, checked_actions
-from mirl.envs.envpool_pool import EnvPoolPool, obstacle_to_envpool
-from mirl.envs.gymnasium_pool import GymnasiumPool
+from mirl.envs.backends import choose_backend, make_pools
 from mirl.envs.making import make_env
-from mirl.envs.pool import NOT_REPORTED, EnvironmentFailedError, Observations, Pool, Slots, Step
+from mirl.envs.pool import NOT_REPORTED, EnvironmentFailedError, Observations, Restarts, Slots, Step
 from mirl.envs.sampling import TaskSampler
 from mirl.envs.seeds import Split, slot_seeds
 from mirl.envs.suite_pools import SuitePools
 from mirl.envs.suite_spaces import joined_spaces
 from mirl.envs.withholding import Withholding, played_tasks
-from mirl.envs.workers import WorkerPool, Workers, available_cpus
+from mirl.envs.workers import TIMEOUT, Workers, available_cpus
 
 IN_PROCESS_SLOTS = 4
 """Up to so many slots, worker processes cost more than they bring."""
@@ -53,6 +52,11 @@ class SuiteVecEnv(VecEnv):
         sampling: which task a slot plays next (see ``TaskSampler``); ``slots`` for always the same.
         withheld: what training withholds.
         part: play what training has, or what it withholds; tasks keep their index in the suite.
+        max_restarts: how many failures of environments on the ``gymnasium`` backend are survived: an environment that
+            raises is made anew, a process that dies or hangs started again, each with a warning. Their episodes end
+            where they were, cut off, as failed ones (``infos[slot]["failed"]``); the next begin with other seeds.
+        timeout: seconds after which a worker process that does not answer is held to hang.
+        restart_non_finite: treat observations and rewards that are no finite numbers as such failures too.
 
     Raises:
         ConfigError: an argument does not fit the suite, or its tasks do not fit together; says which and in what.
@@ -70,6 +74,9 @@ class SuiteVecEnv(VecEnv):
         sampling: SamplingName = "slots",
         withheld: SplitConfig = NOTHING_WITHHELD,
         part: Part = "trained",
+        max_restarts: int = 0,
+        timeout: float = TIMEOUT,
+        restart_non_finite: bool = False,
     ) -> None:
         if sampling not in get_args(SamplingName):
             raise ConfigError(f"unknown sampling '{sampling}'." + nearest(sampling, get_args(SamplingName)))
@@ -106,8 +113,10 @@ class SuiteVecEnv(VecEnv):
         self.seed(seed)
         if workers is None:
             workers = 0 if n_envs <= IN_PROCESS_SLOTS else available_cpus()
-        self._workers = Workers(workers) if workers and self.backend == "gymnasium" else None
-        pools = _make_pools(suite, self._pool_sizes, self.backend, self._workers)
+        self._restarts, self._restart_non_finite = Restarts(max_restarts), restart_non_finite
+        self._last_obs: Observations = {}  # where an episode that fails ends
+        self._workers = Workers(workers, self._restarts, timeout) if workers and self.backend == "gymnasium" else None
+        pools = make_pools(suite, self._pool_sizes, self.backend, self._workers, self._restarts)
         self._pools = SuitePools(pools, self._first_slots, n_envs, joined.n_actions)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
@@ -137,6 +146,7 @@ class SuiteVecEnv(VecEnv):
                 self._pools.seed(self._task_seeds)
             obs = self._start_episodes(np.arange(self.num_envs))
         self._state = "ready"
+        self._remember(obs)
         return obs
 
     def step_async(self, actions: Any) -> None:
@@ -161,7 +171,9 @@ class SuiteVecEnv(VecEnv):
             raise RuntimeError("step_wait() needs step_async() first")
         with self._closed_on_failure():
             step = self._pools.recv()
-            self._check_finite({"reward": step.rewards, **step.obs})
+            self._check_finite(step)
+            if step.failed.any():
+                self._cut_off(step)
             self._returns += step.rewards
             self._lengths += 1
             np.maximum(self._ever, step.success, out=self._ever)
@@ -172,6 +184,7 @@ class SuiteVecEnv(VecEnv):
                 self._record(infos, ended)
                 self._rest_or_go_on(ended, step.obs)
         self._state = "over" if self._pools.at_rest else "ready"
+        self._remember(step.obs)
         return step.obs, step.rewards, done, infos
 
     def retire(self, slots: Slots) -> None:
@@ -241,17 +254,34 @@ class SuiteVecEnv(VecEnv):
             for slot in ended.tolist():
                 self._sampler.record(int(self.task_index[slot]), infos[slot]["is_success"])
 
-    def _check_finite(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def _check_finite(self, step: Step) -> None:
         """Stop at what no network can read or learn from, before it spreads, and say whose it is."""
-        for name, values in arrays.items():
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                slot = int(np.argwhere(~np.isfinite(values))[0, 0])
+        for name, values in {"reward": step.rewards, **step.obs}.items():
+            if values.dtype.kind != "f" or np.isfinite(values).all():
+                continue
+            for slot in np.unique(np.argwhere(~np.isfinite(values))[:, 0]).tolist():
                 task = self.suite.tasks[self.task_index[slot]]
                 what = "a reward" if name == "reward" else f"an observation '{name}'"
-                raise EnvironmentFailedError(
+                failure = EnvironmentFailedError(
                     f"task '{task.name}' ({task.env_id}, environment {slot}) gave {what} that is no finite number, "
                     f"in timestep {self._lengths[slot] + 1} of its episode"
                 )
+                if not self._restart_non_finite:
+                    raise failure
+                if not step.failed[slot]:
+                    self._restarts.count(failure)
+                step.failed[slot] = True
+
+    def _cut_off(self, step: Step) -> None:
+        """End the episodes whose environments failed where they were, without a reward."""
+        failed = step.failed
+        for key, values in step.obs.items():
+            values[failed] = self._last_obs[key][failed]
+        step.rewards[failed], step.terminated[failed], step.truncated[failed] = 0.0, False, True
+
+    def _remember(self, obs: Observations) -> None:
+        if self._restarts.most and self.backend == "gymnasium":
+            self._last_obs = {key: values.copy() for key, values in obs.items()}
 
     def _infos(self, step: Step, ended: Slots) -> list[dict[str, Any]]:
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
@@ -269,15 +299,17 @@ class SuiteVecEnv(VecEnv):
                 "is_success": success[row],
                 "episode": {"r": total, "l": length, "t": elapsed},
                 "task": self.suite.tasks[task].name,
+                **({"failed": True} if step.failed[slot] else {}),
             }
         return infos
 
     def _success(self, step: Step, ended: Slots) -> list[bool]:
         """Of the episodes that ended, by their tasks' rules."""
-        columns = (self.task_index[ended], step.rewards[ended], step.success[ended], self._ever[ended])
+        each = (self.task_index, step.rewards, step.success, self._ever, step.failed)
+        columns = (column[ended].tolist() for column in each)
         return [
-            _is_success(self.suite.tasks[task], reward, report, best_report)
-            for task, reward, report, best_report in zip(*(column.tolist() for column in columns), strict=True)
+            not failed and _is_success(self.suite.tasks[task], reward, report, best_report)
+            for task, reward, report, best_report, failed in zip(*columns, strict=True)
         ]
 
     @contextmanager
@@ -330,24 +362,6 @@ class SuiteVecEnv(VecEnv):
         return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
 
 
-def choose_backend(suite: SuiteConfig, backend: BackendName) -> Literal["gymnasium", "envpool"]:
-    """``auto`` is EnvPool where it is installed and can step every task, else Gymnasium.
-
-    Raises:
-        ConfigError: ``envpool`` was asked for and cannot step the suite.
-    """
-    if backend not in get_args(BackendName):
-        raise ConfigError(f"unknown backend '{backend}'." + nearest(backend, get_args(BackendName)))
-    if backend == "gymnasium":
-        return "gymnasium"
-    obstacle = obstacle_to_envpool(suite)
-    if obstacle is None:
-        return "envpool"
-    if backend == "auto":
-        return "gymnasium"
-    raise ConfigError(f"backend=envpool cannot step suite '{suite.name}': {obstacle}")
-
-
 def make_vec_env(
     env: str | Sequence[str] | SuiteConfig,
     n_envs: int,
@@ -361,27 +375,6 @@ def make_vec_env(
         tasks = [{"name": env_id, "env_id": env_id} for env_id in ids]
         env = validate(SuiteConfig, {"name": "+".join(ids), "tasks": tasks})
     return SuiteVecEnv(env, n_envs, backend=backend, seed=seed, split=split)
-
-
-def _make_pools(
-    suite: SuiteConfig,
-    sizes: Mapping[int, int],
-    backend: Literal["gymnasium", "envpool"],
-    workers: Workers | None,
-) -> dict[int, Pool]:
-    """By task, a pool of so many slots."""
-    n_tasks = len(suite.tasks)
-    pools: dict[int, Pool] = {}
-    for index, n in sizes.items():
-        task = suite.tasks[index]
-        if backend == "envpool":
-            pools[index] = EnvPoolPool(task, n, index, threads=max(1, available_cpus() // len(sizes)))
-        elif workers is not None:
-            chunks = -(-len(workers) // len(sizes))
-            pools[index] = WorkerPool(task, n, index, n_tasks, suite.observation, workers=workers, chunks=chunks)
-        else:
-            pools[index] = GymnasiumPool(task, n, index, n_tasks, suite.observation)
-    return pools
 
 
 def _is_success(task: TaskConfig, last_reward: float, last_report: int, best_report: int) -> bool:

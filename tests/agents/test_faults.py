@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from mirl.agents import A2C, PPO, algorithms, train
 from mirl.agents.faults import NonFiniteError, Snapshot, are_finite
+from mirl.configs.compose import compose_train
 from mirl.configs.errors import RunError
 from mirl.configs.schema import TrainConfig
 from mirl.envs import make_vec_env
@@ -154,3 +156,17 @@ def test_an_environment_that_gives_no_number_is_named(poison: str, what: str) ->
         env.step(np.zeros(2, np.int64))
     with pytest.raises(EnvironmentFailedError, match=rf"gave {what} that is no finite number, in timestep 3"):
         env.step(np.zeros(2, np.int64))
+
+
+@pytest.mark.parametrize(
+    ("agent", "words"), [("ppo", ["agent.n_steps=32", "agent.batch_size=32"]), ("dqn", ["agent.learning_starts=32"])]
+)
+def test_training_goes_on_with_environments_that_fail(agent: str, words: list[str], tmp_path: Path) -> None:
+    gym.register(f"ToyPoison-{agent}-v0", PoisonEnv, kwargs={"poison": "reward"})
+    fixed = ["sites=vector", "agent.n_envs=2", "total_timesteps=128", "evaluation.episodes=4", "progress=false"]
+    words = [f"task=ToyPoison-{agent}-v0", f"agent={agent}", f"runs_dir={tmp_path}", "on_fault=skip", *fixed, *words]
+    with pytest.warns(RuntimeWarning, match=r"restart \d+ of 1000") as told:
+        assert train(compose_train([*words, "max_restarts=1000", "name=goes_on"])).finished
+    assert len(told) > 128 // 3 - 4
+    with pytest.warns(RuntimeWarning), pytest.raises(EnvironmentFailedError, match="no finite number"):
+        train(compose_train([*words, "max_restarts=2", "name=stops"]))

@@ -137,6 +137,14 @@ def test_a_finished_run_is_left_as_it_is(tiny: Build) -> None:
     assert {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()} == before
 
 
+def test_a_run_may_go_on_elsewhere_and_with_more_patience(tiny: Build, tmp_path: Path) -> None:
+    first = tiny("name=mine")
+    open_run(first)
+    moved = first.run_dir.rename(tmp_path / "moved")
+    patient = ("on_fault=skip", "max_restarts=99", "env_timeout=1e4", "progress=true")
+    assert open_run(tiny(f"name={moved.name}", f"runs_dir={moved.parent}", *patient))
+
+
 def test_another_configuration_under_the_name_lists_every_difference(tiny: Build) -> None:
     open_run(tiny("name=mine", "agent.gamma=0.99"))
     with pytest.raises(ConfigError) as caught:

@@ -100,7 +100,9 @@ def test_of_tasks_that_share_a_worker_a_death_names_the_one_that_caused_it(task:
     env.reset()
     actions = np.full(5, GO_ON)
     actions[task] = KILL
-    with pytest.raises(EnvironmentFailedError, match=rf"task 'task{task}' \({COUNTER}\): a worker process died, .* 7"):
+    with pytest.raises(
+        EnvironmentFailedError, match=rf"task 'task{task}' \({COUNTER}, seed .*\): a worker process died, .* 7"
+    ):
         env.step(actions)
     assert set(multiprocessing.active_children()) == before, "nothing is left to wait for"
     env.close()

@@ -1,5 +1,6 @@
 """Small environments with known answers; their ids are registered by importing this module."""
 
+import multiprocessing
 from typing import Any
 
 import gymnasium as gym
@@ -37,6 +38,35 @@ class CounterEnv(gym.Env[Any, Any]):
         info = {"is_success": bool(action == 1)} if self._report else {}
         truncated = self._count == LENGTH
         return self._observation(), float(action == 1), bool(action in (1, 2)), truncated, info
+
+
+class FragileEnv(CounterEnv):
+    """Beside what the counter does, action 5 hangs and 6 observes what is no number.
+
+    ``resets`` says what its resets do: "raise" at every other seed, or "die", in a worker.
+    """
+
+    def __init__(self, resets: str = "work") -> None:
+        super().__init__()
+        self.action_space = spaces.Discrete(7)
+        self._resets = resets
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if self._resets == "die" and multiprocessing.parent_process() is not None:
+            import os
+
+            os._exit(7)
+        if self._resets == "raise" and seed is not None and seed % 2:
+            raise ValueError(f"an odd seed: {seed}")
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if action == 5:
+            import time
+
+            time.sleep(600)
+        observation, *rest = super().step(action)
+        return (observation * np.nan if action == 6 else observation), *rest
 
 
 class RandomGoalEnv(gym.Env[Any, Any]):
@@ -153,7 +183,7 @@ class LeverEnv(gym.Env[Any, Any]):
         return np.zeros(1, np.float32), {}
 
 
-for _name in ("Switches", "Counter", "RandomGoal", "Text", "Lazy", "Choice", "Glimpse", "Lever"):
+for _name in ("Switches", "Counter", "Fragile", "RandomGoal", "Text", "Lazy", "Choice", "Glimpse", "Lever"):
     if f"Toy{_name}-v0" not in gym.registry:
         gym.register(f"Toy{_name}-v0", entry_point=f"{__name__}:{_name}Env")
 if "ToyShortGoal-v0" not in gym.registry:
