@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from mirl.agents.algorithms import A2C, PPO, build_algorithm
 from mirl.agents.checkpoint import POLICY, find_checkpoint, load_weights
+from mirl.agents.faults import guard_steps
 from mirl.agents.files import check_regular
 from mirl.agents.off_policy import OffPolicyAgent, build_off_policy, policy_class
 from mirl.agents.run_directory import read_config
@@ -78,9 +79,11 @@ def build_agent(config: TrainConfig, env: SuiteVecEnv) -> Agent:
             # a buffer that is never filled would cost memory for nothing
             most = config.total_timesteps + config.agent.n_envs * config.agent.train_freq
             agent = config.agent.model_copy(update={"buffer_size": min(config.agent.buffer_size, most)})
-            return build_off_policy(
+            built = build_off_policy(
                 agent, policy_kwargs(config), env, seed=config.seed, device=resolve_device(config.device)
             )
+            guard_steps(built, skip=config.on_fault == "skip")
+            return built
         case _:
             assert_never(config.agent)
 

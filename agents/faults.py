@@ -1,12 +1,17 @@
-"""Numbers that are none: an update that makes weights NaN or infinite is undone, and its cause found and kept."""
+"""Numbers that are none: an update that makes weights NaN or infinite is undone, or a step that would is not taken.
+
+The cause is found and kept.
+"""
 
 import copy
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
 
 from mirl.agents.files import write_json
@@ -42,9 +47,9 @@ def are_finite(module: nn.Module) -> Tensor:
 
 
 class NonFiniteError(RunError):
-    """An update was undone, since it made numbers that are none.
+    """An update was undone, or a gradient step not taken, since it would have made numbers that are none.
 
-    :param evidence: the tensors of the rollout.
+    :param evidence: the tensors that it was made from.
     """
 
     def __init__(self, message: str, evidence: dict[str, Tensor]) -> None:
@@ -55,13 +60,13 @@ class NonFiniteError(RunError):
         """Write the message and the evidence into a new folder; returns it."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in self.evidence.items()}, folder / ROLLOUT
+            {name: tensor.detach().cpu().contiguous() for name, tensor in self.evidence.items()}, folder / EVIDENCE
         )
         write_json(folder / "fault.json", {"message": str(self)})
         return folder
 
 
-ROLLOUT = "rollout.safetensors"
+EVIDENCE = "evidence.safetensors"
 """File of the evidence."""
 
 
@@ -100,3 +105,43 @@ def evidence_of(rollouts: Rollouts) -> dict[str, Tensor]:
     tensors = {f"observation '{key}'": data for key, data in seen.items() if isinstance(data, Tensor)}
     tensors |= {"reward": rollouts.rewards, "action": rollouts.actions, "value": rollouts.values}
     return tensors | {"log_prob": rollouts.log_probs, "advantage": rollouts.advantages}
+
+
+def guard_steps(agent: BaseAlgorithm, *, skip: bool) -> None:
+    """Let no optimiser of an algorithm of SB3's take a step along gradients that are no finite numbers.
+
+    :param skip: warn, and go on without that step; else a ``NonFiniteError`` ends the training.
+    """
+    names = {id(weight): name for name, weight in agent.policy.named_parameters()}
+
+    def check(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
+        gradients = [weight.grad for weight in weights]
+        if not gradients or bool(torch.stack(torch._foreach_norm(gradients, ord=float("inf"))).isfinite().all()):
+            return
+        bad = [names.get(id(weight), "ent_coef") for weight in weights if not weight.grad.isfinite().all()]
+        error = NonFiniteError(
+            f"a gradient step after {agent.num_timesteps:,} timesteps was not taken: the gradient of '{bad[0]}' "
+            f"({len(bad)} of {len(weights)} tensors) has numbers that are not finite; a smaller agent.learning_rate "
+            "may help",
+            {f"gradient of {names.get(id(weight), 'ent_coef')}": weight.grad for weight in weights}
+            | {names.get(id(weight), "ent_coef"): weight for weight in weights},
+        )
+        if not skip:
+            raise error
+        for weight in weights:
+            weight.grad = None  # what has no gradient is left as it is
+        warnings.warn(f"{error}; training goes on with the next", stacklevel=2)
+
+    for optimizer in _optimizers(agent):
+        optimizer.register_step_pre_hook(check)
+
+
+def _optimizers(agent: BaseAlgorithm) -> Iterator[torch.optim.Optimizer]:
+    """Those of the networks, and of what SAC and TQC learn beside them."""
+    for owner, name in ((agent.policy, "optimizer"), (agent, "ent_coef_optimizer")):
+        if isinstance(found := getattr(owner, name, None), torch.optim.Optimizer):
+            yield found
+    for network in ("actor", "critic"):
+        if isinstance(found := getattr(getattr(agent, network, None), "optimizer", None), torch.optim.Optimizer):
+            yield found

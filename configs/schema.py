@@ -78,8 +78,8 @@ class TrainConfig(Config):
     precision: PrecisionName = "auto"
     """What the network trains in; ``auto`` takes bfloat16 where a short trial finds it clearly faster."""
     on_fault: Literal["stop", "skip"] = "stop"
-    """What to do about numbers that are NaN or infinite: an update of PPO or A2C that would make weights so is undone,
-    and the run stops or goes on; an environment that gives such an observation or reward stops it or is restarted."""
+    """What to do about numbers that are NaN or infinite, after an update (PPO, A2C) or gradient step that would make
+    weights so was undone or left out, or when an environment gives such: stop the run, or go on without them."""
     max_restarts: NonNegativeInt = 10
     """How many failures of environments are survived in one go: one raised, or its process died or hung."""
     env_timeout: PositiveFloat = 300.0

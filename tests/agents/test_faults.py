@@ -69,7 +69,7 @@ def test_a_run_stops_with_the_evidence_and_goes_on_from_its_last_checkpoint(
             train(config)
     folder = config.run_dir / "faults" / "step_000000384"
     assert "train/value_loss" in json.loads((folder / "fault.json").read_text())["message"]
-    evidence = load_file(folder / "rollout.safetensors")
+    evidence = load_file(folder / "evidence.safetensors")
     assert evidence["reward"].shape == (32, 4)
     assert {"observation 'image'", "action", "value", "log_prob", "advantage"} <= evidence.keys()
     assert train(config).finished

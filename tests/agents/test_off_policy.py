@@ -1,5 +1,6 @@
 """SAC, TD3, TQC and DQN as runs: built from a configuration, logged, saved, stopped, continued and evaluated."""
 
+import copy
 import csv
 import json
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from safetensors.torch import load_file
 from sb3_contrib import TQC
 from stable_baselines3 import DQN, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer
@@ -24,9 +26,10 @@ from mirl.agents import evaluate, load_policy, train
 from mirl.agents import training as training_module
 from mirl.agents.building import build_agent, build_policy
 from mirl.agents.checkpoint import find_checkpoint, load_agent, save_checkpoint
+from mirl.agents.faults import NonFiniteError, are_finite
 from mirl.agents.replay import REPLAY_BUFFER
 from mirl.configs.compose import compose_train
-from mirl.configs.errors import ConfigError
+from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
 
@@ -444,3 +447,57 @@ def test_a_goal_that_turns_the_lever_over_is_learned(tiny: Build, make_agent: Ag
     with closing(SuiteVecEnv(config.task, 4, split="test")) as env:
         [result] = evaluate(agent.policy, env, episodes=200, seed=0, deterministic=True)
     assert result.success_rate > 0.9
+
+
+# -------------------------------------------------------------------------------------------------------------- faults
+
+
+def break_gradient(agent: Any, kind: str) -> None:
+    """From now on, one weight of the critic has no finite gradient."""
+    network = agent.q_net if kind == "dqn" else agent.critic
+    next(network.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_along_what_is_no_number_is_not_taken(tiny: Build, make_agent: Agents, kind: str) -> None:
+    agent = make_agent(tiny(kind))
+    agent.learn(30)
+    break_gradient(agent, kind)
+    with pytest.raises(
+        NonFiniteError, match=r"after \d+ timesteps was not taken: the gradient of '[\w.]+' \(\d+ of"
+    ) as raised:
+        agent.learn(30, reset_num_timesteps=False)
+    assert are_finite(agent.policy)
+    bad = [name for name, tensor in raised.value.evidence.items() if not tensor.isfinite().all()]
+    assert bad
+    assert all(name.startswith("gradient of ") for name in bad)
+    assert {name.removeprefix("gradient of ") for name in bad} <= set(raised.value.evidence)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_goes_on_without_such_a_step(tiny: Build, make_agent: Agents, kind: str) -> None:
+    agent = make_agent(tiny(kind, "on_fault=skip"))
+    agent.learn(30)
+    network = agent.q_net if kind == "dqn" else agent.critic
+    before = copy.deepcopy(network.state_dict())
+    break_gradient(agent, kind)
+    with pytest.warns(UserWarning, match="training goes on with the next"):
+        agent.learn(30, reset_num_timesteps=False)
+    assert agent.num_timesteps == 60
+    assert same(before, dict(network.state_dict()))
+
+
+def test_a_run_keeps_the_evidence(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny("sac")
+    learn = SAC.learn
+
+    def broken(agent: SAC, *args: Any, **kwargs: Any) -> SAC:
+        break_gradient(agent, "sac")
+        return learn(agent, *args, **kwargs)
+
+    monkeypatch.setattr(SAC, "learn", broken)
+    with pytest.raises(RunError, match=r"was not taken.* What was learned from: .*step_"):
+        train(config)
+    [folder] = (config.run_dir / "faults").iterdir()
+    assert "critic." in json.loads((folder / "fault.json").read_text())["message"]
+    assert load_file(folder / "evidence.safetensors")
