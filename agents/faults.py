@@ -6,6 +6,7 @@ The cause is found and kept.
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mirl.agents.files import write_json
 from mirl.agents.rollouts import Rollouts
 from mirl.agents.updates import Metrics
 from mirl.configs.errors import RunError
+from mirl.configs.schema import TrainConfig
 
 
 class Snapshot:
@@ -105,6 +107,27 @@ def evidence_of(rollouts: Rollouts) -> dict[str, Tensor]:
     tensors = {f"observation '{key}'": data for key, data in seen.items() if isinstance(data, Tensor)}
     tensors |= {"reward": rollouts.rewards, "action": rollouts.actions, "value": rollouts.values}
     return tensors | {"log_prob": rollouts.log_probs, "advantage": rollouts.advantages}
+
+
+@contextmanager
+def memory_told(config: TrainConfig) -> Iterator[None]:
+    """Within it, memory that is not to be had is a ``RunError`` that says what takes it and may be smaller."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        agent = config.agent
+        shown = [
+            f"agent.{name}={getattr(agent, name):,}"
+            for name in ("n_envs", "n_steps", "buffer_size", "batch_size")
+            if hasattr(agent, name)
+        ]
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise RunError(
+            f"out of memory: {said}\nWhat may be smaller: {', '.join(shown)}, the networks (encoder, context.dim, "
+            "agent.net_arch). Checkpoints that were written are kept"
+        ) from error
 
 
 def guard_steps(agent: BaseAlgorithm, *, skip: bool) -> None:

@@ -20,7 +20,7 @@ from mirl.agents.callbacks import (
     stop_signals,
 )
 from mirl.agents.checkpoint import forget_later_checkpoints, load_agent, newest_intact, step_name
-from mirl.agents.faults import NonFiniteError
+from mirl.agents.faults import NonFiniteError, memory_told
 from mirl.agents.run_directory import only_process, open_run
 from mirl.agents.synchronising import synchronise
 from mirl.configs.errors import RunError
@@ -58,6 +58,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> O
         "restart_non_finite": config.on_fault == "skip",
     }
     with (
+        memory_told(config),
         ExitStack() as stack,
         closing(SuiteVecEnv(config.task, n_envs, sampling=config.sampling, **shared)) as env,
         closing(SuiteVecEnv(config.task, slots, split="validation", **shared)) as validation,

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from safetensors.torch import load_file
 
 from mirl.agents import A2C, PPO, algorithms, train
+from mirl.agents.checkpoint import find_checkpoint
 from mirl.agents.faults import NonFiniteError, Snapshot, are_finite
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import RunError
@@ -170,3 +171,30 @@ def test_training_goes_on_with_environments_that_fail(agent: str, words: list[st
     assert len(told) > 128 // 3 - 4
     with pytest.warns(RuntimeWarning), pytest.raises(EnvironmentFailedError, match="no finite number"):
         train(compose_train([*words, "max_restarts=2", "name=stops"]))
+
+
+def test_memory_that_is_not_to_be_had_says_what_may_be_smaller(tiny: Callable[..., TrainConfig]) -> None:
+    config = tiny("agent.n_steps=1_000_000_000_000", "agent.batch_size=64")
+    with pytest.raises(RunError, match=r"out of memory: .*\nWhat may be smaller: agent.n_envs=4, agent.n_steps=1,000"):
+        train(config)
+    assert not config.run_dir.exists()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nMore"), MemoryError()])
+def test_memory_that_ends_in_the_middle_keeps_the_last_checkpoint(
+    error: Exception, tiny: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("checkpoint_every=128")
+    update = PPO.train
+
+    def ends(agent: PPO) -> None:
+        if agent.num_timesteps > 256:
+            raise error
+        update(agent)
+
+    monkeypatch.setattr(PPO, "train", ends)
+    with pytest.raises(RunError, match=r"out of memory.*\nWhat may be smaller"):
+        train(config)
+    monkeypatch.undo()
+    assert find_checkpoint(config.run_dir / "checkpoints", "last").name == "step_000000256"
+    assert train(config) == (512, True)
