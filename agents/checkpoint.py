@@ -93,7 +93,7 @@ def _write(folder: Path, agent: BaseAlgorithm, episodes: Mapping[str, Any]) -> N
         "windows": {name: list(getattr(agent, name) or ()) for name in WINDOWS},
         "episodes": episodes,
     }
-    for name, optimizer in _optimizers(agent).items():
+    for name, optimizer in optimizers_of(agent).items():
         tensors, state[f"{name}_groups"] = _optimizer_state(optimizer)
         save_file(tensors, folder / f"{name}.safetensors")
     if tensors := _tensors(agent):
@@ -210,7 +210,7 @@ def load_agent(checkpoint: Path, agent: BaseAlgorithm) -> Mapping[str, Any]:
         check_sealed(checkpoint)
     load_weights(checkpoint, agent.policy)
     try:
-        for name, optimizer in _optimizers(agent).items():
+        for name, optimizer in optimizers_of(agent).items():
             per_parameter: dict[int, dict[str, torch.Tensor]] = {}
             for path, tensor in load_file(checkpoint / f"{name}.safetensors").items():
                 parameter, _, key = path.partition(".")
@@ -256,7 +256,7 @@ def read_state(checkpoint: Path) -> Mapping[str, Any]:
     return state
 
 
-def _optimizers(agent: BaseAlgorithm) -> dict[str, torch.optim.Optimizer]:
+def optimizers_of(agent: BaseAlgorithm) -> dict[str, torch.optim.Optimizer]:
     """An agent's optimisers by the names of their files: ``optimizer`` of the policy, ``actor.optimizer`` …"""
     names, _ = agent._get_torch_save_params()
     return {name.removeprefix("policy."): attrgetter(name)(agent) for name in names if name.endswith("optimizer")}

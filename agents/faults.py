@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
 
+from mirl.agents.checkpoint import optimizers_of
 from mirl.agents.files import write_json
 from mirl.agents.rollouts import Rollouts
 from mirl.agents.updates import Metrics
@@ -156,15 +157,5 @@ def guard_steps(agent: BaseAlgorithm, *, skip: bool) -> None:
             weight.grad = None  # what has no gradient is left as it is
         warnings.warn(f"{error}; training goes on with the next", stacklevel=2)
 
-    for optimizer in _optimizers(agent):
+    for optimizer in optimizers_of(agent).values():
         optimizer.register_step_pre_hook(check)
-
-
-def _optimizers(agent: BaseAlgorithm) -> Iterator[torch.optim.Optimizer]:
-    """Those of the networks, and of what SAC and TQC learn beside them."""
-    for owner, name in ((agent.policy, "optimizer"), (agent, "ent_coef_optimizer")):
-        if isinstance(found := getattr(owner, name, None), torch.optim.Optimizer):
-            yield found
-    for network in ("actor", "critic"):
-        if isinstance(found := getattr(getattr(agent, network, None), "optimizer", None), torch.optim.Optimizer):
-            yield found

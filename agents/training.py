@@ -21,6 +21,7 @@ from mirl.agents.callbacks import (
 )
 from mirl.agents.checkpoint import forget_later_checkpoints, load_agent, newest_intact, step_name
 from mirl.agents.faults import NonFiniteError, memory_told
+from mirl.agents.importing import start_from
 from mirl.agents.run_directory import only_process, open_run
 from mirl.agents.synchronising import synchronise
 from mirl.configs.errors import RunError
@@ -69,10 +70,12 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> O
                 unseen.reset()  # tells before anything is written if what is wanted never comes
         config = fitted(config, env.observation_space)
         agent = build_agent(config, env)
+        checkpoints = config.run_dir / "checkpoints"
+        if config.start_from is not None and not checkpoints.exists():
+            start_from(agent.policy, config.start_from)
         continued = open_run(config)
         stack.enter_context(only_process(config.run_dir))
         episodes: Mapping[str, Any] = {}
-        checkpoints = config.run_dir / "checkpoints"
         if continued and (last := newest_intact(checkpoints)) is not None:
             episodes = load_agent(last, agent)
             forget_later_checkpoints(checkpoints, agent.num_timesteps)

@@ -69,6 +69,8 @@ class TrainConfig(Config):
     """Name of the run directory; empty for ``<task>-<fusion>-<agent>-seed<seed>``."""
     runs_dir: Path = Path("runs")
     """Folder of the run directories."""
+    start_from: Path | None = None
+    """Weights to start from: a run directory, for its best checkpoint, or a .zip that Stable-Baselines3 saved."""
     total_timesteps: PositiveInt = 500_000
     """Timesteps to train for, all environments together, rounded up to whole rollouts."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

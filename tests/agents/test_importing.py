@@ -1,0 +1,162 @@
+"""Weights to start from: another run's, or those of an archive of SB3's, of which nothing else is believed."""
+
+import io
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from stable_baselines3 import PPO as SB3PPO
+
+from mirl.agents import train
+from mirl.agents.building import policy_kwargs
+from mirl.agents.checkpoint import find_checkpoint
+from mirl.agents.importing import MEMBER, load_archive
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import TrainConfig
+from mirl.envs import SuiteVecEnv
+from mirl.policies import FusionPolicy
+
+Build = Callable[..., TrainConfig]
+STILL = "agent.learning_rate=1e-30"
+"""So small that no weight moves."""
+
+
+@pytest.fixture
+def sb3_model(tiny: Build) -> Iterator[SB3PPO]:
+    config = tiny()
+    env = SuiteVecEnv(config.task, 4, seed=1)
+    yield SB3PPO(FusionPolicy, env, policy_kwargs=policy_kwargs(config), seed=7, device="cpu", n_steps=8, batch_size=16)
+    env.close()
+
+
+@pytest.fixture
+def archive(sb3_model: SB3PPO, tmp_path: Path) -> Path:
+    sb3_model.save(tmp_path / "model.zip")
+    return tmp_path / "model.zip"
+
+
+def last_weights(config: TrainConfig) -> dict[str, torch.Tensor]:
+    [path] = config.run_dir.glob("checkpoints/step_000000512/policy.safetensors")
+    return load_file(path)
+
+
+def test_a_run_starts_from_what_sb3_saved(tiny: Build, sb3_model: SB3PPO, archive: Path) -> None:
+    config = tiny(f"start_from={archive}", STILL)
+    train(config)
+    expected = sb3_model.policy.state_dict()
+    assert all(
+        torch.allclose(weight, expected[name], rtol=0, atol=1e-20) for name, weight in last_weights(config).items()
+    )
+
+
+def test_a_run_starts_from_the_best_checkpoint_of_another(tiny: Build) -> None:
+    first = tiny("name=first")
+    train(first)
+    second = tiny("name=second", "seed=3", f"start_from={first.run_dir}", STILL)
+    train(second)
+    best = load_file(find_checkpoint(first.run_dir / "checkpoints", "best") / "policy.safetensors")
+    assert all(torch.allclose(weight, best[name], rtol=0, atol=1e-20) for name, weight in last_weights(second).items())
+
+
+def test_a_run_that_goes_on_no_longer_needs_what_it_started_from(tiny: Build, archive: Path) -> None:
+    config = tiny(f"start_from={archive}")
+    train(config)
+    archive.unlink()
+    assert train(config).finished
+
+
+def test_what_cannot_be_started_from_leaves_no_run(tiny: Build, tmp_path: Path) -> None:
+    for path, message in ((tmp_path / "no.zip", "no.zip"), (tmp_path / "nowhere", "nowhere")):
+        config = tiny(f"start_from={path}")
+        with pytest.raises(ConfigError, match=message):
+            train(config)
+        assert not config.run_dir.exists()
+
+
+class Payload:
+    """Whoever unpickles it makes a folder."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.marker),)
+
+
+def packed(value: Any) -> bytes:
+    data = io.BytesIO()
+    torch.save(value, data)
+    return data.getvalue()
+
+
+def rezipped(data: bytes) -> bytes:
+    """A zip file's members, compressed."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+        for member in old.infolist():
+            new.writestr(member.filename, old.read(member))
+    return out.getvalue()
+
+
+def changed(state: dict[str, Any], **by_first: Any) -> dict[str, Any]:
+    """A policy's weights with the first of them replaced."""
+    return {**state, next(iter(state)): by_first["first"]}
+
+
+ZEROS = torch.zeros(50_000_000)
+HOSTILE: dict[str, tuple[Callable[[dict[str, Any], Path], bytes | None], str]] = {
+    "code": (lambda _, marker: packed(Payload(marker)), "[Ww]eights only"),
+    "code among weights": (
+        lambda state, marker: packed({**state, "x": Payload(marker)}),
+        "[Ww]eights only",
+    ),
+    "no zip inside": (lambda *_: b"nothing", "not a zip"),
+    "none": (lambda *_: None, "no item named 'policy.pth'"),
+    "bomb": (lambda *_: bytes(2**28), "unfolds to more than"),
+    "bomb in the bomb": (lambda *_: rezipped(packed({"x": ZEROS})), "unfolds to more than"),
+    "no dict": (lambda *_: packed([1, 2]), "expected tensors by name, got list"),
+    "lacks": (lambda *_: packed({}), "it lacks '"),
+    "too much": (lambda state, _: packed({**state, "more": torch.zeros(1)}), "has 'more', which the policy has not"),
+    "no tensor": (lambda state, _: packed(changed(state, first="a")), "got str"),
+    "shape": (lambda state, _: packed(changed(state, first=torch.zeros(2, 3, 4))), r"got torch.float32 \[2, 3, 4\]"),
+    "type": (lambda state, _: packed({k: v.double() for k, v in state.items()}), "should be torch.float32"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_an_archive_from_a_stranger_is_refused_in_one_line(kind: str, sb3_model: SB3PPO, tmp_path: Path) -> None:
+    make, message = HOSTILE[kind]
+    before = {name: tensor.clone() for name, tensor in sb3_model.policy.state_dict().items()}
+    marker, path = tmp_path / "executed", tmp_path / "model.zip"
+    content = make(dict(before), marker)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data", "{}")
+        if content is not None:
+            archive.writestr(MEMBER, content)
+    with pytest.raises(ConfigError, match=message) as raised:
+        load_archive(sb3_model.policy, path)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 600
+    assert not marker.exists()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in sb3_model.policy.state_dict().items())
+
+
+def test_pickles_beside_the_weights_are_not_read(sb3_model: SB3PPO, archive: Path, tmp_path: Path) -> None:
+    evil = tmp_path / "evil.zip"
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(evil, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name) if name == MEMBER else packed(Payload(tmp_path / "executed")))
+    load_archive(sb3_model.policy, evil)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_link_is_not_followed(sb3_model: SB3PPO, archive: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.zip"
+    link.symlink_to(archive)
+    with pytest.raises(ConfigError, match="link"):
+        load_archive(sb3_model.policy, link)
