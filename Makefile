@@ -8,7 +8,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup train test lint types check tensorboard clean
+.PHONY: help setup train test lint types check reliability tensorboard clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ types: .venv/.dev  ## check types
 	MYPYPATH=.mypy $(BIN)/mypy -p mirl.agents -p mirl.configs -p mirl.envs -p mirl.policies -m mirl.train -m mirl.eval
 
 check: test lint types  ## all three
+
+reliability: .venv/.dev  ## kill, damage, fuzz and run for long, under an hour; a few minutes with ARGS=--quick
+	$(BIN)/python benchmarks/reliability.py $(ARGS)
 
 tensorboard: .venv/.fast  ## watch the curves of runs/
 	$(BIN)/tensorboard --logdir runs $(ARGS)

@@ -282,8 +282,10 @@ class Checkpointing(BetweenIterations):
         if due:
             self.film()
         if due or self.stopping or self.evaluation.improved is not None:
+            start = time.perf_counter()
             self.save()
             synchronise(self.model)
+            self.logger.record(metrics.CHECKPOINT_SECONDS, time.perf_counter() - start)
 
     def _on_step(self) -> bool:
         return not self.stopping

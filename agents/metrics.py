@@ -13,6 +13,7 @@ from mirl.agents.video import Gif
 
 SPEED = "speed/steps_per_second"
 DISTINCT = "speed/distinct_percent"
+CHECKPOINT_SECONDS = "speed/checkpoint_seconds"
 GRADIENT_COSINE = "train/gradient_cosine"
 GRADIENT_CONFLICT = "train/gradient_conflict"
 TIMESTEPS = "time/total_timesteps"

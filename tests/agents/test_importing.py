@@ -40,6 +40,10 @@ def archive(sb3_model: SB3PPO, tmp_path: Path) -> Path:
     return tmp_path / "model.zip"
 
 
+def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    return all(torch.allclose(found[name], expected[name], rtol=0, atol=1e-20) for name in expected)
+
+
 def last_weights(config: TrainConfig) -> dict[str, torch.Tensor]:
     [path] = config.run_dir.glob("checkpoints/step_000000512/policy.safetensors")
     return load_file(path)
@@ -60,7 +64,7 @@ def test_a_run_starts_from_the_best_checkpoint_of_another(tiny: Build) -> None:
     second = tiny("name=second", "seed=3", f"start_from={first.run_dir}", STILL)
     train(second)
     best = load_file(find_checkpoint(first.run_dir / "checkpoints", "best") / "policy.safetensors")
-    assert all(torch.allclose(weight, best[name], rtol=0, atol=1e-20) for name, weight in last_weights(second).items())
+    assert same(last_weights(second), best)
 
 
 def test_a_run_that_goes_on_no_longer_needs_what_it_started_from(tiny: Build, archive: Path) -> None:

@@ -1,25 +1,20 @@
 """A run that was killed, again and again and while it wrote, ends as one that was not: to the bit."""
 
-import csv
 import itertools
 import random
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from run_records import metrics_of, points_of, tensors_of
 
 from mirl.agents import checkpoint, files, train
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
 
 Build = Callable[..., TrainConfig]
-CLOCK = ("speed/", "time/fps", "time/time_elapsed", "time/iterations")
-"""Columns that tell the time, or count from where the process began."""
 OFTEN = ("checkpoint_every=128", "evaluation.every=192", "total_timesteps=640")
 TWO = "[{name: a, env_id: MiniGrid-GoToDoor-5x5-v0}, {name: b, env_id: MiniGrid-GoToDoor-6x6-v0}]"
 RUNS = {
@@ -57,26 +52,6 @@ def kill_at(patch: pytest.MonkeyPatch, moment: int) -> None:
     patch.setattr(SuiteVecEnv, "step_async", counted(SuiteVecEnv.step_async))
     for module in (files, checkpoint):
         patch.setattr(module, "flush", counted(files.flush))
-
-
-def metrics_of(run_dir: Path) -> list[dict[str, str]]:
-    with (run_dir / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{key: value for key, value in row.items() if not key.startswith(CLOCK)} for row in rows]
-
-
-def points_of(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(CLOCK)]
-    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}
-
-
-def tensors_of(run_dir: Path) -> dict[str, np.ndarray]:
-    return {
-        f"{path.parent.name}/{path.name}/{name}": values
-        for path in run_dir.glob("checkpoints/step_*/*.safetensors")
-        for name, values in load_file(path).items()
-    }
 
 
 @pytest.mark.parametrize("words", RUNS.values(), ids=RUNS)

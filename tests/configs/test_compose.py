@@ -7,11 +7,12 @@ import gymnasium as gym
 import minigrid  # noqa: F401  (registers its ids)
 import pytest
 import yaml
+from command_words import EVAL_WORDS, TRAIN_WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirl.configs.agents import PPOConfig
-from mirl.configs.compose import GROUPS, compose_train, fields_of, parse_flat, presets, validate
+from mirl.configs.compose import GROUPS, compose_train, parse_flat, presets, validate
 from mirl.configs.compose import PRESETS as FOLDER
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import FilmConfig
@@ -263,18 +264,6 @@ def test_a_mistake_inside_a_task_is_told_once() -> None:
     )
 
 
-KEYS = sorted({*fields_of([TrainConfig])})
-PIECES = [
-    *("[", "]", "{", "}", "(", ")", "$", "\\", "'", '"', ",", ":", "=", "+", "~", "@", ".", "%", "!", "#", "?", "*"),
-    *("${seed}", "${oc.env:NOT_THERE}", "${hydra:runtime.cwd}", "${agent}", "${oc.decode:'['}", "${oc.select:task}"),
-    *("???", "null", "true", "nan", "-1", "1e999", "1,2", "[1,2]", "{kind: film}", "[{name: a}]", "range(1,4)"),
-    *("int(x)", "choice(a,b)", "glob(*)", "extend_list(1)", "-v0", "film", "ppo", " ", "\t", "é", "..", "/"),
-]
-TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
-VALUES = st.one_of(st.lists(st.sampled_from(PIECES), max_size=4).map("".join), TEXTS)
-WORDS = st.one_of(st.builds("{}={}".format, st.sampled_from(KEYS), VALUES), TEXTS)
-
-
 def config_or_message(build: Callable[[], TrainConfig | EvalConfig]) -> TrainConfig | EvalConfig | str:
     try:
         return build()
@@ -283,7 +272,7 @@ def config_or_message(build: Callable[[], TrainConfig | EvalConfig]) -> TrainCon
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
-@given(st.lists(WORDS, max_size=3))
+@given(st.lists(TRAIN_WORDS, max_size=3))
 def test_any_words_give_a_config_or_one_message(argv: list[str]) -> None:
     config = config_or_message(lambda: compose_train(argv))
     assert config
@@ -293,7 +282,7 @@ def test_any_words_give_a_config_or_one_message(argv: list[str]) -> None:
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.lists(st.builds("{}={}".format, st.sampled_from(sorted(EvalConfig.model_fields)), VALUES), max_size=3))
+@given(st.lists(EVAL_WORDS, max_size=3))
 def test_any_words_to_eval_give_a_config_or_one_message(argv: list[str]) -> None:
     assert config_or_message(lambda: parse_flat(EvalConfig, argv))
 

@@ -1,0 +1,20 @@
+"""Words as a command line may hold them, right and wrong, for hypothesis."""
+
+from hypothesis import strategies as st
+
+from mirl.configs.compose import GROUPS, fields_of, presets
+from mirl.configs.schema import EvalConfig, TrainConfig
+
+KEYS = sorted({*fields_of([TrainConfig])})
+PIECES = [
+    *("[", "]", "{", "}", "(", ")", "$", "\\", "'", '"', ",", ":", "=", "+", "~", "@", ".", "%", "!", "#", "?", "*"),
+    *("${seed}", "${oc.env:NOT_THERE}", "${hydra:runtime.cwd}", "${agent}", "${oc.decode:'['}", "${oc.select:task}"),
+    *("???", "null", "true", "nan", "-1", "1e999", "1,2", "[1,2]", "{kind: film}", "[{name: a}]", "range(1,4)"),
+    *("int(x)", "choice(a,b)", "glob(*)", "extend_list(1)", "-v0", "film", "ppo", " ", "\t", "é", "..", "/"),
+]
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+NUMBERS = st.one_of(st.integers(-1, 300), st.floats(0, 2), st.booleans()).map(str)
+VALUES = st.one_of(st.lists(st.sampled_from(PIECES), max_size=4).map("".join), NUMBERS, TEXTS)
+CHOICES = st.sampled_from([f"{group}={preset}" for group in GROUPS for preset in presets(group)])
+TRAIN_WORDS = st.one_of(CHOICES, st.builds("{}={}".format, st.sampled_from(KEYS), VALUES), TEXTS)
+EVAL_WORDS = st.builds("{}={}".format, st.sampled_from(sorted(EvalConfig.model_fields)), VALUES)
