@@ -80,6 +80,11 @@ class SuiteVecEnv(VecEnv):
     ) -> None:
         if sampling not in get_args(SamplingName):
             raise ConfigError(f"unknown sampling '{sampling}'." + nearest(sampling, get_args(SamplingName)))
+        for name, number in {"seed": seed, "workers": workers or 0, "max_restarts": max_restarts}.items():
+            if number < 0:
+                raise ConfigError(f"{name} must be at least 0, got {number}")
+        if timeout <= 0:
+            raise ConfigError(f"timeout must be more than 0 seconds, got {timeout}")
         played = played_tasks(suite, withheld, part)
         if n_envs < len(played):
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
@@ -43,13 +44,25 @@ class Routing:
 def route(space: spaces.Dict, context_key: str, observation_keys: Sequence[str] | None, *, flatten: bool) -> Routing:
     """The routing of ``space``; by default all is seen that ``seen_keys`` says, and ``flatten`` makes images vectors.
 
-    :raises ConfigError: for an unknown key, with the nearest one, and when nothing is left to see.
+    :raises ConfigError: for an unknown key, with the nearest one, for a space that SB3 cannot read, and when nothing is
+        left to see.
     """
+    for key, part in space.items():
+        _check_readable(key, part)
     keys = seen_keys(space, context_key, observation_keys)
     image = None if flatten else image_key(space, keys)
     others = tuple(key for key in keys if key != image)
     others_dim = sum(int(get_flattened_obs_dim(space[key])) for key in others)  # SB3 sums MultiDiscrete with numpy
     return Routing(context_key, image, others, others_dim)
+
+
+def _check_readable(key: str, space: spaces.Space[Any]) -> None:
+    """What SB3 cannot make a tensor of it stops at, whether the networks read it or not."""
+    if isinstance(space, spaces.Discrete) and space.start != 0:
+        raise ConfigError(f"Stable-Baselines3 reads Discrete spaces that start at 0, and '{key}' is {space}")
+    if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        hint = "; wrap the environment in mirl.envs.ContractObservation" if isinstance(space, spaces.Text) else ""
+        raise ConfigError(f"Stable-Baselines3 cannot read the observation's '{key}', {space}{hint}")
 
 
 def seen_keys(space: spaces.Dict, context_key: str, observation_keys: Sequence[str] | None) -> tuple[str, ...]:
