@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import pickle
 import resource
 import shutil
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hostile import Payload
 
 from mirl.agents.evaluation import evaluate_run
 from mirl.agents.files import MANIFEST, seal
@@ -27,16 +27,6 @@ MEMORY = 2**30
 STEP = "checkpoints/step_000000256"
 FILES = [f"{STEP}/policy.safetensors", f"{STEP}/state.json", "checkpoints/index.json", "config.yaml"]
 Damage = Callable[[Path], None]
-
-
-class Payload:
-    """Whoever unpickles it makes a folder."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.marker),)
 
 
 @pytest.fixture

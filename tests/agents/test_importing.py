@@ -1,7 +1,6 @@
 """Weights to start from: another run's, or those of an archive of SB3's, of which nothing else is believed."""
 
 import io
-import os
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hostile import Payload
 from safetensors.torch import load_file
 from stable_baselines3 import PPO as SB3PPO
 
@@ -80,16 +80,6 @@ def test_what_cannot_be_started_from_leaves_no_run(tiny: Build, tmp_path: Path) 
         with pytest.raises(ConfigError, match=message):
             train(config)
         assert not config.run_dir.exists()
-
-
-class Payload:
-    """Whoever unpickles it makes a folder."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.marker),)
 
 
 def packed(value: Any) -> bytes:
