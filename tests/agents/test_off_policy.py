@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from killing import assert_kills_change_nothing
 from safetensors.torch import load_file
 from sb3_contrib import TQC
 from stable_baselines3 import DQN, SAC, TD3, HerReplayBuffer
@@ -501,3 +502,12 @@ def test_a_run_keeps_the_evidence(tiny: Build, monkeypatch: pytest.MonkeyPatch) 
     [folder] = (config.run_dir / "faults").iterdir()
     assert "critic." in json.loads((folder / "fault.json").read_text())["message"]
     assert load_file(folder / "evidence.safetensors")
+
+
+# ------------------------------------------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_run_ends_as_one_that_was_not(tiny: Build, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    often = ("checkpoint_every=20", "evaluation.every=50", "total_timesteps=160")
+    assert_kills_change_nothing(monkeypatch, *(tiny(kind, *often, f"name={name}") for name in ("whole", "cut")))

@@ -1,0 +1,59 @@
+"""Training that is killed at chosen moments, in this process."""
+
+import itertools
+import random
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from run_records import metrics_of, points_of, tensors_of
+
+from mirl.agents import checkpoint, files, train
+from mirl.configs.schema import TrainConfig
+from mirl.envs import SuiteVecEnv
+
+
+class Killed(BaseException):
+    """As if the process were gone: nothing that handles errors handles it."""
+
+
+def kill_at(patch: pytest.MonkeyPatch, moment: int) -> None:
+    """Die at a timestep, or while a file is being flushed, whichever event is number ``moment``."""
+    events = 0
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal events
+            events += 1
+            if events == moment:
+                raise Killed
+            return function(*arguments)
+
+        return call
+
+    patch.setattr(SuiteVecEnv, "step_async", counted(SuiteVecEnv.step_async))
+    for module in (files, checkpoint):
+        patch.setattr(module, "flush", counted(files.flush))
+
+
+def assert_kills_change_nothing(monkeypatch: pytest.MonkeyPatch, whole: TrainConfig, cut: TrainConfig) -> None:
+    """Two runs of one configuration end alike, though the second is killed five times on its way."""
+    # TensorBoard orders the files of a folder by the second in which each was begun: let no two be of the same
+    clock = SimpleNamespace(time=itertools.count(1_000_000_000).__next__)
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time", clock)
+    train(whole)
+    moments = random.Random(whole.run_name)
+    for _ in range(5):
+        with monkeypatch.context() as patch:
+            kill_at(patch, moments.randrange(1, 60))
+            with pytest.raises(Killed):
+                train(cut)
+    assert train(cut).finished
+    kept, expected = tensors_of(cut.run_dir), tensors_of(whole.run_dir)
+    assert kept.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(kept[name], values, err_msg=name)
+    assert metrics_of(cut.run_dir) == metrics_of(whole.run_dir)
+    assert points_of(cut.run_dir) == points_of(whole.run_dir)
