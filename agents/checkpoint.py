@@ -10,6 +10,7 @@ import shutil
 import warnings
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             temporary.mkdir()
-            _write(temporary, agent, episodes or {})
+            _write(temporary, agent, best, episodes or {})
             seal(temporary)
             temporary.replace(final)
             flush(directory)
@@ -81,7 +82,7 @@ def save_checkpoint(
     return final
 
 
-def _write(folder: Path, agent: BaseAlgorithm, episodes: Mapping[str, Any]) -> None:
+def _write(folder: Path, agent: BaseAlgorithm, best: float | None, episodes: Mapping[str, Any]) -> None:
     save_model(agent.policy, str(folder / POLICY))
     state = {
         "schema_version": SCHEMA_VERSION,
@@ -92,6 +93,7 @@ def _write(folder: Path, agent: BaseAlgorithm, episodes: Mapping[str, Any]) -> N
         "exploration_rate": getattr(agent, "exploration_rate", None),
         "windows": {name: list(getattr(agent, name) or ()) for name in WINDOWS},
         "episodes": episodes,
+        "best_score": best,
     }
     for name, optimizer in optimizers_of(agent).items():
         tensors, state[f"{name}_groups"] = _optimizer_state(optimizer)
@@ -133,9 +135,8 @@ def newest_intact(directory: Path) -> Path | None:
     try:
         last = read_index(directory).get("last", "")
     except ConfigError as error:
-        warnings.warn(f"{error}; taking the newest checkpoint for the last, and none for the best", stacklevel=2)
-        last = "step_~"
-        (directory / "index.json").unlink()
+        warnings.warn(f"{error}; it is made again from what the checkpoints say of themselves", stacklevel=2)
+        last = _make_index_again(directory)
     folders = [path for path in sorted(directory.glob("step_*"), reverse=True) if path.name <= last]
     for folder in folders:
         try:
@@ -149,6 +150,19 @@ def newest_intact(directory: Path) -> Path | None:
     if folders:
         raise ConfigError(f"no checkpoint in {directory} is what was written; choose another name=… to begin again")
     return None
+
+
+def _make_index_again(directory: Path) -> str:
+    """The index of the checkpoints that can be read; the name of the last."""
+    index: dict[str, Any] = {"last": ""}
+    for folder in sorted(directory.glob("step_*")):
+        with suppress(ConfigError):
+            score = read_state(folder).get("best_score")
+            index["last"] = folder.name
+            if isinstance(score, float) and score >= index.get("best_score", score):
+                index |= {"best": folder.name, "best_score": score}
+    write_json(directory / "index.json", index)
+    return str(index["last"])
 
 
 def find_checkpoint(directory: Path, which: str) -> Path:

@@ -273,14 +273,18 @@ def test_training_goes_on_from_the_newest_checkpoint_that_is_whole(tiny: Build) 
     assert all(torch.equal(again[name], weight) for name, weight in expected.items())
 
 
-def test_without_an_index_the_newest_checkpoint_is_the_last(tiny: Build) -> None:
-    config = tiny("checkpoint_every=128")
+def test_an_index_that_is_damaged_is_made_again(tiny: Build) -> None:
+    config = tiny("checkpoint_every=128", "evaluation.every=128")
     train(config)
-    cut(config.run_dir / "checkpoints" / "index.json")
-    with pytest.warns(UserWarning, match=r"index\.json cannot be read.*taking the newest checkpoint for the last"):
-        last = newest_intact(config.run_dir / "checkpoints")
+    path = config.run_dir / "checkpoints" / "index.json"
+    whole = json.loads(path.read_text())
+    assert {"last", "best", "best_score"} <= set(whole)
+    cut(path)
+    with pytest.warns(UserWarning, match=r"index\.json cannot be read.*made again"):
+        last = newest_intact(path.parent)
     assert last is not None
     assert last.name == "step_000000512"
+    assert json.loads(path.read_text()) == whole
 
 
 def test_where_every_checkpoint_is_damaged_nothing_is_deleted(tiny: Build) -> None:
