@@ -17,7 +17,7 @@ from stable_baselines3.common.utils import LinearSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from mirl.agents.faults import Snapshot, are_finite, non_finite_error
+from mirl.agents.faults import REFUSED, Snapshot, are_finite, non_finite_error, overflow_told
 from mirl.agents.gradients import assign_gradient, conflict, project_conflicts, random_orders, task_gradients
 from mirl.agents.metrics import DISTINCT, GRADIENT_CONFLICT, GRADIENT_COSINE
 from mirl.agents.precision import autocast, in_float32, keep_heads_exact, resolve_precision
@@ -115,7 +115,9 @@ class OnPolicyLoop(OnPolicyAlgorithm):
         assert self.env is not None
         while self.num_timesteps < total_timesteps:
             before = self.num_timesteps
-            if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
+            with overflow_told(self):
+                goes_on = self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps)
+            if not goes_on:
                 self.num_timesteps = before
                 break
             iteration += 1
@@ -133,14 +135,16 @@ class OnPolicyLoop(OnPolicyAlgorithm):
         before = Snapshot(self.policy, self.policy.optimizer)
         try:
             self.train()
-        except ValueError:  # a distribution refuses parameters that are no numbers
-            if are_finite(self.policy):
+        except ValueError as error:
+            if not str(error).startswith(REFUSED):
                 raise
-        if are_finite(self.policy):
-            return
+        else:
+            if are_finite(self.policy):
+                return
         before.restore()
         for recorded in (self.logger.name_to_value, self.logger.name_to_count, self.logger.name_to_excluded):
-            recorded.clear()  # it tells of what did not happen
+            for name in [name for name in recorded if name.startswith("train/")]:
+                del recorded[name]  # it tells of what did not happen
         tasks = [task.name for task in self.env.suite.tasks] if isinstance(self.env, SuiteVecEnv) else []
         error = non_finite_error(self.rollout_buffer, self.history, self.num_timesteps, tasks)
         if not self.skips_faults:

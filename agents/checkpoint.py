@@ -9,7 +9,7 @@ an algorithm that has one is large, and lies in the ``last`` checkpoint only.
 import shutil
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
@@ -76,9 +76,9 @@ def save_checkpoint(
     if best is not None:
         index |= {"best": final.name, "best_score": best}
     write_json(directory / "index.json", index)
-    for replay_buffer in directory.glob(f"step_*/{REPLAY_BUFFER}"):
-        if replay_buffer.parent != final:
-            replay_buffer.unlink()
+    for folder in _folders(directory):
+        if folder != final:
+            (folder / REPLAY_BUFFER).unlink(missing_ok=True)
     return final
 
 
@@ -108,9 +108,21 @@ def _write(folder: Path, agent: BaseAlgorithm, best: float | None, episodes: Map
 
 def forget_later_checkpoints(directory: Path, timesteps: int) -> None:
     """Delete what a run that was cut off saved behind the checkpoint it is continued from."""
-    for path in directory.glob("step_*"):
-        if path.name > step_name(timesteps):
-            shutil.rmtree(path)
+    for folder in _folders(directory):
+        if folder.name > step_name(timesteps):
+            shutil.rmtree(folder)
+
+
+def _folders(directory: Path) -> list[Path]:
+    """The checkpoints, from the first to the last.
+
+    :raises ConfigError: when one of them, or where they lie, is a link, which could lead anywhere.
+    """
+    found = sorted(directory.glob("step_*"))
+    for path in (directory, *found):
+        if path.is_symlink():
+            raise ConfigError(f"{path} is a link; nothing of a run directory may be")
+    return found
 
 
 def read_index(directory: Path) -> dict[str, Any]:
@@ -132,12 +144,16 @@ def newest_intact(directory: Path) -> Path | None:
 
     :raises ConfigError: when there are some, and all are damaged.
     """
+    folders = _folders(directory)
+    if not folders:
+        return None
     try:
-        last = read_index(directory).get("last", "")
-    except ConfigError as error:
-        warnings.warn(f"{error}; it is made again from what the checkpoints say of themselves", stacklevel=2)
-        last = _make_index_again(directory)
-    folders = [path for path in sorted(directory.glob("step_*"), reverse=True) if path.name <= last]
+        last = read_index(directory)["last"]
+    except (ConfigError, KeyError) as error:
+        what = error if isinstance(error, ConfigError) else f"{directory / 'index.json'} names no last checkpoint"
+        warnings.warn(f"{what}; it is made again from what the checkpoints say of themselves", stacklevel=2)
+        last = _make_index_again(folders)
+    folders = [path for path in reversed(folders) if path.name <= last]
     for folder in folders:
         try:
             read_state(folder)
@@ -147,21 +163,19 @@ def newest_intact(directory: Path) -> Path | None:
             warnings.warn(f"a damaged checkpoint is passed over: {error}", stacklevel=2)
         else:
             return folder
-    if folders:
-        raise ConfigError(f"no checkpoint in {directory} is what was written; choose another name=… to begin again")
-    return None
+    raise ConfigError(f"no checkpoint in {directory} is what was written; choose another name=… to begin again")
 
 
-def _make_index_again(directory: Path) -> str:
+def _make_index_again(folders: Sequence[Path]) -> str:
     """The index of the checkpoints that can be read; the name of the last."""
-    index: dict[str, Any] = {"last": ""}
-    for folder in sorted(directory.glob("step_*")):
+    index: dict[str, Any] = {"last": folders[-1].name}
+    for folder in folders:
         with suppress(ConfigError):
             score = read_state(folder).get("best_score")
             index["last"] = folder.name
             if isinstance(score, float) and score >= index.get("best_score", score):
                 index |= {"best": folder.name, "best_score": score}
-    write_json(directory / "index.json", index)
+    write_json(folders[0].parent / "index.json", index)
     return str(index["last"])
 
 
@@ -171,11 +185,7 @@ def find_checkpoint(directory: Path, which: str) -> Path:
     :raises ConfigError: when there is no such checkpoint, naming those there are.
     """
     index = read_index(directory)
-    folders = {
-        path.name: path
-        for path in directory.glob("step_*")
-        if path.name.removeprefix("step_").isdecimal() and not path.is_symlink()  # which could lead anywhere
-    }
+    folders = {path.name: path for path in _folders(directory) if path.name.removeprefix("step_").isdecimal()}
     found = {str(int(name.removeprefix("step_"))): path for name, path in folders.items()}
     found |= {name: folders[index[name]] for name in ("last", "best") if index.get(name) in folders}
     asked = str(int(which)) if which.isdecimal() else which

@@ -131,6 +131,26 @@ def memory_told(config: TrainConfig) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def overflow_told(agent: BaseAlgorithm) -> Iterator[None]:
+    """Within it, a policy whose weights are finite numbers and whose outputs are not is a ``RunError``."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith(REFUSED):
+            raise
+        raise RunError(
+            f"the policy's outputs after {agent.num_timesteps:,} timesteps are no finite numbers; a smaller "
+            "agent.learning_rate may help"
+        ) from error
+
+
+LARGEST_GRADIENT = 1e18
+"""Adam squares gradients, and the square of a larger one is infinite in float32: its weight would never move again."""
+REFUSED = "Expected parameter"
+"""How torch's distributions begin to say that their parameters are no numbers."""
+
+
 def guard_steps(agent: BaseAlgorithm, *, skip: bool) -> None:
     """Let no optimiser of an algorithm of SB3's take a step along gradients that are no finite numbers.
 
@@ -141,13 +161,20 @@ def guard_steps(agent: BaseAlgorithm, *, skip: bool) -> None:
     def check(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
         gradients = [weight.grad for weight in weights]
-        if not gradients or bool(torch.stack(torch._foreach_norm(gradients, ord=float("inf"))).isfinite().all()):
+        if not gradients:
             return
-        bad = [names.get(id(weight), "ent_coef") for weight in weights if not weight.grad.isfinite().all()]
+        largest = torch.stack(torch._foreach_norm(gradients, ord=float("inf")))
+        if bool((largest <= LARGEST_GRADIENT).all()):  # NaN is not
+            return
+        bad = [
+            names.get(id(weight), "ent_coef")
+            for weight, size in zip(weights, largest.tolist(), strict=True)
+            if not size <= LARGEST_GRADIENT
+        ]
         error = NonFiniteError(
             f"a gradient step after {agent.num_timesteps:,} timesteps was not taken: the gradient of '{bad[0]}' "
-            f"({len(bad)} of {len(weights)} tensors) has numbers that are not finite; a smaller agent.learning_rate "
-            "may help",
+            f"({len(bad)} of {len(weights)} tensors) has numbers that are not finite, or as good as; a smaller "
+            "agent.learning_rate may help",
             {f"gradient of {names.get(id(weight), 'ent_coef')}": weight.grad for weight in weights}
             | {names.get(id(weight), "ent_coef"): weight for weight in weights},
         )

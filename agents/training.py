@@ -71,7 +71,7 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> O
         config = fitted(config, env.observation_space)
         agent = build_agent(config, env)
         checkpoints = config.run_dir / "checkpoints"
-        if config.start_from is not None and not checkpoints.exists():
+        if config.start_from is not None and not any(checkpoints.glob("step_*")):
             start_from(agent.policy, config.start_from)
         continued = open_run(config)
         stack.enter_context(only_process(config.run_dir))
@@ -129,8 +129,11 @@ def _learn(
                     reset_num_timesteps=start == 0,
                 )
             except NonFiniteError as error:
-                folder = error.save(config.run_dir / "faults" / step_name(agent.num_timesteps))
-                raise RunError(f"{error}. What was learned from: {folder}") from error
+                try:
+                    kept = str(error.save(config.run_dir / "faults" / step_name(agent.num_timesteps)))
+                except OSError as full:
+                    kept = f"could not be kept, {full}"
+                raise RunError(f"{error}. What was learned from: {kept}") from error
     return Outcome(checkpointing.saved_at, finished=not checkpointing.stopping)
 
 

@@ -45,6 +45,7 @@ class GymnasiumPool:
         self._space: spaces.Space[Any]  # known from the first environment on
         self._seeds: list[int | None] = [None] * n
         self._seed_is_new = [False] * n
+        self._was_made = [False] * n
         self._starting: Slots | None = None
         self._stepping: tuple[Slots, NDArray[Any]] | None = None
 
@@ -93,14 +94,15 @@ class GymnasiumPool:
         envs, self._envs = self._envs, []
         for env in envs:
             if env is not None:
-                env.close()
+                _close(env)
 
     def _reset_slot(self, slot: int) -> Any:
         while True:
             env = self._envs[slot]
             if env is None:
-                env = self._envs[slot] = self._make_env()
-                self._space = env.observation_space
+                env = self._envs[slot] = self._make_slot(slot)
+            if env is None:
+                continue
             seed = self._seeds[slot] if self._seed_is_new[slot] else None
             self._seed_is_new[slot] = False
             try:
@@ -109,6 +111,18 @@ class GymnasiumPool:
                 self._drop(slot, "reset", error)
             else:
                 return observation
+
+    def _make_slot(self, slot: int) -> gym.Env[Any, Any] | None:
+        """None when it failed though it could be made once: the first time, a mistake of the user's is likelier."""
+        try:
+            env = self._make_env()
+        except Exception as error:
+            if not self._was_made[slot]:
+                raise
+            self._drop(slot, "make", error)
+            return None
+        self._was_made[slot], self._space = True, env.observation_space
+        return env
 
     def _step_slot(self, slot: int, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]] | None:
         """None when the environment failed."""
@@ -122,23 +136,28 @@ class GymnasiumPool:
 
     def _drop(self, slot: int, method: str, error: Exception) -> None:
         env, seed = self._envs[slot], self._seeds[slot]
-        assert env is not None
         assert seed is not None, "the first reset needs seeds"
         failure = EnvironmentFailedError(
             f"task '{self._task.name}' ({self._task.env_id}, seed {seed}) failed in {method}(): "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}",
+            slot,
         )
         failure.__cause__ = error
         self._on_failure(failure)
         self._envs[slot] = None
         self._seeds[slot], self._seed_is_new[slot] = another_seed(seed), True
-        with suppress(Exception):  # it has failed before
-            env.close()
+        if env is not None:
+            _close(env)
 
     def _stack(self, rows: Sequence[Any]) -> Observations:
         # (…) per slot -> (k, …)
         out: Any = create_empty_array(self._space, n=len(rows), fn=np.zeros)
         return cast(Observations, concatenate(self._space, rows, out)) if rows else out
+
+
+def _close(env: gym.Env[Any, Any]) -> None:
+    with suppress(Exception):  # what it closes may be what failed; that must not hide why, nor leave others open
+        env.close()
 
 
 def _reported_success(info: Mapping[str, Any]) -> int:

@@ -21,7 +21,15 @@ NOT_REPORTED = -1
 
 
 class EnvironmentFailedError(RunError):
-    """An environment raised, or the process that stepped it died or hung; says which task, id and seed."""
+    """An environment raised, or the process that stepped it died or hung; says which task, id and seed.
+
+    Args:
+        slot: of the pool, where it is known.
+    """
+
+    def __init__(self, message: str, slot: int = -1) -> None:
+        super().__init__(message)
+        self.slot = slot
 
 
 class Restarts:

@@ -118,7 +118,8 @@ class SuiteVecEnv(VecEnv):
         self.seed(seed)
         if workers is None:
             workers = 0 if n_envs <= IN_PROCESS_SLOTS else available_cpus()
-        self._restarts, self._restart_non_finite = Restarts(max_restarts), restart_non_finite
+        self._restarts = Restarts(max_restarts)
+        self._restart_non_finite = restart_non_finite and self.backend == "gymnasium"
         self._last_obs: Observations = {}  # where an episode that fails ends
         self._workers = Workers(workers, self._restarts, timeout) if workers and self.backend == "gymnasium" else None
         pools = make_pools(suite, self._pool_sizes, self.backend, self._workers, self._restarts)
@@ -176,11 +177,11 @@ class SuiteVecEnv(VecEnv):
             raise RuntimeError("step_wait() needs step_async() first")
         with self._closed_on_failure():
             step = self._pools.recv()
-            self._check_finite(step)
+            self._lengths += 1
+            step.failed[self._check_finite({"reward": step.rewards, **step.obs}, np.arange(self.num_envs))] = True
             if step.failed.any():
                 self._cut_off(step)
             self._returns += step.rewards
-            self._lengths += 1
             np.maximum(self._ever, step.success, out=self._ever)
             done = step.done
             ended = np.flatnonzero(done)
@@ -252,30 +253,43 @@ class SuiteVecEnv(VecEnv):
         self._returns[slots] = 0.0
         self._lengths[slots] = 0
         self._ever[slots] = NOT_REPORTED
-        return self._withholding.draw(lambda rows: self._pools.reset(slots[rows], tasks[rows]), len(slots))
+        return self._withholding.draw(lambda rows: self._reset_slots(slots[rows], tasks[rows]), len(slots))
+
+    def _reset_slots(self, slots: Slots, tasks: NDArray[np.int64]) -> Observations:
+        obs = self._pools.reset(slots, tasks)
+        while (bad := self._check_finite(obs, slots)).any():
+            for key, values in self._pools.reset(slots[bad], tasks[bad]).items():
+                obs[key][bad] = values
+        return obs
 
     def _record(self, infos: list[dict[str, Any]], ended: Slots) -> None:
         if self._sampler is not None:
             for slot in ended.tolist():
                 self._sampler.record(int(self.task_index[slot]), infos[slot]["is_success"])
 
-    def _check_finite(self, step: Step) -> None:
-        """Stop at what no network can read or learn from, before it spreads, and say whose it is."""
-        for name, values in {"reward": step.rewards, **step.obs}.items():
+    def _check_finite(self, arrays: Mapping[str, NDArray[Any]], slots: Slots) -> NDArray[np.bool_]:
+        """Stop at what no network can read or learn from, before it spreads, and say whose it is.
+
+        Where it is to be survived, the rows (k,) of slots (k,) that have it.
+        """
+        bad = np.zeros(len(slots), dtype=np.bool_)
+        for name, values in arrays.items():
             if values.dtype.kind != "f" or np.isfinite(values).all():
                 continue
-            for slot in np.unique(np.argwhere(~np.isfinite(values))[:, 0]).tolist():
+            for row in np.unique(np.argwhere(~np.isfinite(values))[:, 0]).tolist():
+                slot = slots[row]
                 task = self.suite.tasks[self.task_index[slot]]
                 what = "a reward" if name == "reward" else f"an observation '{name}'"
                 failure = EnvironmentFailedError(
                     f"task '{task.name}' ({task.env_id}, environment {slot}) gave {what} that is no finite number, "
-                    f"in timestep {self._lengths[slot] + 1} of its episode"
+                    f"in timestep {self._lengths[slot]} of its episode"
                 )
                 if not self._restart_non_finite:
                     raise failure
-                if not step.failed[slot]:
+                if not bad[row]:
                     self._restarts.count(failure)
-                step.failed[slot] = True
+                bad[row] = True
+        return bad
 
     def _cut_off(self, step: Step) -> None:
         """End the episodes whose environments failed where they were, without a reward."""

@@ -1,5 +1,6 @@
 """One worker process: its owner's side, which starts it and starts another when it was lost, and its own life."""
 
+import atexit
 import multiprocessing
 import signal
 import time
@@ -8,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
-from typing import Any, Literal, NoReturn, assert_never, cast
+from typing import Any, Literal, assert_never, cast
 
 from gymnasium.vector.utils import CloudpickleWrapper
 
@@ -33,6 +34,10 @@ class LostError(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class HungError(LostError):
+    """The process was ended, since it gave no answer."""
 
 
 class Worker:
@@ -61,9 +66,10 @@ class Worker:
             context = _context()
             self._connection, theirs = context.Pipe()
             arguments = (theirs, self._builds, self._most_restarts)
-            # A daemon: it is ended with its owner, and ends by itself (EOF) when its owner was killed.
+            # A daemon: it is ended with its owner, and ends by itself (EOF) when its owner was killed, unless it hangs.
             self._process = context.Process(target=_serve, args=arguments, daemon=True)  # type: ignore[attr-defined]
             self._process.start()
+            atexit.register(self._process.kill)  # before multiprocessing's own, which would ask it to end and wait
             theirs.close()
         return self._connection
 
@@ -76,27 +82,30 @@ class Worker:
         if life != self.life:
             raise LostError("")
         connection, patience = self.connection, time.monotonic() + self._timeout
-        while not connection.poll(POLL_SECONDS):
+        while not connection.poll(min(POLL_SECONDS, self._timeout)):
             if not self._process.is_alive() and not connection.poll():
-                self._lose()
+                raise self._died()
             if time.monotonic() > patience:
-                self._lose(f"a worker process gave no answer for {self._timeout:g} seconds and was ended")
+                self._bury()
+                raise HungError(f"a worker process gave no answer for {self._timeout:g} seconds and was ended")
         try:
             answer = connection.recv()
-        except (EOFError, ConnectionResetError):
-            self._lose()
+        except (EOFError, OSError):  # the latter in the middle of an answer
+            raise self._died() from None
         self.has_answered = True
         return answer
 
-    def _lose(self, reason: str | None = None) -> NoReturn:
-        """End what is left of the process."""
-        if reason is None:
-            self._process.join(CLOSE_SECONDS)
-            reason = f"a worker process died, exit code {self._process.exitcode}"
+    def _died(self) -> LostError:
+        self._process.join(CLOSE_SECONDS)
+        code = self._process.exitcode
+        self._bury()
+        return LostError(f"a worker process died, exit code {code}")
+
+    def _bury(self) -> None:
+        """End what is left of the process; there will be another."""
         self._process.kill()
         self.join()
         self._connection, self.life = None, self.life + 1
-        raise LostError(reason)
 
     def ask_to_close(self) -> None:
         """Let it end its environments."""
@@ -112,6 +121,7 @@ class Worker:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        atexit.unregister(self._process.kill)
         self._connection.close()
         self._process.close()
 
@@ -131,14 +141,15 @@ def _serve(connection: Connection, builds: Sequence[Any], most_restarts: int) ->
 
     An answer is (failure, what was asked for, failures that were survived).
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the owner decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # both may reach the whole group; the owner decides
+        signal.signal(number, signal.SIG_IGN)
     pools: dict[int, GymnasiumPool] = {}
-    survived: list[str] = []
+    survived: list[tuple[str, int]] = []
 
     def survive(failure: EnvironmentFailedError) -> None:
         if len(survived) == most_restarts:
             raise failure
-        survived.append(str(failure))
+        survived.append((str(failure), failure.slot))
 
     try:
         while (message := connection.recv())[1] != "close":

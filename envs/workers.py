@@ -25,7 +25,7 @@ from mirl.envs.pool import (
     join_steps,
 )
 from mirl.envs.seeds import another_seed
-from mirl.envs.worker_process import Command, LostError, Worker
+from mirl.envs.worker_process import Command, HungError, LostError, Worker
 
 SEEDS_SHOWN = 3
 """Seeds that a message names where any of several environments may be meant."""
@@ -204,20 +204,21 @@ class _Chunk:
             failure, answer, survived = self._worker.answer(self._life)
         except LostError as lost:
             if lost.reason:
-                self._count_loss(lost.reason)
+                self._count_loss(lost)
             raise
         if failure is not None:
             raise EnvironmentFailedError(failure)
-        for each in survived:
-            self._restarts.count(EnvironmentFailedError(each))
+        for message, slot in survived:
+            self._restarts.count(EnvironmentFailedError(message))
+            self._seeds[slot] = another_seed(self._seeds[slot])  # as the worker's pool has done
         return answer
 
-    def _count_loss(self, reason: str) -> None:
+    def _count_loss(self, lost: LostError) -> None:
         seeds = [self._seeds[slot] for slot in self._asked.tolist()]
         one_of = f"one of the seeds {', '.join(map(str, seeds[:SEEDS_SHOWN]))}" + ", …" * (len(seeds) > SEEDS_SHOWN)
         whose = f"seed {seeds[0]}" if len(seeds) == 1 else one_of
-        failure = f"task '{self._task.name}' ({self._task.env_id}, {whose}): {reason}"
-        if not self._worker.has_answered:
+        failure = f"task '{self._task.name}' ({self._task.env_id}, {whose}): {lost.reason}"
+        if not self._worker.has_answered and not isinstance(lost, HungError):
             raise EnvironmentFailedError(
                 f"{failure}, at its start. The script that creates the environments must do so under "
                 "`if __name__ == '__main__':`, because each worker imports that script."

@@ -287,6 +287,26 @@ def test_an_index_that_is_damaged_is_made_again(tiny: Build) -> None:
     assert json.loads(path.read_text()) == whole
 
 
+def test_an_index_that_is_gone_is_made_again(tiny: Build) -> None:
+    config = tiny("checkpoint_every=128")
+    train(config)
+    (config.run_dir / "checkpoints" / "index.json").unlink()
+    with pytest.warns(UserWarning, match="names no last checkpoint"):
+        assert train(config) == (512, True)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/step_000000128"])
+def test_a_run_with_a_link_in_it_does_not_go_on(tiny: Build, tmp_path: Path, name: str) -> None:
+    config = tiny("checkpoint_every=128")
+    train(config)
+    elsewhere = (config.run_dir / name).rename(tmp_path / "elsewhere")
+    (config.run_dir / name).symlink_to(elsewhere)
+    before = {path: path.stat().st_mtime_ns for path in elsewhere.rglob("*")}
+    with pytest.raises(ConfigError, match="is a link; nothing of a run directory may be"):
+        train(config)
+    assert {path: path.stat().st_mtime_ns for path in elsewhere.rglob("*")} == before
+
+
 def test_where_every_checkpoint_is_damaged_nothing_is_deleted(tiny: Build) -> None:
     config = tiny("total_timesteps=128")
     train(config)

@@ -1,7 +1,9 @@
 """An update that would make weights NaN or infinite is undone; the run says why, keeps evidence, ends or goes on."""
 
 import json
+import warnings
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from mirl.agents.faults import NonFiniteError, Snapshot, are_finite
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import RunError
 from mirl.configs.schema import TrainConfig
-from mirl.envs import make_vec_env
+from mirl.configs.tasks import SuiteConfig, TaskConfig
+from mirl.envs import SuiteVecEnv, make_vec_env
 from mirl.envs.pool import EnvironmentFailedError
 
 Build = Callable[..., TrainConfig]
@@ -126,6 +129,16 @@ def test_a_snapshot_is_restored_into_the_same_tensors() -> None:
     assert not are_finite(module)
 
 
+@pytest.mark.parametrize("agent", ["ppo", "a2c"])
+def test_weights_that_are_finite_and_far_too_large_are_told(agent: str, tiny: Callable[..., TrainConfig]) -> None:
+    huge = (f"agent={agent}", "agent.learning_rate=1e30")
+    with pytest.raises(RunError, match=r"a smaller agent\.learning_rate may help"):
+        train(tiny(*huge, "name=stops"))
+    with warnings.catch_warnings(), suppress(RunError):  # it goes on for as long as the policy can act
+        warnings.simplefilter("ignore")
+        assert train(tiny(*huge, "name=skips", "on_fault=skip")).finished
+
+
 class PoisonEnv(gym.Env[dict[str, Any], int]):
     """The third timestep's observation or reward is no number."""
 
@@ -133,19 +146,21 @@ class PoisonEnv(gym.Env[dict[str, Any], int]):
         goal = spaces.Box(-1, 1, (2,), np.float32)
         self.observation_space = spaces.Dict({"observation": goal, "desired_goal": goal})  # type: ignore[assignment]
         self.action_space = spaces.Discrete(2)  # type: ignore[assignment]
-        self.poison, self.steps = poison, 0
+        self.poison, self.steps, self.resets = poison, 0, 0
 
     def seen(self) -> dict[str, Any]:
         bad = self.poison == "observation" and self.steps == 3
         return {"observation": np.full(2, np.nan if bad else 0, np.float32), "desired_goal": np.zeros(2, np.float32)}
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        self.steps = 0
-        return self.seen(), {}
+        self.steps, self.resets = 0, self.resets + 1
+        bad = self.poison == "reset" and self.resets % 2 == 0
+        return {**self.seen(), **({"observation": np.full(2, np.nan, np.float32)} if bad else {})}, {}
 
     def step(self, action: int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         self.steps += 1
-        return self.seen(), np.inf if self.poison == "reward" and self.steps == 3 else 0.0, False, False, {}
+        reward = np.inf if self.poison == "reward" and self.steps == 3 else 0.0
+        return self.seen(), reward, self.poison == "reset", False, {}
 
 
 @pytest.mark.parametrize(("poison", "what"), [("reward", "a reward"), ("observation", "an observation 'observation'")])
@@ -157,6 +172,23 @@ def test_an_environment_that_gives_no_number_is_named(poison: str, what: str) ->
         env.step(np.zeros(2, np.int64))
     with pytest.raises(EnvironmentFailedError, match=rf"gave {what} that is no finite number, in timestep 3"):
         env.step(np.zeros(2, np.int64))
+
+
+def test_a_first_observation_that_is_no_number_is_told_or_drawn_again() -> None:
+    gym.register("ToyPoison-reset-v0", PoisonEnv, kwargs={"poison": "reset"})
+    suite = SuiteConfig(name="toy", tasks=(TaskConfig(name="toy", env_id="ToyPoison-reset-v0"),))
+    with closing(SuiteVecEnv(suite, 2)) as env:
+        env.reset()
+        with pytest.raises(EnvironmentFailedError, match=r"an observation 'observation' .* in timestep 0"):
+            env.step(np.zeros(2, np.int64))
+    with closing(SuiteVecEnv(suite, 2, max_restarts=2, restart_non_finite=True)) as env:
+        env.reset()
+        with pytest.warns(RuntimeWarning, match="restart [12] of 2") as told:
+            obs, _, dones, infos = env.step(np.zeros(2, np.int64))
+        assert len(told) == 2
+        assert dones.all()
+        assert not any("failed" in info for info in infos)
+        assert np.isfinite(obs["observation"]).all()
 
 
 @pytest.mark.parametrize(

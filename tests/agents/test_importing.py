@@ -1,6 +1,8 @@
 """Weights to start from: another run's, or those of an archive of SB3's, of which nothing else is believed."""
 
 import io
+import re
+import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from hostile import Payload
 from safetensors.torch import load_file
 from stable_baselines3 import PPO as SB3PPO
 
-from mirl.agents import train
+from mirl.agents import checkpoint, train
 from mirl.agents.building import policy_kwargs
 from mirl.agents.checkpoint import find_checkpoint
 from mirl.agents.importing import MEMBER, load_archive
@@ -41,7 +43,7 @@ def archive(sb3_model: SB3PPO, tmp_path: Path) -> Path:
 
 
 def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
-    return all(torch.allclose(found[name], expected[name], rtol=0, atol=1e-20) for name in expected)
+    return all(torch.allclose(found[name], expected[name], rtol=0, atol=1e-20) for name in found)
 
 
 def last_weights(config: TrainConfig) -> dict[str, torch.Tensor]:
@@ -74,6 +76,23 @@ def test_a_run_that_goes_on_no_longer_needs_what_it_started_from(tiny: Build, ar
     assert train(config).finished
 
 
+def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_from_it_again(
+    tiny: Build, sb3_model: SB3PPO, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(f"start_from={archive}", STILL)
+
+    def cut_off(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "seal", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.undo()
+    assert (config.run_dir / "checkpoints").exists()
+    train(config)
+    assert same(last_weights(config), sb3_model.policy.state_dict())
+
+
 def test_what_cannot_be_started_from_leaves_no_run(tiny: Build, tmp_path: Path) -> None:
     for path, message in ((tmp_path / "no.zip", "no.zip"), (tmp_path / "nowhere", "nowhere")):
         config = tiny(f"start_from={path}")
@@ -97,28 +116,60 @@ def rezipped(data: bytes) -> bytes:
     return out.getvalue()
 
 
-def changed(state: dict[str, Any], **by_first: Any) -> dict[str, Any]:
+def around(pickled: bytes) -> bytes:
+    """What ``torch.save`` makes of a pickle of no tensors."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in (("data.pkl", pickled), ("version", b"3\n"), ("byteorder", b"little")):
+            archive.writestr(f"archive/{name}", data)
+    return out.getvalue()
+
+
+def with_more_numbers(state: dict[str, Any]) -> bytes:
+    """Weights whose pickle claims storages of more numbers than there are."""
+    out, claimed = io.BytesIO(), struct.pack("<BH", ord("M"), 999)
+    with zipfile.ZipFile(io.BytesIO(packed(state))) as old, zipfile.ZipFile(out, "w") as new:
+        for member in old.infolist():
+            data = old.read(member)
+            if member.filename.endswith("data.pkl"):
+                data = re.sub(rb"K\x10(?=t)", claimed, data)  # the biases of 16 numbers
+                assert claimed in data
+            new.writestr(member.filename, data)
+    return out.getvalue()
+
+
+def changed(state: dict[str, Any], first: Any) -> dict[str, Any]:
     """A policy's weights with the first of them replaced."""
-    return {**state, next(iter(state)): by_first["first"]}
+    return {**state, next(iter(state)): first}
+
+
+def first_of(state: dict[str, Any]) -> torch.Tensor:
+    tensor: torch.Tensor = next(iter(state.values()))
+    return tensor
 
 
 ZEROS = torch.zeros(50_000_000)
+GIGABYTE = b"\x80\x02cbuiltins\nbytearray\n\x8a\x05" + struct.pack("<Q", 2**30)[:5] + b"\x85R."
 HOSTILE: dict[str, tuple[Callable[[dict[str, Any], Path], bytes | None], str]] = {
-    "code": (lambda _, marker: packed(Payload(marker)), "[Ww]eights only"),
-    "code among weights": (
-        lambda state, marker: packed({**state, "x": Payload(marker)}),
-        "[Ww]eights only",
-    ),
+    "code": (lambda _, marker: packed(Payload(marker)), "weights only: .*mkdir"),
+    "code among weights": (lambda state, marker: packed({**state, "x": Payload(marker)}), "weights only: .*mkdir"),
+    "a gigabyte": (lambda *_: around(GIGABYTE), "weights only: .*bytearray"),
+    "a large memo": (lambda *_: around(b"\x80\x02}r\xff\xff\xff\x7f."), "weights only: .*remembers number 2147483647"),
+    "a long pickle": (lambda *_: around(b"\x80\x02" + b"}0" * 200_000 + b"}."), "its pickle is longer than"),
+    "more numbers": (lambda state, _: with_more_numbers(state), "record size .* does not match"),
     "no zip inside": (lambda *_: b"nothing", "not a zip"),
     "none": (lambda *_: None, "no item named 'policy.pth'"),
     "bomb": (lambda *_: bytes(2**28), "unfolds to more than"),
     "bomb in the bomb": (lambda *_: rezipped(packed({"x": ZEROS})), "unfolds to more than"),
-    "no dict": (lambda *_: packed([1, 2]), "expected tensors by name, got list"),
+    "no dict": (lambda *_: packed((1, 2)), "expected tensors by name, got tuple"),
     "lacks": (lambda *_: packed({}), "it lacks '"),
     "too much": (lambda state, _: packed({**state, "more": torch.zeros(1)}), "has 'more', which the policy has not"),
-    "no tensor": (lambda state, _: packed(changed(state, first="a")), "got str"),
-    "shape": (lambda state, _: packed(changed(state, first=torch.zeros(2, 3, 4))), r"got torch.float32 \[2, 3, 4\]"),
+    "no tensor": (lambda state, _: packed(changed(state, "a")), "got str"),
+    "shape": (lambda state, _: packed(changed(state, torch.zeros(2, 3, 4))), r"got torch.float32 \[2, 3, 4\]"),
     "type": (lambda state, _: packed({k: v.double() for k, v in state.items()}), "should be torch.float32"),
+    "nowhere": (lambda state, _: packed(changed(state, first_of(state).to("meta"))), "weights only"),
+    "sparse": (lambda state, _: packed(changed(state, first_of(state).to_sparse())), "weights only"),
+    "no number": (lambda state, _: packed(changed(state, first_of(state) * torch.nan)), "numbers that are not finite"),
 }
 
 
@@ -138,6 +189,16 @@ def test_an_archive_from_a_stranger_is_refused_in_one_line(kind: str, sb3_model:
     assert len(str(raised.value)) < 600
     assert not marker.exists()
     assert all(torch.equal(tensor, before[name]) for name, tensor in sb3_model.policy.state_dict().items())
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_packing_that_unfolds_before_it_can_be_stopped_is_refused(
+    method: int, sb3_model: SB3PPO, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "model.zip", "w", method) as archive:
+        archive.writestr(MEMBER, bytes(2**26))
+    with pytest.raises(ConfigError, match="packed in a way that SB3 does not use"):
+        load_archive(sb3_model.policy, tmp_path / "model.zip")
 
 
 def test_pickles_beside_the_weights_are_not_read(sb3_model: SB3PPO, archive: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import toy_envs  # noqa: F401  (registers its ids)
+import toy_envs
 
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs import EnvironmentFailedError, Split, SuiteVecEnv
@@ -133,3 +133,47 @@ def test_another_seed_is_of_the_same_split(split: Split) -> None:
     others = [another_seed(seed) for seed in seeds]
     assert all(lowest <= seed < highest for seed in others)
     assert not set(others) & set(seeds)
+
+
+def test_no_seed_comes_back_after_a_failure() -> None:
+    """Neither the one that raised nor, when the process is lost after that, the one that took its place."""
+    suite = fragile()
+    with started(suite, 2, workers=1, max_restarts=3) as env:
+        seeds = [env.seed(0)[1]]
+        env.reset()
+        with pytest.warns(RuntimeWarning, match=rf"seed {seeds[0]}\)"):
+            env.step(np.array([GO_ON, RAISE]))
+        for _ in range(2):
+            seeds.append(another_seed(int(seeds[-1] or 0)))
+            with pytest.warns(RuntimeWarning, match=rf"seeds \d+, {seeds[-1]}\)"):
+                env.step(np.array([GO_ON, DIE]))
+    assert len(set(seeds)) == 3
+
+
+def test_a_failure_that_is_raised_is_not_hidden_by_what_closing_raises() -> None:
+    with (
+        started(fragile(close="raise"), 2, workers=0) as env,
+        pytest.raises(EnvironmentFailedError, match="a mistake of the toy"),
+    ):
+        env.step(np.array([GO_ON, RAISE]))
+
+
+def test_an_environment_that_cannot_be_made_anew_is_tried_again() -> None:
+    toy_envs.FragileEnv.failures_to_make = 0
+    with started(fragile(), 1, workers=0, max_restarts=5) as env:
+        toy_envs.FragileEnv.failures_to_make = 2
+        with pytest.warns(RuntimeWarning, match="restart") as told:
+            env.step(np.array([RAISE]))
+        assert ["failed in make()" in str(each.message) for each in told] == [False, True, True]
+        assert counts(env, [GO_ON]) == [1]
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+def test_the_end_that_is_asked_of_the_whole_group_is_the_owners_to_decide() -> None:
+    before = set(multiprocessing.active_children())
+    with started(fragile(), 4, workers=2) as env:
+        for process in set(multiprocessing.active_children()) - before:
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGTERM)
+        assert counts(env, [GO_ON] * 4) == [1] * 4
+    assert set(multiprocessing.active_children()) == before

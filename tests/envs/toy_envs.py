@@ -43,13 +43,23 @@ class CounterEnv(gym.Env[Any, Any]):
 class FragileEnv(CounterEnv):
     """Beside what the counter does, action 5 hangs and 6 observes what is no number.
 
-    ``resets`` says what its resets do: "raise" at every other seed, or "die", in a worker.
+    ``resets`` says what its resets do: "raise" at every other seed, or "die", in a worker; ``close`` may "raise", after
+    a step that did.
     """
 
-    def __init__(self, resets: str = "work") -> None:
+    failures_to_make = 0
+
+    def __init__(self, resets: str = "work", close: str = "work") -> None:
         super().__init__()
+        if FragileEnv.failures_to_make:
+            FragileEnv.failures_to_make -= 1
+            raise OSError("no more files")
         self.action_space = spaces.Discrete(7)
-        self._resets = resets
+        self._resets, self._close, self._has_raised = resets, close, False
+
+    def close(self) -> None:
+        if self._close == "raise" and self._has_raised:
+            raise RuntimeError("not closed")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if self._resets == "die" and multiprocessing.parent_process() is not None:
@@ -61,6 +71,7 @@ class FragileEnv(CounterEnv):
         return super().reset(seed=seed)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._has_raised = bool(action == 3)
         if action == 5:
             import time
 
