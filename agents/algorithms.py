@@ -135,8 +135,8 @@ class OnPolicyLoop(OnPolicyAlgorithm):
         before = Snapshot(self.policy, self.policy.optimizer)
         try:
             self.train()
-        except ValueError as error:
-            if not str(error).startswith(REFUSED):
+        except ValueError as refusal:
+            if not str(refusal).startswith(REFUSED):
                 raise
         else:
             if are_finite(self.policy):

@@ -54,10 +54,7 @@ def last_weights(config: TrainConfig) -> dict[str, torch.Tensor]:
 def test_a_run_starts_from_what_sb3_saved(tiny: Build, sb3_model: SB3PPO, archive: Path) -> None:
     config = tiny(f"start_from={archive}", STILL)
     train(config)
-    expected = sb3_model.policy.state_dict()
-    assert all(
-        torch.allclose(weight, expected[name], rtol=0, atol=1e-20) for name, weight in last_weights(config).items()
-    )
+    assert same(last_weights(config), sb3_model.policy.state_dict())
 
 
 def test_a_run_starts_from_the_best_checkpoint_of_another(tiny: Build) -> None:
