@@ -66,10 +66,11 @@ class Row(NamedTuple):
 # --------------------------------------------------------------------------------------------------------------- kills
 
 
-def start(words: list[str]) -> subprocess.Popen[str]:
+def start(words: list[str], threads: int | None = None) -> subprocess.Popen[str]:
     """A training process, past its imports and on its way."""
     command = [sys.executable, str(ROOT / "train.py"), "progress=false", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     line = process.stdout.readline()
     assert re.match("Training for|Resuming at", line) or process.poll() == 0, f"{line!r} of {' '.join(command)}"
@@ -108,11 +109,11 @@ def kills(scale: Scale, folder: Path) -> Iterator[Row]:
         shared = [*run.split(), *SMALL, *batch, f"runs_dir={folder}", "total_timesteps=30_720", "device=cpu"]
         words = [*shared, "checkpoint_every=1_024", "evaluation.every=4_096", "evaluation.episodes=8", "precision=fp32"]
         name = re.sub(r"\W+", "-", run)
-        assert start([*words, f"name={name}-whole"]).communicate()[0]
+        assert start([*words, f"name={name}-whole"], threads=1).communicate()[0]
         cut, moments, when = folder / f"{name}-cut", random.Random(run), []
         for _ in range(scale.kills):
-            when.append(kill(start([*words, f"name={cut.name}"]), cut / "checkpoints", moments))
-        start([*words, f"name={cut.name}"]).communicate()
+            when.append(kill(start([*words, f"name={cut.name}"], threads=1), cut / "checkpoints", moments))
+        start([*words, f"name={cut.name}"], threads=1).communicate()
         same = [
             of(cut) == of(folder / f"{name}-whole")
             for of in (metrics_of, points_of, lambda each: {k: v.tobytes() for k, v in tensors_of(each).items()})
