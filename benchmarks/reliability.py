@@ -9,6 +9,7 @@ does not hold makes the exit code 1.
 
 import argparse
 import csv
+import logging
 import os
 import random
 import re
@@ -249,6 +250,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a few minutes instead of an hour; nothing is written")
     arguments = parser.parse_args()
     scale, rows = QUICK if arguments.quick else FULL, []
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every restart that it reads about
     with tempfile.TemporaryDirectory() as folder:
         for part in arguments.parts or PARTS:
             for row in PARTS[part](scale, Path(folder)):
