@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from command_words import TRAIN_WORDS  # noqa: E402
 from run_records import metrics_of, points_of, tensors_of  # noqa: E402
 
+from mirl.agents.metrics import CHECKPOINT_SECONDS, SPEED  # noqa: E402
 from mirl.configs.compose import compose_train  # noqa: E402
 from mirl.configs.errors import ConfigError  # noqa: E402
 
@@ -220,10 +221,10 @@ def soak(scale: Scale, folder: Path) -> Iterator[Row]:
     descriptors = {each.descriptors for each in warm}
     with (folder / "soak" / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    steps = [int(row["time/total_timesteps"]) for row in rows if row["rollout/ep_rew_mean"]]
+    steps = [int(row["time/total_timesteps"]) for row in rows if row.get(SPEED)]
     wrong = int((np.diff(steps) != steps[0]).sum())
-    spent = sum(float(row["speed/checkpoint_seconds"]) for row in rows if row["speed/checkpoint_seconds"])
-    trained = sum(steps[0] / float(row["speed/steps_per_second"]) for row in rows if row["speed/steps_per_second"])
+    spent = sum(float(row[CHECKPOINT_SECONDS]) for row in rows if row.get(CHECKPOINT_SECONDS))
+    trained = sum(steps[0] / float(row[SPEED]) for row in rows if row.get(SPEED))
     share = spent / (spent + trained)
     watched = f"{seconds[-1] - seconds[0]:.0f} s after a warm-up"
     open_files = f"{min(descriptors)} – {max(descriptors)} descriptors"
