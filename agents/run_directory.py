@@ -13,15 +13,11 @@ from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
 
-FREE_FIELDS = frozenset({"device", "progress", "runs_dir", "name"})
+FREE_FIELDS = frozenset({"device", "progress", "runs_dir", "name", "on_fault", "max_restarts", "env_timeout"})
 """Fields in which a continued run may differ: they do not change what is learned."""
 
 LARGEST_CONFIG = 2**18
 """Bytes; a suite of fifty tasks takes a twentieth."""
-
-
-CHANGEABLE = ("name", "runs_dir", "progress", "on_fault", "max_restarts", "env_timeout")
-"""Options that a run may be continued with other values of: they do not decide what an undisturbed run learns."""
 
 
 def open_run(config: TrainConfig) -> bool:
@@ -31,8 +27,7 @@ def open_run(config: TrainConfig) -> bool:
     """
     path = config.run_dir / "config.yaml"
     if path.exists():
-        there, now = (each.model_dump(exclude=set(CHANGEABLE)) for each in (read_config(config.run_dir), config))
-        if differences := list(_differences(there, now)):
+        if differences := list(_differences(read_config(config.run_dir).model_dump(), config.model_dump())):
             listed = "\n".join(f"  {name}: {old!r} there, {new!r} now" for name, old, new in differences)
             raise ConfigError(f"{config.run_dir} holds a run of another configuration; choose a name=…\n{listed}")
         return True
