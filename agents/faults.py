@@ -1,6 +1,7 @@
-"""Numbers that are none: an update that makes weights NaN or infinite is undone, or a step that would is not taken.
+"""What goes wrong while training: numbers that are none, and memory that is not to be had.
 
-The cause is found and kept.
+An update that makes weights NaN or infinite is undone, a gradient step that would is not taken; the cause is found and
+kept.
 """
 
 import copy
@@ -21,6 +22,13 @@ from mirl.agents.rollouts import Rollouts
 from mirl.agents.updates import Metrics
 from mirl.configs.errors import RunError
 from mirl.configs.schema import TrainConfig
+
+EVIDENCE = "evidence.safetensors"
+"""File of what an update or a gradient step was made from."""
+LARGEST_GRADIENT = 1e18
+"""Adam squares gradients, and the square of a larger one is infinite in float32: its weight would never move again."""
+REFUSED = "Expected parameter"
+"""How torch's distributions begin to say that their parameters are no numbers."""
 
 
 class Snapshot:
@@ -67,10 +75,6 @@ class NonFiniteError(RunError):
         )
         write_json(folder / "fault.json", {"message": str(self)})
         return folder
-
-
-EVIDENCE = "evidence.safetensors"
-"""File of the evidence."""
 
 
 def non_finite_error(
@@ -145,12 +149,6 @@ def overflow_told(agent: BaseAlgorithm) -> Iterator[None]:
         ) from error
 
 
-LARGEST_GRADIENT = 1e18
-"""Adam squares gradients, and the square of a larger one is infinite in float32: its weight would never move again."""
-REFUSED = "Expected parameter"
-"""How torch's distributions begin to say that their parameters are no numbers."""
-
-
 def guard_steps(agent: BaseAlgorithm, *, skip: bool) -> None:
     """Let no optimiser of an algorithm of SB3's take a step along gradients that are no finite numbers.
 
@@ -159,28 +157,28 @@ def guard_steps(agent: BaseAlgorithm, *, skip: bool) -> None:
     names = {id(weight): name for name, weight in agent.policy.named_parameters()}
 
     def check(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
-        gradients = [weight.grad for weight in weights]
-        if not gradients:
+        weights = {
+            names.get(id(weight), "ent_coef"): weight
+            for group in optimizer.param_groups
+            for weight in group["params"]
+            if weight.grad is not None
+        }
+        if not weights:
             return
-        largest = torch.stack(torch._foreach_norm(gradients, ord=float("inf")))
+        largest = torch.stack(torch._foreach_norm([weight.grad for weight in weights.values()], ord=float("inf")))
         if bool((largest <= LARGEST_GRADIENT).all()):  # NaN is not
             return
-        bad = [
-            names.get(id(weight), "ent_coef")
-            for weight, size in zip(weights, largest.tolist(), strict=True)
-            if not size <= LARGEST_GRADIENT
-        ]
+        bad = [name for name, size in zip(weights, largest.tolist(), strict=True) if not size <= LARGEST_GRADIENT]
+        gradients = {f"gradient of {name}": weight.grad for name, weight in weights.items()}
         error = NonFiniteError(
             f"a gradient step after {agent.num_timesteps:,} timesteps was not taken: the gradient of '{bad[0]}' "
             f"({len(bad)} of {len(weights)} tensors) has numbers that are not finite, or as good as; a smaller "
             "agent.learning_rate may help",
-            {f"gradient of {names.get(id(weight), 'ent_coef')}": weight.grad for weight in weights}
-            | {names.get(id(weight), "ent_coef"): weight for weight in weights},
+            gradients | weights,
         )
         if not skip:
             raise error
-        for weight in weights:
+        for weight in weights.values():
             weight.grad = None  # what has no gradient is left as it is
         warnings.warn(f"{error}; training goes on with the next", stacklevel=2)
 

@@ -67,9 +67,8 @@ def load_archive(policy: nn.Module, path: Path) -> None:
 
 def _read(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(
-            f"{name} is packed in a way that SB3 does not use"
-        )  # and that unfolds before it can be stopped
+        # the others unfold all that they have read before they can be stopped
+        raise ValueError(f"{name} is packed in a way that SB3 does not use")
     with archive.open(name) as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -101,10 +100,9 @@ def _check_pickle(data: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name not in OPCODES or (opcode.name == "GLOBAL" and not GLOBALS.fullmatch(str(argument))):
             raise ValueError(f"weights only: its pickle has {opcode.name} {argument or ''}".strip())
+        # memory would be made for all numbers up to the one that is remembered
         if opcode.name == "LONG_BINPUT" and int(argument or 0) > len(data):
-            raise ValueError(
-                f"weights only: its pickle remembers number {argument}"
-            )  # and memory would be made for all
+            raise ValueError(f"weights only: its pickle remembers number {argument}")
 
 
 def _check_fits(found: Any, expected: dict[str, torch.Tensor]) -> None:
