@@ -166,7 +166,8 @@ def fuzzing(scale: Scale, folder: Path) -> Iterator[Row]:
     """Whatever the files of a run directory hold, reading them is a success or the documented error."""
     script, golden = Path(__file__).with_name("fuzz_reader.py"), ROOT / "tests" / "golden" / "schema_1"
     command = [sys.executable, str(script), str(golden), f"-max_total_time={scale.fuzz_seconds}"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "TMPDIR": str(folder)}  # atheris ends the process before it could clean up
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     runs = re.search(r"Done (\d+) runs", done.stderr)
     coverage = re.findall(r"cov: (\d+)", done.stderr)
     found = re.findall(r"Uncaught Python exception.*\n.*|ERROR: .*", done.stderr)

@@ -3,11 +3,10 @@
 from typing import Any
 
 import numpy as np
-import torch
+from batches import batch_of
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stable_baselines3.common.preprocessing import preprocess_obs
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import BilinearConfig, GoalContextConfig, MissionContextConfig, VectorEncoderConfig
@@ -54,13 +53,6 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "observation_keys": st.none() | st.lists(st.sampled_from([*SPACES, "imge"]), max_size=3),
 }
 ANY = st.fixed_dictionaries({}, optional=ARGUMENTS)
-
-
-def batch_of(space: spaces.Dict, size: int) -> dict[str, torch.Tensor]:
-    space.seed(0)
-    rows = [space.sample() for _ in range(size)]
-    stacked = {key: torch.as_tensor(np.stack([row[key] for row in rows])) for key in space}
-    return preprocess_obs(stacked, space)  # type: ignore[return-value]
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

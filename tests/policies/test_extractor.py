@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from batches import batch_of
 from gymnasium import spaces
 from minigrid.wrappers import FullyObsWrapper
 from stable_baselines3.common.preprocessing import preprocess_obs
@@ -44,16 +45,6 @@ PIXELS = spaces.Dict({"image": spaces.Box(0, 255, (40, 40, 3), np.uint8), "task"
 POINT = spaces.Box(-1, 1, (3,), np.float32)
 GOAL = spaces.Dict({"observation": spaces.Box(-1, 1, (5,), np.float32), "achieved_goal": POINT, "desired_goal": POINT})
 TASKS = spaces.Dict({"observation": spaces.Box(-1, 1, (5,), np.float32), "task": spaces.Discrete(3)})
-
-
-def batch_of(space: spaces.Dict, size: int, seed: int = 0) -> dict[str, Tensor]:
-    """A batch of samples, preprocessed as SB3 does for rollouts."""
-    space.seed(seed)
-    samples = [space.sample() for _ in range(size)]
-    arrays = {key: torch.from_numpy(np.stack([np.asarray(one[key]) for one in samples])) for key in space}
-    result = preprocess_obs(arrays, space)
-    assert isinstance(result, dict)
-    return result
 
 
 def away_from_the_start(extractor: FusionExtractor) -> FusionExtractor:
