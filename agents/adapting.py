@@ -166,6 +166,7 @@ def _vec_env(config: EvalConfig, suite: SuiteConfig, split: SplitConfig, n_envs:
 def _load(config: EvalConfig, training: TrainConfig, env: SuiteVecEnv) -> PPO | A2C:
     """The run's agent on another task, with only what is to be tuned left to the optimiser."""
     options: dict[str, Any] = {"n_envs": N_ENVS, "n_steps": N_STEPS, "anneal": False, "conflict_every": 0}
+    options |= {"sequence_length": 0, "burn_in": 0}
     if isinstance(training.agent, PPOConfig):
         options["batch_size"] = BATCH_SIZE
     if config.adapt == "context":

@@ -2,7 +2,6 @@
 
 from typing import Any, assert_never
 
-import numpy as np
 from stable_baselines3 import A2C as SB3A2C
 from stable_baselines3 import PPO as SB3PPO
 from stable_baselines3.common.utils import LinearSchedule
@@ -52,7 +51,7 @@ class A2C(OnPolicyLoop, SB3A2C):
     def train(self) -> None:
         """One update: a gradient step over the whole rollout."""
         weights, parameters = self._begin_update()
-        samples = self.rollout_buffer.take(np.arange(self.n_steps * self.n_envs))
+        samples = self.rollout_buffer.whole()
         losses, metrics = a2c_losses(self._judge(samples), samples, weights)
         self._log_conflict(losses, samples, parameters)
         self._descend(losses, samples, parameters)
@@ -86,6 +85,8 @@ def build_algorithm(
         "advantages_per_task": config.advantages_per_task,
         "pcgrad": config.pcgrad,
         "conflict_every": config.conflict_every,
+        "sequence_length": config.sequence_length,
+        "burn_in": config.burn_in,
         "policy_kwargs": policy_kwargs,
         "seed": seed,
         "device": device,

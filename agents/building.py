@@ -22,10 +22,10 @@ from mirl.agents.run_directory import read_config
 from mirl.configs.agents import OffPolicyConfig, OnPolicyConfig, TQCConfig
 from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
-from mirl.configs.networks import AutoContextConfig, AutoEncoderConfig, VectorEncoderConfig
+from mirl.configs.networks import AutoContextConfig, AutoEncoderConfig, NoMemoryConfig, VectorEncoderConfig
 from mirl.configs.schema import DeviceName, TrainConfig
 from mirl.envs import SuiteVecEnv
-from mirl.policies import FusionPolicy
+from mirl.policies import FusionPolicy, RecurrentFusionPolicy
 from mirl.policies.routing import default_context, default_encoder
 
 FUSED = {"optimizer_kwargs": {"fused": True}}
@@ -67,7 +67,7 @@ def build_agent(config: TrainConfig, env: SuiteVecEnv) -> Agent:
         case OnPolicyConfig():
             return build_algorithm(
                 config.agent,
-                FusionPolicy,
+                on_policy_class(config),
                 policy_kwargs(config),
                 env,
                 seed=config.seed,
@@ -88,6 +88,11 @@ def build_agent(config: TrainConfig, env: SuiteVecEnv) -> Agent:
             assert_never(config.agent)
 
 
+def on_policy_class(config: TrainConfig) -> type[FusionPolicy]:
+    """The policy of PPO and A2C, with a memory or without."""
+    return FusionPolicy if isinstance(config.memory, NoMemoryConfig) else RecurrentFusionPolicy
+
+
 def policy_kwargs(config: TrainConfig) -> dict[str, Any]:
     """What the policy takes from the configuration."""
     shared: dict[str, Any] = {
@@ -100,7 +105,8 @@ def policy_kwargs(config: TrainConfig) -> dict[str, Any]:
     match config.agent:
         case OnPolicyConfig():
             shares = config.agent.share_features_extractor
-            return {**shared, "share_features_extractor": shares, "popart": config.agent.popart}
+            memory = {} if isinstance(config.memory, NoMemoryConfig) else {"memory": config.memory}
+            return {**shared, **memory, "share_features_extractor": shares, "popart": config.agent.popart}
         case TQCConfig():
             quantiles = {"n_critics": config.agent.n_critics, "n_quantiles": config.agent.n_quantiles}
             return {**shared, **FUSED, **quantiles}
@@ -117,7 +123,7 @@ def build_policy(
     config = fitted(config, observation_space)
     match config.agent:
         case OnPolicyConfig():
-            return FusionPolicy(observation_space, action_space, lambda _: 0.0, **policy_kwargs(config))
+            return on_policy_class(config)(observation_space, action_space, lambda _: 0.0, **policy_kwargs(config))
         case OffPolicyConfig():
             return policy_class(config.agent)(observation_space, action_space, lambda _: 0.0, **policy_kwargs(config))
         case _:
@@ -143,7 +149,8 @@ def load_policy(
 ) -> tuple[Any, Path]:
     """The policy of a run's checkpoint, ready to act, and the checkpoint's folder.
 
-    The policy is a ``FusionPolicy`` for PPO and A2C, and one of ``mirl.policies.off_policy`` for the other algorithms.
+    The policy is a ``FusionPolicy`` for PPO and A2C, a ``RecurrentFusionPolicy`` if the run has a memory, and one of
+    ``mirl.policies.off_policy`` for the other algorithms.
 
     :param which: ``best``, ``last`` or a number of timesteps.
     :raises ConfigError: when there is no such run or checkpoint, or the environment's spaces are not those of training.

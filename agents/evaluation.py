@@ -47,19 +47,22 @@ def evaluate(
     with acting(policy, seed):
         observation = env.reset()
         env.retire(np.flatnonzero(quota <= 1))
-        playing = np.flatnonzero(quota)
+        playing, remembered = np.flatnonzero(quota), None
+        starts = np.ones(env.num_envs, np.bool_)
         actions = np.array([env.action_space.sample()] * env.num_envs)  # of slots at rest: any that is valid
         while playing.size:
             seen = {key: values[playing] for key, values in observation.items()}
-            actions[playing], _ = policy.predict(seen, deterministic=deterministic)
+            actions[playing], remembered = policy.predict(seen, remembered, starts[playing], deterministic)
             env.step_async(actions)
-            observation, _, dones, infos = env.step_wait()
-            for slot in playing[dones[playing]].tolist():
+            observation, _, starts, infos = env.step_wait()
+            for slot in playing[starts[playing]].tolist():
                 episode = infos[slot]["episode"]
                 played[slot].append((infos[slot]["is_success"], episode["r"], episode["l"]))
             left = quota - [len(done) for done in played]
             env.retire(np.flatnonzero(left <= 1))
-            playing = np.flatnonzero(left)
+            play_on = left[playing] > 0
+            remembered = remembered and tuple(part[play_on] for part in remembered)
+            playing = playing[play_on]
     return [
         _result(env.suite.tasks[i], [done for slot in np.flatnonzero(tasks == i) for done in played[slot]], part)
         for i in np.unique(tasks).tolist()

@@ -1,11 +1,12 @@
 """The loop that PPO and A2C share: rollouts, the parts of an update, and the log, as Stable-Baselines3 means them."""
 
 import warnings
-from typing import Any, Self
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from jaxtyping import Float
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -20,12 +21,27 @@ from mirl.agents.gradients import assign_gradient, conflict, project_conflicts, 
 from mirl.agents.metrics import DISTINCT, GRADIENT_CONFLICT, GRADIENT_COSINE
 from mirl.agents.precision import autocast, in_float32, keep_heads_exact, resolve_precision
 from mirl.agents.rollouts import Rollouts, Samples, normalised_per_task
+from mirl.agents.sequences import SequenceRollouts
 from mirl.agents.stopwatch import Stopwatch
 from mirl.agents.updates import Judgement, LossWeights, Metrics, explained_variance
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import PrecisionName
 from mirl.envs import SuiteVecEnv
+from mirl.policies.episodes import Episodes
+from mirl.policies.policy import latents
 from mirl.policies.popart import PopArtHead
+from mirl.policies.recurrent import RecurrentFusionPolicy
+
+
+class TimeOut(NamedTuple):
+    """An episode that was cut off."""
+
+    timestep: int
+    slot: int
+    observation: Any
+    """What it was cut off at."""
+    memory: Float[Tensor, " state"] | None
+    """What was remembered there."""
 
 
 class OnPolicyLoop(OnPolicyAlgorithm):
@@ -49,6 +65,10 @@ class OnPolicyLoop(OnPolicyAlgorithm):
 
     An update that would make weights NaN or infinite is undone.
 
+    A ``RecurrentFusionPolicy`` is trained on sequences of ``sequence_length`` timesteps (by default whole rollouts, a
+    divisor of them else), each begun with what was remembered when it was played; with ``burn_in``, with what so many
+    timesteps before it leave by the present weights. ``batch_size`` counts timesteps all the same.
+
     :param skips_faults: whether training then goes on with the next rollout, or ends with a ``NonFiniteError``.
     :param precision: ``bf16`` computes the policy's trunk in bfloat16, ``auto`` where that is faster.
     :raises ConfigError: when advantages are to be normalised per task, and not to be normalised.
@@ -65,9 +85,14 @@ class OnPolicyLoop(OnPolicyAlgorithm):
         pcgrad: bool = False,
         conflict_every: int = 0,
         skips_faults: bool = False,
+        sequence_length: int = 0,
+        burn_in: int = 0,
         **kwargs: Any,
     ) -> None:
         self.skips_faults = skips_faults
+        self.sequence_length, self.burn_in = sequence_length, burn_in
+        self.memory: Tensor | None = None
+        """What a policy with a memory remembers of each environment."""
         self.history: list[Metrics] = []
         """The metrics of the last update's gradient steps."""
         self.precision: PrecisionName = precision
@@ -78,8 +103,13 @@ class OnPolicyLoop(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self.rollout_buffer_class = Rollouts
+        if issubclass(self.policy_class, RecurrentFusionPolicy):
+            self.rollout_buffer_class = SequenceRollouts
+            self.rollout_buffer_kwargs = {"sequence_length": self.sequence_length, "burn_in": self.burn_in}
         self.stopwatch = Stopwatch()
         super()._setup_model()
+        if isinstance(self.policy, RecurrentFusionPolicy):
+            self._begin_to_remember(self.policy)
         context_key = getattr(self.policy, "distinct_key", None)
         if context_key is not None:
             self.rollout_buffer.intern(context_key)
@@ -87,6 +117,14 @@ class OnPolicyLoop(OnPolicyAlgorithm):
             self.rollout_buffer.share_equal_observations()
         self.use_precision(self.precision)
         _use_fused_kernels(self.policy.optimizer)
+
+    def _begin_to_remember(self, policy: RecurrentFusionPolicy) -> None:
+        assert isinstance(self.rollout_buffer, SequenceRollouts)
+        length, batch_size = self.rollout_buffer.length, getattr(self, "batch_size", self.rollout_buffer.length)
+        if batch_size % length:
+            raise ConfigError(f"batch_size must be a multiple of a sequence's {length} timesteps, got {batch_size}")
+        self.rollout_buffer.allocate_states(policy.state_dim)
+        self.memory = torch.zeros(self.n_envs, policy.state_dim, device=self.device)
 
     def use_precision(self, precision: PrecisionName) -> None:
         """Compute in ``fp32``, ``bf16``, or, with ``auto``, in what is faster."""
@@ -160,13 +198,13 @@ class OnPolicyLoop(OnPolicyAlgorithm):
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
         self.stopwatch.start()
-        time_outs: list[tuple[int, int, Any]] = []
+        time_outs: list[TimeOut] = []
         for n_steps in range(n_rollout_steps):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
             with self.stopwatch.part("forward"), torch.no_grad(), autocast(self.precision, self.device):
                 obs_tensor = rollout_buffer.observe(self._last_obs)
-                actions_tensor, values, log_probs = self.policy(obs_tensor)
+                actions_tensor, values, log_probs = self._act(obs_tensor)
                 actions = actions_tensor.cpu().numpy()
             clipped_actions = self._as_environment_takes(actions)
             with self.stopwatch.part("environment"):
@@ -179,7 +217,8 @@ class OnPolicyLoop(OnPolicyAlgorithm):
             self._update_info_buffer([infos[slot] for slot in ended], dones[ended])
             for slot in ended.tolist():
                 if infos[slot].get("TimeLimit.truncated", False) and "terminal_observation" in infos[slot]:
-                    time_outs.append((n_steps, slot, infos[slot]["terminal_observation"]))
+                    remembered = None if self.memory is None else self.memory[slot]
+                    time_outs.append(TimeOut(n_steps, slot, infos[slot]["terminal_observation"], remembered))
             rollout_buffer.add(actions_tensor, rewards, self._last_episode_starts, values, log_probs)
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
         with self.stopwatch.part("forward"):
@@ -196,17 +235,33 @@ class OnPolicyLoop(OnPolicyAlgorithm):
             return self.policy.unscale_action(actions)
         return np.clip(actions, self.action_space.low, self.action_space.high)
 
-    def _bootstrap(self, time_outs: list[tuple[int, int, Any]], last_observation: Any) -> Tensor:
+    def _act(self, observation: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions, values and log-probabilities, by what is seen and remembered."""
+        if self.memory is None:
+            actions, values, log_probs = self.policy(observation)
+        else:
+            assert isinstance(self.rollout_buffer, SequenceRollouts)
+            assert self._last_episode_starts is not None
+            self.rollout_buffer.remember(self.memory, self._last_episode_starts)
+            starts = Episodes(self._last_episode_starts[None], self.device)
+            actions, values, log_probs, self.memory = self.policy(observation, self.memory, starts)
+        return actions, values, log_probs
+
+    def _bootstrap(self, time_outs: list[TimeOut], last_observation: Any) -> Tensor:
         """The values of the last observation; on the way, γ V of its last observation joins each time-out's reward.
 
-        A time-out is a timestep, an environment and the observation that its episode was cut off at (SB3's issue 633).
+        See SB3's issue 633.
         """
-        steps, slots, final = zip(*time_outs, strict=True) if time_outs else ((), (), ())
-        observation = obs_as_tensor(_join(list(final), last_observation), self.device)
+        joined = _join([time_out.observation for time_out in time_outs], last_observation)
+        memory: tuple[Tensor, ...] = ()
+        if self.memory is not None:
+            cut_off = [time_out.memory[None] for time_out in time_outs if time_out.memory is not None]
+            memory = (torch.cat([*cut_off, self.memory]),)
         with torch.no_grad(), autocast(self.precision, self.device):
-            values = self.policy.predict_values(observation).flatten()
+            values = self.policy.predict_values(obs_as_tensor(joined, self.device), *memory).flatten()
         if time_outs:
-            self.rollout_buffer.rewards[list(steps), list(slots)] += self.gamma * values[: len(time_outs)]
+            steps, slots = [time_out.timestep for time_out in time_outs], [time_out.slot for time_out in time_outs]
+            self.rollout_buffer.rewards[steps, slots] += self.gamma * values[: len(time_outs)]
         return values[len(time_outs) :]
 
     def _begin_update(self) -> tuple[LossWeights, list[nn.Parameter]]:
@@ -243,15 +298,15 @@ class OnPolicyLoop(OnPolicyAlgorithm):
                 return Judgement(values.flatten(), log_probs, entropy, self._value_scale(samples))
             # What evaluate_actions does, with one pass for equal observations.
             features = policy.extract_features(samples.observations)
-            if policy.share_features_extractor:
-                latent_pi, latent_vf = policy.mlp_extractor(features)
-            else:
-                latent_pi = policy.mlp_extractor.forward_actor(features[0])
-                latent_vf = policy.mlp_extractor.forward_critic(features[1])
+            if samples.sequences is not None:
+                features, rows = cast(RecurrentFusionPolicy, policy).read(features, rows, samples.sequences), None
+            latent_pi, latent_vf = latents(policy, features)
             if self.precision == "bf16":
                 latent_pi = in_float32(latent_pi)  # what its rows sum up to in the backward pass is a long sum
-            distribution = policy._get_action_dist_from_latent(latent_pi.index_select(0, rows))
-            values = policy.value_net(latent_vf).flatten().index_select(0, rows)
+            values = policy.value_net(latent_vf).flatten()
+            if rows is not None:
+                latent_pi, values = latent_pi.index_select(0, rows), values.index_select(0, rows)
+            distribution = policy._get_action_dist_from_latent(latent_pi)
             log_probs, entropy = distribution.log_prob(samples.actions), distribution.entropy()
             return Judgement(values, log_probs, entropy, self._value_scale(samples))
 

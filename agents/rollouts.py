@@ -15,6 +15,7 @@ from torch import Tensor
 from mirl.agents.columns import Column, InternedColumn, Rows, build_column, on_device, smallest_dtype
 from mirl.agents.digests import Digests
 from mirl.envs.spaces import TASK_KEY
+from mirl.policies.recurrent import Sequences
 
 SIZES = 16
 """So many sizes the distinct observations of a minibatch may have."""
@@ -35,6 +36,8 @@ class Samples(NamedTuple):
     """For each sample which of the observations is its own; None where each has one."""
     tasks: Tensor | None = None
     """For each sample the number of its task; None where there is one task."""
+    sequences: Sequences | None = None
+    """Where a memory reads them: the samples are these sequences, time first."""
 
 
 PerStep = Float[Tensor, "n_steps n_envs"]
@@ -206,10 +209,21 @@ class Rollouts(RolloutBuffer):
         for start in range(0, size, batch_size or size):
             yield self.take(order[start : start + (batch_size or size)])
 
+    def whole(self) -> Samples:
+        """All samples of the rollout."""
+        return self.take(np.arange(self.buffer_size * self.n_envs))
+
     def take(self, rows: Rows) -> Samples:
         """The samples of some rows, in the order that serves best."""
-        rows, first, observation_of = self._arrange(rows)
-        observations: dict[str, Any] = {key: column.take(rows[first]) for key, column in self.columns.items()}
+        order, first, observation_of = self._arrange(rows)
+        rows = rows[order]
+        return self._samples(rows, self._observations(rows[first]), observation_of)
+
+    def _observations(self, rows: Rows) -> Any:
+        observations: dict[str, Any] = {key: column.take(rows) for key, column in self.columns.items()}
+        return observations.get("", observations)
+
+    def _samples(self, rows: Rows, observations: Any, observation_of: Rows | None) -> Samples:
         index = on_device(rows, self.device)
         actions, values, log_probs, advantages, policy_advantages = (
             tensor.flatten(0, 1).index_select(0, index)
@@ -217,7 +231,7 @@ class Rollouts(RolloutBuffer):
         )
         discrete = isinstance(self.action_space, spaces.Discrete)
         return Samples(
-            observations.get("", observations),
+            observations,
             actions.long() if discrete else actions.float(),
             values,
             log_probs,
@@ -228,10 +242,10 @@ class Rollouts(RolloutBuffer):
         )
 
     def _arrange(self, rows: Rows) -> tuple[Rows, Any, Rows | None]:
-        """The rows sorted by context and observation, the first of each observation, and which is each row's own."""
+        """The order by context and observation, the first in it of each observation, and which is each one's own."""
         keys: list[NDArray[Any]] = [] if self.context is None else [self.context.index.reshape(-1)[rows]]
         if self.digests is None:
-            return (rows[np.argsort(keys[0], kind="stable")] if keys else rows), slice(None), None
+            return (np.argsort(keys[0], kind="stable") if keys else np.arange(len(rows))), slice(None), None
         digests = self.digests.values.reshape(-1)[rows]
         order = np.lexsort((digests, *keys))
         another = np.diff(digests[order], prepend=~digests[order[0]]) != 0
@@ -241,7 +255,7 @@ class Rollouts(RolloutBuffer):
         # Kernels are made for each size anew: a few sizes must do, so the last observation comes several times.
         step = -(-len(rows) // SIZES)
         first = np.pad(first, (0, -len(first) % step), mode="edge")
-        return rows[order], first, np.cumsum(another) - 1
+        return order, first, np.cumsum(another) - 1
 
     @property
     def nbytes(self) -> int:

@@ -50,10 +50,11 @@ def record_episode(
     try:
         observation = _first_observation(env, suite, seed)
         caption = str(getattr(env.unwrapped, "mission", task.name))
-        frames, over = [env.render()], False
+        frames, over, remembered = [env.render()], False, None
         with acting(policy, seed):
             while not over and len(frames) < MAX_FRAMES:
-                actions, _ = policy.predict(_as_trained(observation, env, policy), deterministic=deterministic)
+                seen, start = _as_trained(observation, env, policy), np.array([remembered is None])
+                actions, remembered = policy.predict(seen, remembered, start, deterministic)
                 observation, _, terminated, truncated, _ = env.step(actions[0])
                 frames.append(env.render())
                 over = terminated or truncated

@@ -18,8 +18,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import product
 from pathlib import Path
 from threading import Lock
@@ -38,7 +39,6 @@ from mirl.envs import SuiteVecEnv
 from mirl.policies import count_parameters
 
 ROOT = Path(__file__).parent.parent
-WIDEST = 4096
 SOLVED = 0.95
 METRICS = {"success_rate": "success", "return_mean": "return", "score": "score"}
 PARTS = {"trained": "", "held_out": "held out, "}
@@ -61,17 +61,27 @@ def matched(agents: dict[str, list[str]], shared: list[str], option: str | None)
     sizes = {name: parameters_of([*shared, *words]) for name, words in agents.items()}
     target = max(sizes.values())
     return {
-        name: words if sizes[name] == target else [*words, f"{option}={width_for(target, [*shared, *words], option)}"]
+        name: words
+        if sizes[name] == target
+        else [*words, f"{option}={width_for(target, partial(parameters_with, [*shared, *words], option))}"]
         for name, words in agents.items()
     }
 
 
-def width_for(target: int, words: list[str], option: str) -> int:
+def parameters_with(words: list[str], option: str, width: int) -> int:
+    """As ``parameters_of``, with an option set to a width."""
+    return parameters_of([*words, f"{option}={width}"])
+
+
+def width_for(target: int, parameters: Callable[[int], int]) -> int:
     """The smallest that gives at least ``target`` parameters, by bisection: they grow with the width."""
-    low, high = 1, WIDEST
+    high = 1
+    while parameters(high) < target:
+        high *= 2
+    low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if parameters_of([*words, f"{option}={middle}"]) < target else (low, middle)
+        low, high = (middle, high) if parameters(middle) < target else (low, middle)
     return high
 
 

@@ -9,6 +9,7 @@ import resource
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -17,6 +18,7 @@ import torch
 from gymnasium import spaces
 from machine import RSS_UNIT
 from minigrid.wrappers import ImgObsWrapper
+from sb3_contrib import RecurrentPPO
 from stable_baselines3 import A2C as SB3A2C
 from stable_baselines3 import PPO as SB3PPO
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -32,11 +34,12 @@ from mirl.agents.building import build_agent
 from mirl.agents.rollouts import Rollouts
 from mirl.configs.compose import compose_train
 from mirl.envs import SuiteVecEnv, make_vec_env
-from mirl.policies import FusionPolicy, count_parameters
+from mirl.policies import FusionExtractor, FusionPolicy, RecurrentFusionPolicy, count_parameters
 
 ROLLOUT, BATCH, EPOCHS = 8192, 1024, 4
 """Timesteps per rollout and per minibatch, and passes over each rollout; the same for all."""
 DOOR_KEY = "MiniGrid-DoorKey-8x8-v0"
+MEMORIES = ("lstm", "gru", "mi_lstm", "fast_weights", "attention")
 WARM_UP = 2
 """Iterations before the clock starts."""
 
@@ -187,6 +190,28 @@ def with_missions(algorithm: type[SB3PPO]) -> OnPolicyAlgorithm:
     return algorithm(FusionPolicy, env, n_steps=128, batch_size=4096, n_epochs=1, seed=0)
 
 
+def recurrent_ppo(algorithm: type[OnPolicyAlgorithm], backend: str, n_envs: int, **policy: Any) -> OnPolicyAlgorithm:
+    """PPO on MemoryS7, with a trunk and a memory each for actor and critic: the same networks for both algorithms."""
+    shared = {"net_arch": [64], "share_features_extractor": False, **policy}
+    return algorithm(
+        RecurrentFusionPolicy if algorithm is PPO else "MultiInputLstmPolicy",
+        make_vec_env("MiniGrid-MemoryS7-v0", n_envs, backend=backend),
+        n_steps=ROLLOUT // n_envs,
+        batch_size=BATCH,
+        n_epochs=EPOCHS,
+        policy_kwargs=shared,
+        seed=0,
+    )
+
+
+CONTRIB_LSTM = {"features_extractor_class": FusionExtractor, "lstm_hidden_size": 128}
+
+
+def remembering(memory: str) -> OnPolicyAlgorithm:
+    """MIRL's PPO with a memory, on EnvPool."""
+    return recurrent_ppo(PPO, "envpool", 256, memory=memory, sites=("vector",))
+
+
 def compiled(agent: OnPolicyAlgorithm) -> OnPolicyAlgorithm:
     """The same agent, its features extractor compiled by torch."""
     agent.policy.features_extractor.forward = torch.compile(agent.policy.features_extractor.forward)
@@ -208,6 +233,9 @@ CONTENDERS: dict[str, Callable[[], OnPolicyAlgorithm]] = {
     "goto_local_bilinear": lambda: configured("task=goto_local"),
     "goto_local_bilinear_fp32": lambda: configured("task=goto_local", "precision=fp32"),
     "goto_local_bilinear_a2c": lambda: configured("task=goto_local", "agent=a2c"),
+    "contrib_lstm_python": lambda: recurrent_ppo(RecurrentPPO, "gymnasium", 16, **CONTRIB_LSTM),
+    "contrib_lstm_envpool": lambda: recurrent_ppo(RecurrentPPO, "envpool", 256, **CONTRIB_LSTM),
+    **{f"mirl_{memory}": partial(remembering, memory) for memory in MEMORIES},
     "missions_sb3": lambda: with_missions(SB3PPO),
     "missions_mirl": lambda: with_missions(PPO),
 }

@@ -36,6 +36,15 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "a2c": ("sb3_envpool_a2c", "mirl_a2c"),
     "missions": ("goto_local_concat", "goto_local_bilinear_fp32", "goto_local_bilinear_a2c", "goto_local_bilinear"),
     "memory": ("missions_sb3", "missions_mirl"),
+    "recurrent": (
+        "contrib_lstm_python",
+        "contrib_lstm_envpool",
+        "mirl_gru",
+        "mirl_mi_lstm",
+        "mirl_fast_weights",
+        "mirl_attention",
+        "mirl_lstm",
+    ),
     "split": ("mirl_small", "goto_local_bilinear", "mirl_fp32", "mirl"),
 }
 PEERS = ("cleanrl", "sample-factory", "torch-ac", "navix")

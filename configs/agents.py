@@ -36,6 +36,10 @@ class OnPolicyConfig(Config):
     """Gradients are clipped to this norm."""
     normalize_advantage: bool = True
     """Advantages to mean 0 and deviation 1."""
+    sequence_length: NonNegativeInt = 0
+    """Timesteps that a memory is trained on in one piece, a divisor of ``n_steps``; 0 for ``n_steps``."""
+    burn_in: NonNegativeInt = 0
+    """Timesteps before each piece that only bring the memory up to date with the present weights."""
     net_arch: Widths = (64,)
     """Hidden layers of the policy and of the value network, above the features extractor."""
     share_features_extractor: bool = True
@@ -55,6 +59,17 @@ class OnPolicyConfig(Config):
             raise ValueError("normalize_advantage needs n_envs × n_steps of at least 2, got 1")
         if self.advantages_per_task and not self.normalize_advantage:
             raise ValueError("advantages_per_task normalises the advantages, so normalize_advantage must be true")
+        return self
+
+    @model_validator(mode="after")
+    def _sequences_tile_the_rollout(self) -> Self:
+        if self.sequence_length and self.n_steps % self.sequence_length:
+            raise ValueError(f"sequence_length must divide n_steps={self.n_steps}, got {self.sequence_length}")
+        longest = self.sequence_length if self.sequence_length < self.n_steps else 0
+        if self.burn_in > longest:
+            raise ValueError(
+                f"burn_in reads timesteps of the rollout before a sequence, at most {longest}, got {self.burn_in}"
+            )
         return self
 
     @property

@@ -15,7 +15,7 @@ from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.schema import TrainConfig
 
 PRESETS = Path(__file__).parent
-GROUPS = ("task", "fusion", "context", "encoder", "agent", "split")
+GROUPS = ("task", "fusion", "context", "encoder", "memory", "agent", "split")
 LONGEST = 200
 """Characters of a value that a message shows."""
 

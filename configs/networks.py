@@ -202,6 +202,96 @@ class AutoEncoderConfig(Config):
     kind: Literal["auto"] = "auto"
 
 
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+class NoMemoryConfig(Config):
+    """The policy reads the present observation alone."""
+
+    kind: Literal["none"] = "none"
+
+
+class LstmConfig(Config):
+    """A long short-term memory."""
+
+    kind: Literal["lstm"] = "lstm"
+    size: Width = 128
+    """Size of the state h, which is what the memory gives."""
+
+
+class GruConfig(Config):
+    """A gated recurrent unit."""
+
+    kind: Literal["gru"] = "gru"
+    size: Width = 128
+    """Size of the state h, which is what the memory gives."""
+
+
+Gate = Literal["input", "forget", "cell", "output"]
+
+
+class MiLstmConfig(Config):
+    """An LSTM whose gates take an interaction M(x_t, h_{t−1}), scaled by the context."""
+
+    kind: Literal["mi_lstm"] = "mi_lstm"
+    size: Width = 128
+    """Size of the state h, which is what the memory gives."""
+    form: Literal["full", "low_rank", "diagonal"] = "low_rank"
+    """The multiplicative term: hᵀ𝕎x; P((A x) ⊙ (B h)); or α ⊙ (V x) ⊙ (U h)."""
+    rank: Width = 32
+    """R of the form ``low_rank``."""
+    gates: tuple[Gate, ...] = get_args(Gate)
+    """The gates that have the multiplicative term."""
+    scaled_by_context: bool = True
+    """The context z scales what each gate takes, by 1 + γ(z)."""
+
+    @model_validator(mode="after")
+    def _gates_are_distinct(self) -> Self:
+        if not self.gates or len(set(self.gates)) != len(self.gates):
+            raise ValueError(f"gates must name at least one gate and none twice, got {list(self.gates)}")
+        return self
+
+
+class FastWeightsConfig(Config):
+    """A matrix of associations for each head, written by the delta rule and read by a query: linear attention."""
+
+    kind: Literal["fast_weights"] = "fast_weights"
+    size: Width = 128
+    """Size of what the memory gives; each head holds a matrix of size/heads × size/heads."""
+    heads: Width = 4
+    """Heads; they must divide ``size``."""
+
+    @model_validator(mode="after")
+    def _heads_divide_size(self) -> Self:
+        if self.size % self.heads:
+            raise ValueError(f"size must be a multiple of heads={self.heads}, got {self.size}")
+        return self
+
+
+class AttentionMemoryConfig(Config):
+    """Causal multi-head attention over the last timesteps of the episode."""
+
+    kind: Literal["attention"] = "attention"
+    size: Width = 128
+    """Size of what the memory gives."""
+    heads: Width = 4
+    """Heads; they must divide ``size``."""
+    window: Width = 32
+    """L, the timesteps that are looked at, the present one included."""
+    positions: Literal["relative", "sinusoidal"] = "relative"
+    """How the time of a timestep is known: by its distance, or by its number in the episode."""
+
+    @model_validator(mode="after")
+    def _heads_divide_size(self) -> Self:
+        if self.size % self.heads or self.size // self.heads % 2:
+            raise ValueError(f"size must be an even multiple of heads={self.heads}, got {self.size}")
+        return self
+
+
+RecurrentConfig = LstmConfig | GruConfig | MiLstmConfig | FastWeightsConfig | AttentionMemoryConfig
+MemoryConfig = NoMemoryConfig | RecurrentConfig
+
+
 def choose(part: str | Config, union: Any) -> Any:
     """A member of a union of configs by its ``kind``, with its defaults; a config is passed through.
 

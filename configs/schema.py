@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from mirl.configs.agents import AgentConfig, OffPolicyConfig, OnPolicyConfig
+from mirl.configs.agents import AgentConfig, OffPolicyConfig, OnPolicyConfig, PPOConfig
 from mirl.configs.config import Config
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
@@ -19,6 +19,8 @@ from mirl.configs.networks import (
     EncoderConfig,
     FusionConfig,
     ImageEncoderConfig,
+    MemoryConfig,
+    NoMemoryConfig,
     Site,
     TaskIdContextConfig,
     VectorEncoderConfig,
@@ -59,6 +61,8 @@ class TrainConfig(Config):
     """What the observation passes through."""
     agent: Annotated[AgentConfig, Field(discriminator="kind")]
     """How to learn."""
+    memory: Annotated[MemoryConfig, Field(discriminator="kind")] = NoMemoryConfig()
+    """What the policy remembers of the episode."""
     split: SplitConfig = SplitConfig()
     """What to withhold from training."""
     sampling: SamplingName = "slots"
@@ -66,7 +70,7 @@ class TrainConfig(Config):
     sites: tuple[Site, ...] = ("map", "heads")
     """Where to fuse: the feature map, the feature vector, the policy and value heads; one or several."""
     name: str = ""
-    """Name of the run directory; empty for ``<task>-<fusion>-<agent>-seed<seed>``."""
+    """Name of the run directory; empty for ``<task>-<fusion>[-<memory>]-<agent>-seed<seed>``."""
     runs_dir: Path = Path("runs")
     """Folder of the run directories."""
     start_from: Path | None = None
@@ -137,6 +141,20 @@ class TrainConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _memory_fits_the_agent(self) -> Self:
+        if isinstance(self.memory, NoMemoryConfig):
+            return self
+        if isinstance(self.agent, OffPolicyConfig):
+            raise ValueError(f"memory={self.memory.kind} is for agent=ppo and agent=a2c, got agent={self.agent.kind}")
+        length = self.agent.sequence_length or self.agent.n_steps
+        if isinstance(self.agent, PPOConfig) and self.agent.batch_size % length:
+            raise ValueError(
+                f"agent.batch_size must be a multiple of the {length} timesteps of a sequence, "
+                f"got {self.agent.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_task_needs_no_choice(self) -> Self:
         if len(self.trained_tasks) == 1:
             projects = isinstance(self.agent, OnPolicyConfig) and self.agent.pcgrad
@@ -172,9 +190,12 @@ class TrainConfig(Config):
     @property
     def run_name(self) -> str:
         """Name of the run directory."""
-        name = "split" if self.split.name == "none" else self.split.name
-        split = f"-{name}" if self.split.withholds else ""
-        return self.name or f"{file_name(self.task.name)}-{self.fusion.kind}-{self.agent.kind}{split}-seed{self.seed}"
+        parts = [file_name(self.task.name), self.fusion.kind]
+        parts += [] if isinstance(self.memory, NoMemoryConfig) else [self.memory.kind]
+        parts += [self.agent.kind]
+        if self.split.withholds:
+            parts += ["split" if self.split.name == "none" else self.split.name]
+        return self.name or "-".join([*parts, f"seed{self.seed}"])
 
     @property
     def run_dir(self) -> Path:

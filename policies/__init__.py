@@ -3,5 +3,14 @@
 from mirl.policies.extractor import FusionExtractor, count_parameters
 from mirl.policies.interactions import Fusion, build_fusion, build_map_fusion
 from mirl.policies.policy import FusionPolicy
+from mirl.policies.recurrent import RecurrentFusionPolicy
 
-__all__ = ["Fusion", "FusionExtractor", "FusionPolicy", "build_fusion", "build_map_fusion", "count_parameters"]
+__all__ = [
+    "Fusion",
+    "FusionExtractor",
+    "FusionPolicy",
+    "RecurrentFusionPolicy",
+    "build_fusion",
+    "build_map_fusion",
+    "count_parameters",
+]

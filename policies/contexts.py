@@ -40,11 +40,11 @@ class Context(NamedTuple):
         """The context of every row."""
         return self.values if self.groups is None else self.values.index_select(0, self.groups.index)
 
-    def take(self, rows: Int[Tensor, " taken"]) -> "Context":
-        """The context of some rows, which do not descend."""
+    def take(self, rows: Int[Tensor, " taken"], *, descend: bool = False) -> "Context":
+        """The context of some rows, which do not descend unless it is said."""
         if self.groups is None:
             return self._replace(values=self.values.index_select(0, rows))
-        return self._replace(groups=self.groups.take(rows))
+        return self._replace(groups=self.groups.take(rows, descend=descend))
 
 
 class Distinct(NamedTuple):

@@ -31,11 +31,11 @@ class Features(NamedTuple):
     action_mask: Bool[Tensor, "batch actions"] | None = None
     """Which actions there are, where the observation says it."""
 
-    def index_select(self, dim: int, rows: Int[Tensor, " taken"]) -> "Features":
-        """As a tensor's; ``dim`` is 0, and the rows do not descend."""
+    def index_select(self, dim: int, rows: Int[Tensor, " taken"], *, descend: bool = False) -> "Features":
+        """As a tensor's; ``dim`` is 0, and the rows do not descend unless it is said."""
         return Features(
             self.vector.index_select(dim, rows),
-            self.context.take(rows),
+            self.context.take(rows, descend=descend),
             None if self.task is None else self.task.index_select(dim, rows),
             None if self.action_mask is None else self.action_mask.index_select(dim, rows),
         )

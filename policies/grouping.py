@@ -37,9 +37,9 @@ class Groups:
         if counts is not None:
             self.counts = counts
 
-    def take(self, rows: Int[Tensor, " taken"]) -> "Groups":
-        """The groups of some rows, which do not descend."""
-        return Groups(self.index.index_select(0, rows), self.count, ordered=self.ordered)
+    def take(self, rows: Int[Tensor, " taken"], *, descend: bool = False) -> "Groups":
+        """The groups of some rows, which do not descend unless it is said."""
+        return Groups(self.index.index_select(0, rows), self.count, ordered=self.ordered and not descend)
 
     @cached_property
     def order(self) -> Int[Tensor, " batch"]:

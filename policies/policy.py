@@ -12,7 +12,7 @@ from stable_baselines3.common.distributions import (
     Distribution,
     StateDependentNoiseDistribution,
 )
-from stable_baselines3.common.policies import MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.type_aliases import Schedule
@@ -84,6 +84,9 @@ class FusionPolicy(MultiInputActorCriticPolicy):
     :raises ConfigError: when the spaces do not fit.
     """
 
+    remembers = False
+    """A memory stands between the extractor and the MLPs."""
+
     def __init__(
         self,
         observation_space: spaces.Space[Any],
@@ -101,7 +104,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         self.fuses_in_heads, self.popart = "heads" in sites, popart
         self.masks_actions = has_action_mask(observation_space, action_space)
         self.n_tasks = number_of_tasks(observation_space) if popart else 1
-        self.heads_read_features = self.fuses_in_heads or self.popart or self.masks_actions
+        self.heads_read_features = self.remembers or self.fuses_in_heads or self.popart or self.masks_actions
         self._fusion_arguments = {
             "fusion": fusion,
             "context": context,
@@ -199,3 +202,11 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         # SB3 leaves the next one out, and could not load a policy with separate trunks
         ours = {**self._fusion_arguments, "popart": self.popart}
         return {**parameters, **ours, "share_features_extractor": self.share_features_extractor}
+
+
+def latents(policy: ActorCriticPolicy, features: Any) -> tuple[Any, Any]:
+    """What the MLPs of actor and critic make of the features that ``extract_features`` gives."""
+    if policy.share_features_extractor:
+        both: tuple[Any, Any] = policy.mlp_extractor(features)
+        return both
+    return policy.mlp_extractor.forward_actor(features[0]), policy.mlp_extractor.forward_critic(features[1])

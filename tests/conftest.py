@@ -8,7 +8,7 @@ import torch
 from jaxtyping import install_import_hook
 
 # extractor, policy and routing stay out: they tell users' mistakes in their own words, before a type checker should
-CHECKED = ("contexts", "encoders", "grouping", "interactions", "positions")
+CHECKED = ("contexts", "cores", "encoders", "episodes", "grouping", "interactions", "positions")
 # by PEP 484 an int will do where a float is asked for
 TYPE_CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 LOOP = ["mirl.agents.rollouts", "mirl.agents.updates"]

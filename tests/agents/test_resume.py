@@ -21,6 +21,7 @@ RUNS = {
     ),
     "a2c on envpool": ("backend=envpool", "agent=a2c"),
     "a2c on gymnasium": ("backend=gymnasium", "agent=a2c"),
+    "ppo with a memory": ("backend=envpool", "memory=mi_lstm", "memory.size=8", "agent.sequence_length=16"),
 }
 
 

@@ -1,0 +1,172 @@
+"""``RecurrentFusionPolicy``: a ``FusionPolicy`` that remembers what it has seen of the episode."""
+
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from mirl.configs.errors import ConfigError
+from mirl.configs.networks import RecurrentConfig, choose
+from mirl.policies.cores import Core, build_core
+from mirl.policies.episodes import Episodes
+from mirl.policies.extractor import Features, FusionExtractor
+from mirl.policies.policy import FusionPolicy, latents
+from mirl.policies.specialise import SpecialisedPolicy
+
+
+class BurnIn(NamedTuple):
+    """Timesteps before some of the sequences, which bring their states up to date with the present weights."""
+
+    sequences: Int[Tensor, " some"]
+    """Which of the sequences."""
+    observations: Any
+    rows: Int[Tensor, " steps"]
+    """For each timestep, time first, which of the observations is its own."""
+    episodes: Episodes
+
+
+class Sequences(NamedTuple):
+    """Whole pieces of rollouts: with what state each begins, and where in it episodes do."""
+
+    state: Float[Tensor, "batch state"]
+    episodes: Episodes
+    burn_in: BurnIn | None = None
+
+
+class RecurrentFusionPolicy(FusionPolicy):
+    """For MIRL's PPO and A2C: a recurrent core stands between ``FusionPolicy``'s extractor and its MLPs.
+
+    With ``share_features_extractor=False`` actor and critic have a core each. What is remembered is one row of numbers
+    per environment; zeros are the memory of nothing.
+
+    :param memory: "lstm", "gru", "mi_lstm", "fast_weights" or "attention", or a frozen config class with its options.
+    :param others: as for ``FusionPolicy``.
+    :raises ConfigError: when the spaces do not fit.
+    """
+
+    remembers = True
+
+    def __init__(self, *others: Any, memory: str | RecurrentConfig = "lstm", **named: Any) -> None:
+        self.memory: RecurrentConfig = choose(memory, RecurrentConfig)
+        super().__init__(*others, **named)
+
+    def _build_mlp_extractor(self) -> None:
+        self.core = self._core(self.pi_features_extractor)
+        self.critic_core = None if self.share_features_extractor else self._core(self.vf_features_extractor)
+        self.features_dim = self.core.out_dim
+        super()._build_mlp_extractor()
+
+    def _core(self, extractor: Any) -> Core:
+        below = cast(FusionExtractor, extractor)
+        return build_core(self.memory, below.features_dim, below.context_dim)
+
+    @property
+    def state_dim(self) -> int:
+        """Size of what is remembered of an environment, by the actor and then by a critic of its own."""
+        return self.core.state_dim + (0 if self.critic_core is None else self.critic_core.state_dim)
+
+    def remember(
+        self, features: Any, state: Float[Tensor, "batch state"], episode_start: Episodes | Bool[Tensor, "time batch"]
+    ) -> tuple[Any, Float[Tensor, "batch state"]]:
+        """The cores, over the features that ``extract_features`` gives of T · N observations, time first."""
+        if self.critic_core is None:
+            return through(self.core, features, state, episode_start)
+        of_actor, of_critic = state.split([self.core.state_dim, self.critic_core.state_dim], dim=1)
+        actor, of_actor = through(self.core, features[0], of_actor, episode_start)
+        critic, of_critic = through(self.critic_core, features[1], of_critic, episode_start)
+        return (actor, critic), torch.cat([of_actor, of_critic], dim=1)
+
+    def read(self, features: Any, rows: Int[Tensor, " steps"], sequences: Sequences) -> Any:
+        """What is remembered at each timestep of some sequences, given the features of their distinct observations."""
+        state, burn_in = sequences.state, sequences.burn_in
+        if burn_in is not None:
+            with torch.no_grad():
+                before = spread(self.extract_features(burn_in.observations), burn_in.rows)
+                _, refreshed = self.remember(before, state.index_select(0, burn_in.sequences), burn_in.episodes)
+                state = state.index_copy(0, burn_in.sequences, refreshed)
+        remembered, _ = self.remember(spread(features, rows), state, sequences.episodes)
+        return remembered
+
+    def forward(  # type: ignore[override]
+        self,
+        obs: Any,
+        state: Float[Tensor, "batch state"],
+        episode_start: Episodes | Bool[Tensor, "1 batch"],
+        deterministic: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Float[Tensor, "batch state"]]:
+        """Actions, values, log-probabilities of the actions, and the state after this timestep."""
+        features, state = self.remember(self.extract_features(obs), state, episode_start)
+        latent_pi, latent_vf = latents(self, features)
+        distribution = self._get_action_dist_from_latent(latent_pi)
+        actions = distribution.get_actions(deterministic=deterministic)
+        log_probs = distribution.log_prob(actions)
+        return actions.reshape((-1, *self.action_space.shape)), self.value_net(latent_vf), log_probs, state  # type: ignore[misc]
+
+    def predict_values(self, obs: Any, state: Float[Tensor, "batch state"]) -> Tensor:  # type: ignore[override]
+        """The values of observations that go on from the states."""
+        goes_on = Episodes(np.zeros((1, len(state)), np.bool_), self.device)
+        features, _ = self.remember(self.extract_features(obs), state, goes_on)
+        values: Tensor = self.value_net(latents(self, features)[1])
+        return values
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
+        """Actions, and what the actor remembers: to be given back at the next timestep.
+
+        :param state: what the last call gave; None for nothing.
+        :param episode_start: where an episode starts, what the state says of it is forgotten.
+        """
+        self.set_training_mode(False)
+        observed, vectorized = self.obs_to_tensor(observation)
+        batch = len(next(iter(cast(dict[str, Tensor], observed).values())))
+        before = np.zeros((batch, self.core.state_dim), np.float32) if state is None else state[0]
+        starts = np.full(batch, state is None) if episode_start is None else np.asarray(episode_start, np.bool_)
+        with torch.no_grad():
+            features = self.extract_features(observed, self.pi_features_extractor)
+            episodes = Episodes(starts.reshape(1, batch), self.device)
+            features, after = through(self.core, features, torch.as_tensor(before, device=self.device), episodes)
+            latent = self.mlp_extractor.forward_actor(features)  # type: ignore[arg-type]
+            actions = self._get_action_dist_from_latent(latent).get_actions(deterministic=deterministic).cpu().numpy()
+        actions = self._as_environment_takes(actions.reshape(-1, *cast(tuple[int, ...], self.action_space.shape)))
+        return actions if vectorized else actions.squeeze(axis=0), (after.cpu().numpy(),)
+
+    def _as_environment_takes(self, actions: NDArray[Any]) -> NDArray[Any]:
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        if self.squash_output:
+            return self.unscale_action(actions)
+        return np.clip(actions, self.action_space.low, self.action_space.high)
+
+    def specialise(self, context: ArrayLike, task: int = 0) -> SpecialisedPolicy:
+        raise ConfigError(f"a policy with memory={self.memory.kind} has no form for one context alone")
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "memory": self.memory}
+
+
+def spread(features: Any, rows: Int[Tensor, " steps"]) -> Any:
+    """The features of distinct observations, of actor and critic or of both, for every timestep that has them."""
+    if isinstance(features, Features):
+        return features.index_select(0, rows, descend=True)
+    return tuple(spread(part, rows) for part in features)
+
+
+def through(
+    core: Core,
+    features: Features,
+    state: Float[Tensor, "batch state"],
+    episode_start: Episodes | Bool[Tensor, "time batch"],
+) -> tuple[Features, Float[Tensor, "batch state"]]:
+    """A core over the features of T · N observations, time first."""
+    shape = episode_start.shape
+    vectors, state = core(features.vector.unflatten(0, tuple(shape)), state, episode_start, *features.context)
+    return features._replace(vector=vectors.flatten(0, 1)), state

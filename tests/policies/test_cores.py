@@ -1,0 +1,310 @@
+"""Each memory against a form that we did not write, one timestep after the other, in float64, gradients included."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mirl.configs.networks import (
+    AttentionMemoryConfig,
+    FastWeightsConfig,
+    GruConfig,
+    LstmConfig,
+    MiLstmConfig,
+    RecurrentConfig,
+)
+from mirl.policies.cores import Core, MiLstm, build_core
+from mirl.policies.grouping import Groups
+
+close = torch.testing.assert_close
+X, Z, SIZE, T, N = 5, 3, 8, 9, 4
+Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(x (X,), state, z (Z,)) → (y, state), for one timestep of one sequence; None is the state of nothing."""
+
+MEMBERS: dict[str, RecurrentConfig] = {
+    "lstm": LstmConfig(size=SIZE),
+    "gru": GruConfig(size=SIZE),
+    "mi_lstm": MiLstmConfig(size=SIZE, rank=3),
+    "mi_lstm, full": MiLstmConfig(size=SIZE, form="full"),
+    "mi_lstm, diagonal": MiLstmConfig(size=SIZE, form="diagonal"),
+    "mi_lstm, two gates": MiLstmConfig(size=SIZE, rank=3, gates=("forget", "output")),
+    "mi_lstm, no context": MiLstmConfig(size=SIZE, rank=3, scaled_by_context=False),
+    "fast_weights": FastWeightsConfig(size=SIZE, heads=2),
+    "attention": AttentionMemoryConfig(size=SIZE, heads=2, window=4),
+    "attention, sinusoidal": AttentionMemoryConfig(size=SIZE, heads=2, window=4, positions="sinusoidal"),
+    "attention, present alone": AttentionMemoryConfig(size=SIZE, heads=2, window=1),
+    "attention, long": AttentionMemoryConfig(size=SIZE, heads=2, window=32),
+}
+
+
+def randomised(config: RecurrentConfig) -> Core:
+    """A core in float64 whose weights are all random."""
+    torch.manual_seed(0)
+    core = build_core(config, X, Z).double()
+    for parameter in core.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return core
+
+
+def some_episodes() -> Tensor:
+    """One sequence goes on from before; one starts; one starts twice more; one starts at the last timestep."""
+    starts = torch.zeros(T, N, dtype=torch.bool)
+    starts[0, 1] = starts[0, 2] = starts[3, 2] = starts[4, 2] = starts[T - 1, 3] = True
+    return starts
+
+
+# ------------------------------------------------------------------------------------------------- one step by itself
+
+
+def gate_names(core: Core) -> list[str]:
+    return ["input", "forget", "cell", "output"]
+
+
+def lstm_step(core: Any, config: Any) -> Step:
+    cell = nn.LSTMCell(X, SIZE).double()
+    own = {name.removesuffix("_l0"): weight for name, weight in core.network.named_parameters()}
+
+    def step(x: Tensor, state: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        parts = tuple(part[None] for part in state.chunk(2))
+        h, c = torch.func.functional_call(cell, own, (x[None], parts))
+        return h[0], torch.cat([h[0], c[0]])
+
+    return step
+
+
+def gru_step(core: Any, config: Any) -> Step:
+    cell = nn.GRUCell(X, SIZE).double()
+    own = {name.removesuffix("_l0"): weight for name, weight in core.network.named_parameters()}
+
+    def step(x: Tensor, state: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        [h] = torch.func.functional_call(cell, own, (x[None], state[None]))
+        return h, h
+
+    return step
+
+
+def mi_lstm_step(core: MiLstm, config: MiLstmConfig) -> Step:
+    """By the full three-dimensional form of the interaction, gate after gate."""
+    names = ("input", "forget", "cell", "output")
+    v, u, b = (weight.unflatten(-1, (4, SIZE)) for weight in (core.main.weight, core.recur.weight, core.bias))
+    multiplied = core.weight.unflatten(-1, (len(config.gates), SIZE))
+    in_order = [name for name in names if name in config.gates]
+
+    def tensor_of(gate: int) -> Tensor:
+        """𝕎 of a gate, (X, H, H)."""
+        if names[gate] not in in_order:
+            return torch.zeros(X, SIZE, SIZE, dtype=torch.float64)
+        weight = multiplied[..., in_order.index(names[gate]), :]
+        match config.form:
+            case "full":
+                return weight
+            case "low_rank":
+                a, b = core.factor_features.weight, core.factor_state.weight
+                return torch.einsum("xr,hr,ro->xho", a, b, weight)
+            case "diagonal":
+                return torch.einsum("o,xo,ho->xho", weight, v[:, gate], u[:, gate])
+
+    def step(x: Tensor, state: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        h, c = state.chunk(2)
+        scale = torch.ones(4, SIZE, dtype=torch.float64)
+        if config.scaled_by_context:
+            scale = scale + (z @ core.to_scale.weight).unflatten(0, (4, SIZE))
+        i, f, g, o = (
+            scale[gate] * (x @ v[:, gate] + h @ u[:, gate] + torch.einsum("x,xho,h->o", x, tensor_of(gate), h))
+            + b[gate]
+            for gate in range(4)
+        )
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        return h, torch.cat([h, c])
+
+    return step
+
+
+def fast_weights_step(core: Any, config: FastWeightsConfig) -> Step:
+    def step(x: Tensor, state: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        qkv = x @ core.query_key_value.weight + core.query_key_value.bias
+        strength = torch.sigmoid(x @ core.write_strength.weight + core.write_strength.bias)
+        dim = SIZE // config.heads
+        reads, memories = [], []
+        for head, memory in enumerate(state.unflatten(0, (config.heads, dim, dim))):
+            q, k, v = (part[head * dim : (head + 1) * dim] for part in qkv.split(SIZE))
+            q, k = q / q.norm(), k / k.norm()
+            after = memory.T + strength[head] * torch.outer(v - memory.T @ k, k)
+            reads.append(after @ q)
+            memories.append(after.T.flatten())
+        y = x @ core.main.weight + core.main.bias + torch.cat(reads) @ core.project.weight
+        return y, torch.cat(memories)
+
+    return step
+
+
+def encoding(position: float, dim: int) -> Tensor:
+    angles = [position / 10_000 ** (2 * (i // 2) / dim) for i in range(dim)]
+    return torch.tensor([math.cos(a) if i % 2 else math.sin(a) for i, a in enumerate(angles)], dtype=torch.float64)
+
+
+def attention_step(core: Any, config: AttentionMemoryConfig) -> Step:
+    dim, past = SIZE // config.heads, config.window - 1
+
+    def step(x: Tensor, state: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        count = int(state[-1])
+        known = list(state[:-1].unflatten(0, (past, X)))[max(past - count, 0) :] if past else []
+        seen = [*known, x]
+        numbers = [count - len(known) + i for i in range(len(seen))]
+        relative = config.positions == "relative"
+        located = seen if relative else [s + encoding(n, X) for s, n in zip(seen, numbers, strict=True)]
+        query = located[-1] @ core.query.weight + core.query.bias
+        both = [s @ core.key_value.weight + core.key_value.bias for s in located]
+        read = []
+        for head in range(config.heads):
+            part = slice(head * dim, (head + 1) * dim)
+            scores = []
+            for number, kv in zip(numbers, both, strict=True):
+                score = query[part] @ kv[:SIZE][part]
+                if relative:
+                    r = (encoding(numbers[-1] - number, SIZE) @ core.distance.weight)[part]
+                    score = (query[part] + core.content_bias[head, 0]) @ kv[:SIZE][part]
+                    score = score + (query[part] + core.distance_bias[head, 0]) @ r
+                scores.append(score / math.sqrt(dim))
+            weights = torch.stack(scores).exp() / torch.stack(scores).exp().sum()
+            read.append(sum(w * kv[SIZE:][part] for w, kv in zip(weights, both, strict=True)))
+        y = x @ core.main.weight + core.main.bias + torch.cat(read) @ core.project.weight
+        kept = [torch.zeros(X, dtype=torch.float64)] * past + seen
+        return y, torch.cat([*kept[len(kept) - past :], torch.tensor([count + 1.0], dtype=torch.float64)])
+
+    return step
+
+
+STEPS: dict[str, Callable[[Any, Any], Step]] = {
+    "lstm": lstm_step,
+    "gru": gru_step,
+    "mi_lstm": mi_lstm_step,
+    "fast_weights": fast_weights_step,
+    "attention": attention_step,
+}
+
+
+def one_after_the_other(
+    step: Step, features: Tensor, state: Tensor, starts: Tensor, context: Tensor
+) -> tuple[Tensor, Tensor]:
+    outputs, states = [], []
+    for n in range(features.shape[1]):
+        of_sequence, row = [], state[n]
+        for t in range(features.shape[0]):
+            row = torch.zeros_like(row) if starts[t, n] else row
+            y, row = step(features[t, n], row, context[t, n])
+            of_sequence.append(y)
+        outputs.append(torch.stack(of_sequence))
+        states.append(row)
+    return torch.stack(outputs, dim=1), torch.stack(states)
+
+
+def a_state(core: Core, config: RecurrentConfig) -> Tensor:
+    """What three timesteps before leave."""
+    before = torch.randn(3, N, X, dtype=torch.float64)
+    context = torch.randn(3 * N, Z, dtype=torch.float64)
+    empty = torch.zeros(N, core.state_dim, dtype=torch.float64)
+    with torch.no_grad():
+        return core(before, empty, torch.zeros(3, N, dtype=torch.bool), context)[1]
+
+
+# -------------------------------------------------------------------------------------------------------------- tests
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("starts", [some_episodes(), torch.zeros(T, N, dtype=torch.bool)], ids=["episodes", "whole"])
+def test_many_timesteps_at_once_equal_one_after_the_other(name: str, starts: Tensor) -> None:
+    config = MEMBERS[name]
+    core = randomised(config)
+    step = STEPS[config.kind](core, config)
+    inputs = (
+        torch.randn(T, N, X, dtype=torch.float64, requires_grad=True),
+        a_state(core, config).requires_grad_(),
+        torch.randn(T, N, Z, dtype=torch.float64, requires_grad=True),
+    )
+    weights = dict(core.named_parameters())
+    results = []
+    for run in (
+        lambda x, s, z: core(x, s, starts, z.flatten(0, 1)),
+        lambda x, s, z: one_after_the_other(step, x, s, starts, z),
+    ):
+        y, state = run(*inputs)
+        aim = torch.Generator().manual_seed(1)
+        loss = sum((out * torch.randn(out.shape, generator=aim, dtype=torch.float64)).sum() for out in (y, state))
+        gradients = torch.autograd.grad(loss, [*inputs, *weights.values()], allow_unused=True)
+        results.append((y, state, dict(zip(["x", "state", "z", *weights], gradients, strict=True))))
+    ours, theirs = results
+    zeros = {
+        key: torch.zeros_like(value)
+        for key, value in {**weights, "x": inputs[0], "state": inputs[1], "z": inputs[2]}.items()
+    }
+    close(ours[:2], theirs[:2])
+    for key, zero in zeros.items():
+        close(
+            *(zero if result[2][key] is None else result[2][key] for result in results),
+            msg=lambda m, k=key: f"{k}: {m}",
+        )
+
+
+@pytest.mark.parametrize("form", ["full", "low_rank", "diagonal"])
+def test_without_its_multiplicative_weights_mi_lstm_is_an_lstm(form: Any) -> None:
+    core = build_core(MiLstmConfig(size=SIZE, form=form, rank=3), X, Z)
+    assert isinstance(core, MiLstm)
+    plain = nn.LSTM(X, SIZE)
+    with torch.no_grad():
+        plain.weight_ih_l0.copy_(core.main.weight.T)
+        plain.weight_hh_l0.copy_(core.recur.weight.T)
+        plain.bias_ih_l0.copy_(core.bias)
+        plain.bias_hh_l0.zero_()
+    x, state = torch.randn(T, N, X), torch.randn(N, 2 * SIZE)
+    y, last = core(x, state, torch.zeros(T, N, dtype=torch.bool), torch.randn(T * N, Z))
+    expected, (h, c) = plain(x, tuple(part[None].contiguous() for part in state.chunk(2, dim=1)))
+    close((y, last), (expected, torch.cat([h[0], c[0]], dim=1)))
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_distinct_contexts_may_come_once(name: str) -> None:
+    core = randomised(MEMBERS[name])
+    each, index = torch.randn(2, Z, dtype=torch.float64), torch.randint(2, (T * N,))
+    x, starts, state = torch.randn(T, N, X, dtype=torch.float64), some_episodes(), a_state(core, MEMBERS[name])
+    close(core(x, state, starts, each, Groups(index, 2)), core(x, state, starts, each[index]))
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_what_was_before_an_episode_leaves_no_trace(name: str) -> None:
+    core = randomised(MEMBERS[name])
+    x, z = torch.randn(T, N, X, dtype=torch.float64), torch.randn(T, N, Z, dtype=torch.float64)
+    starts = torch.zeros(T, N, dtype=torch.bool)
+    starts[4] = True
+    nothing = torch.zeros(N, core.state_dim, dtype=torch.float64)
+    y, last = core(x, a_state(core, MEMBERS[name]), starts, z.flatten(0, 1))
+    alone = core(x[4:], nothing, starts[4:], z[4:].flatten(0, 1))
+    close((y[4:], last), alone)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_at_the_start_the_output_does_not_depend_on_the_context_and_its_gradient_is_there(name: str) -> None:
+    config = MEMBERS[name]
+    core = build_core(config, X, Z)
+    x, state, starts = torch.randn(T, N, X), torch.zeros(N, core.state_dim), some_episodes()
+    z, other = torch.randn(2, T * N, Z).unbind()
+    y, _ = core(x, state, starts, z)
+    close(core(x, state, starts, other)[0], y)
+    if isinstance(core, MiLstm) and core.to_scale is not None:
+        y.sum().backward()
+        assert core.to_scale.weight.grad is not None
+        assert core.to_scale.weight.grad.abs().min() > 0
+
+
+def test_sizes_that_do_not_fit_are_told() -> None:
+    core = build_core(LstmConfig(size=SIZE), X, Z)
+    starts = torch.zeros(T, N, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"Recurrent expects features \(9, 4, 5\) and state \(4, 16\), got"):
+        core(torch.randn(T, N, X), torch.zeros(N, SIZE), starts)
+    scaled = build_core(MiLstmConfig(size=SIZE), X, Z)
+    with pytest.raises(ValueError, match="the context scales the gates"):
+        scaled(torch.randn(T, N, X), torch.zeros(N, 2 * SIZE), starts)
