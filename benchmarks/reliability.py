@@ -232,7 +232,7 @@ def soak(scale: Scale, folder: Path) -> Iterator[Row]:
     yield Row("no file is left open", watched, open_files, max(descriptors) - min(descriptors) < 4)
     yield Row("no timestep is lost", f"{n_kills} kills, {steps[-1]:,} timesteps", f"{wrong} lost or doubled", not wrong)
     if scale is FULL:  # less than that says nothing
-        yield Row("no memory is lost", watched, f"{growth:+.2%} per hour", growth < 0.01)
+        yield Row("no memory is lost", watched, f"{growth:+.2%} per hour", bool(growth < 0.01))
         yield Row("checkpoints cost little", "one a minute", f"{share:.2%} of the time", share < 0.01)
 
 

@@ -130,6 +130,9 @@ class MiLstm(Core):
     2016. γ, 𝕎, P and α start at zero, and at zero it is ``torch.nn.LSTM``.
     """
 
+    columns: Int[Tensor, " multiplied"]
+    """Where the gates that have the multiplicative term stand among all."""
+
     def __init__(self, features_dim: int, context_dim: int, config: MiLstmConfig) -> None:
         size = config.size
         super().__init__(features_dim, size, 2 * size)
@@ -156,34 +159,40 @@ class MiLstm(Core):
             case _:
                 assert_never(config.form)
 
-    columns: Int[Tensor, " multiplied"]
-    """Where the gates that have the multiplicative term stand among all."""
-
     def read(
         self, x: Tensor, state: Tensor, episodes: Episodes, z: Tensor | None, groups: Groups | None
     ) -> tuple[Tensor, Tensor]:
         sizes, x = episodes.packing.sizes, episodes.pack(x)
-        main = self.main(x)
-        factor = {"full": x, "diagonal": main}.get(self.form)
-        factor = self.factor_features(x) if factor is None else factor
-        scale = self._scale(z, groups, episodes)
-        weight = self.weight.new_zeros(*self.weight.shape[:-1], len(self.bias)).index_copy(
-            -1, self.columns, self.weight
-        )
+        main, scale = self.main(x), self._scale(z, groups, episodes)
+        factor = self._factor(x, main)
+        weight = self.weight.new_zeros(*self.weight.shape[:-1], len(self.bias))
+        weight = weight.index_copy(-1, self.columns, self.weight)
         h, c = episodes.first_states(state).chunk(2, dim=1)
         outputs, ended = [], []
-        for size, main_t, factor_t, scale_t in zip(
-            sizes, main.split(sizes), factor.split(sizes), scale.split(sizes), strict=True
-        ):
-            ended.append(torch.cat([h[size:], c[size:]], dim=1))
-            recurrent = self.recur(h[:size])
-            taken = main_t + recurrent + self._multiply(weight, factor_t, h[:size], recurrent)
+        for main_t, factor_t, scale_t in zip(main.split(sizes), factor.split(sizes), scale.split(sizes), strict=True):
+            if len(main_t) < len(h):  # the shortest pieces have ended
+                ended.append(torch.cat([h[len(main_t) :], c[len(main_t) :]], dim=1))
+                h, c = h[: len(main_t)], c[: len(main_t)]
+            recurrent = self.recur(h)
+            taken = main_t + recurrent + self._multiply(weight, factor_t, h, recurrent)
             i, f, g, o = torch.addcmul(self.bias, scale_t, taken).chunk(4, dim=1)
-            c = f.sigmoid() * c[:size] + i.sigmoid() * g.tanh()
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
             h = o.sigmoid() * c.tanh()
             outputs.append(h)
         last = torch.cat([torch.cat([h, c], dim=1), *reversed(ended)])
         return episodes.unpack(torch.cat(outputs)), episodes.last_states(last)
+
+    def _factor(self, x: Tensor, main: Tensor) -> Float[Tensor, "steps factor"]:
+        """What of m depends on the input alone."""
+        match self.form:
+            case "full":
+                return x
+            case "low_rank":
+                return self.factor_features(x)
+            case "diagonal":
+                return main
+            case _:
+                assert_never(self.form)
 
     def _multiply(self, weight: Tensor, factor: Tensor, h: Tensor, recurrent: Tensor) -> Float[Tensor, "pieces gates"]:
         """m(x_t, h_{t−1})"""
