@@ -1,15 +1,21 @@
 """Train an agent: ``python train.py task=goto_door fusion=bilinear``. See ``--help``."""
 
+import os
 import sys
 
 from mirl.configs.command_line import command, console_entry, train_help
 from mirl.configs.compose import compose_train
+
+KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
+"""How many kernels torch keeps on a processor, made for one size of matrices each; it would keep 1024, and over a long
+run the sizes are many: the share of distinct observations moves as the agent learns."""
 
 
 def run(argv: list[str]) -> int:
     """Train as the words of the command line say; the exit code."""
     config = compose_train(argv)  # before torch is imported: a mistake is answered at once
 
+    os.environ.update({name: os.environ.get(name, count) for name, count in KERNELS.items()})  # read by torch
     from rich.console import Console
 
     from mirl.agents.evaluation import evaluate_run, results_table
