@@ -62,7 +62,7 @@ class GymnasiumPool:
         """Start an episode in each of them."""
         assert self._starting is not None, "recv_reset() follows send_reset()"
         slots, self._starting = self._starting, None
-        return self._stack([self._reset_slot(slot) for slot in slots.tolist()])
+        return self._stack({slot: self._reset_slot(slot) for slot in slots.tolist()})
 
     def send(self, slots: Slots, actions: NDArray[Any]) -> None:
         """Keep slots (k,) and actions (k, …) for ``recv``."""
@@ -75,15 +75,14 @@ class GymnasiumPool:
         k = len(slots)
         rewards, terminated, truncated = np.zeros(k, np.float32), np.zeros(k, np.bool_), np.zeros(k, np.bool_)
         success, failed = np.zeros(k, np.int8), np.zeros(k, np.bool_)
-        rows: list[Any] = []
+        rows: dict[int, Any] = {}
         for i, slot in enumerate(slots.tolist()):
             stepped = self._step_slot(slot, actions[i])
             if stepped is None:
                 failed[i] = True
                 continue
-            row, rewards[i], terminated[i], truncated[i], info = stepped
+            rows[slot], rewards[i], terminated[i], truncated[i], info = stepped
             success[i] = _reported_success(info)
-            rows.append(row)
         obs = self._stack(rows)
         if failed.any():
             obs = {key: scatter(values, ~failed, k) for key, values in obs.items()}
@@ -137,11 +136,7 @@ class GymnasiumPool:
     def _drop(self, slot: int, method: str, error: Exception) -> None:
         env, seed = self._envs[slot], self._seeds[slot]
         assert seed is not None, "the first reset needs seeds"
-        failure = EnvironmentFailedError(
-            f"task '{self._task.name}' ({self._task.env_id}, seed {seed}) failed in {method}(): "
-            f"{type(error).__name__}: {error}",
-            slot,
-        )
+        failure = self._failure(slot, f"failed in {method}(): {type(error).__name__}: {error}")
         failure.__cause__ = error
         self._on_failure(failure)
         self._envs[slot] = None
@@ -149,10 +144,20 @@ class GymnasiumPool:
         if env is not None:
             _close(env)
 
-    def _stack(self, rows: Sequence[Any]) -> Observations:
+    def _failure(self, slot: int, what: str) -> EnvironmentFailedError:
+        told = f"task '{self._task.name}' ({self._task.env_id}, seed {self._seeds[slot]}) {what}"
+        return EnvironmentFailedError(told, slot)
+
+    def _stack(self, rows: Mapping[int, Any]) -> Observations:
         # (…) per slot -> (k, …)
         out: Any = create_empty_array(self._space, n=len(rows), fn=np.zeros)
-        return cast(Observations, concatenate(self._space, rows, out)) if rows else out
+        try:
+            return cast(Observations, concatenate(self._space, tuple(rows.values()), out)) if rows else out
+        except Exception as error:
+            for slot, row in rows.items():
+                if not self._space.contains(row):
+                    raise self._failure(slot, f"gave {row!r}, which is not in {self._space}") from error
+            raise
 
 
 def _close(env: gym.Env[Any, Any]) -> None:

@@ -46,12 +46,13 @@ class Restarts:
         """Go on after one more.
 
         Raises:
-            EnvironmentFailedError: this one, when it is one too many.
+            EnvironmentFailedError: when it is one too many.
         """
         if self._used == self.most:
-            if self.most:
-                failure.add_note(f"It was not restarted: {self.most} restarts are used up.")
-            raise failure
+            if not self.most:
+                raise failure
+            told = f"{failure}. It was not restarted: {self.most} restarts are used up"
+            raise EnvironmentFailedError(told, failure.slot) from failure.__cause__
         self._used += 1
         warnings.warn(
             f"{failure}. Its episode is cut off, and it starts anew: restart {self._used} of {self.most}",

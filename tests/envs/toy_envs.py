@@ -41,7 +41,7 @@ class CounterEnv(gym.Env[Any, Any]):
 
 
 class FragileEnv(CounterEnv):
-    """Beside what the counter does, action 5 hangs and 6 observes what is no number.
+    """Beside what the counter does, action 5 hangs, 6 observes what is no number, and 7 more of them.
 
     ``resets`` says what its resets do: "raise" at every other seed, or "die", in a worker; ``close`` may "raise", after
     a step that did.
@@ -54,7 +54,7 @@ class FragileEnv(CounterEnv):
         if FragileEnv.failures_to_make:
             FragileEnv.failures_to_make -= 1
             raise OSError("no more files")
-        self.action_space = spaces.Discrete(7)
+        self.action_space = spaces.Discrete(8)
         self._resets, self._close, self._has_raised = resets, close, False
 
     def close(self) -> None:
@@ -77,6 +77,8 @@ class FragileEnv(CounterEnv):
 
             time.sleep(600)
         observation, *rest = super().step(action)
+        if action == 7:
+            observation = np.append(observation, observation[:1])
         return (observation * np.nan if action == 6 else observation), *rest
 
 
