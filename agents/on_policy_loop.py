@@ -5,9 +5,7 @@ from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from jaxtyping import Float
-from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -28,7 +26,7 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.schema import PrecisionName
 from mirl.envs import SuiteVecEnv
 from mirl.policies.episodes import Episodes
-from mirl.policies.policy import latents
+from mirl.policies.policy import as_environment_takes, latents
 from mirl.policies.popart import PopArtHead
 from mirl.policies.recurrent import RecurrentFusionPolicy
 
@@ -106,6 +104,8 @@ class OnPolicyLoop(OnPolicyAlgorithm):
         if issubclass(self.policy_class, RecurrentFusionPolicy):
             self.rollout_buffer_class = SequenceRollouts
             self.rollout_buffer_kwargs = {"sequence_length": self.sequence_length, "burn_in": self.burn_in}
+        elif self.sequence_length or self.burn_in:
+            raise ConfigError("sequence_length and burn_in are for a policy with a memory, RecurrentFusionPolicy")
         self.stopwatch = Stopwatch()
         super()._setup_model()
         if isinstance(self.policy, RecurrentFusionPolicy):
@@ -120,9 +120,7 @@ class OnPolicyLoop(OnPolicyAlgorithm):
 
     def _begin_to_remember(self, policy: RecurrentFusionPolicy) -> None:
         assert isinstance(self.rollout_buffer, SequenceRollouts)
-        length, batch_size = self.rollout_buffer.length, getattr(self, "batch_size", self.rollout_buffer.length)
-        if batch_size % length:
-            raise ConfigError(f"batch_size must be a multiple of a sequence's {length} timesteps, got {batch_size}")
+        self.rollout_buffer.check_batch_size(getattr(self, "batch_size", self.rollout_buffer.length))
         self.rollout_buffer.allocate_states(policy.state_dim)
         self.memory = torch.zeros(self.n_envs, policy.state_dim, device=self.device)
 
@@ -204,9 +202,9 @@ class OnPolicyLoop(OnPolicyAlgorithm):
                 self.policy.reset_noise(env.num_envs)
             with self.stopwatch.part("forward"), torch.no_grad(), autocast(self.precision, self.device):
                 obs_tensor = rollout_buffer.observe(self._last_obs)
-                actions_tensor, values, log_probs = self._act(obs_tensor)
+                actions_tensor, values, log_probs, memory = self._act(obs_tensor)
                 actions = actions_tensor.cpu().numpy()
-            clipped_actions = self._as_environment_takes(actions)
+            clipped_actions = as_environment_takes(self.policy, actions)
             with self.stopwatch.part("environment"):
                 new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
@@ -217,10 +215,11 @@ class OnPolicyLoop(OnPolicyAlgorithm):
             self._update_info_buffer([infos[slot] for slot in ended], dones[ended])
             for slot in ended.tolist():
                 if infos[slot].get("TimeLimit.truncated", False) and "terminal_observation" in infos[slot]:
-                    remembered = None if self.memory is None else self.memory[slot]
+                    remembered = None if memory is None else memory[slot].clone()
                     time_outs.append(TimeOut(n_steps, slot, infos[slot]["terminal_observation"], remembered))
             rollout_buffer.add(actions_tensor, rewards, self._last_episode_starts, values, log_probs)
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            self.memory = memory
         with self.stopwatch.part("forward"):
             last_values = self._bootstrap(time_outs, new_obs)
         rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
@@ -228,24 +227,19 @@ class OnPolicyLoop(OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _as_environment_takes(self, actions: NDArray[Any]) -> NDArray[Any]:
-        if not isinstance(self.action_space, spaces.Box):
-            return actions
-        if self.policy.squash_output:
-            return self.policy.unscale_action(actions)
-        return np.clip(actions, self.action_space.low, self.action_space.high)
-
-    def _act(self, observation: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions, values and log-probabilities, by what is seen and remembered."""
+    def _act(self, observation: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Actions, values and log-probabilities, by what is seen and remembered, and what is remembered then."""
         if self.memory is None:
-            actions, values, log_probs = self.policy(observation)
-        else:
-            assert isinstance(self.rollout_buffer, SequenceRollouts)
-            assert self._last_episode_starts is not None
-            self.rollout_buffer.remember(self.memory, self._last_episode_starts)
-            starts = Episodes(self._last_episode_starts[None], self.device)
-            actions, values, log_probs, self.memory = self.policy(observation, self.memory, starts)
-        return actions, values, log_probs
+            return (*self.policy(observation), None)
+        assert isinstance(self.rollout_buffer, SequenceRollouts)
+        assert self._last_episode_starts is not None
+        self.rollout_buffer.remember(self.memory, self._last_episode_starts)
+        starts = Episodes(self._last_episode_starts[None], self.device)
+        actions, values, log_probs, memory = self.policy(observation, self.memory, starts)
+        return actions, values, log_probs, memory
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "memory"]
 
     def _bootstrap(self, time_outs: list[TimeOut], last_observation: Any) -> Tensor:
         """The values of the last observation; on the way, γ V of its last observation joins each time-out's reward.
@@ -365,7 +359,8 @@ def _join(single: list[Any], batch: Any) -> Any:
 
 def _treats_rows_alike(policy: ActorCriticPolicy) -> bool:
     """Whether the policy answers equal observations equally, whatever else is in the batch, as far as can be told."""
-    return type(policy).evaluate_actions is ActorCriticPolicy.evaluate_actions and not any(
+    known = (ActorCriticPolicy.evaluate_actions, RecurrentFusionPolicy.evaluate_actions)
+    return type(policy).evaluate_actions in known and not any(
         isinstance(module, nn.modules.batchnorm._NormBase)
         or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
         for module in policy.modules()

@@ -1,5 +1,6 @@
 """Rollouts for a policy that remembers: minibatches of whole sequences, and the states that they begin with."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,9 @@ class SequenceRollouts(Rollouts):
     """
 
     def __init__(self, buffer_size: int, *args: Any, sequence_length: int = 0, burn_in: int = 0, **kwargs: Any) -> None:
+        for name, given in (("sequence_length", sequence_length), ("burn_in", burn_in)):
+            if not isinstance(given, int) or given < 0:
+                raise ConfigError(f"{name} must be a whole number of timesteps, 0 or more, got {given!r}")
         self.length, self.burn_in = sequence_length or buffer_size, burn_in
         if buffer_size % self.length:
             raise ConfigError(f"sequence_length must divide n_steps={buffer_size}, got {sequence_length}")
@@ -50,8 +54,17 @@ class SequenceRollouts(Rollouts):
         for part in np.flatnonzero(self.read_from == self.pos).tolist():
             self.states[part] = state
 
+    def check_batch_size(self, batch_size: int) -> None:
+        """:raises ConfigError: when minibatches of so many timesteps are no whole sequences."""
+        if batch_size % self.length:
+            raise ConfigError(
+                f"batch_size must be a multiple of a sequence's {self.length} timesteps, got {batch_size}; "
+                f"sequence_length={math.gcd(self.buffer_size, batch_size)} would do"
+            )
+
     def get(self, batch_size: int | None = None) -> Iterator[Samples]:  # type: ignore[override]
         """Minibatches of one epoch, as many sequences in each as make ``batch_size`` timesteps."""
+        self.check_batch_size(batch_size or self.length)
         order = np.random.permutation(self.n_sequences)  # noqa: NPY002
         at_a_time = len(order) if batch_size is None else batch_size // self.length
         for start in range(0, len(order), at_a_time):

@@ -3,9 +3,9 @@
 Each group is a closed union, told apart by ``kind``.
 """
 
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from mirl.configs.config import Config, Width, Widths
 from mirl.configs.errors import ConfigError, nearest
@@ -276,7 +276,7 @@ class AttentionMemoryConfig(Config):
     """Size of what the memory gives."""
     heads: Width = 4
     """Heads; they must divide ``size``."""
-    window: Width = 32
+    window: Annotated[int, Field(ge=1, le=1024)] = 32
     """L, the timesteps that are looked at, the present one included."""
     positions: Literal["relative", "sinusoidal"] = "relative"
     """How the time of a timestep is known: by its distance, or by its number in the episode."""

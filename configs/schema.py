@@ -3,6 +3,7 @@
 Each builder receives its own part (``build_fusion(config.fusion, …)``), never the whole.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -143,6 +144,8 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _memory_fits_the_agent(self) -> Self:
         if isinstance(self.memory, NoMemoryConfig):
+            if isinstance(self.agent, OnPolicyConfig) and (self.agent.sequence_length or self.agent.burn_in):
+                raise ValueError("agent.sequence_length and agent.burn_in are for a memory, and memory=none")
             return self
         if isinstance(self.agent, OffPolicyConfig):
             raise ValueError(f"memory={self.memory.kind} is for agent=ppo and agent=a2c, got agent={self.agent.kind}")
@@ -150,7 +153,8 @@ class TrainConfig(Config):
         if isinstance(self.agent, PPOConfig) and self.agent.batch_size % length:
             raise ValueError(
                 f"agent.batch_size must be a multiple of the {length} timesteps of a sequence, "
-                f"got {self.agent.batch_size}"
+                f"got {self.agent.batch_size}; "
+                f"agent.sequence_length={math.gcd(self.agent.n_steps, self.agent.batch_size)} would do"
             )
         return self
 

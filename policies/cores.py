@@ -6,7 +6,7 @@ from typing import Any, assert_never, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
@@ -31,7 +31,7 @@ class Core(nn.Module, ABC):
 
     The state of a sequence is one row of numbers, and zeros are the memory of nothing: where an episode starts, all
     that was before is as if it had not been. What a core gives for T timesteps at once is what it gives for one after
-    the other. It computes in float32 under autocast: rounding would add up over time.
+    the other, as long as all numbers are finite. Under autocast it computes in float32: rounding would add up.
     """
 
     def __init__(self, features_dim: int, out_dim: int, state_dim: int) -> None:
@@ -42,7 +42,7 @@ class Core(nn.Module, ABC):
         self,
         features: Float[Tensor, "time batch features"],
         state: Float[Tensor, "batch state"],
-        episode_start: Episodes | Bool[Tensor, "time batch"],
+        episode_start: Episodes | Shaped[Tensor, "time batch"] | Shaped[np.ndarray, "time batch"],
         context: Float[Tensor, "rows context"] | None = None,
         groups: Groups | None = None,
     ) -> tuple[Float[Tensor, "time batch out"], Float[Tensor, "batch state"]]:
@@ -53,14 +53,18 @@ class Core(nn.Module, ABC):
         :param context: (T · N, Z), of each timestep, time first; or (G, Z), with ``groups`` to say which is whose.
         :raises ValueError: when the sizes do not fit.
         """
-        if isinstance(episode_start, Tensor):
-            episode_start = Episodes(np.asarray(episode_start.cpu()), features.device)
+        if not isinstance(episode_start, Episodes):
+            starts = episode_start.cpu() if isinstance(episode_start, Tensor) else episode_start
+            episode_start = Episodes(np.asarray(starts, np.bool_), features.device)
         expected = (*episode_start.shape, self.features_dim), (episode_start.shape[1], self.state_dim)
         if (tuple(features.shape), tuple(state.shape)) != expected:
             raise ValueError(
                 f"{type(self).__name__} expects features {expected[0]} and state {expected[1]}, "
                 f"got {tuple(features.shape)} and {tuple(state.shape)}"
             )
+        if context is not None and groups is None and len(context) != math.prod(episode_start.shape):
+            raise ValueError(f"expected a context for each of {episode_start.shape} timesteps, got {len(context)}")
+        state = episode_start.kept(state)
         x, z = exact(features), None if context is None else exact(context)
         with torch.autocast(features.device.type, enabled=False):
             return self.read(x, state, episode_start, z, groups)
@@ -217,7 +221,29 @@ class MiLstm(Core):
         return episodes.pack(of_each.unflatten(0, episodes.shape))
 
 
-class FastWeights(Core):
+class InChunks(Core):
+    """A memory that computes some timesteps at once: what it costs grows with their square."""
+
+    CHUNK = 64
+
+    def read(
+        self, x: Tensor, state: Tensor, episodes: Episodes, z: Tensor | None, groups: Groups | None
+    ) -> tuple[Tensor, Tensor]:
+        outputs = []
+        for begin in range(0, len(x), self.CHUNK):
+            chunk = slice(begin, begin + self.CHUNK)
+            y, state = self.read_chunk(x[chunk], state, Episodes(episodes.starts[chunk], episodes.device))
+            outputs.append(y)
+        return torch.cat(outputs), state
+
+    @abstractmethod
+    def read_chunk(
+        self, x: Float[Tensor, "time batch features"], state: Float[Tensor, "batch state"], episodes: Episodes
+    ) -> tuple[Float[Tensor, "time batch out"], Float[Tensor, "batch state"]]:
+        """What is read, and the state afterwards."""
+
+
+class FastWeights(InChunks):
     """An outer-product memory S for each head, written by the delta rule and read by a query (Schlag et al., 2021):
 
         S_t = S_{t−1} + k_t u_tᵀ  with u_t = β_t (v_t − S_{t−1}ᵀ k_t)
@@ -227,9 +253,6 @@ class FastWeights(Core):
     once (Yang et al., 2024). P starts at zero.
     """
 
-    CHUNK = 64
-    """Timesteps that are computed at once: the systems grow with their square."""
-
     def __init__(self, features_dim: int, config: FastWeightsConfig) -> None:
         self.heads, self.head_dim = config.heads, config.size // config.heads
         super().__init__(features_dim, config.size, config.size * self.head_dim)
@@ -238,37 +261,24 @@ class FastWeights(Core):
         self.write_strength = Affine(features_dim, config.heads, gain=0)
         self.project = Affine(config.size, config.size, gain=0, bias=False)
 
-    def read(
-        self, x: Tensor, state: Tensor, episodes: Episodes, z: Tensor | None, groups: Groups | None
-    ) -> tuple[Tensor, Tensor]:
+    def read_chunk(self, x: Tensor, state: Tensor, episodes: Episodes) -> tuple[Tensor, Tensor]:
         # (T, N, 3·H·d) -> three of (N, H, T, d)
-        query, key, value = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 1, 3, 0, 4)
+        query, key, v = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 1, 3, 0, 4)
+        q, k = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
         strength = torch.sigmoid(self.write_strength(x)).permute(1, 2, 0).unsqueeze(-1)  # (T, N, H) -> (N, H, T, 1)
-        episode = episodes.episode.T[:, None, :, None]  # (T, N) -> (N, 1, T, 1)
-        steps = (F.normalize(query, dim=-1), F.normalize(key, dim=-1), value, strength, episode)
         memory = state.unflatten(1, (self.heads, self.head_dim, self.head_dim))
-        present, read = torch.zeros_like(episode[:, :, :1]), []
-        for q, k, v, of_each, number in zip(*(part.split(self.CHUNK, dim=2) for part in steps), strict=True):
-            read_in_chunk, memory = self._read_chunk(q, k, v, of_each, number, memory, present)
-            read.append(read_in_chunk)
-            present = number[:, :, -1:]
-        joined = torch.cat(read, dim=2).permute(2, 0, 1, 3).flatten(2)  # (N, H, T, d) -> (T, N, H·d)
-        return self.main(x) + self.project(joined), memory.flatten(1)
-
-    def _read_chunk(
-        self, q: Tensor, k: Tensor, v: Tensor, strength: Tensor, episode: Tensor, memory: Tensor, present: Tensor
-    ) -> tuple[Float[Tensor, "batch heads time dim"], Float[Tensor, "batch heads dim dim"]]:
-        """What is read, and the memory afterwards; ``memory`` is that of the episode with the number ``present``."""
-        same = episode == episode.mT  # (N, 1, T, T)
-        recalls, last = episode == present, episode[:, :, -1:]
+        episode = episodes.episode.T[:, None, :, None]  # (T, N) -> (N, 1, T, 1)
+        goes_on, same, last = episode == 0, episode == episode.mT, episode[:, :, -1:]
         system = strength * (k @ k.mT) * same.tril(-1)
-        missing = strength * (v - recalls * (k @ memory))
+        missing = strength * (v - goes_on * (k @ memory))
         written = torch.linalg.solve_triangular(system, missing, upper=False, unitriangular=True)
-        read = recalls * (q @ memory) + (q @ k.mT * same.tril()) @ written
-        return read, (last == present) * memory + (k * (episode == last)).mT @ written
+        read = goes_on * (q @ memory) + (q @ k.mT * same.tril()) @ written
+        after = (last == 0) * memory + (k * (episode == last)).mT @ written
+        joined = read.permute(2, 0, 1, 3).flatten(2)  # (N, H, T, d) -> (T, N, H·d)
+        return self.main(x) + self.project(joined), after.flatten(1)
 
 
-class WindowAttention(Core):
+class WindowAttention(InChunks):
     """Causal multi-head attention (Vaswani et al., 2017) over the last L timesteps of the episode:
 
         y_t = V x_t + b + P Σ_j softmax_j((q_t + u) · k_j + (q_t + w) · r_{t−j})  v_j / √d
@@ -293,9 +303,7 @@ class WindowAttention(Core):
                 nn.Parameter(torch.zeros(config.heads, 1, config.size // config.heads)) for _ in range(2)
             )
 
-    def read(
-        self, x: Tensor, state: Tensor, episodes: Episodes, z: Tensor | None, groups: Groups | None
-    ) -> tuple[Tensor, Tensor]:
+    def read_chunk(self, x: Tensor, state: Tensor, episodes: Episodes) -> tuple[Tensor, Tensor]:
         steps, _ = episodes.shape
         before, count = (
             state[:, :-1].unflatten(1, (self.past, self.features_dim)).transpose(0, 1),

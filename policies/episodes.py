@@ -56,6 +56,10 @@ class Episodes:
         """The number of the episode in its sequence; that which began before the sequence has number 0."""
         return self._on_device(self.starts.cumsum(0))
 
+    def kept(self, state: Float[Tensor, "batch state"]) -> Float[Tensor, "batch state"]:
+        """What is still remembered at the first timestep: nothing where an episode starts."""
+        return state.masked_fill(self._on_device(self.starts[0, :, None]), 0)
+
     def age(self, before: Float[Tensor, " batch"]) -> Float[Tensor, "time batch"]:
         """How many timesteps of its episode precede each, given how many precede the sequence."""
         time = np.arange(len(self.starts))[:, None]

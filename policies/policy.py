@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
 from gymnasium import spaces
 from jaxtyping import Float
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.distributions import (
     CategoricalDistribution,
     Distribution,
@@ -101,6 +102,8 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         popart: bool = False,
         **sb3: Any,
     ) -> None:
+        if "memory" in sb3:
+            raise ConfigError("FusionPolicy remembers nothing; memory=… is for mirl.policies.RecurrentFusionPolicy")
         self.fuses_in_heads, self.popart = "heads" in sites, popart
         self.masks_actions = has_action_mask(observation_space, action_space)
         self.n_tasks = number_of_tasks(observation_space) if popart else 1
@@ -210,3 +213,12 @@ def latents(policy: ActorCriticPolicy, features: Any) -> tuple[Any, Any]:
         both: tuple[Any, Any] = policy.mlp_extractor(features)
         return both
     return policy.mlp_extractor.forward_actor(features[0]), policy.mlp_extractor.forward_critic(features[1])
+
+
+def as_environment_takes(policy: ActorCriticPolicy, actions: NDArray[Any]) -> NDArray[Any]:
+    """The actions of a policy, unscaled or clipped to the space they are for."""
+    if not isinstance(policy.action_space, spaces.Box):
+        return actions
+    if policy.squash_output:
+        return policy.unscale_action(actions)
+    return np.clip(actions, policy.action_space.low, policy.action_space.high)

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
@@ -14,8 +13,13 @@ from mirl.configs.networks import RecurrentConfig, choose
 from mirl.policies.cores import Core, build_core
 from mirl.policies.episodes import Episodes
 from mirl.policies.extractor import Features, FusionExtractor
-from mirl.policies.policy import FusionPolicy, latents
+from mirl.policies.policy import FusionPolicy, as_environment_takes, latents
 from mirl.policies.specialise import SpecialisedPolicy
+
+STATELESS = (
+    "RecurrentFusionPolicy needs what it remembers, which Stable-Baselines3's own algorithms do not keep: train it "
+    "with mirl.agents.PPO or A2C, and act by predict(observation, state, episode_start)"
+)
 
 
 class BurnIn(NamedTuple):
@@ -94,11 +98,13 @@ class RecurrentFusionPolicy(FusionPolicy):
     def forward(  # type: ignore[override]
         self,
         obs: Any,
-        state: Float[Tensor, "batch state"],
-        episode_start: Episodes | Bool[Tensor, "1 batch"],
+        state: Float[Tensor, "batch state"] | None = None,
+        episode_start: Episodes | Bool[Tensor, "1 batch"] | None = None,
         deterministic: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Float[Tensor, "batch state"]]:
         """Actions, values, log-probabilities of the actions, and the state after this timestep."""
+        if state is None or episode_start is None:
+            raise TypeError(STATELESS)
         features, state = self.remember(self.extract_features(obs), state, episode_start)
         latent_pi, latent_vf = latents(self, features)
         distribution = self._get_action_dist_from_latent(latent_pi)
@@ -112,6 +118,15 @@ class RecurrentFusionPolicy(FusionPolicy):
         features, _ = self.remember(self.extract_features(obs), state, goes_on)
         values: Tensor = self.value_net(latents(self, features)[1])
         return values
+
+    def evaluate_actions(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(STATELESS)
+
+    def get_distribution(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(STATELESS)
+
+    def _predict(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(STATELESS)
 
     def predict(
         self,
@@ -128,23 +143,18 @@ class RecurrentFusionPolicy(FusionPolicy):
         self.set_training_mode(False)
         observed, vectorized = self.obs_to_tensor(observation)
         batch = len(next(iter(cast(dict[str, Tensor], observed).values())))
-        before = np.zeros((batch, self.core.state_dim), np.float32) if state is None else state[0]
-        starts = np.full(batch, state is None) if episode_start is None else np.asarray(episode_start, np.bool_)
+        before = np.zeros((batch, self.core.state_dim)) if state is None else state[0]
+        starts = np.broadcast_to(state is None if episode_start is None else episode_start, batch).astype(np.bool_)
         with torch.no_grad():
             features = self.extract_features(observed, self.pi_features_extractor)
             episodes = Episodes(starts.reshape(1, batch), self.device)
-            features, after = through(self.core, features, torch.as_tensor(before, device=self.device), episodes)
+            features, after = through(
+                self.core, features, torch.as_tensor(before, dtype=torch.float32, device=self.device), episodes
+            )
             latent = self.mlp_extractor.forward_actor(features)  # type: ignore[arg-type]
             actions = self._get_action_dist_from_latent(latent).get_actions(deterministic=deterministic).cpu().numpy()
-        actions = self._as_environment_takes(actions.reshape(-1, *cast(tuple[int, ...], self.action_space.shape)))
+        actions = as_environment_takes(self, actions.reshape(-1, *cast(tuple[int, ...], self.action_space.shape)))
         return actions if vectorized else actions.squeeze(axis=0), (after.cpu().numpy(),)
-
-    def _as_environment_takes(self, actions: NDArray[Any]) -> NDArray[Any]:
-        if not isinstance(self.action_space, spaces.Box):
-            return actions
-        if self.squash_output:
-            return self.unscale_action(actions)
-        return np.clip(actions, self.action_space.low, self.action_space.high)
 
     def specialise(self, context: ArrayLike, task: int = 0) -> SpecialisedPolicy:
         raise ConfigError(f"a policy with memory={self.memory.kind} has no form for one context alone")

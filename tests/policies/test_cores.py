@@ -16,7 +16,7 @@ from mirl.configs.networks import (
     MiLstmConfig,
     RecurrentConfig,
 )
-from mirl.policies.cores import Core, MiLstm, build_core
+from mirl.policies.cores import Core, InChunks, MiLstm, build_core
 from mirl.policies.grouping import Groups
 
 close = torch.testing.assert_close
@@ -217,7 +217,11 @@ def a_state(core: Core, config: RecurrentConfig) -> Tensor:
 
 @pytest.mark.parametrize("name", MEMBERS)
 @pytest.mark.parametrize("starts", [some_episodes(), torch.zeros(T, N, dtype=torch.bool)], ids=["episodes", "whole"])
-def test_many_timesteps_at_once_equal_one_after_the_other(name: str, starts: Tensor) -> None:
+@pytest.mark.parametrize("chunk", [64, 2])
+def test_many_timesteps_at_once_equal_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch, name: str, starts: Tensor, chunk: int
+) -> None:
+    monkeypatch.setattr(InChunks, "CHUNK", chunk)
     config = MEMBERS[name]
     core = randomised(config)
     step = STEPS[config.kind](core, config)
@@ -281,6 +285,8 @@ def test_what_was_before_an_episode_leaves_no_trace(name: str) -> None:
     starts = torch.zeros(T, N, dtype=torch.bool)
     starts[4] = True
     nothing = torch.zeros(N, core.state_dim, dtype=torch.float64)
+    never = torch.full_like(nothing, torch.nan)
+    close(core(x[4:], never, starts[4:], z[4:].flatten(0, 1)), core(x[4:], nothing, starts[4:], z[4:].flatten(0, 1)))
     y, last = core(x, a_state(core, MEMBERS[name]), starts, z.flatten(0, 1))
     alone = core(x[4:], nothing, starts[4:], z[4:].flatten(0, 1))
     close((y[4:], last), alone)
@@ -300,11 +306,22 @@ def test_at_the_start_the_output_does_not_depend_on_the_context_and_its_gradient
         assert core.to_scale.weight.grad.abs().min() > 0
 
 
+@pytest.mark.parametrize("name", MEMBERS)
+def test_autocast_changes_nothing(name: str) -> None:
+    core = randomised(MEMBERS[name]).float()
+    x, state, z = torch.randn(T, N, X).bfloat16(), torch.zeros(N, core.state_dim), torch.randn(T * N, Z).bfloat16()
+    expected = core(x.float(), state, some_episodes(), z.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        close(core(x, state, some_episodes(), z), expected)
+
+
 def test_sizes_that_do_not_fit_are_told() -> None:
     core = build_core(LstmConfig(size=SIZE), X, Z)
     starts = torch.zeros(T, N, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"Recurrent expects features \(9, 4, 5\) and state \(4, 16\), got"):
         core(torch.randn(T, N, X), torch.zeros(N, SIZE), starts)
+    with pytest.raises(ValueError, match=r"expected a context for each of \(9, 4\) timesteps, got 4"):
+        core(torch.randn(T, N, X), torch.zeros(N, 2 * SIZE), starts, torch.randn(4, Z))
     scaled = build_core(MiLstmConfig(size=SIZE), X, Z)
     with pytest.raises(ValueError, match="the context scales the gates"):
         scaled(torch.randn(T, N, X), torch.zeros(N, 2 * SIZE), starts)
