@@ -15,7 +15,8 @@ def run(argv: list[str]) -> int:
     """Train as the words of the command line say; the exit code."""
     config = compose_train(argv)  # before torch is imported: a mistake is answered at once
 
-    os.environ.update({name: os.environ.get(name, count) for name, count in KERNELS.items()})  # read by torch
+    for name, count in KERNELS.items():
+        os.environ.setdefault(name, count)  # read when torch makes its first
     from rich.console import Console
 
     from mirl.agents.evaluation import evaluate_run, results_table

@@ -74,7 +74,7 @@ def parameters_with(words: list[str], option: str, width: int) -> int:
 
 
 def width_for(target: int, parameters: Callable[[int], int]) -> int:
-    """The smallest that gives at least ``target`` parameters, by bisection: they grow with the width."""
+    """The smallest that gives at least ``target`` parameters, by doubling and bisection: they grow with the width."""
     high = 1
     while parameters(high) < target:
         high *= 2

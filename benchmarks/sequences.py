@@ -13,6 +13,7 @@ is there, to ``benchmarks/results/sequences_TASK.json``.
 import argparse
 import hashlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,8 @@ CHARACTERS = 64
 """Timesteps of a piece of text."""
 BATCH = 64
 RATE = 3e-3
+TESTED = 100
+"""Batches of what was never seen."""
 
 
 class Batch(NamedTuple):
@@ -180,7 +183,7 @@ def learn(config: RecurrentConfig, task: Task, seed: int) -> dict[str, float]:
     reader = Reader(config, task)
     optimizer = torch.optim.Adam(reader.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, task.steps)
-    for _, batch in zip(range(task.steps), task.batches(True, np.random.default_rng((seed, 0))), strict=False):
+    for batch in islice(task.batches(True, np.random.default_rng((seed, 0))), task.steps):
         optimizer.zero_grad()
         F.cross_entropy(reader(batch).flatten(0, 1), batch.targets.flatten(), ignore_index=-1).backward()
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
@@ -188,7 +191,7 @@ def learn(config: RecurrentConfig, task: Task, seed: int) -> dict[str, float]:
         schedule.step()
     losses, right = [], []
     with torch.no_grad():
-        for _, batch in zip(range(100), task.batches(False, np.random.default_rng((seed, 1))), strict=False):
+        for batch in islice(task.batches(False, np.random.default_rng((seed, 1))), TESTED):
             logits, asked = reader(batch), batch.targets >= 0
             losses.append(F.cross_entropy(logits[asked], batch.targets[asked]))
             right.append((logits[asked].argmax(-1) == batch.targets[asked]).float().mean())
@@ -213,6 +216,7 @@ def main() -> None:
     task = build_task(arguments.task)
     configs = {name: sized(options, task) for name, options in MEMORIES.items()}
     parameters = {name: count_parameters(Reader(config, task)) for name, config in configs.items()}
+    source = {"text": hashlib.sha256(text().encode()).hexdigest()} if arguments.task == "text" else {}
     results: dict[str, list[dict[str, float]]] = {name: [] for name in configs}
     for seed in range(arguments.seeds):
         for name, config in configs.items():
@@ -220,8 +224,7 @@ def main() -> None:
             print(name, seed, results[name][-1], flush=True)  # noqa: T201
             rows = [row(each, parameters[each], found) for each, found in results.items() if found]
             columns = ["memory", "parameters", "seeds", "right", "bits per answer"]
-            of = {"text": hashlib.sha256(text().encode()).hexdigest()} if arguments.task == "text" else {}
-            write_results(f"sequences_{arguments.task}", columns, rows, {**of, **results})
+            write_results(f"sequences_{arguments.task}", columns, rows, {**source, **results})
 
 
 if __name__ == "__main__":

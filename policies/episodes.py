@@ -24,8 +24,8 @@ class Packing(NamedTuple):
     """How many pieces have a first, a second, … timestep."""
     sequence: Int[Tensor, " pieces"]
     """Of each piece."""
-    fresh: Bool[Tensor, "pieces 1"]
-    """Whether nothing was before it."""
+    inside: Bool[Tensor, "pieces 1"]
+    """Whether it begins inside its sequence, where an episode does."""
     last: Int[Tensor, " batch"]
     """The piece that each sequence ends with."""
 
@@ -86,13 +86,12 @@ class Episodes:
         places = np.empty_like(rows)
         places[rows] = np.arange(len(rows))
         sequence, first = np.divmod(begins[longest_first], steps)
-        fresh = (first > 0) | self.starts[0, sequence]
         return Packing(
             self._on_device(rows),
             self._on_device(places),
             np.bincount(age).tolist(),
             self._on_device(sequence),
-            self._on_device(fresh[:, None]),
+            self._on_device(first[:, None] > 0),
             self._on_device(rank[piece[steps - 1 :: steps]]),
         )
 
@@ -106,7 +105,7 @@ class Episodes:
 
     def first_states(self, state: Float[Tensor, "batch state"]) -> Float[Tensor, "pieces state"]:
         """The state that each piece begins with."""
-        return state.index_select(0, self.packing.sequence).masked_fill(self.packing.fresh, 0)
+        return state.index_select(0, self.packing.sequence).masked_fill(self.packing.inside, 0)
 
     def last_states(self, states: Float[Tensor, "pieces state"]) -> Float[Tensor, "batch state"]:
         """Of the states that the pieces end with, those that the sequences do."""
