@@ -201,14 +201,14 @@ def sampled(process: subprocess.Popen[str], seconds: float) -> list[Sample]:
 
 
 def soak(scale: Scale, folder: Path) -> Iterator[Row]:
-    """A long run with a checkpoint a minute: killed at random for a third of the time, then watched."""
+    """A long run with a checkpoint a minute: killed at random for a fifth of the time, then watched."""
     moments, begin = random.Random(0), time.monotonic()
     per_minute = 200_000 if scale is FULL else 20_000
     words = [f"runs_dir={folder}", "name=soak", f"checkpoint_every={per_minute}", "total_timesteps=1_000_000_000"]
     n_kills = 0
-    while time.monotonic() - begin < scale.soak_seconds / 3:
+    while time.monotonic() - begin < scale.soak_seconds / 5:
         process = start(words)
-        time.sleep(moments.uniform(scale.soak_seconds / 60, scale.soak_seconds / 10))
+        time.sleep(moments.uniform(scale.soak_seconds / 120, scale.soak_seconds / 15))
         process.kill()
         process.wait()
         n_kills += 1
@@ -216,7 +216,7 @@ def soak(scale: Scale, folder: Path) -> Iterator[Row]:
     samples = sampled(process, scale.soak_seconds - (time.monotonic() - begin))
     process.send_signal(signal.SIGTERM)
     process.communicate()
-    warm = [sample for sample in samples if sample.seconds > samples[-1].seconds / 4]
+    warm = [sample for sample in samples if sample.seconds > samples[-1].seconds / 3]
     seconds, rss = np.array([[each.seconds, each.rss_bytes] for each in warm]).T
     growth = np.polyfit(seconds, rss, 1)[0] * 3600 / rss.mean()
     descriptors = {each.descriptors for each in warm}
