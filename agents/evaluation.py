@@ -13,6 +13,7 @@ from mirl.agents.acting import acting
 from mirl.agents.building import load_policy
 from mirl.agents.files import write_json
 from mirl.agents.run_directory import read_config
+from mirl.agents.sizes import missing_rows
 from mirl.agents.statistics import TaskResult, suite_result, wilson_interval
 from mirl.agents.video import record_episode
 from mirl.configs.schema import EvalConfig, TrainConfig
@@ -51,8 +52,12 @@ def evaluate(
         starts = np.ones(env.num_envs, np.bool_)
         actions = np.array([env.action_space.sample()] * env.num_envs)  # of slots at rest: any that is valid
         while playing.size:
-            seen = {key: values[playing] for key, values in observation.items()}
-            actions[playing], remembered = policy.predict(seen, remembered, starts[playing], deterministic)
+            rows = np.pad(np.arange(len(playing)), (0, missing_rows(len(playing), env.num_envs)), mode="edge")
+            asked = playing[rows]
+            seen = {key: values[asked] for key, values in observation.items()}
+            states = remembered and tuple(part[rows] for part in remembered)
+            chosen, remembered = policy.predict(seen, states, starts[asked], deterministic)
+            actions[playing] = chosen[: len(playing)]
             env.step_async(actions)
             observation, _, starts, infos = env.step_wait()
             for slot in playing[starts[playing]].tolist():
@@ -60,7 +65,7 @@ def evaluate(
                 played[slot].append((infos[slot]["is_success"], episode["r"], episode["l"]))
             left = quota - [len(done) for done in played]
             env.retire(np.flatnonzero(left <= 1))
-            play_on = left[playing] > 0
+            play_on = np.flatnonzero(left[playing] > 0)
             remembered = remembered and tuple(part[play_on] for part in remembered)
             playing = playing[play_on]
     return [

@@ -20,6 +20,7 @@ from mirl.agents.metrics import DISTINCT, GRADIENT_CONFLICT, GRADIENT_COSINE
 from mirl.agents.precision import autocast, in_float32, keep_heads_exact, resolve_precision
 from mirl.agents.rollouts import Rollouts, Samples, normalised_per_task
 from mirl.agents.sequences import SequenceRollouts
+from mirl.agents.sizes import missing_rows
 from mirl.agents.stopwatch import Stopwatch
 from mirl.agents.updates import Judgement, LossWeights, Metrics, explained_variance
 from mirl.configs.errors import ConfigError
@@ -246,17 +247,18 @@ class OnPolicyLoop(OnPolicyAlgorithm):
 
         See SB3's issue 633.
         """
-        joined = _join([time_out.observation for time_out in time_outs], last_observation)
+        cut_off = time_outs + time_outs[-1:] * missing_rows(len(time_outs), self.n_envs)
+        joined = _join([time_out.observation for time_out in cut_off], last_observation)
         memory: tuple[Tensor, ...] = ()
         if self.memory is not None:
-            cut_off = [time_out.memory[None] for time_out in time_outs if time_out.memory is not None]
-            memory = (torch.cat([*cut_off, self.memory]),)
+            remembered = [time_out.memory[None] for time_out in cut_off if time_out.memory is not None]
+            memory = (torch.cat([*remembered, self.memory]),)
         with torch.no_grad(), autocast(self.precision, self.device):
             values = self.policy.predict_values(obs_as_tensor(joined, self.device), *memory).flatten()
         if time_outs:
             steps, slots = [time_out.timestep for time_out in time_outs], [time_out.slot for time_out in time_outs]
             self.rollout_buffer.rewards[steps, slots] += self.gamma * values[: len(time_outs)]
-        return values[len(time_outs) :]
+        return values[len(cut_off) :]
 
     def _begin_update(self) -> tuple[LossWeights, list[nn.Parameter]]:
         """How the losses of this update are weighed, and what it moves."""

@@ -14,11 +14,9 @@ from torch import Tensor
 
 from mirl.agents.columns import Column, InternedColumn, Rows, build_column, on_device, smallest_dtype
 from mirl.agents.digests import Digests
+from mirl.agents.sizes import missing_rows
 from mirl.envs.spaces import TASK_KEY
 from mirl.policies.recurrent import Sequences
-
-SIZES = 16
-"""So many sizes the distinct observations of a minibatch may have."""
 
 
 class Samples(NamedTuple):
@@ -252,9 +250,7 @@ class Rollouts(RolloutBuffer):
         first = np.flatnonzero(another)
         self.n_samples += len(rows)
         self.n_distinct += len(first)
-        # Kernels are made for each size anew: a few sizes must do, so the last observation comes several times.
-        step = -(-len(rows) // SIZES)
-        first = np.pad(first, (0, -len(first) % step), mode="edge")
+        first = np.pad(first, (0, missing_rows(len(first), len(rows))), mode="edge")
         return order, first, np.cumsum(another) - 1
 
     @property

@@ -263,7 +263,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a few minutes instead of an hour; nothing is written")
     arguments = parser.parse_args()
     scale = QUICK if arguments.quick else FULL
-    rows = earlier_results() if arguments.parts else {}
+    rows = earlier_results() if arguments.parts and not arguments.quick else {}
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every restart that it reads about
     with tempfile.TemporaryDirectory() as folder:
         for part in arguments.parts or PARTS:

@@ -113,6 +113,23 @@ def test_the_success_rate_is_not_biased_by_the_length_of_episodes(suite: SuiteCo
     assert abs(slow.success_rate - 0.5) < 4 * 0.5 / np.sqrt(400)  # of the first 400 to finish next to none succeed
 
 
+def test_as_slots_come_to_rest_the_policy_is_asked_in_few_sizes(
+    suite: SuiteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: set[int] = set()
+    predict = BasePolicy.predict
+
+    def counted(policy: BasePolicy, observation: dict[str, Any], *rest: Any) -> Any:
+        sizes.add(len(observation["observation"]))
+        return predict(policy, observation, *rest)
+
+    monkeypatch.setattr(BasePolicy, "predict", counted)
+    results = evaluated(suite, 200, episodes=150, seed=0)  # two episodes of some slots, one of the others
+    assert len(sizes) > 2
+    assert all(size % 13 == 0 for size in sizes), sizes  # 16 sizes up to 200
+    assert [len(result.success) for result in results] == [150, 150]
+
+
 def test_an_evaluation_leaves_torchs_generator_and_the_policys_mode(suite: SuiteConfig) -> None:
     env = SuiteVecEnv(suite, 4, workers=0)
     policy = make_policy(env)
