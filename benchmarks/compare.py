@@ -19,7 +19,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -153,8 +153,8 @@ def description(runs: list[dict[str, Any]], metrics: list[str]) -> dict[str, str
             cells |= {prefix + measure + suffix: cell for measure, cell in part_cells(found, metric)} if found else {}
     if "success_rate" in metrics and len(runs[0]["tasks"]) == 1:
         cells["timesteps to 95 %"] = timesteps_to(SOLVED, runs)
-    if all(run["peak_rss_bytes"] for run in runs):
-        cells["peak memory, MiB"] = f"{max(run['peak_rss_bytes'] for run in runs) / 2**20:,.0f}"
+    peaks = [run["peak_rss_bytes"] for run in runs if run["peak_rss_bytes"]]  # not of runs that were cut off
+    cells["peak memory, MiB"] = f"{max(peaks) / 2**20:,.0f}" if peaks else "–"
     return cells
 
 
@@ -242,8 +242,12 @@ def main() -> None:
 
     threads = 1 if arguments.jobs > 1 else int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     with ThreadPoolExecutor(arguments.jobs) as jobs:
-        for done in [jobs.submit(one, *run) for run in missing]:
-            done.result()
+        try:
+            for done in as_completed([jobs.submit(one, *run) for run in missing]):
+                done.result()
+        except BaseException:
+            jobs.shutdown(wait=False, cancel_futures=True)  # told when those that run are over, not when all are
+            raise
     if not missing:
         write()
 
