@@ -13,7 +13,7 @@ from mirl.agents.acting import acting
 from mirl.agents.building import load_policy
 from mirl.agents.files import write_json
 from mirl.agents.run_directory import read_config
-from mirl.agents.sizes import missing_rows
+from mirl.agents.sizes import padded
 from mirl.agents.statistics import TaskResult, suite_result, wilson_interval
 from mirl.agents.video import record_episode
 from mirl.configs.schema import EvalConfig, TrainConfig
@@ -52,7 +52,7 @@ def evaluate(
         starts = np.ones(env.num_envs, np.bool_)
         actions = np.array([env.action_space.sample()] * env.num_envs)  # of slots at rest: any that is valid
         while playing.size:
-            rows = np.pad(np.arange(len(playing)), (0, missing_rows(len(playing), env.num_envs)), mode="edge")
+            rows = padded(np.arange(len(playing)), env.num_envs)
             asked = playing[rows]
             seen = {key: values[asked] for key, values in observation.items()}
             states = remembered and tuple(part[rows] for part in remembered)

@@ -20,7 +20,7 @@ from mirl.agents.metrics import DISTINCT, GRADIENT_CONFLICT, GRADIENT_COSINE
 from mirl.agents.precision import autocast, in_float32, keep_heads_exact, resolve_precision
 from mirl.agents.rollouts import Rollouts, Samples, normalised_per_task
 from mirl.agents.sequences import SequenceRollouts
-from mirl.agents.sizes import missing_rows
+from mirl.agents.sizes import padded
 from mirl.agents.stopwatch import Stopwatch
 from mirl.agents.updates import Judgement, LossWeights, Metrics, explained_variance
 from mirl.configs.errors import ConfigError
@@ -247,7 +247,7 @@ class OnPolicyLoop(OnPolicyAlgorithm):
 
         See SB3's issue 633.
         """
-        cut_off = time_outs + time_outs[-1:] * missing_rows(len(time_outs), self.n_envs)
+        cut_off = [time_outs[row] for row in padded(np.arange(len(time_outs)), self.n_envs)]
         joined = _join([time_out.observation for time_out in cut_off], last_observation)
         memory: tuple[Tensor, ...] = ()
         if self.memory is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mirl.agents.columns import Column, InternedColumn, Rows, build_column, on_device, smallest_dtype
 from mirl.agents.digests import Digests
-from mirl.agents.sizes import missing_rows
+from mirl.agents.sizes import padded
 from mirl.envs.spaces import TASK_KEY
 from mirl.policies.recurrent import Sequences
 
@@ -247,10 +247,10 @@ class Rollouts(RolloutBuffer):
         digests = self.digests.values.reshape(-1)[rows]
         order = np.lexsort((digests, *keys))
         another = np.diff(digests[order], prepend=~digests[order[0]]) != 0
-        first = np.flatnonzero(another)
+        first: Rows = np.flatnonzero(another)
         self.n_samples += len(rows)
         self.n_distinct += len(first)
-        first = np.pad(first, (0, missing_rows(len(first), len(rows))), mode="edge")
+        first = padded(first, len(rows))
         return order, first, np.cumsum(another) - 1
 
     @property

@@ -1,14 +1,21 @@
 """Batches have few sizes, each at least what was asked for."""
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirl.agents.sizes import SIZES, missing_rows
+from mirl.agents.sizes import SIZES, padded
 
 
-@given(st.integers(1, 2000))
+@given(st.integers(1, 500))
 def test_few_sizes_serve_all_counts(most: int) -> None:
-    sizes = {count + missing_rows(count, most) for count in range(1, most + 1)}
-    assert len(sizes) <= SIZES
-    assert all(0 <= missing_rows(count, most) <= -(-most // SIZES) for count in range(most + 1))
-    assert missing_rows(0, most) == 0
+    sizes = [len(padded(np.zeros(count, np.int64), most)) for count in range(most + 1)]
+    assert len(set(sizes[1:])) <= SIZES
+    assert all(0 <= size - count <= -(-most // SIZES) for count, size in enumerate(sizes))
+    assert sizes[0] == 0
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000))
+def test_only_the_last_row_is_repeated(count: int, most: int) -> None:
+    rows = padded(np.arange(count), most)
+    np.testing.assert_array_equal(rows, np.minimum(np.arange(len(rows)), count - 1))
