@@ -247,7 +247,7 @@ class OnPolicyLoop(OnPolicyAlgorithm):
 
         See SB3's issue 633.
         """
-        cut_off = [time_outs[row] for row in padded(np.arange(len(time_outs)), self.n_envs)]
+        cut_off = [time_outs[row] for row in padded(np.arange(len(time_outs)), 4 * self.n_envs)]  # four sizes do
         joined = _join([time_out.observation for time_out in cut_off], last_observation)
         memory: tuple[Tensor, ...] = ()
         if self.memory is not None:

@@ -29,9 +29,15 @@ from mirl.policies.normalising import RunningNorm
 from mirl.policies.positions import sinusoidal_positions
 from mirl.policies.routing import Routing
 
+MISSIONS_STEP = 8
+"""Missions are read in multiples of so many, empty ones added: a processor keeps kernels for each size it has met."""
+
 
 class Context(NamedTuple):
-    """Distinct contexts, and for each row of the batch which of them is its own; without ``groups``, one per row."""
+    """Distinct contexts, and for each row of the batch which of them is its own; without ``groups``, one per row.
+
+    After the contexts that ``groups`` counts others may follow, which belong to no row.
+    """
 
     values: Float[Tensor, "rows context"]
     groups: Groups | None
@@ -186,7 +192,8 @@ class MissionContext(nn.Module):
         distinct = tokens if isinstance(tokens, Distinct) else distinct_rows(tokens.long())
         used = (distinct.rows != 0).any(0).nonzero()
         longest = int(used[-1]) + 1 if len(used) else 1
-        return Context(self.norm(self.words(distinct.rows[:, :longest].long())), distinct.groups)
+        padded = F.pad(distinct.rows[:, :longest].long(), (0, 0, 0, -len(distinct.rows) % MISSIONS_STEP))
+        return Context(self.norm(self.words(padded)), distinct.groups)
 
 
 class GoalContext(nn.Module):

@@ -170,7 +170,7 @@ class FusionExtractor(BaseFeaturesExtractor):
             values, groups = context
             kinds, index = to_cells.kinds(), to_cells.kinds_in(image)
             if groups is not None and groups.count * len(kinds) <= index.numel():
-                each = F.relu(fusion(kinds.expand(groups.count, -1, -1), values))
+                each = F.relu(fusion(kinds.expand(len(values), -1, -1), values))
                 return look_up(each.flatten(0, 1), index + len(kinds) * groups.index.unsqueeze(1))
         return F.relu(fusion(to_cells(image), *context))
 

@@ -142,6 +142,7 @@ class Bilinear(Fusion):
     def interact(self, x: Tensor, z: Tensor, groups: Groups | None) -> Tensor:
         positions = x.shape[1]
         if groups is not None and groups.are_worth_it(self.weight.numel()):
+            z = z[: groups.count]
             return groups.multiply(x, self.generate(z), self.shift(z) + self.main.bias)
         z = z if groups is None else z.index_select(0, groups.index)
         shift = self.shift(z).unsqueeze(1)

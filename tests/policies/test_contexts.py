@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import ContextConfig, GoalContextConfig, MissionContextConfig, TaskIdContextConfig
 from mirl.policies import contexts
-from mirl.policies.contexts import Context, Distinct, build_context, distinct_rows
+from mirl.policies.contexts import MISSIONS_STEP, Context, Distinct, build_context, distinct_rows
 from mirl.policies.grouping import Groups
 from mirl.policies.positions import sinusoidal_positions
 
@@ -92,12 +92,20 @@ def test_a_collision_of_hashes_is_noticed() -> None:
 @pytest.mark.parametrize("words", WORDS)
 def test_each_distinct_mission_is_read_once(words: Words) -> None:
     context = mission_context(words)
-    read: list[int] = []
-    context.get_submodule("words").register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
+    read: list[Tensor] = []
+    context.get_submodule("words").register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     result = context(missions([1, 2], [3], [1, 2], [3], [3], [4, 5, 6]))
-    assert read == [3]
-    assert result.values.shape == (3, 8)
+    assert [tokens.any(1).sum() for tokens in read] == [3]
+    assert result.groups.count == 3
     assert result.groups.index.shape == (6,)
+
+
+@given(st.integers(1, N_TOKENS - 1))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_missions_are_read_in_few_sizes(count: int) -> None:
+    result = mission_context("bag")(missions(*([token] for token in range(1, count + 1))))
+    assert result.groups.count == count <= len(result.values) < count + MISSIONS_STEP
+    assert len(result.values) % MISSIONS_STEP == 0
 
 
 @pytest.mark.parametrize("words", WORDS)
