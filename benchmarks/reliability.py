@@ -44,8 +44,14 @@ from mirl.configs.errors import ConfigError  # noqa: E402
 SMALL = ["agent.n_envs=8", "agent.n_steps=32", "encoder.channels=8", "encoder.features_dim=16", "context.dim=8"]
 KILLED_RUNS = [f"agent={agent} backend={backend}" for agent in ("ppo", "a2c") for backend in ("envpool", "gymnasium")]
 PAGE = os.sysconf("SC_PAGE_SIZE")
-KEEP_FREED = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
-"""glibc gives tens of megabytes back now and then, which would hide a leak or look like one: here it keeps them."""
+KEEP_FREED = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_ARENA_MAX": "1",
+    "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python",
+}
+"""glibc gives tens of megabytes back now and then, most often because protobuf, in which TensorBoard writes, asks it to;
+they come again within two minutes, which would hide a leak or look like one. Here everything that was taken is kept."""
 
 
 class Scale(NamedTuple):
