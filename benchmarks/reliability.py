@@ -50,8 +50,8 @@ KEEP_FREED = {
     "MALLOC_ARENA_MAX": "1",
     "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python",
 }
-"""glibc gives tens of megabytes back now and then, most often because protobuf, in which TensorBoard writes, asks it to;
-they come again within two minutes, which would hide a leak or look like one. Here everything that was taken is kept."""
+"""glibc gives tens of megabytes back now and then, mostly when protobuf, in which TensorBoard writes, asks, and
+within two minutes they are taken again; which hides a leak, or looks like one. Here all that was ever taken is kept."""
 
 
 class Scale(NamedTuple):
