@@ -169,7 +169,7 @@ class FusionExtractor(BaseFeaturesExtractor):
         if isinstance(to_cells, GridCells) and isinstance(fusion, Fusion) and fusion.treats_positions_alike:
             values, groups = context
             kinds, index = to_cells.kinds(), to_cells.kinds_in(image)
-            if groups is not None and groups.count * len(kinds) <= index.numel():
+            if groups is not None and len(values) * len(kinds) <= index.numel():
                 each = F.relu(fusion(kinds.expand(len(values), -1, -1), values))
                 return look_up(each.flatten(0, 1), index + len(kinds) * groups.index.unsqueeze(1))
         return F.relu(fusion(to_cells(image), *context))

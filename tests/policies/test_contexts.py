@@ -97,6 +97,7 @@ def test_each_distinct_mission_is_read_once(words: Words) -> None:
     result = context(missions([1, 2], [3], [1, 2], [3], [3], [4, 5, 6]))
     assert [tokens.any(1).sum() for tokens in read] == [3]
     assert result.groups.count == 3
+    assert result.values.shape == (MISSIONS_STEP, 8)
     assert result.groups.index.shape == (6,)
 
 
