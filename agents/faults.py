@@ -26,7 +26,7 @@ from mirl.configs.schema import TrainConfig
 EVIDENCE = "evidence.safetensors"
 """File of what an update or a gradient step was made from."""
 LARGEST_GRADIENT = 1e18
-"""Adam squares gradients, and the square of a larger one is infinite in float32: its weight would never move again."""
+"""Norm of a tensor's. Adam squares gradients, and a square that is infinite in float32 stops its weight for ever."""
 REFUSED = "Expected parameter"
 """How torch's distributions begin to say that their parameters are no numbers."""
 
@@ -165,10 +165,10 @@ def guard_steps(agent: BaseAlgorithm, *, skip: bool) -> None:
         }
         if not weights:
             return
-        largest = torch.stack(torch._foreach_norm([weight.grad for weight in weights.values()], ord=float("inf")))
-        if bool((largest <= LARGEST_GRADIENT).all()):  # NaN is not
+        norms = torch.stack(torch._foreach_norm([weight.grad for weight in weights.values()]))
+        if bool((norms <= LARGEST_GRADIENT).all()):  # NaN is not
             return
-        bad = [name for name, size in zip(weights, largest.tolist(), strict=True) if not size <= LARGEST_GRADIENT]
+        bad = [name for name, norm in zip(weights, norms.tolist(), strict=True) if not norm <= LARGEST_GRADIENT]
         gradients = {f"gradient of {name}": weight.grad for name, weight in weights.items()}
         error = NonFiniteError(
             f"a gradient step after {agent.num_timesteps:,} timesteps was not taken: the gradient of '{bad[0]}' "
