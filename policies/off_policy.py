@@ -6,7 +6,8 @@ last layer of every network is a fusion. The critic is then Q(s, a, z) = f(MLP([
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, cast
 
 import torch
@@ -69,6 +70,19 @@ def _fuse_q_networks(critic: ContinuousCritic | QuantileCritic) -> None:
         critic.add_module(f"qf{i}", critic.q_networks[i])
 
 
+@contextmanager
+def _weights_fixed_for_an_actor(critic: nn.Module, actions: Tensor) -> Iterator[None]:
+    """Within it the weights get no gradient if the actions do: an actor asks, and SB3 would throw it away."""
+    weights = [weight for weight in critic.parameters() if weight.requires_grad] if actions.requires_grad else []
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+
+
 def _join(critic: ContinuousCritic | QuantileCritic, obs: Any, actions: Tensor, *, learn: bool) -> Features:
     """Features and actions side by side, with the context.
 
@@ -87,13 +101,15 @@ class FusionCritic(ContinuousCritic):
         _fuse_q_networks(self)
 
     def forward(self, obs: Any, actions: Float[Tensor, "batch action"]) -> tuple[Float[Tensor, "batch 1"], ...]:
-        joined = _join(self, obs, actions, learn=not self.share_features_extractor)
-        return tuple(q_network(joined) for q_network in self.q_networks)
+        with _weights_fixed_for_an_actor(self, actions):
+            joined = _join(self, obs, actions, learn=not self.share_features_extractor)
+            return tuple(q_network(joined) for q_network in self.q_networks)
 
     def q1_forward(self, obs: Any, actions: Float[Tensor, "batch action"]) -> Float[Tensor, "batch 1"]:
         """Of the first network alone, as TD3's actor asks; the features extractor learns nothing from it."""
-        q: Tensor = self.q_networks[0](_join(self, obs, actions, learn=False))
-        return q
+        with _weights_fixed_for_an_actor(self, actions):
+            q: Tensor = self.q_networks[0](_join(self, obs, actions, learn=False))
+            return q
 
 
 class FusionQuantileCritic(QuantileCritic):
@@ -104,8 +120,9 @@ class FusionQuantileCritic(QuantileCritic):
         _fuse_q_networks(self)
 
     def forward(self, obs: Any, action: Float[Tensor, "batch action"]) -> Float[Tensor, "batch critics quantiles"]:
-        joined = _join(self, obs, action, learn=not self.share_features_extractor)
-        return torch.stack([q_network(joined) for q_network in self.q_networks], dim=1)
+        with _weights_fixed_for_an_actor(self, action):
+            joined = _join(self, obs, action, learn=not self.share_features_extractor)
+            return torch.stack([q_network(joined) for q_network in self.q_networks], dim=1)
 
 
 def _fuse_gaussian_actor(actor: SACActor | TQCActor) -> None:

@@ -232,6 +232,31 @@ def test_actor_and_critic_share_their_extractor_only_if_asked_to(algorithm: Any,
     assert all(torch.equal(of_actor[name], of_critic[name]) for name in of_actor) == share
 
 
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
+def test_an_actor_that_asks_the_critic_gets_its_gradient_and_leaves_none_there(algorithm: Any, share: bool) -> None:
+    policy = cast(Any, awake(build(algorithm, {**TINY, "share_features_extractor": share}).policy))
+    obs, actions = batch(policy)
+    ask = policy.critic.q1_forward if algorithm is TD3 else policy.critic
+
+    def total(of: Tensor) -> Tensor:
+        return torch.stack([*ask(obs, of)]).sum()
+
+    asked = actions.clone().requires_grad_()
+    total(asked).backward()
+    assert all(weight.grad is None and weight.requires_grad for weight in policy.critic.parameters())
+    step = 1e-3
+    for column in range(actions.shape[1]):
+        ahead, back = (
+            actions.index_add(1, torch.tensor([column]), torch.full((len(actions), 1), by)) for by in (step, -step)
+        )
+        with torch.no_grad():
+            slope = (total(ahead) - total(back)) / (2 * step)
+        torch.testing.assert_close(cast(Tensor, asked.grad)[:, column].sum(), slope, rtol=1e-2, atol=1e-2)
+    total(actions).backward()
+    assert any(weight.grad is not None and weight.grad.any() for weight in policy.critic.q_networks[0].parameters())
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_networks_start_with_targets_equal_to_them(algorithm: Any) -> None:
     policy = build(algorithm, HEADS).policy
