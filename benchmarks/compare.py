@@ -166,8 +166,11 @@ def part_cells(found: dict[str, list[float]], metric: str) -> Iterator[tuple[str
         spread = f" ({form(min(values))} – {form(max(values))})" if len(values) > 1 else ""
         yield task, form(np.mean(values)) + spread
     if len(found) > 1:
-        low, high = bootstrap_interval(matrix, np.mean, np.random.default_rng(0))
-        yield "mean (95 % interval)", f"{form(matrix.mean())} ({form(low)} – {form(high)})"
+        if len(matrix) > 1:
+            low, high = bootstrap_interval(matrix, np.mean, np.random.default_rng(0))
+            yield "mean (95 % interval)", f"{form(matrix.mean())} ({form(low)} – {form(high)})"
+        else:  # of one seed nothing is known of others
+            yield "mean", form(matrix.mean())
         yield "interquartile mean", form(trim_mean(matrix, 0.25, axis=None))
         yield "worst task", form(matrix.mean(0).min())
 
