@@ -281,10 +281,11 @@ class FastWeights(InChunks):
 class WindowAttention(InChunks):
     """Causal multi-head attention (Vaswani et al., 2017) over the last L timesteps of the episode:
 
-        y_t = V x_t + b + P Σ_j softmax_j((q_t + u) · k_j + (q_t + w) · r_{t−j})  v_j / √d
+        y_t = V x_t + b + P Σ_j softmax_j(((q_t + u) · k_j + (q_t + w) · r_{t−j}) / √d) v_j
 
-    where r_{t−j} is learned from the sinusoidal encoding of the distance (Dai et al., 2019); or the softmax is of
-    q_t · k_j / √d, and each x has the encoding of its number in the episode added to it first. P starts at zero.
+    where q, k and v are of LayerNorm(x), since what is common to all x would make all weights alike, and r_{t−j} is
+    learned from the sinusoidal encoding of the distance (Dai et al., 2019); or the softmax is of q_t · k_j / √d, and
+    the encoding of its number in the episode is added to each LayerNorm(x). P starts at zero.
 
     The state holds the L − 1 inputs before, and how many timesteps of the episode there were.
     """
@@ -293,6 +294,7 @@ class WindowAttention(InChunks):
         self.heads, self.past = config.heads, config.window - 1
         super().__init__(features_dim, config.size, self.past * features_dim + 1)
         self.main = Affine(features_dim, config.size, gain=math.sqrt(2))
+        self.norm = nn.LayerNorm(features_dim)
         self.query = Affine(features_dim, config.size, gain=1)
         self.key_value = Affine(features_dim, 2 * config.size, gain=1)
         self.project = Affine(config.size, config.size, gain=0, bias=False)
@@ -313,7 +315,9 @@ class WindowAttention(InChunks):
         seen = torch.cat([before, x])  # (L − 1 + T, N, X)
         distance = self.past + torch.arange(steps, device=x.device)[:, None] - torch.arange(len(seen), device=x.device)
         visible = (distance >= 0) & (distance <= age.clamp(max=self.past).T.unsqueeze(-1))  # (N, T, L − 1 + T)
-        located = seen if self.relative else seen + self._numbers(age, count)
+        located = self.norm(seen)
+        if not self.relative:
+            located = located + self._numbers(age, count)
         query, key, value = (
             projected.unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3)  # (T, N, H·d) -> (N, H, T, d)
             for projected in (self.query(located[self.past :]), *self.key_value(located).chunk(2, dim=-1))

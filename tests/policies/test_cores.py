@@ -156,7 +156,9 @@ def attention_step(core: Any, config: AttentionMemoryConfig) -> Step:
         seen = [*known, x]
         numbers = [count - len(known) + i for i in range(len(seen))]
         relative = config.positions == "relative"
-        located = seen if relative else [s + encoding(n, X) for s, n in zip(seen, numbers, strict=True)]
+        centred = [s - s.mean() for s in seen]
+        normed = [c / (c.square().mean() + 1e-5).sqrt() * core.norm.weight + core.norm.bias for c in centred]
+        located = normed if relative else [s + encoding(n, X) for s, n in zip(normed, numbers, strict=True)]
         query = located[-1] @ core.query.weight + core.query.bias
         both = [s @ core.key_value.weight + core.key_value.bias for s in located]
         read = []
