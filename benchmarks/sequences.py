@@ -135,12 +135,12 @@ def build_task(name: str) -> Task:
     """A task by its name."""
     match name:
         case "copy":
-            return Task(SYMBOLS + CONTEXTS, CONTEXTS, SYMBOLS, 4_000, copying)
+            return Task(SYMBOLS + CONTEXTS, CONTEXTS, SYMBOLS, 1_500, copying)
         case "recall":
-            return Task(KEYS + SYMBOLS + CONTEXTS, CONTEXTS, SYMBOLS, 4_000, recalling)
+            return Task(KEYS + SYMBOLS + CONTEXTS, CONTEXTS, SYMBOLS, 1_500, recalling)
         case _:
             kinds, characters = np.unique(np.array(list(text())), return_inverse=True)
-            return Task(len(kinds), 0, len(kinds), 4_000, reading(characters, len(kinds)))
+            return Task(len(kinds), 0, len(kinds), 1_000, reading(characters, len(kinds)))
 
 
 # ----------------------------------------------------------------------------------------------------------- learning
@@ -164,16 +164,17 @@ class Reader(nn.Module):
 
 
 def memory(options: dict[str, Any], size: int) -> RecurrentConfig:
-    """The memory with these options; heads divide any size that is a multiple of eight."""
+    """The memory with these options."""
     config: RecurrentConfig = choose(options["kind"], RecurrentConfig)
     return type(config).model_validate({**options, "size": size})
 
 
 def sized(options: dict[str, Any], task: Task) -> RecurrentConfig:
-    """The memory that has as many parameters as an LSTM of ``LSTM_SIZE``, as near as can be."""
+    """The memory that has as many parameters as an LSTM of ``LSTM_SIZE``, or a few more."""
     target = count_parameters(Reader(memory(MEMORIES["lstm"], LSTM_SIZE), task))
+    unit = 2 * getattr(memory(options, LSTM_SIZE), "heads", 0) or 1  # sizes that the heads divide
     return memory(
-        options, 8 * width_for(target, lambda eighth: count_parameters(Reader(memory(options, 8 * eighth), task)))
+        options, unit * width_for(target, lambda units: count_parameters(Reader(memory(options, unit * units), task)))
     )
 
 
@@ -212,9 +213,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("copy", "recall", "text"))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--memories", nargs="+", choices=MEMORIES, default=list(MEMORIES), metavar="MEMORY")
     arguments = parser.parse_args()
     task = build_task(arguments.task)
-    configs = {name: sized(options, task) for name, options in MEMORIES.items()}
+    configs = {name: sized(MEMORIES[name], task) for name in arguments.memories}
     parameters = {name: count_parameters(Reader(config, task)) for name, config in configs.items()}
     source = {"text": hashlib.sha256(text().encode()).hexdigest()} if arguments.task == "text" else {}
     results: dict[str, list[dict[str, float]]] = {name: [] for name in configs}
