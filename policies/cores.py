@@ -98,7 +98,8 @@ class Recurrent(Core):
         self.network = network
         for name, weight in network.named_parameters():
             start_gates(weight, self.out_dim) if "weight" in name else nn.init.zeros_(weight)
-        start_keeping(network.get_parameter("bias_ih_l0"), self.out_dim)
+        if isinstance(network, nn.LSTM):
+            open_forget_gate(network.get_parameter("bias_ih_l0"))
 
     def read(
         self, x: Tensor, state: Tensor, episodes: Episodes, z: Tensor | None, groups: Groups | None
@@ -125,12 +126,11 @@ def start_gates(weight: Float[Tensor, "gates in"], size: int) -> None:
         nn.init.orthogonal_(gate)
 
 
-def start_keeping(bias: Float[Tensor, " gates"], size: int) -> None:
-    """Open the gate that keeps what is remembered, an LSTM's forget gate and a GRU's update gate, which are the second.
-
-    At 0 half of it would be lost with each timestep (Gers et al., 2000; Jozefowicz et al., 2015).
+def open_forget_gate(bias: Float[Tensor, " gates"]) -> None:
+    """A bias of 1 for an LSTM's forget gate, the second of four: at 0 half of what it remembers would be lost with each
+    timestep (Gers et al., 2000; Jozefowicz et al., 2015).
     """
-    nn.init.ones_(bias.detach()[size : 2 * size])
+    nn.init.ones_(bias.detach().chunk(4)[1])
 
 
 class MiLstm(Core):
@@ -155,7 +155,7 @@ class MiLstm(Core):
         self.recur = Affine(size, 4 * size, gain=0, bias=False)
         for layer in (self.main, self.recur):
             start_gates(layer.weight.T, size)
-        start_keeping(self.bias, size)
+        open_forget_gate(self.bias)
         scaled = config.scaled_by_context and context_dim > 0
         self.to_scale = Affine(context_dim, 4 * size, gain=0, bias=False) if scaled else None
         chosen = torch.tensor([gate in config.gates for gate in get_args(Gate)]).repeat_interleave(size)
