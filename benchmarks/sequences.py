@@ -137,7 +137,7 @@ def build_task(name: str) -> Task:
         case "copy":
             return Task(SYMBOLS + CONTEXTS, CONTEXTS, SYMBOLS, 1_500, copying)
         case "recall":
-            return Task(KEYS + SYMBOLS + CONTEXTS, CONTEXTS, SYMBOLS, 1_500, recalling)
+            return Task(KEYS + SYMBOLS + CONTEXTS, CONTEXTS, SYMBOLS, 1_000, recalling)
         case _:
             kinds, characters = np.unique(np.array(list(text())), return_inverse=True)
             return Task(len(kinds), 0, len(kinds), 1_000, reading(characters, len(kinds)))
