@@ -33,6 +33,7 @@ from mirl.agents import A2C, PPO
 from mirl.agents.building import build_agent
 from mirl.agents.rollouts import Rollouts
 from mirl.configs.compose import compose_train
+from mirl.configs.networks import RecurrentConfig, choose
 from mirl.envs import SuiteVecEnv, make_vec_env
 from mirl.policies import FusionExtractor, FusionPolicy, RecurrentFusionPolicy, count_parameters
 
@@ -208,8 +209,9 @@ CONTRIB_LSTM = {"features_extractor_class": FusionExtractor, "lstm_hidden_size":
 
 
 def remembering(memory: str) -> OnPolicyAlgorithm:
-    """MIRL's PPO with a memory, on EnvPool."""
-    return recurrent_ppo(PPO, "envpool", 256, memory=memory, sites=("vector",))
+    """MIRL's PPO with a memory, on EnvPool; without the norm before it, which sb3-contrib's has not."""
+    config = type(choose(memory, RecurrentConfig))(normalize=False)
+    return recurrent_ppo(PPO, "envpool", 256, memory=config, sites=("vector",))
 
 
 def compiled(agent: OnPolicyAlgorithm) -> OnPolicyAlgorithm:

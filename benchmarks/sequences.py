@@ -164,9 +164,9 @@ class Reader(nn.Module):
 
 
 def memory(options: dict[str, Any], size: int) -> RecurrentConfig:
-    """The memory with these options."""
+    """The memory with these options; symbols are read as they are."""
     config: RecurrentConfig = choose(options["kind"], RecurrentConfig)
-    return type(config).model_validate({**options, "size": size})
+    return type(config).model_validate({"normalize": False, **options, "size": size})
 
 
 def sized(options: dict[str, Any], task: Task) -> RecurrentConfig:

@@ -211,7 +211,15 @@ class NoMemoryConfig(Config):
     kind: Literal["none"] = "none"
 
 
-class LstmConfig(Config):
+class Remembering(Config):
+    """What all memories share."""
+
+    normalize: bool = True
+    """Bring what is read at a timestep to mean 0 and deviation 1 (LayerNorm without weights), so that what all features
+    have in common does not drown what they tell."""
+
+
+class LstmConfig(Remembering):
     """A long short-term memory."""
 
     kind: Literal["lstm"] = "lstm"
@@ -219,7 +227,7 @@ class LstmConfig(Config):
     """Size of the state h, which is what the memory gives."""
 
 
-class GruConfig(Config):
+class GruConfig(Remembering):
     """A gated recurrent unit."""
 
     kind: Literal["gru"] = "gru"
@@ -230,7 +238,7 @@ class GruConfig(Config):
 Gate = Literal["input", "forget", "cell", "output"]
 
 
-class MiLstmConfig(Config):
+class MiLstmConfig(Remembering):
     """An LSTM whose gates take an interaction M(x_t, h_{t−1}), scaled by the context."""
 
     kind: Literal["mi_lstm"] = "mi_lstm"
@@ -252,7 +260,7 @@ class MiLstmConfig(Config):
         return self
 
 
-class FastWeightsConfig(Config):
+class FastWeightsConfig(Remembering):
     """A matrix of associations for each head, written by the delta rule and read by a query: linear attention."""
 
     kind: Literal["fast_weights"] = "fast_weights"
@@ -268,7 +276,7 @@ class FastWeightsConfig(Config):
         return self
 
 
-class AttentionMemoryConfig(Config):
+class AttentionMemoryConfig(Remembering):
     """Causal multi-head attention over the last timesteps of the episode."""
 
     kind: Literal["attention"] = "attention"

@@ -34,9 +34,10 @@ class Core(nn.Module, ABC):
     the other, as long as all numbers are finite. Under autocast it computes in float32: rounding would add up.
     """
 
-    def __init__(self, features_dim: int, out_dim: int, state_dim: int) -> None:
+    def __init__(self, features_dim: int, out_dim: int, state_dim: int, *, normalize: bool) -> None:
         super().__init__()
         self.features_dim, self.out_dim, self.state_dim = features_dim, out_dim, state_dim
+        self.normalize = normalize
 
     def forward(
         self,
@@ -67,6 +68,8 @@ class Core(nn.Module, ABC):
         state = episode_start.kept(state)
         x, z = exact(features), None if context is None else exact(context)
         with torch.autocast(features.device.type, enabled=False):
+            if self.normalize:
+                x = F.layer_norm(x, (self.features_dim,))
             return self.read(x, state, episode_start, z, groups)
 
     @abstractmethod
@@ -78,7 +81,7 @@ class Core(nn.Module, ABC):
         z: Float[Tensor, "rows context"] | None,
         groups: Groups | None,
     ) -> tuple[Float[Tensor, "time batch out"], Float[Tensor, "batch state"]]:
-        """The memory itself."""
+        """The memory itself, given what ``normalize`` made of the features."""
 
 
 def exact(given: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -92,9 +95,9 @@ class Recurrent(Core):
     Episodes are read side by side, as a packed sequence.
     """
 
-    def __init__(self, network: nn.LSTM | nn.GRU) -> None:
+    def __init__(self, network: nn.LSTM | nn.GRU, *, normalize: bool) -> None:
         parts = 2 if isinstance(network, nn.LSTM) else 1
-        super().__init__(network.input_size, network.hidden_size, parts * network.hidden_size)
+        super().__init__(network.input_size, network.hidden_size, parts * network.hidden_size, normalize=normalize)
         self.network = network
         for name, weight in network.named_parameters():
             start_gates(weight, self.out_dim) if "weight" in name else nn.init.zeros_(weight)
@@ -148,7 +151,7 @@ class MiLstm(Core):
 
     def __init__(self, features_dim: int, context_dim: int, config: MiLstmConfig) -> None:
         size = config.size
-        super().__init__(features_dim, size, 2 * size)
+        super().__init__(features_dim, size, 2 * size, normalize=config.normalize)
         self.form = config.form
         self.main = Affine(features_dim, 4 * size, gain=0, bias=False)
         self.bias = nn.Parameter(torch.zeros(4 * size))
@@ -265,7 +268,7 @@ class FastWeights(InChunks):
 
     def __init__(self, features_dim: int, config: FastWeightsConfig) -> None:
         self.heads, self.head_dim = config.heads, config.size // config.heads
-        super().__init__(features_dim, config.size, config.size * self.head_dim)
+        super().__init__(features_dim, config.size, config.size * self.head_dim, normalize=config.normalize)
         self.main = Affine(features_dim, config.size, gain=math.sqrt(2))
         self.query_key_value = Affine(features_dim, 3 * config.size, gain=1)
         self.write_strength = Affine(features_dim, config.heads, gain=0)
@@ -293,18 +296,16 @@ class WindowAttention(InChunks):
 
         y_t = V x_t + b + P Σ_j softmax_j(((q_t + u) · k_j + (q_t + w) · r_{t−j}) / √d) v_j
 
-    where q, k and v are of LayerNorm(x), since what is common to all x would make all weights alike, and r_{t−j} is
-    learned from the sinusoidal encoding of the distance (Dai et al., 2019); or the softmax is of q_t · k_j / √d, and
-    the encoding of its number in the episode is added to each LayerNorm(x). P starts at zero.
+    where r_{t−j} is learned from the sinusoidal encoding of the distance (Dai et al., 2019); or the softmax is of
+    q_t · k_j / √d, and each x has the encoding of its number in the episode added to it first. P starts at zero.
 
     The state holds the L − 1 inputs before, and how many timesteps of the episode there were.
     """
 
     def __init__(self, features_dim: int, config: AttentionMemoryConfig) -> None:
         self.heads, self.past = config.heads, config.window - 1
-        super().__init__(features_dim, config.size, self.past * features_dim + 1)
+        super().__init__(features_dim, config.size, self.past * features_dim + 1, normalize=config.normalize)
         self.main = Affine(features_dim, config.size, gain=math.sqrt(2))
-        self.norm = nn.LayerNorm(features_dim)
         self.query = Affine(features_dim, config.size, gain=1)
         self.key_value = Affine(features_dim, 2 * config.size, gain=1)
         self.project = Affine(config.size, config.size, gain=0, bias=False)
@@ -325,9 +326,7 @@ class WindowAttention(InChunks):
         seen = torch.cat([before, x])  # (L − 1 + T, N, X)
         distance = self.past + torch.arange(steps, device=x.device)[:, None] - torch.arange(len(seen), device=x.device)
         visible = (distance >= 0) & (distance <= age.clamp(max=self.past).T.unsqueeze(-1))  # (N, T, L − 1 + T)
-        located = self.norm(seen)
-        if not self.relative:
-            located = located + self._numbers(age, count)
+        located = seen if self.relative else seen + self._numbers(age, count)
         query, key, value = (
             projected.unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3)  # (T, N, H·d) -> (N, H, T, d)
             for projected in (self.query(located[self.past :]), *self.key_value(located).chunk(2, dim=-1))
@@ -367,9 +366,9 @@ def build_core(config: RecurrentConfig, features_dim: int, context_dim: int) -> 
     """The core that ``config`` names."""
     match config:
         case LstmConfig():
-            return Recurrent(nn.LSTM(features_dim, config.size))
+            return Recurrent(nn.LSTM(features_dim, config.size), normalize=config.normalize)
         case GruConfig():
-            return Recurrent(nn.GRU(features_dim, config.size))
+            return Recurrent(nn.GRU(features_dim, config.size), normalize=config.normalize)
         case MiLstmConfig():
             return MiLstm(features_dim, context_dim, config)
         case FastWeightsConfig():

@@ -78,7 +78,7 @@ NETWORKS: dict[str, Any] = {"net_arch": [16], "share_features_extractor": False}
 def ours_and_theirs(**options: Any) -> tuple[PPO, RecurrentPPO]:
     """The same networks, with the same weights."""
     shared, envs = {**SHARED, **options}, [recall_envs(cut_off=True) for _ in range(2)]
-    of_ours = {**NETWORKS, "sites": ("vector",), "memory": LstmConfig(size=SIZE)}
+    of_ours = {**NETWORKS, "sites": ("vector",), "memory": LstmConfig(size=SIZE, normalize=False)}
     of_theirs = {**NETWORKS, "features_extractor_class": FusionExtractor, "lstm_hidden_size": SIZE}
     ours = PPO(RecurrentFusionPolicy, envs[0], policy_kwargs=of_ours, **shared)
     theirs = RecurrentPPO("MultiInputLstmPolicy", envs[1], policy_kwargs=of_theirs, **shared)

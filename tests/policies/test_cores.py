@@ -37,6 +37,8 @@ MEMBERS: dict[str, RecurrentConfig] = {
     "attention, sinusoidal": AttentionMemoryConfig(size=SIZE, heads=2, window=4, positions="sinusoidal"),
     "attention, present alone": AttentionMemoryConfig(size=SIZE, heads=2, window=1),
     "attention, long": AttentionMemoryConfig(size=SIZE, heads=2, window=32),
+    "lstm, features as they are": LstmConfig(size=SIZE, normalize=False),
+    "attention, features as they are": AttentionMemoryConfig(size=SIZE, heads=2, window=4, normalize=False),
 }
 
 
@@ -156,9 +158,7 @@ def attention_step(core: Any, config: AttentionMemoryConfig) -> Step:
         seen = [*known, x]
         numbers = [count - len(known) + i for i in range(len(seen))]
         relative = config.positions == "relative"
-        centred = [s - s.mean() for s in seen]
-        normed = [c / (c.square().mean() + 1e-5).sqrt() * core.norm.weight + core.norm.bias for c in centred]
-        located = normed if relative else [s + encoding(n, X) for s, n in zip(normed, numbers, strict=True)]
+        located = seen if relative else [s + encoding(n, X) for s, n in zip(seen, numbers, strict=True)]
         query = located[-1] @ core.query.weight + core.query.bias
         both = [s @ core.key_value.weight + core.key_value.bias for s in located]
         read = []
@@ -188,6 +188,12 @@ STEPS: dict[str, Callable[[Any, Any], Step]] = {
     "fast_weights": fast_weights_step,
     "attention": attention_step,
 }
+
+
+def as_read(features: Tensor, config: RecurrentConfig) -> Tensor:
+    """What a core makes of the features before anything else."""
+    centred = features - features.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() if config.normalize else features
 
 
 def one_after_the_other(
@@ -236,7 +242,7 @@ def test_many_timesteps_at_once_equal_one_after_the_other(
     results = []
     for run in (
         lambda x, s, z: core(x, s, starts, z.flatten(0, 1)),
-        lambda x, s, z: one_after_the_other(step, x, s, starts, z),
+        lambda x, s, z: one_after_the_other(step, as_read(x, config), s, starts, z),
     ):
         y, state = run(*inputs)
         aim = torch.Generator().manual_seed(1)
@@ -258,7 +264,7 @@ def test_many_timesteps_at_once_equal_one_after_the_other(
 
 @pytest.mark.parametrize("form", ["full", "low_rank", "diagonal"])
 def test_without_its_multiplicative_weights_mi_lstm_is_an_lstm(form: Any) -> None:
-    core = build_core(MiLstmConfig(size=SIZE, form=form, rank=3), X, Z)
+    core = build_core(MiLstmConfig(size=SIZE, form=form, rank=3, normalize=False), X, Z)
     assert isinstance(core, MiLstm)
     plain = nn.LSTM(X, SIZE)
     with torch.no_grad():
