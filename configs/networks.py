@@ -215,8 +215,8 @@ class Remembering(Config):
     """What all memories share."""
 
     normalize: bool = True
-    """Bring what is read at a timestep to mean 0 and deviation 1 (LayerNorm without weights), so that what all features
-    have in common does not drown what they tell."""
+    """LayerNorm, without weights, of the features that are read: what those of all observations have in common would
+    drown what differs."""
 
 
 class LstmConfig(Remembering):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
     AttentionMemoryConfig,
     FastWeightsConfig,
@@ -36,6 +37,8 @@ class Core(nn.Module, ABC):
 
     def __init__(self, features_dim: int, out_dim: int, state_dim: int, *, normalize: bool) -> None:
         super().__init__()
+        if normalize and features_dim < 2:
+            raise ConfigError("a memory with normalize needs two features or more, got 1; normalize=false takes it")
         self.features_dim, self.out_dim, self.state_dim = features_dim, out_dim, state_dim
         self.normalize = normalize
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
     AttentionMemoryConfig,
     FastWeightsConfig,
@@ -332,6 +333,12 @@ def test_autocast_changes_nothing(name: str) -> None:
     expected = core(x.float(), state, some_episodes(), z.float())
     with torch.autocast("cpu", torch.bfloat16):
         close(core(x, state, some_episodes(), z), expected)
+
+
+def test_one_feature_is_not_normalised_away() -> None:
+    with pytest.raises(ConfigError, match=r"needs two features or more, got 1; normalize=false"):
+        build_core(LstmConfig(size=SIZE), 1, 0)
+    build_core(LstmConfig(size=SIZE, normalize=False), 1, 0)
 
 
 def test_sizes_that_do_not_fit_are_told() -> None:
