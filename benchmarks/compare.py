@@ -74,8 +74,8 @@ def parameters_with(words: list[str], option: str, width: int) -> int:
 
 
 def width_for(target: int, parameters: Callable[[int], int]) -> int:
-    """The smallest that gives at least ``target`` parameters, by doubling and bisection: they grow with the width."""
-    high = 1
+    """The smallest from 2 that gives at least ``target`` parameters, by doubling and bisection: they grow with it."""
+    high = 2
     while parameters(high) < target:
         high *= 2
     low = high // 2

@@ -28,6 +28,10 @@ from mirl.policies.masking import has_action_mask, mask_logits
 from mirl.policies.popart import PopArtHead, number_of_tasks
 from mirl.policies.specialise import SpecialisedPolicy, specialise_fusion
 
+HEAD_GAIN = 0.01
+"""Of both heads. SB3 has it for the policy, which starts nearly uniform. Values start near zero, too: at a gain of 1
+the first advantages are those of random values, which led agents away from rewards that they had not met yet."""
+
 
 class ContextMlpExtractor(MlpExtractor):
     """SB3's ``MlpExtractor`` over the vector, with what the heads read beside it passed by untouched."""
@@ -132,24 +136,24 @@ class FusionPolicy(MultiInputActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
+        nn.init.orthogonal_(self.value_net.weight, HEAD_GAIN)
         if self.heads_read_features:
-            # the gains are those SB3 gives its own heads: a nearly uniform first policy
-            self.action_net = self._head(cast(nn.Linear, self.action_net), gain=0.01)
-            value_net = self._popart_head() if self.popart else self._head(self.value_net, gain=1.0)
+            self.action_net = self._head(cast(nn.Linear, self.action_net))
+            value_net = self._popart_head() if self.popart else self._head(self.value_net)
             self.value_net = value_net  # type: ignore[assignment]
             self.to(self.device)
             self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
-    def _head(self, linear: nn.Linear, gain: float) -> FusionHead | VectorHead:
+    def _head(self, linear: nn.Linear) -> FusionHead | VectorHead:
         if not self.fuses_in_heads:
             return VectorHead(linear)
         # SB3 sums MultiDiscrete with numpy
-        return FusionHead(self._fusion(linear.in_features, int(linear.out_features), gain))
+        return FusionHead(self._fusion(linear.in_features, int(linear.out_features), HEAD_GAIN))
 
     def _popart_head(self) -> PopArtHead:
         hidden_dim = self.mlp_extractor.latent_dim_vf
         fusion = self._fusion(hidden_dim, hidden_dim, gain=math.sqrt(2)) if self.fuses_in_heads else None
-        return PopArtHead(self.n_tasks, hidden_dim, fusion)
+        return PopArtHead(self.n_tasks, hidden_dim, fusion, gain=HEAD_GAIN)
 
     def _fusion(self, in_dim: int, out_dim: int, gain: float) -> Fusion:
         extractor = cast(FusionExtractor, self.pi_features_extractor)

@@ -42,6 +42,7 @@ class PopArtHead(nn.Module):
     :param hidden_dim: the size of h.
     :param fusion: gives h = relu(fusion(x, z)); without one, h is the vector x itself.
     :param rate: how far one ``update`` moves the statistics, from those of all before to those of its own returns.
+    :param gain: the length of each row at the start.
     """
 
     mean: Float[Tensor, " tasks"]
@@ -50,10 +51,12 @@ class PopArtHead(nn.Module):
     """ν"""
     n_updates: Int[Tensor, " tasks"]
 
-    def __init__(self, n_tasks: int, hidden_dim: int, fusion: Fusion | None = None, rate: float = 0.05) -> None:
+    def __init__(
+        self, n_tasks: int, hidden_dim: int, fusion: Fusion | None = None, *, rate: float = 0.05, gain: float = 1.0
+    ) -> None:
         super().__init__()
         self.n_tasks, self.fusion, self.rate = n_tasks, fusion, rate
-        row = nn.init.orthogonal_(torch.empty(1, hidden_dim))
+        row = nn.init.orthogonal_(torch.empty(1, hidden_dim), gain)
         self.weight = nn.Parameter(row.repeat(n_tasks, 1))
         self.bias = nn.Parameter(torch.zeros(n_tasks))
         self.register_buffer("mean", torch.zeros(n_tasks, dtype=torch.float64))

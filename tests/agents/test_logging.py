@@ -193,7 +193,6 @@ def test_the_hyperparameters_are_in_the_events(run: Witness) -> None:
 
 
 def test_gifs_are_in_the_events_and_in_the_folder(run: Witness) -> None:
-    frames = []
     for task in TASKS:
         images = run.events.Images(f"video/{task}")
         assert [image.step for image in images] == [512, 768]
@@ -202,8 +201,6 @@ def test_gifs_are_in_the_events_and_in_the_folder(run: Witness) -> None:
             assert path.read_bytes() == image.encoded_image_string
             with Image.open(io.BytesIO(image.encoded_image_string)) as gif:
                 assert (gif.format, gif.size) == ("GIF", (image.width, image.height))
-                frames.append(gif.n_frames)
-    assert max(frames) > 1  # a frame that equals the one before makes that one stay, so an episode can have one
 
 
 def test_a_machine_that_cannot_render_trains_without_videos(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The oracle: with all options off and the same data, our PPO and A2C do what Stable-Baselines3's own do, to 1e-6.
+"""The oracle: with all options off and the same data, our PPO and A2C do what Stable-Baselines3's own do, to 1e-5.
 
 The same seed draws the same actions, episodes and permutations for both. They are compared over one iteration of a few
 gradient steps: over more of them, a unit of a ReLU that rounding puts on the other side of zero would be compared.
@@ -134,7 +134,7 @@ def one_iteration(algorithm: type[OnPolicyAlgorithm], world: World, **options: A
 def both(name: str, world: World, **options: Any) -> Iteration:
     """Our iteration, which equals SB3's."""
     ours, theirs = (one_iteration(algorithm, world, **options) for algorithm in PAIRS[name])
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     return ours
 
 
@@ -152,7 +152,7 @@ def test_every_option_of_ppo_does_what_sb3s_does(world: str, option: str) -> Non
         both("ppo", WORLDS[world], **PPO_STEPS, **OPTIONS[option]),
     )
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(plain.weights, changed.weights, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(plain.weights, changed.weights, rtol=1e-5, atol=1e-5)
 
 
 def test_terminations_and_truncations_are_both_among_what_was_compared() -> None:

@@ -221,7 +221,7 @@ def test_the_parameters_make_the_policys_distribution(action_space: spaces.Space
 def test_pixels_may_come_as_the_environment_or_as_sb3_has_them() -> None:
     specialised, observation = policy_of(encoder="image").specialise(2), tensors(asked(PIXELS, "task"))
     channels_last = {"image": observation["image"].permute(0, 2, 3, 1).contiguous()}
-    close(specialised(channels_last), specialised(observation), rtol=0, atol=1e-6)
+    close(specialised(channels_last), specialised(observation), rtol=1e-5, atol=1e-5)
 
 
 def test_an_extractor_of_unmodified_sb3_can_be_specialised() -> None:
@@ -383,4 +383,4 @@ def test_a_specialised_policy_can_be_exported_for_batches_of_any_size(fusion: st
     program = torch.export.export(specialised, (inputs,), dynamic_shapes=(any_size,)).module()
     for size in (1, 2, 3, 7):
         some = {key: value[:size] for key, value in inputs.items()}
-        close(program(some), specialised(some), rtol=0, atol=1e-6)
+        close(program(some), specialised(some), rtol=1e-5, atol=1e-5)

@@ -136,6 +136,13 @@ def test_the_first_policy_and_value_ignore_the_context(
         assert y.std(dim=0).min() > 1e-6, "it ignores what is seen, too"
 
 
+@pytest.mark.parametrize("popart", [False, True], ids=["one-scale", "popart"])
+@pytest.mark.parametrize("sites", [("map",), ("map", "heads")], ids=str)
+def test_the_first_values_are_near_zero(sites: tuple[str, ...], popart: bool) -> None:
+    values = outputs(build(FusionPolicy, "bilinear", sites, "task", popart=popart).policy, observations(12))[:, -1]
+    assert 0 < values.abs().max() < 0.05
+
+
 @pytest.mark.parametrize("ortho_init", [True, False], ids=["sb3s-init", "own-init"])
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize(("policy", "sites", "key"), WAYS)
