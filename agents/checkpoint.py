@@ -215,7 +215,7 @@ def _check_fits(path: Path, expected: Mapping[str, torch.Tensor]) -> None:
         for name in file.keys():  # noqa: SIM118  (it is no mapping)
             tensor = expected.get(name)
             if tensor is None:
-                raise ValueError(f"it has no weight '{name}'")
+                raise ValueError(f"the policy has no weight '{name}'")
             shape, found = list(tensor.shape), file.get_slice(name)
             if found.get_shape() != shape or found.get_dtype() != _DTYPES.get(tensor.dtype):
                 raise ValueError(

@@ -240,7 +240,8 @@ class OnPolicyLoop(OnPolicyAlgorithm):
         return actions, values, log_probs, memory
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "memory"]
+        # without what is remembered an episode cannot go on: one that is loaded begins anew
+        return [*super()._excluded_save_params(), "memory", *([] if self.memory is None else ["_last_obs"])]
 
     def _bootstrap(self, time_outs: list[TimeOut], last_observation: Any) -> Tensor:
         """The values of the last observation; on the way, γ V of its last observation joins each time-out's reward.

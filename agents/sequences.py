@@ -1,7 +1,7 @@
 """Rollouts for a policy that remembers: minibatches of whole sequences, and the states that they begin with."""
 
-import math
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mirl.agents.columns import Rows, on_device
 from mirl.agents.rollouts import Rollouts, Samples
+from mirl.configs.agents import batch_of_sequences
 from mirl.configs.errors import ConfigError
 from mirl.policies.episodes import Episodes
 from mirl.policies.recurrent import BurnIn, Sequences
@@ -28,7 +29,7 @@ class SequenceRollouts(Rollouts):
 
     def __init__(self, buffer_size: int, *args: Any, sequence_length: int = 0, burn_in: int = 0, **kwargs: Any) -> None:
         for name, given in (("sequence_length", sequence_length), ("burn_in", burn_in)):
-            if not isinstance(given, int) or given < 0:
+            if not isinstance(given, Integral) or given < 0:
                 raise ConfigError(f"{name} must be a whole number of timesteps, 0 or more, got {given!r}")
         self.length, self.burn_in = sequence_length or buffer_size, burn_in
         if buffer_size % self.length:
@@ -59,7 +60,7 @@ class SequenceRollouts(Rollouts):
         if batch_size % self.length:
             raise ConfigError(
                 f"batch_size must be a multiple of a sequence's {self.length} timesteps, got {batch_size}; "
-                f"sequence_length={math.gcd(self.buffer_size, batch_size)} would do"
+                f"{batch_of_sequences(batch_size, self.length, self.n_sequences)} would do"
             )
 
     def get(self, batch_size: int | None = None) -> Iterator[Samples]:  # type: ignore[override]

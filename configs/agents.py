@@ -68,7 +68,8 @@ class OnPolicyConfig(Config):
         longest = self.sequence_length if self.sequence_length < self.n_steps else 0
         if self.burn_in > longest:
             raise ValueError(
-                f"burn_in reads timesteps of the rollout before a sequence, at most {longest}, got {self.burn_in}"
+                f"burn_in reads timesteps of the sequence before, at most {longest}, got {self.burn_in}"
+                + ("" if longest else f"; a sequence_length below n_steps={self.n_steps} makes room for it")
             )
         return self
 
@@ -200,3 +201,8 @@ class DQNConfig(OffPolicyConfig):
 
 
 AgentConfig = PPOConfig | A2CConfig | SACConfig | TD3Config | TQCConfig | DQNConfig
+
+
+def batch_of_sequences(batch_size: int, length: int, n_sequences: int) -> int:
+    """The most timesteps up to ``batch_size``, or one sequence, into which a rollout of whole sequences divides."""
+    return length * max(k for k in range(1, max(batch_size // length, 1) + 1) if n_sequences % k == 0)

@@ -5,7 +5,7 @@ Each group is a closed union, told apart by ``kind``.
 
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mirl.configs.config import Config, Width, Widths
 from mirl.configs.errors import ConfigError, nearest
@@ -252,6 +252,11 @@ class MiLstmConfig(Remembering):
     """The gates that have the multiplicative term."""
     scaled_by_context: bool = True
     """The context z scales what each gate takes, by 1 + γ(z)."""
+
+    @field_validator("gates", mode="before")
+    @classmethod
+    def _one_gate_needs_no_brackets(cls, gates: Any) -> Any:
+        return (gates,) if isinstance(gates, str) else gates
 
     @model_validator(mode="after")
     def _gates_are_distinct(self) -> Self:

@@ -3,14 +3,13 @@
 Each builder receives its own part (``build_fusion(config.fusion, …)``), never the whole.
 """
 
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from mirl.configs.agents import AgentConfig, OffPolicyConfig, OnPolicyConfig, PPOConfig
+from mirl.configs.agents import AgentConfig, OffPolicyConfig, OnPolicyConfig, PPOConfig, batch_of_sequences
 from mirl.configs.config import Config
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
@@ -153,8 +152,8 @@ class TrainConfig(Config):
         if isinstance(self.agent, PPOConfig) and self.agent.batch_size % length:
             raise ValueError(
                 f"agent.batch_size must be a multiple of the {length} timesteps of a sequence, "
-                f"got {self.agent.batch_size}; "
-                f"agent.sequence_length={math.gcd(self.agent.n_steps, self.agent.batch_size)} would do"
+                f"got {self.agent.batch_size}; agent.batch_size="
+                f"{batch_of_sequences(self.agent.batch_size, length, self.agent.rollout_size // length)} would do"
             )
         return self
 

@@ -136,7 +136,8 @@ class FusionPolicy(MultiInputActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        nn.init.orthogonal_(self.value_net.weight, HEAD_GAIN)
+        if self.ortho_init:
+            nn.init.orthogonal_(self.value_net.weight, HEAD_GAIN)
         if self.heads_read_features:
             self.action_net = self._head(cast(nn.Linear, self.action_net))
             value_net = self._popart_head() if self.popart else self._head(self.value_net)

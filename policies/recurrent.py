@@ -139,17 +139,22 @@ class RecurrentFusionPolicy(FusionPolicy):
 
         :param state: what the last call gave; None for nothing.
         :param episode_start: where an episode starts, what the state says of it is forgotten.
+        :raises ValueError: when either is not of as many environments as the observation.
         """
         self.set_training_mode(False)
         observed, vectorized = self.obs_to_tensor(observation)
         batch = len(next(iter(cast(dict[str, Tensor], observed).values())))
-        before = np.zeros((batch, self.core.state_dim)) if state is None else state[0]
-        starts = np.broadcast_to(state is None if episode_start is None else episode_start, batch).astype(np.bool_)
+        before = (np.zeros((batch, self.core.state_dim)),) if state is None else state
+        if [np.shape(part) for part in before] != [(batch, self.core.state_dim)]:
+            raise ValueError(f"state must be what predict gave, a tuple of one array {(batch, self.core.state_dim)}")
+        starts = np.asarray(state is None if episode_start is None else episode_start, np.bool_)
+        if starts.shape not in ((), (batch,)):
+            raise ValueError(f"expected episode_start for {batch} environments, got shape {starts.shape}")
         with torch.no_grad():
             features = self.extract_features(observed, self.pi_features_extractor)
-            episodes = Episodes(starts.reshape(1, batch), self.device)
+            episodes = Episodes(np.full((1, batch), starts), self.device)
             features, after = through(
-                self.core, features, torch.as_tensor(before, dtype=torch.float32, device=self.device), episodes
+                self.core, features, torch.as_tensor(before[0], dtype=torch.float32, device=self.device), episodes
             )
             latent = self.mlp_extractor.forward_actor(features)  # type: ignore[arg-type]
             actions = self._get_action_dist_from_latent(latent).get_actions(deterministic=deterministic).cpu().numpy()

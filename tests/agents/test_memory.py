@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -234,7 +235,7 @@ def test_burn_in_reads_with_the_present_weights() -> None:
         ({"n_steps": 32, "sequence_length": 5}, "sequence_length must divide n_steps=32, got 5"),
         ({"n_steps": 32, "sequence_length": 8, "burn_in": 9}, "burn_in can be at most 8"),
         ({"n_steps": 32, "burn_in": 1}, "burn_in can be at most 0"),
-        ({"n_steps": 32, "sequence_length": 16, "batch_size": 8}, "of a sequence's 16 .*; sequence_length=8 would do"),
+        ({"n_steps": 32, "sequence_length": 16, "batch_size": 8}, "of a sequence's 16 .*; 16 would do"),
         (
             {"n_steps": 32, "sequence_length": -8},
             "sequence_length must be a whole number of timesteps, 0 or more, got -8",
@@ -321,6 +322,30 @@ def test_predict_takes_a_single_observation() -> None:
     assert np.shape(action) == ()
     action, state = model.predict(RecallEnv().reset(seed=0)[0], state)
     assert np.shape(action) == ()
+
+
+@pytest.mark.parametrize(
+    ("state", "starts", "message"),
+    [
+        ((), None, r"a tuple of one array \(4, 256\)"),
+        (np.zeros((4, 16)), None, r"a tuple of one array \(4, 256\)"),
+        ((np.zeros((4, 8)), np.zeros((4, 8))), None, r"a tuple of one array \(4, 256\)"),
+        (None, np.zeros(3, np.bool_), r"expected episode_start for 4 environments, got shape \(3,\)"),
+    ],
+)
+def test_predict_tells_what_state_it_takes(state: Any, starts: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        agent(n_steps=16).predict(recall_envs().reset(), state, starts)
+
+
+def test_a_loaded_agent_begins_new_episodes(tmp_path: Path) -> None:
+    model = agent(n_steps=6, batch_size=24)
+    model.learn(6 * 4)
+    model.save(tmp_path / "agent.zip")
+    loaded = PPO.load(tmp_path / "agent.zip", recall_envs(), force_reset=False)
+    loaded.train = lambda: None  # type: ignore[method-assign]
+    loaded.learn(6 * 4, reset_num_timesteps=False)
+    assert loaded.rollout_buffer.starts[0].all()  # type: ignore[attr-defined]
 
 
 def test_no_form_for_one_context_alone() -> None:
