@@ -383,4 +383,4 @@ def test_a_specialised_policy_can_be_exported_for_batches_of_any_size(fusion: st
     program = torch.export.export(specialised, (inputs,), dynamic_shapes=(any_size,)).module()
     for size in (1, 2, 3, 7):
         some = {key: value[:size] for key, value in inputs.items()}
-        close(program(some), specialised(some), rtol=1e-5, atol=1e-5)
+        close(program(some), specialised(some), rtol=0, atol=1e-6)
