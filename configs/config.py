@@ -2,12 +2,14 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Width = Annotated[int, Field(ge=1, le=2**16)]
 """Of a layer; a number beyond is a slip, or a stranger's."""
 Widths = Annotated[tuple[Width, ...], Field(max_length=16)]
 """Of layers, one upon the other."""
+NoBrackets = BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)
+"""Of a list of names: a single one may stand by itself."""
 
 
 class Config(BaseModel):

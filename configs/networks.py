@@ -5,9 +5,9 @@ Each group is a closed union, told apart by ``kind``.
 
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from mirl.configs.config import Config, Width, Widths
+from mirl.configs.config import Config, NoBrackets, Width, Widths
 from mirl.configs.errors import ConfigError, nearest
 
 Site = Literal["map", "vector", "heads"]
@@ -248,15 +248,10 @@ class MiLstmConfig(Remembering):
     """The multiplicative term: hᵀ𝕎x; P((A x) ⊙ (B h)); or α ⊙ (V x) ⊙ (U h)."""
     rank: Width = 32
     """R of the form ``low_rank``."""
-    gates: tuple[Gate, ...] = get_args(Gate)
+    gates: Annotated[tuple[Gate, ...], NoBrackets] = get_args(Gate)
     """The gates that have the multiplicative term."""
     scaled_by_context: bool = True
     """The context z scales what each gate takes, by 1 + γ(z)."""
-
-    @field_validator("gates", mode="before")
-    @classmethod
-    def _one_gate_needs_no_brackets(cls, gates: Any) -> Any:
-        return (gates,) if isinstance(gates, str) else gates
 
     @model_validator(mode="after")
     def _gates_are_distinct(self) -> Self:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from mirl.configs.agents import AgentConfig, OffPolicyConfig, OnPolicyConfig, PPOConfig, batch_of_sequences
-from mirl.configs.config import Config
+from mirl.configs.config import Config, NoBrackets
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
     AutoContextConfig,
@@ -67,7 +67,7 @@ class TrainConfig(Config):
     """What to withhold from training."""
     sampling: SamplingName = "slots"
     """Which task an environment plays next: always the same, any, or rather those that fail or that change."""
-    sites: tuple[Site, ...] = ("map", "heads")
+    sites: Annotated[tuple[Site, ...], NoBrackets] = ("map", "heads")
     """Where to fuse: the feature map, the feature vector, the policy and value heads; one or several."""
     name: str = ""
     """Name of the run directory; empty for ``<task>-<fusion>[-<memory>]-<agent>-seed<seed>``."""
@@ -100,11 +100,6 @@ class TrainConfig(Config):
     """Iterations between two rows of the log."""
     progress: bool = True
     """Show a progress bar."""
-
-    @field_validator("sites", mode="before")
-    @classmethod
-    def _one_site_needs_no_brackets(cls, sites: Any) -> Any:
-        return (sites,) if isinstance(sites, str) else sites
 
     @field_validator("name")
     @classmethod
