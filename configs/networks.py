@@ -217,6 +217,9 @@ class Remembering(Config):
     normalize: bool = True
     """LayerNorm, without weights, of the features that are read: what those of all observations have in common would
     drown what differs."""
+    skip_connection: bool = False
+    """Give the features too, and beside them what is remembered, times a gain that starts at zero: the agent starts
+    as one without a memory."""
 
 
 class LstmConfig(Remembering):
@@ -224,7 +227,7 @@ class LstmConfig(Remembering):
 
     kind: Literal["lstm"] = "lstm"
     size: Width = 128
-    """Size of the state h, which is what the memory gives."""
+    """Size of the state h, which is what is remembered."""
 
 
 class GruConfig(Remembering):
@@ -232,7 +235,7 @@ class GruConfig(Remembering):
 
     kind: Literal["gru"] = "gru"
     size: Width = 128
-    """Size of the state h, which is what the memory gives."""
+    """Size of the state h, which is what is remembered."""
 
 
 Gate = Literal["input", "forget", "cell", "output"]
@@ -243,7 +246,7 @@ class MiLstmConfig(Remembering):
 
     kind: Literal["mi_lstm"] = "mi_lstm"
     size: Width = 128
-    """Size of the state h, which is what the memory gives."""
+    """Size of the state h, which is what is remembered."""
     form: Literal["full", "low_rank", "diagonal"] = "low_rank"
     """The multiplicative term: hᵀ𝕎x; P((A x) ⊙ (B h)); or α ⊙ (V x) ⊙ (U h)."""
     rank: Width = 32
@@ -265,7 +268,7 @@ class FastWeightsConfig(Remembering):
 
     kind: Literal["fast_weights"] = "fast_weights"
     size: Width = 128
-    """Size of what the memory gives; each head holds a matrix of size/heads × size/heads."""
+    """Size of what is remembered; each head holds a matrix of size/heads × size/heads."""
     heads: Width = 4
     """Heads; they must divide ``size``."""
 
@@ -281,7 +284,7 @@ class AttentionMemoryConfig(Remembering):
 
     kind: Literal["attention"] = "attention"
     size: Width = 128
-    """Size of what the memory gives."""
+    """Size of what is remembered."""
     heads: Width = 4
     """Heads; they must divide ``size``."""
     window: Annotated[int, Field(ge=1, le=1024)] = 32

@@ -20,6 +20,7 @@ from mirl.configs.networks import (
     LstmConfig,
     MiLstmConfig,
     RecurrentConfig,
+    Remembering,
 )
 from mirl.policies.episodes import Episodes
 from mirl.policies.grouping import Groups, multiply_row_by_row
@@ -33,14 +34,23 @@ class Core(nn.Module, ABC):
     The state of a sequence is one row of numbers, and zeros are the memory of nothing: where an episode starts, all
     that was before is as if it had not been. What a core gives for T timesteps at once is what it gives for one after
     the other, as long as all numbers are finite. Under autocast it computes in float32: rounding would add up.
+
+    With a skip connection it gives (x, α ⊙ y), the features and beside them what is remembered, with a gain α that
+    starts at zero (ReZero, Bachlechner et al., 2021): the agent starts as one without a memory.
     """
 
-    def __init__(self, features_dim: int, out_dim: int, state_dim: int, *, normalize: bool) -> None:
+    def __init__(self, features_dim: int, size: int, state_dim: int, config: Remembering) -> None:
         super().__init__()
-        if normalize and features_dim < 2:
+        if config.normalize and features_dim < 2:
             raise ConfigError("a memory with normalize needs two features or more, got 1; normalize=false takes it")
-        self.features_dim, self.out_dim, self.state_dim = features_dim, out_dim, state_dim
-        self.normalize = normalize
+        self.features_dim, self.size, self.state_dim = features_dim, size, state_dim
+        self.normalize = config.normalize
+        self.gain = nn.Parameter(torch.zeros(size)) if config.skip_connection else None
+
+    @property
+    def out_dim(self) -> int:
+        """Size of what it gives: what it remembers and, with a skip connection, before that the features."""
+        return self.size if self.gain is None else self.features_dim + self.size
 
     def forward(
         self,
@@ -71,9 +81,11 @@ class Core(nn.Module, ABC):
         state = episode_start.kept(state)
         x, z = exact(features), None if context is None else exact(context)
         with torch.autocast(features.device.type, enabled=False):
-            if self.normalize:
-                x = F.layer_norm(x, (self.features_dim,))
-            return self.read(x, state, episode_start, z, groups)
+            normalized = F.layer_norm(x, (self.features_dim,)) if self.normalize else x
+            remembered, state = self.read(normalized, state, episode_start, z, groups)
+            if self.gain is None:
+                return remembered, state
+            return torch.cat([x, self.gain * remembered], dim=-1), state
 
     @abstractmethod
     def read(
@@ -83,7 +95,7 @@ class Core(nn.Module, ABC):
         episodes: Episodes,
         z: Float[Tensor, "rows context"] | None,
         groups: Groups | None,
-    ) -> tuple[Float[Tensor, "time batch out"], Float[Tensor, "batch state"]]:
+    ) -> tuple[Float[Tensor, "time batch size"], Float[Tensor, "batch state"]]:
         """The memory itself, given what ``normalize`` made of the features."""
 
 
@@ -98,12 +110,12 @@ class Recurrent(Core):
     Episodes are read side by side, as a packed sequence.
     """
 
-    def __init__(self, network: nn.LSTM | nn.GRU, *, normalize: bool) -> None:
+    def __init__(self, network: nn.LSTM | nn.GRU, config: LstmConfig | GruConfig) -> None:
         parts = 2 if isinstance(network, nn.LSTM) else 1
-        super().__init__(network.input_size, network.hidden_size, parts * network.hidden_size, normalize=normalize)
+        super().__init__(network.input_size, network.hidden_size, parts * network.hidden_size, config)
         self.network = network
         for name, weight in network.named_parameters():
-            start_gates(weight, self.out_dim) if "weight" in name else nn.init.zeros_(weight)
+            start_gates(weight, self.size) if "weight" in name else nn.init.zeros_(weight)
         if isinstance(network, nn.LSTM):
             open_forget_gate(network.get_parameter("bias_ih_l0"))
 
@@ -119,7 +131,7 @@ class Recurrent(Core):
 
     def _parts(self, state: Float[Tensor, "pieces state"]) -> Any:
         """As the kernels take a state: h, or (h, c), each (1, pieces, size)."""
-        parts = tuple(part.unsqueeze(0).contiguous() for part in state.split(self.out_dim, dim=1))
+        parts = tuple(part.unsqueeze(0).contiguous() for part in state.split(self.size, dim=1))
         return parts if isinstance(self.network, nn.LSTM) else parts[0]
 
     def _joined(self, parts: Any) -> Float[Tensor, "pieces state"]:
@@ -154,7 +166,7 @@ class MiLstm(Core):
 
     def __init__(self, features_dim: int, context_dim: int, config: MiLstmConfig) -> None:
         size = config.size
-        super().__init__(features_dim, size, 2 * size, normalize=config.normalize)
+        super().__init__(features_dim, size, 2 * size, config)
         self.form = config.form
         self.main = Affine(features_dim, 4 * size, gain=0, bias=False)
         self.bias = nn.Parameter(torch.zeros(4 * size))
@@ -255,7 +267,7 @@ class InChunks(Core):
     @abstractmethod
     def read_chunk(
         self, x: Float[Tensor, "time batch features"], state: Float[Tensor, "batch state"], episodes: Episodes
-    ) -> tuple[Float[Tensor, "time batch out"], Float[Tensor, "batch state"]]:
+    ) -> tuple[Float[Tensor, "time batch size"], Float[Tensor, "batch state"]]:
         """What is read, and the state afterwards."""
 
 
@@ -271,7 +283,7 @@ class FastWeights(InChunks):
 
     def __init__(self, features_dim: int, config: FastWeightsConfig) -> None:
         self.heads, self.head_dim = config.heads, config.size // config.heads
-        super().__init__(features_dim, config.size, config.size * self.head_dim, normalize=config.normalize)
+        super().__init__(features_dim, config.size, config.size * self.head_dim, config)
         self.main = Affine(features_dim, config.size, gain=math.sqrt(2))
         self.query_key_value = Affine(features_dim, 3 * config.size, gain=1)
         self.write_strength = Affine(features_dim, config.heads, gain=0)
@@ -307,7 +319,7 @@ class WindowAttention(InChunks):
 
     def __init__(self, features_dim: int, config: AttentionMemoryConfig) -> None:
         self.heads, self.past = config.heads, config.window - 1
-        super().__init__(features_dim, config.size, self.past * features_dim + 1, normalize=config.normalize)
+        super().__init__(features_dim, config.size, self.past * features_dim + 1, config)
         self.main = Affine(features_dim, config.size, gain=math.sqrt(2))
         self.query = Affine(features_dim, config.size, gain=1)
         self.key_value = Affine(features_dim, 2 * config.size, gain=1)
@@ -346,7 +358,7 @@ class WindowAttention(InChunks):
         self, query: Float[Tensor, "batch heads time dim"], distance: Int[Tensor, "time seen"]
     ) -> Float[Tensor, "batch heads time seen"]:
         """(q_t + w) · r_{t−j} / √d"""
-        encoded = sinusoids(torch.arange(self.past + 1, device=query.device, dtype=query.dtype), self.out_dim)
+        encoded = sinusoids(torch.arange(self.past + 1, device=query.device, dtype=query.dtype), self.size)
         learned = self.distance(encoded).unflatten(-1, (self.heads, -1)).permute(1, 2, 0)  # (L, H·d) -> (H, d, L)
         scores = (query + self.distance_bias) @ learned / math.sqrt(query.shape[-1])
         return scores.gather(-1, distance.clamp(0, self.past).expand(*scores.shape[:3], -1))
@@ -369,9 +381,9 @@ def build_core(config: RecurrentConfig, features_dim: int, context_dim: int) -> 
     """The core that ``config`` names."""
     match config:
         case LstmConfig():
-            return Recurrent(nn.LSTM(features_dim, config.size), normalize=config.normalize)
+            return Recurrent(nn.LSTM(features_dim, config.size), config)
         case GruConfig():
-            return Recurrent(nn.GRU(features_dim, config.size), normalize=config.normalize)
+            return Recurrent(nn.GRU(features_dim, config.size), config)
         case MiLstmConfig():
             return MiLstm(features_dim, context_dim, config)
         case FastWeightsConfig():

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
@@ -40,6 +41,8 @@ MEMBERS: dict[str, RecurrentConfig] = {
     "attention, long": AttentionMemoryConfig(size=SIZE, heads=2, window=32),
     "lstm, features as they are": LstmConfig(size=SIZE, normalize=False),
     "attention, features as they are": AttentionMemoryConfig(size=SIZE, heads=2, window=4, normalize=False),
+    "gru, beside the features": GruConfig(size=SIZE, skip_connection=True),
+    "fast_weights, beside the features": FastWeightsConfig(size=SIZE, heads=2, skip_connection=True),
 }
 
 
@@ -212,6 +215,11 @@ def one_after_the_other(
     return torch.stack(outputs, dim=1), torch.stack(states)
 
 
+def as_given(features: Tensor, remembered: Tensor, core: Core) -> Tensor:
+    """What a core makes of what is remembered, after everything else."""
+    return remembered if core.gain is None else torch.cat([features, core.gain * remembered], dim=-1)
+
+
 def a_state(core: Core, config: RecurrentConfig) -> Tensor:
     """What three timesteps before leave."""
     before = torch.randn(3, N, X, dtype=torch.float64)
@@ -241,10 +249,12 @@ def test_many_timesteps_at_once_equal_one_after_the_other(
     )
     weights = dict(core.named_parameters())
     results = []
-    for run in (
-        lambda x, s, z: core(x, s, starts, z.flatten(0, 1)),
-        lambda x, s, z: one_after_the_other(step, as_read(x, config), s, starts, z),
-    ):
+
+    def theirs_of(x: Tensor, s: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        remembered, after = one_after_the_other(step, as_read(x, config), s, starts, z)
+        return as_given(x, remembered, core), after
+
+    for run in (lambda x, s, z: core(x, s, starts, z.flatten(0, 1)), theirs_of):
         y, state = run(*inputs)
         aim = torch.Generator().manual_seed(1)
         loss = sum((out * torch.randn(out.shape, generator=aim, dtype=torch.float64)).sum() for out in (y, state))
@@ -313,6 +323,18 @@ def test_at_the_start_the_output_does_not_depend_on_the_context_and_its_gradient
         y.sum().backward()
         assert core.to_scale.weight.grad is not None
         assert core.to_scale.weight.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("kind", get_args(RecurrentConfig))
+def test_with_a_skip_connection_it_starts_as_no_memory_and_learns_to_remember(kind: Any) -> None:
+    core = build_core(kind(skip_connection=True), X, Z)
+    x, state, z = torch.randn(T, N, X), torch.zeros(N, core.state_dim), torch.randn(T * N, Z)
+    y, _ = core(x, state, some_episodes(), z)
+    close(y, F.pad(x, (0, core.size)))
+    y.sum().backward()
+    assert core.gain is not None
+    assert core.gain.grad is not None
+    assert core.gain.grad.abs().min() > 0
 
 
 @pytest.mark.parametrize("name", ["lstm", "mi_lstm"])
