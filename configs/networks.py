@@ -214,6 +214,8 @@ class NoMemoryConfig(Config):
 class Remembering(Config):
     """What all memories share."""
 
+    size: Width = 128
+    """Size of what is remembered."""
     normalize: bool = True
     """LayerNorm, without weights, of the features that are read: what those of all observations have in common would
     drown what differs."""
@@ -226,16 +228,12 @@ class LstmConfig(Remembering):
     """A long short-term memory."""
 
     kind: Literal["lstm"] = "lstm"
-    size: Width = 128
-    """Size of the state h, which is what is remembered."""
 
 
 class GruConfig(Remembering):
     """A gated recurrent unit."""
 
     kind: Literal["gru"] = "gru"
-    size: Width = 128
-    """Size of the state h, which is what is remembered."""
 
 
 Gate = Literal["input", "forget", "cell", "output"]
@@ -245,8 +243,6 @@ class MiLstmConfig(Remembering):
     """An LSTM whose gates take an interaction M(x_t, h_{t−1}), scaled by the context."""
 
     kind: Literal["mi_lstm"] = "mi_lstm"
-    size: Width = 128
-    """Size of the state h, which is what is remembered."""
     form: Literal["full", "low_rank", "diagonal"] = "low_rank"
     """The multiplicative term: hᵀ𝕎x; P((A x) ⊙ (B h)); or α ⊙ (V x) ⊙ (U h)."""
     rank: Width = 32
@@ -267,10 +263,8 @@ class FastWeightsConfig(Remembering):
     """A matrix of associations for each head, written by the delta rule and read by a query: linear attention."""
 
     kind: Literal["fast_weights"] = "fast_weights"
-    size: Width = 128
-    """Size of what is remembered; each head holds a matrix of size/heads × size/heads."""
     heads: Width = 4
-    """Heads; they must divide ``size``."""
+    """Heads, each with a matrix of size/heads × size/heads; they must divide ``size``."""
 
     @model_validator(mode="after")
     def _heads_divide_size(self) -> Self:
@@ -283,8 +277,6 @@ class AttentionMemoryConfig(Remembering):
     """Causal multi-head attention over the last timesteps of the episode."""
 
     kind: Literal["attention"] = "attention"
-    size: Width = 128
-    """Size of what is remembered."""
     heads: Width = 4
     """Heads; they must divide ``size``."""
     window: Annotated[int, Field(ge=1, le=1024)] = 32

@@ -39,13 +39,13 @@ class Core(nn.Module, ABC):
     starts at zero (ReZero, Bachlechner et al., 2021): the agent starts as one without a memory.
     """
 
-    def __init__(self, features_dim: int, size: int, state_dim: int, config: Remembering) -> None:
+    def __init__(self, features_dim: int, state_dim: int, config: Remembering) -> None:
         super().__init__()
         if config.normalize and features_dim < 2:
             raise ConfigError("a memory with normalize needs two features or more, got 1; normalize=false takes it")
-        self.features_dim, self.size, self.state_dim = features_dim, size, state_dim
+        self.features_dim, self.size, self.state_dim = features_dim, config.size, state_dim
         self.normalize = config.normalize
-        self.gain = nn.Parameter(torch.zeros(size)) if config.skip_connection else None
+        self.gain = nn.Parameter(torch.zeros(config.size)) if config.skip_connection else None
 
     @property
     def out_dim(self) -> int:
@@ -112,7 +112,7 @@ class Recurrent(Core):
 
     def __init__(self, network: nn.LSTM | nn.GRU, config: LstmConfig | GruConfig) -> None:
         parts = 2 if isinstance(network, nn.LSTM) else 1
-        super().__init__(network.input_size, network.hidden_size, parts * network.hidden_size, config)
+        super().__init__(network.input_size, parts * network.hidden_size, config)
         self.network = network
         for name, weight in network.named_parameters():
             start_gates(weight, self.size) if "weight" in name else nn.init.zeros_(weight)
@@ -166,7 +166,7 @@ class MiLstm(Core):
 
     def __init__(self, features_dim: int, context_dim: int, config: MiLstmConfig) -> None:
         size = config.size
-        super().__init__(features_dim, size, 2 * size, config)
+        super().__init__(features_dim, 2 * size, config)
         self.form = config.form
         self.main = Affine(features_dim, 4 * size, gain=0, bias=False)
         self.bias = nn.Parameter(torch.zeros(4 * size))
@@ -283,7 +283,7 @@ class FastWeights(InChunks):
 
     def __init__(self, features_dim: int, config: FastWeightsConfig) -> None:
         self.heads, self.head_dim = config.heads, config.size // config.heads
-        super().__init__(features_dim, config.size, config.size * self.head_dim, config)
+        super().__init__(features_dim, config.size * self.head_dim, config)
         self.main = Affine(features_dim, config.size, gain=math.sqrt(2))
         self.query_key_value = Affine(features_dim, 3 * config.size, gain=1)
         self.write_strength = Affine(features_dim, config.heads, gain=0)
@@ -319,7 +319,7 @@ class WindowAttention(InChunks):
 
     def __init__(self, features_dim: int, config: AttentionMemoryConfig) -> None:
         self.heads, self.past = config.heads, config.window - 1
-        super().__init__(features_dim, config.size, self.past * features_dim + 1, config)
+        super().__init__(features_dim, self.past * features_dim + 1, config)
         self.main = Affine(features_dim, config.size, gain=math.sqrt(2))
         self.query = Affine(features_dim, config.size, gain=1)
         self.key_value = Affine(features_dim, 2 * config.size, gain=1)
