@@ -296,16 +296,20 @@ class OnPolicyLoop(OnPolicyAlgorithm):
             # What evaluate_actions does, with one pass for equal observations.
             features = policy.extract_features(samples.observations)
             if samples.sequences is not None:
-                features, rows = cast(RecurrentFusionPolicy, policy).read(features, rows, samples.sequences), None
+                distinct = self._summable(features)
+                features, rows = cast(RecurrentFusionPolicy, policy).read(distinct, rows, samples.sequences), None
             latent_pi, latent_vf = latents(policy, features)
-            if self.precision == "bf16":
-                latent_pi = in_float32(latent_pi)  # what its rows sum up to in the backward pass is a long sum
+            latent_pi = self._summable(latent_pi)
             values = policy.value_net(latent_vf).flatten()
             if rows is not None:
                 latent_pi, values = latent_pi.index_select(0, rows), values.index_select(0, rows)
             distribution = policy._get_action_dist_from_latent(latent_pi)
             log_probs, entropy = distribution.log_prob(samples.actions), distribution.entropy()
             return Judgement(values, log_probs, entropy, self._value_scale(samples))
+
+    def _summable(self, distinct: Any) -> Any:
+        """In float32 what rows are taken of: what they sum up to in the backward pass is a long sum."""
+        return in_float32(distinct) if self.precision == "bf16" else distinct
 
     def _value_scale(self, samples: Samples) -> Tensor | None:
         value_net = self.policy.value_net

@@ -83,11 +83,13 @@ def _leave_float32(_head: nn.Module, _arguments: Any, _result: Any) -> None:
 
 
 def in_float32(value: Any) -> Any:
-    """Floating tensors, alone or in named tuples, in float32; all else, such as a task's number, as it is."""
+    """Floating tensors, alone or in tuples, in float32; all else, such as a task's number, as it is."""
     match value:
         case Tensor() if value.is_floating_point():
             return value.float()
         case tuple() if hasattr(value, "_fields"):  # Features and Context are named tuples
             return type(value)(*map(in_float32, value))
+        case tuple():  # of an actor and a critic
+            return tuple(map(in_float32, value))
         case _:
             return value

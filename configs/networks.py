@@ -220,8 +220,8 @@ class Remembering(Config):
     """LayerNorm, without weights, of the features that are read: what those of all observations have in common would
     drown what differs."""
     skip_connection: bool = False
-    """Give the features too, and beside them what is remembered, times a gain that starts at zero: the agent starts
-    as one without a memory."""
+    """Add what is remembered to the features, by a projection that starts at zero: the agent starts as one without a
+    memory."""
 
 
 class LstmConfig(Remembering):

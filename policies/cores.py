@@ -35,8 +35,8 @@ class Core(nn.Module, ABC):
     that was before is as if it had not been. What a core gives for T timesteps at once is what it gives for one after
     the other, as long as all numbers are finite. Under autocast it computes in float32: rounding would add up.
 
-    With a skip connection it gives (x, α ⊙ y), the features and beside them what is remembered, with a gain α that
-    starts at zero (ReZero, Bachlechner et al., 2021): the agent starts as one without a memory.
+    With a skip connection it gives x + P y, the features and what is remembered of them, where P starts at zero: the
+    agent first learns to react, as one without a memory (the identity map of Parisotto et al., 2020).
     """
 
     def __init__(self, features_dim: int, state_dim: int, config: Remembering) -> None:
@@ -45,12 +45,12 @@ class Core(nn.Module, ABC):
             raise ConfigError("a memory with normalize needs two features or more, got 1; normalize=false takes it")
         self.features_dim, self.size, self.state_dim = features_dim, config.size, state_dim
         self.normalize = config.normalize
-        self.gain = nn.Parameter(torch.zeros(config.size)) if config.skip_connection else None
+        self.add = Affine(config.size, features_dim, gain=0, bias=False) if config.skip_connection else None
 
     @property
     def out_dim(self) -> int:
-        """Size of what it gives: what it remembers and, with a skip connection, before that the features."""
-        return self.size if self.gain is None else self.features_dim + self.size
+        """Size of what it gives: of what it remembers or, with a skip connection, of the features."""
+        return self.size if self.add is None else self.features_dim
 
     def forward(
         self,
@@ -83,9 +83,7 @@ class Core(nn.Module, ABC):
         with torch.autocast(features.device.type, enabled=False):
             normalized = F.layer_norm(x, (self.features_dim,)) if self.normalize else x
             remembered, state = self.read(normalized, state, episode_start, z, groups)
-            if self.gain is None:
-                return remembered, state
-            return torch.cat([x, self.gain * remembered], dim=-1), state
+            return remembered if self.add is None else x + self.add(remembered), state
 
     @abstractmethod
     def read(
@@ -126,7 +124,7 @@ class Recurrent(Core):
         if episodes.are_whole:
             y, last = self.network(x, first)
             return y, self._joined(last)
-        packed, last = self.network(PackedSequence(episodes.pack(x), torch.tensor(episodes.packing.sizes)), first)
+        packed, last = self.network(PackedSequence(episodes.pack(x), torch.tensor(episodes.sizes)), first)
         return episodes.unpack(packed.data), episodes.last_states(self._joined(last))
 
     def _parts(self, state: Float[Tensor, "pieces state"]) -> Any:
@@ -194,7 +192,7 @@ class MiLstm(Core):
     def read(
         self, x: Tensor, state: Tensor, episodes: Episodes, z: Tensor | None, groups: Groups | None
     ) -> tuple[Tensor, Tensor]:
-        sizes, x = episodes.packing.sizes, episodes.pack(x)
+        sizes, x = episodes.sizes, episodes.pack(x)
         main, scale = self.main(x), self._scale(z, groups, episodes)
         factor = self._factor(x, main)
         weight = self.weight.new_zeros(*self.weight.shape[:-1], len(self.bias))
@@ -241,7 +239,7 @@ class MiLstm(Core):
     def _scale(self, z: Tensor | None, groups: Groups | None, episodes: Episodes) -> Float[Tensor, "steps gates"]:
         """1 + γ(z) of each packed timestep."""
         if self.to_scale is None:
-            return self.bias.new_ones(()).expand(sum(episodes.packing.sizes), len(self.bias))
+            return self.bias.new_ones(()).expand(sum(episodes.sizes), len(self.bias))
         if z is None:
             raise ValueError("the context scales the gates, and none was given")
         scale = 1 + self.to_scale(z)

@@ -95,21 +95,31 @@ class Episodes:
             self._on_device(rank[piece[steps - 1 :: steps]]),
         )
 
+    @property
+    def sizes(self) -> list[int]:
+        """How many pieces have a first, a second, … timestep."""
+        steps, sequences = self.shape
+        return [sequences] * steps if self.are_whole else self.packing.sizes
+
     def pack(self, values: Float[Tensor, "time batch dim"]) -> Float[Tensor, "steps dim"]:
         """The timesteps of the pieces: the first of each, the longest piece first, then the second of each, …"""
-        return values.flatten(0, 1).index_select(0, self.packing.rows)
+        steps = values.flatten(0, 1)
+        return steps if self.are_whole else steps.index_select(0, self.packing.rows)
 
     def unpack(self, packed: Float[Tensor, "steps dim"]) -> Float[Tensor, "time batch dim"]:
         """What was computed for them, in their places."""
-        return packed.index_select(0, self.packing.places).unflatten(0, self.shape)
+        steps = packed if self.are_whole else packed.index_select(0, self.packing.places)
+        return steps.unflatten(0, self.shape)
 
     def first_states(self, state: Float[Tensor, "batch state"]) -> Float[Tensor, "pieces state"]:
         """The state that each piece begins with."""
+        if self.are_whole:
+            return state
         return state.index_select(0, self.packing.sequence).masked_fill(self.packing.inside, 0)
 
     def last_states(self, states: Float[Tensor, "pieces state"]) -> Float[Tensor, "batch state"]:
         """Of the states that the pieces end with, those that the sequences do."""
-        return states.index_select(0, self.packing.last)
+        return states if self.are_whole else states.index_select(0, self.packing.last)
 
     def _on_device(self, values: NDArray[np.generic]) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(values))

@@ -24,7 +24,7 @@ from mirl.agents.evaluation import evaluate_run
 from mirl.agents.exporting import export_run
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
-from mirl.configs.networks import LstmConfig, RecurrentConfig
+from mirl.configs.networks import LstmConfig, RecurrentConfig, choose
 from mirl.configs.schema import EvalConfig, TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import FusionExtractor, FusionPolicy, RecurrentFusionPolicy, grouping
@@ -136,9 +136,15 @@ def test_losses_and_gradients_are_those_of_sb3_contribs_recurrent_ppo(
 
 
 def agent(kind: type[PPO | A2C] = PPO, memory: str | RecurrentConfig = "lstm", **options: Any) -> Any:
-    policy_kwargs = {"memory": memory, "sites": ("vector", "heads"), **options.pop("policy_kwargs", {})}
+    core = choose(memory, RecurrentConfig)
+    core = core.model_copy(update={"skip_connection": options.pop("skip_connection", core.skip_connection)})
+    policy_kwargs = {"memory": core, "sites": ("vector", "heads"), **options.pop("policy_kwargs", {})}
     env = recall_envs(cut_off=True, continuous=options.pop("continuous", False))
-    return kind(RecurrentFusionPolicy, env, policy_kwargs=policy_kwargs, seed=0, **options)
+    model = kind(RecurrentFusionPolicy, env, policy_kwargs=policy_kwargs, seed=0, **options)
+    for name, weight in model.policy.named_parameters():
+        if name.endswith("core.add.weight"):  # starts at zero, which would hide what is remembered
+            torch.nn.init.normal_(weight)
+    return model
 
 
 def judged(model: Any) -> list[tuple[Any, Any]]:
@@ -157,6 +163,7 @@ def judged(model: Any) -> list[tuple[Any, Any]]:
         {"sequence_length": 8},
         {"sequence_length": 8, "burn_in": 5},
         {"precision": "bf16"},
+        {"skip_connection": True},
         {"continuous": True, "use_sde": True, "sde_sample_freq": 4},
     ],
     ids=str,

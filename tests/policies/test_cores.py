@@ -7,7 +7,6 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
@@ -41,8 +40,8 @@ MEMBERS: dict[str, RecurrentConfig] = {
     "attention, long": AttentionMemoryConfig(size=SIZE, heads=2, window=32),
     "lstm, features as they are": LstmConfig(size=SIZE, normalize=False),
     "attention, features as they are": AttentionMemoryConfig(size=SIZE, heads=2, window=4, normalize=False),
-    "gru, beside the features": GruConfig(size=SIZE, skip_connection=True),
-    "fast_weights, beside the features": FastWeightsConfig(size=SIZE, heads=2, skip_connection=True),
+    "gru, skip connection": GruConfig(size=SIZE, skip_connection=True),
+    "fast_weights, skip connection": FastWeightsConfig(size=SIZE, heads=2, skip_connection=True),
 }
 
 
@@ -63,10 +62,6 @@ def some_episodes() -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------- one step by itself
-
-
-def gate_names(core: Core) -> list[str]:
-    return ["input", "forget", "cell", "output"]
 
 
 def lstm_step(core: Any, config: Any) -> Step:
@@ -217,7 +212,7 @@ def one_after_the_other(
 
 def as_given(features: Tensor, remembered: Tensor, core: Core) -> Tensor:
     """What a core makes of what is remembered, after everything else."""
-    return remembered if core.gain is None else torch.cat([features, core.gain * remembered], dim=-1)
+    return remembered if core.add is None else features + remembered @ core.add.weight
 
 
 def a_state(core: Core, config: RecurrentConfig) -> Tensor:
@@ -330,11 +325,11 @@ def test_with_a_skip_connection_it_starts_as_no_memory_and_learns_to_remember(ki
     core = build_core(kind(skip_connection=True), X, Z)
     x, state, z = torch.randn(T, N, X), torch.zeros(N, core.state_dim), torch.randn(T * N, Z)
     y, _ = core(x, state, some_episodes(), z)
-    close(y, F.pad(x, (0, core.size)))
-    y.sum().backward()
-    assert core.gain is not None
-    assert core.gain.grad is not None
-    assert core.gain.grad.abs().min() > 0
+    close(y, x)
+    y.square().sum().backward()
+    assert core.add is not None
+    assert core.add.weight.grad is not None
+    assert core.add.weight.grad.abs().min() > 0
 
 
 @pytest.mark.parametrize("name", ["lstm", "mi_lstm"])
