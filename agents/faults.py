@@ -128,10 +128,11 @@ def memory_told(config: TrainConfig) -> Iterator[None]:
             for name in ("n_envs", "n_steps", "buffer_size", "batch_size")
             if hasattr(agent, name)
         ]
+        networks = ["encoder", "context.dim", "agent.net_arch", *([] if config.memory.kind == "none" else ["memory"])]
         said = str(error).partition("\n")[0] or type(error).__name__
         raise RunError(
-            f"out of memory: {said}\nWhat may be smaller: {', '.join(shown)}, the networks (encoder, context.dim, "
-            "agent.net_arch). Checkpoints that were written are kept"
+            f"out of memory: {said}\nWhat may be smaller: {', '.join(shown)}, the networks ({', '.join(networks)}). "
+            "Checkpoints that were written are kept"
         ) from error
 
 

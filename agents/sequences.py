@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mirl.agents.columns import Rows, on_device
 from mirl.agents.rollouts import Rollouts, Samples
-from mirl.configs.agents import batch_of_sequences
+from mirl.configs.agents import whole_sequences
 from mirl.configs.errors import ConfigError
 from mirl.policies.episodes import Episodes
 from mirl.policies.recurrent import BurnIn, Sequences
@@ -60,7 +60,7 @@ class SequenceRollouts(Rollouts):
         if batch_size % self.length:
             raise ConfigError(
                 f"batch_size must be a multiple of a sequence's {self.length} timesteps, got {batch_size}; "
-                f"{batch_of_sequences(batch_size, self.length, self.n_sequences)} would do"
+                + whole_sequences(batch_size, self.length, self.buffer_size, self.n_envs)
             )
 
     def get(self, batch_size: int | None = None) -> Iterator[Samples]:  # type: ignore[override]

@@ -203,6 +203,13 @@ class DQNConfig(OffPolicyConfig):
 AgentConfig = PPOConfig | A2CConfig | SACConfig | TD3Config | TQCConfig | DQNConfig
 
 
-def batch_of_sequences(batch_size: int, length: int, n_sequences: int) -> int:
-    """The most timesteps up to ``batch_size``, or one sequence, into which a rollout of whole sequences divides."""
-    return length * max(k for k in range(1, max(batch_size // length, 1) + 1) if n_sequences % k == 0)
+def whole_sequences(batch_size: int, length: int, n_steps: int, n_envs: int, prefix: str = "") -> str:
+    """What would do where minibatches of ``batch_size`` timesteps are no whole sequences.
+
+    It is the largest minibatch up to that size, or one sequence, into which the rollout divides; or shorter sequences.
+    """
+    n_sequences = n_steps // length * n_envs
+    at_a_time = max(k for k in range(1, max(batch_size // length, 1) + 1) if n_sequences % k == 0)
+    shorter = math.gcd(n_steps, batch_size)
+    remedies = [f"batch_size={length * at_a_time}"] + [f"sequence_length={shorter}"] * (shorter > 1)
+    return " or ".join(prefix + remedy for remedy in remedies) + " would do"

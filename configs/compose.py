@@ -62,18 +62,21 @@ def _shown(value: Any) -> str:
 def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
     """One line for one of pydantic's findings."""
     models: list[type[BaseModel]] = [model]
+    siblings: dict[str, type[BaseModel]] = {}
     path: list[str] = []
     for part in detail["loc"]:
         kinds = {m.model_fields["kind"].default: m for m in models if "kind" in m.model_fields}
         if part in kinds:  # pydantic names the member of the union, the user does not
-            models = [kinds[part]]
+            models, siblings = [kinds[part]], kinds
             continue
         path.append(str(part))
         fields = [m.model_fields[part] for m in models if part in m.model_fields]
         if detail["type"] == "extra_forbidden" and not fields and not isinstance(part, int):
             valid = [name for m in models for name in m.model_fields if name != "kind"]
             kind = f" of {next(iter(kinds))}" if len(kinds) == 1 else ""
-            return f"unknown option '{'.'.join(path)}'{kind}." + nearest(str(part), valid)
+            others = [name for name, other in siblings.items() if part in other.model_fields]
+            hint = f" It is one of {', '.join(others)}." if kind and others else nearest(str(part), valid)
+            return f"unknown option '{'.'.join(path)}'{kind}.{hint}"
         models = [m for field in fields for m in models_of(field.annotation)] or models
     where = ".".join(path)
     message = detail["msg"].removeprefix("Value error, ")

@@ -259,12 +259,11 @@ class MiLstmConfig(Remembering):
         return self
 
 
-class FastWeightsConfig(Remembering):
-    """A matrix of associations for each head, written by the delta rule and read by a query: linear attention."""
+class WithHeads(Remembering):
+    """A memory whose heads share its size among them."""
 
-    kind: Literal["fast_weights"] = "fast_weights"
     heads: Width = 4
-    """Heads, each with a matrix of size/heads × size/heads; they must divide ``size``."""
+    """Heads, of size/heads each; they must divide ``size``."""
 
     @model_validator(mode="after")
     def _heads_divide_size(self) -> Self:
@@ -273,22 +272,20 @@ class FastWeightsConfig(Remembering):
         return self
 
 
-class AttentionMemoryConfig(Remembering):
+class FastWeightsConfig(WithHeads):
+    """A matrix of associations for each head, written by the delta rule and read by a query: linear attention."""
+
+    kind: Literal["fast_weights"] = "fast_weights"
+
+
+class AttentionMemoryConfig(WithHeads):
     """Causal multi-head attention over the last timesteps of the episode."""
 
     kind: Literal["attention"] = "attention"
-    heads: Width = 4
-    """Heads; they must divide ``size``."""
     window: Annotated[int, Field(ge=1, le=1024)] = 32
     """L, the timesteps that are looked at, the present one included."""
     positions: Literal["relative", "sinusoidal"] = "relative"
     """How the time of a timestep is known: by its distance, or by its number in the episode."""
-
-    @model_validator(mode="after")
-    def _heads_divide_size(self) -> Self:
-        if self.size % self.heads or self.size // self.heads % 2:
-            raise ValueError(f"size must be an even multiple of heads={self.heads}, got {self.size}")
-        return self
 
 
 RecurrentConfig = LstmConfig | GruConfig | MiLstmConfig | FastWeightsConfig | AttentionMemoryConfig

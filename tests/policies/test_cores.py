@@ -36,6 +36,7 @@ MEMBERS: dict[str, RecurrentConfig] = {
     "fast_weights": FastWeightsConfig(size=SIZE, heads=2),
     "attention": AttentionMemoryConfig(size=SIZE, heads=2, window=4),
     "attention, sinusoidal": AttentionMemoryConfig(size=SIZE, heads=2, window=4, positions="sinusoidal"),
+    "attention, heads of one feature": AttentionMemoryConfig(size=SIZE, heads=SIZE, window=4),
     "attention, present alone": AttentionMemoryConfig(size=SIZE, heads=2, window=1),
     "attention, long": AttentionMemoryConfig(size=SIZE, heads=2, window=32),
     "lstm, features as they are": LstmConfig(size=SIZE, normalize=False),
