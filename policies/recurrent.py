@@ -162,7 +162,7 @@ class RecurrentFusionPolicy(FusionPolicy):
         return actions if vectorized else actions.squeeze(axis=0), (after.cpu().numpy(),)
 
     def specialise(self, context: ArrayLike, task: int = 0) -> SpecialisedPolicy:
-        raise ConfigError(f"a policy with memory={self.memory.kind} has no form for one context alone")
+        raise ConfigError(f"a policy with memory={self.memory.kind} has no form for one context alone to export")
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "memory": self.memory}

@@ -36,3 +36,11 @@ def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
         snippet = snippet.replace(long, short)
     done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_python_of_the_other_documents_runs(tmp_path: Path) -> None:
+    for document in (ROOT / "docs").glob("*.md"):
+        for snippet in re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL):
+            command = [sys.executable, "-c", snippet]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{document.name}: {done.stderr}"
