@@ -220,8 +220,8 @@ class Remembering(Config):
     """LayerNorm, without weights, of the features that are read: what those of all observations have in common would
     drown what differs."""
     skip_connection: bool = False
-    """Add what is remembered to the features, by a projection that starts at zero: the agent starts as one without a
-    memory."""
+    """Add what is remembered to the features, by a projection that starts at zero, and let these learn as without a
+    memory: no gradient flows to them through it."""
 
 
 class LstmConfig(Remembering):

@@ -36,7 +36,8 @@ class Core(nn.Module, ABC):
     the other, as long as all numbers are finite. Under autocast it computes in float32: rounding would add up.
 
     With a skip connection it gives x + P y, the features and what is remembered of them, where P starts at zero: the
-    agent first learns to react, as one without a memory (the identity map of Parisotto et al., 2020).
+    agent first learns to react, as one without a memory (the identity map of Parisotto et al., 2020). No gradient
+    flows through what the memory reads: what is not yet worth remembering would drown what the features learn from.
     """
 
     def __init__(self, features_dim: int, state_dim: int, config: Remembering) -> None:
@@ -81,7 +82,8 @@ class Core(nn.Module, ABC):
         state = episode_start.kept(state)
         x, z = exact(features), None if context is None else exact(context)
         with torch.autocast(features.device.type, enabled=False):
-            normalized = F.layer_norm(x, (self.features_dim,)) if self.normalize else x
+            read = x if self.add is None else x.detach()
+            normalized = F.layer_norm(read, (self.features_dim,)) if self.normalize else read
             remembered, state = self.read(normalized, state, episode_start, z, groups)
             return remembered if self.add is None else x + self.add(remembered), state
 

@@ -192,8 +192,9 @@ STEPS: dict[str, Callable[[Any, Any], Step]] = {
 
 def as_read(features: Tensor, config: RecurrentConfig) -> Tensor:
     """What a core makes of the features before anything else."""
-    centred = features - features.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() if config.normalize else features
+    read = features.detach() if config.skip_connection else features
+    centred = read - read.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() if config.normalize else read
 
 
 def one_after_the_other(
