@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mirl.agents.columns import Rows, on_device
 from mirl.agents.rollouts import Rollouts, Samples
-from mirl.configs.agents import whole_sequences
+from mirl.configs.agents import check_sequences, whole_sequences
 from mirl.configs.errors import ConfigError
 from mirl.policies.episodes import Episodes
 from mirl.policies.recurrent import BurnIn, Sequences
@@ -31,11 +31,8 @@ class SequenceRollouts(Rollouts):
         for name, given in (("sequence_length", sequence_length), ("burn_in", burn_in)):
             if not isinstance(given, Integral) or given < 0:
                 raise ConfigError(f"{name} must be a whole number of timesteps, 0 or more, got {given!r}")
+        check_sequences(buffer_size, sequence_length, burn_in)
         self.length, self.burn_in = sequence_length or buffer_size, burn_in
-        if buffer_size % self.length:
-            raise ConfigError(f"sequence_length must divide n_steps={buffer_size}, got {sequence_length}")
-        if burn_in > (most := self.length if self.length < buffer_size else 0):
-            raise ConfigError(f"burn_in can be at most {most}, the timesteps of the sequence before, got {burn_in}")
         super().__init__(buffer_size, *args, **kwargs)
         self.starts = np.zeros(self.shape, np.bool_)
         """``episode_starts`` in the host's memory."""

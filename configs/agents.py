@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from mirl.configs.config import Config, Widths
+from mirl.configs.errors import ConfigError
 
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -63,14 +64,7 @@ class OnPolicyConfig(Config):
 
     @model_validator(mode="after")
     def _sequences_tile_the_rollout(self) -> Self:
-        if self.sequence_length and self.n_steps % self.sequence_length:
-            raise ValueError(f"sequence_length must divide n_steps={self.n_steps}, got {self.sequence_length}")
-        longest = self.sequence_length if self.sequence_length < self.n_steps else 0
-        if self.burn_in > longest:
-            raise ValueError(
-                f"burn_in reads timesteps of the sequence before, at most {longest}, got {self.burn_in}"
-                + ("" if longest else f"; a sequence_length below n_steps={self.n_steps} makes room for it")
-            )
+        check_sequences(self.n_steps, self.sequence_length, self.burn_in)
         return self
 
     @property
@@ -201,6 +195,18 @@ class DQNConfig(OffPolicyConfig):
 
 
 AgentConfig = PPOConfig | A2CConfig | SACConfig | TD3Config | TQCConfig | DQNConfig
+
+
+def check_sequences(n_steps: int, sequence_length: int, burn_in: int) -> None:
+    """:raises ConfigError: unless rollouts consist of such sequences, with so many timesteps before each."""
+    if sequence_length and n_steps % sequence_length:
+        raise ConfigError(f"sequence_length must divide n_steps={n_steps}, got {sequence_length}")
+    longest = sequence_length if sequence_length < n_steps else 0
+    if burn_in > longest:
+        raise ConfigError(
+            f"burn_in reads timesteps of the sequence before, at most {longest}, got {burn_in}"
+            + ("" if longest else f"; a sequence_length below n_steps={n_steps} makes room for it")
+        )
 
 
 def whole_sequences(batch_size: int, length: int, n_steps: int, n_envs: int, prefix: str = "") -> str:
