@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mirl.agents.columns import Rows, on_device
 from mirl.agents.rollouts import Rollouts, Samples
-from mirl.configs.agents import check_sequences, whole_sequences
+from mirl.configs.agents import check_minibatches, check_sequences
 from mirl.configs.errors import ConfigError
 from mirl.policies.episodes import Episodes
 from mirl.policies.recurrent import BurnIn, Sequences
@@ -54,11 +54,7 @@ class SequenceRollouts(Rollouts):
 
     def check_batch_size(self, batch_size: int) -> None:
         """:raises ConfigError: when minibatches of so many timesteps are no whole sequences."""
-        if batch_size % self.length:
-            raise ConfigError(
-                f"batch_size must be a multiple of a sequence's {self.length} timesteps, got {batch_size}; "
-                + whole_sequences(batch_size, self.length, self.buffer_size, self.n_envs)
-            )
+        check_minibatches(batch_size, self.length, self.buffer_size, self.n_envs)
 
     def get(self, batch_size: int | None = None) -> Iterator[Samples]:  # type: ignore[override]
         """Minibatches of one epoch, as many sequences in each as make ``batch_size`` timesteps."""

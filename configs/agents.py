@@ -209,13 +209,19 @@ def check_sequences(n_steps: int, sequence_length: int, burn_in: int) -> None:
         )
 
 
-def whole_sequences(batch_size: int, length: int, n_steps: int, n_envs: int, prefix: str = "") -> str:
-    """What would do where minibatches of ``batch_size`` timesteps are no whole sequences.
+def check_minibatches(batch_size: int, length: int, n_steps: int, n_envs: int, prefix: str = "") -> None:
+    """:raises ConfigError: where minibatches of ``batch_size`` timesteps are no whole sequences, saying what would do.
 
     It is the largest minibatch up to that size, or one sequence, into which the rollout divides; or shorter sequences.
     """
+    if batch_size % length == 0:
+        return
     n_sequences = n_steps // length * n_envs
     at_a_time = max(k for k in range(1, max(batch_size // length, 1) + 1) if n_sequences % k == 0)
     shorter = math.gcd(n_steps, batch_size)
     remedies = [f"batch_size={length * at_a_time}"] + [f"sequence_length={shorter}"] * (shorter > 1)
-    return " or ".join(prefix + remedy for remedy in remedies) + " would do"
+    raise ConfigError(
+        f"{prefix}batch_size must be a multiple of a sequence's {length} timesteps, got {batch_size}; "
+        + " or ".join(prefix + remedy for remedy in remedies)
+        + " would do"
+    )

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from mirl.configs.agents import AgentConfig, OffPolicyConfig, OnPolicyConfig, PPOConfig, whole_sequences
+from mirl.configs.agents import AgentConfig, OffPolicyConfig, OnPolicyConfig, PPOConfig, check_minibatches
 from mirl.configs.config import Config, NoBrackets
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
@@ -144,12 +144,8 @@ class TrainConfig(Config):
         if isinstance(self.agent, OffPolicyConfig):
             raise ValueError(f"memory={self.memory.kind} is for agent=ppo and agent=a2c, got agent={self.agent.kind}")
         length = self.agent.sequence_length or self.agent.n_steps
-        if isinstance(self.agent, PPOConfig) and self.agent.batch_size % length:
-            remedy = whole_sequences(self.agent.batch_size, length, self.agent.n_steps, self.agent.n_envs, "agent.")
-            raise ValueError(
-                f"agent.batch_size must be a multiple of the {length} timesteps of a sequence, "
-                f"got {self.agent.batch_size}; {remedy}"
-            )
+        if isinstance(self.agent, PPOConfig):
+            check_minibatches(self.agent.batch_size, length, self.agent.n_steps, self.agent.n_envs, "agent.")
         return self
 
     @model_validator(mode="after")

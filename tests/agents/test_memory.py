@@ -240,8 +240,14 @@ def test_burn_in_reads_with_the_present_weights() -> None:
     ("options", "message"),
     [
         ({"n_steps": 32, "sequence_length": 5}, "sequence_length must divide n_steps=32, got 5"),
-        ({"n_steps": 32, "sequence_length": 8, "burn_in": 9}, "timesteps of the sequence before, at most 8, got 9"),
-        ({"n_steps": 32, "burn_in": 1}, "at most 0, got 1; a sequence_length below n_steps=32"),
+        (
+            {"n_steps": 32, "sequence_length": 8, "burn_in": 9},
+            "burn_in reads timesteps of the sequence before, at most 8, got 9",
+        ),
+        (
+            {"n_steps": 32, "burn_in": 1},
+            "burn_in reads timesteps of the sequence before, at most 0, got 1; a sequence_length below n_steps=32",
+        ),
         (
             {"n_steps": 32, "sequence_length": 16, "batch_size": 8},
             "got 8; batch_size=16 or sequence_length=8 would do",
