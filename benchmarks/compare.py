@@ -171,12 +171,14 @@ def train_and_evaluate(options: list[str], runs: Path, name: str, threads: int) 
     report = json.loads(report_path.read_text(encoding="utf-8"))
     with (run_dir / "metrics.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    # logged whenever the training starts or resumes, in a row without timesteps
+    [parameters] = {row["model/parameters"] for row in rows if row["model/parameters"]}
     peak_rss_bytes = None
     if not was_interrupted:
         peak_rss_bytes = usage.ru_maxrss * RSS_UNIT
     return {
         "options": options,
-        "parameters": int(column(rows, "model/parameters")[0][1]),
+        "parameters": int(float(parameters)),
         "timesteps": int(last.removeprefix("step_")),
         "peak_rss_bytes": peak_rss_bytes,
         "curve": column(rows, "eval/success_rate"),
@@ -438,7 +440,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--runs", type=Path, default=ROOT / "runs" / "benchmarks", help="folder of the runs"
     )
-    return parser.parse_args()
+    # intermixed: the common options may stand anywhere
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:

@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=Path, default=ROOT / "runs" / "benchmarks", help="folder of the runs"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     curves: list[Curve] = []
     for seed in range(arguments.seeds):
         name = f"{arguments.name}-seed{seed}"
