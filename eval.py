@@ -17,7 +17,7 @@ def run(argv: list[str]) -> int:
         Console().print(line, soft_wrap=True, highlight=False)
 
     if config.export:
-        from mirl.agents.exporting import export_run
+        from mirl.agents.export import export_run
 
         path, parameters, of_policy, difference = export_run(config)
         size = f"{parameters:,} parameters in place of {of_policy:,}"
@@ -25,10 +25,10 @@ def run(argv: list[str]) -> int:
         return 0
 
     if config.adapt != "no":
-        from mirl.agents.adapting import adapt_run, curve_table
+        from mirl.agents.few_shot import adapt_run, curve_table
 
         for task, curve, path in adapt_run(config):
-            title = f"{config.run.name}, {config.checkpoint} checkpoint, practising {task} by its {config.adapt}"
+            title = f"{config.run.name}, {config.checkpoint} checkpoint, practicing {task} by its {config.adapt}"
             Console().print(curve_table(curve, title))
             say(f"Written: {path}")
         return 0

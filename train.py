@@ -28,7 +28,9 @@ def run(argv: list[str]) -> int:
 
     outcome = train(config, say)
     if not outcome.finished:
-        say(f"Stopped and saved at {outcome.timesteps:,} timesteps; the same command again resumes.")
+        say(
+            f"Stopped and saved at {outcome.timesteps:,} timesteps; the same command again resumes."
+        )
         return 130
     evaluation = EvalConfig(
         run=config.run_dir,
@@ -39,7 +41,9 @@ def run(argv: list[str]) -> int:
         episodes=config.evaluation.test_episodes,
     )
     results, written = evaluate_run(evaluation)
-    Console().print(results_table(results, f"After {outcome.timesteps:,} timesteps, on unseen episodes"))
+    Console().print(
+        results_table(results, f"After {outcome.timesteps:,} timesteps, on unseen episodes")
+    )
     say(f"Written: {written[0]}")
     say(f"Curves:  {command('tensorboard')} --logdir {config.runs_dir}")
     say(f"Again:   {command('mirl-eval')} run={config.run_dir} checkpoint=last")

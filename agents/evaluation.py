@@ -9,18 +9,18 @@ import numpy as np
 from rich.table import Table
 from stable_baselines3.common.policies import BasePolicy
 
-from mirl.agents.acting import acting
-from mirl.agents.building import load_policy
-from mirl.agents.files import write_json
-from mirl.agents.run_directory import read_config
-from mirl.agents.sizes import padded
+from mirl.agents.builder import load_policy
+from mirl.agents.eval_mode import eval_mode
+from mirl.agents.on_policy.storage import pad_to_bucket
+from mirl.agents.runs.atomic_files import write_json
+from mirl.agents.runs.run import load_config
 from mirl.agents.statistics import TaskResult, suite_result, wilson_interval
 from mirl.agents.video import record_episode
 from mirl.configs.schema import EvalConfig, TrainConfig
-from mirl.configs.tasks import Part, TaskConfig, file_name, score_bounds
-from mirl.envs import SuiteVecEnv, slot_seeds
+from mirl.configs.tasks import Subset, TaskConfig, file_name, score_bounds
+from mirl.envs import SuiteVecEnv, env_seeds
 
-PARTS: tuple[Part, ...] = ("trained", "held_out")
+SUBSETS: tuple[Subset, ...] = ("trained", "held_out")
 SUMMARY_ROWS = ("mean", "IQM", "worst")
 
 
@@ -31,12 +31,12 @@ def evaluate(
     episodes: int,
     seed: int,
     deterministic: bool = False,
-    part: Part = "trained",
+    subset: Subset = "trained",
 ) -> list[TaskResult]:
     """Play ``episodes`` episodes of each task that the environment has slots for, from the seeds of its split.
 
-    Every slot plays a number of episodes fixed beforehand: taking the first to finish would favour short episodes.
-    The actions are sampled from ``seed`` alone and leave torch's generators as they were. ``part`` marks the results.
+    Every slot plays a number of episodes fixed beforehand: taking the first to finish would favor short episodes.
+    The actions are sampled from ``seed`` alone and leave torch's generators as they were. ``subset`` marks the results.
     """
     tasks = env.task_index
     quota = np.zeros(env.num_envs, dtype=np.int64)
@@ -45,17 +45,19 @@ def evaluate(
         quota[slots] = episodes // len(slots) + (np.arange(len(slots)) < episodes % len(slots))
     played: list[list[tuple[bool, float, int]]] = [[] for _ in range(env.num_envs)]
     env.seed(seed)
-    with acting(policy, seed):
+    with eval_mode(policy, seed):
         observation = env.reset()
-        env.retire(np.flatnonzero(quota <= 1))
+        env.deactivate(np.flatnonzero(quota <= 1))
         playing, remembered = np.flatnonzero(quota), None
         starts = np.ones(env.num_envs, np.bool_)
-        actions = np.array([env.action_space.sample()] * env.num_envs)  # of slots at rest: any that is valid
+        actions = np.array(
+            [env.action_space.sample()] * env.num_envs
+        )  # of slots at rest: any that is valid
         while playing.size:
-            rows = padded(np.arange(len(playing)), env.num_envs)
+            rows = pad_to_bucket(np.arange(len(playing)), env.num_envs)
             asked = playing[rows]
             seen = {key: values[asked] for key, values in observation.items()}
-            states = remembered and tuple(part[rows] for part in remembered)
+            states = remembered and tuple(subset[rows] for subset in remembered)
             chosen, remembered = policy.predict(seen, states, starts[asked], deterministic)
             actions[playing] = chosen[: len(playing)]
             env.step_async(actions)
@@ -64,19 +66,25 @@ def evaluate(
                 episode = infos[slot]["episode"]
                 played[slot].append((infos[slot]["is_success"], episode["r"], episode["l"]))
             left = quota - [len(done) for done in played]
-            env.retire(np.flatnonzero(left <= 1))
+            env.deactivate(np.flatnonzero(left <= 1))
             play_on = np.flatnonzero(left[playing] > 0)
-            remembered = remembered and tuple(part[play_on] for part in remembered)
+            remembered = remembered and tuple(subset[play_on] for subset in remembered)
             playing = playing[play_on]
     return [
-        _result(env.suite.tasks[i], [done for slot in np.flatnonzero(tasks == i) for done in played[slot]], part)
+        _result(
+            env.suite.tasks[i],
+            [done for slot in np.flatnonzero(tasks == i) for done in played[slot]],
+            subset,
+        )
         for i in np.unique(tasks).tolist()
     ]
 
 
-def _result(task: TaskConfig, episodes: Sequence[tuple[bool, float, int]], part: Part) -> TaskResult:
+def _result(
+    task: TaskConfig, episodes: Sequence[tuple[bool, float, int]], subset: Subset
+) -> TaskResult:
     success, returns, lengths = (np.array(column) for column in zip(*episodes, strict=True))
-    return TaskResult(task.name, success, returns, lengths, *score_bounds(task), part=part)
+    return TaskResult(task.name, success, returns, lengths, *score_bounds(task), subset=subset)
 
 
 def evaluate_run(config: EvalConfig) -> tuple[list[TaskResult], list[Path]]:
@@ -86,12 +94,16 @@ def evaluate_run(config: EvalConfig) -> tuple[list[TaskResult], list[Path]]:
 
     :raises ConfigError: when there is no such run or checkpoint.
     """
-    training = read_config(config.run)
+    training = load_config(config.run)
     results: list[TaskResult] = []
-    for part in PARTS if training.split.withholds else PARTS[:1]:
-        with closing(_unseen(config, training, part)) as env:
+    for subset in SUBSETS if training.split.holds_out_any else SUBSETS[:1]:
+        with closing(_unseen(config, training, subset)) as env:
             policy, checkpoint = load_policy(
-                config.run, config.checkpoint, env.observation_space, env.action_space, config.device
+                config.run,
+                config.checkpoint,
+                env.observation_space,
+                env.action_space,
+                config.device,
             )
             results += evaluate(
                 policy,
@@ -99,7 +111,7 @@ def evaluate_run(config: EvalConfig) -> tuple[list[TaskResult], list[Path]]:
                 episodes=config.episodes,
                 seed=config.seed,
                 deterministic=config.deterministic,
-                part=part,
+                subset=subset,
             )
     name = f"{checkpoint.name}-{env.backend}-seed{config.seed}-{config.episodes}ep" + (
         "-deterministic" if config.deterministic else ""
@@ -111,7 +123,7 @@ def evaluate_run(config: EvalConfig) -> tuple[list[TaskResult], list[Path]]:
         "deterministic": config.deterministic,
         "n_envs": config.n_envs,
         "tasks": [result.summary() for result in results],
-        "summary": {part: asdict(suite_result(of_part)) for part, of_part in _by_part(results)},
+        "summary": {subset: asdict(suite_result(of_part)) for subset, of_part in _by_part(results)},
     }
     folder = config.run / "eval"
     folder.mkdir(exist_ok=True)
@@ -119,26 +131,28 @@ def evaluate_run(config: EvalConfig) -> tuple[list[TaskResult], list[Path]]:
     write_json(written[0], report)
     if config.gif:
         for i, task in enumerate(training.task.tasks):
-            seed = slot_seeds(config.seed, "test", i, 1)[0]
-            gif = record_episode(policy, training.task, i, seed=seed, deterministic=config.deterministic)
+            seed = env_seeds(config.seed, "test", i, 1)[0]
+            gif = record_episode(
+                policy, training.task, i, seed=seed, deterministic=config.deterministic
+            )
             if gif is not None:
                 written.append(folder / f"{name}-{file_name(task.name)}.gif")
                 written[-1].write_bytes(gif.data)
     return results, written
 
 
-def _unseen(config: EvalConfig, training: TrainConfig, part: Part) -> SuiteVecEnv:
-    """The test episodes of a part of the run's split."""
-    n_tasks = len(training.split.tasks_of(training.task, part))
+def _unseen(config: EvalConfig, training: TrainConfig, subset: Subset) -> SuiteVecEnv:
+    """The test episodes of a subset of the run's split."""
+    n_tasks = len(training.split.task_indices(training.task, subset))
     slots = n_tasks * _slots_per_task(config, n_tasks)
     return SuiteVecEnv(
         training.task,
         slots,
         backend=config.backend,
         seed=config.seed,
-        split="test",
-        withheld=training.split,
-        part=part,
+        seed_split="test",
+        holdout=training.split,
+        subset=subset,
     )
 
 
@@ -146,22 +160,24 @@ def _slots_per_task(config: EvalConfig, n_tasks: int) -> int:
     return max(1, min(config.n_envs // n_tasks, config.episodes))
 
 
-def _by_part(results: Sequence[TaskResult]) -> list[tuple[Part, list[TaskResult]]]:
-    """The results of each part that has any."""
-    of = [(part, [result for result in results if result.part == part]) for part in PARTS]
-    return [(part, of_part) for part, of_part in of if of_part]
+def _by_part(results: Sequence[TaskResult]) -> list[tuple[Subset, list[TaskResult]]]:
+    """The results of each subset that has any."""
+    of = [(subset, [result for result in results if result.subset == subset]) for subset in SUBSETS]
+    return [(subset, of_part) for subset, of_part in of if of_part]
 
 
 def results_table(results: Sequence[TaskResult], title: str) -> Table:
     """One row per task, for the terminal; under several tasks their mean, interquartile mean (IQM) and worst."""
     table = Table(title=title, title_justify="left")
     for column in ("task", "episodes", "success", "95 % interval", "return", "score", "length"):
-        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=column != "task")
-    for part, of_part in _by_part(results):
+        table.add_column(
+            column, justify="left" if column == "task" else "right", no_wrap=column != "task"
+        )
+    for subset, of_part in _by_part(results):
         for result in of_part:
             table.add_row(*_task_cells(result))
         if len(of_part) > 1:
-            together, mark = suite_result(of_part), "" if part == "trained" else " (held out)"
+            together, mark = suite_result(of_part), "" if subset == "trained" else " (held out)"
             table.add_section()
             for name, success, score in zip(
                 SUMMARY_ROWS, astuple(together.success), astuple(together.score), strict=True

@@ -12,12 +12,19 @@ from stable_baselines3 import DQN, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise
 
-from mirl.configs.agents import AgentConfig, DQNConfig, OffPolicyConfig, SACConfig, TD3Config, TQCConfig
+from mirl.configs.agents import (
+    AgentConfig,
+    DQNConfig,
+    OffPolicyConfig,
+    SACConfig,
+    TD3Config,
+    TQCConfig,
+)
 from mirl.configs.errors import ConfigError
+from mirl.configs.keys import ACTION_MASK_KEY, GOAL_KEYS
 from mirl.configs.tasks import TaskConfig
 from mirl.envs import SuiteVecEnv
-from mirl.envs.actions import ACTION_MASK_KEY
-from mirl.envs.making import make_env
+from mirl.envs.make import make_env
 from mirl.policies.off_policy import (
     FusionDQNPolicy,
     FusionSACPolicy,
@@ -29,11 +36,14 @@ from mirl.policies.off_policy import (
 OffPolicyAgentConfig = SACConfig | TD3Config | TQCConfig | DQNConfig
 OffPolicyAgent = SAC | TD3 | TQC | DQN
 
-GOAL_KEYS = ("achieved_goal", "desired_goal")
-
 
 def build_off_policy(
-    config: OffPolicyAgentConfig, policy_kwargs: dict[str, Any], env: SuiteVecEnv, *, seed: int, device: str
+    config: OffPolicyAgentConfig,
+    policy_kwargs: dict[str, Any],
+    env: SuiteVecEnv,
+    *,
+    seed: int,
+    device: str,
 ) -> OffPolicyAgent:
     """The algorithm that ``config`` names, untrained, over an environment whose ``num_envs`` is ``config.n_envs``.
 
@@ -41,15 +51,21 @@ def build_off_policy(
     :raises ConfigError: when the algorithm does not fit the action space, or HER the suite.
     """
     check_action_space(config, env.action_space)
-    if isinstance(env.observation_space, spaces.Dict) and ACTION_MASK_KEY in env.observation_space.spaces:
+    if (
+        isinstance(env.observation_space, spaces.Dict)
+        and ACTION_MASK_KEY in env.observation_space.spaces
+    ):
         raise ConfigError(
             f"agent={config.kind} plays any action in any task, and the tasks of suite '{env.suite.name}' have "
             "different numbers of them; use agent=ppo or a2c"
         )
-    relabels = config.her and states_goals(env.observation_space)
+    relabels = config.her and has_goal_keys(env.observation_space)
     if relabels:
         check_her(config, env)
-    her = {"n_sampled_goal": config.n_sampled_goal, "goal_selection_strategy": config.goal_selection_strategy}
+    her = {
+        "n_sampled_goal": config.n_sampled_goal,
+        "goal_selection_strategy": config.goal_selection_strategy,
+    }
     shared: dict[str, Any] = {
         "policy": policy_class(config),
         "env": env,
@@ -79,7 +95,11 @@ def build_off_policy(
                     f"agent.top_quantiles_to_drop must leave some of agent.n_quantiles={config.n_quantiles}, "
                     f"got {config.top_quantiles_to_drop}"
                 )
-            return TQC(ent_coef=config.ent_coef, top_quantiles_to_drop_per_net=config.top_quantiles_to_drop, **shared)
+            return TQC(
+                ent_coef=config.ent_coef,
+                top_quantiles_to_drop_per_net=config.top_quantiles_to_drop,
+                **shared,
+            )
         case DQNConfig():
             return DQN(
                 exploration_fraction=config.exploration_fraction,
@@ -107,7 +127,7 @@ def policy_class(config: OffPolicyAgentConfig) -> type[OffPolicyFusion]:
             assert_never(config)
 
 
-def states_goals(space: spaces.Space[Any]) -> bool:
+def has_goal_keys(space: spaces.Space[Any]) -> bool:
     """Whether observations tell the goal that was wanted and the one that was reached, which HER swaps."""
     return isinstance(space, spaces.Dict) and all(key in space.spaces for key in GOAL_KEYS)
 
@@ -118,10 +138,14 @@ def check_action_space(config: AgentConfig, space: spaces.Space[Any]) -> None:
         return
     if isinstance(config, DQNConfig) and not isinstance(space, spaces.Discrete):
         fits = "sac, tqc, td3 or ppo" if isinstance(space, spaces.Box) else "ppo or a2c"
-        raise ConfigError(f"agent=dqn takes discrete actions, and these are {space}; use agent={fits}")
+        raise ConfigError(
+            f"agent=dqn takes discrete actions, and these are {space}; use agent={fits}"
+        )
     if not isinstance(config, DQNConfig) and not isinstance(space, spaces.Box):
         fits = "dqn or ppo" if isinstance(space, spaces.Discrete) else "ppo or a2c"
-        raise ConfigError(f"agent={config.kind} takes continuous actions, and these are {space}; use agent={fits}")
+        raise ConfigError(
+            f"agent={config.kind} takes continuous actions, and these are {space}; use agent={fits}"
+        )
 
 
 def check_her(config: OffPolicyConfig, env: SuiteVecEnv) -> None:
@@ -133,7 +157,9 @@ def check_her(config: OffPolicyConfig, env: SuiteVecEnv) -> None:
             f"{len(suite.tasks)} tasks; use agent.her=false"
         )
     longest = episode_limit(suite.tasks[0])
-    each = config.learning_starts // config.n_envs + 1  # timesteps of an environment before the first gradient step
+    each = (
+        config.learning_starts // config.n_envs + 1
+    )  # timesteps of an environment before the first gradient step
     if longest is not None and each < longest:
         raise ConfigError(
             f"agent.learning_starts must let an episode of up to {longest} timesteps end in each of "
@@ -147,9 +173,13 @@ def check_her(config: OffPolicyConfig, env: SuiteVecEnv) -> None:
             f"got {config.buffer_size}"
         )
     seen = cast(spaces.Dict, env.observation_space)
-    goals = [np.zeros((1, *cast(tuple[int, ...], seen[key].shape)), seen[key].dtype) for key in GOAL_KEYS]
+    goals = [
+        np.zeros((1, *cast(tuple[int, ...], seen[key].shape)), seen[key].dtype) for key in GOAL_KEYS
+    ]
     try:
-        env.env_method("compute_reward", *goals, [{}], indices=[0])  # it may refuse by itself to judge by goals alone
+        env.env_method(
+            "compute_reward", *goals, [{}], indices=[0]
+        )  # it may refuse by itself to judge by goals alone
     except (AttributeError, ConfigError) as error:
         raise ConfigError(f"hindsight experience replay: {error}; or use agent.her=false") from None
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import binomtest, trim_mean
 
-from mirl.configs.tasks import Part
+from mirl.configs.tasks import Subset
 
 
 def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -56,13 +56,13 @@ class TaskResult:
     """Return that counts as score 0."""
     score_high: float = 1.0
     """Return that counts as score 1."""
-    part: Part = "trained"
+    subset: Subset = "trained"
     """Whether the run's split left these episodes to training."""
 
     @property
     def label(self) -> str:
         """Its name in tables: ``goto_obj``, ``goto_obj (held out)``."""
-        return self.task if self.part == "trained" else f"{self.task} (held out)"
+        return self.task if self.subset == "trained" else f"{self.task} (held out)"
 
     @property
     def success_rate(self) -> float:
@@ -78,7 +78,7 @@ class TaskResult:
         """What tables and ``eval/*.json`` hold: the rate with its 95 % Wilson interval, means and deviations."""
         return {
             "task": self.task,
-            "part": self.part,
+            "subset": self.subset,
             "episodes": len(self.success),
             "successes": int(self.success.sum()),
             "success_rate": self.success_rate,
@@ -103,7 +103,9 @@ class Aggregate:
 def aggregate(values: Sequence[float]) -> Aggregate:
     """Mean, interquartile mean and minimum over tasks, each task weighing the same."""
     over_tasks = np.asarray(values, dtype=np.float64)
-    return Aggregate(float(over_tasks.mean()), interquartile_mean(over_tasks), float(over_tasks.min()))
+    return Aggregate(
+        float(over_tasks.mean()), interquartile_mean(over_tasks), float(over_tasks.min())
+    )
 
 
 @dataclass(frozen=True)

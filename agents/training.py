@@ -7,79 +7,84 @@ from typing import Any, NamedTuple
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam, Logger
 
-from mirl.agents import metrics
-from mirl.agents.algorithms import A2C, PPO
-from mirl.agents.building import Agent, build_agent, fitted
-from mirl.agents.callbacks import (
-    Checkpointing,
-    Evaluation,
-    ObservationStatistics,
-    OffPolicyRows,
-    ProgressBar,
-    TaskStatistics,
-    stop_signals,
+from mirl.agents.builder import Agent, build_agent, resolve_auto
+from mirl.agents.callbacks.checkpointing import Checkpointing
+from mirl.agents.callbacks.evaluation import Evaluation
+from mirl.agents.callbacks.progress import ProgressBar
+from mirl.agents.callbacks.schedule import stop_signals
+from mirl.agents.callbacks.statistics import ObservationStatistics, OffPolicyLogger, TaskStatistics
+from mirl.agents.faults import NonFiniteError, explain_out_of_memory
+from mirl.agents.on_policy.a2c import A2C
+from mirl.agents.on_policy.ppo import PPO
+from mirl.agents.runs import metric_names as metrics
+from mirl.agents.runs.checkpoint import (
+    checkpoint_name,
+    delete_checkpoints_after,
+    latest_valid_checkpoint,
+    load_agent,
 )
-from mirl.agents.checkpoint import forget_later_checkpoints, load_agent, newest_intact, step_name
-from mirl.agents.faults import NonFiniteError, memory_told
-from mirl.agents.importing import start_from
-from mirl.agents.run_directory import only_process, open_run
-from mirl.agents.synchronising import synchronise
+from mirl.agents.runs.logger import build_logger
+from mirl.agents.runs.run import open_run, run_lock
+from mirl.agents.runs.synchronization import reseed_all
+from mirl.agents.runs.warm_start import warm_start
 from mirl.configs.errors import RunError
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import count_parameters
 
-ROW = 1_000
+TIMESTEPS_PER_ROW = 1_000
 """Timesteps between two rows of the log, per ``log_every``, where an iteration is only a few timesteps."""
-VALIDATION_SLOTS = 4
+MIN_VALIDATION_ENVS = 4
 """Environments that evaluate at least; an off-policy agent often trains in a single one."""
 
 
-class Outcome(NamedTuple):
+class TrainResult(NamedTuple):
     """How a run stands after ``train``."""
 
     timesteps: int
     finished: bool
 
 
-def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> Outcome:
+def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> TrainResult:
     """Train, or resume the run of this configuration; stop after the iteration on Ctrl-C or SIGTERM.
 
     :param say: is told in a line what starts, once nothing can be wrong with the configuration any more.
     :raises ConfigError: before anything is written, when the environments or the device cannot be had.
     """
     n_tasks, n_envs = len(config.trained_tasks), config.agent.n_envs
-    slots = min(config.evaluation.episodes * n_tasks, max(n_envs, VALIDATION_SLOTS, n_tasks))
+    slots = min(config.evaluation.episodes * n_tasks, max(n_envs, MIN_VALIDATION_ENVS, n_tasks))
     shared: dict[str, Any] = {
         "backend": config.backend,
         "seed": config.seed,
-        "withheld": config.split,
+        "holdout": config.split,
         "max_restarts": config.max_restarts,
         "timeout": config.env_timeout,
         "restart_non_finite": config.on_fault == "skip",
     }
     with (
-        memory_told(config),
+        explain_out_of_memory(config),
         ExitStack() as stack,
         closing(SuiteVecEnv(config.task, n_envs, sampling=config.sampling, **shared)) as env,
-        closing(SuiteVecEnv(config.task, slots, split="validation", **shared)) as validation,
-        closing(_held_out(config, slots // n_tasks, shared)) if config.split.withholds else nullcontext() as held_out,
+        closing(SuiteVecEnv(config.task, slots, seed_split="validation", **shared)) as validation,
+        closing(_held_out(config, slots // n_tasks, shared))
+        if config.split.holds_out_any
+        else nullcontext() as held_out,
     ):
         for unseen in (validation, held_out):
-            if unseen is not None and unseen.draws_again:
+            if unseen is not None and unseen.rejects:
                 unseen.reset()  # tells before anything is written if what is wanted never comes
-        config = fitted(config, env.observation_space)
+        config = resolve_auto(config, env.observation_space)
         agent = build_agent(config, env)
         checkpoints = config.run_dir / "checkpoints"
         if config.start_from is not None and not any(checkpoints.glob("step_*")):
-            start_from(agent.policy, config.start_from)
+            warm_start(agent.policy, config.start_from)
         continued = open_run(config)
-        stack.enter_context(only_process(config.run_dir))
+        stack.enter_context(run_lock(config.run_dir))
         episodes: Mapping[str, Any] = {}
-        if continued and (last := newest_intact(checkpoints)) is not None:
+        if continued and (last := latest_valid_checkpoint(checkpoints)) is not None:
             episodes = load_agent(last, agent)
-            forget_later_checkpoints(checkpoints, agent.num_timesteps)
-            synchronise(agent)
+            delete_checkpoints_after(checkpoints, agent.num_timesteps)
+            reseed_all(agent)
         start = f"Resuming at {agent.num_timesteps:,} of" if agent.num_timesteps else "Training for"
         precision = agent.precision if isinstance(agent, PPO | A2C) else "fp32"
         where = f"{agent.device} ({precision}) and {env.backend}"
@@ -88,8 +93,8 @@ def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> O
 
 
 def _held_out(config: TrainConfig, slots_per_task: int, shared: dict[str, Any]) -> SuiteVecEnv:
-    slots = slots_per_task * len(config.split.tasks_of(config.task, "held_out"))
-    return SuiteVecEnv(config.task, slots, split="validation", part="held_out", **shared)
+    slots = slots_per_task * len(config.split.task_indices(config.task, "held_out"))
+    return SuiteVecEnv(config.task, slots, seed_split="validation", subset="held_out", **shared)
 
 
 def _learn(
@@ -98,18 +103,22 @@ def _learn(
     validation: SuiteVecEnv,
     held_out: SuiteVecEnv | None,
     continued: Mapping[str, Any] | None,
-) -> Outcome:
+) -> TrainResult:
     """Learn to the end; ``continued`` holds the last episodes of the run that goes on, if one does."""
     start = agent.num_timesteps
     if start >= config.total_timesteps:
-        return Outcome(start, finished=True)
-    logger, board = metrics.build_logger(config.run_dir, resumed_at=None if continued is None else start)
+        return TrainResult(start, finished=True)
+    logger, board = build_logger(config.run_dir, resumed_at=None if continued is None else start)
     agent.set_logger(logger)
     if not start:
         _log_hyperparameters(config, logger, count_parameters(agent.policy))
     tasks = tuple(task.name for task in config.task.tasks)
     on_policy = isinstance(agent, PPO | A2C)
-    rows = TaskStatistics(tasks) if on_policy else OffPolicyRows(tasks, ROW * config.log_every)
+    rows = (
+        TaskStatistics(tasks)
+        if on_policy
+        else OffPolicyLogger(tasks, TIMESTEPS_PER_ROW * config.log_every)
+    )
     rows.load(continued or {})
     with stop_signals() as asked_to_stop:
         evaluation = Evaluation(config, validation, held_out)
@@ -118,7 +127,7 @@ def _learn(
         bar = ProgressBar(config.total_timesteps)
         if config.progress:
             callbacks.append(bar)
-        if isinstance(rows, OffPolicyRows):
+        if isinstance(rows, OffPolicyLogger):
             callbacks.append(rows.clock)
         with closing(logger), bar.progress if config.progress else nullcontext():
             try:
@@ -130,11 +139,13 @@ def _learn(
                 )
             except NonFiniteError as error:
                 try:
-                    kept = str(error.save(config.run_dir / "faults" / step_name(agent.num_timesteps)))
+                    kept = str(
+                        error.save(config.run_dir / "faults" / checkpoint_name(agent.num_timesteps))
+                    )
                 except OSError as full:
                     kept = f"could not be kept, {full}"
                 raise RunError(f"{error}. What was learned from: {kept}") from error
-    return Outcome(checkpointing.saved_at, finished=not checkpointing.stopping)
+    return TrainResult(checkpointing.saved_at, finished=not checkpointing.stopping)
 
 
 def _log_hyperparameters(config: TrainConfig, logger: Logger, parameters: int) -> None:
@@ -145,11 +156,15 @@ def _log_hyperparameters(config: TrainConfig, logger: Logger, parameters: int) -
     logger.dump(0)
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> Sequence[tuple[str, bool | int | float | str]]:
+def _flatten(
+    values: dict[str, Any], prefix: str = ""
+) -> Sequence[tuple[str, bool | int | float | str]]:
     flat: list[tuple[str, bool | int | float | str]] = []
     for key, value in values.items():
         if isinstance(value, dict):
             flat += _flatten(value, f"{prefix}{key}.")
         else:
-            flat.append((prefix + key, value if isinstance(value, bool | int | float | str) else str(value)))
+            flat.append(
+                (prefix + key, value if isinstance(value, bool | int | float | str) else str(value))
+            )
     return flat

@@ -13,13 +13,14 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from stable_baselines3.common.policies import BasePolicy
 
-from mirl.agents.acting import acting
+from mirl.agents.eval_mode import eval_mode
+from mirl.configs.keys import ACTION_MASK_KEY
 from mirl.configs.tasks import SuiteConfig
 from mirl.envs import make_env
-from mirl.envs.actions import ACTION_MASK_KEY, with_action_mask
-from mirl.envs.pool import Observations
-from mirl.envs.vector import NOTHING_WITHHELD
-from mirl.envs.withholding import Withholding
+from mirl.envs.actions import with_action_mask
+from mirl.envs.holdout import EpisodeFilter
+from mirl.envs.pools.backend import Observations
+from mirl.envs.vector import NO_HOLDOUT
 
 WIDTH = 256
 CAPTION_LINE = 16
@@ -38,7 +39,12 @@ class Gif:
 
 
 def record_episode(
-    policy: BasePolicy, suite: SuiteConfig, task_index: int, *, seed: int, deterministic: bool = False
+    policy: BasePolicy,
+    suite: SuiteConfig,
+    task_index: int,
+    *,
+    seed: int,
+    deterministic: bool = False,
 ) -> Gif | None:
     """Play one episode of a task and film it; None where the environment cannot be rendered to pixels."""
     task = suite.tasks[task_index]
@@ -51,7 +57,7 @@ def record_episode(
         observation = _first_observation(env, suite, seed)
         caption = str(getattr(env.unwrapped, "mission", task.name))
         frames, over, remembered = [env.render()], False, None
-        with acting(policy, seed):
+        with eval_mode(policy, seed):
             while not over and len(frames) < MAX_FRAMES:
                 seen, start = _as_trained(observation, env, policy), np.array([remembered is None])
                 actions, remembered = policy.predict(seen, remembered, start, deterministic)
@@ -72,7 +78,7 @@ def _first_observation(env: gym.Env[Any, Any], suite: SuiteConfig, seed: int) ->
         return {key: np.asarray(value)[None] for key, value in observation.items()}
 
     assert isinstance(env.observation_space, spaces.Dict), "the observation contract is a Dict"
-    drawn = Withholding(suite, NOTHING_WITHHELD, "trained", env.observation_space).draw(reset, 1)
+    drawn = EpisodeFilter(suite, NO_HOLDOUT, "trained", env.observation_space).draw(reset, 1)
     return {key: value[0] for key, value in drawn.items()}
 
 
@@ -82,7 +88,11 @@ def _as_trained(observation: Any, env: gym.Env[Any, Any], policy: BasePolicy) ->
     actions, joined = env.action_space, policy.action_space
     if isinstance(actions, spaces.Discrete) and isinstance(joined, spaces.Discrete):
         known = cast(spaces.Dict, policy.observation_space)
-        return with_action_mask(batch, int(actions.n), int(joined.n)) if ACTION_MASK_KEY in known.spaces else batch
+        return (
+            with_action_mask(batch, int(actions.n), int(joined.n))
+            if ACTION_MASK_KEY in known.spaces
+            else batch
+        )
     return batch
 
 
@@ -92,7 +102,9 @@ def encode_gif(frames: list[Any], caption: str) -> Gif:
     pictures = [_with_caption(frame, lines) for frame in frames]
     buffer = io.BytesIO()
     durations = [1000 // FRAMES_PER_SECOND] * (len(pictures) - 1) + [1000]
-    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    pictures[0].save(
+        buffer, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0
+    )
     return Gif(buffer.getvalue(), *pictures[0].size)
 
 

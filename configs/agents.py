@@ -3,7 +3,14 @@
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from mirl.configs.config import Config, Widths
 from mirl.configs.errors import ConfigError
@@ -22,13 +29,13 @@ class OnPolicyConfig(Config):
     n_steps: PositiveInt = 32
     """Timesteps per environment and rollout."""
     learning_rate: PositiveFloat = 1e-3
-    """Step size of the optimiser."""
+    """Step size of the optimizer."""
     anneal: bool = True
     """Lower the learning rate linearly to zero over ``total_timesteps``."""
     gamma: Unit = 0.99
     """Discount."""
     gae_lambda: Unit = 0.95
-    """λ of generalised advantage estimation."""
+    """λ of generalized advantage estimation."""
     ent_coef: NonNegativeFloat = 0.01
     """Weight of the entropy bonus."""
     vf_coef: NonNegativeFloat = 0.5
@@ -46,9 +53,9 @@ class OnPolicyConfig(Config):
     share_features_extractor: bool = True
     """One trunk for actor and critic, or one each."""
     popart: bool = False
-    """Values normalised per task (PopArt), for tasks whose rewards differ in scale."""
+    """Values normalized per task (PopArt), for tasks whose rewards differ in scale."""
     advantages_per_task: bool = False
-    """Normalise the advantages of each task by themselves, over the rollout; needs ``normalize_advantage``."""
+    """Normalize the advantages of each task by themselves, over the rollout; needs ``normalize_advantage``."""
     pcgrad: bool = False
     """Project the gradients of tasks that conflict onto each other's normal plane (PCGrad)."""
     conflict_every: NonNegativeInt = 20
@@ -59,7 +66,9 @@ class OnPolicyConfig(Config):
         if self.normalize_advantage and self.rollout_size < 2:
             raise ValueError("normalize_advantage needs n_envs × n_steps of at least 2, got 1")
         if self.advantages_per_task and not self.normalize_advantage:
-            raise ValueError("advantages_per_task normalises the advantages, so normalize_advantage must be true")
+            raise ValueError(
+                "advantages_per_task has_running_norm the advantages, so normalize_advantage must be true"
+            )
         return self
 
     @model_validator(mode="after")
@@ -74,7 +83,7 @@ class OnPolicyConfig(Config):
 
 
 class PPOConfig(OnPolicyConfig):
-    """Proximal policy optimisation."""
+    """Proximal policy optimization."""
 
     kind: Literal["ppo"] = "ppo"
     batch_size: PositiveInt = 1024
@@ -105,9 +114,9 @@ class A2CConfig(OnPolicyConfig):
     n_steps: PositiveInt = 8
     """Timesteps per environment and rollout."""
     learning_rate: PositiveFloat = 7e-4
-    """Step size of the optimiser."""
+    """Step size of the optimizer."""
     gae_lambda: Unit = 1.0
-    """λ of generalised advantage estimation."""
+    """λ of generalized advantage estimation."""
     normalize_advantage: bool = False
     """Advantages to mean 0 and deviation 1."""
     rms_prop_eps: PositiveFloat = 1e-5
@@ -123,7 +132,7 @@ class OffPolicyConfig(Config):
     n_envs: PositiveInt = 1
     """Environments stepped together, over all tasks."""
     learning_rate: PositiveFloat = 1e-3
-    """Step size of the optimiser."""
+    """Step size of the optimizer."""
     buffer_size: PositiveInt = 1_000_000
     """Timesteps that the replay buffer holds."""
     learning_starts: NonNegativeInt = 1_000
@@ -185,7 +194,7 @@ class DQNConfig(OffPolicyConfig):
 
     kind: Literal["dqn"] = "dqn"
     learning_rate: PositiveFloat = 5e-4
-    """Step size of the optimiser."""
+    """Step size of the optimizer."""
     exploration_fraction: Unit = 0.1
     """Part of the training over which random actions become rarer."""
     exploration_final_eps: Unit = 0.05
@@ -209,7 +218,9 @@ def check_sequences(n_steps: int, sequence_length: int, burn_in: int) -> None:
         )
 
 
-def check_minibatches(batch_size: int, length: int, n_steps: int, n_envs: int, prefix: str = "") -> None:
+def check_minibatches(
+    batch_size: int, length: int, n_steps: int, n_envs: int, prefix: str = ""
+) -> None:
     """:raises ConfigError: where minibatches of ``batch_size`` timesteps are no whole sequences, saying what would do.
 
     It is the largest minibatch up to that size, or one sequence, into which the rollout divides; or shorter sequences.

@@ -86,7 +86,12 @@ def eval_help() -> str:
 def _default_presets() -> dict[str, str]:
     """The preset that each group takes by itself, by the defaults list of train.yaml."""
     entries = yaml.safe_load((PRESETS / "train.yaml").read_text(encoding="utf-8"))["defaults"]
-    return {group: preset for entry in entries if isinstance(entry, dict) for group, preset in entry.items()}
+    return {
+        group: preset
+        for entry in entries
+        if isinstance(entry, dict)
+        for group, preset in entry.items()
+    }
 
 
 def _options(model: type[BaseModel]) -> Iterator[str]:

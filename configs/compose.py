@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from mirl.configs.aliases import replace_preset
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.schema import TrainConfig
 
@@ -50,7 +51,9 @@ def validate(model: type[ModelT], values: Any) -> ModelT:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(dict.fromkeys(_explain(model, detail) for detail in error.errors()))) from None
+        raise ConfigError(
+            "\n".join(dict.fromkeys(_explain(model, detail) for detail in error.errors()))
+        ) from None
 
 
 def _shown(value: Any) -> str:
@@ -75,7 +78,11 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
             valid = [name for m in models for name in m.model_fields if name != "kind"]
             kind = f" of {next(iter(kinds))}" if len(kinds) == 1 else ""
             others = [name for name, other in siblings.items() if part in other.model_fields]
-            hint = f" It is one of {', '.join(others)}." if kind and others else nearest(str(part), valid)
+            hint = (
+                f" It is one of {', '.join(others)}."
+                if kind and others
+                else nearest(str(part), valid)
+            )
             return f"unknown option '{'.'.join(path)}'{kind}.{hint}"
         models = [m for field in fields for m in models_of(field.annotation)] or models
     where = ".".join(path)
@@ -86,9 +93,13 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
             tag, [k.strip("' ") for k in detail["ctx"]["expected_tags"].split(",")]
         )
     if detail["type"] == "literal_error":
-        valid = [choice.strip("' ") for choice in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return f"{where}: expected {detail['ctx']['expected']}, got {_shown(detail['input'])}." + nearest(
-            str(detail["input"]), valid
+        valid = [
+            choice.strip("' ")
+            for choice in detail["ctx"]["expected"].replace(" or ", ",").split(",")
+        ]
+        return (
+            f"{where}: expected {detail['ctx']['expected']}, got {_shown(detail['input'])}."
+            + nearest(str(detail["input"]), valid)
         )
     if detail["type"] == "missing":
         return f"{where}=… is required"
@@ -129,9 +140,13 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
             said = {other.partition(".")[0] for other, _ in pairs}
             overrides += [f"{group}=auto" for group in ("context", "encoder") if group not in said]
         elif key in GROUPS:
+            value = replace_preset(key, value)
             if value not in presets(key):
                 ids = " or an environment id" if key == "task" else ""
-                raise ConfigError(f"unknown {key} '{value}': expected a preset{ids}." + nearest(value, presets(key)))
+                raise ConfigError(
+                    f"unknown {key} '{value}': expected a preset{ids}."
+                    + nearest(value, presets(key))
+                )
             overrides.append(f"{key}={value}")
         else:
             overrides.append(f"++{key}={value}")
@@ -140,7 +155,7 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
 
 def _task(env_id: str) -> str:
     # Meta-World's own rule: reaching the goal counts, staying there does not
-    success = ", success: ever" if env_id.startswith("Meta-World/") else ""
+    success = ", success: any_step" if env_id.startswith("Meta-World/") else ""
     return f"{{name: {env_id}, env_id: {env_id}{success}}}"
 
 
@@ -152,9 +167,13 @@ def _compose(overrides: list[str]) -> Any:
 
     try:
         with initialize_config_dir(str(PRESETS), version_base="1.3"):
-            return OmegaConf.to_container(compose("train", overrides), resolve=True, throw_on_missing=True)
+            return OmegaConf.to_container(
+                compose("train", overrides), resolve=True, throw_on_missing=True
+            )
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"the command line could not be read: {str(error).splitlines()[0]}") from None
+        raise ConfigError(
+            f"the command line could not be read: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def parse_flat(model: type[ModelT], argv: Sequence[str]) -> ModelT:

@@ -3,12 +3,14 @@
 Each group is a closed union, told apart by ``kind``.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from mirl.configs.config import Config, NoBrackets, Width, Widths
 from mirl.configs.errors import ConfigError, nearest
+from mirl.configs.keys import DESIRED_GOAL_KEY, MISSION_KEY, TASK_KEY
 
 Site = Literal["map", "vector", "heads"]
 
@@ -31,7 +33,7 @@ class BilinearConfig(Config):
 
 
 class LowRankConfig(Config):
-    """y = P((A x) ⊙ (B z)) + Uᵀz + Vx + b, a rank-R factorisation of 𝕎."""
+    """y = P((A x) ⊙ (B z)) + Uᵀz + Vx + b, a rank-R factorization of 𝕎."""
 
     kind: Literal["low_rank"] = "low_rank"
     rank: Width = 32
@@ -99,7 +101,7 @@ class TaskIdContextConfig(Config):
     """z = relu(MLP(one-hot task id)), or the one-hot id itself; a mission, if the tasks state one, is not read."""
 
     kind: Literal["task_id"] = "task_id"
-    key: str = "task"
+    key: str = TASK_KEY
     """Key of the observation that holds the task index."""
     dim: Width = 64
     """Z, the size of the context."""
@@ -111,7 +113,7 @@ class MissionContextConfig(Config):
     """z from the words of the mission."""
 
     kind: Literal["mission"] = "mission"
-    key: str = "mission"
+    key: str = MISSION_KEY
     """Key of the observation that holds the mission's token ids."""
     encoder: Literal["attention", "gru", "bag"] = "attention"
     """Self-attention with sinusoidal positions, a recurrent network, or a bag of words."""
@@ -125,7 +127,9 @@ class MissionContextConfig(Config):
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> Self:
         if self.encoder == "attention" and (self.dim % self.heads or self.dim % 2):
-            raise ValueError(f"dim must be even and a multiple of heads={self.heads}, got {self.dim}")
+            raise ValueError(
+                f"dim must be even and a multiple of heads={self.heads}, got {self.dim}"
+            )
         return self
 
 
@@ -133,7 +137,7 @@ class GoalContextConfig(Config):
     """z = relu(MLP(goal)), or for a picture of the goal what an encoder of its own reads from it."""
 
     kind: Literal["goal"] = "goal"
-    key: str = "desired_goal"
+    key: str = DESIRED_GOAL_KEY
     """Key of the observation that holds the goal."""
     relative_to: str = ""
     """Key of what is subtracted from the goal first, as ``achieved_goal``: what is left to do; nothing if empty."""
@@ -148,7 +152,9 @@ class GoalContextConfig(Config):
     def _codes_are_no_numbers(self) -> Self:
         for option in ("normalize", "relative_to"):
             if getattr(self, option) and self.encoder == "grid":
-                raise ValueError(f"{option} is for goals of real numbers, and encoder=grid reads codes")
+                raise ValueError(
+                    f"{option} is for goals of real numbers, and encoder=grid reads codes"
+                )
         return self
 
 
@@ -211,7 +217,7 @@ class NoMemoryConfig(Config):
     kind: Literal["none"] = "none"
 
 
-class Remembering(Config):
+class RecurrentCoreConfig(Config):
     """What all memories share."""
 
     size: Width = 128
@@ -224,13 +230,13 @@ class Remembering(Config):
     memory: no gradient flows to them through it."""
 
 
-class LstmConfig(Remembering):
+class LstmConfig(RecurrentCoreConfig):
     """A long short-term memory."""
 
     kind: Literal["lstm"] = "lstm"
 
 
-class GruConfig(Remembering):
+class GruConfig(RecurrentCoreConfig):
     """A gated recurrent unit."""
 
     kind: Literal["gru"] = "gru"
@@ -239,7 +245,7 @@ class GruConfig(Remembering):
 Gate = Literal["input", "forget", "cell", "output"]
 
 
-class MiLstmConfig(Remembering):
+class MiLstmConfig(RecurrentCoreConfig):
     """An LSTM whose gates take an interaction M(x_t, h_{t−1}), scaled by the context."""
 
     kind: Literal["mi_lstm"] = "mi_lstm"
@@ -255,11 +261,13 @@ class MiLstmConfig(Remembering):
     @model_validator(mode="after")
     def _gates_are_distinct(self) -> Self:
         if not self.gates or len(set(self.gates)) != len(self.gates):
-            raise ValueError(f"gates must name at least one gate and none twice, got {list(self.gates)}")
+            raise ValueError(
+                f"gates must name at least one gate and none twice, got {list(self.gates)}"
+            )
         return self
 
 
-class WithHeads(Remembering):
+class MultiHeadCoreConfig(RecurrentCoreConfig):
     """A memory whose heads share its size among them."""
 
     heads: Width = 4
@@ -272,13 +280,13 @@ class WithHeads(Remembering):
         return self
 
 
-class FastWeightsConfig(WithHeads):
+class FastWeightsConfig(MultiHeadCoreConfig):
     """A matrix of associations for each head, written by the delta rule and read by a query: linear attention."""
 
     kind: Literal["fast_weights"] = "fast_weights"
 
 
-class AttentionMemoryConfig(WithHeads):
+class AttentionMemoryConfig(MultiHeadCoreConfig):
     """Causal multi-head attention over the last timesteps of the episode."""
 
     kind: Literal["attention"] = "attention"
@@ -292,6 +300,73 @@ RecurrentConfig = LstmConfig | GruConfig | MiLstmConfig | FastWeightsConfig | At
 MemoryConfig = NoMemoryConfig | RecurrentConfig
 
 
+class NetworkConfig(Config):
+    """The networks of a policy: what is encoded, how observation and context are fused, and where.
+
+    The single argument that travels from the builder down to the features extractor.
+    """
+
+    fusion: Annotated[FusionConfig, Field(discriminator="kind")] = BilinearConfig()
+    """How the observation and the context are fused."""
+    context: Annotated[ContextConfig | AutoContextConfig, Field(discriminator="kind")] = (
+        AutoContextConfig()
+    )
+    """How the context is encoded."""
+    encoder: Annotated[EncoderConfig | AutoEncoderConfig, Field(discriminator="kind")] = (
+        AutoEncoderConfig()
+    )
+    """How the observation is encoded."""
+    sites: Annotated[tuple[Site, ...], NoBrackets] = ("vector", "heads")
+    """Where to fuse: the feature map, the feature vector, the heads; one or several."""
+    memory: Annotated[MemoryConfig, Field(discriminator="kind")] = NoMemoryConfig()
+    """Recurrent core between the features extractor and the MLPs."""
+    observation_keys: tuple[str, ...] | None = None
+    """Keys of the observation that are inputs; None for every key that is neither the context nor
+    the action mask."""
+
+    @property
+    def is_resolved(self) -> bool:
+        """Return True if neither the context nor the encoder is ``auto``."""
+        return not isinstance(self.context, AutoContextConfig) and not isinstance(
+            self.encoder, AutoEncoderConfig
+        )
+
+
+def network_config(
+    *,
+    fusion: str | FusionConfig = "bilinear",
+    context: str | ContextConfig | None = None,
+    encoder: str | EncoderConfig | None = None,
+    sites: Sequence[Site] = ("vector", "heads"),
+    memory: str | MemoryConfig = "none",
+    observation_keys: Sequence[str] | None = None,
+) -> NetworkConfig:
+    """Build a ``NetworkConfig`` from names ("film", "mission", ...) or config objects.
+
+    Args:
+        fusion: name of a fusion, or its config with options.
+        context: name or config of the context encoder; None to choose it from the observation space.
+        encoder: name or config of the encoder; None to choose it from the observation space.
+        sites: one or several of "map", "vector" and "heads".
+        memory: name or config of the recurrent core; "none" for a feed-forward policy.
+        observation_keys: keys of the observation that are inputs; None for all that are left.
+
+    Returns:
+        The frozen configuration.
+
+    Raises:
+        ConfigError: if a name is unknown; names the nearest one.
+    """
+    return NetworkConfig(
+        fusion=choose(fusion, FusionConfig),
+        context=choose(context or "auto", ContextConfig | AutoContextConfig),
+        encoder=choose(encoder or "auto", EncoderConfig | AutoEncoderConfig),
+        sites=tuple(sites),
+        memory=choose(memory, MemoryConfig),
+        observation_keys=None if observation_keys is None else tuple(observation_keys),
+    )
+
+
 def choose(part: str | Config, union: Any) -> Any:
     """A member of a union of configs by its ``kind``, with its defaults; a config is passed through.
 
@@ -303,4 +378,6 @@ def choose(part: str | Config, union: Any) -> Any:
     kinds = {member.model_fields["kind"].default: member for member in members}
     if isinstance(part, str) and part in kinds:
         return kinds[part]()
-    raise ConfigError(f"expected one of {', '.join(kinds)}, got {part!r}." + nearest(str(part), kinds))
+    raise ConfigError(
+        f"expected one of {', '.join(kinds)}, got {part!r}." + nearest(str(part), kinds)
+    )

@@ -7,9 +7,24 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
-from mirl.configs.agents import AgentConfig, OffPolicyConfig, OnPolicyConfig, PPOConfig, check_minibatches
+from mirl.configs.agents import (
+    AgentConfig,
+    OffPolicyConfig,
+    OnPolicyConfig,
+    PPOConfig,
+    check_minibatches,
+)
+from mirl.configs.aliases import replace_value
 from mirl.configs.config import Config, NoBrackets
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
@@ -20,15 +35,16 @@ from mirl.configs.networks import (
     FusionConfig,
     ImageEncoderConfig,
     MemoryConfig,
+    NetworkConfig,
     NoMemoryConfig,
     Site,
     TaskIdContextConfig,
     VectorEncoderConfig,
 )
-from mirl.configs.tasks import SplitConfig, SuiteConfig, file_name
+from mirl.configs.tasks import HoldoutConfig, SuiteConfig, file_name
 
 BackendName = Literal["auto", "gymnasium", "envpool"]
-SamplingName = Literal["slots", "uniform", "lowest_success", "learning_progress"]
+SamplingName = Literal["fixed", "uniform", "lowest_success", "learning_progress"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "fp32", "bf16"]
 
@@ -63,9 +79,11 @@ class TrainConfig(Config):
     """How to learn."""
     memory: Annotated[MemoryConfig, Field(discriminator="kind")] = NoMemoryConfig()
     """What the policy remembers of the episode."""
-    split: SplitConfig = SplitConfig()
+    split: HoldoutConfig = HoldoutConfig()
     """What to withhold from training."""
-    sampling: SamplingName = "slots"
+    sampling: Annotated[
+        SamplingName, BeforeValidator(lambda value: replace_value("sampling", value))
+    ] = "fixed"
     """Which task an environment plays next: always the same, any, or rather those that fail or that change."""
     sites: Annotated[tuple[Site, ...], NoBrackets] = ("map", "heads")
     """Where to fuse: the feature map, the feature vector, the policy and value heads; one or several."""
@@ -105,13 +123,17 @@ class TrainConfig(Config):
     @classmethod
     def _name_is_a_folder_name(cls, name: str) -> str:
         if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}", name):
-            raise ValueError(f"name must be a plain folder name (letters, digits, . _ + -), got '{name}'")
+            raise ValueError(
+                f"name must be a plain folder name (letters, digits, . _ + -), got '{name}'"
+            )
         return name
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
         if len(set(self.sites)) != len(self.sites) or not self.sites:
-            raise ValueError(f"sites must name at least one site and none twice, got {list(self.sites)}")
+            raise ValueError(
+                f"sites must name at least one site and none twice, got {list(self.sites)}"
+            )
         if "map" in self.sites and isinstance(self.encoder, VectorEncoderConfig):
             raise ValueError(
                 "sites=[map] fuses over cells, and encoder=vector has none; use encoder=grid or sites=[vector]"
@@ -120,15 +142,17 @@ class TrainConfig(Config):
             raise ValueError(
                 f"context=task_id needs several tasks, and '{self.task.name}' has one; use context=mission"
             )
-        if isinstance(self.encoder, ImageEncoderConfig) != (self.task.observation == "rgb") and not isinstance(
-            self.encoder, VectorEncoderConfig | AutoEncoderConfig
-        ):
+        if isinstance(self.encoder, ImageEncoderConfig) != (
+            self.task.observation == "rgb"
+        ) and not isinstance(self.encoder, VectorEncoderConfig | AutoEncoderConfig):
             raise ValueError(
                 f"encoder={self.encoder.kind} cannot read task.observation={self.task.observation}; "
                 "grid reads grid, image reads rgb"
             )
         if self.task.observation == "rgb" and self.backend == "envpool":
-            raise ValueError("task.observation=rgb is rendered by backend=gymnasium, not by envpool")
+            raise ValueError(
+                "task.observation=rgb is rendered by backend=gymnasium, not by envpool"
+            )
         if len(self.trained_tasks) > self.agent.n_envs:
             raise ValueError(
                 f"agent.n_envs must be at least one per task, {len(self.trained_tasks)}, got {self.agent.n_envs}"
@@ -138,23 +162,36 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _memory_fits_the_agent(self) -> Self:
         if isinstance(self.memory, NoMemoryConfig):
-            if isinstance(self.agent, OnPolicyConfig) and (self.agent.sequence_length or self.agent.burn_in):
-                raise ValueError("agent.sequence_length and agent.burn_in are for a memory, and memory=none")
+            if isinstance(self.agent, OnPolicyConfig) and (
+                self.agent.sequence_length or self.agent.burn_in
+            ):
+                raise ValueError(
+                    "agent.sequence_length and agent.burn_in are for a memory, and memory=none"
+                )
             return self
         if isinstance(self.agent, OffPolicyConfig):
-            raise ValueError(f"memory={self.memory.kind} is for agent=ppo and agent=a2c, got agent={self.agent.kind}")
+            raise ValueError(
+                f"memory={self.memory.kind} is for agent=ppo and agent=a2c, got agent={self.agent.kind}"
+            )
         length = self.agent.sequence_length or self.agent.n_steps
         if isinstance(self.agent, PPOConfig):
-            check_minibatches(self.agent.batch_size, length, self.agent.n_steps, self.agent.n_envs, "agent.")
+            check_minibatches(
+                self.agent.batch_size, length, self.agent.n_steps, self.agent.n_envs, "agent."
+            )
         return self
 
     @model_validator(mode="after")
     def _one_task_needs_no_choice(self) -> Self:
         if len(self.trained_tasks) == 1:
             projects = isinstance(self.agent, OnPolicyConfig) and self.agent.pcgrad
-            for option, chosen in (("sampling", self.sampling != "slots"), ("agent.pcgrad", projects)):
+            for option, chosen in (
+                ("sampling", self.sampling != "fixed"),
+                ("agent.pcgrad", projects),
+            ):
                 if chosen:
-                    raise ValueError(f"{option} is for several tasks, and '{self.task.name}' trains one")
+                    raise ValueError(
+                        f"{option} is for several tasks, and '{self.task.name}' trains one"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -171,15 +208,29 @@ class TrainConfig(Config):
         names = [task.name for task in self.task.tasks]
         for name in self.split.tasks:
             if name not in names:
-                raise ConfigError(f"split.tasks: suite '{self.task.name}' has no task '{name}'." + nearest(name, names))
+                raise ConfigError(
+                    f"split.tasks: suite '{self.task.name}' has no task '{name}'."
+                    + nearest(name, names)
+                )
         if not self.trained_tasks:
             raise ValueError(f"split.tasks withholds every task of suite '{self.task.name}'")
         return self
 
     @property
+    def network(self) -> NetworkConfig:
+        """The networks of the policy, as one argument for the builders."""
+        return NetworkConfig(
+            fusion=self.fusion,
+            context=self.context,
+            encoder=self.encoder,
+            sites=self.sites,
+            memory=self.memory,
+        )
+
+    @property
     def trained_tasks(self) -> tuple[str, ...]:
         """The names of the tasks that are trained."""
-        return tuple(self.task.tasks[i].name for i in self.split.tasks_of(self.task, "trained"))
+        return tuple(self.task.tasks[i].name for i in self.split.task_indices(self.task, "trained"))
 
     @property
     def run_name(self) -> str:
@@ -187,7 +238,7 @@ class TrainConfig(Config):
         parts = [file_name(self.task.name), self.fusion.kind]
         parts += [] if isinstance(self.memory, NoMemoryConfig) else [self.memory.kind]
         parts += [self.agent.kind]
-        if self.split.withholds:
+        if self.split.holds_out_any:
             parts += ["split" if self.split.name == "none" else self.split.name]
         return self.name or "-".join([*parts, f"seed{self.seed}"])
 
@@ -195,6 +246,18 @@ class TrainConfig(Config):
     def run_dir(self) -> Path:
         """The run directory."""
         return self.runs_dir / self.run_name
+
+
+class ResolvedConfig(TrainConfig):
+    """A run's configuration after ``auto`` was resolved against the environment's spaces.
+
+    A run directory stores this one: its context and its encoder are known without an environment.
+    """
+
+    context: Annotated[ContextConfig, Field(discriminator="kind")]
+    """How the context is encoded."""
+    encoder: Annotated[EncoderConfig, Field(discriminator="kind")]
+    """How the observation is encoded."""
 
 
 class EvalConfig(Config):
@@ -238,7 +301,13 @@ class EvalConfig(Config):
             raise ValueError(f"adapt_episodes must ascend, got {list(self.adapt_episodes)}")
         if self.task and self.adapt == "no":
             raise ValueError("task= is what to adapt to; it needs adapt=context or adapt=network")
-        asked = [f"{name}=" for name in ("adapt", "export", "gif") if getattr(self, name) not in ("no", "", False)]
+        asked = [
+            f"{name}="
+            for name in ("adapt", "export", "gif")
+            if getattr(self, name) not in ("no", "", False)
+        ]
         if len(asked) > 1:
-            raise ValueError(f"{' and '.join(asked)} are different things to do; ask for one at a time")
+            raise ValueError(
+                f"{' and '.join(asked)} are different things to do; ask for one at a time"
+            )
         return self

@@ -6,14 +6,20 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from mirl.configs.aliases import replace_value
 from mirl.configs.config import Config
 
 REFERENCES = Path(__file__).with_name("references.json")
 """What random play and an expert reach, per environment id; written by ``benchmarks/references.py``."""
 
-Part = Literal["trained", "held_out"]
+Success = Annotated[
+    Literal["auto", "reward", "info", "any_step"],
+    BeforeValidator(lambda value: replace_value("success", value)),
+]
+"""Rule that decides whether an episode succeeded."""
+Subset = Literal["trained", "held_out"]
 """The episodes that a split leaves to training, and those that it withholds."""
 
 
@@ -33,7 +39,7 @@ class TaskConfig(Config):
     """Keyword arguments of the environment (the ``gymnasium`` backend only)."""
     mission: str = ""
     """Play only episodes whose mission contains this phrase: tasks of one environment that differ in nothing else."""
-    success: Literal["auto", "reward", "info", "ever"] = "auto"
+    success: Success = "auto"
     """What says that an episode succeeded: a positive last reward, the last info, or the info of any timestep; ``auto``
     asks the last info, and the reward where that says nothing."""
     score_low: float | None = None
@@ -55,8 +61,14 @@ def score_bounds(task: TaskConfig) -> tuple[float, float]:
     What was measured holds for an environment as it is registered, so not for one with ``kwargs``.
     """
     measured = {} if task.kwargs else _references().get(task.env_id, {})
-    low = measured.get("random", {}).get("return", 0.0) if task.score_low is None else task.score_low
-    high = measured.get("expert", {}).get("return", 1.0) if task.score_high is None else task.score_high
+    low = (
+        measured.get("random", {}).get("return", 0.0) if task.score_low is None else task.score_low
+    )
+    high = (
+        measured.get("expert", {}).get("return", 1.0)
+        if task.score_high is None
+        else task.score_high
+    )
     return low, high
 
 
@@ -64,7 +76,9 @@ def score_bounds(task: TaskConfig) -> tuple[float, float]:
 def _references() -> dict[str, dict[str, dict[str, float]]]:
     if not REFERENCES.exists():  # it is being written for the first time
         return {}
-    environments: dict[str, dict[str, dict[str, float]]] = json.loads(REFERENCES.read_text("utf-8"))["environments"]
+    environments: dict[str, dict[str, dict[str, float]]] = json.loads(
+        REFERENCES.read_text("utf-8")
+    )["environments"]
     return environments
 
 
@@ -88,7 +102,7 @@ class SuiteConfig(Config):
         return self
 
 
-class SplitConfig(Config):
+class HoldoutConfig(Config):
     """What is withheld from training, and evaluated apart: can the agent do what it was never asked?"""
 
     name: str = "none"
@@ -105,26 +119,28 @@ class SplitConfig(Config):
     @model_validator(mode="after")
     def _goals_are_a_box(self) -> Self:
         corners = (self.goal_low, self.goal_high)
-        if len(corners[0]) != len(corners[1]) or any(low > high for low, high in zip(*corners, strict=True)):
+        if len(corners[0]) != len(corners[1]) or any(
+            low > high for low, high in zip(*corners, strict=True)
+        ):
             raise ValueError(
                 f"goal_low and goal_high must be corners of one box, got {list(corners[0])} and {list(corners[1])}"
             )
         return self
 
     @property
-    def withholds_episodes(self) -> bool:
+    def holds_out_episodes(self) -> bool:
         """Some episodes of a task are withheld, others are not."""
         return bool(self.missions or self.goal_low)
 
     @property
-    def withholds(self) -> bool:
+    def holds_out_any(self) -> bool:
         """Anything is withheld at all."""
-        return bool(self.tasks) or self.withholds_episodes
+        return bool(self.tasks) or self.holds_out_episodes
 
-    def tasks_of(self, suite: SuiteConfig, part: Part) -> tuple[int, ...]:
-        """The tasks that a part of the split has, as indices into the suite."""
+    def task_indices(self, suite: SuiteConfig, subset: Subset) -> tuple[int, ...]:
+        """The tasks that a subset of the split has, as indices into the suite."""
         withheld = tuple(i for i, task in enumerate(suite.tasks) if task.name in self.tasks)
         others = tuple(i for i in range(len(suite.tasks)) if i not in withheld)
-        if part == "trained":
+        if subset == "trained":
             return others
-        return tuple(sorted((*withheld, *others))) if self.withholds_episodes else withheld
+        return tuple(sorted((*withheld, *others))) if self.holds_out_episodes else withheld

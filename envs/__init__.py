@@ -4,12 +4,13 @@
 Gymnasium environment under the same contract.
 """
 
-from mirl.envs.backends import choose_backend
-from mirl.envs.making import make_env
-from mirl.envs.missions import MAX_TOKENS, N_TOKENS, VOCABULARY, mission_space, tokenise
-from mirl.envs.pool import EnvironmentFailedError
-from mirl.envs.seeds import Split, slot_seeds
-from mirl.envs.spaces import TASK_KEY, ContractObservation
+from mirl.configs.keys import TASK_KEY
+from mirl.envs.make import make_env
+from mirl.envs.missions import MAX_TOKENS, N_TOKENS, VOCABULARY, mission_space, tokenize
+from mirl.envs.pools.backend import EnvironmentFailedError
+from mirl.envs.pools.selection import choose_backend
+from mirl.envs.seeds import SeedSplit, env_seeds
+from mirl.envs.spaces import ContractObservation
 from mirl.envs.vector import SuiteVecEnv, make_vec_env
 
 __all__ = [
@@ -19,12 +20,12 @@ __all__ = [
     "VOCABULARY",
     "ContractObservation",
     "EnvironmentFailedError",
-    "Split",
+    "SeedSplit",
     "SuiteVecEnv",
     "choose_backend",
     "make_env",
     "make_vec_env",
     "mission_space",
-    "slot_seeds",
-    "tokenise",
+    "env_seeds",
+    "tokenize",
 ]

@@ -7,14 +7,12 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from mirl.configs.errors import ConfigError
+from mirl.configs.keys import ACTION_MASK_KEY
 
 ActionSpace = spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box
 
 ROUNDING = 1e-6
 """Part of a bound by which a continuous action may pass it."""
-
-ACTION_MASK_KEY = "action_mask"
-"""Key of the observation that says which actions there are: 1 where the task has the action."""
 
 
 def supported_action_space(space: spaces.Space[Any], owner: str) -> ActionSpace:
@@ -39,7 +37,9 @@ def checked_actions(actions: Any, space: ActionSpace, n: int) -> NDArray[Any]:
     array = np.asarray(actions)
     shape = (n, *(space.shape or ()))
     if array.shape != shape:
-        raise ValueError(f"actions must have shape {shape}, one row per environment, got {array.shape}")
+        raise ValueError(
+            f"actions must have shape {shape}, one row per environment, got {array.shape}"
+        )
     low, high = _bounds(space)
     if isinstance(space, spaces.Box):
         # SB3's rescaling may overshoot a bound by rounding; what it overshot is cut
@@ -77,7 +77,9 @@ def check_tasks_have(
         )
 
 
-def with_action_mask(obs: dict[str, NDArray[Any]], n_actions: int, width: int) -> dict[str, NDArray[Any]]:
+def with_action_mask(
+    obs: dict[str, NDArray[Any]], n_actions: int, width: int
+) -> dict[str, NDArray[Any]]:
     """Observations (k, …) of a task with ``n_actions`` actions in a suite with ``width``, and their mask (k, width).
 
     A mask (k, n_actions) of the environment's own is widened.

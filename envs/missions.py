@@ -13,14 +13,56 @@ MAX_TOKENS = 80
 two "and" and ", then" or "after you" between them."""
 
 VOCABULARY = (
-    # colours
+    # colors
     *("blue", "green", "grey", "purple", "red", "yellow"),
     # things
-    *("ball", "box", "door", "goal", "hallway", "key", "lava", "maze", "object", "opening", "room", "rooms", "square"),
+    *(
+        "ball",
+        "box",
+        "door",
+        "goal",
+        "hallway",
+        "key",
+        "lava",
+        "maze",
+        "object",
+        "opening",
+        "room",
+        "rooms",
+        "square",
+    ),
     # verbs
-    *("avoid", "fetch", "find", "get", "go", "open", "pick", "put", "reach", "traverse", "unlock", "use"),
+    *(
+        "avoid",
+        "fetch",
+        "find",
+        "get",
+        "go",
+        "open",
+        "pick",
+        "put",
+        "reach",
+        "traverse",
+        "unlock",
+        "use",
+    ),
     # places
-    *("at", "behind", "end", "from", "front", "in", "left", "near", "next", "of", "on", "right", "to", "up"),
+    *(
+        "at",
+        "behind",
+        "end",
+        "from",
+        "front",
+        "in",
+        "left",
+        "near",
+        "next",
+        "of",
+        "on",
+        "right",
+        "to",
+        "up",
+    ),
     # connectors and punctuation
     *("a", "after", "and", "matching", "must", "the", "then", "you", "your", ",", "."),
 )
@@ -57,11 +99,11 @@ def _token_ids(text: str) -> NDArray[np.int16]:
     return ids
 
 
-def tokenise(text: str) -> NDArray[np.int16]:
+def tokenize(text: str) -> NDArray[np.int16]:
     """Token ids of a text, shape (MAX_TOKENS,), padded with 0; what is longer is cut."""
     return _token_ids(text).copy()
 
 
 def mission_space() -> spaces.Box:
-    """The space of ``tokenise``'s results."""
+    """The space of ``tokenize``'s results."""
     return spaces.Box(0, N_TOKENS - 1, (MAX_TOKENS,), np.int16)

@@ -83,13 +83,19 @@ class TaskSampler:
         """
         for key, own in (("sampling", self._preference), ("tasks", self._tasks.tolist())):
             if state.get(key) != own:
-                raise ConfigError(f"the state of the sampling must have {key}={own}, got {state.get(key)}")
-        rates = {key: self._rates(key, state.get(key)) for key in ("recent_success", "long_ago_success")}
+                raise ConfigError(
+                    f"the state of the sampling must have {key}={own}, got {state.get(key)}"
+                )
+        rates = {
+            key: self._rates(key, state.get(key)) for key in ("recent_success", "long_ago_success")
+        }
         generator = np.random.PCG64()
         try:
             generator.state = state["generator"]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ConfigError(f"the state of the sampling has no valid 'generator': {error!r}") from error
+            raise ConfigError(
+                f"the state of the sampling has no valid 'generator': {error!r}"
+            ) from error
         self._recent, self._long_ago = rates["recent_success"], rates["long_ago_success"]
         self._generator = np.random.Generator(generator)
 

@@ -6,20 +6,20 @@ import numpy as np
 
 from mirl.configs.errors import ConfigError, nearest
 
-Split = Literal["train", "validation", "test"]
+SeedSplit = Literal["train", "validation", "test"]
 
-_RANGES: dict[Split, tuple[int, int]] = {  # all fit in EnvPool's 32-bit signed seeds
+_RANGES: dict[SeedSplit, tuple[int, int]] = {  # all fit in EnvPool's 32-bit signed seeds
     "train": (0, 2**30),
     "validation": (2**30, 2**29),
     "test": (2**30 + 2**29, 2**29),
 }
 
 
-def slot_seeds(seed: int, split: Split, task_index: int, n: int) -> list[int]:
+def env_seeds(seed: int, seed_split: SeedSplit, task_index: int, n: int) -> list[int]:
     """Seeds of a task's n slots, from the split's own range of numbers."""
-    if split not in _RANGES:
-        raise ConfigError(f"unknown split '{split}'." + nearest(split, _RANGES))
-    start, size = _RANGES[split]
+    if seed_split not in _RANGES:
+        raise ConfigError(f"unknown seed_split '{seed_split}'." + nearest(seed_split, _RANGES))
+    start, size = _RANGES[seed_split]
     state = np.random.SeedSequence([seed, start, task_index]).generate_state(n)
     return [int(value) % size + start for value in state]
 

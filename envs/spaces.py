@@ -12,13 +12,11 @@ from minigrid.wrappers import RGBImgObsWrapper, RGBImgPartialObsWrapper
 from numpy.typing import NDArray
 
 from mirl.configs.errors import ConfigError
-from mirl.envs.missions import mission_space, tokenise
-
-TASK_KEY = "task"
-"""Key of the task index."""
+from mirl.configs.keys import TASK_KEY
+from mirl.envs.missions import mission_space, tokenize
 
 GRID_HIGH = (max(OBJECT_TO_IDX.values()), max(COLOR_TO_IDX.values()), 3)
-"""Largest object, colour and state code of MiniGrid's symbolic image; the state of an agent is its direction."""
+"""Largest object, color and state code of MiniGrid's symbolic image; the state of an agent is its direction."""
 
 Observation = dict[str, NDArray[Any]]
 
@@ -36,10 +34,16 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
             raise ValueError(f"task_index must be in [0, n_tasks={n_tasks}), got {task_index}")
         space = env.observation_space
         self._has_keys = isinstance(space, spaces.Dict)
-        inner: dict[str, spaces.Space[Any]] = dict(space) if isinstance(space, spaces.Dict) else {"observation": space}
+        inner: dict[str, spaces.Space[Any]] = (
+            dict(space) if isinstance(space, spaces.Dict) else {"observation": space}
+        )
         if TASK_KEY in inner:
-            raise ConfigError(f"the observation has a key '{TASK_KEY}' of its own, which is kept for the task index")
-        self._texts = tuple(key for key, part in inner.items() if isinstance(part, (MissionSpace, spaces.Text)))
+            raise ConfigError(
+                f"the observation has a key '{TASK_KEY}' of its own, which is kept for the task index"
+            )
+        self._texts = tuple(
+            key for key, part in inner.items() if isinstance(part, (MissionSpace, spaces.Text))
+        )
         self._task = np.asarray(task_index, dtype=np.int64)
         contract = {key: _contract_space(key, part, env) for key, part in inner.items()}
         self.observation_space = spaces.Dict({**contract, TASK_KEY: spaces.Discrete(n_tasks)})  # type: ignore[assignment]
@@ -48,15 +52,19 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         """One observation under the contract."""
         named: Observation = dict(observation) if self._has_keys else {"observation": observation}
         for key in self._texts:
-            named[key] = tokenise(str(named[key]))
+            named[key] = tokenize(str(named[key]))
         named[TASK_KEY] = self._task.copy()
         return named
 
 
-def _contract_space(key: str, space: spaces.Space[Any], env: gym.Env[Any, Any]) -> spaces.Space[Any]:
+def _contract_space(
+    key: str, space: spaces.Space[Any], env: gym.Env[Any, Any]
+) -> spaces.Space[Any]:
     if isinstance(space, (MissionSpace, spaces.Text)):
         return mission_space()
-    if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+    if not isinstance(
+        space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    ):
         raise ConfigError(
             f"the observation '{key}' must be a Box, Discrete, MultiDiscrete, MultiBinary or text, "
             f"got {type(space).__name__}; flatten it with a wrapper"
@@ -69,7 +77,11 @@ def _contract_space(key: str, space: spaces.Space[Any], env: gym.Env[Any, Any]) 
 
 def _is_symbolic(space: spaces.Box, env: gym.Env[Any, Any]) -> bool:
     """Whether an image space is MiniGrid's (width, height, 3) of codes, and not pixels of the same dtype and bounds."""
-    if not isinstance(env.unwrapped, MiniGridEnv) or space.dtype != np.uint8 or space.shape[2:] != (3,):
+    if (
+        not isinstance(env.unwrapped, MiniGridEnv)
+        or space.dtype != np.uint8
+        or space.shape[2:] != (3,)
+    ):
         return False
     wrapper: gym.Env[Any, Any] = env
     while isinstance(wrapper, gym.Wrapper):

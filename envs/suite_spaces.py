@@ -8,9 +8,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from mirl.configs.errors import ConfigError
+from mirl.configs.keys import ACTION_MASK_KEY
 from mirl.configs.tasks import SuiteConfig, TaskConfig
-from mirl.envs.actions import ACTION_MASK_KEY, ActionSpace, supported_action_space
-from mirl.envs.making import check_starts, make_env
+from mirl.envs.actions import ActionSpace, supported_action_space
+from mirl.envs.make import check_starts, make_env
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class JoinedSpaces:
     """(n_tasks,), of each task, if these differ."""
 
 
-def suite_spaces(suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]) -> tuple[spaces.Dict, ActionSpace]:
+def suite_spaces(
+    suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]
+) -> tuple[spaces.Dict, ActionSpace]:
     """Observation and action space of a suite, from one environment of each task; errors as in ``joined_spaces``."""
     joined = joined_spaces(suite, backend)
     return joined.observation, joined.action
@@ -37,17 +40,29 @@ def joined_spaces(suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]) 
     Raises:
         ConfigError: an environment cannot be made, or two tasks differ; says which and in what.
     """
-    observations, actions = zip(*(_task_spaces(suite, i, backend) for i in range(len(suite.tasks))), strict=True)
+    observations, actions = zip(
+        *(_task_spaces(suite, i, backend) for i in range(len(suite.tasks))), strict=True
+    )
     n_actions = _differing_counts(actions)
     own_mask = ACTION_MASK_KEY in observations[0]
     if n_actions is not None and own_mask:
         for task, space, n in zip(suite.tasks, observations, n_actions.tolist(), strict=True):
             _check_mask(task, space, n)
-    for task, observation, action in zip(suite.tasks[1:], observations[1:], actions[1:], strict=True):
-        _check_same("observation keys", suite.tasks[0], list(observations[0]), task, list(observation))
+    for task, observation, action in zip(
+        suite.tasks[1:], observations[1:], actions[1:], strict=True
+    ):
+        _check_same(
+            "observation keys", suite.tasks[0], list(observations[0]), task, list(observation)
+        )
         for key in observation:
             if n_actions is None or key != ACTION_MASK_KEY:
-                _check_same(f"observation '{key}'", suite.tasks[0], observations[0][key], task, observation[key])
+                _check_same(
+                    f"observation '{key}'",
+                    suite.tasks[0],
+                    observations[0][key],
+                    task,
+                    observation[key],
+                )
         if n_actions is None:
             _check_same("action space", suite.tasks[0], actions[0], task, action)
     if n_actions is None:
@@ -66,7 +81,9 @@ def _task_spaces(
         if backend == "gymnasium":
             check_starts(env, task)
         assert isinstance(env.observation_space, spaces.Dict), "the observation contract is a Dict"
-        return env.observation_space, supported_action_space(env.action_space, f"task '{task.name}'")
+        return env.observation_space, supported_action_space(
+            env.action_space, f"task '{task.name}'"
+        )
     finally:
         env.close()
 
@@ -96,5 +113,7 @@ def _check_same(what: str, first: TaskConfig, expected: Any, other: TaskConfig, 
 
 def _brief(value: Any) -> str:
     if isinstance(value, spaces.Box):  # its own text spells out every bound
-        return f"Box of shape {value.shape}, {value.dtype}, in [{value.low.min()}, {value.high.max()}]"
+        return (
+            f"Box of shape {value.shape}, {value.dtype}, in [{value.low.min()}, {value.high.max()}]"
+        )
     return str(value)

@@ -1,7 +1,7 @@
 """Networks: encoders of what is seen and of what is asked, the interactions that fuse them, and SB3's adapters."""
 
 from mirl.policies.extractor import FusionExtractor, count_parameters
-from mirl.policies.interactions import Fusion, build_fusion, build_map_fusion
+from mirl.policies.fusions import Fusion, build_fusion, build_map_fusion
 from mirl.policies.policy import FusionPolicy
 from mirl.policies.recurrent import RecurrentFusionPolicy
 

@@ -6,7 +6,7 @@ which one belongs to each row; everything computed from the context alone is com
 
 from contextlib import nullcontext
 from itertools import pairwise
-from typing import Any, NamedTuple, assert_never
+from typing import Any, assert_never
 
 import torch
 from gymnasium import spaces
@@ -24,66 +24,21 @@ from mirl.configs.networks import (
     TaskIdContextConfig,
 )
 from mirl.policies.encoders import CellsEncoder, GridCells
-from mirl.policies.grouping import Groups
-from mirl.policies.normalising import RunningNorm
+from mirl.policies.features import Context, UniqueRows, unique_rows
+from mirl.policies.grouped_matmul import ContextGroups
 from mirl.policies.positions import sinusoidal_positions
 from mirl.policies.routing import Routing
+from mirl.policies.running_norm import RunningNorm
 
-MISSIONS_STEP = 8
+MISSION_BUCKET = 8
 """Missions are read in multiples of so many, empty ones added: a processor keeps kernels for each size it has met."""
 
 
-class Context(NamedTuple):
-    """Distinct contexts, and for each row of the batch which of them is its own; without ``groups``, one per row.
-
-    After the contexts that ``groups`` counts others may follow, which belong to no row.
-    """
-
-    values: Float[Tensor, "rows context"]
-    groups: Groups | None
-
-    def per_row(self) -> Float[Tensor, "batch context"]:
-        """The context of every row."""
-        return self.values if self.groups is None else self.values.index_select(0, self.groups.index)
-
-    def take(self, rows: Int[Tensor, " taken"], *, descend: bool = False) -> "Context":
-        """The context of some rows, which do not descend unless it is said."""
-        if self.groups is None:
-            return self._replace(values=self.values.index_select(0, rows))
-        return self._replace(groups=self.groups.take(rows, descend=descend))
-
-
-class Distinct(NamedTuple):
-    """A column of an observation as its distinct rows, and for each row of the batch which of them it is."""
-
-    rows: Int[Tensor, "groups *shape"]
-    groups: Groups
-
-
-def distinct_rows(rows: Int[Tensor, "batch length"]) -> Distinct:
-    """The distinct rows of a batch.
-
-    Rows are compared by a 64-bit multiplicative hash, which is far cheaper than ``torch.unique(dim=0)`` sorting whole
-    rows; the result is checked, and a collision falls back on it.
-    """
-    powers = torch.arange(rows.shape[1], device=rows.device, dtype=torch.int64)
-    odd = (powers + 1) * -7046029254386353131 | 1  # 2^64 / golden ratio
-    mixed = (rows.long() + 1) * odd
-    hashed = (mixed ^ (mixed >> 29)).mul(-4658895280553007687).sum(1)
-    _, index = torch.unique(hashed, return_inverse=True)
-    groups = int(index.max()) + 1
-    first = torch.empty(groups, dtype=torch.int64, device=rows.device).index_copy_(
-        0, index, torch.arange(len(rows), device=rows.device)
-    )
-    distinct = rows.index_select(0, first)
-    if not torch.equal(distinct.index_select(0, index), rows):
-        distinct, index = torch.unique(rows, dim=0, return_inverse=True)
-    return Distinct(distinct, Groups(index, len(distinct)))
-
-
-def task_numbers(task: Float[Tensor, "batch ..."] | Distinct, n_tasks: int) -> Int[Tensor, " batch"]:
+def get_task_ids(
+    task: Float[Tensor, "batch ..."] | UniqueRows, n_tasks: int
+) -> Int[Tensor, " batch"]:
     """The number of each row's task; SB3 gives a Discrete key as (B, n) in rollouts and as (B, 1, n) in minibatches."""
-    if isinstance(task, Distinct):
+    if isinstance(task, UniqueRows):
         return task.rows.long().flatten().index_select(0, task.groups.index)
     return task.reshape(len(task), n_tasks).argmax(-1)
 
@@ -97,32 +52,47 @@ class TaskIdContext(nn.Module):
     def __init__(self, space: spaces.Space[Any], config: TaskIdContextConfig) -> None:
         super().__init__()
         if not isinstance(space, spaces.Discrete):
-            raise ConfigError(f"context=task_id reads a Discrete space under '{config.key}', got {space}")
+            raise ConfigError(
+                f"context=task_id reads a Discrete space under '{config.key}', got {space}"
+            )
         self.n_tasks = int(space.n)
         dims = (self.n_tasks, *config.hidden, *((config.dim,) if config.hidden else ()))
         self.out_dim = dims[-1]
-        self.mlp = nn.Sequential(*(layer for sizes in pairwise(dims) for layer in (nn.Linear(*sizes), nn.ReLU())))
+        self.mlp = nn.Sequential(
+            *(layer for sizes in pairwise(dims) for layer in (nn.Linear(*sizes), nn.ReLU()))
+        )
 
-    def forward(self, task: Float[Tensor, "batch ..."] | Distinct) -> Context:
-        if not isinstance(task, Distinct):
-            index = task_numbers(task, self.n_tasks)
-            task = Distinct(torch.arange(self.n_tasks, device=index.device), Groups(index, self.n_tasks))
-        return Context(self.mlp(F.one_hot(task.rows.long().flatten(), self.n_tasks).float()), task.groups)
+    def forward(self, task: Float[Tensor, "batch ..."] | UniqueRows) -> Context:
+        if not isinstance(task, UniqueRows):
+            index = get_task_ids(task, self.n_tasks)
+            task = UniqueRows(
+                torch.arange(self.n_tasks, device=index.device), ContextGroups(index, self.n_tasks)
+            )
+        return Context(
+            self.mlp(F.one_hot(task.rows.long().flatten(), self.n_tasks).float()), task.groups
+        )
 
 
-class SelfAttentionWords(nn.Module):
+class AttentionMissionEncoder(nn.Module):
     """Embedding + sinusoidal positions → multi-head self-attention (Vaswani et al., 2017) → mean over the words."""
 
     def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(n_tokens, config.dim, padding_idx=0)
         layer = nn.TransformerEncoderLayer(
-            config.dim, config.heads, dim_feedforward=2 * config.dim, dropout=0.0, batch_first=True, norm_first=True
+            config.dim,
+            config.heads,
+            dim_feedforward=2 * config.dim,
+            dropout=0.0,
+            batch_first=True,
+            norm_first=True,
         )
         self.attention = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
 
     def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
-        words = (tokens != 0).index_fill(1, torch.zeros(1, dtype=torch.int64, device=tokens.device), True)
+        words = (tokens != 0).index_fill(
+            1, torch.zeros(1, dtype=torch.int64, device=tokens.device), True
+        )
         located = self.embedding(tokens) + sinusoidal_positions(
             tokens.shape[1], self.embedding.embedding_dim, tokens.device
         )
@@ -134,7 +104,7 @@ class SelfAttentionWords(nn.Module):
         return mean
 
 
-class RecurrentWords(nn.Module):
+class GruMissionEncoder(nn.Module):
     """Embedding → GRU → its state after the last word."""
 
     def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
@@ -149,7 +119,7 @@ class RecurrentWords(nn.Module):
         return final
 
 
-class BagOfWords(nn.Module):
+class BagMissionEncoder(nn.Module):
     """The mean of the words' embeddings: order is lost."""
 
     def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
@@ -161,15 +131,15 @@ class BagOfWords(nn.Module):
         return mean
 
 
-def build_words(n_tokens: int, config: MissionContextConfig) -> nn.Module:
+def build_mission_encoder(n_tokens: int, config: MissionContextConfig) -> nn.Module:
     """The encoder of token ids (missions, length) that ``config`` names; 0 is padding."""
     match config.encoder:
         case "attention":
-            return SelfAttentionWords(n_tokens, config)
+            return AttentionMissionEncoder(n_tokens, config)
         case "gru":
-            return RecurrentWords(n_tokens, config)
+            return GruMissionEncoder(n_tokens, config)
         case "bag":
-            return BagOfWords(n_tokens, config)
+            return BagMissionEncoder(n_tokens, config)
         case _:
             assert_never(config.encoder)
 
@@ -179,25 +149,29 @@ class MissionContext(nn.Module):
 
     def __init__(self, space: spaces.Space[Any], config: MissionContextConfig) -> None:
         super().__init__()
-        if not (isinstance(space, spaces.Box) and len(space.shape) == 1 and space.dtype.kind in "iu"):
+        if not (
+            isinstance(space, spaces.Box) and len(space.shape) == 1 and space.dtype.kind in "iu"
+        ):
             raise ConfigError(
                 f"context=mission reads token ids, a Box of integers (length,), under '{config.key}', got {space}; "
                 "wrap the environment in mirl.envs.ContractObservation"
             )
         self.out_dim = config.dim
-        self.words = build_words(int(space.high.max()) + 1, config)
+        self.words = build_mission_encoder(int(space.high.max()) + 1, config)
         self.norm = nn.LayerNorm(config.dim)
 
-    def forward(self, tokens: Float[Tensor, "batch length"] | Distinct) -> Context:
-        distinct = tokens if isinstance(tokens, Distinct) else distinct_rows(tokens.long())
+    def forward(self, tokens: Float[Tensor, "batch length"] | UniqueRows) -> Context:
+        distinct = tokens if isinstance(tokens, UniqueRows) else unique_rows(tokens.long())
         used = (distinct.rows != 0).any(0).nonzero()
         longest = int(used[-1]) + 1 if len(used) else 1
-        padded = F.pad(distinct.rows[:, :longest].long(), (0, 0, 0, -len(distinct.rows) % MISSIONS_STEP))
+        padded = F.pad(
+            distinct.rows[:, :longest].long(), (0, 0, 0, -len(distinct.rows) % MISSION_BUCKET)
+        )
         return Context(self.norm(self.words(padded)), distinct.groups)
 
 
 class GoalContext(nn.Module):
-    """z = relu(MLP(goal)), the goal normalised first if asked for; it is continuous, so every row has its own.
+    """z = relu(MLP(goal)), the goal normalized first if asked for; it is continuous, so every row has its own.
 
     A goal that is ``relative_to`` another key comes with that key's value subtracted.
     """
@@ -208,17 +182,24 @@ class GoalContext(nn.Module):
         self.relative_to = config.relative_to or None
         if self.relative_to is not None:
             _check_subtracts(space, config.key, self.relative_to)
-        self.normalise = RunningNorm(self.goal_dim) if config.normalize else None
-        self.mlp = nn.Sequential(nn.Linear(self.goal_dim, config.dim), nn.ReLU(), nn.Linear(config.dim, config.dim))
+        self.normalize = RunningNorm(self.goal_dim) if config.normalize else None
+        self.mlp = nn.Sequential(
+            nn.Linear(self.goal_dim, config.dim), nn.ReLU(), nn.Linear(config.dim, config.dim)
+        )
 
     def forward(self, goal: Float[Tensor, "batch ..."]) -> Context:
         flat = goal.reshape(len(goal), self.goal_dim).float()
-        return Context(F.relu(self.mlp(flat if self.normalise is None else self.normalise(flat))), None)
+        return Context(
+            F.relu(self.mlp(flat if self.normalize is None else self.normalize(flat))), None
+        )
 
 
 def _check_subtracts(space: spaces.Dict, goal: str, other: str) -> None:
     if other not in space.spaces:
-        raise ConfigError(f"context.relative_to: the observation has no key '{other}'." + nearest(other, space.spaces))
+        raise ConfigError(
+            f"context.relative_to: the observation has no key '{other}'."
+            + nearest(other, space.spaces)
+        )
     for key in (goal, other):
         if not isinstance(space[key], spaces.Box) or space[key].shape != space[goal].shape:
             raise ConfigError(
@@ -227,7 +208,7 @@ def _check_subtracts(space: spaces.Dict, goal: str, other: str) -> None:
             )
 
 
-class GoalPictureContext(nn.Module):
+class GoalImageContext(nn.Module):
     """z of a goal that is a picture in small integer codes, read as a symbolic view is; each distinct picture once."""
 
     def __init__(self, space: spaces.Space[Any], config: GoalContextConfig) -> None:
@@ -241,14 +222,16 @@ class GoalPictureContext(nn.Module):
         self.shape, self.out_dim = space.shape, config.dim
         self.encoder = CellsEncoder(GridCells(space, grid.channels), routing, grid)
 
-    def forward(self, goal: Float[Tensor, "batch height width codes"] | Distinct) -> Context:
-        distinct = goal if isinstance(goal, Distinct) else distinct_rows(goal.flatten(1).long())
+    def forward(self, goal: Float[Tensor, "batch height width codes"] | UniqueRows) -> Context:
+        distinct = goal if isinstance(goal, UniqueRows) else unique_rows(goal.flatten(1).long())
         pictures = distinct.rows.reshape(-1, *self.shape).float()
         nothing_else = pictures.new_zeros(len(pictures), 0)
-        return Context(self.encoder.to_vector(self.encoder.to_cells(pictures), nothing_else), distinct.groups)
+        return Context(
+            self.encoder.to_vector(self.encoder.to_cells(pictures), nothing_else), distinct.groups
+        )
 
 
-ContextEncoder = TaskIdContext | MissionContext | GoalContext | GoalPictureContext
+ContextEncoder = TaskIdContext | MissionContext | GoalContext | GoalImageContext
 
 
 def build_context(config: ContextConfig, space: spaces.Dict) -> ContextEncoder:
@@ -261,6 +244,6 @@ def build_context(config: ContextConfig, space: spaces.Dict) -> ContextEncoder:
         case GoalContextConfig(encoder="mlp"):
             return GoalContext(space, config)
         case GoalContextConfig():
-            return GoalPictureContext(space[config.key], config)
+            return GoalImageContext(space[config.key], config)
         case _:
             assert_never(config)

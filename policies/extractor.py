@@ -1,7 +1,7 @@
 """``FusionExtractor``: the interaction family as a features extractor for any Stable-Baselines3 algorithm."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from gymnasium import spaces
@@ -12,33 +12,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError, nearest
-from mirl.configs.networks import ContextConfig, EncoderConfig, FusionConfig, Site, VectorEncoderConfig, choose
-from mirl.policies.contexts import Context, GoalContext, build_context, task_numbers
-from mirl.policies.encoders import CellsEncoder, GridCells, ImageCells, VectorEncoder, build_encoder, look_up
-from mirl.policies.interactions import Fusion, build_fusion, build_map_fusion
-from mirl.policies.normalising import RunningNorm
-from mirl.policies.routing import ACTION_MASK_KEY, TASK_KEY, default_context, default_encoder, route
-from mirl.policies.specialise import SpecialisedExtractor, encode_one_context, observation_space_of
-
-
-class Features(NamedTuple):
-    """What a policy's heads read."""
-
-    vector: Float[Tensor, "batch features"]
-    context: Context
-    task: Int[Tensor, " batch"] | None = None
-    """The number of each row's task, where the observation says it."""
-    action_mask: Bool[Tensor, "batch actions"] | None = None
-    """Which actions there are, where the observation says it."""
-
-    def index_select(self, dim: int, rows: Int[Tensor, " taken"], *, descend: bool = False) -> "Features":
-        """As a tensor's; ``dim`` is 0, and the rows do not descend unless it is said."""
-        return Features(
-            self.vector.index_select(dim, rows),
-            self.context.take(rows, descend=descend),
-            None if self.task is None else self.task.index_select(dim, rows),
-            None if self.action_mask is None else self.action_mask.index_select(dim, rows),
-        )
+from mirl.configs.keys import ACTION_MASK_KEY, TASK_KEY
+from mirl.configs.networks import (
+    ContextConfig,
+    EncoderConfig,
+    FusionConfig,
+    Site,
+    VectorEncoderConfig,
+    choose,
+)
+from mirl.policies.contexts import GoalContext, build_context, get_task_ids
+from mirl.policies.encoders import (
+    CellsEncoder,
+    GridCells,
+    ImageCells,
+    VectorEncoder,
+    build_encoder,
+    gather_rows,
+)
+from mirl.policies.features import Features
+from mirl.policies.fusions import Fusion, build_fusion, build_map_fusion
+from mirl.policies.routing import default_context, default_encoder, route
+from mirl.policies.running_norm import RunningNorm
+from mirl.policies.specialize import SpecialisedExtractor, encode_one_context, observation_space_of
 
 
 class FusionExtractor(BaseFeaturesExtractor):
@@ -51,7 +47,7 @@ class FusionExtractor(BaseFeaturesExtractor):
     :param sites: "map" (each cell of an image), "vector" (the feature vector), or both. The heads are not part of an
         extractor: ``FusionPolicy`` fuses there.
     :param observation_keys: what is seen; by default every key that is neither a context nor ``action_mask``.
-    :param give_features: give ``Features``, with what a policy's heads may read beside the vector.
+    :param return_features: give ``Features``, with what a policy's heads may read beside the vector.
     :raises ConfigError: when a space, a key or a combination does not fit.
     """
 
@@ -63,13 +59,18 @@ class FusionExtractor(BaseFeaturesExtractor):
         encoder: str | EncoderConfig | None = None,
         sites: Sequence[Site] = ("vector",),
         observation_keys: Sequence[str] | None = None,
-        give_features: bool = False,
+        return_features: bool = False,
     ) -> None:
         if not isinstance(observation_space, spaces.Dict):
-            raise ConfigError(f"expected a Dict observation space with a context in it, got {observation_space}")
-        context_config: ContextConfig = choose(context or default_context(observation_space), ContextConfig)
+            raise ConfigError(
+                f"expected a Dict observation space with a context in it, got {observation_space}"
+            )
+        context_config: ContextConfig = choose(
+            context or default_context(observation_space), ContextConfig
+        )
         encoder_config: EncoderConfig = choose(
-            encoder or default_encoder(observation_space, context_config.key, observation_keys), EncoderConfig
+            encoder or default_encoder(observation_space, context_config.key, observation_keys),
+            EncoderConfig,
         )
         fusion_config: FusionConfig = choose(fusion, FusionConfig)
         _check_sites(sites, encoder_config)
@@ -79,7 +80,11 @@ class FusionExtractor(BaseFeaturesExtractor):
         vector_dim, context_dim = encoder_config.features_dim, context_encoder.out_dim
 
         super().__init__(observation_space, vector_dim)
-        self.fusion_config, self.routing, self.give_features = fusion_config, routing, give_features
+        self.fusion_config, self.routing, self.return_features = (
+            fusion_config,
+            routing,
+            return_features,
+        )
         self.context_dim = context_dim
         self.context = context_encoder
         self.encoder = build_encoder(encoder_config, observation_space, routing)
@@ -94,16 +99,16 @@ class FusionExtractor(BaseFeaturesExtractor):
     def forward(self, observations: dict[str, Any]) -> Float[Tensor, "batch features"] | Features:
         """Observations as SB3 preprocesses them → features (B, features_dim), or ``Features`` if asked for.
 
-        The context's key may also come as ``Distinct`` rows, which saves finding them.
+        The context's key may also come as ``UniqueRows`` rows, which saves finding them.
         """
-        context = self.context(self._stated(observations))
+        context = self.context(self._raw_context(observations))
         vector = self.fuse(observations, *context)
-        if not self.give_features:
+        if not self.return_features:
             return vector
         return Features(vector, context, self._task(observations), self._action_mask(observations))
 
     def fuse(self, observations: dict[str, Any], *context: Any) -> Float[Tensor, "batch features"]:
-        """What is seen, encoded and fused with the context; fusions specialised for one context take none."""
+        """What is seen, encoded and fused with the context; fusions specialized for one context take none."""
         seen = self._others(observations)
         if isinstance(self.encoder, CellsEncoder) and self.routing.image is not None:
             cells = self._cells(self.encoder.to_cells, observations[self.routing.image], *context)
@@ -114,7 +119,9 @@ class FusionExtractor(BaseFeaturesExtractor):
             vector = F.relu(self.vector_fusion(vector, *context))
         return vector
 
-    def specialise(self, context: ArrayLike, *, normalize_images: bool = True) -> SpecialisedExtractor:
+    def specialize(
+        self, context: ArrayLike, *, normalize_images: bool = True
+    ) -> SpecialisedExtractor:
         """The extractor for one context alone, with no context encoder and plain layers in place of the fusions.
 
         :param context: one row as the observation holds it: a mission's token ids, a task's index, a goal.
@@ -125,18 +132,18 @@ class FusionExtractor(BaseFeaturesExtractor):
         return SpecialisedExtractor(self, z, normalize_images)
 
     @property
-    def normalises(self) -> bool:
+    def has_running_norm(self) -> bool:
         """Whether ``observe`` has anything to do."""
         return any(isinstance(module, RunningNorm) for module in self.modules())
 
-    def observe(self, observations: dict[str, Tensor]) -> None:
-        """Take observations, as ``forward`` does, into the statistics by which they are normalised, if they are."""
-        if isinstance(self.encoder, VectorEncoder) and self.encoder.normalise is not None:
-            self.encoder.normalise.observe(self._others(observations))
-        if isinstance(self.context, GoalContext) and self.context.normalise is not None:
-            self.context.normalise.observe(self._stated(observations).flatten(1))
+    def update_statistics(self, observations: dict[str, Tensor]) -> None:
+        """Take observations, as ``forward`` does, into the statistics by which they are normalized, if they are."""
+        if isinstance(self.encoder, VectorEncoder) and self.encoder.normalize is not None:
+            self.encoder.normalize.update(self._others(observations))
+        if isinstance(self.context, GoalContext) and self.context.normalize is not None:
+            self.context.normalize.update(self._raw_context(observations).flatten(1))
 
-    def _stated(self, observations: dict[str, Any]) -> Any:
+    def _raw_context(self, observations: dict[str, Any]) -> Any:
         """What the observation says of the context: its key's value, less another's where it is relative to that."""
         stated = observations[self.routing.context]
         if isinstance(self.context, GoalContext) and self.context.relative_to is not None:
@@ -149,11 +156,17 @@ class FusionExtractor(BaseFeaturesExtractor):
         batch = first.shape[0]
         # one shape for SB3's (B, n) and (B, 1, n) forms of a Discrete key
         others = [observations[key].reshape(batch, -1).float() for key in self.routing.others]
-        return torch.cat(others, dim=1) if others else first.new_zeros(batch, 0, dtype=torch.float32)
+        return (
+            torch.cat(others, dim=1) if others else first.new_zeros(batch, 0, dtype=torch.float32)
+        )
 
     def _task(self, observations: dict[str, Any]) -> Int[Tensor, " batch"] | None:
         space = observation_space_of(self).get(TASK_KEY)
-        return task_numbers(observations[TASK_KEY], int(space.n)) if isinstance(space, spaces.Discrete) else None
+        return (
+            get_task_ids(observations[TASK_KEY], int(space.n))
+            if isinstance(space, spaces.Discrete)
+            else None
+        )
 
     def _action_mask(self, observations: dict[str, Any]) -> Bool[Tensor, "batch actions"] | None:
         space = observation_space_of(self).get(ACTION_MASK_KEY)
@@ -166,29 +179,39 @@ class FusionExtractor(BaseFeaturesExtractor):
         fusion = self.map_fusion
         if fusion is None:
             return to_cells(image)
-        if isinstance(to_cells, GridCells) and isinstance(fusion, Fusion) and fusion.treats_positions_alike:
+        if (
+            isinstance(to_cells, GridCells)
+            and isinstance(fusion, Fusion)
+            and fusion.treats_positions_alike
+        ):
             values, groups = context
-            kinds, index = to_cells.kinds(), to_cells.kinds_in(image)
+            kinds, index = to_cells.cell_types(), to_cells.cell_type_ids(image)
             if groups is not None and len(values) * len(kinds) <= index.numel():
                 each = F.relu(fusion(kinds.expand(len(values), -1, -1), values))
-                return look_up(each.flatten(0, 1), index + len(kinds) * groups.index.unsqueeze(1))
+                return gather_rows(
+                    each.flatten(0, 1), index + len(kinds) * groups.index.unsqueeze(1)
+                )
         return F.relu(fusion(to_cells(image), *context))
 
 
-def below_heads(arguments: Mapping[str, Any], give_features: bool) -> dict[str, Any]:
+def extractor_kwargs(arguments: Mapping[str, Any], return_features: bool) -> dict[str, Any]:
     """The arguments of the extractor in a policy with these ``arguments``, whose heads are its own."""
     sites = tuple(site for site in arguments["sites"] if site != "heads")
-    return {**arguments, "sites": sites, "give_features": give_features}
+    return {**arguments, "sites": sites, "return_features": return_features}
 
 
 def _check_sites(sites: Sequence[Site], encoder: EncoderConfig) -> None:
     for site in sites:
         if site == "heads":
-            raise ConfigError("site 'heads' lies outside a features extractor; use mirl.policies.FusionPolicy")
+            raise ConfigError(
+                "site 'heads' lies outside a features extractor; use mirl.policies.FusionPolicy"
+            )
         if site not in ("map", "vector"):
             raise ConfigError(f"unknown site '{site}'." + nearest(site, ("map", "vector", "heads")))
     if "map" in sites and isinstance(encoder, VectorEncoderConfig):
-        raise ConfigError("site 'map' fuses over cells, and encoder 'vector' has none; use sites=('vector',)")
+        raise ConfigError(
+            "site 'map' fuses over cells, and encoder 'vector' has none; use sites=('vector',)"
+        )
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -28,9 +28,10 @@ from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import ContextConfig, EncoderConfig, FusionConfig, Site
-from mirl.policies.extractor import Features, FusionExtractor, below_heads
-from mirl.policies.interactions import build_fusion
-from mirl.policies.policy import FusionHead
+from mirl.policies.extractor import FusionExtractor, extractor_kwargs
+from mirl.policies.features import Features
+from mirl.policies.fusions import build_fusion
+from mirl.policies.heads import FusionHead
 
 LINEAR_GAIN = 1 / math.sqrt(3)
 """An orthogonal start of this gain has entries as large as those that PyTorch gives ``nn.Linear``, which SB3 keeps."""
@@ -39,7 +40,7 @@ LINEAR_GAIN = 1 / math.sqrt(3)
 # ----------------------------------------------------------------------------------------------------------- networks
 
 
-class OverVector(nn.Module):
+class ApplyToFeatures(nn.Module):
     """Layers over the vector, with the context passed by untouched."""
 
     def __init__(self, layers: nn.Module) -> None:
@@ -61,7 +62,7 @@ def with_fused_head(mlp: nn.Module, extractor: BaseFeaturesExtractor) -> nn.Sequ
     layers = list(cast(nn.Sequential, mlp))
     last = max(i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear))
     head = fused_head(cast(nn.Linear, layers[last]), cast(FusionExtractor, extractor))
-    return nn.Sequential(OverVector(nn.Sequential(*layers[:last])), head, *layers[last + 1 :])
+    return nn.Sequential(ApplyToFeatures(nn.Sequential(*layers[:last])), head, *layers[last + 1 :])
 
 
 def _fuse_q_networks(critic: ContinuousCritic | QuantileCritic) -> None:
@@ -73,7 +74,11 @@ def _fuse_q_networks(critic: ContinuousCritic | QuantileCritic) -> None:
 @contextmanager
 def _weights_fixed_for_an_actor(critic: nn.Module, actions: Tensor) -> Iterator[None]:
     """Within it the weights get no gradient if the actions do: an actor asks, and SB3 would throw it away."""
-    weights = [weight for weight in critic.parameters() if weight.requires_grad] if actions.requires_grad else []
+    weights = (
+        [weight for weight in critic.parameters() if weight.requires_grad]
+        if actions.requires_grad
+        else []
+    )
     for weight in weights:
         weight.requires_grad_(False)
     try:
@@ -83,7 +88,9 @@ def _weights_fixed_for_an_actor(critic: nn.Module, actions: Tensor) -> Iterator[
             weight.requires_grad_(True)
 
 
-def _join(critic: ContinuousCritic | QuantileCritic, obs: Any, actions: Tensor, *, learn: bool) -> Features:
+def _join(
+    critic: ContinuousCritic | QuantileCritic, obs: Any, actions: Tensor, *, learn: bool
+) -> Features:
     """Features and actions side by side, with the context.
 
     :param learn: whether the features extractor learns from what follows, where gradients are on at all.
@@ -100,12 +107,16 @@ class FusionCritic(ContinuousCritic):
         super().__init__(**sb3)
         _fuse_q_networks(self)
 
-    def forward(self, obs: Any, actions: Float[Tensor, "batch action"]) -> tuple[Float[Tensor, "batch 1"], ...]:
+    def forward(
+        self, obs: Any, actions: Float[Tensor, "batch action"]
+    ) -> tuple[Float[Tensor, "batch 1"], ...]:
         with _weights_fixed_for_an_actor(self, actions):
             joined = _join(self, obs, actions, learn=not self.share_features_extractor)
             return tuple(q_network(joined) for q_network in self.q_networks)
 
-    def q1_forward(self, obs: Any, actions: Float[Tensor, "batch action"]) -> Float[Tensor, "batch 1"]:
+    def q1_forward(
+        self, obs: Any, actions: Float[Tensor, "batch action"]
+    ) -> Float[Tensor, "batch 1"]:
         """Of the first network alone, as TD3's actor asks; the features extractor learns nothing from it."""
         with _weights_fixed_for_an_actor(self, actions):
             q: Tensor = self.q_networks[0](_join(self, obs, actions, learn=False))
@@ -119,17 +130,23 @@ class FusionQuantileCritic(QuantileCritic):
         super().__init__(**sb3)
         _fuse_q_networks(self)
 
-    def forward(self, obs: Any, action: Float[Tensor, "batch action"]) -> Float[Tensor, "batch critics quantiles"]:
+    def forward(
+        self, obs: Any, action: Float[Tensor, "batch action"]
+    ) -> Float[Tensor, "batch critics quantiles"]:
         with _weights_fixed_for_an_actor(self, action):
             joined = _join(self, obs, action, learn=not self.share_features_extractor)
             return torch.stack([q_network(joined) for q_network in self.q_networks], dim=1)
 
 
 def _fuse_gaussian_actor(actor: SACActor | TQCActor) -> None:
-    if actor.use_sde:  # its noise is a function of the hidden layer, which SB3 reads as a plain tensor
-        raise ConfigError("use_sde does not go with fused heads here; use sites=('vector',) or use_sde=False")
+    if (
+        actor.use_sde
+    ):  # its noise is a function of the hidden layer, which SB3 reads as a plain tensor
+        raise ConfigError(
+            "use_sde does not go with fused heads here; use sites=('vector',) or use_sde=False"
+        )
     extractor = cast(FusionExtractor, actor.features_extractor)
-    actor.latent_pi = OverVector(actor.latent_pi)  # type: ignore[assignment]
+    actor.latent_pi = ApplyToFeatures(actor.latent_pi)  # type: ignore[assignment]
     for name in ("mu", "log_std"):
         setattr(actor, name, fused_head(getattr(actor, name), extractor))
 
@@ -171,16 +188,18 @@ class OffPolicyFusion(BasePolicy):
             action_space,
             lr_schedule,  # of the SB3 policy, which follows in the order of resolution
             features_extractor_class=FusionExtractor,
-            features_extractor_kwargs=below_heads(self._fusion_arguments, self.fuses_in_heads),
+            features_extractor_kwargs=extractor_kwargs(self._fusion_arguments, self.fuses_in_heads),
             **sb3,
         )
 
-    def specialise(self, context: Any) -> NoReturn:
+    def specialize(self, context: Any) -> NoReturn:
         """Not offered: ``FusionPolicy`` has it.
 
         :raises ConfigError: always.
         """
-        raise ConfigError("policies of PPO and A2C can be specialised and exported, those of other algorithms cannot")
+        raise ConfigError(
+            "policies of PPO and A2C can be specialized and exported, those of other algorithms cannot"
+        )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()
@@ -200,10 +219,14 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
             _fuse_gaussian_actor(actor)
         return actor.to(self.device)
 
-    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
+    def make_critic(
+        self, features_extractor: BaseFeaturesExtractor | None = None
+    ) -> ContinuousCritic:
         if not self.fuses_in_heads:
             return super().make_critic(features_extractor)
-        return FusionCritic(**self._update_features_extractor(self.critic_kwargs, features_extractor)).to(self.device)
+        return FusionCritic(
+            **self._update_features_extractor(self.critic_kwargs, features_extractor)
+        ).to(self.device)
 
 
 class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
@@ -215,7 +238,9 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
             _fuse_gaussian_actor(actor)
         return actor.to(self.device)
 
-    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> QuantileCritic:
+    def make_critic(
+        self, features_extractor: BaseFeaturesExtractor | None = None
+    ) -> QuantileCritic:
         if not self.fuses_in_heads:
             return super().make_critic(features_extractor)
         kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
@@ -231,10 +256,14 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
             actor.mu = with_fused_head(actor.mu, actor.features_extractor)
         return actor.to(self.device)
 
-    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
+    def make_critic(
+        self, features_extractor: BaseFeaturesExtractor | None = None
+    ) -> ContinuousCritic:
         if not self.fuses_in_heads:
             return super().make_critic(features_extractor)
-        return FusionCritic(**self._update_features_extractor(self.critic_kwargs, features_extractor)).to(self.device)
+        return FusionCritic(
+            **self._update_features_extractor(self.critic_kwargs, features_extractor)
+        ).to(self.device)
 
 
 class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):

@@ -15,64 +15,19 @@ from stable_baselines3.common.distributions import (
 )
 from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import ContextConfig, EncoderConfig, FusionConfig, Site
-from mirl.policies.contexts import Distinct, GoalContext
-from mirl.policies.extractor import Features, FusionExtractor, below_heads
-from mirl.policies.interactions import Fusion, build_fusion
-from mirl.policies.masking import has_action_mask, mask_logits
-from mirl.policies.popart import PopArtHead, number_of_tasks
-from mirl.policies.specialise import SpecialisedPolicy, specialise_fusion
-
-HEAD_GAIN = 0.01
-"""Of both heads. SB3 has it for the policy, which starts nearly uniform. Values start near zero, too: at a gain of 1
-the first advantages are those of random values, which led agents away from rewards that they had not met yet."""
-
-
-class ContextMlpExtractor(MlpExtractor):
-    """SB3's ``MlpExtractor`` over the vector, with what the heads read beside it passed by untouched."""
-
-    def forward_actor(self, features: Features) -> Features:  # type: ignore[override]
-        return features._replace(vector=super().forward_actor(features.vector))
-
-    def forward_critic(self, features: Features) -> Features:  # type: ignore[override]
-        return features._replace(vector=super().forward_critic(features.vector))
-
-
-class FusionHead(nn.Module):
-    """A policy or value head y = f(hidden, z), as the paper does for multitask RL."""
-
-    def __init__(self, fusion: Fusion) -> None:
-        super().__init__()
-        self.fusion = fusion
-
-    def forward(self, features: Features) -> Float[Tensor, "batch out"]:
-        y: Tensor = self.fusion(features.vector, *features.context)
-        return y
-
-    def specialise(self, z: Float[Tensor, " context"], task: int) -> nn.Module:
-        """The plain layers that are left for one context."""
-        return specialise_fusion(self.fusion, z)
-
-
-class VectorHead(nn.Module):
-    """SB3's own head, which reads nothing but the vector."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.linear = linear
-
-    def forward(self, features: Features) -> Float[Tensor, "batch out"]:
-        y: Tensor = self.linear(features.vector)
-        return y
-
-    def specialise(self, z: Float[Tensor, " context"], task: int) -> nn.Module:
-        """The plain layer."""
-        return self.linear
+from mirl.policies.action_mask import has_action_mask, mask_logits
+from mirl.policies.contexts import GoalContext
+from mirl.policies.extractor import FusionExtractor, extractor_kwargs
+from mirl.policies.features import Features, UniqueRows
+from mirl.policies.fusions import Fusion, build_fusion
+from mirl.policies.heads import HEAD_GAIN, ContextMlpExtractor, FusionHead, VectorHead
+from mirl.policies.popart import PopArtHead, get_n_tasks
+from mirl.policies.specialize import SpecialisedPolicy
 
 
 class FusionPolicy(MultiInputActorCriticPolicy):
@@ -89,7 +44,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
     :raises ConfigError: when the spaces do not fit.
     """
 
-    remembers = False
+    is_recurrent = False
     """A memory stands between the extractor and the MLPs."""
 
     def __init__(
@@ -107,11 +62,15 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         **sb3: Any,
     ) -> None:
         if "memory" in sb3:
-            raise ConfigError("FusionPolicy remembers nothing; memory=… is for mirl.policies.RecurrentFusionPolicy")
+            raise ConfigError(
+                "FusionPolicy remembers nothing; memory=… is for mirl.policies.RecurrentFusionPolicy"
+            )
         self.fuses_in_heads, self.popart = "heads" in sites, popart
         self.masks_actions = has_action_mask(observation_space, action_space)
-        self.n_tasks = number_of_tasks(observation_space) if popart else 1
-        self.heads_read_features = self.remembers or self.fuses_in_heads or self.popart or self.masks_actions
+        self.n_tasks = get_n_tasks(observation_space) if popart else 1
+        self.heads_use_features = (
+            self.is_recurrent or self.fuses_in_heads or self.popart or self.masks_actions
+        )
         self._fusion_arguments = {
             "fusion": fusion,
             "context": context,
@@ -124,13 +83,17 @@ class FusionPolicy(MultiInputActorCriticPolicy):
             action_space,
             lr_schedule,
             features_extractor_class=FusionExtractor,
-            features_extractor_kwargs=below_heads(self._fusion_arguments, self.heads_read_features),
+            features_extractor_kwargs=extractor_kwargs(
+                self._fusion_arguments, self.heads_use_features
+            ),
             **sb3,
         )
 
     def _build_mlp_extractor(self) -> None:
-        if self.heads_read_features:
-            self.mlp_extractor = ContextMlpExtractor(self.features_dim, self.net_arch, self.activation_fn, self.device)
+        if self.heads_use_features:
+            self.mlp_extractor = ContextMlpExtractor(
+                self.features_dim, self.net_arch, self.activation_fn, self.device
+            )
         else:
             super()._build_mlp_extractor()
 
@@ -138,12 +101,14 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         super()._build(lr_schedule)
         if self.ortho_init:
             nn.init.orthogonal_(self.value_net.weight, HEAD_GAIN)
-        if self.heads_read_features:
+        if self.heads_use_features:
             self.action_net = self._head(cast(nn.Linear, self.action_net))
             value_net = self._popart_head() if self.popart else self._head(self.value_net)
             self.value_net = value_net  # type: ignore[assignment]
             self.to(self.device)
-            self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+            self.optimizer = self.optimizer_class(
+                self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
+            )  # type: ignore[call-arg]
 
     def _head(self, linear: nn.Linear) -> FusionHead | VectorHead:
         if not self.fuses_in_heads:
@@ -153,29 +118,37 @@ class FusionPolicy(MultiInputActorCriticPolicy):
 
     def _popart_head(self) -> PopArtHead:
         hidden_dim = self.mlp_extractor.latent_dim_vf
-        fusion = self._fusion(hidden_dim, hidden_dim, gain=math.sqrt(2)) if self.fuses_in_heads else None
+        fusion = (
+            self._fusion(hidden_dim, hidden_dim, gain=math.sqrt(2)) if self.fuses_in_heads else None
+        )
         return PopArtHead(self.n_tasks, hidden_dim, fusion, gain=HEAD_GAIN)
 
     def _fusion(self, in_dim: int, out_dim: int, gain: float) -> Fusion:
         extractor = cast(FusionExtractor, self.pi_features_extractor)
-        return build_fusion(extractor.fusion_config, in_dim, extractor.context_dim, out_dim, gain=gain)
+        return build_fusion(
+            extractor.fusion_config, in_dim, extractor.context_dim, out_dim, gain=gain
+        )
 
     @property
-    def distinct_key(self) -> str | None:
-        """The key of a context of which a batch holds few distinct ones: it may come as ``Distinct`` rows."""
+    def grouped_context_key(self) -> str | None:
+        """The key of a context of which a batch holds few distinct ones: it may come as ``UniqueRows`` rows."""
         extractor = cast(FusionExtractor, self.pi_features_extractor)
         return None if isinstance(extractor.context, GoalContext) else extractor.routing.context
 
     def extract_features(self, obs: Any, features_extractor: Any = None) -> Any:
-        """SB3's, which also takes the context as ``Distinct`` rows."""
-        distinct = {key: value for key, value in obs.items() if isinstance(value, Distinct)}
+        """SB3's, which also takes the context as ``UniqueRows`` rows."""
+        distinct = {key: value for key, value in obs.items() if isinstance(value, UniqueRows)}
         others = {key: value for key, value in obs.items() if key not in distinct}
-        plain = cast(dict[str, Tensor], preprocess_obs(others, self.observation_space, self.normalize_images))
+        plain = cast(
+            dict[str, Tensor], preprocess_obs(others, self.observation_space, self.normalize_images)
+        )
         if features_extractor is not None or self.share_features_extractor:
             return (features_extractor or self.features_extractor)({**plain, **distinct})
-        return self.pi_features_extractor({**plain, **distinct}), self.vf_features_extractor({**plain, **distinct})
+        return self.pi_features_extractor({**plain, **distinct}), self.vf_features_extractor(
+            {**plain, **distinct}
+        )
 
-    def specialise(self, context: ArrayLike, task: int = 0) -> SpecialisedPolicy:
+    def specialize(self, context: ArrayLike, task: int = 0) -> SpecialisedPolicy:
         """The policy for one context alone, at the cost of a plain network; its weights are copies.
 
         :param context: one row as the observation holds it: a mission's token ids, a task's index, a goal.
@@ -196,11 +169,17 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         return mask_logits(parameters, latent_pi.action_mask) if self.masks_actions else parameters
 
     def _get_action_dist_from_latent(self, latent_pi: Any) -> Distribution:
-        if isinstance(latent_pi, Features) and isinstance(self.action_dist, StateDependentNoiseDistribution):
-            return self.action_dist.proba_distribution(self.action_net(latent_pi), self.log_std, latent_pi.vector)
+        if isinstance(latent_pi, Features) and isinstance(
+            self.action_dist, StateDependentNoiseDistribution
+        ):
+            return self.action_dist.proba_distribution(
+                self.action_net(latent_pi), self.log_std, latent_pi.vector
+            )
         if self.masks_actions:
             assert isinstance(self.action_dist, CategoricalDistribution)
-            return self.action_dist.proba_distribution(action_logits=self.action_parameters(latent_pi))
+            return self.action_dist.proba_distribution(
+                action_logits=self.action_parameters(latent_pi)
+            )
         return super()._get_action_dist_from_latent(latent_pi)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -217,10 +196,12 @@ def latents(policy: ActorCriticPolicy, features: Any) -> tuple[Any, Any]:
     if policy.share_features_extractor:
         both: tuple[Any, Any] = policy.mlp_extractor(features)
         return both
-    return policy.mlp_extractor.forward_actor(features[0]), policy.mlp_extractor.forward_critic(features[1])
+    return policy.mlp_extractor.forward_actor(features[0]), policy.mlp_extractor.forward_critic(
+        features[1]
+    )
 
 
-def as_environment_takes(policy: ActorCriticPolicy, actions: NDArray[Any]) -> NDArray[Any]:
+def to_env_actions(policy: ActorCriticPolicy, actions: NDArray[Any]) -> NDArray[Any]:
     """The actions of a policy, unscaled or clipped to the space they are for."""
     if not isinstance(policy.action_space, spaces.Box):
         return actions

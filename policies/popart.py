@@ -9,24 +9,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError
-from mirl.policies.extractor import Features
-from mirl.policies.interactions import Fusion
-from mirl.policies.routing import TASK_KEY
-from mirl.policies.specialise import specialise_fusion
+from mirl.configs.keys import TASK_KEY
+from mirl.policies.features import Features
+from mirl.policies.fusions import Fusion
+from mirl.policies.specialize import specialise_fusion
 
-MIN_DEVIATION = 1e-4
+MIN_STD = 1e-4
 """σ does not fall below this, so that returns that never vary are not divided by zero."""
 
 
-def number_of_tasks(observation_space: spaces.Space[Any]) -> int:
+def get_n_tasks(observation_space: spaces.Space[Any]) -> int:
     """How many tasks the observations tell apart.
 
     :raises ConfigError: when they do not say which task each is of.
     """
-    task = observation_space.spaces.get(TASK_KEY) if isinstance(observation_space, spaces.Dict) else None
+    task = (
+        observation_space.spaces.get(TASK_KEY)
+        if isinstance(observation_space, spaces.Dict)
+        else None
+    )
     if not isinstance(task, spaces.Discrete):
         given = "none" if task is None else str(task)
-        raise ConfigError(f"popart normalises per task and needs a Discrete space under '{TASK_KEY}', got {given}")
+        raise ConfigError(
+            f"popart has_running_norm per task and needs a Discrete space under '{TASK_KEY}', got {given}"
+        )
     return int(task.n)
 
 
@@ -52,7 +58,13 @@ class PopArtHead(nn.Module):
     n_updates: Int[Tensor, " tasks"]
 
     def __init__(
-        self, n_tasks: int, hidden_dim: int, fusion: Fusion | None = None, *, rate: float = 0.05, gain: float = 1.0
+        self,
+        n_tasks: int,
+        hidden_dim: int,
+        fusion: Fusion | None = None,
+        *,
+        rate: float = 0.05,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.n_tasks, self.fusion, self.rate = n_tasks, fusion, rate
@@ -65,8 +77,8 @@ class PopArtHead(nn.Module):
 
     @property
     def deviation(self) -> Float[Tensor, " tasks"]:
-        """σ = √(ν − μ²), at least ``MIN_DEVIATION``."""
-        return (self.mean_of_squares - self.mean.square()).clamp(min=MIN_DEVIATION**2).sqrt()
+        """σ = √(ν − μ²), at least ``MIN_STD``."""
+        return (self.mean_of_squares - self.mean.square()).clamp(min=MIN_STD**2).sqrt()
 
     def scale(self, tasks: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """σ of each row's task, the unit of its values."""
@@ -74,9 +86,13 @@ class PopArtHead(nn.Module):
 
     def forward(self, features: Features) -> Float[Tensor, "batch 1"]:
         assert features.task is not None
-        hidden = features.vector if self.fusion is None else F.relu(self.fusion(features.vector, *features.context))
-        normalised = F.linear(hidden, self.weight, self.bias)  # (B, tasks)
-        values = self.deviation.to(hidden.dtype) * normalised + self.mean.to(hidden.dtype)
+        hidden = (
+            features.vector
+            if self.fusion is None
+            else F.relu(self.fusion(features.vector, *features.context))
+        )
+        normalized = F.linear(hidden, self.weight, self.bias)  # (B, tasks)
+        values = self.deviation.to(hidden.dtype) * normalized + self.mean.to(hidden.dtype)
         return values.gather(1, features.task.unsqueeze(1))
 
     @torch.no_grad()
@@ -86,19 +102,25 @@ class PopArtHead(nn.Module):
         μ_t ← μ_t + β_t (mean R − μ_t),  ν_t ← ν_t + β_t (mean R² − ν_t),  β_t = rate / (1 − (1 − rate)^k)
         w_t ← w_t σ_t / σ′_t,            b_t ← (σ_t b_t + μ_t − μ′_t) / σ′_t
 
-        at the k-th update of task t, which makes the first one forget the start. What an optimiser remembers of w and b
+        at the k-th update of task t, which makes the first one forget the start. What an optimizer remembers of w and b
         stays as it is.
         """
         rows = returns.double()
         own = F.one_hot(tasks, self.n_tasks).double()
-        counts, sums, sums_of_squares = (own.T @ torch.stack([torch.ones_like(rows), rows, rows.square()], 1)).unbind(1)
+        counts, sums, sums_of_squares = (
+            own.T @ torch.stack([torch.ones_like(rows), rows, rows.square()], 1)
+        ).unbind(1)
         present = counts > 0
         mean, deviation = self.mean.clone(), self.deviation
 
         self.n_updates += present
-        step = torch.where(present, self.rate / (1 - (1 - self.rate) ** self.n_updates.double()), 0.0)
+        step = torch.where(
+            present, self.rate / (1 - (1 - self.rate) ** self.n_updates.double()), 0.0
+        )
         self.mean += step * (sums / counts.clamp(min=1) - self.mean)
-        self.mean_of_squares += step * (sums_of_squares / counts.clamp(min=1) - self.mean_of_squares)
+        self.mean_of_squares += step * (
+            sums_of_squares / counts.clamp(min=1) - self.mean_of_squares
+        )
 
         weight = self.weight.double() * (deviation / self.deviation).unsqueeze(1)
         bias = (deviation * self.bias.double() + mean - self.mean) / self.deviation
@@ -106,11 +128,21 @@ class PopArtHead(nn.Module):
         self.bias.copy_(torch.where(present, bias, self.bias))
 
     @torch.no_grad()
-    def specialise(self, z: Float[Tensor, " context"], task: int) -> nn.Module:
+    def specialize(self, z: Float[Tensor, " context"], task: int) -> nn.Module:
         """The plain layers that are left for one context and one task."""
-        deviation, weight, bias = self.deviation[task], self.weight[task].double(), self.bias[task].double()
+        deviation, weight, bias = (
+            self.deviation[task],
+            self.weight[task].double(),
+            self.bias[task].double(),
+        )
         # a start of its own would draw from torch's generator
-        row = nn.utils.skip_init(nn.Linear, weight.numel(), 1, dtype=self.weight.dtype, device=self.weight.device)
+        row = nn.utils.skip_init(
+            nn.Linear, weight.numel(), 1, dtype=self.weight.dtype, device=self.weight.device
+        )
         row.weight.copy_(deviation * weight)
         row.bias.copy_(deviation * bias + self.mean[task])
-        return row if self.fusion is None else nn.Sequential(specialise_fusion(self.fusion, z), nn.ReLU(), row)
+        return (
+            row
+            if self.fusion is None
+            else nn.Sequential(specialise_fusion(self.fusion, z), nn.ReLU(), row)
+        )

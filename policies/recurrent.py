@@ -10,11 +10,13 @@ from torch import Tensor
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import RecurrentConfig, choose
-from mirl.policies.cores import Core, build_core
-from mirl.policies.episodes import Episodes
-from mirl.policies.extractor import Features, FusionExtractor
-from mirl.policies.policy import FusionPolicy, as_environment_takes, latents
-from mirl.policies.specialise import SpecialisedPolicy
+from mirl.policies.extractor import FusionExtractor
+from mirl.policies.features import Features
+from mirl.policies.memory.build import build_core
+from mirl.policies.memory.core import Core
+from mirl.policies.memory.episodes import Episodes
+from mirl.policies.policy import FusionPolicy, latents, to_env_actions
+from mirl.policies.specialize import SpecialisedPolicy
 
 STATELESS = (
     "RecurrentFusionPolicy needs what it remembers, which Stable-Baselines3's own algorithms do not keep: train it "
@@ -52,7 +54,7 @@ class RecurrentFusionPolicy(FusionPolicy):
     :raises ConfigError: when the spaces do not fit.
     """
 
-    remembers = True
+    is_recurrent = True
 
     def __init__(self, *others: Any, memory: str | RecurrentConfig = "lstm", **named: Any) -> None:
         self.memory: RecurrentConfig = choose(memory, RecurrentConfig)
@@ -60,7 +62,9 @@ class RecurrentFusionPolicy(FusionPolicy):
 
     def _build_mlp_extractor(self) -> None:
         self.core = self._core(self.pi_features_extractor)
-        self.critic_core = None if self.share_features_extractor else self._core(self.vf_features_extractor)
+        self.critic_core = (
+            None if self.share_features_extractor else self._core(self.vf_features_extractor)
+        )
         self.features_dim = self.core.out_dim
         super()._build_mlp_extractor()
 
@@ -73,26 +77,33 @@ class RecurrentFusionPolicy(FusionPolicy):
         """Size of what is remembered of an environment, by the actor and then by a critic of its own."""
         return self.core.state_dim + (0 if self.critic_core is None else self.critic_core.state_dim)
 
-    def remember(
-        self, features: Any, state: Float[Tensor, "batch state"], episode_start: Episodes | Bool[Tensor, "time batch"]
+    def run_cores(
+        self,
+        features: Any,
+        state: Float[Tensor, "batch state"],
+        episode_start: Episodes | Bool[Tensor, "time batch"],
     ) -> tuple[Any, Float[Tensor, "batch state"]]:
         """The cores, over the features that ``extract_features`` gives of T · N observations, time first."""
         if self.critic_core is None:
-            return through(self.core, features, state, episode_start)
+            return run_core(self.core, features, state, episode_start)
         of_actor, of_critic = state.split([self.core.state_dim, self.critic_core.state_dim], dim=1)
-        actor, of_actor = through(self.core, features[0], of_actor, episode_start)
-        critic, of_critic = through(self.critic_core, features[1], of_critic, episode_start)
+        actor, of_actor = run_core(self.core, features[0], of_actor, episode_start)
+        critic, of_critic = run_core(self.critic_core, features[1], of_critic, episode_start)
         return (actor, critic), torch.cat([of_actor, of_critic], dim=1)
 
-    def read(self, features: Any, rows: Int[Tensor, " steps"], sequences: Sequences) -> Any:
+    def run_sequences(
+        self, features: Any, rows: Int[Tensor, " steps"], sequences: Sequences
+    ) -> Any:
         """What is remembered at each timestep of some sequences, given the features of their distinct observations."""
         state, burn_in = sequences.state, sequences.burn_in
         if burn_in is not None:
             with torch.no_grad():
-                before = spread(self.extract_features(burn_in.observations), burn_in.rows)
-                _, refreshed = self.remember(before, state.index_select(0, burn_in.sequences), burn_in.episodes)
+                before = gather_features(self.extract_features(burn_in.observations), burn_in.rows)
+                _, refreshed = self.run_cores(
+                    before, state.index_select(0, burn_in.sequences), burn_in.episodes
+                )
                 state = state.index_copy(0, burn_in.sequences, refreshed)
-        remembered, _ = self.remember(spread(features, rows), state, sequences.episodes)
+        remembered, _ = self.run_cores(gather_features(features, rows), state, sequences.episodes)
         return remembered
 
     def forward(  # type: ignore[override]
@@ -105,17 +116,22 @@ class RecurrentFusionPolicy(FusionPolicy):
         """Actions, values, log-probabilities of the actions, and the state after this timestep."""
         if state is None or episode_start is None:
             raise TypeError(STATELESS)
-        features, state = self.remember(self.extract_features(obs), state, episode_start)
+        features, state = self.run_cores(self.extract_features(obs), state, episode_start)
         latent_pi, latent_vf = latents(self, features)
         distribution = self._get_action_dist_from_latent(latent_pi)
         actions = distribution.get_actions(deterministic=deterministic)
         log_probs = distribution.log_prob(actions)
-        return actions.reshape((-1, *self.action_space.shape)), self.value_net(latent_vf), log_probs, state  # type: ignore[misc]
+        return (
+            actions.reshape((-1, *self.action_space.shape)),  # type: ignore[misc]
+            self.value_net(latent_vf),
+            log_probs,
+            state,
+        )
 
     def predict_values(self, obs: Any, state: Float[Tensor, "batch state"]) -> Tensor:  # type: ignore[override]
         """The values of observations that go on from the states."""
         goes_on = Episodes(np.zeros((1, len(state)), np.bool_), self.device)
-        features, _ = self.remember(self.extract_features(obs), state, goes_on)
+        features, _ = self.run_cores(self.extract_features(obs), state, goes_on)
         values: Tensor = self.value_net(latents(self, features)[1])
         return values
 
@@ -146,36 +162,52 @@ class RecurrentFusionPolicy(FusionPolicy):
         batch = len(next(iter(cast(dict[str, Tensor], observed).values())))
         before = (np.zeros((batch, self.core.state_dim)),) if state is None else state
         if [np.shape(part) for part in before] != [(batch, self.core.state_dim)]:
-            raise ValueError(f"state must be what predict gave, a tuple of one array {(batch, self.core.state_dim)}")
+            raise ValueError(
+                f"state must be what predict gave, a tuple of one array {(batch, self.core.state_dim)}"
+            )
         starts = np.asarray(state is None if episode_start is None else episode_start, np.bool_)
         if starts.shape not in ((), (batch,)):
-            raise ValueError(f"expected episode_start for {batch} environments, got shape {starts.shape}")
+            raise ValueError(
+                f"expected episode_start for {batch} environments, got shape {starts.shape}"
+            )
         with torch.no_grad():
             features = self.extract_features(observed, self.pi_features_extractor)
             episodes = Episodes(np.full((1, batch), starts), self.device)
-            features, after = through(
-                self.core, features, torch.as_tensor(before[0], dtype=torch.float32, device=self.device), episodes
+            features, after = run_core(
+                self.core,
+                features,
+                torch.as_tensor(before[0], dtype=torch.float32, device=self.device),
+                episodes,
             )
             latent = self.mlp_extractor.forward_actor(features)  # type: ignore[arg-type]
-            actions = self._get_action_dist_from_latent(latent).get_actions(deterministic=deterministic).cpu().numpy()
-        actions = as_environment_takes(self, actions.reshape(-1, *cast(tuple[int, ...], self.action_space.shape)))
+            actions = (
+                self._get_action_dist_from_latent(latent)
+                .get_actions(deterministic=deterministic)
+                .cpu()
+                .numpy()
+            )
+        actions = to_env_actions(
+            self, actions.reshape(-1, *cast(tuple[int, ...], self.action_space.shape))
+        )
         return actions if vectorized else actions.squeeze(axis=0), (after.cpu().numpy(),)
 
-    def specialise(self, context: ArrayLike, task: int = 0) -> SpecialisedPolicy:
-        raise ConfigError(f"a policy with memory={self.memory.kind} has no form for one context alone to export")
+    def specialize(self, context: ArrayLike, task: int = 0) -> SpecialisedPolicy:
+        raise ConfigError(
+            f"a policy with memory={self.memory.kind} has no form for one context alone to export"
+        )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "memory": self.memory}
 
 
-def spread(features: Any, rows: Int[Tensor, " steps"]) -> Any:
+def gather_features(features: Any, rows: Int[Tensor, " steps"]) -> Any:
     """The features of distinct observations, of actor and critic or of both, for every timestep that has them."""
     if isinstance(features, Features):
-        return features.index_select(0, rows, descend=True)
-    return tuple(spread(part, rows) for part in features)
+        return features.index_select(0, rows, keep_order=False)
+    return tuple(gather_features(part, rows) for part in features)
 
 
-def through(
+def run_core(
     core: Core,
     features: Features,
     state: Float[Tensor, "batch state"],
@@ -183,5 +215,7 @@ def through(
 ) -> tuple[Features, Float[Tensor, "batch state"]]:
     """A core over the features of T · N observations, time first."""
     shape = episode_start.shape
-    vectors, state = core(features.vector.unflatten(0, tuple(shape)), state, episode_start, *features.context)
+    vectors, state = core(
+        features.vector.unflatten(0, tuple(shape)), state, episode_start, *features.context
+    )
     return features._replace(vector=vectors.flatten(0, 1)), state

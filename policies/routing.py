@@ -7,7 +7,9 @@ from typing import Any
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 
+from mirl.configs import keys
 from mirl.configs.errors import ConfigError, nearest
+from mirl.configs.keys import ACTION_MASK_KEY, CONTEXT_KEYS
 from mirl.configs.networks import (
     ContextConfig,
     EncoderConfig,
@@ -18,13 +20,6 @@ from mirl.configs.networks import (
     TaskIdContextConfig,
     VectorEncoderConfig,
 )
-
-TASK_KEY = "task"
-"""The key of the task's number."""
-CONTEXT_KEYS = ("desired_goal", "mission", TASK_KEY)
-"""Keys that tell what to do, the most telling first; the other keys tell what is seen."""
-ACTION_MASK_KEY = "action_mask"
-"""The key that tells which actions there are; it is neither seen nor a context."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,9 @@ class Routing:
     """Their size, flattened."""
 
 
-def route(space: spaces.Dict, context_key: str, observation_keys: Sequence[str] | None, *, flatten: bool) -> Routing:
+def route(
+    space: spaces.Dict, context_key: str, observation_keys: Sequence[str] | None, *, flatten: bool
+) -> Routing:
     """The routing of ``space``; by default all is seen that ``seen_keys`` says, and ``flatten`` makes images vectors.
 
     :raises ConfigError: for an unknown key, with the nearest one, for a space that SB3 cannot read, and when nothing is
@@ -52,20 +49,32 @@ def route(space: spaces.Dict, context_key: str, observation_keys: Sequence[str] 
     keys = seen_keys(space, context_key, observation_keys)
     image = None if flatten else image_key(space, keys)
     others = tuple(key for key in keys if key != image)
-    others_dim = sum(int(get_flattened_obs_dim(space[key])) for key in others)  # SB3 sums MultiDiscrete with numpy
+    others_dim = sum(
+        int(get_flattened_obs_dim(space[key])) for key in others
+    )  # SB3 sums MultiDiscrete with numpy
     return Routing(context_key, image, others, others_dim)
 
 
 def _check_readable(key: str, space: spaces.Space[Any]) -> None:
     """What SB3 cannot make a tensor of it stops at, whether the networks read it or not."""
     if isinstance(space, spaces.Discrete) and space.start != 0:
-        raise ConfigError(f"Stable-Baselines3 reads Discrete spaces that start at 0, and '{key}' is {space}")
-    if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        hint = "; wrap the environment in mirl.envs.ContractObservation" if isinstance(space, spaces.Text) else ""
+        raise ConfigError(
+            f"Stable-Baselines3 reads Discrete spaces that start at 0, and '{key}' is {space}"
+        )
+    if not isinstance(
+        space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
+    ):
+        hint = (
+            "; wrap the environment in mirl.envs.ContractObservation"
+            if isinstance(space, spaces.Text)
+            else ""
+        )
         raise ConfigError(f"Stable-Baselines3 cannot read the observation's '{key}', {space}{hint}")
 
 
-def seen_keys(space: spaces.Dict, context_key: str, observation_keys: Sequence[str] | None) -> tuple[str, ...]:
+def seen_keys(
+    space: spaces.Dict, context_key: str, observation_keys: Sequence[str] | None
+) -> tuple[str, ...]:
     """The keys that tell what is seen: those named, or every key that is no context and no mask of actions."""
     known = space.spaces
     others = (*CONTEXT_KEYS, context_key, ACTION_MASK_KEY)
@@ -74,7 +83,9 @@ def seen_keys(space: spaces.Dict, context_key: str, observation_keys: Sequence[s
         if key not in known:
             raise ConfigError(f"the observation has no key '{key}'." + nearest(key, known))
     if not keys:
-        raise ConfigError(f"nothing is left to see beside the context among the keys {sorted(known)}")
+        raise ConfigError(
+            f"nothing is left to see beside the context among the keys {sorted(known)}"
+        )
     return keys
 
 
@@ -82,18 +93,20 @@ def image_key(space: spaces.Dict, keys: Sequence[str]) -> str | None:
     """The key of the observation with rows, columns and channels, if there is one."""
     images = [key for key in keys if len(space[key].shape or ()) == 3]
     if len(images) > 1:
-        raise ConfigError(f"one image per observation is supported, these are several: {', '.join(images)}")
+        raise ConfigError(
+            f"one image per observation is supported, these are several: {', '.join(images)}"
+        )
     return images[0] if images else None
 
 
 def default_context(space: spaces.Dict) -> ContextConfig:
     """The goal, else the mission, else the task id, whichever the observation holds first."""
     match next((key for key in CONTEXT_KEYS if key in space.spaces), None):
-        case "desired_goal":
+        case keys.DESIRED_GOAL_KEY:
             return GoalContextConfig()
-        case "mission":
+        case keys.MISSION_KEY:
             return MissionContextConfig()
-        case "task":
+        case keys.TASK_KEY:
             return TaskIdContextConfig()
         case _:
             raise ConfigError(
@@ -102,7 +115,9 @@ def default_context(space: spaces.Dict) -> ContextConfig:
             )
 
 
-def default_encoder(space: spaces.Dict, context_key: str, observation_keys: Sequence[str] | None) -> EncoderConfig:
+def default_encoder(
+    space: spaces.Dict, context_key: str, observation_keys: Sequence[str] | None
+) -> EncoderConfig:
     """By the spaces of what is seen: pixels, a symbolic grid, or neither."""
     key = image_key(space, seen_keys(space, context_key, observation_keys))
     if key is None:

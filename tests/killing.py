@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from run_records import metrics_of, points_of, tensors_of
 
-from mirl.agents import checkpoint, files, train
+from mirl.agents import train
+from mirl.agents.runs import atomic_files as files
+from mirl.agents.runs import checkpoint
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
 
@@ -38,7 +40,9 @@ def kill_at(patch: pytest.MonkeyPatch, moment: int) -> None:
         patch.setattr(module, "flush", counted(files.flush))
 
 
-def assert_kills_change_nothing(monkeypatch: pytest.MonkeyPatch, whole: TrainConfig, cut: TrainConfig) -> None:
+def assert_kills_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, whole: TrainConfig, cut: TrainConfig
+) -> None:
     """Two runs of one configuration end alike, though the second is killed five times on its way."""
     # TensorBoard orders the files of a folder by the second in which each was begun: let no two be of the same
     clock = SimpleNamespace(time=itertools.count(1_000_000_000).__next__)

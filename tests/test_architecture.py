@@ -34,11 +34,18 @@ NAMELESS = {"utils", "helpers", "common", "base"}
 
 def package_files() -> list[Path]:
     """Every Python file of the package: the four folders, and the modules at the root."""
-    return sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))])
+    return sorted(
+        [
+            *ROOT.glob("*.py"),
+            *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")),
+        ]
+    )
 
 
 def all_files() -> list[Path]:
-    return sorted([*package_files(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
+    return sorted(
+        [*package_files(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    )
 
 
 def name_of(path: Path) -> str:
@@ -65,7 +72,11 @@ def imported(tree: ast.AST, package: str) -> set[str]:
             case ast.Import():
                 names.update(alias.name for alias in node.names)
             case ast.ImportFrom():
-                parents = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+                parents = (
+                    package.split(".")[: len(package.split(".")) + 1 - node.level]
+                    if node.level
+                    else []
+                )
                 module = ".".join([*parents, *([node.module] if node.module else [])])
                 names.add(module)
                 names.update(f"{module}.{alias.name}" for alias in node.names)
@@ -84,7 +95,10 @@ def imported_by(path: Path) -> set[str]:
 def parts_imported(names: set[str]) -> set[str]:
     """The parts of MIRL among imported names: ``mirl.envs.tasks`` -> ``envs``."""
     split = (name.split(".") for name in names)
-    return {words[1] for words in split if words[0] == "mirl" and len(words) > 1} & {*FOLDERS, *SCRIPTS}
+    return {words[1] for words in split if words[0] == "mirl" and len(words) > 1} & {
+        *FOLDERS,
+        *SCRIPTS,
+    }
 
 
 def forbidden_calls(tree: ast.AST) -> Iterator[str]:
@@ -145,7 +159,9 @@ def test_files_are_named_after_what_they_hold(path: Path) -> None:
 
 def test_importing_the_schema_does_not_import_torch() -> None:
     code = f"import sys, mirl.configs.schema; print(sorted({HEAVY!r} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"
 
 
@@ -171,9 +187,9 @@ def test_every_form_of_import_is_seen(source: str) -> None:
 
 
 def test_a_relative_import_stays_within_its_own_part() -> None:
-    assert parts_imported(imported(ast.parse("from .film import Film\nfrom . import film"), "mirl.policies")) == {
-        "policies"
-    }
+    assert parts_imported(
+        imported(ast.parse("from .film import Film\nfrom . import film"), "mirl.policies")
+    ) == {"policies"}
 
 
 @pytest.mark.parametrize(
@@ -195,7 +211,13 @@ def test_every_way_to_run_data_is_seen(source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["policy.eval()", "torch.load(path, weights_only=True)", "'''No `_target_` here.'''", "import mirl.eval"]
+    "source",
+    [
+        "policy.eval()",
+        "torch.load(path, weights_only=True)",
+        "'''No `_target_` here.'''",
+        "import mirl.eval",
+    ],
 )
 def test_harmless_code_passes(source: str) -> None:
     assert not list(forbidden_calls(ast.parse(source)))

@@ -39,7 +39,12 @@ def command(script: str, *argv: str) -> list[str]:
 def run(folder: Path, script: str, *argv: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a folder, as a user without a GPU would."""
     return subprocess.run(
-        command(script, *argv), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+        command(script, *argv),
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -60,10 +65,15 @@ def assert_one_message(code: int, out: str, err: str, message: str) -> None:
     ("argv", "message"),
     [
         (["fusoin=film"], "unknown option 'fusoin'. Did you mean 'fusion'?\n"),
-        (["sites=[map]", "encoder=vector"], "encoder=vector has none; use encoder=grid or sites=[vector]\n"),
+        (
+            ["sites=[map]", "encoder=vector"],
+            "encoder=vector has none; use encoder=grid or sites=[vector]\n",
+        ),
     ],
 )
-def test_a_mistake_on_the_command_line_leaves_nothing_behind(tmp_path: Path, argv: list[str], message: str) -> None:
+def test_a_mistake_on_the_command_line_leaves_nothing_behind(
+    tmp_path: Path, argv: list[str], message: str
+) -> None:
     done = run(tmp_path, "train.py", *argv)
     assert_one_message(done.returncode, done.stdout, done.stderr, message)
     assert not list(tmp_path.iterdir())
@@ -86,7 +96,9 @@ def test_what_this_machine_lacks_is_told_and_leaves_nothing_behind(
 
 def test_an_evaluation_of_a_missing_run_is_one_message(tmp_path: Path) -> None:
     done = run(tmp_path, "eval.py", "run=runs/nowhere")
-    assert_one_message(done.returncode, done.stdout, done.stderr, "runs/nowhere is not a run directory")
+    assert_one_message(
+        done.returncode, done.stdout, done.stderr, "runs/nowhere is not a run directory"
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -108,9 +120,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[P
 
 
 @pytest.mark.parametrize("backend", ["gymnasium", "envpool"])
-def test_training_writes_all_its_files_and_a_table(trained: Callable[[str], tuple[Path, str]], backend: str) -> None:
+def test_training_writes_all_its_files_and_a_table(
+    trained: Callable[[str], tuple[Path, str]], backend: str
+) -> None:
     folder, said = trained(backend)
-    found = {re.sub(r"tfevents\..*", "tfevents", str(p.relative_to(folder))) for p in folder.rglob("*") if p.is_file()}
+    found = {
+        re.sub(r"tfevents\..*", "tfevents", str(p.relative_to(folder)))
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
     assert found == {
         ".lock",
         "config.yaml",
@@ -184,13 +202,17 @@ def test_a_mistake_in_an_evaluation_changes_nothing(
         eval_command.main()
     said = capsys.readouterr()
     assert isinstance(left.value.code, int)
-    assert_one_message(left.value.code, said.out, said.err, message.format(checkpoints=folder / "checkpoints"))
+    assert_one_message(
+        left.value.code, said.out, said.err, message.format(checkpoints=folder / "checkpoints")
+    )
     assert hashes(folder) == before
 
 
 def iteration_steps(folder: Path) -> list[int]:
     with (folder / "metrics.csv").open(newline="") as file:
-        return [int(row["time/total_timesteps"]) for row in csv.DictReader(file) if row["train/loss"]]
+        return [
+            int(row["time/total_timesteps"]) for row in csv.DictReader(file) if row["train/loss"]
+        ]
 
 
 def event_steps(folder: Path) -> list[int]:
@@ -231,27 +253,46 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "mine"
     said = stopped_by(signal.SIGINT, tmp_path, folder, argv)
     assert "Traceback" not in said
-    (stopped_at,) = re.findall(r"Stopped and saved at ([\d,]+) timesteps; the same command again resumes\.", said)
+    (stopped_at,) = re.findall(
+        r"Stopped and saved at ([\d,]+) timesteps; the same command again resumes\.", said
+    )
     assert iteration_steps(folder) == list(range(128, int(stopped_at.replace(",", "")) + 1, 128))
     rows = [row.rstrip(",") for row in (folder / "metrics.csv").read_text().splitlines()[1:]]
 
     again = run(tmp_path, "train.py", *argv)
     assert (again.returncode, again.stderr) == (0, "")
     assert "After 4,096 timesteps" in again.stdout
-    assert json.loads((folder / "checkpoints" / "step_000004096" / "state.json").read_text())["num_timesteps"] == 4096
+    assert (
+        json.loads((folder / "checkpoints" / "step_000004096" / "state.json").read_text())[
+            "num_timesteps"
+        ]
+        == 4096
+    )
     after = [row.rstrip(",") for row in (folder / "metrics.csv").read_text().splitlines()[1:]]
     assert after[: len(rows)] == rows
     assert iteration_steps(folder) == event_steps(folder) == list(range(128, 4097, 128))
 
 
-def test_sigterm_saves_and_the_same_words_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = [*TINY, "backend=envpool", "total_timesteps=4096", f"runs_dir={tmp_path}", "name=mine", "progress=false"]
+def test_sigterm_saves_and_the_same_words_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [
+        *TINY,
+        "backend=envpool",
+        "total_timesteps=4096",
+        f"runs_dir={tmp_path}",
+        "name=mine",
+        "progress=false",
+    ]
     folder = tmp_path / "mine"
     said = stopped_by(signal.SIGTERM, tmp_path, folder, argv)
     assert "Traceback" not in said
     stopped_at = iteration_steps(folder)[-1]
     assert f"Stopped and saved at {stopped_at:,} timesteps; the same command again resumes." in said
-    assert json.loads((folder / "checkpoints" / "index.json").read_text())["last"] == f"step_{stopped_at:09d}"
+    assert (
+        json.loads((folder / "checkpoints" / "index.json").read_text())["last"]
+        == f"step_{stopped_at:09d}"
+    )
     assert train_command.run(argv) == 0
     assert "After 4,096 timesteps" in capsys.readouterr().out
     assert iteration_steps(folder) == event_steps(folder) == list(range(128, 4097, 128))
@@ -264,6 +305,8 @@ def test_another_configuration_under_the_name_changes_nothing(
     before = hashes(folder)
     words = [*TINY, "name=mine", "backend=envpool", "total_timesteps=512", "fusion=film", "seed=2"]
     done = run(folder.parents[1], "train.py", *words)
-    assert_one_message(done.returncode, "", done.stderr, "runs/mine holds a run of another configuration")
+    assert_one_message(
+        done.returncode, "", done.stderr, "runs/mine holds a run of another configuration"
+    )
     assert "\n  fusion.kind: 'bilinear' there, 'film' now\n  seed: 0 there, 2 now\n" in done.stderr
     assert hashes(folder) == before

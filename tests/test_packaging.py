@@ -26,7 +26,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         elif path.name in {*FOLDERS, "tests", "benchmarks", "docs"}:
             shutil.copytree(path, source / path.name, ignore=shutil.ignore_patterns("__pycache__"))
     build = "from setuptools import build_meta; build_meta.build_wheel('.')"
-    result = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     (built,) = source.glob("*.whl")
     with zipfile.ZipFile(built) as archive:
@@ -34,12 +36,20 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 def test_the_wheel_holds_every_module_and_no_other(wheel: set[str]) -> None:
-    modules = {path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
-    assert {name for name in wheel if name.endswith(".py")} == {f"mirl/{name}" for name in modules | ROOT_MODULES}
+    modules = {
+        path.relative_to(ROOT).as_posix()
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {name for name in wheel if name.endswith(".py")} == {
+        f"mirl/{name}" for name in modules | ROOT_MODULES
+    }
 
 
 def test_the_wheel_holds_every_preset(wheel: set[str]) -> None:
-    presets = {f"mirl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
+    presets = {
+        f"mirl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")
+    }
     assert any(name.startswith("mirl/configs/task/") for name in presets)
     assert {name for name in wheel if name.endswith(".yaml")} == presets
 
@@ -70,7 +80,9 @@ def pins() -> dict[str, str]:
 def test_every_requirement_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    required = {canonical(name) for name in [*project["dependencies"], *extras["fast"], *extras["dev"]]}
+    required = {
+        canonical(name) for name in [*project["dependencies"], *extras["fast"], *extras["dev"]]
+    }
     assert required - {"mirl"} <= set(pins())
 
 
@@ -81,5 +93,7 @@ def test_no_pin_ties_users_to_one_build_of_torch() -> None:
 
 def test_hooks_run_the_pinned_ruff() -> None:
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
-    (revision,) = [repo["rev"] for repo in config["repos"] if repo["repo"].endswith("/ruff-pre-commit")]
+    (revision,) = [
+        repo["rev"] for repo in config["repos"] if repo["repo"].endswith("/ruff-pre-commit")
+    ]
     assert revision == f"v{pins()['ruff']}"

@@ -18,8 +18,12 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from mirl.agents import train
 from mirl.configs.compose import compose_train
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on this machine")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium or google-chrome on this machine"
+)
 ARGUMENTS = (
     "--headless",
     "--no-sandbox",
@@ -38,15 +42,36 @@ TIMEOUT = 30_000
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a TensorBoard server over a tiny run."""
     runs = tmp_path_factory.mktemp("runs")
-    words = ("agent.n_envs=8", "agent.n_steps=16", "agent.batch_size=64", "total_timesteps=512", "progress=false")
+    words = (
+        "agent.n_envs=8",
+        "agent.n_steps=16",
+        "agent.batch_size=64",
+        "total_timesteps=512",
+        "progress=false",
+    )
     small = ("encoder.channels=8", "encoder.features_dim=16", "context.dim=8", "device=cpu")
-    train(compose_train([*words, *small, "evaluation.episodes=8", "evaluation.every=128", f"runs_dir={runs}"]))
+    train(
+        compose_train(
+            [*words, *small, "evaluation.episodes=8", "evaluation.every=128", f"runs_dir={runs}"]
+        )
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = ["-m", "tensorboard.main", "--logdir", str(runs), "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(runs),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     server = subprocess.Popen(
-        [sys.executable, *command, "--load_fast=false"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, *command, "--load_fast=false"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         wait_for(f"http://127.0.0.1:{port}/data/runs", server)
@@ -74,7 +99,9 @@ def wait_for(url: str, server: "subprocess.Popen[bytes]") -> None:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS, env={**os.environ})
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=ARGUMENTS, env={**os.environ}
+        )
         yield chromium
         chromium.close()
 
@@ -90,13 +117,17 @@ def page(browser: Browser, tmp_path: Path, request: pytest.FixtureRequest) -> It
     page.close()
 
 
-@pytest.mark.parametrize("tag", ["train/loss", "task/goto_door/success_rate", "eval/goto_door/success_rate"])
+@pytest.mark.parametrize(
+    "tag", ["train/loss", "task/goto_door/success_rate", "eval/goto_door/success_rate"]
+)
 def test_the_curve_has_a_card_with_its_last_point(page: Page, address: str, tag: str) -> None:
     page.goto(f"{address}/?tagFilter={quote(f'^{tag}$')}#timeseries")
     card = page.locator("scalar-card", has=page.get_by_title(tag, exact=True)).first
     expect(card).to_be_visible(timeout=TIMEOUT)
     expect(card.locator("line-chart")).to_be_visible(timeout=TIMEOUT)
-    expect(card.locator("tb-data-table, data-table").first).to_contain_text("512", timeout=TIMEOUT)  # its last point
+    expect(card.locator("tb-data-table, data-table").first).to_contain_text(
+        "512", timeout=TIMEOUT
+    )  # its last point
 
 
 def test_the_animation_is_shown_under_its_tag(page: Page, address: str) -> None:
@@ -105,5 +136,7 @@ def test_the_animation_is_shown_under_its_tag(page: Page, address: str) -> None:
     expect(card).to_be_visible(timeout=TIMEOUT)
     image = card.locator("img")
     expect(image).to_be_visible(timeout=TIMEOUT)
-    page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image.element_handle())
+    page.wait_for_function(
+        "image => image.complete && image.naturalWidth > 0", arg=image.element_handle()
+    )
     assert image.evaluate("image => image.naturalWidth") == 256

@@ -33,14 +33,18 @@ class FlipGoalEnv(gym.Env[Observation, Any]):
 
     def __init__(self, n_features: int = 2) -> None:
         self.seen = spaces.Box(-1, 1, (n_features,), np.float32)
-        self.observation_space = spaces.Dict({"observation": self.seen, self.goal_key: self.goal_space})
+        self.observation_space = spaces.Dict(
+            {"observation": self.seen, self.goal_key: self.goal_space}
+        )
         self.action_space = spaces.Discrete(2)
 
     def goal(self, sign: int) -> Any:
         """What the agent is told."""
         return np.array([sign], np.float32)
 
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: Any = None
+    ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
         x = self.np_random.choice([-1.0, 1.0], self.seen.shape).astype(np.float32)
         sign = int(self.np_random.choice([-1, 1]))
@@ -86,7 +90,11 @@ class MirrorReachEnv(gym.Env[Observation, Any]):
         self.n_steps = n_steps
         point = spaces.Box(-2, 2, (1,), np.float32)
         self.observation_space = spaces.Dict(
-            {"observation": spaces.Box(-2, 2, (2,), np.float32), "achieved_goal": point, "desired_goal": point}
+            {
+                "observation": spaces.Box(-2, 2, (2,), np.float32),
+                "achieved_goal": point,
+                "desired_goal": point,
+            }
         )
         self.action_space = spaces.Box(-1, 1, (1,), np.float32)
 
@@ -102,7 +110,9 @@ class MirrorReachEnv(gym.Env[Observation, Any]):
     ) -> NDArray[np.float32]:
         return -(np.abs(achieved - desired)[..., 0] > self.TOLERANCE).astype(np.float32)
 
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: Any = None
+    ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
         self.mirror = float(self.np_random.choice([-1.0, 1.0]))
         self.target = float(self.np_random.choice([-1.0, 1.0]) * self.np_random.uniform(0.5, 1.0))
@@ -113,23 +123,35 @@ class MirrorReachEnv(gym.Env[Observation, Any]):
         self.point = float(np.clip(self.point + self.mirror * float(action[0]), -2, 2))
         self.count += 1
         observation = self._observation()
-        reward = float(self.compute_reward(observation["achieved_goal"], observation["desired_goal"], {}))
+        reward = float(
+            self.compute_reward(observation["achieved_goal"], observation["desired_goal"], {})
+        )
         return observation, reward, False, self.count == self.n_steps, {"is_success": reward == 0}
 
 
 class SampledEnv(gym.Env[Observation, Any]):
     """Any spaces: observations are sampled, rewards random, episodes five steps long."""
 
-    def __init__(self, observation_space: spaces.Dict, action_space: spaces.Space[Any], seed: int = 0) -> None:
+    def __init__(
+        self, observation_space: spaces.Dict, action_space: spaces.Space[Any], seed: int = 0
+    ) -> None:
         self.observation_space, self.action_space = observation_space, action_space
         self.observation_space.seed(seed)
         self.count = 0
 
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: Any = None
+    ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
         self.count = 0
         return self.observation_space.sample(), {}
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         self.count += 1
-        return self.observation_space.sample(), float(self.np_random.normal()), self.count % 5 == 0, False, {}
+        return (
+            self.observation_space.sample(),
+            float(self.np_random.normal()),
+            self.count % 5 == 0,
+            False,
+            {},
+        )

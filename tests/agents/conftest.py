@@ -51,13 +51,15 @@ def tiny(tmp_path: Path, tiny_in: Build) -> Build:
 @pytest.fixture
 def make_agent() -> Iterator[Callable[[TrainConfig], PPO | A2C]]:
     """``make_agent(config)``: an untrained agent over its training environment, which is closed after the test."""
-    from mirl.agents.building import build_agent
+    from mirl.agents.builder import build_agent
     from mirl.envs import SuiteVecEnv
 
     opened: list[SuiteVecEnv] = []
 
     def make(config: TrainConfig) -> PPO | A2C:
-        env = SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend, seed=config.seed)
+        env = SuiteVecEnv(
+            config.task, config.agent.n_envs, backend=config.backend, seed=config.seed
+        )
         opened.append(env)
         return build_agent(config, env)
 

@@ -15,15 +15,17 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from mirl.agents import adapting, evaluate, load_policy, train
-from mirl.agents.adapting import Point, ShiftedContext, adapt_run, curve_table, tasks_to_adapt_to
-from mirl.agents.run_directory import open_run, read_config
+from mirl.agents import evaluate, load_policy, train
+from mirl.agents import few_shot as adapting
+from mirl.agents.few_shot import Point, ShiftedContext, adapt_run, adaptation_tasks, curve_table
+from mirl.agents.runs.run import load_config, open_run
 from mirl.configs.compose import compose_train, parse_flat
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import MissionContextConfig, TaskIdContextConfig
 from mirl.configs.schema import EvalConfig, TrainConfig
-from mirl.envs import SuiteVecEnv, mission_space, tokenise
-from mirl.policies.contexts import MissionContext, TaskIdContext, distinct_rows
+from mirl.envs import SuiteVecEnv, mission_space, tokenize
+from mirl.policies.contexts import MissionContext, TaskIdContext
+from mirl.policies.features import unique_rows
 
 ROOT = Path(__file__).parents[2]
 PER_CALL = adapting.N_ENVS * adapting.N_STEPS
@@ -48,7 +50,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_in: Build) -> dict[str, 
 
 def options(run: Path, **given: Any) -> EvalConfig:
     """A few unseen episodes of each point."""
-    shared: dict[str, Any] = {"run": run, "checkpoint": "last", "episodes": 6, "n_envs": 3, "device": "cpu"}
+    shared: dict[str, Any] = {
+        "run": run,
+        "checkpoint": "last",
+        "episodes": 6,
+        "n_envs": 3,
+        "device": "cpu",
+    }
     return EvalConfig(**{**shared, "adapt": "context", "adapt_episodes": (8,), **given})
 
 
@@ -64,7 +72,9 @@ def agents(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Tensor]
 
     def note(*arguments: Any) -> Any:
         agent = load(*arguments)
-        noted.append((agent, {name: value.clone() for name, value in agent.policy.state_dict().items()}))
+        noted.append(
+            (agent, {name: value.clone() for name, value in agent.policy.state_dict().items()})
+        )
         return agent
 
     monkeypatch.setattr(adapting, "_load", note)
@@ -72,14 +82,20 @@ def agents(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Tensor]
 
 
 def changed(agent: Any, start: dict[str, Tensor]) -> set[str]:
-    return {name for name, value in agent.policy.state_dict().items() if not torch.equal(value, start[name])}
+    return {
+        name
+        for name, value in agent.policy.state_dict().items()
+        if not torch.equal(value, start[name])
+    }
 
 
 # -------------------------------------------------------------------------------------------------------- what is tuned
 
 
 @pytest.mark.parametrize(("run", "task"), [("rooms", ""), ("mission", "goto_door")])
-def test_by_context_nothing_but_the_offset_moves(runs: dict[str, Path], agents: list[Any], run: str, task: str) -> None:
+def test_by_context_nothing_but_the_offset_moves(
+    runs: dict[str, Path], agents: list[Any], run: str, task: str
+) -> None:
     curves_of(options(runs[run], task=task))
     [(agent, start)] = agents
     deltas = {name for name in start if name.endswith("context.delta")}
@@ -91,7 +107,9 @@ def test_by_context_nothing_but_the_offset_moves(runs: dict[str, Path], agents: 
             assert (module.delta.grad != 0).any()
 
 
-def test_by_network_the_weights_move_with_the_offset(runs: dict[str, Path], agents: list[Any]) -> None:
+def test_by_network_the_weights_move_with_the_offset(
+    runs: dict[str, Path], agents: list[Any]
+) -> None:
     curves_of(options(runs["rooms"], adapt="network"))
     [(agent, start)] = agents
     moved = changed(agent, start)
@@ -109,7 +127,11 @@ def test_adaptation_starts_from_the_weights_of_the_checkpoint(
     [(agent, start)] = agents
     policy, _ = load_policy(config.run, "last", agent.observation_space, agent.action_space, "cpu")
     weights = policy.state_dict()
-    own = {name.replace("context.encoder.", "context."): value for name, value in start.items() if "delta" not in name}
+    own = {
+        name.replace("context.encoder.", "context."): value
+        for name, value in start.items()
+        if "delta" not in name
+    }
     assert own.keys() == weights.keys()
     assert all(torch.equal(own[name], weights[name]) for name in own)
 
@@ -120,7 +142,7 @@ def test_the_step_size_of_the_offset_is_its_own_and_that_of_the_network_its_trai
     for mode in ("context", "network"):
         curves_of(options(runs["rooms"], adapt=mode))
     rates = [agent.policy.optimizer.param_groups[0]["lr"] for agent, _ in agents]
-    assert rates == [adapting.CONTEXT_RATE, read_config(runs["rooms"]).agent.learning_rate]
+    assert rates == [adapting.CONTEXT_RATE, load_config(runs["rooms"]).agent.learning_rate]
     assert rates[1] != adapting.CONTEXT_RATE
 
 
@@ -137,11 +159,13 @@ def test_before_practice_both_ways_play_the_same(runs: dict[str, Path]) -> None:
     np.testing.assert_array_equal(first[0].result.returns, second[0].result.returns)
 
 
-def test_before_practice_a_policy_that_reads_missions_plays_as_it_was_trained(runs: dict[str, Path]) -> None:
+def test_before_practice_a_policy_that_reads_missions_plays_as_it_was_trained(
+    runs: dict[str, Path],
+) -> None:
     config = options(runs["mission"], task="goto_door", episodes=24, n_envs=8)
     [start, _] = curves_of(config)["goto_door"]
     suite = compose_train(["task=goto_door"]).task
-    with closing(SuiteVecEnv(suite, 8, split="test")) as env:
+    with closing(SuiteVecEnv(suite, 8, seed_split="test")) as env:
         policy, _ = load_policy(config.run, "last", env.observation_space, env.action_space, "cpu")
         [plain] = evaluate(policy, env, episodes=24, seed=config.seed)
     np.testing.assert_array_equal(start.result.lengths, plain.lengths)
@@ -155,7 +179,9 @@ def test_an_unseen_task_starts_from_the_mean_of_the_trained_contexts() -> None:
         shifted.delta.copy_(torch.randn(6))
     first, last = encoder.mlp[0], encoder.mlp[2]
     contexts = [
-        (last.weight @ (first.weight[:, task] + first.bias).relu() + last.bias).relu()  # of a one-hot task, by hand
+        (
+            last.weight @ (first.weight[:, task] + first.bias).relu() + last.bias
+        ).relu()  # of a one-hot task, by hand
         for task in (0, 2, 3)
     ]
     expected = (contexts[0] + contexts[1] + contexts[2]) / 3 + shifted.delta
@@ -164,7 +190,9 @@ def test_an_unseen_task_starts_from_the_mean_of_the_trained_contexts() -> None:
     assert not torch.equal(given[0], encoder(torch.eye(4)[[1]]).per_row()[0])
 
 
-def test_a_run_takes_the_mean_over_its_trained_tasks(runs: dict[str, Path], agents: list[Any]) -> None:
+def test_a_run_takes_the_mean_over_its_trained_tasks(
+    runs: dict[str, Path], agents: list[Any]
+) -> None:
     curves_of(options(runs["rooms"]))
     curves_of(options(runs["all"], task="goto_obj"))
     trained = [
@@ -180,8 +208,8 @@ def test_the_offset_is_added_to_the_context_of_each_mission() -> None:
     with torch.no_grad():
         shifted.delta.copy_(torch.randn(8))
     texts = ("go to the red door", "go to the blue ball", "go to the red door")
-    tokens = torch.as_tensor(np.stack([tokenise(text) for text in texts]))
-    for observed in (tokens.float(), distinct_rows(tokens.long())):
+    tokens = torch.as_tensor(np.stack([tokenize(text) for text in texts]))
+    for observed in (tokens.float(), unique_rows(tokens.long())):
         close(shifted(observed).per_row(), encoder(observed).per_row() + shifted.delta)
     assert not torch.equal(*shifted(tokens.float()).per_row()[:2])
 
@@ -191,11 +219,11 @@ def test_the_offset_is_added_to_the_context_of_each_mission() -> None:
 
 def test_each_point_has_had_the_practice_asked_for(runs: dict[str, Path]) -> None:
     [curve] = curves_of(options(runs["rooms"], adapt_episodes=(1, 40, 400))).values()
-    practised = [point.episodes for point in curve]
-    assert practised[0] == 0
-    for episodes, asked in zip(practised[1:], (1, 40, 400), strict=True):
+    practiced = [point.episodes for point in curve]
+    assert practiced[0] == 0
+    for episodes, asked in zip(practiced[1:], (1, 40, 400), strict=True):
         assert episodes >= asked
-    assert practised == sorted(practised)
+    assert practiced == sorted(practiced)
     timesteps = [point.timesteps for point in curve]
     assert timesteps[0] == 0
     assert timesteps[1] == PER_CALL, "a first episode needs no second rollout"
@@ -205,8 +233,13 @@ def test_each_point_has_had_the_practice_asked_for(runs: dict[str, Path]) -> Non
 
 
 def test_what_the_split_withheld_is_practised_when_no_task_is_named(tiny: Build) -> None:
-    config = tiny("task=doors", "context=task_id", "split.name=two", "split.tasks=[goto_door_8x8, goto_door_5x5]")
-    found = tasks_to_adapt_to(config, "")
+    config = tiny(
+        "task=doors",
+        "context=task_id",
+        "split.name=two",
+        "split.tasks=[goto_door_8x8, goto_door_5x5]",
+    )
+    found = adaptation_tasks(config, "")
     assert [task.name for _, task in found] == ["goto_door_5x5", "goto_door_8x8"]
     assert all(suite == config.task for suite, _ in found)
 
@@ -228,11 +261,13 @@ def test_only_the_task_is_practised(runs: dict[str, Path], monkeypatch: pytest.M
 
 
 def test_a_named_task_that_the_run_has_keeps_its_place(runs: dict[str, Path]) -> None:
-    training = read_config(runs["all"])
-    [(suite, task)] = tasks_to_adapt_to(training, "goto_door_6x6")
+    training = load_config(runs["all"])
+    [(suite, task)] = adaptation_tasks(training, "goto_door_6x6")
     assert [each.name for each in suite.tasks] == [each.name for each in training.task.tasks]
     assert suite.tasks[1] == task
-    assert curves_of(options(runs["all"], task="goto_door_6x6", episodes=2)).keys() == {"goto_door_6x6"}
+    assert curves_of(options(runs["all"], task="goto_door_6x6", episodes=2)).keys() == {
+        "goto_door_6x6"
+    }
 
 
 # ------------------------------------------------------------------------------------------------------ what is written
@@ -240,11 +275,17 @@ def test_a_named_task_that_the_run_has_keeps_its_place(runs: dict[str, Path]) ->
 
 def test_the_curve_is_written_down(runs: dict[str, Path]) -> None:
     [(name, curve, path)] = adapt_run(options(runs["rooms"], adapt_episodes=(8, 100), seed=3))
-    assert path == runs["rooms"] / "eval" / "adapt-goto_door_8x8-context-step_000000512-seed3-6ep.json"
+    assert (
+        path == runs["rooms"] / "eval" / "adapt-goto_door_8x8-context-step_000000512-seed3-6ep.json"
+    )
     report = json.loads(path.read_text())
-    assert (name, report["task"]["name"], report["adapt"]) == ("goto_door_8x8", "goto_door_8x8", "context")
+    assert (name, report["task"]["name"], report["adapt"]) == (
+        "goto_door_8x8",
+        "goto_door_8x8",
+        "context",
+    )
     assert report["task"]["env_id"] == "MiniGrid-GoToDoor-8x8-v0"
-    assert [point["practised"] for point in report["curve"]] == [point.episodes for point in curve]
+    assert [point["practiced"] for point in report["curve"]] == [point.episodes for point in curve]
     assert [point["timesteps"] for point in report["curve"]] == [point.timesteps for point in curve]
     for written, point in zip(report["curve"], curve, strict=True):
         assert point.result.summary().items() <= written.items()
@@ -258,7 +299,14 @@ def test_the_table_has_a_row_per_point(runs: dict[str, Path]) -> None:
 
 
 def test_the_command_adapts_and_says_where_it_wrote(runs: dict[str, Path]) -> None:
-    words = ["adapt=network", "adapt_episodes=4,64", "episodes=4", "n_envs=2", "checkpoint=last", "seed=7"]
+    words = [
+        "adapt=network",
+        "adapt_episodes=4,64",
+        "episodes=4",
+        "n_envs=2",
+        "checkpoint=last",
+        "seed=7",
+    ]
     done = subprocess.run(
         [sys.executable, str(ROOT / "eval.py"), f"run={runs['rooms']}", *words],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"},
@@ -268,7 +316,9 @@ def test_the_command_adapts_and_says_where_it_wrote(runs: dict[str, Path]) -> No
     )
     assert (done.returncode, done.stderr) == (0, "")
     path = runs["rooms"] / "eval" / "adapt-goto_door_8x8-network-step_000000512-seed7-4ep.json"
-    assert "rooms, last checkpoint, practising goto_door_8x8 by its network" in " ".join(done.stdout.split())
+    assert "rooms, last checkpoint, practicing goto_door_8x8 by its network" in " ".join(
+        done.stdout.split()
+    )
     assert f"Written: {path}" in done.stdout
     assert len(json.loads(path.read_text())["curve"]) == 3
 
@@ -291,8 +341,12 @@ def test_options_that_do_not_fit_are_a_message(words: list[str], message: str) -
         parse_flat(EvalConfig, ["run=runs/any", *words])
 
 
-def test_with_no_task_named_and_none_withheld_there_is_nothing_to_adapt_to(runs: dict[str, Path]) -> None:
-    with pytest.raises(ConfigError, match=r"adapt= needs task=.*: the run's split withheld no task"):
+def test_with_no_task_named_and_none_withheld_there_is_nothing_to_adapt_to(
+    runs: dict[str, Path],
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"adapt= needs task=.*: the run's split withheld no task"
+    ):
         curves_of(options(runs["all"]))
 
 
@@ -304,7 +358,7 @@ def test_an_unknown_task_names_the_nearest(runs: dict[str, Path]) -> None:
 def test_an_off_policy_run_cannot_be_adapted(tmp_path: Path) -> None:
     config = compose_train(["agent=dqn", "task=MiniGrid-GoToDoor-5x5-v0", f"runs_dir={tmp_path}"])
     open_run(config)
-    with pytest.raises(ConfigError, match="practises with PPO or A2C, and this run's agent is dqn"):
+    with pytest.raises(ConfigError, match="practices with PPO or A2C, and this run's agent is dqn"):
         curves_of(options(config.run_dir, task="goto_door"))
     assert not (config.run_dir / "eval").exists()
 
@@ -314,10 +368,16 @@ def test_an_off_policy_run_cannot_be_adapted(tmp_path: Path) -> None:
     [
         ("all", "MIRL/ReachCell-v0", "tasks of one suite must share their spaces"),
         ("mission", "MIRL/ReachCell-v0", "the observation has no key 'mission'"),
-        ("mission", "MiniGrid-Dynamic-Obstacles-5x5-v0", "does not hold the weights of this policy"),
+        (
+            "mission",
+            "MiniGrid-Dynamic-Obstacles-5x5-v0",
+            "does not hold the weights of this policy",
+        ),
     ],
 )
-def test_a_task_with_other_spaces_is_a_message(runs: dict[str, Path], run: str, task: str, message: str) -> None:
+def test_a_task_with_other_spaces_is_a_message(
+    runs: dict[str, Path], run: str, task: str, message: str
+) -> None:
     before = set((runs[run] / "eval").glob("*")) if (runs[run] / "eval").exists() else set()
     with pytest.raises(ConfigError, match=message):
         curves_of(options(runs[run], task=task))

@@ -12,21 +12,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mirl.agents import checkpoint as checkpoints
 from mirl.agents import load_policy, train
-from mirl.agents.algorithms import A2C, PPO
-from mirl.agents.building import build_agent
-from mirl.agents.checkpoint import (
+from mirl.agents.builder import build_agent
+from mirl.agents.on_policy.a2c import A2C
+from mirl.agents.on_policy.ppo import PPO
+from mirl.agents.runs import checkpoint as checkpoints
+from mirl.agents.runs.atomic_files import write_manifest
+from mirl.agents.runs.checkpoint import (
+    delete_checkpoints_after,
     find_checkpoint,
-    forget_later_checkpoints,
+    latest_valid_checkpoint,
     load_agent,
+    load_index,
     load_weights,
-    newest_intact,
-    read_index,
     save_checkpoint,
 )
-from mirl.agents.files import seal
-from mirl.agents.run_directory import open_run, read_config
+from mirl.agents.runs.run import load_config, open_run
 from mirl.agents.statistics import TaskResult
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
@@ -41,7 +42,7 @@ Agents = Callable[[TrainConfig], PPO | A2C]
 
 @pytest.fixture(scope="module")
 def agent(tiny_in: Build, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPO | A2C]:
-    """Has learned for one iteration, so that the optimiser has a state; tests leave it at that."""
+    """Has learned for one iteration, so that the optimizer has a state; tests leave it at that."""
     config = tiny_in(tmp_path_factory.mktemp("unused"))
     env = SuiteVecEnv(config.task, config.agent.n_envs, seed=config.seed)
     yield build_agent(config, env).learn(128)
@@ -61,7 +62,9 @@ def same(first: Any, second: Any) -> bool:
     if isinstance(first, dict):
         return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
     if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(same(a, b) for a, b in zip(first, second, strict=True))
+        return len(first) == len(second) and all(
+            same(a, b) for a, b in zip(first, second, strict=True)
+        )
     return bool(first == second)
 
 
@@ -81,7 +84,9 @@ def test_a_loaded_agent_equals_the_saved_one(
     assert (loaded.num_timesteps, loaded._n_updates) == (256, saved._n_updates)
 
 
-def test_a_loaded_agent_takes_the_same_gradient_step(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
+def test_a_loaded_agent_takes_the_same_gradient_step(
+    tiny: Build, make_agent: Agents, tmp_path: Path
+) -> None:
     saved, loaded = make_agent(tiny()).learn(128), make_agent(tiny())
     load_agent(save_checkpoint(tmp_path, saved), loaded)
     for agent in (saved, loaded):
@@ -94,18 +99,22 @@ def test_a_loaded_agent_takes_the_same_gradient_step(tiny: Build, make_agent: Ag
 def test_a_run_of_the_first_schema_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(GOLDEN / "schema_1", tmp_path / "runs" / "schema_1")
     monkeypatch.chdir(tmp_path)
-    config = read_config(Path("runs/schema_1")).model_copy(update={"name": "schema_1"})
+    config = load_config(Path("runs/schema_1")).model_copy(update={"name": "schema_1"})
     with closing(SuiteVecEnv(config.task, 4)) as env:
-        policy, folder = load_policy(config.run_dir, "best", env.observation_space, env.action_space, "cpu")
+        policy, folder = load_policy(
+            config.run_dir, "best", env.observation_space, env.action_space, "cpu"
+        )
     for name, weight in load_file(folder / "policy.safetensors").items():
         assert torch.equal(policy.state_dict()[name], weight)
-    last = newest_intact(config.run_dir / "checkpoints")
+    last = latest_valid_checkpoint(config.run_dir / "checkpoints")
     assert last == folder
     assert train(config) == (256, True)  # it was finished, and is left as it is
 
 
 def test_which_task_comes_next_is_part_of_a_checkpoint(tiny: Build, tmp_path: Path) -> None:
-    tasks = "[{name: a, env_id: MiniGrid-GoToDoor-5x5-v0}, {name: b, env_id: MiniGrid-GoToDoor-6x6-v0}]"
+    tasks = (
+        "[{name: a, env_id: MiniGrid-GoToDoor-5x5-v0}, {name: b, env_id: MiniGrid-GoToDoor-6x6-v0}]"
+    )
     config = tiny("task.name=two", f"task.tasks={tasks}", "sampling=lowest_success")
     envs = [SuiteVecEnv(config.task, 4, sampling=config.sampling, seed=seed) for seed in (0, 1)]
     with closing(envs[0]), closing(envs[1]):
@@ -120,7 +129,9 @@ def test_a_policy_is_loaded_ready_to_act(tiny: Build, make_agent: Agents) -> Non
     config = tiny("total_timesteps=128")
     train(config)
     fresh = make_agent(config)
-    policy, folder = load_policy(config.run_dir, "last", fresh.observation_space, fresh.action_space, "cpu")
+    policy, folder = load_policy(
+        config.run_dir, "last", fresh.observation_space, fresh.action_space, "cpu"
+    )
     assert folder.name == "step_000000128"
     assert not policy.training
     for name, weight in load_file(folder / "policy.safetensors").items():
@@ -142,7 +153,9 @@ def test_nothing_in_a_checkpoint_is_a_pickle(agent: PPO, tmp_path: Path) -> None
         assert not data.startswith((b"PK", b"\x80")), path
 
 
-def test_no_loader_can_unpickle(agent: PPO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_loader_can_unpickle(
+    agent: PPO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("something was unpickled")
 
@@ -186,7 +199,7 @@ def test_a_saved_checkpoint_is_not_written_again(agent: PPO, tmp_path: Path) -> 
     times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     save_checkpoint(tmp_path, agent, best=0.5)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
-    assert read_index(tmp_path) == {"last": folder.name, "best": folder.name, "best_score": 0.5}
+    assert load_index(tmp_path) == {"last": folder.name, "best": folder.name, "best_score": 0.5}
 
 
 def cut(path: Path) -> None:
@@ -215,9 +228,15 @@ def flip(path: Path) -> None:
 NOT_WHOLE = "is missing|bytes, expected|SHA-256 differs|cannot be read|does not hold"
 
 
-@pytest.mark.parametrize("damage", [cut, grow, flip, Path.unlink, lambda path: path.write_bytes(b"")])
-@pytest.mark.parametrize("name", ["policy.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
-def test_a_damaged_file_is_a_message(agent: PPO, tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    "damage", [cut, grow, flip, Path.unlink, lambda path: path.write_bytes(b"")]
+)
+@pytest.mark.parametrize(
+    "name", ["policy.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+)
+def test_a_damaged_file_is_a_message(
+    agent: PPO, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
     folder = save_checkpoint(tmp_path, agent)
     before = {key: value.clone() for key, value in agent.policy.state_dict().items()}
     damage(folder / name)
@@ -229,7 +248,7 @@ def test_a_damaged_file_is_a_message(agent: PPO, tmp_path: Path, name: str, dama
 def resealed(folder: Path) -> None:
     """As one would who means it."""
     (folder / "manifest.json").unlink()
-    seal(folder)
+    write_manifest(folder)
 
 
 @pytest.mark.parametrize(
@@ -242,10 +261,22 @@ def resealed(folder: Path) -> None:
         (change_state(num_timesteps="many"), "does not hold the state of this agent"),
         (change_state(windows=[1]), "does not hold the state of this agent"),
         (change_state(precision="fp8"), "does not hold the state of this agent"),
-        (lambda folder: (folder / "state.json").write_text("[1]"), "should hold a JSON object, got list"),
-        (lambda folder: (folder / "state.json").write_text("[" * 10**6), "state.json cannot be read"),
-        (lambda folder: (folder / "state.json").write_bytes(b"\x80\x04K\x01."), "state.json cannot be read"),
-        (lambda folder: (folder / "policy.safetensors").write_bytes(b"PK\x03\x04" * 9), "does not hold the weights"),
+        (
+            lambda folder: (folder / "state.json").write_text("[1]"),
+            "should hold a JSON object, got list",
+        ),
+        (
+            lambda folder: (folder / "state.json").write_text("[" * 10**6),
+            "state.json cannot be read",
+        ),
+        (
+            lambda folder: (folder / "state.json").write_bytes(b"\x80\x04K\x01."),
+            "state.json cannot be read",
+        ),
+        (
+            lambda folder: (folder / "policy.safetensors").write_bytes(b"PK\x03\x04" * 9),
+            "does not hold the weights",
+        ),
     ],
 )
 def test_a_checkpoint_that_was_sealed_with_what_does_not_fit_is_a_message(
@@ -263,7 +294,9 @@ def test_training_goes_on_from_the_newest_checkpoint_that_is_whole(tiny: Build) 
     train(config)
     checkpoints = config.run_dir / "checkpoints"
     saved = load_file(checkpoints / "step_000000512" / "policy.safetensors")
-    expected = {name: weight.clone() for name, weight in saved.items()}  # load_file maps the file, which is to change
+    expected = {
+        name: weight.clone() for name, weight in saved.items()
+    }  # load_file maps the file, which is to change
     flip(checkpoints / "step_000000512" / "policy.safetensors")
     cut(checkpoints / "step_000000384" / "state.json")
     with pytest.warns(UserWarning, match="a damaged checkpoint is passed over") as warned:
@@ -281,7 +314,7 @@ def test_an_index_that_is_damaged_is_made_again(tiny: Build) -> None:
     assert {"last", "best", "best_score"} <= set(whole)
     cut(path)
     with pytest.warns(UserWarning, match=r"index\.json cannot be read.*made again"):
-        last = newest_intact(path.parent)
+        last = latest_valid_checkpoint(path.parent)
     assert last is not None
     assert last.name == "step_000000512"
     assert json.loads(path.read_text()) == whole
@@ -313,13 +346,17 @@ def test_where_every_checkpoint_is_damaged_nothing_is_deleted(tiny: Build) -> No
     flip(config.run_dir / "checkpoints" / "step_000000128" / "policy.safetensors")
     with (
         pytest.warns(UserWarning, match="SHA-256 differs"),
-        pytest.raises(ConfigError, match=r"no checkpoint in .* is what was written; choose another name="),
+        pytest.raises(
+            ConfigError, match=r"no checkpoint in .* is what was written; choose another name="
+        ),
     ):
         train(config)
     assert (config.run_dir / "checkpoints" / "step_000000128").exists()
 
 
-def test_weights_of_another_network_are_a_message(agent: PPO, tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
+def test_weights_of_another_network_are_a_message(
+    agent: PPO, tiny: Build, make_agent: Agents, tmp_path: Path
+) -> None:
     other = make_agent(tiny("agent.net_arch=[4]"))
     with pytest.raises(ConfigError, match="does not hold the weights of this policy"):
         load_weights(save_checkpoint(tmp_path, agent), other.policy)
@@ -331,24 +368,42 @@ def test_what_a_cut_off_run_saved_behind_its_last_checkpoint_is_forgotten(
     for steps in (100, 1000):
         monkeypatch.setattr(agent, "num_timesteps", steps)
         save_checkpoint(tmp_path, agent)
-    forget_later_checkpoints(tmp_path, 100)
+    delete_checkpoints_after(tmp_path, 100)
     assert [path.name for path in tmp_path.glob("step_*")] == ["step_000000100"]
 
 
 def test_a_policy_that_flattens_pixels_is_loaded_as_it_was_trained(tmp_path: Path) -> None:
-    words = ["task.observation=rgb", "encoder=vector", "encoder.hidden=[4]", "sites=[vector]", "backend=gymnasium"]
-    sizes = ["agent.n_envs=2", "agent.n_steps=4", "agent.batch_size=8", "total_timesteps=8", "evaluation.episodes=1"]
+    words = [
+        "task.observation=rgb",
+        "encoder=vector",
+        "encoder.hidden=[4]",
+        "sites=[vector]",
+        "backend=gymnasium",
+    ]
+    sizes = [
+        "agent.n_envs=2",
+        "agent.n_steps=4",
+        "agent.batch_size=8",
+        "total_timesteps=8",
+        "evaluation.episodes=1",
+    ]
     config = compose_train([*words, *sizes, f"runs_dir={tmp_path}", "device=cpu", "progress=false"])
     with closing(SuiteVecEnv(config.task, 2, backend="gymnasium")) as env:
         agent = build_agent(config, env)
         directory = config.run_dir / "checkpoints"
         save_checkpoint(directory, agent)
         open_run(config.model_copy(update={"name": "elsewhere"}))
-        (config.run_dir / "config.yaml").write_bytes((tmp_path / "elsewhere" / "config.yaml").read_bytes())
-        policy, _ = load_policy(config.run_dir, "last", env.observation_space, env.action_space, "cpu")
+        (config.run_dir / "config.yaml").write_bytes(
+            (tmp_path / "elsewhere" / "config.yaml").read_bytes()
+        )
+        policy, _ = load_policy(
+            config.run_dir, "last", env.observation_space, env.action_space, "cpu"
+        )
         observation = env.reset()
         tensors = [each.obs_to_tensor(observation)[0] for each in (agent.policy, policy)]
-        expected, got = (each.predict_values(o) for each, o in zip((agent.policy, policy), tensors, strict=True))
+        expected, got = (
+            each.predict_values(o) for each, o in zip((agent.policy, policy), tensors, strict=True)
+        )
     torch.testing.assert_close(got, expected)
 
 
@@ -362,7 +417,9 @@ def test_an_index_that_points_elsewhere_is_refused(agent: PPO, tmp_path: Path, n
 
 
 @pytest.mark.parametrize("name", ["..", "", "index.json", "step_000000999"])
-def test_an_index_that_points_at_no_checkpoint_finds_none(agent: PPO, tmp_path: Path, name: str) -> None:
+def test_an_index_that_points_at_no_checkpoint_finds_none(
+    agent: PPO, tmp_path: Path, name: str
+) -> None:
     save_checkpoint(tmp_path / "checkpoints", agent)
     (tmp_path / "checkpoints" / "index.json").write_text(json.dumps({"last": name}))
     with pytest.raises(ConfigError, match="no checkpoint 'last'"):
@@ -370,9 +427,12 @@ def test_an_index_that_points_at_no_checkpoint_finds_none(agent: PPO, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("which", "name"), [("last", "step_000000256"), ("128", "step_000000128"), ("00128", "step_000000128")]
+    ("which", "name"),
+    [("last", "step_000000256"), ("128", "step_000000128"), ("00128", "step_000000128")],
 )
-def test_checkpoints_are_found_by_name_and_by_timesteps(learner: PPO, tmp_path: Path, which: str, name: str) -> None:
+def test_checkpoints_are_found_by_name_and_by_timesteps(
+    learner: PPO, tmp_path: Path, which: str, name: str
+) -> None:
     save_checkpoint(tmp_path, learner)
     save_checkpoint(tmp_path, learner.learn(128, reset_num_timesteps=False))
     assert find_checkpoint(tmp_path, which).name == name
@@ -387,7 +447,9 @@ def test_checkpoints_are_found_by_name_and_by_timesteps(learner: PPO, tmp_path: 
         ("??", "Valid: 128"),
     ],
 )
-def test_an_unknown_checkpoint_names_those_there_are(agent: PPO, tmp_path: Path, which: str, hint: str) -> None:
+def test_an_unknown_checkpoint_names_those_there_are(
+    agent: PPO, tmp_path: Path, which: str, hint: str
+) -> None:
     save_checkpoint(tmp_path, agent)
     with pytest.raises(ConfigError) as caught:
         find_checkpoint(tmp_path, which)
@@ -400,17 +462,23 @@ def test_no_checkpoint_at_all_is_said(tmp_path: Path) -> None:
         find_checkpoint(tmp_path, "best")
 
 
-def test_the_best_checkpoint_is_kept_by_validation_success(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_checkpoint_is_kept_by_validation_success(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rates = iter([0.25, 0.75, 0.5, 0.75])  # of the two best, the later is kept
 
     def scripted(*_: Any, **__: Any) -> list[TaskResult]:
         success = np.arange(4) < next(rates) * 4
         return [TaskResult("goto_door", success, success.astype(float), np.full(4, 5))]
 
-    monkeypatch.setattr("mirl.agents.callbacks.evaluate", scripted)
+    monkeypatch.setattr("mirl.agents.callbacks.evaluation.evaluate", scripted)
     config = tiny("evaluation.every=128")
     train(config)
     assert not list(rates)
     folder = config.run_dir / "checkpoints"
-    assert read_index(folder) == {"last": "step_000000512", "best": "step_000000512", "best_score": 0.75}
+    assert load_index(folder) == {
+        "last": "step_000000512",
+        "best": "step_000000512",
+        "best_score": 0.75,
+    }
     assert find_checkpoint(folder, "best").name == "step_000000512"

@@ -17,17 +17,17 @@ from rich.table import Table
 from stable_baselines3.common.policies import BasePolicy, MultiInputActorCriticPolicy
 
 from mirl.agents import evaluate, train
-from mirl.agents.checkpoint import find_checkpoint
 from mirl.agents.evaluation import evaluate_run, results_table
+from mirl.agents.runs.checkpoint import find_checkpoint
 from mirl.agents.statistics import TaskResult, suite_result
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import EvalConfig, TrainConfig
-from mirl.configs.tasks import Part, SplitConfig, SuiteConfig, TaskConfig
-from mirl.envs import Split, SuiteVecEnv, slot_seeds
+from mirl.configs.tasks import HoldoutConfig, Subset, SuiteConfig, TaskConfig
+from mirl.envs import SeedSplit, SuiteVecEnv, env_seeds
 
 Build = Callable[..., TrainConfig]
 FAST_FAILURE, SLOW_SUCCESS = 2, 20
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+SPLITS: tuple[SeedSplit, ...] = ("train", "validation", "test")
 
 
 class SlowSuccessEnv(gym.Env[Any, Any]):
@@ -38,7 +38,9 @@ class SlowSuccessEnv(gym.Env[Any, Any]):
         self.action_space = spaces.Discrete(3)
         self._left = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self._succeeds = bool(self.np_random.random() < 0.5)
         self._left = SLOW_SUCCESS if self._succeeds else FAST_FAILURE
@@ -64,7 +66,8 @@ def suite() -> Iterator[SuiteConfig]:
     for env_id, entry_point in environments.items():
         gym.register(env_id, entry_point=entry_point)
     tasks = tuple(
-        TaskConfig(name=name, env_id=env_id) for name, env_id in zip(("slow", "guess"), environments, strict=True)
+        TaskConfig(name=name, env_id=env_id)
+        for name, env_id in zip(("slow", "guess"), environments, strict=True)
     )
     yield SuiteConfig(name="toys", tasks=tasks)
     for env_id in environments:
@@ -76,10 +79,10 @@ def make_policy(env: SuiteVecEnv) -> BasePolicy:
     return MultiInputActorCriticPolicy(env.observation_space, env.action_space, lambda _: 0.0)
 
 
-def first_outcomes(seed: int, split: Split, slots: int, quotas: list[int]) -> list[bool]:
+def first_outcomes(seed: int, split: SeedSplit, slots: int, quotas: list[int]) -> list[bool]:
     """What each slot's first episodes of the slow task are, replayed one environment at a time."""
     outcomes = []
-    for slot_seed, quota in zip(slot_seeds(seed, split, 0, slots), quotas, strict=True):
+    for slot_seed, quota in zip(env_seeds(seed, split, 0, slots), quotas, strict=True):
         env = SlowSuccessEnv()
         for episode in range(quota):
             env.reset(seed=slot_seed if episode == 0 else None)
@@ -88,21 +91,25 @@ def first_outcomes(seed: int, split: Split, slots: int, quotas: list[int]) -> li
 
 
 def evaluated(suite: SuiteConfig, n_envs: int, **options: Any) -> list[TaskResult]:
-    env = SuiteVecEnv(suite, n_envs, split="validation", workers=0)
+    env = SuiteVecEnv(suite, n_envs, seed_split="validation", workers=0)
     try:
         return evaluate(make_policy(env), env, **options)
     finally:
         env.close()
 
 
-@pytest.mark.parametrize(("slots", "episodes", "quotas"), [(64, 64, [1] * 64), (3, 8, [3, 3, 2]), (4, 2, [1, 1, 0, 0])])
-def test_every_slot_plays_its_quota_so_that_short_failures_are_not_favoured(
+@pytest.mark.parametrize(
+    ("slots", "episodes", "quotas"), [(64, 64, [1] * 64), (3, 8, [3, 3, 2]), (4, 2, [1, 1, 0, 0])]
+)
+def test_every_slot_plays_its_quota_so_that_short_failures_are_not_favored(
     suite: SuiteConfig, slots: int, episodes: int, quotas: list[int]
 ) -> None:
     slow, guess = evaluated(suite, 2 * slots, episodes=episodes, seed=3)
     expected = first_outcomes(3, "validation", slots, quotas)
     assert slow.success.tolist() == expected
-    assert slow.lengths.tolist() == [SLOW_SUCCESS if success else FAST_FAILURE for success in expected]
+    assert slow.lengths.tolist() == [
+        SLOW_SUCCESS if success else FAST_FAILURE for success in expected
+    ]
     assert slow.returns.tolist() == [float(success) for success in expected]
     assert len(guess.success) == episodes
     assert (slow.task, guess.task) == ("slow", "guess")
@@ -110,7 +117,9 @@ def test_every_slot_plays_its_quota_so_that_short_failures_are_not_favoured(
 
 def test_the_success_rate_is_not_biased_by_the_length_of_episodes(suite: SuiteConfig) -> None:
     slow, _ = evaluated(suite, 800, episodes=400, seed=0)
-    assert abs(slow.success_rate - 0.5) < 4 * 0.5 / np.sqrt(400)  # of the first 400 to finish next to none succeed
+    assert abs(slow.success_rate - 0.5) < 4 * 0.5 / np.sqrt(
+        400
+    )  # of the first 400 to finish next to none succeed
 
 
 def test_as_slots_come_to_rest_the_policy_is_asked_in_few_sizes(
@@ -124,7 +133,9 @@ def test_as_slots_come_to_rest_the_policy_is_asked_in_few_sizes(
         return predict(policy, observation, *rest)
 
     monkeypatch.setattr(BasePolicy, "predict", counted)
-    results = evaluated(suite, 200, episodes=150, seed=0)  # two episodes of some slots, one of the others
+    results = evaluated(
+        suite, 200, episodes=150, seed=0
+    )  # two episodes of some slots, one of the others
     assert len(sizes) > 2
     assert all(size % 13 == 0 for size in sizes), sizes  # 16 sizes up to 200
     assert [len(result.success) for result in results] == [150, 150]
@@ -159,7 +170,10 @@ def test_an_evaluation_can_be_repeated(suite: SuiteConfig) -> None:
 def test_deterministic_takes_the_most_probable_action(suite: SuiteConfig) -> None:
     env = SuiteVecEnv(suite, 4, workers=0)
     policy = make_policy(env)
-    rates = {d: evaluate(policy, env, episodes=60, seed=1, deterministic=d)[1].success_rate for d in (True, False)}
+    rates = {
+        d: evaluate(policy, env, episodes=60, seed=1, deterministic=d)[1].success_rate
+        for d in (True, False)
+    }
     assert rates[True] in (0.0, 1.0)
     assert 0.0 < rates[False] < 1.0
     env.close()
@@ -171,16 +185,18 @@ SEEDS = st.integers(0, 2**31 - 1)
 @given(SEEDS, SEEDS, st.integers(0, 9), st.integers(0, 9))
 def test_no_two_splits_share_a_seed(first: int, second: int, task: int, other_task: int) -> None:
     one, two, three = (
-        {*slot_seeds(seed, split, index, 64)}
-        for seed, split, index in zip((first, second, first), SPLITS, (task, other_task, other_task), strict=True)
+        {*env_seeds(seed, split, index, 64)}
+        for seed, split, index in zip(
+            (first, second, first), SPLITS, (task, other_task, other_task), strict=True
+        )
     )
     assert len(one | two | three) == len(one) + len(two) + len(three)
 
 
 def test_a_task_and_a_seed_have_seeds_of_their_own() -> None:
-    drawn = [tuple(slot_seeds(seed, "train", task, 8)) for seed in range(3) for task in range(3)]
+    drawn = [tuple(env_seeds(seed, "train", task, 8)) for seed in range(3) for task in range(3)]
     assert len(set(drawn)) == 9
-    assert slot_seeds(0, "train", 0, 8)[:4] == slot_seeds(0, "train", 0, 4)
+    assert env_seeds(0, "train", 0, 8)[:4] == env_seeds(0, "train", 0, 4)
 
 
 def one(task: str = "door", successes: int = 1, episodes: int = 2, **options: Any) -> TaskResult:
@@ -190,11 +206,15 @@ def one(task: str = "door", successes: int = 1, episodes: int = 2, **options: An
 
 
 def rows_of(table: Table) -> list[list[str]]:
-    return [list(map(str, row)) for row in zip(*(column.cells for column in table.columns), strict=True)]
+    return [
+        list(map(str, row)) for row in zip(*(column.cells for column in table.columns), strict=True)
+    ]
 
 
 def test_the_table_has_a_row_per_task() -> None:
-    result = TaskResult("door", np.array([True, False]), np.array([1.0, 0.0]), np.array([3, 5]), 0.25, 0.75)
+    result = TaskResult(
+        "door", np.array([True, False]), np.array([1.0, 0.0]), np.array([3, 5]), 0.25, 0.75
+    )
     assert rows_of(results_table([result], "title")) == [
         ["door", "2", "50.0%", "9.5% – 90.5%", "0.500", "0.500", "4.0"]
     ]
@@ -204,18 +224,31 @@ def test_under_several_tasks_stand_mean_interquartile_mean_and_worst() -> None:
     results = [one(str(successes), successes, 4) for successes in (0, 2, 3, 4)]
     rows = rows_of(results_table(results, "title"))
     assert [row[0] for row in rows] == ["0", "2", "3", "4", "mean", "IQM", "worst"]
-    assert [(row[2], row[5]) for row in rows[4:]] == [("56.2%", "0.562"), ("62.5%", "0.625"), ("0.0%", "0.000")]
+    assert [(row[2], row[5]) for row in rows[4:]] == [
+        ("56.2%", "0.562"),
+        ("62.5%", "0.625"),
+        ("0.0%", "0.000"),
+    ]
 
 
 def test_the_held_out_part_has_rows_of_its_own() -> None:
-    results = [one("a", 2), one("b", 2), one("a", 0, part="held_out"), one("b", 1, part="held_out")]
+    results = [
+        one("a", 2),
+        one("b", 2),
+        one("a", 0, subset="held_out"),
+        one("b", 1, subset="held_out"),
+    ]
     rows = {row[0]: row[2] for row in rows_of(results_table(results, "title"))}
     assert (rows["a"], rows["a (held out)"], rows["b (held out)"]) == ("100.0%", "0.0%", "50.0%")
-    assert (rows["mean"], rows["mean (held out)"], rows["worst (held out)"]) == ("100.0%", "25.0%", "0.0%")
+    assert (rows["mean"], rows["mean (held out)"], rows["worst (held out)"]) == (
+        "100.0%",
+        "25.0%",
+        "0.0%",
+    )
 
 
 def test_only_tasks_that_were_played_have_results(suite: SuiteConfig) -> None:
-    env = SuiteVecEnv(suite, 2, workers=0, withheld=SplitConfig(tasks=("slow",)))
+    env = SuiteVecEnv(suite, 2, workers=0, holdout=HoldoutConfig(tasks=("slow",)))
     [result] = evaluate(make_policy(env), env, episodes=3, seed=0)
     env.close()
     assert (result.task, set(result.lengths.tolist())) == ("guess", {1})
@@ -223,13 +256,17 @@ def test_only_tasks_that_were_played_have_results(suite: SuiteConfig) -> None:
 
 def test_results_carry_the_scale_of_their_task(suite: SuiteConfig) -> None:
     scaled = suite.tasks[1].model_copy(update={"score_low": -1.0, "score_high": 3.0})
-    slow, guess = evaluated(suite.model_copy(update={"tasks": (suite.tasks[0], scaled)}), 2, episodes=8, seed=0)
+    slow, guess = evaluated(
+        suite.model_copy(update={"tasks": (suite.tasks[0], scaled)}), 2, episodes=8, seed=0
+    )
     assert slow.score == slow.returns.mean()
     assert guess.score == (guess.returns.mean() + 1) / 4
 
 
-def test_a_runs_evaluation_is_on_test_seeds_and_written_down(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, splits = tiny("total_timesteps=128"), list[Split]()
+def test_a_runs_evaluation_is_on_test_seeds_and_written_down(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, splits = tiny("total_timesteps=128"), list[SeedSplit]()
     train(config)
     reset = SuiteVecEnv.reset
 
@@ -244,7 +281,11 @@ def test_a_runs_evaluation_is_on_test_seeds_and_written_down(tiny: Build, monkey
     assert set(splits) == {"test"}
     report = json.loads(path.read_text())
     assert path.parent == config.run_dir / "eval"
-    assert (report["checkpoint"], report["seed"], report["deterministic"]) == ("step_000000128", 0, False)
+    assert (report["checkpoint"], report["seed"], report["deterministic"]) == (
+        "step_000000128",
+        0,
+        False,
+    )
     assert report["tasks"] == [result.summary() for result in results]
     assert report["tasks"][0]["episodes"] == 6
     assert report["summary"] == {"trained": asdict(suite_result(results))}
@@ -256,18 +297,28 @@ def test_evaluations_of_another_kind_get_files_of_their_own(tiny: Build) -> None
     config = tiny("total_timesteps=128")
     train(config)
     common = {"run": config.run_dir, "checkpoint": "last", "episodes": 2}
-    for options in ({}, {"seed": 1}, {"deterministic": True}, {"backend": "gymnasium"}, {"backend": "gymnasium"}):
+    for options in (
+        {},
+        {"seed": 1},
+        {"deterministic": True},
+        {"backend": "gymnasium"},
+        {"backend": "gymnasium"},
+    ):
         evaluate_run(EvalConfig(**common, **options))
     assert len(list((config.run_dir / "eval").glob("*.json"))) == 4
 
 
 def test_what_a_split_withholds_is_evaluated_apart(tiny: Build) -> None:
-    config = tiny("total_timesteps=128", "task=goto_local", "split.name=red", "split.missions=[red]")
+    config = tiny(
+        "total_timesteps=128", "task=goto_local", "split.name=red", "split.missions=[red]"
+    )
     train(config)
-    results, [path] = evaluate_run(EvalConfig(run=config.run_dir, checkpoint="last", episodes=4, n_envs=2))
+    results, [path] = evaluate_run(
+        EvalConfig(run=config.run_dir, checkpoint="last", episodes=4, n_envs=2)
+    )
     assert [result.label for result in results] == ["goto_local", "goto_local (held out)"]
     report = json.loads(path.read_text())
-    assert [task["part"] for task in report["tasks"]] == ["trained", "held_out"]
+    assert [task["subset"] for task in report["tasks"]] == ["trained", "held_out"]
     assert set(report["summary"]) == {"trained", "held_out"}
 
 
@@ -279,29 +330,36 @@ def test_a_split_whose_episodes_never_come_is_told_before_anything_is_written(ti
 
 
 def scripted_evaluation(**rates: list[list[float]]) -> Callable[..., list[TaskResult]]:
-    """Stands in for ``evaluate``: the tasks' success rates, evaluation by evaluation, of each part."""
-    plays = {part: iter(script) for part, script in rates.items()}
+    """Stands in for ``evaluate``: the tasks' success rates, evaluation by evaluation, of each subset."""
+    plays = {subset: iter(script) for subset, script in rates.items()}
 
-    def play(*_: Any, part: Part, **__: Any) -> list[TaskResult]:
-        return [one(str(i), round(rate * 4), 4, part=part) for i, rate in enumerate(next(plays[part]))]
+    def play(*_: Any, subset: Subset, **__: Any) -> list[TaskResult]:
+        return [
+            one(str(i), round(rate * 4), 4, subset=subset)
+            for i, rate in enumerate(next(plays[subset]))
+        ]
 
     return play
 
 
-@pytest.mark.parametrize(("best_by", "best"), [("mean", "step_000000128"), ("worst", "step_000000256")])
+@pytest.mark.parametrize(
+    ("best_by", "best"), [("mean", "step_000000128"), ("worst", "step_000000256")]
+)
 def test_the_best_checkpoint_is_that_of_the_best_mean_or_of_the_best_worst_task(
     tiny: Build, monkeypatch: pytest.MonkeyPatch, best_by: str, best: str
 ) -> None:
     script = scripted_evaluation(trained=[[1.0, 0.25], [0.5, 0.5], [1.0, 0.0]])
-    monkeypatch.setattr("mirl.agents.callbacks.evaluate", script)
+    monkeypatch.setattr("mirl.agents.callbacks.evaluation.evaluate", script)
     config = tiny("total_timesteps=384", "evaluation.every=128", f"evaluation.best_by={best_by}")
     train(config)
     assert find_checkpoint(config.run_dir / "checkpoints", "best").name == best
 
 
-def test_held_out_episodes_are_logged_and_never_choose(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out_episodes_are_logged_and_never_choose(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = scripted_evaluation(trained=[[0.75], [0.5], [0.25]], held_out=[[0.0], [0.5], [1.0]])
-    monkeypatch.setattr("mirl.agents.callbacks.evaluate", script)
+    monkeypatch.setattr("mirl.agents.callbacks.evaluation.evaluate", script)
     config = tiny("task=goto_local", "split=objects", "total_timesteps=384", "evaluation.every=128")
     train(config)
     with (config.run_dir / "metrics.csv").open() as file:
@@ -310,8 +368,13 @@ def test_held_out_episodes_are_logged_and_never_choose(tiny: Build, monkeypatch:
     assert find_checkpoint(config.run_dir / "checkpoints", "best").name == "step_000000128"
 
 
-def test_an_evaluation_logs_the_suites_summary(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mirl.agents.callbacks.evaluate", scripted_evaluation(trained=[[0.0, 0.5, 0.75, 1.0]]))
+def test_an_evaluation_logs_the_suites_summary(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "mirl.agents.callbacks.evaluation.evaluate",
+        scripted_evaluation(trained=[[0.0, 0.5, 0.75, 1.0]]),
+    )
     config = tiny("total_timesteps=128", "evaluation.every=128")
     train(config)
     with (config.run_dir / "metrics.csv").open() as file:

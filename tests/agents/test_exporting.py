@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from mirl.agents import exporting, load_policy
-from mirl.agents.building import build_agent
-from mirl.agents.checkpoint import save_checkpoint
-from mirl.agents.exporting import Export, context_named, export_run, short_name
-from mirl.agents.run_directory import open_run, read_config
+from mirl.agents import export, load_policy
+from mirl.agents.builder import build_agent
+from mirl.agents.export import Export, context_named, export_run, short_name
+from mirl.agents.runs.checkpoint import save_checkpoint
+from mirl.agents.runs.run import load_config, open_run
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import GoalContextConfig
 from mirl.configs.schema import EvalConfig, TrainConfig
-from mirl.envs import SuiteVecEnv, tokenise
+from mirl.envs import SuiteVecEnv, tokenize
 from mirl.policies import FusionPolicy
 
 Build = Callable[..., TrainConfig]
@@ -67,9 +67,9 @@ def description_of(export: Export) -> Any:
 @pytest.mark.parametrize(
     ("words", "name", "context"),
     [
-        ((), "go to the red door", tokenise("go to the red door")),
+        ((), "go to the red door", tokenize("go to the red door")),
         (SECOND_TASK, "goto_door_6x6", 1),
-        (POPART, "go to the red door", tokenise("go to the red door")),
+        (POPART, "go to the red door", tokenize("go to the red door")),
     ],
     ids=["mission", "task", "popart"],
 )
@@ -78,8 +78,8 @@ def test_a_program_runs_without_mirl_and_does_what_the_policy_does(
 ) -> None:
     run = run_of(*words)
     export = export_run(EvalConfig(run=run, export=name))
-    config = read_config(run)
-    env = SuiteVecEnv(config.task, 8, seed=1, split="test")
+    config = load_config(run)
+    env = SuiteVecEnv(config.task, 8, seed=1, seed_split="test")
     try:
         env.reset()
         played = [env.step(np.full(8, action))[0] for action in (2, 0, 1)]
@@ -87,13 +87,30 @@ def test_a_program_runs_without_mirl_and_does_what_the_policy_does(
     finally:
         env.close()
     key = config.context.key
-    batches = [{name: array[:size] for name, array in obs.items()} for obs, size in zip(played, (1, 3, 8), strict=True)]
+    batches = [
+        {name: array[:size] for name, array in obs.items()}
+        for obs, size in zip(played, (1, 3, 8), strict=True)
+    ]
     inputs = list(description_of(export)["inputs"])
-    torch.save([{name: torch.from_numpy(batch[name]) for name in inputs} for batch in batches], tmp_path / "in.pt")
-    argv = [sys.executable, "-c", RUN_ALONE, str(export.path), str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]
+    torch.save(
+        [{name: torch.from_numpy(batch[name]) for name in inputs} for batch in batches],
+        tmp_path / "in.pt",
+    )
+    argv = [
+        sys.executable,
+        "-c",
+        RUN_ALONE,
+        str(export.path),
+        str(tmp_path / "in.pt"),
+        str(tmp_path / "out.pt"),
+    ]
     subprocess.run(argv, cwd=tmp_path, check=True, timeout=120)
-    for batch, (logits, values) in zip(batches, torch.load(tmp_path / "out.pt", weights_only=True), strict=True):
-        batch["task"] = np.zeros(len(values), np.int64)  # whose value the program gives, where no context overrules
+    for batch, (logits, values) in zip(
+        batches, torch.load(tmp_path / "out.pt", weights_only=True), strict=True
+    ):
+        batch["task"] = np.zeros(
+            len(values), np.int64
+        )  # whose value the program gives, where no context overrules
         batch[key] = np.stack([np.asarray(context)] * len(values))
         general, _ = policy.obs_to_tensor(batch)
         with torch.no_grad():
@@ -130,17 +147,21 @@ def test_the_description_says_what_the_program_takes_and_gives(run_of: Callable[
 def test_the_description_says_whose_value_the_program_gives(run_of: Callable[..., Path]) -> None:
     of_mission = export_run(EvalConfig(run=run_of(*POPART), export="go to the red door"))
     assert description_of(of_mission)["value_of_task"] == "goto_door_5x5"
-    of_task = export_run(EvalConfig(run=run_of(*SECOND_TASK, "agent.popart=true", "name=both"), export="goto_door_8x8"))
+    of_task = export_run(
+        EvalConfig(
+            run=run_of(*SECOND_TASK, "agent.popart=true", "name=both"), export="goto_door_8x8"
+        )
+    )
     assert "value_of_task" not in description_of(of_task)
 
 
 def test_masked_logits_are_left_out_of_the_scale_and_must_be_the_same() -> None:
     lowest = torch.finfo(torch.float32).min
     theirs, value = torch.tensor([[1.0, lowest]]), torch.zeros(1, 1)
-    assert exporting.checked_difference((theirs, value), (theirs, value)) == 0
+    assert export.checked_difference((theirs, value), (theirs, value)) == 0
     for wrong in (torch.tensor([[1.01, lowest]]), torch.tensor([[1.0, 2.0]])):
         with pytest.raises(ConfigError):
-            exporting.checked_difference((wrong, value), (theirs, value))
+            export.checked_difference((wrong, value), (theirs, value))
 
 
 def test_words_that_no_task_knows_are_a_mission_too(run_of: Callable[..., Path]) -> None:
@@ -155,8 +176,8 @@ def test_a_program_that_does_something_else_is_not_written(
 ) -> None:
     run = run_of()
     before = sorted(run.rglob("*"))
-    specialise, other = FusionPolicy.specialise, tokenise("go to the red door")
-    monkeypatch.setattr(FusionPolicy, "specialise", lambda policy, _: specialise(policy, other))
+    specialize, other = FusionPolicy.specialize, tokenize("go to the red door")
+    monkeypatch.setattr(FusionPolicy, "specialize", lambda policy, _: specialize(policy, other))
     with pytest.raises(ConfigError, match=r"differ from the policy's by .*; nothing was written"):
         export_run(EvalConfig(run=run, export="go to the blue door"))
     assert sorted(run.rglob("*")) == before
@@ -164,27 +185,42 @@ def test_a_program_that_does_something_else_is_not_written(
 
 def test_rounding_is_judged_by_the_scale_of_the_outputs() -> None:
     ours, theirs = torch.tensor([[3000.01]]), torch.tensor([[3000.0]])
-    assert exporting.checked_difference((ours,), (theirs,)) == pytest.approx(0.01, rel=0.05)
+    assert export.checked_difference((ours,), (theirs,)) == pytest.approx(0.01, rel=0.05)
     for wrong in (theirs / 3000 + 0.001, torch.tensor([[float("nan")]])):
         with pytest.raises(ConfigError):
-            exporting.checked_difference((theirs / 3000, wrong), (theirs / 3000, theirs / 3000))
+            export.checked_difference((theirs / 3000, wrong), (theirs / 3000, theirs / 3000))
 
 
 def test_an_unknown_task_is_answered_with_the_nearest_one() -> None:
     training = compose_train([*SECOND_TASK])
     assert context_named("goto_door_6x6", training.context, training.task) == 1
-    with pytest.raises(ConfigError, match=r"unknown task 'goto_dor_6x6'\. Did you mean 'goto_door_6x6'"):
+    with pytest.raises(
+        ConfigError, match=r"unknown task 'goto_dor_6x6'\. Did you mean 'goto_door_6x6'"
+    ):
         context_named("goto_dor_6x6", training.context, training.task)
 
 
 def test_goals_are_left_to_the_library() -> None:
-    with pytest.raises(ConfigError, match=r"told goals, which have no name: .* policy.specialise\(goal\)"):
+    with pytest.raises(
+        ConfigError, match=r"told goals, which have no name: .* policy.specialize\(goal\)"
+    ):
         context_named("2, 3", GoalContextConfig(), compose_train([]).task)
 
 
 def test_the_names_of_files_are_plain_short_and_different() -> None:
     long = "go to the red door, then " * 10
-    names = ["go to the red door", "goto_door", "a/b", "a-b", "../x", long, long + "stop", "去红门", "去蓝门", "\udcff"]
+    names = [
+        "go to the red door",
+        "goto_door",
+        "a/b",
+        "a-b",
+        "../x",
+        long,
+        long + "stop",
+        "去红门",
+        "去蓝门",
+        "\udcff",
+    ]
     files = [short_name(name) for name in names]
     assert files[:2] == ["go-to-the-red-door", "goto_door"]
     assert len({*files}) == len(names)

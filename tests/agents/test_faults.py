@@ -14,15 +14,17 @@ import torch
 from gymnasium import spaces
 from safetensors.torch import load_file
 
-from mirl.agents import A2C, PPO, algorithms, train
-from mirl.agents.checkpoint import find_checkpoint
-from mirl.agents.faults import NonFiniteError, Snapshot, are_finite
+from mirl.agents import A2C, PPO, train
+from mirl.agents.faults import NonFiniteError
+from mirl.agents.on_policy import a2c, ppo
+from mirl.agents.on_policy.rollback import Snapshot, are_finite
+from mirl.agents.runs.checkpoint import find_checkpoint
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import RunError
 from mirl.configs.schema import TrainConfig
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs import SuiteVecEnv, make_vec_env
-from mirl.envs.pool import EnvironmentFailedError
+from mirl.envs.pools.backend import EnvironmentFailedError
 
 Build = Callable[..., TrainConfig]
 Agents = Callable[[TrainConfig], PPO | A2C]
@@ -30,7 +32,8 @@ Agents = Callable[[TrainConfig], PPO | A2C]
 
 def break_losses(patch: pytest.MonkeyPatch, name: str, at: int, value: float) -> None:
     """The losses of gradient step number ``at`` are multiplied by ``value``."""
-    losses_of, calls = getattr(algorithms, name), []
+    module = {"ppo_losses": ppo, "a2c_losses": a2c}[name]
+    losses_of, calls = getattr(module, name), []
 
     def broken(*arguments: Any) -> Any:
         calls.append(1)
@@ -40,7 +43,7 @@ def break_losses(patch: pytest.MonkeyPatch, name: str, at: int, value: float) ->
             metrics = {**metrics, "train/value_loss": metrics["train/value_loss"] * value}
         return losses, metrics
 
-    patch.setattr(algorithms, name, broken)
+    patch.setattr(module, name, broken)
 
 
 def state_of(agent: PPO | A2C) -> list[torch.Tensor]:
@@ -51,13 +54,21 @@ def state_of(agent: PPO | A2C) -> list[torch.Tensor]:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize(("kind", "losses"), [("ppo", "ppo_losses"), ("a2c", "a2c_losses")])
 def test_the_update_is_undone_and_said_to_be(
-    tiny: Build, make_agent: Agents, monkeypatch: pytest.MonkeyPatch, kind: str, losses: str, value: float
+    tiny: Build,
+    make_agent: Agents,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    losses: str,
+    value: float,
 ) -> None:
     agent = make_agent(tiny(f"agent={kind}"))
     agent.learn(128)
     before = state_of(agent)
     break_losses(monkeypatch, losses, 1, value)
-    with pytest.raises(NonFiniteError, match=r"after 256 timesteps .* was undone: train/value_loss in gradient step 0"):
+    with pytest.raises(
+        NonFiniteError,
+        match=r"after 256 timesteps .* was undone: train/value_loss in gradient step 0",
+    ):
         agent.learn(128, reset_num_timesteps=False)
     assert all(torch.equal(a, b) for a, b in zip(before, state_of(agent), strict=True))
     assert agent.learn(128, reset_num_timesteps=False).num_timesteps == 384
@@ -99,7 +110,8 @@ def test_what_was_wrong_first_is_named_with_its_task(tiny: Build, make_agent: Ag
 
     agent.collect_rollouts = poisoned  # type: ignore[method-assign]
     with pytest.raises(
-        NonFiniteError, match="value is inf of task 'goto_door', timestep 3 of the rollout, environment 1"
+        NonFiniteError,
+        match="value is inf of task 'goto_door', timestep 3 of the rollout, environment 1",
     ):
         agent.learn(128, reset_num_timesteps=False)
 
@@ -114,7 +126,10 @@ def test_a_snapshot_is_restored_into_the_same_tensors() -> None:
         optimizer.step()
 
     step()
-    live, before = list(module.parameters()), [tensor.clone() for tensor in module.state_dict().values()]
+    live, before = (
+        list(module.parameters()),
+        [tensor.clone() for tensor in module.state_dict().values()],
+    )
     moments = [tensor.clone() for each in optimizer.state.values() for tensor in each.values()]
     snapshot = Snapshot(module, optimizer)
     step()
@@ -130,11 +145,16 @@ def test_a_snapshot_is_restored_into_the_same_tensors() -> None:
 
 
 @pytest.mark.parametrize("agent", ["ppo", "a2c"])
-def test_weights_that_are_finite_and_far_too_large_are_told(agent: str, tiny: Callable[..., TrainConfig]) -> None:
+def test_weights_that_are_finite_and_far_too_large_are_told(
+    agent: str, tiny: Callable[..., TrainConfig]
+) -> None:
     huge = (f"agent={agent}", "agent.learning_rate=1e30")
     with pytest.raises(RunError, match=r"a smaller agent\.learning_rate may help"):
         train(tiny(*huge, "name=stops"))
-    with warnings.catch_warnings(), suppress(RunError):  # it goes on for as long as the policy can act
+    with (
+        warnings.catch_warnings(),
+        suppress(RunError),
+    ):  # it goes on for as long as the policy can act
         warnings.simplefilter("ignore")
         assert train(tiny(*huge, "name=skips", "on_fault=skip")).finished
 
@@ -150,12 +170,20 @@ class PoisonEnv(gym.Env[dict[str, Any], int]):
 
     def seen(self) -> dict[str, Any]:
         bad = self.poison == "observation" and self.steps == 3
-        return {"observation": np.full(2, np.nan if bad else 0, np.float32), "desired_goal": np.zeros(2, np.float32)}
+        return {
+            "observation": np.full(2, np.nan if bad else 0, np.float32),
+            "desired_goal": np.zeros(2, np.float32),
+        }
 
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: Any = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         self.steps, self.resets = 0, self.resets + 1
         bad = self.poison == "reset" and self.resets % 2 == 0
-        return {**self.seen(), **({"observation": np.full(2, np.nan, np.float32)} if bad else {})}, {}
+        return {
+            **self.seen(),
+            **({"observation": np.full(2, np.nan, np.float32)} if bad else {}),
+        }, {}
 
     def step(self, action: int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         self.steps += 1
@@ -163,14 +191,18 @@ class PoisonEnv(gym.Env[dict[str, Any], int]):
         return self.seen(), reward, self.poison == "reset", False, {}
 
 
-@pytest.mark.parametrize(("poison", "what"), [("reward", "a reward"), ("observation", "an observation 'observation'")])
+@pytest.mark.parametrize(
+    ("poison", "what"), [("reward", "a reward"), ("observation", "an observation 'observation'")]
+)
 def test_an_environment_that_gives_no_number_is_named(poison: str, what: str) -> None:
     gym.register(f"ToyPoison-{poison}-v0", PoisonEnv, kwargs={"poison": poison})
     env = make_vec_env(f"ToyPoison-{poison}-v0", 2)
     env.reset()
     for _ in range(2):
         env.step(np.zeros(2, np.int64))
-    with pytest.raises(EnvironmentFailedError, match=rf"gave {what} that is no finite number, in timestep 3"):
+    with pytest.raises(
+        EnvironmentFailedError, match=rf"gave {what} that is no finite number, in timestep 3"
+    ):
         env.step(np.zeros(2, np.int64))
 
 
@@ -179,7 +211,9 @@ def test_a_first_observation_that_is_no_number_is_told_or_drawn_again() -> None:
     suite = SuiteConfig(name="toy", tasks=(TaskConfig(name="toy", env_id="ToyPoison-reset-v0"),))
     with closing(SuiteVecEnv(suite, 2)) as env:
         env.reset()
-        with pytest.raises(EnvironmentFailedError, match=r"an observation 'observation' .* in timestep 0"):
+        with pytest.raises(
+            EnvironmentFailedError, match=r"an observation 'observation' .* in timestep 0"
+        ):
             env.step(np.zeros(2, np.int64))
     with closing(SuiteVecEnv(suite, 2, max_restarts=2, restart_non_finite=True)) as env:
         env.reset()
@@ -192,27 +226,53 @@ def test_a_first_observation_that_is_no_number_is_told_or_drawn_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("agent", "words"), [("ppo", ["agent.n_steps=32", "agent.batch_size=32"]), ("dqn", ["agent.learning_starts=32"])]
+    ("agent", "words"),
+    [("ppo", ["agent.n_steps=32", "agent.batch_size=32"]), ("dqn", ["agent.learning_starts=32"])],
 )
-def test_training_goes_on_with_environments_that_fail(agent: str, words: list[str], tmp_path: Path) -> None:
+def test_training_goes_on_with_environments_that_fail(
+    agent: str, words: list[str], tmp_path: Path
+) -> None:
     gym.register(f"ToyPoison-{agent}-v0", PoisonEnv, kwargs={"poison": "reward"})
-    fixed = ["sites=vector", "agent.n_envs=2", "total_timesteps=128", "evaluation.episodes=4", "progress=false"]
-    words = [f"task=ToyPoison-{agent}-v0", f"agent={agent}", f"runs_dir={tmp_path}", "on_fault=skip", *fixed, *words]
+    fixed = [
+        "sites=vector",
+        "agent.n_envs=2",
+        "total_timesteps=128",
+        "evaluation.episodes=4",
+        "progress=false",
+    ]
+    words = [
+        f"task=ToyPoison-{agent}-v0",
+        f"agent={agent}",
+        f"runs_dir={tmp_path}",
+        "on_fault=skip",
+        *fixed,
+        *words,
+    ]
     with pytest.warns(RuntimeWarning, match=r"restart \d+ of 1000") as told:
         assert train(compose_train([*words, "max_restarts=1000", "name=goes_on"])).finished
     assert len(told) > 128 // 3 - 4
-    with pytest.warns(RuntimeWarning), pytest.raises(EnvironmentFailedError, match="no finite number"):
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(EnvironmentFailedError, match="no finite number"),
+    ):
         train(compose_train([*words, "max_restarts=2", "name=stops"]))
 
 
-def test_memory_that_is_not_to_be_had_says_what_may_be_smaller(tiny: Callable[..., TrainConfig]) -> None:
+def test_memory_that_is_not_to_be_had_says_what_may_be_smaller(
+    tiny: Callable[..., TrainConfig],
+) -> None:
     config = tiny("agent.n_steps=1_000_000_000_000", "agent.batch_size=64")
-    with pytest.raises(RunError, match=r"out of memory: .*\nWhat may be smaller: agent.n_envs=4, agent.n_steps=1,000"):
+    with pytest.raises(
+        RunError,
+        match=r"out of memory: .*\nWhat may be smaller: agent.n_envs=4, agent.n_steps=1,000",
+    ):
         train(config)
     assert not config.run_dir.exists()
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nMore"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nMore"), MemoryError()]
+)
 def test_memory_that_ends_in_the_middle_keeps_the_last_checkpoint(
     error: Exception, tiny: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

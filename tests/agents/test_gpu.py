@@ -11,7 +11,10 @@ from mirl.agents import A2C, PPO
 from mirl.envs import make_vec_env
 from mirl.policies import FusionPolicy
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 SITES = {"sites": ("map", "vector", "heads")}
 
 
@@ -20,7 +23,16 @@ def door() -> VecEnv:
 
 
 def ppo(device: str, **options: Any) -> PPO:
-    return PPO(FusionPolicy, door(), n_steps=16, batch_size=64, policy_kwargs=SITES, seed=0, device=device, **options)
+    return PPO(
+        FusionPolicy,
+        door(),
+        n_steps=16,
+        batch_size=64,
+        policy_kwargs=SITES,
+        seed=0,
+        device=device,
+        **options,
+    )
 
 
 def test_a_rollout_is_judged_as_on_the_cpu() -> None:
@@ -29,21 +41,27 @@ def test_a_rollout_is_judged_as_on_the_cpu() -> None:
     on_gpu.policy.load_state_dict(on_cpu.policy.state_dict())
     for timestep in range(16):  # the same rollout, stored anew
         observation = {
-            key: column.take(timestep * 8 + np.arange(8)) for key, column in on_cpu.rollout_buffer.columns.items()
+            key: column.take(timestep * 8 + np.arange(8))
+            for key, column in on_cpu.rollout_buffer.columns.items()
         }
         distinct = observation.pop("mission")
         missions = distinct.rows[distinct.groups.index]  # type: ignore[union-attr]
         arrays = {key: value.numpy() for key, value in {**observation, "mission": missions}.items()}  # type: ignore[union-attr]
-        on_gpu.rollout_buffer.observe(arrays)
+        on_gpu.rollout_buffer.add_observation(arrays)
         on_gpu.rollout_buffer.pos += 1
     for name in ("actions", "values", "log_probs", "advantages"):
         getattr(on_gpu.rollout_buffer, name).copy_(getattr(on_cpu.rollout_buffer, name))
-    judged = [agent._judge(agent.rollout_buffer.take(np.arange(128))) for agent in (on_cpu, on_gpu)]
+    judged = [
+        agent._evaluate_actions(agent.rollout_buffer.take(np.arange(128)))
+        for agent in (on_cpu, on_gpu)
+    ]
     for expected, got in zip(*judged, strict=True):
         assert got.is_cuda
         torch.testing.assert_close(got.cpu(), expected, rtol=1e-3, atol=1e-4)
     gradients = [
-        torch.autograd.grad((each.values + each.log_probs).sum(), list(agent.policy.parameters()), allow_unused=True)
+        torch.autograd.grad(
+            (each.values + each.log_probs).sum(), list(agent.policy.parameters()), allow_unused=True
+        )
         for each, agent in zip(judged, (on_cpu, on_gpu), strict=True)
     ]
     for expected, got in zip(*gradients, strict=True):
@@ -60,5 +78,7 @@ def test_ppo_trains_in_every_precision(precision: Any) -> None:
 
 
 def test_a2c_trains() -> None:
-    agent = A2C(FusionPolicy, door(), n_steps=8, policy_kwargs=SITES, seed=0, device="cuda").learn(256)
+    agent = A2C(FusionPolicy, door(), n_steps=8, policy_kwargs=SITES, seed=0, device="cuda").learn(
+        256
+    )
     assert all(weight.is_cuda and weight.isfinite().all() for weight in agent.policy.parameters())

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mirl.agents.gradients import assign_gradient, conflict, project_conflicts, random_orders, task_gradients
+from mirl.agents.on_policy.task_gradients import (
+    assign_gradient,
+    conflict,
+    project_conflicts,
+    random_orders,
+    task_gradients,
+)
 
 close = torch.testing.assert_close
 seeds = st.integers(0, 2**32 - 1)
@@ -58,7 +64,9 @@ def test_what_no_loss_depends_on_has_a_gradient_of_zeros() -> None:
 def test_a_gradient_is_assigned_to_the_parameters_it_was_taken_from() -> None:
     problem = Problem()
     losses = problem.losses()
-    assign_gradient(task_gradients(losses, problem.tasks, problem.parameters).sum(0), problem.parameters)
+    assign_gradient(
+        task_gradients(losses, problem.tasks, problem.parameters).sum(0), problem.parameters
+    )
     assigned = [parameter.grad.clone() for parameter in problem.parameters[:-1]]  # type: ignore[union-attr]
     problem.network.zero_grad()
     losses.mean().backward()
@@ -98,13 +106,18 @@ def naive(gradients: NDArray[np.float64], orders: NDArray[np.int64]) -> NDArray[
 def test_projection_is_the_papers_double_loop(n_tasks: int, n_parameters: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     scales = 10.0 ** rng.integers(-3, 4, (n_tasks, 1))
-    gradients, orders = rng.normal(size=(n_tasks, n_parameters)) * scales, random_orders(n_tasks, rng)
+    gradients, orders = (
+        rng.normal(size=(n_tasks, n_parameters)) * scales,
+        random_orders(n_tasks, rng),
+    )
     got, expected = project_conflicts(torch.from_numpy(gradients), orders), naive(gradients, orders)
     close(got, torch.from_numpy(expected), rtol=1e-8, atol=1e-8 * scales.max())
 
 
 def test_the_order_is_followed() -> None:
-    gradients = torch.tensor([[1.0, 0.2, 0.0], [-1.0, 0.4, 0.1], [-0.5, -1.0, 0.3]], dtype=torch.float64)
+    gradients = torch.tensor(
+        [[1.0, 0.2, 0.0], [-1.0, 0.4, 0.1], [-0.5, -1.0, 0.3]], dtype=torch.float64
+    )
     orders = [np.array([first, [0, 2], [0, 1]]) for first in ([1, 2], [2, 1])]
     results = [project_conflicts(gradients, order) for order in orders]
     for result, order in zip(results, orders, strict=True):

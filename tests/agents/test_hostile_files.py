@@ -15,7 +15,7 @@ import pytest
 from hostile import Payload
 
 from mirl.agents.evaluation import evaluate_run
-from mirl.agents.files import MANIFEST, seal
+from mirl.agents.runs.atomic_files import MANIFEST, write_manifest
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import EvalConfig
 
@@ -25,7 +25,12 @@ SECONDS = 5.0
 MEMORY = 2**30
 """Bytes by which the largest size of the process may grow."""
 STEP = "checkpoints/step_000000256"
-FILES = [f"{STEP}/policy.safetensors", f"{STEP}/state.json", "checkpoints/index.json", "config.yaml"]
+FILES = [
+    f"{STEP}/policy.safetensors",
+    f"{STEP}/state.json",
+    "checkpoints/index.json",
+    "config.yaml",
+]
 Damage = Callable[[Path], None]
 
 
@@ -36,7 +41,9 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def evaluate(run_dir: Path) -> None:
-    config = EvalConfig(run=run_dir, checkpoint="last", episodes=1, n_envs=1, backend="gymnasium", device="cpu")
+    config = EvalConfig(
+        run=run_dir, checkpoint="last", episodes=1, n_envs=1, backend="gymnasium", device="cpu"
+    )
     evaluate_run(config)
 
 
@@ -67,7 +74,9 @@ def change_config(old: str, new: str) -> Damage:
 
 
 def change_index(**values: object) -> Damage:
-    return lambda folder: (folder / "checkpoints/index.json").write_text(json.dumps(values)) and None
+    return lambda folder: (
+        (folder / "checkpoints/index.json").write_text(json.dumps(values)) and None
+    )
 
 
 def zip_bomb() -> bytes:
@@ -80,7 +89,7 @@ def zip_bomb() -> bytes:
 def sealed_schema_2(folder: Path) -> None:
     state = folder / STEP / "state.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "schema_version": 2}))
-    seal(folder / STEP)
+    write_manifest(folder / STEP)
 
 
 def test_the_run_that_is_damaged_below_is_whole(run_dir: Path) -> None:
@@ -91,7 +100,9 @@ def test_the_run_that_is_damaged_below_is_whole(run_dir: Path) -> None:
 
 @pytest.mark.parametrize("protocol", [0, 2, 5])
 @pytest.mark.parametrize("name", FILES)
-def test_a_pickle_under_any_name_is_not_executed(run_dir: Path, tmp_path: Path, name: str, protocol: int) -> None:
+def test_a_pickle_under_any_name_is_not_executed(
+    run_dir: Path, tmp_path: Path, name: str, protocol: int
+) -> None:
     (run_dir / name).write_bytes(pickle.dumps(Payload(tmp_path / "executed"), protocol))
     refused(run_dir)
     assert not (tmp_path / "executed").exists()
@@ -104,7 +115,9 @@ def test_a_pickle_that_torch_would_load_is_not_executed(run_dir: Path, tmp_path:
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir [executed]", "!!python/name:os.mkdir ''"])
+@pytest.mark.parametrize(
+    "tag", ["!!python/object/apply:os.mkdir [executed]", "!!python/name:os.mkdir ''"]
+)
 def test_yaml_that_constructs_objects_is_not_executed(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: str
 ) -> None:
@@ -114,11 +127,15 @@ def test_yaml_that_constructs_objects_is_not_executed(
     assert not (tmp_path / "executed").exists()
 
 
-def test_hydra_targets_are_unknown_options(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hydra_targets_are_unknown_options(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     change_config("seed: 0", "seed: {_target_: os.mkdir, path: executed}")(run_dir)
     refused(run_dir)
-    change_config("seed: {_target_: os.mkdir, path: executed}", "_target_: os.mkdir\nseed: 0")(run_dir)
+    change_config("seed: {_target_: os.mkdir, path: executed}", "_target_: os.mkdir\nseed: 0")(
+        run_dir
+    )
     refused(run_dir)
     assert not (tmp_path / "executed").exists()
 
@@ -130,7 +147,8 @@ def test_a_zip_bomb_is_not_unpacked(run_dir: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../outside", "/etc", "..", "step_000000256/../../../outside", "C:\\outside", "", "step_x\0"]
+    "name",
+    ["../outside", "/etc", "..", "step_000000256/../../../outside", "C:\\outside", "", "step_x\0"],
 )
 def test_a_name_leads_out_of_no_folder(run_dir: Path, name: str) -> None:
     shutil.copytree(run_dir / STEP, run_dir.parent / "outside")
@@ -174,7 +192,10 @@ def test_a_large_text_is_not_read(run_dir: Path) -> None:
 
 
 def test_yaml_that_unfolds_is_refused(run_dir: Path) -> None:
-    lines = ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30))]
+    lines = [
+        "a0: &a0 [x]",
+        *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)),
+    ]
     (run_dir / "config.yaml").write_text("\n".join(lines))
     assert "it has an alias" in refused(run_dir)
 
@@ -207,7 +228,9 @@ def test_a_network_of_any_size_is_not_built(run_dir: Path, old: str, new: str) -
         (b"", b""),
     ],
 )
-def test_weights_that_claim_what_they_have_not_are_refused(run_dir: Path, header: bytes, data: bytes) -> None:
+def test_weights_that_claim_what_they_have_not_are_refused(
+    run_dir: Path, header: bytes, data: bytes
+) -> None:
     write_safetensors(run_dir / STEP / "policy.safetensors", header, data)
     assert "does not hold the weights of this policy" in refused(run_dir)
 

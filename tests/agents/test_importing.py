@@ -14,10 +14,11 @@ from hostile import Payload
 from safetensors.torch import load_file
 from stable_baselines3 import PPO as SB3PPO
 
-from mirl.agents import checkpoint, train
-from mirl.agents.building import policy_kwargs
-from mirl.agents.checkpoint import find_checkpoint
-from mirl.agents.importing import MEMBER, load_archive
+from mirl.agents import train
+from mirl.agents.builder import policy_kwargs
+from mirl.agents.runs import checkpoint
+from mirl.agents.runs.checkpoint import find_checkpoint
+from mirl.agents.runs.warm_start import MEMBER, load_archive
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
@@ -32,7 +33,15 @@ STILL = "agent.learning_rate=1e-30"
 def sb3_model(tiny: Build) -> Iterator[SB3PPO]:
     config = tiny()
     env = SuiteVecEnv(config.task, 4, seed=1)
-    yield SB3PPO(FusionPolicy, env, policy_kwargs=policy_kwargs(config), seed=7, device="cpu", n_steps=8, batch_size=16)
+    yield SB3PPO(
+        FusionPolicy,
+        env,
+        policy_kwargs=policy_kwargs(config),
+        seed=7,
+        device="cpu",
+        n_steps=8,
+        batch_size=16,
+    )
     env.close()
 
 
@@ -66,7 +75,9 @@ def test_a_run_starts_from_the_best_checkpoint_of_another(tiny: Build) -> None:
     assert same(last_weights(second), best)
 
 
-def test_a_run_that_goes_on_no_longer_needs_what_it_started_from(tiny: Build, archive: Path) -> None:
+def test_a_run_that_goes_on_no_longer_needs_what_it_started_from(
+    tiny: Build, archive: Path
+) -> None:
     config = tiny(f"start_from={archive}")
     train(config)
     archive.unlink()
@@ -81,7 +92,7 @@ def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_from_it_again
     def cut_off(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "seal", cut_off)
+    monkeypatch.setattr(checkpoint, "write_manifest", cut_off)
     with pytest.raises(KeyboardInterrupt):
         train(config)
     monkeypatch.undo()
@@ -107,7 +118,10 @@ def packed(value: Any) -> bytes:
 def rezipped(data: bytes) -> bytes:
     """A zip file's members, compressed."""
     out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+    with (
+        zipfile.ZipFile(io.BytesIO(data)) as old,
+        zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
         for member in old.infolist():
             new.writestr(member.filename, old.read(member))
     return out.getvalue()
@@ -149,10 +163,19 @@ ZEROS = torch.zeros(50_000_000)
 GIGABYTE = b"\x80\x02cbuiltins\nbytearray\n\x8a\x05" + struct.pack("<Q", 2**30)[:5] + b"\x85R."
 HOSTILE: dict[str, tuple[Callable[[dict[str, Any], Path], bytes | None], str]] = {
     "code": (lambda _, marker: packed(Payload(marker)), "weights only: .*mkdir"),
-    "code among weights": (lambda state, marker: packed({**state, "x": Payload(marker)}), "weights only: .*mkdir"),
+    "code among weights": (
+        lambda state, marker: packed({**state, "x": Payload(marker)}),
+        "weights only: .*mkdir",
+    ),
     "a gigabyte": (lambda *_: around(GIGABYTE), "weights only: .*bytearray"),
-    "a large memo": (lambda *_: around(b"\x80\x02}r\xff\xff\xff\x7f."), "weights only: .*remembers number 2147483647"),
-    "a long pickle": (lambda *_: around(b"\x80\x02" + b"}0" * 200_000 + b"}."), "its pickle is longer than"),
+    "a large memo": (
+        lambda *_: around(b"\x80\x02}r\xff\xff\xff\x7f."),
+        "weights only: .*remembers number 2147483647",
+    ),
+    "a long pickle": (
+        lambda *_: around(b"\x80\x02" + b"}0" * 200_000 + b"}."),
+        "its pickle is longer than",
+    ),
     "more numbers": (lambda state, _: with_more_numbers(state), "record size .* does not match"),
     "no zip inside": (lambda *_: b"nothing", "not a zip"),
     "none": (lambda *_: None, "no item named 'policy.pth'"),
@@ -160,18 +183,38 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any], Path], bytes | None], str]] =
     "bomb in the bomb": (lambda *_: rezipped(packed({"x": ZEROS})), "unfolds to more than"),
     "no dict": (lambda *_: packed((1, 2)), "expected tensors by name, got tuple"),
     "lacks": (lambda *_: packed({}), "it lacks '"),
-    "too much": (lambda state, _: packed({**state, "more": torch.zeros(1)}), "has 'more', which the policy has not"),
+    "too much": (
+        lambda state, _: packed({**state, "more": torch.zeros(1)}),
+        "has 'more', which the policy has not",
+    ),
     "no tensor": (lambda state, _: packed(changed(state, "a")), "got str"),
-    "shape": (lambda state, _: packed(changed(state, torch.zeros(2, 3, 4))), r"got torch.float32 \[2, 3, 4\]"),
-    "type": (lambda state, _: packed({k: v.double() for k, v in state.items()}), "should be torch.float32"),
-    "nowhere": (lambda state, _: packed(changed(state, first_of(state).to("meta"))), "weights only"),
-    "sparse": (lambda state, _: packed(changed(state, first_of(state).to_sparse())), "weights only"),
-    "no number": (lambda state, _: packed(changed(state, first_of(state) * torch.nan)), "numbers that are not finite"),
+    "shape": (
+        lambda state, _: packed(changed(state, torch.zeros(2, 3, 4))),
+        r"got torch.float32 \[2, 3, 4\]",
+    ),
+    "type": (
+        lambda state, _: packed({k: v.double() for k, v in state.items()}),
+        "should be torch.float32",
+    ),
+    "nowhere": (
+        lambda state, _: packed(changed(state, first_of(state).to("meta"))),
+        "weights only",
+    ),
+    "sparse": (
+        lambda state, _: packed(changed(state, first_of(state).to_sparse())),
+        "weights only",
+    ),
+    "no number": (
+        lambda state, _: packed(changed(state, first_of(state) * torch.nan)),
+        "numbers that are not finite",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_an_archive_from_a_stranger_is_refused_in_one_line(kind: str, sb3_model: SB3PPO, tmp_path: Path) -> None:
+def test_an_archive_from_a_stranger_is_refused_in_one_line(
+    kind: str, sb3_model: SB3PPO, tmp_path: Path
+) -> None:
     make, message = HOSTILE[kind]
     before = {name: tensor.clone() for name, tensor in sb3_model.policy.state_dict().items()}
     marker, path = tmp_path / "executed", tmp_path / "model.zip"
@@ -185,7 +228,9 @@ def test_an_archive_from_a_stranger_is_refused_in_one_line(kind: str, sb3_model:
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 600
     assert not marker.exists()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in sb3_model.policy.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in sb3_model.policy.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -198,11 +243,15 @@ def test_a_packing_that_unfolds_before_it_can_be_stopped_is_refused(
         load_archive(sb3_model.policy, tmp_path / "model.zip")
 
 
-def test_pickles_beside_the_weights_are_not_read(sb3_model: SB3PPO, archive: Path, tmp_path: Path) -> None:
+def test_pickles_beside_the_weights_are_not_read(
+    sb3_model: SB3PPO, archive: Path, tmp_path: Path
+) -> None:
     evil = tmp_path / "evil.zip"
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(evil, "w") as new:
         for name in old.namelist():
-            new.writestr(name, old.read(name) if name == MEMBER else packed(Payload(tmp_path / "executed")))
+            new.writestr(
+                name, old.read(name) if name == MEMBER else packed(Payload(tmp_path / "executed"))
+            )
     load_archive(sb3_model.policy, evil)
     assert not (tmp_path / "executed").exists()
 

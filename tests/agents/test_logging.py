@@ -17,9 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from mirl.agents import PPO, train
-from mirl.agents.building import policy_kwargs
-from mirl.agents.callbacks import WINDOW
-from mirl.agents.metrics import build_logger
+from mirl.agents.builder import policy_kwargs
+from mirl.agents.callbacks.statistics import WINDOW
+from mirl.agents.runs.logger import build_logger
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import FusionPolicy
@@ -57,7 +57,9 @@ def scalars(events: EventAccumulator, tag: str) -> dict[int, float]:
     return {point.step: point.value for point in points}
 
 
-def note_losses(patch: pytest.MonkeyPatch, algorithm: type[OnPolicyAlgorithm], losses: dict[int, float]) -> None:
+def note_losses(
+    patch: pytest.MonkeyPatch, algorithm: type[OnPolicyAlgorithm], losses: dict[int, float]
+) -> None:
     update = algorithm.train
 
     def noted(agent: OnPolicyAlgorithm) -> None:
@@ -86,8 +88,17 @@ def note_episodes(patch: pytest.MonkeyPatch, episodes: dict[str, list[Any]]) -> 
 @pytest.fixture(scope="module")
 def run(tiny_in: Build, tmp_path_factory: pytest.TempPathFactory) -> Witness:
     """Six iterations of 128 timesteps over two tasks, evaluated after 256, 512 and 768, saved after 512 and 768."""
-    words = ("total_timesteps=768", "evaluation.every=256", "evaluation.episodes=7", "checkpoint_every=512")
-    witness = Witness(tiny_in(tmp_path_factory.mktemp("runs"), *SUITE, *words, "agent.learning_rate=0.01", "seed=2"))
+    words = (
+        "total_timesteps=768",
+        "evaluation.every=256",
+        "evaluation.episodes=7",
+        "checkpoint_every=512",
+    )
+    witness = Witness(
+        tiny_in(
+            tmp_path_factory.mktemp("runs"), *SUITE, *words, "agent.learning_rate=0.01", "seed=2"
+        )
+    )
     with pytest.MonkeyPatch.context() as patch:
         note_losses(patch, PPO, witness.losses)
         note_episodes(patch, witness.episodes)
@@ -100,11 +111,20 @@ def test_the_losses_stand_at_the_step_of_their_own_iteration(run: Witness) -> No
     assert scalars(run.events, "train/loss") == pytest.approx(run.losses)
 
 
-def test_sb3s_own_losses_stand_one_iteration_late(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sb3s_own_losses_stand_one_iteration_late(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, losses = tiny("backend=gymnasium"), dict[int, float]()
     note_losses(monkeypatch, SB3PPO, losses)
     env = SuiteVecEnv(config.task, 4)
-    agent = SB3PPO(FusionPolicy, env, n_steps=32, batch_size=64, policy_kwargs=policy_kwargs(config), device="cpu")
+    agent = SB3PPO(
+        FusionPolicy,
+        env,
+        n_steps=32,
+        batch_size=64,
+        policy_kwargs=policy_kwargs(config),
+        device="cpu",
+    )
     config.run_dir.mkdir()
     logger, _ = build_logger(config.run_dir, None)
     agent.set_logger(logger)
@@ -115,7 +135,9 @@ def test_sb3s_own_losses_stand_one_iteration_late(tiny: Build, monkeypatch: pyte
     assert scalars(events_in(config.run_dir), "train/loss") == pytest.approx(late)
 
 
-@pytest.mark.parametrize(("metric", "key"), [("success_rate", "is_success"), ("return", "r"), ("length", "l")])
+@pytest.mark.parametrize(
+    ("metric", "key"), [("success_rate", "is_success"), ("return", "r"), ("length", "l")]
+)
 @pytest.mark.parametrize("task", TASKS)
 def test_task_scalars_equal_a_recount(run: Witness, task: str, metric: str, key: str) -> None:
     steps = [infos for infos in run.episodes["train"] if infos is not None]
@@ -132,7 +154,9 @@ def test_task_scalars_equal_a_recount(run: Witness, task: str, metric: str, key:
     assert len(set(expected.values())) > 1
 
 
-@pytest.mark.parametrize(("metric", "key"), [("success_rate", "is_success"), ("return", "r"), ("length", "l")])
+@pytest.mark.parametrize(
+    ("metric", "key"), [("success_rate", "is_success"), ("return", "r"), ("length", "l")]
+)
 @pytest.mark.parametrize(("task", "slots"), [("door", (0, 1)), ("obj", (2, 3))])
 def test_evaluation_scalars_equal_a_recount_of_each_slots_first_episodes(
     run: Witness, task: str, slots: tuple[int, int], metric: str, key: str
@@ -146,7 +170,10 @@ def test_evaluation_scalars_equal_a_recount_of_each_slots_first_episodes(
             if info:
                 evaluations[-1][slot].append(float({**info["episode"], **info}[key]))
     quotas = (4, 3)  # seven episodes over two slots
-    values = [np.mean([v for s, n in zip(slots, quotas, strict=True) for v in one[s][:n]]) for one in evaluations]
+    values = [
+        np.mean([v for s, n in zip(slots, quotas, strict=True) for v in one[s][:n]])
+        for one in evaluations
+    ]
     expected = dict(zip((256, 512, 768), values, strict=True))
     assert scalars(run.events, f"eval/{task}/{metric}") == pytest.approx(expected)
 
@@ -171,14 +198,19 @@ def test_each_iteration_says_where_its_time_went(run: Witness) -> None:
     rows = [row for row in rows_of(run.config) if row["speed/steps_per_second"]]
     assert len(rows) == 6
     for row in rows:
-        shares = [float(row[f"speed/{part}_percent"]) for part in ("environment", "forward", "update", "rest")]
+        shares = [
+            float(row[f"speed/{part}_percent"])
+            for part in ("environment", "forward", "update", "rest")
+        ]
         assert sum(shares) == pytest.approx(100)
         assert min(shares) > 0
 
 
 def test_the_csv_table_holds_what_the_events_hold(run: Witness) -> None:
     table = {
-        int(row["time/total_timesteps"]): float(row["train/loss"]) for row in rows_of(run.config) if row["train/loss"]
+        int(row["time/total_timesteps"]): float(row["train/loss"])
+        for row in rows_of(run.config)
+        if row["train/loss"]
     }
     assert table == pytest.approx(run.losses)
 
@@ -186,7 +218,9 @@ def test_the_csv_table_holds_what_the_events_hold(run: Witness) -> None:
 def test_the_hyperparameters_are_in_the_events(run: Witness) -> None:
     content = run.events.PluginTagToContent("hparams")
     start = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
-    shown = {name: value.string_value or value.number_value for name, value in start.hparams.items()}
+    shown = {
+        name: value.string_value or value.number_value for name, value in start.hparams.items()
+    }
     assert shown["fusion.kind"] == "bilinear"
     assert shown["agent.learning_rate"] == 0.01
     assert shown["parameters"] == scalars(run.events, "model/parameters")[0]
@@ -203,19 +237,25 @@ def test_gifs_are_in_the_events_and_in_the_folder(run: Witness) -> None:
             with Image.open(io.BytesIO(image.encoded_image_string)) as gif:
                 assert (gif.format, gif.size) == ("GIF", (image.width, image.height))
                 frames.append(gif.n_frames)
-    assert max(frames) > 1  # a frame that equals the one before makes that one stay, so an episode can have one
+    assert (
+        max(frames) > 1
+    )  # a frame that equals the one before makes that one stay, so an episode can have one
 
 
-def test_a_machine_that_cannot_render_trains_without_videos(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_cannot_render_trains_without_videos(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[int] = []
 
     def broken(*_: Any, **__: Any) -> None:
         asked.append(1)
         raise OSError("no display")
 
-    monkeypatch.setattr("mirl.agents.callbacks.record_episode", broken)
+    monkeypatch.setattr("mirl.agents.callbacks.checkpointing.record_episode", broken)
     config = tiny("checkpoint_every=128")
-    with pytest.warns(UserWarning, match="no videos, since task 'goto_door' cannot be rendered here: no display"):
+    with pytest.warns(
+        UserWarning, match="no videos, since task 'goto_door' cannot be rendered here: no display"
+    ):
         assert train(config).finished
     assert len(asked) == 1
 

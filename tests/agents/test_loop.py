@@ -25,7 +25,16 @@ from mirl.agents import A2C, PPO
 
 SMALL: dict[str, Any] = {"n_steps": 32, "batch_size": 64, "n_epochs": 1, "seed": 0, "device": "cpu"}
 STEP = {
-    *("env", "callback", "rollout_buffer", "n_rollout_steps", "n_steps", "obs_tensor", "actions", "clipped_actions"),
+    *(
+        "env",
+        "callback",
+        "rollout_buffer",
+        "n_rollout_steps",
+        "n_steps",
+        "obs_tensor",
+        "actions",
+        "clipped_actions",
+    ),
     *("values", "log_probs", "new_obs", "rewards", "dones", "infos"),
 }
 START = {"total_timesteps", "log_interval", "tb_log_name", "reset_num_timesteps", "progress_bar"}
@@ -45,7 +54,8 @@ class Witness(BaseCallback):
     def _note(self, moment: str) -> None:
         arrays = (np.ndarray, torch.Tensor)
         self.seen[moment] = {
-            name: value.shape if isinstance(value, arrays) else None for name, value in self.locals.items()
+            name: value.shape if isinstance(value, arrays) else None
+            for name, value in self.locals.items()
         }
 
     def _on_training_start(self) -> None:
@@ -67,13 +77,17 @@ def test_callbacks_see_what_they_see_in_sb3s_loop(env_id: str) -> None:
     for moment, expected in (("start", START), ("step", STEP), ("end", STEP)):
         assert expected <= ours.seen[moment].keys()
         assert expected <= theirs.seen[moment].keys()
-    assert {name: ours.seen["step"][name] for name in STEP} == {name: theirs.seen["step"][name] for name in STEP}
+    assert {name: ours.seen["step"][name] for name in STEP} == {
+        name: theirs.seen["step"][name] for name in STEP
+    }
 
 
 def test_sb3s_own_callbacks_work(tmp_path: Path) -> None:
     callbacks = [
         CheckpointCallback(save_freq=32, save_path=str(tmp_path)),
-        EvalCallback(poles(), best_model_save_path=str(tmp_path), eval_freq=32, n_eval_episodes=2, verbose=0),
+        EvalCallback(
+            poles(), best_model_save_path=str(tmp_path), eval_freq=32, n_eval_episodes=2, verbose=0
+        ),
     ]
     PPO("MlpPolicy", poles(), **SMALL).learn(256, callback=callbacks)
     found = {path.name for path in tmp_path.iterdir()}
@@ -120,7 +134,9 @@ def test_schedules_are_followed() -> None:
     }
     ours, theirs = (
         [[update[f"train/{name}"] for name in schedules] for update in logged_updates(model, 512)]
-        for model in (algorithm("MlpPolicy", poles(), **SMALL, **schedules) for algorithm in (PPO, SB3PPO))
+        for model in (
+            algorithm("MlpPolicy", poles(), **SMALL, **schedules) for algorithm in (PPO, SB3PPO)
+        )
     )
     assert ours == theirs
     assert [clip_range for _, clip_range, _ in ours] == pytest.approx([0.15, 0.1, 0.05, 0])
@@ -131,10 +147,16 @@ def unpaid() -> gym.Env[Any, Any]:
     return gym.wrappers.TransformReward(FlipTaskEnv(), lambda _: 0.0)
 
 
-@pytest.mark.parametrize(("env", "n_steps"), [(unpaid, 8), (FlipTaskEnv, 1)], ids=["equal returns", "one return"])
-def test_of_returns_that_do_not_vary_nothing_is_explained(env: Callable[[], Any], n_steps: int) -> None:
+@pytest.mark.parametrize(
+    ("env", "n_steps"), [(unpaid, 8), (FlipTaskEnv, 1)], ids=["equal returns", "one return"]
+)
+def test_of_returns_that_do_not_vary_nothing_is_explained(
+    env: Callable[[], Any], n_steps: int
+) -> None:
     for algorithm in (A2C, SB3A2C):
-        model = algorithm("MultiInputPolicy", DummyVecEnv([env]), n_steps=n_steps, device="cpu", seed=0)
+        model = algorithm(
+            "MultiInputPolicy", DummyVecEnv([env]), n_steps=n_steps, device="cpu", seed=0
+        )
         (update,) = logged_updates(model, n_steps)
         assert np.isnan(update["train/explained_variance"])
 
@@ -144,7 +166,9 @@ def test_a_model_that_sb3_saved_trains_on(ours: Any, theirs: Any, tmp_path: Path
     saved = theirs("MlpPolicy", poles(), n_steps=32, device="cpu").learn(128)
     saved.save(tmp_path / "model")
     loaded = ours.load(tmp_path / "model", env=poles(), device="cpu")
-    torch.testing.assert_close(loaded.policy.state_dict(), saved.policy.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        loaded.policy.state_dict(), saved.policy.state_dict(), rtol=0, atol=0
+    )
     loaded.learn(128, reset_num_timesteps=False)
     assert loaded.num_timesteps == 256
     assert loaded._n_updates == 2 * saved._n_updates

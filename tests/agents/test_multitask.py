@@ -12,10 +12,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
 from mirl.agents import A2C, PPO
-from mirl.agents.gradients import task_gradients
-from mirl.agents.metrics import GRADIENT_CONFLICT, GRADIENT_COSINE
-from mirl.agents.rollouts import Samples, normalised_per_task
-from mirl.agents.updates import Judgement, LossWeights, a2c_losses, ppo_losses, squared_errors
+from mirl.agents.on_policy.a2c import a2c_losses
+from mirl.agents.on_policy.advantages import normalize_per_task
+from mirl.agents.on_policy.losses import ActionEvaluation, LossWeights, value_losses_of
+from mirl.agents.on_policy.ppo import ppo_losses
+from mirl.agents.on_policy.rollout_buffer import Samples
+from mirl.agents.on_policy.task_gradients import task_gradients
+from mirl.agents.runs.metric_names import GRADIENT_CONFLICT, GRADIENT_COSINE
 from mirl.configs.errors import ConfigError
 from mirl.envs import ContractObservation, make_vec_env
 from mirl.policies import FusionPolicy
@@ -61,9 +64,17 @@ def sides(*pays: float, n_envs: int = 8) -> VecEnv:
 def agent(algorithm: Any, *pays: float, popart: bool = False, **options: Any) -> Any:
     """An untrained agent whose only context is the task's number."""
     sizes = SMALL if algorithm is PPO else {"n_steps": 8}
-    policy: dict[str, Any] = {"fusion": "film", "context": "task_id", "net_arch": [16], "popart": popart}
+    policy: dict[str, Any] = {
+        "fusion": "film",
+        "context": "task_id",
+        "net_arch": [16],
+        "popart": popart,
+    }
     return algorithm(
-        FusionPolicy, sides(*pays), policy_kwargs=policy, **{**sizes, "seed": 0, "device": "cpu", **options}
+        FusionPolicy,
+        sides(*pays),
+        policy_kwargs=policy,
+        **{**sizes, "seed": 0, "device": "cpu", **options},
     )
 
 
@@ -73,23 +84,34 @@ def samples(**given: Tensor) -> Samples:
 
 
 def test_values_are_compared_in_units_of_their_tasks_scale() -> None:
-    judgement = Judgement(torch.tensor([1.0, 1.0]), torch.zeros(2), torch.zeros(2), torch.tensor([1.0, 100.0]))
-    close(squared_errors(judgement, samples(returns=torch.tensor([3.0, 201.0]))), torch.tensor([4.0, 4.0]))
+    evaluation = ActionEvaluation(
+        torch.tensor([1.0, 1.0]), torch.zeros(2), torch.zeros(2), torch.tensor([1.0, 100.0])
+    )
+    close(
+        value_losses_of(evaluation, samples(returns=torch.tensor([3.0, 201.0]))),
+        torch.tensor([4.0, 4.0]),
+    )
 
 
 def test_values_are_clipped_in_units_of_their_tasks_scale() -> None:
-    judgement = Judgement(torch.tensor([1.0, 500.0]), torch.zeros(2), torch.zeros(2), torch.tensor([1.0, 100.0]))
+    evaluation = ActionEvaluation(
+        torch.tensor([1.0, 500.0]), torch.zeros(2), torch.zeros(2), torch.tensor([1.0, 100.0])
+    )
     given = samples(old_values=torch.zeros(2), returns=torch.tensor([2.0, 200.0]))
-    close(squared_errors(judgement, given, clip_range_vf=0.5), torch.tensor([1.5**2, 1.5**2]))
+    close(value_losses_of(evaluation, given, clip_range_vf=0.5), torch.tensor([1.5**2, 1.5**2]))
 
 
 def test_the_losses_of_the_samples_are_those_computed_by_hand() -> None:
     log_probs, entropy = torch.tensor([-1.0, -2.0]), torch.tensor([0.5, 0.25])
-    judgement = Judgement(torch.tensor([1.0, 2.0]), log_probs, entropy)
-    given = samples(returns=torch.tensor([2.0, 4.0]), advantages=torch.tensor([3.0, -1.0]), old_log_prob=log_probs)
+    evaluation = ActionEvaluation(torch.tensor([1.0, 2.0]), log_probs, entropy)
+    given = samples(
+        returns=torch.tensor([2.0, 4.0]),
+        advantages=torch.tensor([3.0, -1.0]),
+        old_log_prob=log_probs,
+    )
     weights = LossWeights(ent_coef=0.1, vf_coef=0.5, normalize_advantage=False)
-    ppo, _ = ppo_losses(judgement, given, weights, clip_range=0.2)
-    a2c, _ = a2c_losses(judgement, given, weights)
+    ppo, _ = ppo_losses(evaluation, given, weights, clip_range=0.2)
+    a2c, _ = a2c_losses(evaluation, given, weights)
     close(ppo, torch.tensor([-3.0 - 0.05 + 0.5, 1.0 - 0.025 + 2.0]))
     close(a2c, torch.tensor([3.0 - 0.05 + 0.5, -2.0 - 0.025 + 2.0]))
 
@@ -100,14 +122,17 @@ def test_popart_moves_with_the_returns_and_weighs_advantages_by_its_scale(algori
     model.learn(64)
     buffer, head = model.rollout_buffer, model.policy.value_net
     assert isinstance(head, PopArtHead)
-    tasks = buffer.task_of_each
+    tasks = buffer.task_ids
     small, large = head.scale(torch.tensor([0, 1])).tolist()
     assert large > 30 * small, "moved"
     advantages, returns = buffer.advantages, buffer.returns
     for task, scale in enumerate((small, large)):
         close(buffer.policy_advantages[tasks == task], advantages[tasks == task] / scale)
     close(buffer.returns, advantages + buffer.values, **exactly)
-    close(model._judge(buffer.take(np.arange(64))).value_scale.unique().tolist(), sorted([small, large]))
+    close(
+        model._evaluate_actions(buffer.take(np.arange(64))).value_scale.unique().tolist(),
+        sorted([small, large]),
+    )
     close(returns[tasks == 0].abs().max(), torch.tensor(1.0))
 
 
@@ -119,15 +144,20 @@ def test_the_values_of_a_rollout_stay_valid_when_popart_moves() -> None:
     before = model.policy.value_net.scale(torch.tensor([0, 1])).clone()
     model._begin_update()
     after = model.policy.value_net.scale(torch.tensor([0, 1]))
-    judged = model._judge(model.rollout_buffer.take(np.arange(64)))
+    judged = model._evaluate_actions(model.rollout_buffer.take(np.arange(64)))
     assert not torch.equal(before, after)
-    close(judged.values.sort().values, model.rollout_buffer.values.flatten().sort().values, rtol=1e-4, atol=1e-4)
+    close(
+        judged.values.sort().values,
+        model.rollout_buffer.values.flatten().sort().values,
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_of_one_task_popart_keeps_the_one_scale() -> None:
     model = agent(PPO, 1000.0, popart=True)
     model.learn(64)
-    scale = model._judge(model.rollout_buffer.take(np.arange(5))).value_scale
+    scale = model._evaluate_actions(model.rollout_buffer.take(np.arange(5))).value_scale
     close(scale, model.policy.value_net.scale(torch.zeros(5, dtype=torch.int64)), **exactly)
     assert scale[0] > 30
 
@@ -137,7 +167,7 @@ def test_advantages_per_task_are_not_normalised_a_second_time() -> None:
     model.learn(64)
     weights, _ = model._begin_update()
     buffer = model.rollout_buffer
-    expected = normalised_per_task(buffer.advantages, buffer.task_of_each).flatten()
+    expected = normalize_per_task(buffer.advantages, buffer.task_ids).flatten()
     rows = np.arange(20)
     close(weights.advantages(buffer.take(rows)).sort().values, expected[:20].sort().values)
 
@@ -148,11 +178,13 @@ def test_raw_advantages_cannot_be_normalised_per_task() -> None:
 
 
 def steps_of(model: Any) -> list[dict[str, Tensor]]:
-    """By gradient step, the gradient that the optimiser is given; filled while the model learns."""
+    """By gradient step, the gradient that the optimizer is given; filled while the model learns."""
     steps, step = list[dict[str, Tensor]](), model.policy.optimizer.step
 
     def noted() -> None:
-        steps.append({name: weight.grad.clone() for name, weight in model.policy.named_parameters()})
+        steps.append(
+            {name: weight.grad.clone() for name, weight in model.policy.named_parameters()}
+        )
         step()
 
     model.policy.optimizer.step = noted
@@ -160,36 +192,61 @@ def steps_of(model: Any) -> list[dict[str, Tensor]]:
 
 
 def test_pcgrad_steps_along_the_projected_gradient() -> None:
-    model = agent(A2C, 10.0, -10.0, pcgrad=True)  # of which the values pull on the trunk in opposite directions
+    model = agent(
+        A2C, 10.0, -10.0, pcgrad=True
+    )  # of which the values pull on the trunk in opposite directions
     steps = steps_of(model)
     weights = {name: weight.clone() for name, weight in model.policy.state_dict().items()}
     model.learn(64)
     model.policy.load_state_dict(weights)
     taken = model.rollout_buffer.take(np.arange(64))
-    losses, _ = a2c_losses(model._judge(taken), taken, LossWeights(model.ent_coef, model.vf_coef, False))
+    losses, _ = a2c_losses(
+        model._evaluate_actions(taken), taken, LossWeights(model.ent_coef, model.vf_coef, False)
+    )
     first, second = task_gradients(losses, taken.tasks, list(model.policy.parameters()))
     inner = first @ second
     assert inner < 0, "they conflict"
-    expected = first - inner / second.square().sum() * second + second - inner / first.square().sum() * first
+    expected = (
+        first
+        - inner / second.square().sum() * second
+        + second
+        - inner / first.square().sum() * first
+    )
     expected *= min(1.0, model.max_grad_norm / (float(expected.norm()) + 1e-6))
-    close(torch.cat([gradient.flatten() for gradient in steps[0].values()]), expected, rtol=1e-4, atol=1e-5)
+    close(
+        torch.cat([gradient.flatten() for gradient in steps[0].values()]),
+        expected,
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_of_observations_that_share_a_pass_the_tasks_gradients_sum_to_the_plain_one() -> None:
-    env = make_vec_env(("MiniGrid-GoToDoor-5x5-v0", "MiniGrid-Empty-5x5-v0"), 8, backend="gymnasium")
+    env = make_vec_env(
+        ("MiniGrid-GoToDoor-5x5-v0", "MiniGrid-Empty-5x5-v0"), 8, backend="gymnasium"
+    )
     model = PPO(FusionPolicy, env, **SMALL, seed=0, device="cpu")
     model.learn(64)
     env.close()
     taken = model.rollout_buffer.take(np.arange(64))
     assert taken.rows is not None
     assert taken.tasks is not None
-    losses, _ = ppo_losses(model._judge(taken), taken, LossWeights(0.01, 0.5, normalize_advantage=True), 0.2)
+    losses, _ = ppo_losses(
+        model._evaluate_actions(taken), taken, LossWeights(0.01, 0.5, normalize_advantage=True), 0.2
+    )
     parameters = list(model.policy.parameters())
     gradients = task_gradients(losses, taken.tasks, parameters)
     model.policy.optimizer.zero_grad()
     losses.mean().backward()
-    plain = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in parameters]
-    close(gradients.sum(0), torch.cat([gradient.flatten() for gradient in plain]), rtol=1e-4, atol=1e-5)
+    plain = [
+        torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in parameters
+    ]
+    close(
+        gradients.sum(0),
+        torch.cat([gradient.flatten() for gradient in plain]),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def trained(algorithm: Any, *pays: float, **options: Any) -> dict[str, Tensor]:
@@ -204,7 +261,9 @@ def test_pcgrad_leaves_a_single_task_alone(algorithm: Any) -> None:
 
 
 def test_pcgrad_trains_the_same_weights_twice_and_others_than_without() -> None:
-    first, second, without = (trained(PPO, 1.0, 2.0, 3.0, pcgrad=pcgrad) for pcgrad in (True, True, False))
+    first, second, without = (
+        trained(PPO, 1.0, 2.0, 3.0, pcgrad=pcgrad) for pcgrad in (True, True, False)
+    )
     close(first, second, **exactly)
     assert any(not torch.equal(first[name], without[name]) for name in first)
 
@@ -215,7 +274,7 @@ def test_projections_are_drawn_from_the_seed_and_where_the_run_stands() -> None:
         model.learn(64)
         model.num_timesteps = timesteps
         model._begin_update()
-        return float(model._projections.random())
+        return float(model._projection_rng.random())
 
     assert drawn(0, 128) == drawn(0, 128)
     assert len({drawn(0, 128), drawn(0, 192), drawn(1, 128)}) == 3
@@ -229,14 +288,18 @@ def test_conflict_is_measured_in_the_first_iteration_and_every_so_many(algorithm
     def noted() -> None:
         train()
         values = model.logger.name_to_value
-        logged.append({name: values[name] for name in (GRADIENT_COSINE, GRADIENT_CONFLICT) if name in values})
+        logged.append(
+            {name: values[name] for name in (GRADIENT_COSINE, GRADIENT_CONFLICT) if name in values}
+        )
 
     model.train = noted
     model.learn(5 * 64)
     assert [len(update) for update in logged] == [2, 0, 2, 0, 2]
     for update in logged[::2]:
         assert -1 <= update[GRADIENT_COSINE] <= 1
-        assert update[GRADIENT_CONFLICT] * 3 == pytest.approx(round(update[GRADIENT_CONFLICT] * 3)), "of three pairs"
+        assert update[GRADIENT_CONFLICT] * 3 == pytest.approx(
+            round(update[GRADIENT_CONFLICT] * 3)
+        ), "of three pairs"
 
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
@@ -264,7 +327,9 @@ def success_of_each(model: PPO, n_tasks: int) -> list[float]:
 
 @pytest.mark.learning
 @pytest.mark.parametrize("seed", range(3))
-def test_a_task_of_a_thousandth_of_the_pay_is_learned_with_popart_and_not_without(seed: int) -> None:
+def test_a_task_of_a_thousandth_of_the_pay_is_learned_with_popart_and_not_without(
+    seed: int,
+) -> None:
     """The large task's errors fill the norm that gradients are clipped to, and its advantages a minibatch's deviation.
 
     PopArt answers both: errors of values and advantages are in units of their task's deviation.
@@ -272,11 +337,22 @@ def test_a_task_of_a_thousandth_of_the_pay_is_learned_with_popart_and_not_withou
     large, small = 0, 1
     success = {}
     for popart in (False, True):
-        options: dict[str, Any] = {"n_steps": 16, "batch_size": 64, "n_epochs": 4, "learning_rate": 1e-3, "seed": seed}
+        options: dict[str, Any] = {
+            "n_steps": 16,
+            "batch_size": 64,
+            "n_epochs": 4,
+            "learning_rate": 1e-3,
+            "seed": seed,
+        }
         model = PPO(
             FusionPolicy,
             sides(1000.0, 1.0, n_envs=16),
-            policy_kwargs={"context": "task_id", "net_arch": [32], "sites": ("vector",), "popart": popart},
+            policy_kwargs={
+                "context": "task_id",
+                "net_arch": [32],
+                "sites": ("vector",),
+                "popart": popart,
+            },
             device="cpu",
             **options,
         )

@@ -1,4 +1,4 @@
-"""Observations are normalised by what the run has seen: all of it, up to the last rollout, and by nothing else."""
+"""Observations are normalized by what the run has seen: all of it, up to the last rollout, and by nothing else."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -12,16 +12,15 @@ import torch
 from toy_goal_envs import MirrorReachEnv
 
 from mirl.agents import load_policy, train
-from mirl.agents.algorithms import PPO
-from mirl.agents.building import build_agent
-from mirl.agents.callbacks import ObservationStatistics
-from mirl.agents.checkpoint import find_checkpoint, load_agent
-from mirl.agents.updates import ppo_losses
+from mirl.agents.builder import build_agent
+from mirl.agents.callbacks.statistics import ObservationStatistics
+from mirl.agents.on_policy.ppo import PPO, ppo_losses
+from mirl.agents.runs.checkpoint import find_checkpoint, load_agent
 from mirl.configs.compose import compose_train
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import FusionExtractor
-from mirl.policies.normalising import RunningNorm
+from mirl.policies.running_norm import RunningNorm
 
 close = torch.testing.assert_close
 LIMIT = 5
@@ -54,7 +53,13 @@ TINY = (
     "device=cpu",
 )
 KINDS = {
-    "ppo": ("agent=ppo", "agent.n_envs=4", "agent.n_steps=16", "agent.batch_size=32", "total_timesteps=256"),
+    "ppo": (
+        "agent=ppo",
+        "agent.n_envs=4",
+        "agent.n_steps=16",
+        "agent.batch_size=32",
+        "total_timesteps=256",
+    ),
     "sac": ("agent=sac", "agent.learning_starts=20", "agent.batch_size=16", "total_timesteps=60"),
 }
 PER_ROLLOUT = {"ppo": 64, "sac": 1}
@@ -91,9 +96,13 @@ def norms(policy: torch.nn.Module) -> list[RunningNorm]:
 
 def rows_of(extractor: FusionExtractor, steps: list[dict[str, np.ndarray]]) -> np.ndarray:
     """What the extractor's encoder reads, of these timesteps."""
-    joined = {key: np.concatenate([step[key] for step in steps]).astype(np.float64) for key in steps[0]}
+    joined = {
+        key: np.concatenate([step[key] for step in steps]).astype(np.float64) for key in steps[0]
+    }
     assert extractor.routing.context == "desired_goal"
-    return np.concatenate([joined[key].reshape(len(joined[key]), -1) for key in extractor.routing.others], axis=1)
+    return np.concatenate(
+        [joined[key].reshape(len(joined[key]), -1) for key in extractor.routing.others], axis=1
+    )
 
 
 @pytest.mark.parametrize(("kind", "networks"), [("ppo", 1), ("sac", 3)])
@@ -104,13 +113,20 @@ def test_statistics_are_those_of_all_that_was_seen_up_to_the_last_rollout(
     train(config)
     rollout = PER_ROLLOUT[kind] // config.agent.n_envs
     before_the_last = seen[:-rollout]
-    with closing(SuiteVecEnv(config.task, 1, split="validation")) as env:
-        policy, _ = load_policy(config.run_dir, "last", env.observation_space, env.action_space, "cpu")
+    with closing(SuiteVecEnv(config.task, 1, seed_split="validation")) as env:
+        policy, _ = load_policy(
+            config.run_dir, "last", env.observation_space, env.action_space, "cpu"
+        )
     assert len(extractors(policy)) == networks
     for extractor in extractors(policy):
         rows = rows_of(extractor, before_the_last)
-        goals = np.concatenate([step["desired_goal"] for step in before_the_last]).astype(np.float64)
-        for norm, expected in ((extractor.encoder.normalise, rows), (extractor.context.normalise, goals)):
+        goals = np.concatenate([step["desired_goal"] for step in before_the_last]).astype(
+            np.float64
+        )
+        for norm, expected in (
+            (extractor.encoder.normalize, rows),
+            (extractor.context.normalize, goals),
+        ):
             assert int(norm.count) == len(expected) == config.total_timesteps - PER_ROLLOUT[kind]
             close(norm.mean, torch.from_numpy(expected.mean(0)))
             close(norm.variance, torch.from_numpy(expected.var(0)))
@@ -161,11 +177,11 @@ def test_the_first_minibatch_of_each_iteration_finds_the_policy_that_acted(
     config = tiny("ppo")
     log_ratios: list[float] = []
 
-    def noted(judgement: Any, samples: Any, *others: Any) -> Any:
-        log_ratios.append(float((judgement.log_probs.detach() - samples.old_log_prob).abs().max()))
-        return ppo_losses(judgement, samples, *others)
+    def noted(evaluation: Any, samples: Any, *others: Any) -> Any:
+        log_ratios.append(float((evaluation.log_probs.detach() - samples.old_log_prob).abs().max()))
+        return ppo_losses(evaluation, samples, *others)
 
-    monkeypatch.setattr("mirl.agents.algorithms.ppo_losses", noted)
+    monkeypatch.setattr("mirl.agents.on_policy.ppo.ppo_losses", noted)
     with closing(SuiteVecEnv(config.task, config.agent.n_envs, seed=0)) as env:
         agent = build_agent(config, env)
         assert isinstance(agent, PPO)
@@ -187,10 +203,16 @@ def test_they_are_restored_from_a_checkpoint(tiny: Callable[..., TrainConfig], k
         assert all(int(norm.count) == 0 for norm in norms(fresh.policy))
         counts = [int(norm.count) for norm in norms(saved.policy)]
         saved.learn(
-            2 * PER_ROLLOUT[kind] if kind == "ppo" else 3, callback=ObservationStatistics(), reset_num_timesteps=False
+            2 * PER_ROLLOUT[kind] if kind == "ppo" else 3,
+            callback=ObservationStatistics(),
+            reset_num_timesteps=False,
         )
-    moved = [int(norm.count) - count for norm, count in zip(norms(saved.policy), counts, strict=True)]
-    assert set(moved) == {PER_ROLLOUT[kind] if kind == "ppo" else 2}, "what comes is added to what was"
+    moved = [
+        int(norm.count) - count for norm, count in zip(norms(saved.policy), counts, strict=True)
+    ]
+    assert set(moved) == {PER_ROLLOUT[kind] if kind == "ppo" else 2}, (
+        "what comes is added to what was"
+    )
 
 
 def test_without_normalisation_nothing_is_kept(tiny: Callable[..., TrainConfig]) -> None:

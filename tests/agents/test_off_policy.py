@@ -25,10 +25,11 @@ from toy_goal_envs import FlipGoalEnv, MirrorReachEnv
 
 from mirl.agents import evaluate, load_policy, train
 from mirl.agents import training as training_module
-from mirl.agents.building import build_agent, build_policy
-from mirl.agents.checkpoint import find_checkpoint, load_agent, save_checkpoint
-from mirl.agents.faults import NonFiniteError, are_finite
-from mirl.agents.replay import REPLAY_BUFFER
+from mirl.agents.builder import build_agent, build_policy
+from mirl.agents.faults import NonFiniteError
+from mirl.agents.on_policy.rollback import are_finite
+from mirl.agents.runs.checkpoint import find_checkpoint, load_agent, save_checkpoint
+from mirl.agents.runs.replay_buffer import REPLAY_BUFFER
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.schema import TrainConfig
@@ -79,7 +80,10 @@ def tiny(tmp_path: Path) -> Build:
 
     def build(kind: str, *words: str) -> TrainConfig:
         env_id = "ToyGoalLever-v0" if kind == "dqn" else "ToyGoalReach-v0"
-        reach = ("task.name=reach", f"task.tasks=[{{name: reach, env_id: {env_id}, success: info}}]")
+        reach = (
+            "task.name=reach",
+            f"task.tasks=[{{name: reach, env_id: {env_id}, success: info}}]",
+        )
         chosen = () if any(word.startswith("task.tasks") for word in words) else reach
         return compose_train([f"agent={kind}", *TINY, f"runs_dir={tmp_path}", *chosen, *words])
 
@@ -91,7 +95,9 @@ def make_agent() -> Iterator[Agents]:
     opened: list[SuiteVecEnv] = []
 
     def make(config: TrainConfig) -> Any:
-        opened.append(SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend, seed=config.seed))
+        opened.append(
+            SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend, seed=config.seed)
+        )
         return build_agent(config, opened[-1])
 
     yield make
@@ -106,7 +112,9 @@ def same(first: Any, second: Any) -> bool:
     if isinstance(first, dict):
         return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
     if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(same(a, b) for a, b in zip(first, second, strict=True))
+        return len(first) == len(second) and all(
+            same(a, b) for a, b in zip(first, second, strict=True)
+        )
     return bool(first == second)
 
 
@@ -117,11 +125,22 @@ def same(first: Any, second: Any) -> bool:
 def test_the_algorithms_are_sb3s_own_with_the_options_of_the_configuration(
     tiny: Build, make_agent: Agents, kind: str
 ) -> None:
-    words = ("agent.learning_rate=0.002", "agent.tau=0.03", "agent.gamma=0.9", "agent.train_freq=2", "seed=3")
+    words = (
+        "agent.learning_rate=0.002",
+        "agent.tau=0.03",
+        "agent.gamma=0.9",
+        "agent.train_freq=2",
+        "seed=3",
+    )
     agent = make_agent(tiny(kind, *words, "agent.gradient_steps=4"))
     assert type(agent) is KINDS[kind]
     assert (agent.learning_rate, agent.tau, agent.gamma, agent.seed) == (0.002, 0.03, 0.9, 3)
-    assert (agent.train_freq.frequency, agent.gradient_steps, agent.batch_size, agent.learning_starts) == (2, 4, 16, 20)
+    assert (
+        agent.train_freq.frequency,
+        agent.gradient_steps,
+        agent.batch_size,
+        agent.learning_starts,
+    ) == (2, 4, 16, 20)
 
 
 def test_options_of_single_algorithms_arrive(tiny: Build, make_agent: Agents) -> None:
@@ -130,17 +149,29 @@ def test_options_of_single_algorithms_arrive(tiny: Build, make_agent: Agents) ->
     assert td3.policy_delay == 3
     np.testing.assert_array_equal(td3.action_noise._sigma, [0.4])
     assert make_agent(tiny("td3", "agent.action_noise=0")).action_noise is None
-    tqc = make_agent(tiny("tqc", "agent.n_critics=3", "agent.n_quantiles=7", "agent.top_quantiles_to_drop=1"))
-    assert (tqc.critic.n_critics, tqc.critic.n_quantiles, tqc.top_quantiles_to_drop_per_net) == (3, 7, 1)
-    dqn = make_agent(tiny("dqn", "agent.exploration_fraction=0.5", "agent.exploration_final_eps=0.2"))
+    tqc = make_agent(
+        tiny("tqc", "agent.n_critics=3", "agent.n_quantiles=7", "agent.top_quantiles_to_drop=1")
+    )
+    assert (tqc.critic.n_critics, tqc.critic.n_quantiles, tqc.top_quantiles_to_drop_per_net) == (
+        3,
+        7,
+        1,
+    )
+    dqn = make_agent(
+        tiny("dqn", "agent.exploration_fraction=0.5", "agent.exploration_final_eps=0.2")
+    )
     assert (dqn.exploration_fraction, dqn.exploration_final_eps) == (0.5, 0.2)
 
 
-def test_dqn_with_several_environments_does_not_warn_of_its_target(tiny: Build, make_agent: Agents) -> None:
+def test_dqn_with_several_environments_does_not_warn_of_its_target(
+    tiny: Build, make_agent: Agents
+) -> None:
     assert make_agent(tiny("dqn", "agent.n_envs=3")).target_update_interval == 3
 
 
-def test_more_dropped_quantiles_than_there_are_is_a_message(tiny: Build, make_agent: Agents) -> None:
+def test_more_dropped_quantiles_than_there_are_is_a_message(
+    tiny: Build, make_agent: Agents
+) -> None:
     with pytest.raises(ConfigError, match=r"must leave some of agent\.n_quantiles=2, got 2"):
         make_agent(tiny("tqc", "agent.n_quantiles=2", "agent.top_quantiles_to_drop=2"))
 
@@ -155,7 +186,13 @@ def test_goals_are_relabelled_if_asked_for(tiny: Build, make_agent: Agents, her:
 
 
 def test_a_task_without_goals_is_replayed_as_it_was(make_agent: Agents, tmp_path: Path) -> None:
-    words = ["agent=dqn", "task=MiniGrid-GoToDoor-5x5-v0", "agent.buffer_size=50", "device=cpu", f"runs_dir={tmp_path}"]
+    words = [
+        "agent=dqn",
+        "task=MiniGrid-GoToDoor-5x5-v0",
+        "agent.buffer_size=50",
+        "device=cpu",
+        f"runs_dir={tmp_path}",
+    ]
     assert type(make_agent(compose_train(words)).replay_buffer) is DictReplayBuffer
 
 
@@ -165,24 +202,35 @@ def test_the_replay_buffer_is_no_larger_than_the_run(tiny: Build, make_agent: Ag
 
 
 @pytest.mark.parametrize("kind", ["sac", "td3", "tqc"])
-def test_continuous_algorithms_refuse_discrete_actions(tiny: Build, make_agent: Agents, kind: str) -> None:
+def test_continuous_algorithms_refuse_discrete_actions(
+    tiny: Build, make_agent: Agents, kind: str
+) -> None:
     words = "task.tasks=[{name: lever, env_id: ToyGoalLever-v0, success: info}]"
-    with pytest.raises(ConfigError, match=rf"agent={kind} takes continuous actions, .*Discrete\(2\); use agent=dqn"):
+    with pytest.raises(
+        ConfigError, match=rf"agent={kind} takes continuous actions, .*Discrete\(2\); use agent=dqn"
+    ):
         make_agent(tiny(kind, "task.name=lever", words))
 
 
 def test_dqn_refuses_continuous_actions(tiny: Build, make_agent: Agents) -> None:
     words = "task.tasks=[{name: reach, env_id: ToyGoalReach-v0, success: info}]"
-    with pytest.raises(ConfigError, match=r"agent=dqn takes discrete actions, .*Box.*; use agent=sac, tqc, td3 or ppo"):
+    with pytest.raises(
+        ConfigError,
+        match=r"agent=dqn takes discrete actions, .*Box.*; use agent=sac, tqc, td3 or ppo",
+    ):
         make_agent(tiny("dqn", "task.name=reach", words))
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
-def test_learning_starts_once_an_episode_can_be_relabelled(tiny: Build, make_agent: Agents, n_envs: int) -> None:
+def test_learning_starts_once_an_episode_can_be_relabelled(
+    tiny: Build, make_agent: Agents, n_envs: int
+) -> None:
     least = n_envs * (LIMIT - 1)  # SB3 begins when more timesteps are over
     make_agent(tiny("sac", f"agent.n_envs={n_envs}", f"agent.learning_starts={least}")).learn(40)
     config = tiny("sac", f"agent.n_envs={n_envs}", f"agent.learning_starts={least - 1}")
-    with pytest.raises(ConfigError, match=rf"agent\.learning_starts={LIMIT * n_envs}, got {least - 1}"):
+    with pytest.raises(
+        ConfigError, match=rf"agent\.learning_starts={LIMIT * n_envs}, got {least - 1}"
+    ):
         make_agent(config)
     without = config.model_copy(update={"agent": config.agent.model_copy(update={"her": False})})
     make_agent(without).learn(40)
@@ -200,12 +248,23 @@ def test_several_tasks_train_without_relabelling(tiny: Build) -> None:
     config = tiny("sac", *SUITE, "agent.her=false", "context=task_id", "sampling=uniform")
     assert train(config).finished
     [row] = [row for row in rows_of(config) if row["train/critic_loss"]]
-    assert {f"task/{task}/success_rate" for task in ("near", "far")} <= {key for key, value in row.items() if value}
+    assert {f"task/{task}/success_rate" for task in ("near", "far")} <= {
+        key for key, value in row.items() if value
+    }
 
 
-def test_a_reward_that_goals_alone_do_not_tell_is_a_message_before_the_run_begins(tmp_path: Path) -> None:
+def test_a_reward_that_goals_alone_do_not_tell_is_a_message_before_the_run_begins(
+    tmp_path: Path,
+) -> None:
     suite = "task.tasks=[{name: reach, env_id: MIRL/ReachCell-v0, kwargs: {reward: time}}]"
-    words = ["agent=dqn", "task.name=reach", suite, "context=goal", f"runs_dir={tmp_path}", "device=cpu"]
+    words = [
+        "agent=dqn",
+        "task.name=reach",
+        suite,
+        "context=goal",
+        f"runs_dir={tmp_path}",
+        "device=cpu",
+    ]
     config = compose_train(words)
     with pytest.raises(ConfigError, match="use reward=sparse"):
         train(config)
@@ -218,10 +277,16 @@ def test_several_tasks_with_relabelling_are_a_message(tiny: Build, make_agent: A
 
 
 def test_dqn_refuses_tasks_with_different_actions(tiny: Build, make_agent: Agents) -> None:
-    gym.register("ToyThree-v0", lambda: gym.wrappers.TransformAction(FlipGoalEnv(), int, spaces.Discrete(3)))
+    gym.register(
+        "ToyThree-v0", lambda: gym.wrappers.TransformAction(FlipGoalEnv(), int, spaces.Discrete(3))
+    )
     words = "task.tasks=[{name: two, env_id: ToyFlip-v0}, {name: three, env_id: ToyThree-v0}]"
-    config = tiny("dqn", "task.name=both", words, "agent.n_envs=2", "context=task_id", "sites=[heads]")
-    with pytest.raises(ConfigError, match=r"agent=dqn plays any action in any task, .*; use agent=ppo or a2c"):
+    config = tiny(
+        "dqn", "task.name=both", words, "agent.n_envs=2", "context=task_id", "sites=[heads]"
+    )
+    with pytest.raises(
+        ConfigError, match=r"agent=dqn plays any action in any task, .*; use agent=ppo or a2c"
+    ):
         make_agent(config)
 
 
@@ -244,7 +309,7 @@ def rows_of(config: TrainConfig) -> list[dict[str, str]]:
 def test_a_row_is_written_every_so_many_timesteps_and_at_the_end(
     tiny: Build, monkeypatch: pytest.MonkeyPatch, log_every: int, steps: list[int]
 ) -> None:
-    monkeypatch.setattr(training_module, "ROW", 20)
+    monkeypatch.setattr(training_module, "TIMESTEPS_PER_ROW", 20)
     config = tiny("sac", f"log_every={log_every}", "total_timesteps=90")
     train(config)
     rows = [row for row in rows_of(config) if row["speed/steps_per_second"]]
@@ -253,7 +318,9 @@ def test_a_row_is_written_every_so_many_timesteps_and_at_the_end(
     assert [bool(row["train/critic_loss"]) for row in rows] == [step > 20 for step in steps]
 
 
-def test_the_success_rate_is_that_of_the_episodes_so_far(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_success_rate_is_that_of_the_episodes_so_far(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ended: list[dict[str, Any]] = []
     step_wait = SuiteVecEnv.step_wait
 
@@ -268,17 +335,26 @@ def test_the_success_rate_is_that_of_the_episodes_so_far(tiny: Build, monkeypatc
     train(config)
     [row] = [row for row in rows_of(config) if row["task/reach/success_rate"]]
     assert len(ended) == 200 / LIMIT
-    assert float(row["task/reach/success_rate"]) == pytest.approx(np.mean([info["is_success"] for info in ended]))
-    assert float(row["task/reach/return"]) == pytest.approx(np.mean([info["episode"]["r"] for info in ended]))
+    assert float(row["task/reach/success_rate"]) == pytest.approx(
+        np.mean([info["is_success"] for info in ended])
+    )
+    assert float(row["task/reach/return"]) == pytest.approx(
+        np.mean([info["episode"]["r"] for info in ended])
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
 
 
-def optimisers(agent: Any) -> dict[str, Any]:
-    parts = {"policy": agent.policy, **{name: getattr(agent, name, None) for name in ("actor", "critic")}}
+def optimizers(agent: Any) -> dict[str, Any]:
+    parts = {
+        "policy": agent.policy,
+        **{name: getattr(agent, name, None) for name in ("actor", "critic")},
+    }
     found = {name: part.optimizer for name, part in parts.items() if hasattr(part, "optimizer")}
-    return found | ({"entropy": agent.ent_coef_optimizer} if hasattr(agent, "ent_coef_optimizer") else {})
+    return found | (
+        {"entropy": agent.ent_coef_optimizer} if hasattr(agent, "ent_coef_optimizer") else {}
+    )
 
 
 @pytest.mark.parametrize("her", [True, False])
@@ -292,14 +368,17 @@ def test_a_loaded_agent_equals_the_saved_one(
     assert not same(saved.policy.state_dict(), loaded.policy.state_dict())
     load_agent(save_checkpoint(tmp_path, saved), loaded)
     assert same(saved.policy.state_dict(), loaded.policy.state_dict())
-    assert len(optimisers(saved)) == {"sac": 3, "td3": 2, "tqc": 3, "dqn": 1}[kind]
-    for name, optimiser in optimisers(saved).items():
-        assert optimiser.state_dict()["state"]
-        assert same(optimiser.state_dict(), optimisers(loaded)[name].state_dict()), name
+    assert len(optimizers(saved)) == {"sac": 3, "td3": 2, "tqc": 3, "dqn": 1}[kind]
+    for name, optimizer in optimizers(saved).items():
+        assert optimizer.state_dict()["state"]
+        assert same(optimizer.state_dict(), optimizers(loaded)[name].state_dict()), name
     for name in ("num_timesteps", "_n_updates", "_episode_num", "_n_calls", "log_ent_coef"):
         assert getattr(loaded, name, None) == getattr(saved, name, None), name
     assert saved._episode_num == 8
-    contents = [{k: v for k, v in vars(agent.replay_buffer).items() if k != "env"} for agent in (saved, loaded)]
+    contents = [
+        {k: v for k, v in vars(agent.replay_buffer).items() if k != "env"}
+        for agent in (saved, loaded)
+    ]
     for name, value in contents[0].items():
         if isinstance(value, np.ndarray) and value.dtype != object:
             np.testing.assert_array_equal(contents[1][name], value, err_msg=name)
@@ -309,7 +388,9 @@ def test_a_loaded_agent_equals_the_saved_one(
     assert (loaded.replay_buffer.pos, loaded.replay_buffer.full) == (20, False)
 
 
-def test_the_learned_weight_of_the_entropy_goes_on_learning(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
+def test_the_learned_weight_of_the_entropy_goes_on_learning(
+    tiny: Build, make_agent: Agents, tmp_path: Path
+) -> None:
     saved, agent = make_agent(tiny("sac")), make_agent(tiny("sac"))
     load_agent(save_checkpoint(tmp_path, saved.learn(40)), agent)
     before = agent.log_ent_coef.item()
@@ -317,7 +398,9 @@ def test_the_learned_weight_of_the_entropy_goes_on_learning(tiny: Build, make_ag
     assert agent.log_ent_coef.item() != before
 
 
-def test_an_episode_under_way_counts_as_cut_off_by_time(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
+def test_an_episode_under_way_counts_as_cut_off_by_time(
+    tiny: Build, make_agent: Agents, tmp_path: Path
+) -> None:
     config = tiny("sac")
     saved, loaded = make_agent(config).learn(33), make_agent(config)
     load_agent(save_checkpoint(tmp_path, saved), loaded)
@@ -327,7 +410,9 @@ def test_an_episode_under_way_counts_as_cut_off_by_time(tiny: Build, make_agent:
     assert (buffer.dones[32, 0], buffer.timeouts[32, 0], buffer._current_ep_start[0]) == (1, 1, 33)
 
 
-def test_a_full_buffer_is_continued_where_it_was(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
+def test_a_full_buffer_is_continued_where_it_was(
+    tiny: Build, make_agent: Agents, tmp_path: Path
+) -> None:
     config = tiny("sac", "agent.buffer_size=30")
     saved, loaded = make_agent(config).learn(45), make_agent(config)
     load_agent(save_checkpoint(tmp_path, saved), loaded)
@@ -335,7 +420,9 @@ def test_a_full_buffer_is_continued_where_it_was(tiny: Build, make_agent: Agents
     np.testing.assert_array_equal(loaded.replay_buffer.rewards, saved.replay_buffer.rewards)
 
 
-def test_only_the_last_checkpoint_holds_the_replay_buffer(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
+def test_only_the_last_checkpoint_holds_the_replay_buffer(
+    tiny: Build, make_agent: Agents, tmp_path: Path
+) -> None:
     agent = make_agent(tiny("td3"))
     for best in (0.5, None, None):
         save_checkpoint(tmp_path, agent.learn(30, reset_num_timesteps=False), best=best)
@@ -344,18 +431,33 @@ def test_only_the_last_checkpoint_holds_the_replay_buffer(tiny: Build, make_agen
     assert find_checkpoint(tmp_path, "best").name == "step_000000030"
 
 
-def test_nothing_in_a_checkpoint_is_a_pickle(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
+def test_nothing_in_a_checkpoint_is_a_pickle(
+    tiny: Build, make_agent: Agents, tmp_path: Path
+) -> None:
     folder = save_checkpoint(tmp_path, make_agent(tiny("sac")).learn(30))
-    optimizers = {f"{name}.safetensors" for name in ("actor.optimizer", "critic.optimizer", "ent_coef_optimizer")}
-    others = {"policy.safetensors", "tensors.safetensors", REPLAY_BUFFER, "state.json", "manifest.json"}
+    optimizers = {
+        f"{name}.safetensors"
+        for name in ("actor.optimizer", "critic.optimizer", "ent_coef_optimizer")
+    }
+    others = {
+        "policy.safetensors",
+        "tensors.safetensors",
+        REPLAY_BUFFER,
+        "state.json",
+        "manifest.json",
+    }
     assert {path.name for path in folder.iterdir()} == optimizers | others
     for path in folder.glob("*.safetensors"):  # a length, and a JSON header of that length
         data = path.read_bytes()
         json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
 
 
-@pytest.mark.parametrize("name", [REPLAY_BUFFER, "actor.optimizer.safetensors", "tensors.safetensors"])
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-7])])
+@pytest.mark.parametrize(
+    "name", [REPLAY_BUFFER, "actor.optimizer.safetensors", "tensors.safetensors"]
+)
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-7])]
+)
 def test_a_damaged_checkpoint_is_a_message(
     tiny: Build, make_agent: Agents, tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
@@ -371,7 +473,9 @@ def test_a_replay_buffer_of_another_size_is_a_message(
     tiny: Build, make_agent: Agents, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     folder = save_checkpoint(tmp_path, make_agent(tiny("sac")).learn(40))
-    with pytest.raises(ConfigError, match=r"its replay buffer holds 'observations\.achieved_goal' of shape"):
+    with pytest.raises(
+        ConfigError, match=r"its replay buffer holds 'observations\.achieved_goal' of shape"
+    ):
         load_agent(folder, make_agent(tiny("sac", *words)))
 
 
@@ -406,23 +510,31 @@ def test_a_run_that_was_stopped_goes_on_where_it_stopped(tiny: Build, kind: str)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_policy_is_loaded_with_its_class_ready_to_act(tiny: Build, make_agent: Agents, kind: str) -> None:
+def test_a_policy_is_loaded_with_its_class_ready_to_act(
+    tiny: Build, make_agent: Agents, kind: str
+) -> None:
     config = tiny(kind)
     train(config)
     trained = make_agent(config)
     load_agent(find_checkpoint(config.run_dir / "checkpoints", "last"), trained)
-    with closing(SuiteVecEnv(config.task, 3, split="test")) as env:
-        policy, folder = load_policy(config.run_dir, "last", env.observation_space, env.action_space, "cpu")
+    with closing(SuiteVecEnv(config.task, 3, seed_split="test")) as env:
+        policy, folder = load_policy(
+            config.run_dir, "last", env.observation_space, env.action_space, "cpu"
+        )
         observation = env.reset()
     assert folder.name == "step_000000080"
     assert type(policy) is type(trained.policy)
     assert not policy.training
-    actions = [each.predict(observation, deterministic=True)[0] for each in (policy, trained.policy)]
+    actions = [
+        each.predict(observation, deterministic=True)[0] for each in (policy, trained.policy)
+    ]
     np.testing.assert_array_equal(*actions)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_policy_of_a_configuration_has_the_shapes_of_its_agent(tiny: Build, make_agent: Agents, kind: str) -> None:
+def test_the_policy_of_a_configuration_has_the_shapes_of_its_agent(
+    tiny: Build, make_agent: Agents, kind: str
+) -> None:
     config = tiny(kind)
     agent = make_agent(config)
     fresh = build_policy(config, agent.observation_space, agent.action_space)
@@ -440,12 +552,19 @@ def test_the_best_checkpoint_of_an_off_policy_run_is_kept(tiny: Build) -> None:
 
 @pytest.mark.learning
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_goal_that_turns_the_lever_over_is_learned(tiny: Build, make_agent: Agents, kind: str) -> None:
-    sizes = ("encoder.features_dim=32", "agent.net_arch=[32]", "context.dim=16", "agent.batch_size=128")
+def test_a_goal_that_turns_the_lever_over_is_learned(
+    tiny: Build, make_agent: Agents, kind: str
+) -> None:
+    sizes = (
+        "encoder.features_dim=32",
+        "agent.net_arch=[32]",
+        "context.dim=16",
+        "agent.batch_size=128",
+    )
     explore = ("agent.exploration_fraction=0.5",) if kind == "dqn" else ()
     config = tiny(kind, *sizes, *explore, "agent.learning_starts=500", "total_timesteps=4000")
     agent = make_agent(config).learn(config.total_timesteps)
-    with closing(SuiteVecEnv(config.task, 4, split="test")) as env:
+    with closing(SuiteVecEnv(config.task, 4, seed_split="test")) as env:
         [result] = evaluate(agent.policy, env, episodes=200, seed=0, deterministic=True)
     assert result.success_rate > 0.9
 
@@ -462,16 +581,21 @@ def break_gradient(agent: Any, kind: str, factor: float = torch.inf) -> None:
 @pytest.mark.parametrize(
     ("kind", "factor"), [*((kind, torch.inf) for kind in KINDS), ("sac", torch.nan), ("sac", 1e20)]
 )
-def test_a_step_along_what_is_no_number_is_not_taken(tiny: Build, make_agent: Agents, kind: str, factor: float) -> None:
+def test_a_step_along_what_is_no_number_is_not_taken(
+    tiny: Build, make_agent: Agents, kind: str, factor: float
+) -> None:
     agent = make_agent(tiny(kind))
     agent.learn(30)
     break_gradient(agent, kind, factor)
     with pytest.raises(
-        NonFiniteError, match=r"after \d+ timesteps was not taken: the gradient of '[\w.]+' \(\d+ of"
+        NonFiniteError,
+        match=r"after \d+ timesteps was not taken: the gradient of '[\w.]+' \(\d+ of",
     ) as raised:
         agent.learn(30, reset_num_timesteps=False)
     assert are_finite(agent.policy)
-    bad = [name for name, tensor in raised.value.evidence.items() if not (tensor.abs() < 1e19).all()]
+    bad = [
+        name for name, tensor in raised.value.evidence.items() if not (tensor.abs() < 1e19).all()
+    ]
     assert bad
     assert all(name.startswith("gradient of ") for name in bad)
     assert {name.removeprefix("gradient of ") for name in bad} <= set(raised.value.evidence)
@@ -510,6 +634,10 @@ def test_a_run_keeps_the_evidence(tiny: Build, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_run_ends_as_one_that_was_not(tiny: Build, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_a_killed_run_ends_as_one_that_was_not(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     often = ("checkpoint_every=20", "evaluation.every=50", "total_timesteps=160")
-    assert_kills_change_nothing(monkeypatch, *(tiny(kind, *often, f"name={name}") for name in ("whole", "cut")))
+    assert_kills_change_nothing(
+        monkeypatch, *(tiny(kind, *often, f"name={name}") for name in ("whole", "cut"))
+    )

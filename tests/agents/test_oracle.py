@@ -25,7 +25,10 @@ from mirl.agents import A2C, PPO
 from mirl.envs import make_vec_env
 from mirl.policies import FusionPolicy
 
-PAIRS: dict[str, tuple[type[OnPolicyAlgorithm], type[OnPolicyAlgorithm]]] = {"ppo": (PPO, SB3PPO), "a2c": (A2C, SB3A2C)}
+PAIRS: dict[str, tuple[type[OnPolicyAlgorithm], type[OnPolicyAlgorithm]]] = {
+    "ppo": (PPO, SB3PPO),
+    "a2c": (A2C, SB3A2C),
+}
 ROLLOUT = {"n_steps": 32, "seed": 3, "device": "cpu", "ent_coef": 0.01}
 PPO_STEPS: dict[str, Any] = {"batch_size": 64, "n_epochs": 3}
 SITES = ("map", "vector", "heads")
@@ -48,13 +51,17 @@ def short(env_id: str, limit: int = 11) -> Callable[[], VecEnv]:
 def sampled(action_space: spaces.Space[Any], observation_space: Any = None) -> Callable[[], VecEnv]:
     """Random observations and rewards."""
     seen = observation_space or spaces.Dict(
-        number=spaces.Box(-1, 1, (3,)), code=spaces.MultiDiscrete([3, 2]), flags=spaces.MultiBinary(2)
+        number=spaces.Box(-1, 1, (3,)),
+        code=spaces.MultiDiscrete([3, 2]),
+        flags=spaces.MultiBinary(2),
     )
     return lambda: DummyVecEnv([lambda: SampledEnv(seen, action_space)] * 4)
 
 
 def on_missions(*env_ids: str, backend: Any, policy: Any = FusionPolicy, **fusion: Any) -> World:
-    return World(lambda: make_vec_env(list(env_ids), 4, backend=backend), policy, {"policy_kwargs": fusion})
+    return World(
+        lambda: make_vec_env(list(env_ids), 4, backend=backend), policy, {"policy_kwargs": fusion}
+    )
 
 
 PIXELS = spaces.Box(0, 255, (36, 36, 3), np.uint8)
@@ -63,12 +70,16 @@ WORLDS = {
     "discrete": World(short("CartPole-v1", 16)),
     "discrete observations": World(short("FrozenLake-v1")),
     "continuous": World(short("Pendulum-v1")),
-    "state-dependent exploration": World(short("Pendulum-v1"), options={"use_sde": True, "sde_sample_freq": 4}),
-    "normalised": World(lambda: VecNormalize(short("Pendulum-v1")())),
+    "state-dependent exploration": World(
+        short("Pendulum-v1"), options={"use_sde": True, "sde_sample_freq": 4}
+    ),
+    "normalized": World(lambda: VecNormalize(short("Pendulum-v1")())),
     "a matrix of continuous actions": World(sampled(spaces.Box(-1, 1, (2, 3))), "MultiInputPolicy"),
     "multi-discrete": World(sampled(spaces.MultiDiscrete([3, 2])), "MultiInputPolicy"),
     "multi-binary": World(sampled(spaces.MultiBinary(3)), "MultiInputPolicy"),
-    "pixels": World(sampled(spaces.Discrete(3), PIXELS), "CnnPolicy"),  # which SB3 wraps in VecTransposeImage
+    "pixels": World(
+        sampled(spaces.Discrete(3), PIXELS), "CnnPolicy"
+    ),  # which SB3 wraps in VecTransposeImage
     "missions without fusion": on_missions(DOOR, backend="gymnasium", policy="MultiInputPolicy"),
     "missions": on_missions(DOOR, backend="gymnasium", sites=SITES),
     "two tasks": on_missions(DOOR, OBJECT, backend="gymnasium", sites=SITES),
@@ -118,11 +129,19 @@ def one_iteration(algorithm: type[OnPolicyAlgorithm], world: World, **options: A
 
     def noted_update() -> None:
         update()
-        losses.update({name: float(value) for name, value in model.logger.name_to_value.items() if "train/" in name})
+        losses.update(
+            {
+                name: float(value)
+                for name, value in model.logger.name_to_value.items()
+                if "train/" in name
+            }
+        )
 
     def noted_step() -> None:
         named = model.policy.named_parameters()
-        gradients.append({name: weight.grad.clone() for name, weight in named if weight.grad is not None})
+        gradients.append(
+            {name: weight.grad.clone() for name, weight in named if weight.grad is not None}
+        )
         step()
 
     model.train, model.policy.optimizer.step = noted_update, noted_step  # type: ignore[method-assign, assignment]

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from mirl import train as train_command
 from mirl.agents import A2C, PPO
-from mirl.agents import precision as precisions
-from mirl.agents.precision import autocast, in_float32, resolve_precision
-from mirl.agents.updates import LossWeights, ppo_losses
+from mirl.agents.on_policy import precision as precisions
+from mirl.agents.on_policy.losses import LossWeights
+from mirl.agents.on_policy.ppo import ppo_losses
+from mirl.agents.on_policy.precision import autocast, in_float32, resolve_precision
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import PrecisionName
 from mirl.envs import make_vec_env
 from mirl.policies import FusionPolicy
-from mirl.policies.contexts import Context
-from mirl.policies.extractor import Features
+from mirl.policies.features import Context, Features
 
 CPU = torch.device("cpu")
 exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
@@ -30,11 +30,23 @@ exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
 
 def agent(kind: str, precision: PrecisionName = "bf16") -> PPO:
     """``fusion`` has interactions as heads and discrete actions, ``plain`` linear ones and continuous actions."""
-    options: dict[str, Any] = {"n_steps": 32, "batch_size": 64, "n_epochs": 2, "seed": 0, "device": "cpu"}
+    options: dict[str, Any] = {
+        "n_steps": 32,
+        "batch_size": 64,
+        "n_epochs": 2,
+        "seed": 0,
+        "device": "cpu",
+    }
     if kind == "plain":
         return PPO("MlpPolicy", sb3_vec_env("Pendulum-v1", 4), precision=precision, **options)
     env = make_vec_env("MiniGrid-GoToDoor-5x5-v0", 4, backend="gymnasium")
-    return PPO(FusionPolicy, env, precision=precision, policy_kwargs={"sites": ("map", "vector", "heads")}, **options)
+    return PPO(
+        FusionPolicy,
+        env,
+        precision=precision,
+        policy_kwargs={"sites": ("map", "vector", "heads")},
+        **options,
+    )
 
 
 def act(policy: Any, observation: Any) -> tuple[Tensor, ...]:
@@ -49,7 +61,9 @@ def test_the_heads_compute_in_float32_what_the_trunk_gives_in_bfloat16(kind: str
     policy = model.policy
     heads: tuple[nn.Module, ...] = (policy.action_net, policy.value_net)
     for head in heads:
-        head.register_forward_pre_hook(lambda head, inputs: given.update({head: inputs[0]}), prepend=True)
+        head.register_forward_pre_hook(
+            lambda head, inputs: given.update({head: inputs[0]}), prepend=True
+        )
         head.register_forward_hook(lambda head, _, output: made.update({head: output}))
     _, values, log_probs = act(policy, model.env.reset())
     assert values.dtype == log_probs.dtype == torch.float32
@@ -62,7 +76,10 @@ def test_the_heads_compute_in_float32_what_the_trunk_gives_in_bfloat16(kind: str
 
 def test_what_is_no_floating_point_number_stays_as_it_is() -> None:
     task, mask = torch.tensor([2]), torch.tensor([[True]])
-    features = Features(torch.ones(1, 2, dtype=torch.bfloat16), Context(torch.ones(1, 2, dtype=torch.bfloat16), None))
+    features = Features(
+        torch.ones(1, 2, dtype=torch.bfloat16),
+        Context(torch.ones(1, 2, dtype=torch.bfloat16), None),
+    )
     exact = in_float32(features._replace(task=task, action_mask=mask))
     assert exact.vector.dtype == exact.context.values.dtype == torch.float32
     assert exact.task is task
@@ -100,7 +117,9 @@ def forgetful() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("forgetful")
-@pytest.mark.parametrize(("times_as_fast", "expected"), [(2.0, "bf16"), (1.2, "fp32"), (0.1, "fp32")])
+@pytest.mark.parametrize(
+    ("times_as_fast", "expected"), [(2.0, "bf16"), (1.2, "fp32"), (0.1, "fp32")]
+)
 def test_auto_takes_bfloat16_where_it_is_clearly_faster_and_tries_once(
     monkeypatch: pytest.MonkeyPatch, times_as_fast: float, expected: str
 ) -> None:
@@ -110,7 +129,7 @@ def test_auto_takes_bfloat16_where_it_is_clearly_faster_and_tries_once(
         tried.append(dtype)
         return 1 / times_as_fast if dtype == torch.bfloat16 else 1.0
 
-    monkeypatch.setattr(precisions, "_seconds_of_a_product", seconds)
+    monkeypatch.setattr(precisions, "_time_matmul", seconds)
     assert [resolve_precision("auto", CPU) for _ in range(3)] == [expected] * 3
     assert tried == [torch.float32, torch.bfloat16]
 
@@ -134,7 +153,12 @@ def test_gradients_in_bfloat16_point_where_those_in_float32_do(kind: str) -> Non
     gradients = []
     for model in (exact, fast):
         samples = exact.rollout_buffer.take(torch.arange(128).numpy())
-        losses, _ = ppo_losses(model._judge(samples), samples, LossWeights(0.01, 0.5, normalize_advantage=True), 0.2)
+        losses, _ = ppo_losses(
+            model._evaluate_actions(samples),
+            samples,
+            LossWeights(0.01, 0.5, normalize_advantage=True),
+            0.2,
+        )
         model.policy.zero_grad()
         losses.mean().backward()
         gradients.append(torch.cat([weight.grad.flatten() for weight in model.policy.parameters()]))
@@ -143,9 +167,13 @@ def test_gradients_in_bfloat16_point_where_those_in_float32_do(kind: str) -> Non
 
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
-def test_a_saved_model_is_loaded_in_its_precision_and_trains_on(algorithm: Any, tmp_path: Path) -> None:
+def test_a_saved_model_is_loaded_in_its_precision_and_trains_on(
+    algorithm: Any, tmp_path: Path
+) -> None:
     env = sb3_vec_env("CartPole-v1", 4)
-    algorithm("MlpPolicy", env, n_steps=32, precision="bf16", seed=0, device="cpu").learn(128).save(tmp_path / "model")
+    algorithm("MlpPolicy", env, n_steps=32, precision="bf16", seed=0, device="cpu").learn(128).save(
+        tmp_path / "model"
+    )
     loaded = algorithm.load(tmp_path / "model", env=env, device="cpu")
     before = {name: weight.clone() for name, weight in loaded.policy.state_dict().items()}
     assert loaded.precision == "bf16"
@@ -165,8 +193,21 @@ def test_a_copied_policy_acts_as_the_first() -> None:
 
 
 def test_the_command_trains_in_bfloat16_and_saves_float32(tmp_path: Path) -> None:
-    sizes = ["agent.n_envs=4", "agent.n_steps=16", "agent.batch_size=64", "encoder.channels=8", "evaluation.episodes=4"]
-    words = ["precision=bf16", "total_timesteps=64", f"runs_dir={tmp_path}", "name=run", "device=cpu", "progress=false"]
+    sizes = [
+        "agent.n_envs=4",
+        "agent.n_steps=16",
+        "agent.batch_size=64",
+        "encoder.channels=8",
+        "evaluation.episodes=4",
+    ]
+    words = [
+        "precision=bf16",
+        "total_timesteps=64",
+        f"runs_dir={tmp_path}",
+        "name=run",
+        "device=cpu",
+        "progress=false",
+    ]
     assert train_command.run([*words, *sizes]) == 0
     weights = load_file(tmp_path / "run" / "checkpoints" / "step_000000064" / "policy.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}

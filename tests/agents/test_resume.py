@@ -21,7 +21,12 @@ RUNS = {
     ),
     "a2c on envpool": ("backend=envpool", "agent=a2c"),
     "a2c on gymnasium": ("backend=gymnasium", "agent=a2c"),
-    "ppo with a memory": ("backend=envpool", "memory=mi_lstm", "memory.size=8", "agent.sequence_length=16"),
+    "ppo with a memory": (
+        "backend=envpool",
+        "memory=mi_lstm",
+        "memory.size=8",
+        "agent.sequence_length=16",
+    ),
 }
 
 
@@ -29,4 +34,6 @@ RUNS = {
 def test_a_killed_run_ends_as_one_that_was_not(
     tiny: Build, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
-    assert_kills_change_nothing(monkeypatch, *(tiny(*words, *OFTEN, f"name={name}") for name in ("whole", "cut")))
+    assert_kills_change_nothing(
+        monkeypatch, *(tiny(*words, *OFTEN, f"name={name}") for name in ("whole", "cut"))
+    )

@@ -13,9 +13,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mirl.agents import PPO, train
-from mirl.agents.callbacks import stop_signals
-from mirl.agents.checkpoint import read_index
-from mirl.agents.run_directory import open_run, read_config
+from mirl.agents.callbacks.schedule import stop_signals
+from mirl.agents.runs.checkpoint import load_index
+from mirl.agents.runs.run import load_config, open_run
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
 
@@ -43,7 +43,9 @@ def killed() -> None:
 def csv_steps(config: TrainConfig) -> list[int]:
     """The timesteps of the rows that iterations wrote."""
     with (config.run_dir / "metrics.csv").open(newline="") as file:
-        return [int(row["time/total_timesteps"]) for row in csv.DictReader(file) if row["train/loss"]]
+        return [
+            int(row["time/total_timesteps"]) for row in csv.DictReader(file) if row["train/loss"]
+        ]
 
 
 def event_steps(config: TrainConfig) -> list[int]:
@@ -51,13 +53,15 @@ def event_steps(config: TrainConfig) -> list[int]:
     return [point.step for point in events.Scalars("train/loss")]
 
 
-def test_the_config_is_written_before_the_first_step(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_config_is_written_before_the_first_step(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mirl.agents.training._learn", lambda *_: killed())
     config = tiny()
     with pytest.raises(SystemError):
         train(config)
     assert {path.name for path in config.run_dir.iterdir()} == {"config.yaml", ".lock"}
-    assert read_config(config.run_dir) == config
+    assert load_config(config.run_dir) == config
 
 
 @pytest.mark.parametrize("checkpoint_every", [256, 10_000])
@@ -84,7 +88,7 @@ def test_a_signal_stops_after_the_iteration_and_saves(
         fail_in_iteration(patch, 2, lambda: os.kill(os.getpid(), number))
         assert train(config) == (256, False)
     assert signal.getsignal(number) is handler
-    assert read_index(config.run_dir / "checkpoints") == {"last": "step_000000256"}
+    assert load_index(config.run_dir / "checkpoints") == {"last": "step_000000256"}
     assert csv_steps(config) == [128, 256]
     assert train(config) == (512, True)
     assert csv_steps(config) == event_steps(config) == ITERATIONS
@@ -93,21 +97,27 @@ def test_a_signal_stops_after_the_iteration_and_saves(
 HOLD = """
 import sys, time
 from pathlib import Path
-from mirl.agents.run_directory import only_process
-with only_process(Path(sys.argv[1])):
+from mirl.agents.runs.run import run_lock
+with run_lock(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)
 """
 
 
-def test_two_processes_do_not_train_in_one_run_directory_and_a_lock_dies_with_its_owner(tiny: Build) -> None:
+def test_two_processes_do_not_train_in_one_run_directory_and_a_lock_dies_with_its_owner(
+    tiny: Build,
+) -> None:
     config = tiny("total_timesteps=128")
     open_run(config)
-    other = subprocess.Popen([sys.executable, "-c", HOLD, str(config.run_dir)], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(config.run_dir)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(ConfigError, match=r"another process is training in .*; wait for it, or choose a name="):
+        with pytest.raises(
+            ConfigError, match=r"another process is training in .*; wait for it, or choose a name="
+        ):
             train(config)
         assert not (config.run_dir / "metrics.csv").exists()
     finally:
@@ -117,7 +127,9 @@ def test_two_processes_do_not_train_in_one_run_directory_and_a_lock_dies_with_it
 
 
 def test_a_second_signal_acts_at_once() -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts without
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job starts without
     try:
         with stop_signals() as asked:
             assert not asked()
@@ -134,7 +146,9 @@ def test_a_finished_run_is_left_as_it_is(tiny: Build) -> None:
     train(config)
     before = {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()}
     assert train(config) == (128, True)
-    assert {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()
+    } == before
 
 
 def test_a_run_may_go_on_elsewhere_and_with_more_patience(tiny: Build, tmp_path: Path) -> None:
@@ -149,7 +163,14 @@ def test_another_configuration_under_the_name_lists_every_difference(tiny: Build
     open_run(tiny("name=mine", "agent.gamma=0.99"))
     with pytest.raises(ConfigError) as caught:
         open_run(
-            tiny("name=mine", "fusion=low_rank", "fusion.rank=9", "seed=4", "agent.gamma=0.9", "evaluation.episodes=5")
+            tiny(
+                "name=mine",
+                "fusion=low_rank",
+                "fusion.rank=9",
+                "seed=4",
+                "agent.gamma=0.9",
+                "evaluation.episodes=5",
+            )
         )
     first, *differences = str(caught.value).splitlines()
     assert first.endswith("holds a run of another configuration; choose a name=…")
@@ -194,14 +215,18 @@ def test_a_run_directory_that_cannot_be_made_is_a_message(tiny_in: Build, tmp_pa
         (b"!!python/object/apply:os.system ['true']", "is not a run directory"),
     ],
 )
-def test_a_config_file_that_is_none_is_a_message(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_a_config_file_that_is_none_is_a_message(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=message):
-        read_config(tmp_path)
+        load_config(tmp_path)
 
 
-@pytest.mark.parametrize("words", [["backend=envpool", "task=CartPole-v1"], ["task=MiniGrid-Nowhere-v0"]])
+@pytest.mark.parametrize(
+    "words", [["backend=envpool", "task=CartPole-v1"], ["task=MiniGrid-Nowhere-v0"]]
+)
 def test_environments_that_cannot_be_had_leave_no_folder(tiny: Build, words: list[str]) -> None:
     config = tiny(*words)
     with pytest.raises(ConfigError):
@@ -209,7 +234,9 @@ def test_environments_that_cannot_be_had_leave_no_folder(tiny: Build, words: lis
     assert not config.run_dir.exists()
 
 
-def test_the_agent_is_closed_even_when_it_fails(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_agent_is_closed_even_when_it_fails(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     closed: list[Any] = []
     monkeypatch.setattr("mirl.envs.SuiteVecEnv.close", lambda env: closed.append(env.split))
     monkeypatch.setattr("mirl.agents.training._learn", lambda *_: killed())

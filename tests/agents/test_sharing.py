@@ -14,8 +14,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
 from mirl.agents import PPO
-from mirl.agents.digests import Digests
-from mirl.agents.updates import Judgement
+from mirl.agents.on_policy.losses import ActionEvaluation
+from mirl.agents.on_policy.observation_hashes import ObservationHashes
 from mirl.envs import make_vec_env
 from mirl.policies import FusionPolicy
 
@@ -30,11 +30,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@given(arrays(np.uint8, (12, 4), elements=st.integers(0, 3)), st.lists(st.integers(0, 300), min_size=12, max_size=12))
-def test_digests_are_equal_where_observations_are(image: NDArray[np.uint8], numbers: list[int]) -> None:
+@given(
+    arrays(np.uint8, (12, 4), elements=st.integers(0, 3)),
+    st.lists(st.integers(0, 300), min_size=12, max_size=12),
+)
+def test_digests_are_equal_where_observations_are(
+    image: NDArray[np.uint8], numbers: list[int]
+) -> None:
     parts = {"image": spaces.Box(0, 3, (4,), np.uint8), "number": spaces.Discrete(301)}
-    assert Digests.suit(parts)
-    digests = Digests(parts, (1, 12))
+    assert ObservationHashes.supports(parts)
+    digests = ObservationHashes(parts, (1, 12))
     digests.store(0, {"image": image, "number": np.array(numbers)})
     rows = [(*row, number) for row, number in zip(image.tolist(), numbers, strict=True)]
     for i, one in enumerate(rows):
@@ -54,10 +59,10 @@ def test_digests_are_equal_where_observations_are(image: NDArray[np.uint8], numb
     ids=str,
 )
 def test_what_hardly_repeats_is_not_digested(part: spaces.Space[Any]) -> None:
-    assert not Digests.suit({"part": part})
+    assert not ObservationHashes.supports({"part": part})
 
 
-def judged(agent: PPO, *, share: bool) -> tuple[Judgement, list[Tensor]]:
+def judged(agent: PPO, *, share: bool) -> tuple[ActionEvaluation, list[Tensor]]:
     """What the policy says about the whole rollout, sample by sample, and a gradient of it."""
     buffer = agent.rollout_buffer
     kept, buffer.digests = buffer.digests, buffer.digests if share else None
@@ -65,31 +70,42 @@ def judged(agent: PPO, *, share: bool) -> tuple[Judgement, list[Tensor]]:
     samples, order = buffer.take(rows), buffer._arrange(rows)[0]
     buffer.digests = kept
     assert (samples.rows is not None) is share
-    judgement = agent._judge(samples)
-    assert judgement.entropy is not None
+    evaluation = agent._evaluate_actions(samples)
+    assert evaluation.entropy is not None
     inverse = torch.from_numpy(np.argsort(order))
-    in_order = Judgement(*(part[inverse] for part in judgement if part is not None))
+    in_order = ActionEvaluation(*(part[inverse] for part in evaluation if part is not None))
     weights = torch.randn(len(rows), generator=torch.Generator().manual_seed(0))
-    loss = ((in_order.values + in_order.log_probs) * weights + judgement.entropy).sum()
+    loss = ((in_order.values + in_order.log_probs) * weights + evaluation.entropy).sum()
     parameters = list(agent.policy.parameters())
-    return in_order, list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
+    return in_order, list(
+        torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    )
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_sharing_changes_neither_what_is_judged_nor_its_gradient(options: dict[str, Any]) -> None:
     env = make_vec_env(TWO_TASKS, 8, backend="gymnasium")
-    agent = PPO(FusionPolicy, env, n_steps=16, batch_size=64, n_epochs=1, policy_kwargs=options, seed=0, device="cpu")
+    agent = PPO(
+        FusionPolicy,
+        env,
+        n_steps=16,
+        batch_size=64,
+        n_epochs=1,
+        policy_kwargs=options,
+        seed=0,
+        device="cpu",
+    )
     agent.learn(128)
     shared, shared_gradients = judged(agent, share=True)
     own, own_gradients = judged(agent, share=False)
-    assert agent.rollout_buffer.n_distinct < agent.rollout_buffer.n_samples  # some were equal
+    assert agent.rollout_buffer.n_unique < agent.rollout_buffer.n_samples  # some were equal
     torch.testing.assert_close(tuple(shared), tuple(own), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(shared_gradients, own_gradients, rtol=1e-4, atol=1e-4)
     env.close()
 
 
 class Overridden(ActorCriticPolicy):
-    """A policy with a judgement of its own."""
+    """A policy with a evaluation of its own."""
 
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         return super().evaluate_actions(obs, actions)
@@ -102,5 +118,12 @@ def test_a_policy_that_may_treat_rows_differently_shares_nothing(reason: str) ->
         "batch norm": {"activation_fn": lambda: nn.BatchNorm1d(64)},
     }
     policy = Overridden if reason == "own evaluate_actions" else "MlpPolicy"
-    agent = PPO(policy, "Taxi-v4", n_steps=8, batch_size=8, policy_kwargs=activation.get(reason), device="cpu")
+    agent = PPO(
+        policy,
+        "Taxi-v4",
+        n_steps=8,
+        batch_size=8,
+        policy_kwargs=activation.get(reason),
+        device="cpu",
+    )
     assert (agent.rollout_buffer.digests is not None) is (reason == "none")

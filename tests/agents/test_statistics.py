@@ -30,9 +30,16 @@ def result(successes: int, episodes: int, low: float = 0.0, high: float = 1.0) -
 
 @pytest.mark.parametrize(
     ("successes", "episodes", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
 )
-def test_the_wilson_interval_equals_a_published_table(successes: int, episodes: int, low: float, high: float) -> None:
+def test_the_wilson_interval_equals_a_published_table(
+    successes: int, episodes: int, low: float, high: float
+) -> None:
     # Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I, method 3
     assert wilson_interval(successes, episodes) == pytest.approx((low, high), abs=6e-5)
 
@@ -41,10 +48,10 @@ def test_the_wilson_interval_equals_a_published_table(successes: int, episodes: 
 def test_the_wilson_interval_equals_its_formula(episodes: int, data: st.DataObject) -> None:
     successes = data.draw(st.integers(0, episodes))
     z, p = 1.959963984540054, successes / episodes
-    centre = (p + z**2 / (2 * episodes)) / (1 + z**2 / episodes)
+    center = (p + z**2 / (2 * episodes)) / (1 + z**2 / episodes)
     half = z * math.sqrt(p * (1 - p) / episodes + z**2 / (4 * episodes**2)) / (1 + z**2 / episodes)
     low, high = wilson_interval(successes, episodes)
-    assert (low, high) == pytest.approx((centre - half, centre + half), abs=1e-9)
+    assert (low, high) == pytest.approx((center - half, center + half), abs=1e-9)
     assert low <= p + 1e-12
     assert high >= p - 1e-12
 
@@ -59,7 +66,9 @@ def test_the_wilson_interval_equals_its_formula(episodes: int, data: st.DataObje
         ([0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 50.0, 60.0], 2.5),
     ],
 )
-def test_the_interquartile_mean_leaves_out_a_quarter_at_either_end(values: list[float], expected: float) -> None:
+def test_the_interquartile_mean_leaves_out_a_quarter_at_either_end(
+    values: list[float], expected: float
+) -> None:
     assert interquartile_mean(np.array(values)) == expected
 
 
@@ -87,7 +96,9 @@ def test_an_aggregate_lies_between_the_worst_and_the_best(values: list[float]) -
 @given(LISTS.flatmap(lambda values: st.tuples(st.just(values), st.permutations(values))))
 def test_the_order_of_tasks_does_not_matter(both: tuple[list[float], list[float]]) -> None:
     one, other = (aggregate(values) for values in both)
-    assert (one.mean, one.iqm, one.worst) == pytest.approx((other.mean, other.iqm, other.worst), abs=1e-9)
+    assert (one.mean, one.iqm, one.worst) == pytest.approx(
+        (other.mean, other.iqm, other.worst), abs=1e-9
+    )
 
 
 def test_a_suite_weighs_tasks_equally_whatever_their_number_of_episodes() -> None:
@@ -96,18 +107,31 @@ def test_a_suite_weighs_tasks_equally_whatever_their_number_of_episodes() -> Non
     assert together.score == Aggregate(mean=0.5, iqm=0.5, worst=0.0)
 
 
-@pytest.mark.parametrize(("low", "high", "score"), [(0, 1, 0.25), (0.25, 1, 0.0), (0, 0.25, 1.0), (0.5, 1, -0.5)])
-def test_a_score_is_the_mean_return_on_the_scale_of_the_task(low: float, high: float, score: float) -> None:
+@pytest.mark.parametrize(
+    ("low", "high", "score"), [(0, 1, 0.25), (0.25, 1, 0.0), (0, 0.25, 1.0), (0.5, 1, -0.5)]
+)
+def test_a_score_is_the_mean_return_on_the_scale_of_the_task(
+    low: float, high: float, score: float
+) -> None:
     assert result(1, 4, low, high).score == pytest.approx(score)
 
 
 def test_a_summary_is_computed_from_the_episodes() -> None:
     summary = TaskResult(
-        "door", np.array([True, False, False, True]), np.array([1.0, 0, 0, 0.5]), np.array([2, 4, 6, 8]), -1.0, 1.0
+        "door",
+        np.array([True, False, False, True]),
+        np.array([1.0, 0, 0, 0.5]),
+        np.array([2, 4, 6, 8]),
+        -1.0,
+        1.0,
     ).summary()
     assert (summary["task"], summary["part"]) == ("door", "trained")
     assert (summary["episodes"], summary["successes"], summary["success_rate"]) == (4, 2, 0.5)
-    assert (summary["return_mean"], summary["length_mean"], summary["score"]) == (0.375, 5.0, 0.6875)
+    assert (summary["return_mean"], summary["length_mean"], summary["score"]) == (
+        0.375,
+        5.0,
+        0.6875,
+    )
     assert summary["return_std"] == pytest.approx(np.sqrt(0.171875))
     assert summary["success_interval"] == pytest.approx(wilson_interval(2, 4))
 
@@ -118,18 +142,31 @@ def test_a_summary_is_computed_from_the_episodes() -> None:
 def test_the_bootstrap_of_a_mean_comes_near_the_normal_interval() -> None:
     scores = np.random.default_rng(0).normal(size=(400, 3))
     low, high = bootstrap_interval(scores, np.mean, np.random.default_rng(1))
-    error = np.sqrt(scores.var(axis=0).sum() / 400) / 3  # of the mean over tasks of the tasks' means
-    assert (low, high) == pytest.approx((scores.mean() - 1.96 * error, scores.mean() + 1.96 * error), abs=0.2 * error)
+    error = (
+        np.sqrt(scores.var(axis=0).sum() / 400) / 3
+    )  # of the mean over tasks of the tasks' means
+    assert (low, high) == pytest.approx(
+        (scores.mean() - 1.96 * error, scores.mean() + 1.96 * error), abs=0.2 * error
+    )
 
 
 def test_the_bootstrap_equals_every_resample_of_a_small_matrix() -> None:
     # One task, two runs: the mean of a resample is 0, 1/2, 1/2 or 1, so the middle half of them is 1/2 alone ...
     scores = np.array([[0.0], [1.0]])
-    assert bootstrap_interval(scores, np.mean, np.random.default_rng(0), confidence=0.4) == (0.5, 0.5)
-    assert bootstrap_interval(scores, np.mean, np.random.default_rng(0), confidence=0.6) == (0.0, 1.0)
+    assert bootstrap_interval(scores, np.mean, np.random.default_rng(0), confidence=0.4) == (
+        0.5,
+        0.5,
+    )
+    assert bootstrap_interval(scores, np.mean, np.random.default_rng(0), confidence=0.6) == (
+        0.0,
+        1.0,
+    )
     # ... and of two tasks, drawn apart, 1/2 has a share of 3/8, and 1/4 and 3/4 of 1/4 each; drawn together, 0 has 1/4.
     pair = np.array([[0.0, 0.0], [1.0, 1.0]])
-    assert bootstrap_interval(pair, np.mean, np.random.default_rng(0), confidence=0.5) == (0.25, 0.75)
+    assert bootstrap_interval(pair, np.mean, np.random.default_rng(0), confidence=0.5) == (
+        0.25,
+        0.75,
+    )
 
 
 def test_no_resample_takes_a_score_from_another_task() -> None:
@@ -137,14 +174,22 @@ def test_no_resample_takes_a_score_from_another_task() -> None:
 
     def tasks_kept(resample: np.ndarray) -> float:
         assert resample.shape == scores.shape
-        assert all(value in column for value, column in zip(resample.ravel(), np.tile(scores.T, (2, 1)), strict=True))
+        assert all(
+            value in column
+            for value, column in zip(resample.ravel(), np.tile(scores.T, (2, 1)), strict=True)
+        )
         return 0.0
 
-    assert bootstrap_interval(scores, tasks_kept, np.random.default_rng(0), resamples=50) == (0.0, 0.0)
+    assert bootstrap_interval(scores, tasks_kept, np.random.default_rng(0), resamples=50) == (
+        0.0,
+        0.0,
+    )
 
 
 @given(MATRICES, st.sampled_from([np.mean, interquartile_mean]), st.integers(0, 9))
-def test_the_bootstrap_stays_within_the_scores(scores: np.ndarray, statistic: object, seed: int) -> None:
+def test_the_bootstrap_stays_within_the_scores(
+    scores: np.ndarray, statistic: object, seed: int
+) -> None:
     low, high = bootstrap_interval(scores, statistic, np.random.default_rng(seed), resamples=20)  # type: ignore[arg-type]
     assert scores.min() - 1e-9 <= low <= high + 1e-9
     assert high <= scores.max() + 1e-9
@@ -160,6 +205,8 @@ def test_a_single_run_or_equal_runs_leave_nothing_to_choose(scores: np.ndarray) 
 
 def test_the_same_generator_gives_the_same_interval() -> None:
     scores = np.random.default_rng(0).random((5, 4))
-    first, again, other = (bootstrap_interval(scores, np.mean, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        bootstrap_interval(scores, np.mean, np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
     assert first == again
     assert first != other

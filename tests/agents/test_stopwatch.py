@@ -5,7 +5,7 @@ import warnings
 import pytest
 from stable_baselines3.common.logger import Logger
 
-from mirl.agents.stopwatch import PATIENCE, WARM_UP, Stopwatch
+from mirl.agents.runs.profiler import PATIENCE, WARM_UP, IterationProfiler
 
 
 class Clock:
@@ -20,54 +20,71 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("mirl.agents.stopwatch.time.perf_counter", clock)
+    monkeypatch.setattr("mirl.agents.runs.profiler.time.perf_counter", clock)
     return clock
 
 
-def iterate(stopwatch: Stopwatch, clock: Clock, *, environment: float, forward: float, update: float) -> Logger:
+def iterate(
+    profiler: IterationProfiler, clock: Clock, *, environment: float, forward: float, update: float
+) -> Logger:
     """An iteration of 128 timesteps and ten seconds, whose parts come twice; a callback worked before it."""
     logger = Logger(None, [])
     clock.now += 1000
-    stopwatch.start()
-    for part, seconds in (("environment", environment), ("forward", forward), ("update", update)) * 2:
-        with stopwatch.part(part):  # type: ignore[arg-type]
+    profiler.start()
+    for part, seconds in (
+        ("environment", environment),
+        ("forward", forward),
+        ("update", update),
+    ) * 2:
+        with profiler.part(part):  # type: ignore[arg-type]
             clock.now += seconds / 2
     clock.now += 10 - environment - forward - update
-    stopwatch.record(logger, 128)
+    profiler.record(logger, 128)
     return logger
 
 
 def test_the_parts_and_the_rest_add_up_to_the_iteration(clock: Clock) -> None:
-    logged = iterate(Stopwatch(), clock, environment=3, forward=2, update=4).name_to_value
+    logged = iterate(IterationProfiler(), clock, environment=3, forward=2, update=4).name_to_value
     expected = {"environment": 30, "forward": 20, "update": 40, "rest": 10}
     assert logged.pop("speed/steps_per_second") == pytest.approx(12.8)
-    assert logged == pytest.approx({f"speed/{part}_percent": share for part, share in expected.items()})
+    assert logged == pytest.approx(
+        {f"speed/{part}_percent": share for part, share in expected.items()}
+    )
     assert sum(logged.values()) == pytest.approx(100)
 
 
-def test_a_network_that_waits_is_told_of_once_and_not_before_it_could_be_judged(clock: Clock) -> None:
-    stopwatch, waiting = Stopwatch(), {"environment": 3.5, "forward": 2.0, "update": 2.0}  # and 2.5 of the rest
+def test_a_network_that_waits_is_told_of_once_and_not_before_it_could_be_judged(
+    clock: Clock,
+) -> None:
+    profiler, waiting = (
+        IterationProfiler(),
+        {"environment": 3.5, "forward": 2.0, "update": 2.0},
+    )  # and 2.5 of the rest
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(WARM_UP + int(PATIENCE / 10) - 1):
-            iterate(stopwatch, clock, **waiting)
-        with pytest.warns(UserWarning, match=r"idle 60 % of the time, of which 35 % go to stepping environments"):
-            iterate(stopwatch, clock, **waiting)
-        iterate(stopwatch, clock, **waiting)
+            iterate(profiler, clock, **waiting)
+        with pytest.warns(
+            UserWarning, match=r"idle 60 % of the time, of which 35 % go to stepping environments"
+        ):
+            iterate(profiler, clock, **waiting)
+        iterate(profiler, clock, **waiting)
 
 
 def test_a_network_that_works_half_of_the_time_is_not_complained_about(clock: Clock) -> None:
-    stopwatch = Stopwatch()
+    profiler = IterationProfiler()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(WARM_UP + int(PATIENCE / 5)):
-            iterate(stopwatch, clock, environment=5, forward=2, update=3)
+            iterate(profiler, clock, environment=5, forward=2, update=3)
 
 
 def test_one_bad_iteration_among_good_ones_is_not_complained_about(clock: Clock) -> None:
-    stopwatch = Stopwatch()
+    profiler = IterationProfiler()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for n in range(WARM_UP + int(PATIENCE / 5)):
             waits = n % 3 == 0
-            iterate(stopwatch, clock, environment=8 if waits else 2, forward=1, update=1 if waits else 7)
+            iterate(
+                profiler, clock, environment=8 if waits else 2, forward=1, update=1 if waits else 7
+            )

@@ -12,7 +12,8 @@ import torch
 from gymnasium import spaces
 from PIL import Image
 
-from mirl.agents.algorithms import A2C, PPO
+from mirl.agents.on_policy.a2c import A2C
+from mirl.agents.on_policy.ppo import PPO
 from mirl.agents.video import WIDTH, Gif, encode_gif, record_episode
 from mirl.configs.schema import TrainConfig
 from mirl.configs.tasks import SuiteConfig, TaskConfig
@@ -52,14 +53,18 @@ def test_every_frame_has_its_picture_and_the_caption() -> None:
 
 def test_the_caption_is_the_text() -> None:
     red, blue, none = (
-        caption_of(encode_gif(FRAMES, text)) for text in ("go to the red door", "go to the blue door", "")
+        caption_of(encode_gif(FRAMES, text))
+        for text in ("go to the red door", "go to the blue door", "")
     )
     assert not np.array_equal(red, blue)
     assert (none > 200).all()
 
 
 def test_a_long_caption_takes_more_lines() -> None:
-    short, long = encode_gif(FRAMES, "pick up"), encode_gif(FRAMES, "pick up the ball, then open the door " * 3)
+    short, long = (
+        encode_gif(FRAMES, "pick up"),
+        encode_gif(FRAMES, "pick up the ball, then open the door " * 3),
+    )
     assert long.height > short.height
     assert long.width == short.width
 
@@ -90,9 +95,14 @@ class BlindEnv(gym.Env[Any, Any]):
     """Has no picture."""
 
     def __init__(self) -> None:
-        self.observation_space, self.action_space = spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(2)
+        self.observation_space, self.action_space = (
+            spaces.Box(-1, 1, (2,), np.float32),
+            spaces.Discrete(2),
+        )
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         return np.zeros(2, np.float32), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -135,7 +145,9 @@ class PagesEnv(gym.Env[Any, Any]):
         self.action_space = spaces.Discrete(n_actions)
         self.render_mode = render_mode
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         self.count = 0
         return {"observation": np.zeros(2, np.float32)}, {}
 
@@ -152,11 +164,15 @@ def test_a_task_with_fewer_actions_is_filmed_with_its_own(monkeypatch: pytest.Mo
     monkeypatch.setattr(PagesEnv, "taken", {})
     gym.register("ToyPages-v0", entry_point=PagesEnv)
     try:
-        tasks = tuple(TaskConfig(name=f"{n}", env_id="ToyPages-v0", kwargs={"n_actions": n}) for n in (2, 12))
+        tasks = tuple(
+            TaskConfig(name=f"{n}", env_id="ToyPages-v0", kwargs={"n_actions": n}) for n in (2, 12)
+        )
         suite = SuiteConfig(name="pages", tasks=tasks)
         with closing(SuiteVecEnv(suite, 2, workers=0)) as env:
             torch.manual_seed(0)
-            policy = FusionPolicy(env.observation_space, env.action_space, lambda _: 0.0, context="task_id")
+            policy = FusionPolicy(
+                env.observation_space, env.action_space, lambda _: 0.0, context="task_id"
+            )
         for index in (0, 1):
             gif = record_episode(policy, suite, index, seed=0)
             assert gif is not None

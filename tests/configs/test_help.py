@@ -65,10 +65,16 @@ def test_every_option_of_eval_is_listed_and_explained(option: str) -> None:
     ],
 )
 def test_help_and_mistakes_never_import_torch(module: str, argv: list[str], code: int) -> None:
-    done = subprocess.run([sys.executable, "-c", PROBE, module, *argv], capture_output=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, module, *argv], capture_output=True, check=True, timeout=60
+    )
     said = json.loads(done.stdout)
     assert said["code"] == code
-    assert said["out"].startswith(("Train", "Evaluate")) if code == 0 else said["err"].startswith("error: ")
+    assert (
+        said["out"].startswith(("Train", "Evaluate"))
+        if code == 0
+        else said["err"].startswith("error: ")
+    )
     assert not {*HEAVY} & {*said["modules"]}
 
 

@@ -9,7 +9,14 @@ from pydantic import BaseModel, ValidationError
 from mirl.configs.agents import A2CConfig, AgentConfig, PPOConfig
 from mirl.configs.compose import compose_train, models_of
 from mirl.configs.errors import ConfigError, nearest
-from mirl.configs.networks import BilinearConfig, ContextConfig, EncoderConfig, FilmConfig, FusionConfig, choose
+from mirl.configs.networks import (
+    BilinearConfig,
+    ContextConfig,
+    EncoderConfig,
+    FilmConfig,
+    FusionConfig,
+    choose,
+)
 from mirl.configs.schema import EvalConfig, TrainConfig
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 
@@ -21,12 +28,20 @@ def all_models() -> list[type[BaseModel]]:
         model = waiting.pop()
         if model not in found:
             found.append(model)
-            waiting += [inner for field in model.model_fields.values() for inner in models_of(field.annotation)]
+            waiting += [
+                inner
+                for field in model.model_fields.values()
+                for inner in models_of(field.annotation)
+            ]
     return found
 
 
 def test_the_walk_over_the_schema_meets_every_member_of_every_union() -> None:
-    members = {m for union in (FusionConfig, ContextConfig, EncoderConfig, AgentConfig) for m in get_args(union)}
+    members = {
+        m
+        for union in (FusionConfig, ContextConfig, EncoderConfig, AgentConfig)
+        for m in get_args(union)
+    }
     assert members | {SuiteConfig, TaskConfig} <= {*all_models()}
 
 
@@ -72,7 +87,9 @@ def test_choose_names_the_nearest_kind() -> None:
 
 
 def test_choose_refuses_a_config_of_another_family() -> None:
-    with pytest.raises(ConfigError, match="expected one of ppo, a2c, sac, td3, tqc, dqn, got FilmConfig"):
+    with pytest.raises(
+        ConfigError, match="expected one of ppo, a2c, sac, td3, tqc, dqn, got FilmConfig"
+    ):
         choose(FilmConfig(), AgentConfig)
 
 
@@ -85,5 +102,7 @@ def test_choose_refuses_a_config_of_another_family() -> None:
         ("xyz", [f"option{i}" for i in range(50)], ""),
     ],
 )
-def test_the_hint_is_the_nearest_name_or_a_short_list(name: str, valid: list[str], hint: str) -> None:
+def test_the_hint_is_the_nearest_name_or_a_short_list(
+    name: str, valid: list[str], hint: str
+) -> None:
     assert nearest(name, valid) == hint

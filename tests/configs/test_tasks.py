@@ -8,15 +8,17 @@ import pytest
 
 from mirl.configs import tasks
 from mirl.configs.compose import PRESETS, compose_train, presets
-from mirl.configs.tasks import REFERENCES, SplitConfig, SuiteConfig, TaskConfig, score_bounds
+from mirl.configs.keys import TASK_KEY
+from mirl.configs.tasks import REFERENCES, HoldoutConfig, SuiteConfig, TaskConfig, score_bounds
 from mirl.envs import SuiteVecEnv
-from mirl.envs.spaces import TASK_KEY
 
 MEASURED = json.loads(REFERENCES.read_text(encoding="utf-8"))["environments"]
 FITS = [
     (split, task)
     for split in presets("split")
-    for task in re.findall(r"task=(\w+)", (PRESETS / "split" / f"{split}.yaml").read_text(encoding="utf-8"))
+    for task in re.findall(
+        r"task=(\w+)", (PRESETS / "split" / f"{split}.yaml").read_text(encoding="utf-8")
+    )
 ]
 """Splits, and the suites that their comments name."""
 
@@ -44,7 +46,10 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"env_id": "Both-v0", "score_low": -50}, (-50, 0.875)),
         ({"env_id": "Both-v0", "score_high": 2}, (0.125, 2)),
         ({"env_id": "Both-v0", "score_low": 0, "score_high": 1}, (0, 1)),
-        ({"env_id": "Both-v0", "kwargs": {"size": 16}}, (0.0, 1.0)),  # another environment than the measured one
+        (
+            {"env_id": "Both-v0", "kwargs": {"size": 16}},
+            (0.0, 1.0),
+        ),  # another environment than the measured one
     ],
 )
 def test_bounds_are_the_tasks_own_else_measured_else_zero_and_one(
@@ -76,24 +81,26 @@ def test_every_minigrid_task_of_a_preset_was_measured(preset: str) -> None:
             assert "expert" in MEASURED[task.env_id] or not task.env_id.startswith("BabyAI-")
 
 
-SUITE = SuiteConfig(name="three", tasks=tuple(TaskConfig(name=name, env_id=f"{name}-v0") for name in "abc"))
+SUITE = SuiteConfig(
+    name="three", tasks=tuple(TaskConfig(name=name, env_id=f"{name}-v0") for name in "abc")
+)
 
 
 @pytest.mark.parametrize(
     ("split", "trained", "held_out"),
     [
-        (SplitConfig(), (0, 1, 2), ()),
-        (SplitConfig(tasks=("b",)), (0, 2), (1,)),
-        (SplitConfig(missions=("red",)), (0, 1, 2), (0, 1, 2)),
-        (SplitConfig(missions=("red",), tasks=("b",)), (0, 2), (0, 1, 2)),
-        (SplitConfig(goal_low=(0.0,), goal_high=(1.0,)), (0, 1, 2), (0, 1, 2)),
+        (HoldoutConfig(), (0, 1, 2), ()),
+        (HoldoutConfig(tasks=("b",)), (0, 2), (1,)),
+        (HoldoutConfig(missions=("red",)), (0, 1, 2), (0, 1, 2)),
+        (HoldoutConfig(missions=("red",), tasks=("b",)), (0, 2), (0, 1, 2)),
+        (HoldoutConfig(goal_low=(0.0,), goal_high=(1.0,)), (0, 1, 2), (0, 1, 2)),
     ],
 )
 def test_a_withheld_task_is_trained_in_no_episode_and_a_withheld_mission_in_no_task(
-    split: SplitConfig, trained: tuple[int, ...], held_out: tuple[int, ...]
+    split: HoldoutConfig, trained: tuple[int, ...], held_out: tuple[int, ...]
 ) -> None:
-    assert split.tasks_of(SUITE, "trained") == trained
-    assert split.tasks_of(SUITE, "held_out") == held_out
+    assert split.task_indices(SUITE, "trained") == trained
+    assert split.task_indices(SUITE, "held_out") == held_out
 
 
 def test_every_split_names_a_suite_that_it_fits() -> None:
@@ -102,10 +109,12 @@ def test_every_split_names_a_suite_that_it_fits() -> None:
 
 @pytest.mark.parametrize(("split", "task"), FITS)
 @pytest.mark.parametrize("part", ["trained", "held_out"])
-def test_a_split_leaves_every_task_it_fits_some_episodes_of_both_parts(split: str, task: str, part: tasks.Part) -> None:
+def test_a_split_leaves_every_task_it_fits_some_episodes_of_both_parts(
+    split: str, task: str, subset: tasks.Subset
+) -> None:
     config = compose_train([f"split={split}", f"task={task}"])
-    slots = 4 * len(config.split.tasks_of(config.task, part))
-    env = SuiteVecEnv(config.task, slots, workers=0, withheld=config.split, part=part)
+    slots = 4 * len(config.split.task_indices(config.task, subset))
+    env = SuiteVecEnv(config.task, slots, workers=0, holdout=config.split, subset=subset)
     try:
         assert len(env.reset()[TASK_KEY]) == slots  # where none is left, drawing ends in an error
     finally:

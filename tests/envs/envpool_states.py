@@ -22,17 +22,27 @@ from minigrid.envs.babyai.core.verifier import (
 )
 from minigrid.minigrid_env import MiniGridEnv
 
-LOCATIONS = {" on your left": "left", " on your right": "right", " in front of you": "front", " behind you": "behind"}
+LOCATIONS = {
+    " on your left": "left",
+    " on your right": "right",
+    " in front of you": "front",
+    " behind you": "behind",
+}
 
 
 def inject(env: MiniGridEnv, state: Any) -> None:
     """Make ``env``, which has been reset, continue from the start of EnvPool's episode."""
-    env.width, env.height = state.width, state.height  # ObstructedMaze-1D* has closed rooms more in EnvPool
+    env.width, env.height = (
+        state.width,
+        state.height,
+    )  # ObstructedMaze-1D* has closed rooms more in EnvPool
     env.grid = _grid(state)
     env.agent_pos, env.agent_dir = tuple(state.agent_pos), state.agent_dir
     env.carrying = None
     if state.has_carrying:
-        env.carrying = WorldObj.decode(state.carrying_type, state.carrying_color, state.carrying_state)
+        env.carrying = WorldObj.decode(
+            state.carrying_type, state.carrying_color, state.carrying_state
+        )
         env.carrying.cur_pos = np.array([-1, -1])
     env.mission = state.mission
     env.step_count = 0
@@ -76,7 +86,9 @@ def _inject_targets(env: Any, state: Any) -> None:
 def _inject_instructions(env: RoomGridLevel) -> None:
     own = _parts(env.instrs)
     carried, env.carrying = env.carrying, None
-    if carried is not None:  # the Python level looks for the objects before it hands one to the agent
+    if (
+        carried is not None
+    ):  # the Python level looks for the objects before it hands one to the agent
         free = next(i for i, cell in enumerate(env.grid.grid) if cell is None)
         env.grid.grid[free] = carried
     env.instrs = _parse(env.mission)
@@ -101,7 +113,11 @@ def _parts(instruction: Instr) -> list[Instr]:
 
 
 def _parse(mission: str) -> Instr:
-    for connector, kind in ((", then ", BeforeInstr), (" after you ", AfterInstr), (" and ", AndInstr)):
+    for connector, kind in (
+        (", then ", BeforeInstr),
+        (" after you ", AfterInstr),
+        (" and ", AndInstr),
+    ):
         first, found, second = mission.partition(connector)
         if found:
             return kind(_parse(first), _parse(second))
@@ -117,6 +133,6 @@ def _parse_object(text: str) -> ObjDesc:
     place = next((name for ending, name in LOCATIONS.items() if text.endswith(ending)), None)
     for ending in LOCATIONS:
         text = text.removesuffix(ending)
-    _, *colour, kind = text.split()
-    assert not colour or colour[0] in COLOR_NAMES, text
-    return ObjDesc(None if kind == "object" else kind, colour[0] if colour else None, place)
+    _, *color, kind = text.split()
+    assert not color or color[0] in COLOR_NAMES, text
+    return ObjDesc(None if kind == "object" else kind, color[0] if color else None, place)

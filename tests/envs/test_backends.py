@@ -24,7 +24,7 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs import EnvironmentFailedError, SuiteVecEnv, make_vec_env
 from mirl.envs.actions import checked_actions
-from mirl.envs.seeds import Split, slot_seeds
+from mirl.envs.seeds import SeedSplit, env_seeds
 
 COUNTER = "ToyCounter-v0"
 EMPTY = "MiniGrid-Empty-5x5-v0"
@@ -42,7 +42,7 @@ def no_envpool(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ImportError("No module named 'envpool'")
         return real(name, *arguments)
 
-    monkeypatch.setattr("mirl.envs.envpool_pool.importlib.import_module", refuse)
+    monkeypatch.setattr("mirl.envs.pools.envpool.importlib.import_module", refuse)
 
 
 def test_auto_takes_envpool_where_it_can() -> None:
@@ -83,7 +83,9 @@ def test_a_missing_envpool_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_package_missed_at_the_first_reset_is_told_at_construction() -> None:
-    with pytest.raises(ConfigError, match=r"ToyLazy-v0 needs a package that is missing: .*pip install klingon"):
+    with pytest.raises(
+        ConfigError, match=r"ToyLazy-v0 needs a package that is missing: .*pip install klingon"
+    ):
         make_vec_env("ToyLazy-v0", 8)
 
 
@@ -115,13 +117,19 @@ def test_a_worker_that_dies_is_an_error_and_no_hang() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 def test_the_number_of_workers_does_not_change_the_trajectory(workers: int) -> None:
-    plain = SuiteVecEnv(suite_of("MiniGrid-DoorKey-5x5-v0"), 5, backend="gymnasium", workers=0, seed=2)
-    spread = SuiteVecEnv(suite_of("MiniGrid-DoorKey-5x5-v0"), 5, backend="gymnasium", workers=workers, seed=2)
+    plain = SuiteVecEnv(
+        suite_of("MiniGrid-DoorKey-5x5-v0"), 5, backend="gymnasium", workers=0, seed=2
+    )
+    spread = SuiteVecEnv(
+        suite_of("MiniGrid-DoorKey-5x5-v0"), 5, backend="gymnasium", workers=workers, seed=2
+    )
     np.testing.assert_array_equal(plain.reset()["image"], spread.reset()["image"])
     rng = np.random.default_rng(0)
     for _ in range(20):
         actions = rng.integers(7, size=5)
-        np.testing.assert_array_equal(plain.step(actions)[0]["image"], spread.step(actions)[0]["image"])
+        np.testing.assert_array_equal(
+            plain.step(actions)[0]["image"], spread.step(actions)[0]["image"]
+        )
     plain.close()
     spread.close()
 
@@ -192,16 +200,21 @@ def test_success_can_come_from_the_info() -> None:
 def test_an_info_without_success_is_an_error_that_names_the_task() -> None:
     env = SuiteVecEnv(suite_of(COUNTER, success="info"), 1)
     env.reset()
-    with pytest.raises(ConfigError, match=r"task 'toy' has success=info.*no 'is_success'; use success=reward"):
+    with pytest.raises(
+        ConfigError, match=r"task 'toy' has success=info.*no 'is_success'; use success=reward"
+    ):
         env.step(np.array([1]))
 
 
 @pytest.mark.parametrize(
-    ("actions", "expected"), [((1, 0, 0), True), ((0, 0, 1), True), ((1, 2, 2), True), ((0, 0, 2), False)]
+    ("actions", "expected"),
+    [((1, 0, 0), True), ((0, 0, 1), True), ((1, 2, 2), True), ((0, 0, 2), False)],
 )
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_success_at_any_timestep_is_one_for_ever(actions: tuple[int, int, int], expected: bool, workers: int) -> None:
-    env = SuiteVecEnv(suite_of("ToyGlimpse-v0", success="ever"), 2, workers=workers)
+def test_a_success_at_any_timestep_is_one_for_ever(
+    actions: tuple[int, int, int], expected: bool, workers: int
+) -> None:
+    env = SuiteVecEnv(suite_of("ToyGlimpse-v0", success="any_step"), 2, workers=workers)
     env.reset()
     for _ in range(2):  # nothing is left over for the second episode
         for action in actions:
@@ -223,11 +236,14 @@ def test_success_from_the_info_is_that_of_the_last_timestep() -> None:
 
 
 def test_a_success_that_no_timestep_reports_is_an_error_that_names_the_task() -> None:
-    env = SuiteVecEnv(suite_of("ToyGlimpse-v0", success="ever"), 1)
+    env = SuiteVecEnv(suite_of("ToyGlimpse-v0", success="any_step"), 1)
     env.reset()
     env.step(np.array([2]))
     env.step(np.array([2]))
-    with pytest.raises(ConfigError, match=r"task 'toy' has success=ever, but every info of ToyGlimpse-v0 has no"):
+    with pytest.raises(
+        ConfigError,
+        match=r"task 'toy' has success=any_step, but every info of ToyGlimpse-v0 has no",
+    ):
         env.step(np.array([2]))
 
 
@@ -278,13 +294,19 @@ def test_hindsight_replay_of_sb3_works_on_it(copy_info_dict: bool) -> None:
     np.testing.assert_array_equal(buffer.timeouts[: buffer.pos] == 1, ends)  # all of them time-outs
     # the last observation of an episode is its own, not the next one's first, which is at point 0
     np.testing.assert_array_equal(
-        buffer.next_observations["desired_goal"][: buffer.pos], buffer.observations["desired_goal"][: buffer.pos]
+        buffer.next_observations["desired_goal"][: buffer.pos],
+        buffer.observations["desired_goal"][: buffer.pos],
     )
     sample = buffer.sample(256)
-    goals, points = sample.next_observations["desired_goal"], sample.next_observations["achieved_goal"]
+    goals, points = (
+        sample.next_observations["desired_goal"],
+        sample.next_observations["achieved_goal"],
+    )
     expected = -((points - goals).abs() > MirrorReachEnv.TOLERANCE).float()
     np.testing.assert_array_equal(sample.rewards, expected)
-    assert (sample.rewards == 0).float().mean() > 0.3  # hindsight: many reach the goal that they are given
+    assert (
+        sample.rewards == 0
+    ).float().mean() > 0.3  # hindsight: many reach the goal that they are given
     env.close()
 
 
@@ -292,8 +314,14 @@ def test_hindsight_replay_of_sb3_works_on_it(copy_info_dict: bool) -> None:
     ("env", "message"),
     [
         (lambda: make_vec_env("ToyCounter-v0", 2), "ToyCounter-v0 has no 'compute_reward'"),
-        (lambda: make_vec_env(EMPTY, 2, backend="envpool"), f"suite '{EMPTY}' has 1 and backend=envpool"),
-        (lambda: SuiteVecEnv(two_goals(), 2, workers=0), "suite 'goals' has 2 and backend=gymnasium"),
+        (
+            lambda: make_vec_env(EMPTY, 2, backend="envpool"),
+            f"suite '{EMPTY}' has 1 and backend=envpool",
+        ),
+        (
+            lambda: SuiteVecEnv(two_goals(), 2, workers=0),
+            "suite 'goals' has 2 and backend=gymnasium",
+        ),
     ],
 )
 def test_rewards_of_other_goals_need_a_goal_environment(env: Any, message: str) -> None:
@@ -306,14 +334,16 @@ def test_rewards_of_other_goals_need_a_goal_environment(env: Any, message: str) 
 def test_tasks_with_other_shapes_are_an_error_that_names_both() -> None:
     tasks = tuple(TaskConfig(name=f"size{n}", env_id=COUNTER, kwargs={"size": n}) for n in (2, 3))
     with pytest.raises(
-        ConfigError, match=r"'observation' of 'size2' is Box of shape \(2,\).*'size3' Box of shape \(3,\)"
+        ConfigError,
+        match=r"'observation' of 'size2' is Box of shape \(2,\).*'size3' Box of shape \(3,\)",
     ):
         SuiteVecEnv(SuiteConfig(name="suite", tasks=tasks), 2)
 
 
 def test_tasks_with_other_keys_are_an_error_that_names_both() -> None:
     with pytest.raises(
-        ConfigError, match=r"keys of 'CartPole-v1' is \['observation', 'task'\], of 'ToyText-v0' \['cell'"
+        ConfigError,
+        match=r"keys of 'CartPole-v1' is \['observation', 'task'\], of 'ToyText-v0' \['cell'",
     ):
         make_vec_env(["CartPole-v1", "ToyText-v0"], 2)
 
@@ -369,14 +399,22 @@ def test_a_mistaken_argument_is_a_message(arguments: dict[str, Any], message: st
 
 
 def test_the_seeds_of_the_splits_never_meet() -> None:
-    ends = {"train": (0, 2**30), "validation": (2**30, 2**30 + 2**29), "test": (2**30 + 2**29, 2**31)}
-    assert set(ends) == set(get_args(Split))
-    for split in get_args(Split):
+    ends = {
+        "train": (0, 2**30),
+        "validation": (2**30, 2**30 + 2**29),
+        "test": (2**30 + 2**29, 2**31),
+    }
+    assert set(ends) == set(get_args(SeedSplit))
+    for split in get_args(SeedSplit):
         start, end = ends[split]
         for seed in (0, 1, 2**31 - 1):
-            assert all(start <= value < end for task in range(3) for value in slot_seeds(seed, split, task, 500))
+            assert all(
+                start <= value < end
+                for task in range(3)
+                for value in env_seeds(seed, split, task, 500)
+            )
 
 
-def test_seeds_of_neighbouring_seeds_and_tasks_do_not_meet() -> None:
-    groups = [set(slot_seeds(seed, "train", task, 100)) for seed in range(5) for task in range(5)]
+def test_seeds_of_neighboring_seeds_and_tasks_do_not_meet() -> None:
+    groups = [set(env_seeds(seed, "train", task, 100)) for seed in range(5) for task in range(5)]
     assert len(set().union(*groups)) == 2500

@@ -12,13 +12,14 @@ from minigrid.wrappers import FullyObsWrapper
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.tasks import SuiteConfig, TaskConfig
-from mirl.envs import ContractObservation, SuiteVecEnv, make_env, tokenise
-from mirl.envs.envpool_pool import envpool_ids
+from mirl.envs import ContractObservation, SuiteVecEnv, make_env, tokenize
+from mirl.envs.pools.envpool import envpool_ids
 
 IDS = sorted(
     name
     for name in gym.registry
-    if name.startswith(("MiniGrid-", "BabyAI-")) and ("-WFC-" not in name or find_module("imageio"))  # an extra
+    if name.startswith(("MiniGrid-", "BabyAI-"))
+    and ("-WFC-" not in name or find_module("imageio"))  # an extra
 )
 QUICK_IDS = (
     "BabyAI-ActionObjDoor-v0",
@@ -56,7 +57,9 @@ def assert_contract(env_id: str, backend: Any, n_steps: int) -> None:
     obs = env.reset()
     for _ in range(n_steps):
         for slot in range(2):
-            assert env.observation_space.contains({key: values[slot] for key, values in obs.items()})
+            assert env.observation_space.contains(
+                {key: values[slot] for key, values in obs.items()}
+            )
         obs, _, _, infos = env.step(rng.integers(env.action_space.n, size=2))
         for info in infos:
             if info:
@@ -126,7 +129,7 @@ def test_texts_become_tokens_and_other_keys_stay() -> None:
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
     assert observation["cell"] == 1
-    np.testing.assert_array_equal(observation["mission"], tokenise("Qapla' to the red ball!"))
+    np.testing.assert_array_equal(observation["mission"], tokenize("Qapla' to the red ball!"))
 
 
 def test_what_sb3_cannot_batch_is_an_error_that_names_the_key() -> None:
@@ -145,7 +148,9 @@ def test_a_task_index_out_of_range_is_an_error() -> None:
 
 
 def test_an_unknown_id_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"'MiniGrid-GoToDor-5x5-v0'.*Did you mean 'MiniGrid-GoToDoor-5x5-v0'"):
+    with pytest.raises(
+        ConfigError, match=r"'MiniGrid-GoToDor-5x5-v0'.*Did you mean 'MiniGrid-GoToDoor-5x5-v0'"
+    ):
         make_env(make_task("MiniGrid-GoToDor-5x5-v0"))
 
 
@@ -167,8 +172,16 @@ def test_keyword_arguments_reach_the_environment() -> None:
 @pytest.mark.parametrize(
     ("env_id", "error", "install"),
     [
-        ("FetchReach-v4", ModuleNotFoundError(name="gymnasium_robotics"), r'pip install "mirl\[robotics\]"'),
-        ("Meta-World/MT1", ModuleNotFoundError(name="metaworld"), r'pip install "mirl\[robotics\]"'),
+        (
+            "FetchReach-v4",
+            ModuleNotFoundError(name="gymnasium_robotics"),
+            r'pip install "mirl\[robotics\]"',
+        ),
+        (
+            "Meta-World/MT1",
+            ModuleNotFoundError(name="metaworld"),
+            r'pip install "mirl\[robotics\]"',
+        ),
     ],
 )
 def test_a_missing_plugin_says_what_to_install(
@@ -177,12 +190,14 @@ def test_a_missing_plugin_says_what_to_install(
     def refuse(name: str) -> None:
         raise error
 
-    monkeypatch.setattr("mirl.envs.making.importlib.import_module", refuse)
+    monkeypatch.setattr("mirl.envs.make.importlib.import_module", refuse)
     with pytest.raises(ConfigError, match=install):
         make_env(make_task(env_id))
 
 
-def test_a_missing_dependency_of_an_environment_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_dependency_of_an_environment_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise ModuleNotFoundError("No module named 'networkx'", name="networkx")
 
@@ -192,7 +207,9 @@ def test_a_missing_dependency_of_an_environment_says_what_to_install(monkeypatch
 
 
 def test_rgb_of_something_without_a_grid_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="observation=rgb renders MiniGrid and BabyAI ids, not CartPole-v1"):
+    with pytest.raises(
+        ConfigError, match="observation=rgb renders MiniGrid and BabyAI ids, not CartPole-v1"
+    ):
         make_env(make_task("CartPole-v1"), observation="rgb")
 
 

@@ -14,8 +14,8 @@ from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 from mirl.configs.tasks import TaskConfig
 from mirl.envs import make_env
-from mirl.envs.goal_grid import ReachEnv
 from mirl.envs.spaces import GRID_HIGH
+from mirl.envs.worlds.four_rooms import ReachEnv
 
 FORWARD = 2
 STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
@@ -52,7 +52,11 @@ def plan(walled: np.ndarray, start: Pose, goals: set[Pose]) -> list[int] | None:
 
 
 def goal_poses(env: ReachEnv, goal: str) -> set[Pose]:
-    return {(*env.goal_pos, env.goal_dir)} if goal == "picture" else {(*env.goal_pos, d) for d in range(4)}
+    return (
+        {(*env.goal_pos, env.goal_dir)}
+        if goal == "picture"
+        else {(*env.goal_pos, d) for d in range(4)}
+    )
 
 
 @pytest.mark.parametrize("goal", ["cell", "picture"])
@@ -129,7 +133,9 @@ def test_a_step_pays_what_compute_reward_says(goal: str, reward: str) -> None:
     paid = []
     for seed in range(20):
         env, _ = reset(seed, goal=goal, reward=reward, size=7)
-        for action in plan(walls(env), (*env.agent_pos, env.agent_dir), goal_poses(env, goal)) or []:
+        for action in (
+            plan(walls(env), (*env.agent_pos, env.agent_dir), goal_poses(env, goal)) or []
+        ):
             obs, got, terminated, _, info = env.step(action)
             assert got == env.compute_reward(obs["achieved_goal"], obs["desired_goal"], info)
             assert terminated == info["is_success"]

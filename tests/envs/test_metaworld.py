@@ -17,21 +17,27 @@ metaworld = pytest.importorskip("metaworld")
 from metaworld.env_dict import MT10_V3, MT50_V3  # noqa: E402
 from metaworld.policies import SawyerReachV3Policy  # noqa: E402
 
-from mirl.envs.metaworld import MetaWorldEnv  # noqa: E402
+from mirl.envs.worlds.metaworld import MetaWorldEnv  # noqa: E402
 
 GOAL = slice(36, 39)
 
 
 def task_config(name: str = "reach-v3", **kwargs: Any) -> TaskConfig:
-    return TaskConfig(name="task", env_id=f"Meta-World/{name}", kwargs=kwargs, success="ever")
+    return TaskConfig(name="task", env_id=f"Meta-World/{name}", kwargs=kwargs, success="any_step")
 
 
-@pytest.mark.parametrize("name", ["reach-v3", "pick-place-v3", "drawer-open-v3", "peg-insert-side-v3"])
+@pytest.mark.parametrize(
+    "name", ["reach-v3", "pick-place-v3", "drawer-open-v3", "peg-insert-side-v3"]
+)
 def test_a_task_is_the_one_of_the_package(name: str) -> None:
     ours = MetaWorldEnv(name)
     start, _ = ours.reset(seed=3)
     theirs = gym.make("Meta-World/MT1", env_name=name, seed=0, disable_env_checker=True).unwrapped
-    place = {"env_cls": type(theirs), "rand_vec": ours._sawyer._last_rand_vec, "partially_observable": False}
+    place = {
+        "env_cls": type(theirs),
+        "rand_vec": ours._sawyer._last_rand_vec,
+        "partially_observable": False,
+    }
     theirs.set_task(metaworld.types.Task(env_name=name, data=pickle.dumps(place)))
     expected, _ = theirs.reset()
     np.testing.assert_allclose(start, expected, atol=1e-6)
@@ -94,7 +100,9 @@ def test_episodes_end_by_time_or_on_request_by_success() -> None:
         policy = SawyerReachV3Policy()
         obs, _ = env.reset(seed=0)
         for step in range(1, 501):
-            obs, _, terminated, truncated, _ = env.step(policy.get_action(obs).clip(-1, 1).astype(np.float32))
+            obs, _, terminated, truncated, _ = env.step(
+                policy.get_action(obs).clip(-1, 1).astype(np.float32)
+            )
             if terminated or truncated:
                 return step, terminated, truncated
         return 501, False, False
@@ -106,17 +114,21 @@ def test_episodes_end_by_time_or_on_request_by_success() -> None:
 
 
 def test_the_contract_gives_small_floats_to_every_task_alike() -> None:
-    spaces = [make_env(task_config(name)).observation_space for name in ("reach-v3", "drawer-open-v3")]
+    spaces = [
+        make_env(task_config(name)).observation_space for name in ("reach-v3", "drawer-open-v3")
+    ]
     assert spaces[0] == spaces[1]
     obs, _ = make_env(task_config()).reset(seed=0)
     assert obs["observation"].dtype == np.float32
 
 
 @pytest.mark.parametrize(("preset", "listed"), [("mt10", MT10_V3), ("mt50", MT50_V3)])
-def test_the_presets_have_the_benchmarks_tasks_in_their_order(preset: str, listed: dict[str, Any]) -> None:
+def test_the_presets_have_the_benchmarks_tasks_in_their_order(
+    preset: str, listed: dict[str, Any]
+) -> None:
     tasks = compose_train([f"task={preset}"]).task.tasks
     assert [task.env_id for task in tasks] == [f"Meta-World/{name}" for name in listed]
-    assert {task.success for task in tasks} == {"ever"}
+    assert {task.success for task in tasks} == {"any_step"}
 
 
 def test_every_task_is_registered() -> None:
@@ -147,7 +159,9 @@ def test_pictures_of_cameras_that_hang_upside_down_are_turned(
     env = MetaWorldEnv("reach-v3", render_mode="rgb_array")
     frame = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     monkeypatch.setattr(env._sawyer, "render", lambda: frame)
-    monkeypatch.setattr(env._sawyer, "data", type("Data", (), {"camera": staticmethod(lambda name: FakeCamera(up))}))
+    monkeypatch.setattr(
+        env._sawyer, "data", type("Data", (), {"camera": staticmethod(lambda name: FakeCamera(up))})
+    )
     np.testing.assert_array_equal(env.render(), np.rot90(frame, 2) if turned else frame)
 
 
@@ -158,7 +172,9 @@ def test_drawing_without_a_display_is_an_error_that_says_what_to_set(
     for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("sys.platform", "linux")
-    with pytest.raises(ConfigError, match=r"MuJoCo cannot draw without a display; set .* MUJOCO_GL to egl"):
+    with pytest.raises(
+        ConfigError, match=r"MuJoCo cannot draw without a display; set .* MUJOCO_GL to egl"
+    ):
         make_env(TaskConfig(name="task", env_id=env_id), render_mode="rgb_array")
 
 

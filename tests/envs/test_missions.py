@@ -12,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirl.configs.tasks import TaskConfig
-from mirl.envs import MAX_TOKENS, N_TOKENS, VOCABULARY, mission_space, tokenise
-from mirl.envs.making import make_env
+from mirl.envs import MAX_TOKENS, N_TOKENS, VOCABULARY, mission_space, tokenize
+from mirl.envs.make import make_env
 from mirl.envs.missions import token_id, words
 
 IDS = sorted(
     name
     for name in gym.registry
-    if name.startswith(("MiniGrid-", "BabyAI-")) and ("-WFC-" not in name or find_module("imageio"))  # an extra
+    if name.startswith(("MiniGrid-", "BabyAI-"))
+    and ("-WFC-" not in name or find_module("imageio"))  # an extra
 )
 QUICK_IDS = (
     "MiniGrid-Fetch-5x5-N2-v0",
@@ -49,19 +50,19 @@ def assert_in_vocabulary(env_id: str, episodes: int) -> None:
 
 @given(st.text())
 def test_any_text_has_ids_within_the_space(text: str) -> None:
-    ids = tokenise(text)
+    ids = tokenize(text)
     assert ids.dtype == np.int16
     assert mission_space().contains(ids)
 
 
 @pytest.mark.parametrize("text", ["\ud800 alone", "\0", "go " * 500, "İ", "٣ ²"])
 def test_awkward_texts_have_ids_within_the_space(text: str) -> None:
-    assert mission_space().contains(tokenise(text))
+    assert mission_space().contains(tokenize(text))
 
 
 @given(st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=MAX_TOKENS))
 def test_a_text_of_known_words_can_be_read_back(tokens: list[str]) -> None:
-    ids = tokenise(" ".join(tokens))
+    ids = tokenize(" ".join(tokens))
     assert [VOCABULARY[i - 1] for i in ids if i] == tokens
 
 
@@ -81,15 +82,17 @@ def test_unknown_words_go_to_the_buckets_and_keep_them() -> None:
 
 def test_a_text_has_the_same_ids_in_another_process() -> None:
     text = "go to the klingon ship, then pick up 3 tribbles"
-    code = f"from mirl.envs.missions import tokenise; print(*tokenise({text!r}))"
+    code = f"from mirl.envs.missions import tokenize; print(*tokenize({text!r}))"
     environment = {**os.environ, "PYTHONHASHSEED": "4711"}
-    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert out.stdout.split() == [str(token) for token in tokenise(text)]
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.split() == [str(token) for token in tokenize(text)]
 
 
 def test_the_ids_are_a_copy_of_ones_own() -> None:
-    tokenise("go to the red ball")[:] = 7
-    assert tokenise("go to the red ball")[0] == token_id("go")
+    tokenize("go to the red ball")[:] = 7
+    assert tokenize("go to the red ball")[0] == token_id("go")
 
 
 def test_the_longest_mission_of_the_grammar_fits() -> None:
@@ -111,6 +114,8 @@ def test_the_vocabulary_has_every_word_of_all_missions(env_id: str) -> None:
 
 
 def test_distinct_missions_have_distinct_ids() -> None:
-    missions = {mission for env_id in QUICK_IDS for mission in sampled_missions(env_id, episodes=20)}
+    missions = {
+        mission for env_id in QUICK_IDS for mission in sampled_missions(env_id, episodes=20)
+    }
     assert len(missions) > 50
-    assert len({tokenise(mission).tobytes() for mission in missions}) == len(missions)
+    assert len({tokenize(mission).tobytes() for mission in missions}) == len(missions)

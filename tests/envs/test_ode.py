@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 from mirl.envs import make_env
-from mirl.envs.ode import DT, N_STEPS, X_LIMIT, ODEEnv
+from mirl.envs.worlds.ode import DT, N_STEPS, X_LIMIT, ODEEnv
 
 units = st.floats(-1, 1, width=32)
 
@@ -39,7 +39,9 @@ def test_the_second_coefficient_lets_the_imaginary_part_push_back() -> None:
 
 
 @given(units, units, st.floats(-10, 10), st.floats(-10, 10), st.floats(-1, 1))
-def test_a_timestep_is_the_polynomial_in_real_numbers(a: float, b: float, c0: float, c1: float, x: float) -> None:
+def test_a_timestep_is_the_polynomial_in_real_numbers(
+    a: float, b: float, c0: float, c1: float, x: float
+) -> None:
     env = started(x, (c0, c1))
     env.step(np.array([a, b], np.float32))
     velocity = c0 * 10 * a + c1 * 100 * (a * a - b * b)
@@ -67,7 +69,16 @@ def test_x_stays_within_its_limits() -> None:
 
 @pytest.mark.parametrize(
     ("x", "reward"),
-    [(0.049, 1), (-0.049, 1), (0.051, 1 / 2), (0.11, 1 / 3), (-0.21, 1 / 4), (0.51, 0.05), (-1.9, 0.05), (2.1, 0)],
+    [
+        (0.049, 1),
+        (-0.049, 1),
+        (0.051, 1 / 2),
+        (0.11, 1 / 3),
+        (-0.21, 1 / 4),
+        (0.51, 0.05),
+        (-1.9, 0.05),
+        (2.1, 0),
+    ],
 )
 def test_the_reward_falls_in_steps_with_the_distance(x: float, reward: float) -> None:
     _, got, _, _, info = started(x, (1.0,)).step(np.zeros(2, np.float32))
@@ -120,7 +131,10 @@ def test_an_episode_is_decided_by_its_seed() -> None:
         env = gym.make("MIRL/ODE-v0", disable_env_checker=True)
         obs, _ = env.reset(seed=seed)
         actions = np.random.default_rng(0).uniform(-1, 1, (5, 2)).astype(np.float32)
-        return [obs["context"].tolist(), *(env.step(action)[0]["observation"].tolist() for action in actions)]
+        return [
+            obs["context"].tolist(),
+            *(env.step(action)[0]["observation"].tolist() for action in actions),
+        ]
 
     assert episode(1) == episode(1) != episode(2)
 
@@ -136,7 +150,9 @@ def test_the_sign_turns_every_motion_over() -> None:
 
 
 @pytest.mark.parametrize("env_id", ["MIRL/ODE-v0", "MIRL/SignFlipODE-v0"])
-@pytest.mark.filterwarnings("ignore:.*Box observation space m.* value is")  # a context has no bounds
+@pytest.mark.filterwarnings(
+    "ignore:.*Box observation space m.* value is"
+)  # a context has no bounds
 def test_gymnasium_finds_no_fault(env_id: str) -> None:
     check_env(gym.make(env_id).unwrapped, skip_render_check=True)
 

@@ -9,8 +9,8 @@ from envpool_states import inject
 from minigrid.core.grid import Grid
 
 from mirl.configs.tasks import TaskConfig
-from mirl.envs.envpool_pool import EnvPoolPool, envpool_ids
-from mirl.envs.making import make_env
+from mirl.envs.make import make_env
+from mirl.envs.pools.envpool import EnvPoolBackend, envpool_ids
 
 NOT_COMPARABLE = {
     f"MiniGrid-Dynamic-Obstacles-{size}-v0": "each backend draws its own moves of the obstacles, at every step"
@@ -23,7 +23,7 @@ QUICK = (*COMPARABLE[::5], *(name for name in COMPARABLE if "Carrying" in name o
 def assert_parity(env_id: str, n_steps: int, slots: int = 3) -> int:
     """Replay random actions in both; returns the number of episodes that ended."""
     task = TaskConfig(name="task", env_id=env_id)
-    pool = EnvPoolPool(task, slots)
+    pool = EnvPoolBackend(task, slots)
     singles = [make_env(task) for _ in range(slots)]
     rng = np.random.default_rng(0)
     everyone = np.arange(slots)

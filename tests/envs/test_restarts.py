@@ -13,8 +13,8 @@ import pytest
 import toy_envs
 
 from mirl.configs.tasks import SuiteConfig, TaskConfig
-from mirl.envs import EnvironmentFailedError, Split, SuiteVecEnv
-from mirl.envs.seeds import another_seed, slot_seeds
+from mirl.envs import EnvironmentFailedError, SeedSplit, SuiteVecEnv
+from mirl.envs.seeds import another_seed, env_seeds
 
 FRAGILE = "ToyFragile-v0"
 GO_ON, SUCCEED, RAISE, DIE, HANG, NOT_A_NUMBER, GROW = 0, 1, 3, 4, 5, 6, 7
@@ -38,10 +38,14 @@ def counts(env: SuiteVecEnv, actions: Sequence[int]) -> list[int]:
 
 
 @pytest.mark.parametrize(("workers", "action"), [(0, RAISE), (2, RAISE), (2, DIE), (2, HANG)])
-def test_the_episode_of_an_environment_that_fails_is_cut_off_where_it_was(workers: int, action: int) -> None:
+def test_the_episode_of_an_environment_that_fails_is_cut_off_where_it_was(
+    workers: int, action: int
+) -> None:
     with started(fragile(), 4, workers=workers, max_restarts=1, timeout=2.0) as env:
         assert counts(env, [GO_ON] * 4) == [1, 1, 1, 1]
-        with pytest.warns(RuntimeWarning, match=rf"task 'task0' \({FRAGILE}, .*restart 1 of 1") as told:
+        with pytest.warns(
+            RuntimeWarning, match=rf"task 'task0' \({FRAGILE}, .*restart 1 of 1"
+        ) as told:
             obs, rewards, dones, infos = env.step(np.array([SUCCEED, GO_ON, GO_ON, action]))
         assert len(told) == 1
         assert (dones[3], rewards[3], obs["observation"][3, 0]) == (True, 0.0, 0.0)
@@ -52,11 +56,15 @@ def test_the_episode_of_an_environment_that_fails_is_cut_off_where_it_was(worker
         assert (rewards[0], dones[1], infos[0]["is_success"]) == (1.0, False, True)
         assert "failed" not in infos[0]
         assert counts(env, [GO_ON] * 4) == [1, 3, 3 if action == RAISE else 1, 1]
-        with pytest.raises(EnvironmentFailedError, match=rf"{FRAGILE}.* not restarted: 1 restarts are used up"):
+        with pytest.raises(
+            EnvironmentFailedError, match=rf"{FRAGILE}.* not restarted: 1 restarts are used up"
+        ):
             env.step(np.array([GO_ON, GO_ON, GO_ON, action]))
 
 
-def test_the_tasks_that_share_a_process_lose_their_episodes_with_it_and_the_others_nothing() -> None:
+def test_the_tasks_that_share_a_process_lose_their_episodes_with_it_and_the_others_nothing() -> (
+    None
+):
     """Tasks 0, 2 and 4 do; task 0 has answered when the process dies, so that its loss shows in the next timestep."""
     with started(fragile(5), 5, workers=2, max_restarts=1) as env:
         counts(env, [GO_ON] * 5)
@@ -74,12 +82,18 @@ def test_a_process_that_was_killed_from_outside_is_started_again(command: str) -
     before = set(multiprocessing.active_children())
     with started(fragile(), 4, workers=2, max_restarts=1) as env:
         counts(env, [GO_ON] * 4)
-        process = min(set(multiprocessing.active_children()) - before, key=lambda each: each.pid or 0)
+        process = min(
+            set(multiprocessing.active_children()) - before, key=lambda each: each.pid or 0
+        )
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         with pytest.warns(RuntimeWarning, match="a worker process died, exit code -9"):
-            seen = counts(env, [GO_ON] * 4) if command == "step" else env.reset()["observation"][:, 0].tolist()
+            seen = (
+                counts(env, [GO_ON] * 4)
+                if command == "step"
+                else env.reset()["observation"][:, 0].tolist()
+            )
         assert seen == ([0, 0, 2, 2] if command == "step" else [0] * 4)
         assert counts(env, [GO_ON] * 4) == ([1, 1, 3, 3] if command == "step" else [1] * 4)
     assert set(multiprocessing.active_children()) == before
@@ -87,7 +101,7 @@ def test_a_process_that_was_killed_from_outside_is_started_again(command: str) -
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_reset_that_raises_is_tried_with_other_seeds(workers: int) -> None:
-    seeds = slot_seeds(0, "train", 0, 6)
+    seeds = env_seeds(0, "train", 0, 6)
     odd = sum(seed % 2 for seed in seeds)
     assert odd
     with warnings.catch_warnings(record=True) as told:
@@ -126,9 +140,13 @@ def test_what_is_no_number_stops_or_is_cut_off_as_asked(workers: int) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_another_seed_is_of_the_same_split(split: Split) -> None:
-    seeds = slot_seeds(0, split, 0, 200)
-    lowest, highest = {"train": (0, 2**30), "validation": (2**30, 3 * 2**29), "test": (3 * 2**29, 2**31)}[split]
+def test_another_seed_is_of_the_same_split(split: SeedSplit) -> None:
+    seeds = env_seeds(0, split, 0, 200)
+    lowest, highest = {
+        "train": (0, 2**30),
+        "validation": (2**30, 3 * 2**29),
+        "test": (3 * 2**29, 2**31),
+    }[split]
     others = [another_seed(seed) for seed in seeds]
     assert all(lowest <= seed < highest for seed in others)
     assert not set(others) & set(seeds)
@@ -181,5 +199,8 @@ def test_the_end_that_is_asked_of_the_whole_group_is_the_owners_to_decide() -> N
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_observation_of_another_shape_is_told_with_its_task_and_seed(workers: int) -> None:
     told = rf"task 'task0' \({FRAGILE}, seed \d+\) gave .*'observation': array\(\[1., 1., 1.\].* not in Dict"
-    with started(fragile(), 4, workers=workers) as env, pytest.raises(EnvironmentFailedError, match=told):
+    with (
+        started(fragile(), 4, workers=workers) as env,
+        pytest.raises(EnvironmentFailedError, match=told),
+    ):
         env.step(np.array([GO_ON, GO_ON, GO_ON, GROW]))

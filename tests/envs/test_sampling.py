@@ -20,7 +20,9 @@ from mirl.envs.sampling import FAST, SLOW, UNIFORM_SHARE, Preference, TaskSample
 PREFERENCES = get_args(Preference)
 DOORS = SuiteConfig(
     name="doors",
-    tasks=tuple(TaskConfig(name=s, env_id=f"MiniGrid-GoToDoor-{s}-v0") for s in ("5x5", "6x6", "8x8")),
+    tasks=tuple(
+        TaskConfig(name=s, env_id=f"MiniGrid-GoToDoor-{s}-v0") for s in ("5x5", "6x6", "8x8")
+    ),
 )
 
 
@@ -34,7 +36,9 @@ Episodes = st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=200)
 
 @pytest.mark.parametrize("preference", PREFERENCES)
 @given(episodes=Episodes)
-def test_no_task_is_ever_forgotten(preference: Preference, episodes: list[tuple[int, bool]]) -> None:
+def test_no_task_is_ever_forgotten(
+    preference: Preference, episodes: list[tuple[int, bool]]
+) -> None:
     sampler = TaskSampler(preference, range(4), seed=0)
     for task, success in episodes:
         sampler.record(task, success)
@@ -59,11 +63,15 @@ def test_with_nothing_known_all_tasks_are_equally_likely(preference: Preference)
 def test_the_weights_are_those_of_the_formulas(first: list[bool], second: list[bool]) -> None:
     def average(outcomes: list[bool], rate: float) -> float:
         # an exponential moving average as a sum: rate (1 - rate)^age for each success
-        return sum(rate * (1 - rate) ** age for age, success in enumerate(reversed(outcomes)) if success)
+        return sum(
+            rate * (1 - rate) ** age for age, success in enumerate(reversed(outcomes)) if success
+        )
 
     expected = {
         "lowest_success": [1 - average(outcomes, FAST) for outcomes in (first, second)],
-        "learning_progress": [abs(average(outcomes, FAST) - average(outcomes, SLOW)) for outcomes in (first, second)],
+        "learning_progress": [
+            abs(average(outcomes, FAST) - average(outcomes, SLOW)) for outcomes in (first, second)
+        ],
     }
     for preference, weights in expected.items():
         sampler = TaskSampler(preference, (0, 1), seed=0)
@@ -71,10 +79,14 @@ def test_the_weights_are_those_of_the_formulas(first: list[bool], second: list[b
             for success in outcomes:
                 sampler.record(task, success)
         shares = np.array(weights) / sum(weights) if sum(weights) else np.array([0.5, 0.5])
-        np.testing.assert_allclose(sampler.probabilities, UNIFORM_SHARE / 2 + (1 - UNIFORM_SHARE) * shares)
+        np.testing.assert_allclose(
+            sampler.probabilities, UNIFORM_SHARE / 2 + (1 - UNIFORM_SHARE) * shares
+        )
 
 
-def test_learning_progress_prefers_what_changes_to_what_is_known_and_to_what_never_succeeds() -> None:
+def test_learning_progress_prefers_what_changes_to_what_is_known_and_to_what_never_succeeds() -> (
+    None
+):
     sampler = TaskSampler("learning_progress", (0, 1, 2), seed=0)
     for episode in range(5000):
         sampler.record(0, True)
@@ -114,7 +126,7 @@ def test_a_state_goes_through_json_and_goes_on_alike(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sampling": "slots"}, "sampling=lowest_success, got slots"),
+        ({"sampling": "fixed"}, "sampling=lowest_success, got fixed"),
         ({"tasks": [0, 1, 2]}, r"tasks=\[0, 1\], got \[0, 1, 2\]"),
         ({"recent_success": [0.5]}, r"2 rates of 0 to 1 as 'recent_success', got \[0.5\]"),
         ({"recent_success": [0.5, 1.5]}, "2 rates of 0 to 1"),
@@ -122,10 +134,15 @@ def test_a_state_goes_through_json_and_goes_on_alike(
         ({"long_ago_success": "Qapla'"}, "2 rates of 0 to 1 as 'long_ago_success'"),
         ({"generator": None}, "no valid 'generator'"),
         ({"generator": {"bit_generator": "MT19937"}}, "no valid 'generator'"),
-        ({"generator": {"bit_generator": "PCG64", "state": {"state": -1, "inc": 1}}}, "no valid 'generator'"),
+        (
+            {"generator": {"bit_generator": "PCG64", "state": {"state": -1, "inc": 1}}},
+            "no valid 'generator'",
+        ),
     ],
 )
-def test_a_state_that_does_not_fit_is_an_error_and_changes_nothing(change: dict[str, Any], message: str) -> None:
+def test_a_state_that_does_not_fit_is_an_error_and_changes_nothing(
+    change: dict[str, Any], message: str
+) -> None:
     sampler = TaskSampler("lowest_success", (0, 1), seed=0)
     before = sampler.state()
     with pytest.raises(ConfigError, match=message):
@@ -166,7 +183,7 @@ def test_every_episode_is_one_of_its_task_whenever_it_ends(
                 assert info["TimeLimit.truncated"] is bool(actions[slot] == 0)
             np.testing.assert_array_equal(env.task_index[~dones], tasks[~dones])
             tasks, counts[dones], returns[dones] = env.task_index.copy(), 0, 0
-            if sampling == "slots":
+            if sampling == "fixed":
                 assert tasks.tolist() == sorted(tasks)
 
 
@@ -189,7 +206,11 @@ def test_each_episode_draws_its_task(backend: BackendName) -> None:
 def test_episodes_of_drawn_tasks_repeat_with_the_seed(backend: BackendName, workers: int) -> None:
     seen = []
     for _ in range(2):
-        with closing(SuiteVecEnv(DOORS, 5, backend=backend, sampling="lowest_success", seed=3, workers=workers)) as env:
+        with closing(
+            SuiteVecEnv(
+                DOORS, 5, backend=backend, sampling="lowest_success", seed=3, workers=workers
+            )
+        ) as env:
             rng, steps = np.random.default_rng(0), [env.reset()]
             steps += [env.step(rng.integers(7, size=5))[0] for _ in range(40)]
             seen.append(steps)
@@ -200,7 +221,8 @@ def test_episodes_of_drawn_tasks_repeat_with_the_seed(backend: BackendName, work
 
 def test_workers_do_not_change_what_drawn_tasks_do() -> None:
     plain, spread = (
-        SuiteVecEnv(DOORS, 7, backend="gymnasium", sampling="uniform", workers=workers) for workers in (0, 3)
+        SuiteVecEnv(DOORS, 7, backend="gymnasium", sampling="uniform", workers=workers)
+        for workers in (0, 3)
     )
     rng, first, second = np.random.default_rng(1), plain.reset(), spread.reset()
     for _ in range(30):
@@ -218,7 +240,10 @@ def test_seeding_again_repeats_uniformly_drawn_tasks(backend: BackendName) -> No
         runs = []
         for _ in range(2):
             env.seed(3)
-            images = [env.reset()["image"], *(env.step(np.full(6, 6))[0]["image"] for _ in range(5))]
+            images = [
+                env.reset()["image"],
+                *(env.step(np.full(6, 6))[0]["image"] for _ in range(5)),
+            ]
             runs.append(np.stack(images))
     np.testing.assert_array_equal(*runs)
 
@@ -255,7 +280,9 @@ def test_a_resumed_environment_draws_the_same_tasks() -> None:
 def test_a_task_that_fails_is_played_more() -> None:
     suite = SuiteConfig(
         name="choices",
-        tasks=tuple(TaskConfig(name=f"{n}", env_id="ToyChoice-v0", kwargs={"n_actions": n}) for n in (2, 3)),
+        tasks=tuple(
+            TaskConfig(name=f"{n}", env_id="ToyChoice-v0", kwargs={"n_actions": n}) for n in (2, 3)
+        ),
     )
     with closing(SuiteVecEnv(suite, 8, sampling="lowest_success", workers=0)) as env:
         env.reset()
@@ -270,11 +297,13 @@ def test_bound_slots_have_their_shares_as_probabilities_and_a_state_too() -> Non
     with closing(SuiteVecEnv(counters(3), 4)) as env:
         np.testing.assert_allclose(env.task_probabilities, [0.5, 0.25, 0.25])
         env.load_sampling_state(env.sampling_state())
-        with pytest.raises(ConfigError, match="sampling=slots, got uniform"):
+        with pytest.raises(ConfigError, match="sampling=fixed, got uniform"):
             env.load_sampling_state({"sampling": "uniform"})
 
 
 def test_an_unknown_sampling_names_the_nearest() -> None:
     sampling: Any = "lowest_succes"
-    with pytest.raises(ConfigError, match=r"unknown sampling 'lowest_succes'. Did you mean 'lowest_success'"):
+    with pytest.raises(
+        ConfigError, match=r"unknown sampling 'lowest_succes'. Did you mean 'lowest_success'"
+    ):
         SuiteVecEnv(counters(2), 2, sampling=sampling)

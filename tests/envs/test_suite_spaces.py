@@ -38,16 +38,22 @@ def test_the_mask_shows_the_actions_of_the_slots_task(backend: BackendName) -> N
             obs, _, _, infos = env.step(np.array([0, 6, 0, 2]))
             for slot, info in enumerate(infos):
                 if info:
-                    np.testing.assert_array_equal(info["terminal_observation"]["action_mask"], expected[slot])
+                    np.testing.assert_array_equal(
+                        info["terminal_observation"]["action_mask"], expected[slot]
+                    )
                     ended += 1
         assert ended >= 4
 
 
 @pytest.mark.parametrize("backend", ["gymnasium", "envpool"])
-def test_an_action_that_the_task_lacks_is_an_error_and_the_environment_goes_on(backend: BackendName) -> None:
+def test_an_action_that_the_task_lacks_is_an_error_and_the_environment_goes_on(
+    backend: BackendName,
+) -> None:
     with closing(make_vec_env(IDS, 4, backend=backend)) as env:
         env.reset()
-        with pytest.raises(ValueError, match=rf"task '{IDS[1]}' of environment 3 has 3, counted from 0, got 3"):
+        with pytest.raises(
+            ValueError, match=rf"task '{IDS[1]}' of environment 3 has 3, counted from 0, got 3"
+        ):
             env.step(np.array([6, 6, 2, 3]))
         with pytest.raises(ValueError, match=r"Discrete\(7\), got 7 for environment 0"):
             env.step(np.array([7, 6, 2, 2]))
@@ -60,17 +66,21 @@ def test_tasks_with_equal_actions_get_no_mask() -> None:
     assert action_space == spaces.Discrete(3)
 
 
-@pytest.mark.parametrize("sampling", ["slots", "uniform"])
+@pytest.mark.parametrize("sampling", ["fixed", "uniform"])
 def test_the_mask_follows_a_slot_from_task_to_task(sampling: SamplingName) -> None:
     counts = np.array([2, 3, 5])
     rng = np.random.default_rng(0)
     with closing(SuiteVecEnv(choices(*counts), 6, sampling=sampling, workers=0)) as env:
         obs = env.reset()
         for _ in range(20):
-            np.testing.assert_array_equal(obs["action_mask"], np.arange(5) < counts[obs["task"], None])
+            np.testing.assert_array_equal(
+                obs["action_mask"], np.arange(5) < counts[obs["task"], None]
+            )
             tasks = obs["task"]
             obs, rewards, _, infos = env.step(rng.integers(counts[tasks]))
-            assert [info["terminal_observation"]["action_mask"].sum() for info in infos] == counts[tasks].tolist()
+            assert [info["terminal_observation"]["action_mask"].sum() for info in infos] == counts[
+                tasks
+            ].tolist()
     assert rewards.shape == (6,)
 
 
@@ -89,15 +99,23 @@ def test_masks_of_the_tasks_own_are_widened_to_the_suites_actions() -> None:
 
 def test_a_mask_that_only_one_task_has_is_an_error() -> None:
     tasks = tuple(
-        TaskConfig(name=f"own_mask={own}", env_id="ToyChoice-v0", kwargs={"own_mask": own}) for own in (True, False)
+        TaskConfig(name=f"own_mask={own}", env_id="ToyChoice-v0", kwargs={"own_mask": own})
+        for own in (True, False)
     )
-    with pytest.raises(ConfigError, match=r"keys of 'own_mask=True' .*'action_mask'.* of 'own_mask=False'"):
+    with pytest.raises(
+        ConfigError, match=r"keys of 'own_mask=True' .*'action_mask'.* of 'own_mask=False'"
+    ):
         SuiteVecEnv(SuiteConfig(name="suite", tasks=tasks), 2)
 
 
 def test_box_actions_that_differ_cannot_be_joined() -> None:
-    tasks = tuple(TaskConfig(name=f"scale{scale}", env_id="ToyLever-v0", kwargs={"scale": scale}) for scale in (1, 2))
-    message = r"action space of 'scale1' is Box .* in \[-1.0, 1.0\], of 'scale2' Box .* in \[-2.0, 2.0\]"
+    tasks = tuple(
+        TaskConfig(name=f"scale{scale}", env_id="ToyLever-v0", kwargs={"scale": scale})
+        for scale in (1, 2)
+    )
+    message = (
+        r"action space of 'scale1' is Box .* in \[-1.0, 1.0\], of 'scale2' Box .* in \[-2.0, 2.0\]"
+    )
     with pytest.raises(ConfigError, match=message):
         SuiteVecEnv(SuiteConfig(name="suite", tasks=tasks), 2)
 
@@ -107,5 +125,7 @@ def test_a_kind_of_action_that_differs_cannot_be_joined() -> None:
         TaskConfig(name="lever", env_id="ToyLever-v0"),
         TaskConfig(name="buttons", env_id="ToyLever-v0", kwargs={"buttons": True}),
     )
-    with pytest.raises(ConfigError, match=r"action space of 'lever' is Box .* of 'buttons' Discrete\(2\)"):
+    with pytest.raises(
+        ConfigError, match=r"action space of 'lever' is Box .* of 'buttons' Discrete\(2\)"
+    ):
         SuiteVecEnv(SuiteConfig(name="suite", tasks=tasks), 2)

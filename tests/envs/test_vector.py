@@ -11,7 +11,7 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.schema import BackendName
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs import SuiteVecEnv, make_vec_env
-from mirl.envs.making import make_env
+from mirl.envs.make import make_env
 
 BACKENDS: tuple[BackendName, ...] = ("gymnasium", "envpool")
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
@@ -129,7 +129,9 @@ def test_a_success_on_the_last_allowed_step_is_not_truncated(backend: BackendNam
 def test_a_failure_terminates_and_is_no_success(backend: BackendName) -> None:
     env = make_vec_env("MiniGrid-GoToDoor-5x5-v0", 4, backend=backend)
     env.reset()
-    _, rewards, dones, infos = step_all(env, 6)  # "done" nowhere near the door, or (with luck) in front of it
+    _, rewards, dones, infos = step_all(
+        env, 6
+    )  # "done" nowhere near the door, or (with luck) in front of it
     assert dones.all()
     for reward, info in zip(rewards, infos, strict=True):
         assert info["TimeLimit.truncated"] is False
@@ -158,13 +160,17 @@ def test_episode_statistics_equal_a_plain_count(backend: BackendName) -> None:
     env.close()
 
 
-def test_the_terminal_observation_shows_the_mission_of_its_own_episode(backend: BackendName) -> None:
+def test_the_terminal_observation_shows_the_mission_of_its_own_episode(
+    backend: BackendName,
+) -> None:
     env = make_vec_env("MiniGrid-GoToDoor-5x5-v0", 4, backend=backend)
     mission, changed = env.reset()["mission"], False
     for _ in range(20):
         obs, _, dones, infos = step_all(env, 6)
         assert dones.all()
-        np.testing.assert_array_equal([info["terminal_observation"]["mission"] for info in infos], mission)
+        np.testing.assert_array_equal(
+            [info["terminal_observation"]["mission"] for info in infos], mission
+        )
         changed |= not np.array_equal(obs["mission"], mission)
         mission = obs["mission"]
     assert changed
@@ -179,7 +185,9 @@ def test_the_same_seed_gives_the_same_trajectory(backend: BackendName) -> None:
 
 
 @pytest.mark.parametrize("other", [{"seed": 4}, {"split": "test"}])
-def test_another_seed_or_split_gives_another_trajectory(backend: BackendName, other: dict[str, Any]) -> None:
+def test_another_seed_or_split_gives_another_trajectory(
+    backend: BackendName, other: dict[str, Any]
+) -> None:
     first = SuiteVecEnv(SUITE, 6, backend=backend, seed=3)
     second = SuiteVecEnv(SUITE, 6, backend=backend, **{"seed": 3, **other})
     assert not same(trajectory(first, 10), trajectory(second, 10))
@@ -198,11 +206,13 @@ def test_seeding_again_restarts_the_streams_at_the_next_reset(backend: BackendNa
     env.close()
 
 
-def test_neighbouring_seeds_share_no_layouts(backend: BackendName) -> None:
+def test_neighboring_seeds_share_no_layouts(backend: BackendName) -> None:
     layouts: set[bytes] = set()
     for seed in range(4):
         env = make_vec_env("BabyAI-UnlockPickupDist-v0", 16, backend=backend, seed=seed)
-        views = [env.reset()["image"]] + [step_all(env, 0)[0]["image"] for _ in range(3)]  # all around
+        views = [env.reset()["image"]] + [
+            step_all(env, 0)[0]["image"] for _ in range(3)
+        ]  # all around
         layouts |= {around.tobytes() for around in np.stack(views, axis=1)}
         env.close()
     assert len(layouts) == 4 * 16
@@ -229,13 +239,17 @@ def test_observations_are_not_overwritten_by_later_steps(backend: BackendName) -
     env.close()
 
 
-def test_a_retired_slot_ends_its_episode_and_rests_while_the_others_go_on_as_ever(backend: BackendName) -> None:
+def test_a_retired_slot_ends_its_episode_and_rests_while_the_others_go_on_as_ever(
+    backend: BackendName,
+) -> None:
     task = {"name": "empty", "env_id": EMPTY}
-    suite = SuiteConfig(name="rooms", tasks=(TaskConfig(**task), TaskConfig(**{**task, "name": "again"})))
+    suite = SuiteConfig(
+        name="rooms", tasks=(TaskConfig(**task), TaskConfig(**{**task, "name": "again"}))
+    )
     env, twin = (SuiteVecEnv(suite, 4, backend=backend) for _ in range(2))
     env.reset()
     twin.reset()
-    env.retire(np.array([1, 2]))
+    env.deactivate(np.array([1, 2]))
     for number, action in enumerate(SOLUTION + SOLUTION):
         (obs, rewards, dones, infos), others = step_all(env, action), step_all(twin, action)
         rests = number >= len(SOLUTION)
@@ -244,10 +258,17 @@ def test_a_retired_slot_ends_its_episode_and_rests_while_the_others_go_on_as_eve
                 assert not any((dones[slot], rewards[slot], infos[slot], obs["image"][slot].any()))
             else:
                 assert (dones[slot], rewards[slot]) == (others[2][slot], others[1][slot])
-                end = number == len(SOLUTION) - 1 and slot in (1, 2)  # the last observation stays, as in the infos
-                expected = others[3][slot]["terminal_observation"]["image"] if end else others[0]["image"][slot]
+                end = number == len(SOLUTION) - 1 and slot in (
+                    1,
+                    2,
+                )  # the last observation stays, as in the infos
+                expected = (
+                    others[3][slot]["terminal_observation"]["image"]
+                    if end
+                    else others[0]["image"][slot]
+                )
                 np.testing.assert_array_equal(obs["image"][slot], expected)
-    env.retire(np.arange(4))
+    env.deactivate(np.arange(4))
     for action in SOLUTION:
         step_all(env, action)
     with pytest.raises(RuntimeError, match=r"needs reset\(\) first"):
@@ -312,7 +333,9 @@ def test_fewer_slots_than_tasks_are_an_error(backend: BackendName) -> None:
 
 def test_sb3_learns_and_evaluates_on_it_without_warnings(backend: BackendName) -> None:
     env = SuiteVecEnv(SUITE, 6, backend=backend)
-    model = PPO("MultiInputPolicy", env, n_steps=16, batch_size=48, n_epochs=1, seed=5, device="cpu")
+    model = PPO(
+        "MultiInputPolicy", env, n_steps=16, batch_size=48, n_epochs=1, seed=5, device="cpu"
+    )
     model.learn(96)
     assert model.num_timesteps == 96
     assert len(model.ep_info_buffer) > 0
@@ -323,8 +346,14 @@ def test_sb3_learns_and_evaluates_on_it_without_warnings(backend: BackendName) -
 def test_single_environments_cannot_be_reached(backend: BackendName) -> None:
     env = make_vec_env(EMPTY, 2, backend=backend)
     assert env.get_attr("render_mode") == [None, None]
-    for call in (lambda: env.get_attr("x"), lambda: env.set_attr("x", 1), lambda: env.env_method("x")):
-        with pytest.raises(AttributeError, match="no access to single environments, so not to their 'x'"):
+    for call in (
+        lambda: env.get_attr("x"),
+        lambda: env.set_attr("x", 1),
+        lambda: env.env_method("x"),
+    ):
+        with pytest.raises(
+            AttributeError, match="no access to single environments, so not to their 'x'"
+        ):
             call()
     env.close()
 
@@ -334,7 +363,9 @@ def test_a_replay_in_single_environments_gives_the_same(backend: BackendName) ->
         pytest.skip("EnvPool draws other layouts; test_parity.py replays its states")
     env = SuiteVecEnv(SUITE, 6, backend=backend, seed=1)
     singles = [make_env(SUITE.tasks[task], task, 3) for task in env.task_index]
-    expected = [single.reset(seed=seed)[0] for single, seed in zip(singles, env.seed(1), strict=True)]
+    expected = [
+        single.reset(seed=seed)[0] for single, seed in zip(singles, env.seed(1), strict=True)
+    ]
     obs = env.reset()
     rng = np.random.default_rng(0)
     for _ in range(80):

@@ -22,7 +22,9 @@ class CounterEnv(gym.Env[Any, Any]):
     def _observation(self) -> np.ndarray:
         return np.full(self.observation_space.shape, self._count, np.float32)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self._count = 0
         return self._observation(), {}
@@ -61,7 +63,9 @@ class FragileEnv(CounterEnv):
         if self._close == "raise" and self._has_raised:
             raise RuntimeError("not closed")
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         if self._resets == "die" and multiprocessing.parent_process() is not None:
             import os
 
@@ -87,13 +91,20 @@ class RandomGoalEnv(gym.Env[Any, Any]):
 
     def __init__(self) -> None:
         part = spaces.Box(-1, 1, (3,), np.float32)
-        self.observation_space = spaces.Dict({"observation": part, "achieved_goal": part, "desired_goal": part})
+        self.observation_space = spaces.Dict(
+            {"observation": part, "achieved_goal": part, "desired_goal": part}
+        )
         self.action_space = spaces.Box(-1, 1, (2,), np.float32)
 
     def _observation(self) -> dict[str, np.ndarray]:
-        return {key: self.np_random.uniform(-1, 1, 3).astype(np.float32) for key in self.observation_space}
+        return {
+            key: self.np_random.uniform(-1, 1, 3).astype(np.float32)
+            for key in self.observation_space
+        }
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         return self._observation(), {}
 
@@ -105,7 +116,10 @@ class TextEnv(gym.Env[Any, Any]):
     """Observes a text, and a tuple when asked for what the contract cannot hold."""
 
     def __init__(self, nested: bool = False, own_task: bool = False) -> None:
-        parts: dict[str, spaces.Space[Any]] = {"mission": spaces.Text(100), "cell": spaces.Discrete(3)}
+        parts: dict[str, spaces.Space[Any]] = {
+            "mission": spaces.Text(100),
+            "cell": spaces.Discrete(3),
+        }
         if nested:
             parts["pair"] = spaces.Tuple([spaces.Discrete(2)])
         if own_task:
@@ -113,7 +127,9 @@ class TextEnv(gym.Env[Any, Any]):
         self.observation_space = spaces.Dict(parts)
         self.action_space = spaces.Discrete(2)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         return {"mission": "Qapla' to the red ball!", "cell": 1}, {}
 
@@ -124,8 +140,12 @@ class TextEnv(gym.Env[Any, Any]):
 class LazyEnv(CounterEnv):
     """Misses a package, and notices at its first reset."""
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        raise gym.error.DependencyNotInstalled("klingon is missing, please run `pip install klingon`")
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        raise gym.error.DependencyNotInstalled(
+            "klingon is missing, please run `pip install klingon`"
+        )
 
 
 class SwitchesEnv(gym.Env[Any, Any]):
@@ -133,9 +153,13 @@ class SwitchesEnv(gym.Env[Any, Any]):
 
     def __init__(self, start: int | None = None) -> None:
         self.observation_space = spaces.Box(0, 1, (2,), np.float32)
-        self.action_space = spaces.MultiBinary(2) if start is None else spaces.Discrete(3, start=start)
+        self.action_space = (
+            spaces.MultiBinary(2) if start is None else spaces.Discrete(3, start=start)
+        )
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         return np.zeros(2, np.float32), {}
 
@@ -157,7 +181,9 @@ class ChoiceEnv(gym.Env[Any, Any]):
         values = {"observation": np.zeros(2, np.float32), "action_mask": mask.astype(np.int8)}
         return {key: values[key] for key in self.observation_space}
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         return self._observation(), {}
 
@@ -173,14 +199,18 @@ class GlimpseEnv(gym.Env[Any, Any]):
         self.observation_space = spaces.Box(0, 1, (1,), np.float32)
         self.action_space = spaces.Discrete(3)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self._count = 0
         return np.zeros(1, np.float32), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._count += 1
-        info = {} if action == 2 else {"success": float(action == 1)}  # a number, as Meta-World has it
+        info = (
+            {} if action == 2 else {"success": float(action == 1)}
+        )  # a number, as Meta-World has it
         return np.zeros(1, np.float32), 0.0, False, self._count == 3, info
 
 
@@ -189,14 +219,28 @@ class LeverEnv(gym.Env[Any, Any]):
 
     def __init__(self, scale: float = 1.0, buttons: bool = False) -> None:
         self.observation_space = spaces.Box(0, 1, (1,), np.float32)
-        self.action_space = spaces.Discrete(2) if buttons else spaces.Box(-scale, scale, (2,), np.float32)
+        self.action_space = (
+            spaces.Discrete(2) if buttons else spaces.Box(-scale, scale, (2,), np.float32)
+        )
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         return np.zeros(1, np.float32), {}
 
 
-for _name in ("Switches", "Counter", "Fragile", "RandomGoal", "Text", "Lazy", "Choice", "Glimpse", "Lever"):
+for _name in (
+    "Switches",
+    "Counter",
+    "Fragile",
+    "RandomGoal",
+    "Text",
+    "Lazy",
+    "Choice",
+    "Glimpse",
+    "Lever",
+):
     if f"Toy{_name}-v0" not in gym.registry:
         gym.register(f"Toy{_name}-v0", entry_point=f"{__name__}:{_name}Env")
 if "ToyShortGoal-v0" not in gym.registry:

@@ -41,21 +41,27 @@ MEMBERS = (*VECTOR_CONFIGS, CROSS)
 def fresh(member: str, features_dim: int = X, context_dim: int = Z, out_dim: int = O) -> Fusion:
     """A member as it starts, in float64."""
     if member == CROSS:
-        return build_map_fusion(AttentionConfig(heads=2), features_dim, context_dim, out_dim).double()
+        return build_map_fusion(
+            AttentionConfig(heads=2), features_dim, context_dim, out_dim
+        ).double()
     return build_fusion(VECTOR_CONFIGS[member], features_dim, context_dim, out_dim).double()
 
 
-def randomised(member: str, features_dim: int = X, context_dim: int = Z, out_dim: int = O, seed: int = 0) -> Fusion:
+def randomized(
+    member: str, features_dim: int = X, context_dim: int = Z, out_dim: int = O, seed: int = 0
+) -> Fusion:
     """A member in float64 with random weights: the zero weights of the start would hide most mistakes."""
-    return randomise(fresh(member, features_dim, context_dim, out_dim), seed)
+    return randomize(fresh(member, features_dim, context_dim, out_dim), seed)
 
 
-def randomise(fusion: Fusion, seed: int = 0) -> Fusion:
+def randomize(fusion: Fusion, seed: int = 0) -> Fusion:
     """Normal weights of deviation 1/2, in place."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in fusion.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+            parameter.copy_(
+                0.5 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            )
     return fusion
 
 

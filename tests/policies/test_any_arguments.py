@@ -9,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.networks import BilinearConfig, GoalContextConfig, MissionContextConfig, VectorEncoderConfig
+from mirl.configs.networks import (
+    BilinearConfig,
+    GoalContextConfig,
+    MissionContextConfig,
+    VectorEncoderConfig,
+)
 from mirl.policies import FusionExtractor, FusionPolicy
 
 CODES = np.broadcast_to(np.array([4, 3, 2], np.uint8), (7, 7, 3))
@@ -28,27 +33,53 @@ SPACES: dict[str, list[spaces.Space[Any]]] = {
         spaces.Box(0, 255, (2, 2, 3), np.uint8),
     ],
     "direction": [spaces.Discrete(4), spaces.Discrete(3, start=2)],
-    "mission": [spaces.Box(0, 20, (6,), np.int16), spaces.Box(0, 1, (6,), np.float32), spaces.Text(20)],
+    "mission": [
+        spaces.Box(0, 20, (6,), np.int16),
+        spaces.Box(0, 1, (6,), np.float32),
+        spaces.Text(20),
+    ],
     "task": [spaces.Discrete(3), spaces.Discrete(1), spaces.Box(0, 1, (2,), np.float32)],
     "desired_goal": [
         spaces.Box(-1, 1, (3,), np.float32),
         spaces.Box(np.zeros_like(CODES), CODES.copy(), dtype=np.uint8),
     ],
     "achieved_goal": [spaces.Box(-1, 1, (3,), np.float32), spaces.Box(-1, 1, (2,), np.float32)],
-    "action_mask": [spaces.MultiBinary(4), spaces.MultiBinary(3), spaces.Box(0, 1, (4,), np.float32)],
+    "action_mask": [
+        spaces.MultiBinary(4),
+        spaces.MultiBinary(3),
+        spaces.Box(0, 1, (4,), np.float32),
+    ],
 }
-DICTS = st.fixed_dictionaries({}, optional={key: st.sampled_from(each) for key, each in SPACES.items()}).map(
-    spaces.Dict
-)
+DICTS = st.fixed_dictionaries(
+    {}, optional={key: st.sampled_from(each) for key, each in SPACES.items()}
+).map(spaces.Dict)
 ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "fusion": st.sampled_from(
-        ["concat", "bilinear", "low_rank", "hyper", "film", "gate", "attention", "metric", "bilinar", "", None, 3]
+        [
+            "concat",
+            "bilinear",
+            "low_rank",
+            "hyper",
+            "film",
+            "gate",
+            "attention",
+            "metric",
+            "bilinar",
+            "",
+            None,
+            3,
+        ]
     )
     | st.builds(BilinearConfig),
     "context": st.sampled_from([None, "task_id", "mission", "goal", "gaol", 3])
-    | st.builds(GoalContextConfig, normalize=st.booleans(), relative_to=st.sampled_from(["", "achieved_goal", "x"]))
+    | st.builds(
+        GoalContextConfig,
+        normalize=st.booleans(),
+        relative_to=st.sampled_from(["", "achieved_goal", "x"]),
+    )
     | st.builds(MissionContextConfig, encoder=st.sampled_from(["attention", "gru", "bag"])),
-    "encoder": st.sampled_from([None, "grid", "image", "vector", "gird", 3]) | st.builds(VectorEncoderConfig),
+    "encoder": st.sampled_from([None, "grid", "image", "vector", "gird", 3])
+    | st.builds(VectorEncoderConfig),
     "sites": st.lists(st.sampled_from(["map", "vector", "heads", "haeds"]), max_size=3),
     "observation_keys": st.none() | st.lists(st.sampled_from([*SPACES, "imge"]), max_size=3),
 }
@@ -57,7 +88,9 @@ ANY = st.fixed_dictionaries({}, optional=ARGUMENTS)
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(DICTS | st.sampled_from(SPACES["observation"]), ANY)
-def test_an_extractor_gives_features_or_one_error(space: spaces.Dict, arguments: dict[str, Any]) -> None:
+def test_an_extractor_gives_features_or_one_error(
+    space: spaces.Dict, arguments: dict[str, Any]
+) -> None:
     try:
         extractor = FusionExtractor(space, **arguments)
     except ConfigError:
@@ -70,7 +103,9 @@ def test_an_extractor_gives_features_or_one_error(space: spaces.Dict, arguments:
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     DICTS,
-    st.sampled_from([spaces.Discrete(4), spaces.Box(-1, 1, (2,), np.float32), spaces.MultiDiscrete([2, 3])]),
+    st.sampled_from(
+        [spaces.Discrete(4), spaces.Box(-1, 1, (2,), np.float32), spaces.MultiDiscrete([2, 3])]
+    ),
     ANY,
     st.booleans(),
 )

@@ -12,10 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.networks import ContextConfig, GoalContextConfig, MissionContextConfig, TaskIdContextConfig
+from mirl.configs.networks import (
+    ContextConfig,
+    GoalContextConfig,
+    MissionContextConfig,
+    TaskIdContextConfig,
+)
 from mirl.policies import contexts
-from mirl.policies.contexts import MISSIONS_STEP, Context, Distinct, build_context, distinct_rows
-from mirl.policies.grouping import Groups
+from mirl.policies.contexts import MISSION_BUCKET, build_context
+from mirl.policies.features import Context, UniqueRows, unique_rows
+from mirl.policies.grouped_matmul import ContextGroups
 from mirl.policies.positions import sinusoidal_positions
 
 close = torch.testing.assert_close
@@ -50,13 +56,17 @@ def encode(module: nn.Module, observation: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------------------- distinct rows
 
 
-@given(st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(st.integers(0, 2), min_size=n, max_size=n), min_size=1)))
+@given(
+    st.integers(1, 4).flatmap(
+        lambda n: st.lists(st.lists(st.integers(0, 2), min_size=n, max_size=n), min_size=1)
+    )
+)
 @example([[0, 0], [0, 0]])
 @example([[1, 2], [2, 1], [1, 2]])
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_distinct_rows_are_those_of_torchs_unique(rows: list[list[int]]) -> None:
     tokens = torch.tensor(rows)
-    distinct, groups = distinct_rows(tokens)
+    distinct, groups = unique_rows(tokens)
     close(distinct.index_select(0, groups.index), tokens)
     assert sorted(distinct.tolist()) == torch.unique(tokens, dim=0).tolist()
     assert groups.count == len(distinct)
@@ -65,7 +75,7 @@ def test_distinct_rows_are_those_of_torchs_unique(rows: list[list[int]]) -> None
 def test_distinct_rows_of_long_missions_are_few() -> None:
     texts = torch.randint(0, 111, (17, 80), generator=torch.Generator().manual_seed(0))
     index = torch.randint(0, 17, (2048,), generator=torch.Generator().manual_seed(1))
-    distinct, groups = distinct_rows(texts[index])
+    distinct, groups = unique_rows(texts[index])
     assert len(distinct) == groups.count == 17
     close(distinct[groups.index], texts[index])
 
@@ -76,11 +86,13 @@ def test_a_collision_of_hashes_is_noticed() -> None:
 
     def collide(values: Tensor, **options: object) -> tuple[Tensor, ...]:
         """Every hash is the same; rows are compared as they are."""
-        result: tuple[Tensor, ...] = unique(values if "dim" in options else torch.zeros_like(values), **options)  # type: ignore[arg-type]
+        result: tuple[Tensor, ...] = unique(
+            values if "dim" in options else torch.zeros_like(values), **options
+        )  # type: ignore[arg-type]
         return result
 
     with patch.object(torch, "unique", side_effect=collide) as spy:
-        distinct, groups = distinct_rows(tokens)
+        distinct, groups = unique_rows(tokens)
     assert spy.call_args.kwargs["dim"] == 0, "the hashes collided, and nobody compared the rows"
     close(distinct.index_select(0, groups.index), tokens)
     assert len(distinct) == groups.count == 3
@@ -93,11 +105,13 @@ def test_a_collision_of_hashes_is_noticed() -> None:
 def test_each_distinct_mission_is_read_once(words: Words) -> None:
     context = mission_context(words)
     read: list[Tensor] = []
-    context.get_submodule("words").register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    context.get_submodule("words").register_forward_pre_hook(
+        lambda _, inputs: read.append(inputs[0])
+    )
     result = context(missions([1, 2], [3], [1, 2], [3], [3], [4, 5, 6]))
     assert [tokens.any(1).sum() for tokens in read] == [3]
     assert result.groups.count == 3
-    assert result.values.shape == (MISSIONS_STEP, 8)
+    assert result.values.shape == (MISSION_BUCKET, 8)
     assert result.groups.index.shape == (6,)
 
 
@@ -105,8 +119,8 @@ def test_each_distinct_mission_is_read_once(words: Words) -> None:
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_missions_are_read_in_few_sizes(count: int) -> None:
     result = mission_context("bag")(missions(*([token] for token in range(1, count + 1))))
-    assert result.groups.count == count <= len(result.values) < count + MISSIONS_STEP
-    assert len(result.values) % MISSIONS_STEP == 0
+    assert result.groups.count == count <= len(result.values) < count + MISSION_BUCKET
+    assert len(result.values) % MISSION_BUCKET == 0
 
 
 @pytest.mark.parametrize("words", WORDS)
@@ -131,7 +145,9 @@ def test_a_gap_in_a_mission_does_not_make_it_depend_on_the_others(words: Words) 
     context = mission_context(words)
     alone = encode(context, missions([4, 0, 0, 9]))
     close(encode(context, missions([4, 0, 0, 9], [1] * LENGTH))[:1], alone, rtol=1e-5, atol=1e-6)
-    assert (encode(context, missions([4, 0, 0, 8])) - alone).abs().max() > (1e-3 if words != "gru" else -1)
+    assert (encode(context, missions([4, 0, 0, 8])) - alone).abs().max() > (
+        1e-3 if words != "gru" else -1
+    )
 
 
 @pytest.mark.parametrize("words", ["attention", "gru"])
@@ -157,7 +173,9 @@ def test_an_empty_mission_has_a_finite_context_and_finite_gradients(words: Words
     z = encode(context, missions([], [1, 2], []))
     z.square().sum().backward()
     assert z.isfinite().all()
-    assert all(weight.grad.isfinite().all() for weight in context.parameters() if weight.grad is not None)
+    assert all(
+        weight.grad.isfinite().all() for weight in context.parameters() if weight.grad is not None
+    )
 
 
 def test_a_batch_of_only_empty_missions_is_finite() -> None:
@@ -192,17 +210,24 @@ def test_the_recurrent_context_is_the_state_after_the_last_word() -> None:
     context = mission_context("gru")
     gru, table = context.get_submodule("words.gru"), context.get_parameter("words.embedding.weight")
     cell = nn.GRUCell(8, 8)
-    cell.load_state_dict({name.removesuffix("_l0"): weight for name, weight in gru.state_dict().items()})
+    cell.load_state_dict(
+        {name.removesuffix("_l0"): weight for name, weight in gru.state_dict().items()}
+    )
     state = torch.zeros(1, 8)
     for token in (4, 9, 2):
         state = cell(table[token].unsqueeze(0), state)
-    close(encode(context, missions([4, 9, 2], [1] * LENGTH))[:1], nn.functional.layer_norm(state, (8,)))
+    close(
+        encode(context, missions([4, 9, 2], [1] * LENGTH))[:1],
+        nn.functional.layer_norm(state, (8,)),
+    )
 
 
 def test_self_attention_is_the_transformer_layer_of_the_words_alone() -> None:
     context = mission_context("attention")
     table = context.get_parameter("words.embedding.weight")
-    layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, dropout=0.0, batch_first=True, norm_first=True)
+    layer = nn.TransformerEncoderLayer(
+        8, 2, dim_feedforward=16, dropout=0.0, batch_first=True, norm_first=True
+    )
     layer.load_state_dict(context.get_submodule("words.attention.layers.0").state_dict())
     words = table[[4, 9, 2]] + sinusoidal_positions(3, 8)
     expected = nn.functional.layer_norm(layer(words.unsqueeze(0)).mean(dim=1), (8,))
@@ -212,9 +237,11 @@ def test_self_attention_is_the_transformer_layer_of_the_words_alone() -> None:
 @pytest.mark.parametrize("words", WORDS)
 def test_distinct_missions_are_read_as_they_are_given(words: Words) -> None:
     context, texts = mission_context(words), missions([1, 2], [3], [1, 2], [4, 5, 6])
-    rows, groups = distinct_rows(texts.long())
-    with patch.object(contexts, "distinct_rows", side_effect=AssertionError("they are distinct already")):
-        given = context(Distinct(rows.to(torch.int16), groups))
+    rows, groups = unique_rows(texts.long())
+    with patch.object(
+        contexts, "unique_rows", side_effect=AssertionError("they are distinct already")
+    ):
+        given = context(UniqueRows(rows.to(torch.int16), groups))
     assert given.groups is groups
     close(given.per_row(), encode(context, texts))
 
@@ -260,7 +287,10 @@ def test_hidden_layers_are_as_wide_as_asked_and_dim_is_the_last() -> None:
 
 
 def test_without_hidden_layers_the_context_is_the_one_hot_itself() -> None:
-    context, tasks = build_context(TaskIdContextConfig(hidden=(), dim=9), SPACE), one_hot([2, 0, 3, 2])
+    context, tasks = (
+        build_context(TaskIdContextConfig(hidden=(), dim=9), SPACE),
+        one_hot([2, 0, 3, 2]),
+    )
     assert context.out_dim == N_TASKS
     assert not list(context.parameters())
     close(encode(context, tasks), tasks, rtol=0, atol=0)
@@ -275,8 +305,8 @@ def test_each_task_is_encoded_once() -> None:
 @pytest.mark.parametrize("shape", [(2,), (2, 1)])
 def test_distinct_tasks_are_encoded_as_they_are_given(shape: tuple[int, ...]) -> None:
     context = build_context(TaskIdContextConfig(dim=8), SPACE)
-    groups = Groups(torch.tensor([1, 0, 1]), 2)
-    given = context(Distinct(torch.tensor([3, 0]).reshape(shape), groups))
+    groups = ContextGroups(torch.tensor([1, 0, 1]), 2)
+    given = context(UniqueRows(torch.tensor([3, 0]).reshape(shape), groups))
     assert given.values.shape == (2, 8)
     close(given.per_row(), encode(context, one_hot([0, 3, 0])))
 
@@ -290,14 +320,18 @@ def test_the_context_of_a_goal_is_its_own() -> None:
 
 
 CODES = np.broadcast_to(np.array([4, 2], np.uint8), (5, 6, 2))
-PICTURES = spaces.Dict({"desired_goal": spaces.Box(np.zeros_like(CODES), CODES.copy(), (5, 6, 2), np.uint8)})
+PICTURES = spaces.Dict(
+    {"desired_goal": spaces.Box(np.zeros_like(CODES), CODES.copy(), (5, 6, 2), np.uint8)}
+)
 
 
 def pictures(size: int, distinct: int) -> tuple[Tensor, Tensor]:
     """(distinct, 5, 6, 2) pictures as SB3 gives them, and which one each of ``size`` rows has."""
     generator = torch.Generator().manual_seed(0)
     codes = [torch.randint(0, high, (distinct, 5, 6), generator=generator) for high in (5, 3)]
-    return torch.stack(codes, dim=-1).float(), torch.randint(0, distinct, (size,), generator=generator)
+    return torch.stack(codes, dim=-1).float(), torch.randint(
+        0, distinct, (size,), generator=generator
+    )
 
 
 def test_a_goal_that_is_a_picture_is_read_by_convolutions_over_its_embedded_codes() -> None:
@@ -306,7 +340,11 @@ def test_a_goal_that_is_a_picture_is_read_by_convolutions_over_its_embedded_code
     goals, _ = pictures(1, 3)
     embedding = context.get_parameter("encoder.to_cells.embedding.weight")
     by_code = embedding[:, :5].T[goals[..., 0].long()] + embedding[:, 5:].T[goals[..., 1].long()]
-    cells = (by_code + context.get_parameter("encoder.to_cells.embedding.bias")).relu().permute(0, 3, 1, 2)
+    cells = (
+        (by_code + context.get_parameter("encoder.to_cells.embedding.bias"))
+        .relu()
+        .permute(0, 3, 1, 2)
+    )
     mapped = context.get_submodule("encoder.convolutions")(cells).permute(0, 2, 3, 1).flatten(1)
     expected = context.get_submodule("encoder.linear")(mapped).relu()
     assert context.out_dim == 8
@@ -320,8 +358,8 @@ def test_each_distinct_picture_is_read_once() -> None:
     result = context(goals[index])
     assert result.values.shape == (3, 8)
     close(result.per_row(), encode(context, goals)[index], rtol=1e-4, atol=1e-5)
-    groups = Groups(index, 3)
-    given = context(Distinct(goals.to(torch.uint8), groups))
+    groups = ContextGroups(index, 3)
+    given = context(UniqueRows(goals.to(torch.uint8), groups))
     assert given.groups is groups
     close(given.per_row(), result.per_row(), rtol=1e-4, atol=1e-5)
 
@@ -333,15 +371,23 @@ def test_each_distinct_picture_is_read_once() -> None:
     ("config", "message"),
     [
         (TaskIdContextConfig(key="mission"), "task_id reads a Discrete space under 'mission'"),
-        (MissionContextConfig(key="desired_goal"), "under .*; wrap the environment in mirl.envs.ContractObservation"),
+        (
+            MissionContextConfig(key="desired_goal"),
+            "under .*; wrap the environment in mirl.envs.ContractObservation",
+        ),
         (
             GoalContextConfig(encoder="grid"),
             "encoder=grid reads a picture, a Box of rank 3, under 'desired_goal', got Box",
         ),
-        (MissionContextConfig(key="task"), "under .*; wrap the environment in mirl.envs.ContractObservation"),
+        (
+            MissionContextConfig(key="task"),
+            "under .*; wrap the environment in mirl.envs.ContractObservation",
+        ),
     ],
 )
-def test_a_space_that_does_not_fit_the_context_is_refused(config: ContextConfig, message: str) -> None:
+def test_a_space_that_does_not_fit_the_context_is_refused(
+    config: ContextConfig, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         build_context(config, SPACE)
 

@@ -17,8 +17,11 @@ from mirl.configs.networks import (
     MiLstmConfig,
     RecurrentConfig,
 )
-from mirl.policies.cores import Core, InChunks, MiLstm, build_core
-from mirl.policies.grouping import Groups
+from mirl.policies.grouped_matmul import ContextGroups
+from mirl.policies.memory.build import build_core
+from mirl.policies.memory.chunks import ChunkedCore
+from mirl.policies.memory.core import Core
+from mirl.policies.memory.mi_lstm import MiLstm
 
 close = torch.testing.assert_close
 X, Z, SIZE, T, N = 5, 3, 8, 9, 4
@@ -35,18 +38,22 @@ MEMBERS: dict[str, RecurrentConfig] = {
     "mi_lstm, no context": MiLstmConfig(size=SIZE, rank=3, scaled_by_context=False),
     "fast_weights": FastWeightsConfig(size=SIZE, heads=2),
     "attention": AttentionMemoryConfig(size=SIZE, heads=2, window=4),
-    "attention, sinusoidal": AttentionMemoryConfig(size=SIZE, heads=2, window=4, positions="sinusoidal"),
+    "attention, sinusoidal": AttentionMemoryConfig(
+        size=SIZE, heads=2, window=4, positions="sinusoidal"
+    ),
     "attention, heads of one feature": AttentionMemoryConfig(size=SIZE, heads=SIZE, window=4),
     "attention, present alone": AttentionMemoryConfig(size=SIZE, heads=2, window=1),
     "attention, long": AttentionMemoryConfig(size=SIZE, heads=2, window=32),
     "lstm, features as they are": LstmConfig(size=SIZE, normalize=False),
-    "attention, features as they are": AttentionMemoryConfig(size=SIZE, heads=2, window=4, normalize=False),
+    "attention, features as they are": AttentionMemoryConfig(
+        size=SIZE, heads=2, window=4, normalize=False
+    ),
     "gru, skip connection": GruConfig(size=SIZE, skip_connection=True),
     "fast_weights, skip connection": FastWeightsConfig(size=SIZE, heads=2, skip_connection=True),
 }
 
 
-def randomised(config: RecurrentConfig) -> Core:
+def randomized(config: RecurrentConfig) -> Core:
     """A core in float64 whose weights are all random."""
     torch.manual_seed(0)
     core = build_core(config, X, Z).double()
@@ -91,7 +98,10 @@ def gru_step(core: Any, config: Any) -> Step:
 def mi_lstm_step(core: MiLstm, config: MiLstmConfig) -> Step:
     """By the full three-dimensional form of the interaction, gate after gate."""
     names = ("input", "forget", "cell", "output")
-    v, u, b = (weight.unflatten(-1, (4, SIZE)) for weight in (core.main.weight, core.recur.weight, core.bias))
+    v, u, b = (
+        weight.unflatten(-1, (4, SIZE))
+        for weight in (core.main.weight, core.recur.weight, core.bias)
+    )
     multiplied = core.weight.unflatten(-1, (len(config.gates), SIZE))
     in_order = [name for name in names if name in config.gates]
 
@@ -115,7 +125,8 @@ def mi_lstm_step(core: MiLstm, config: MiLstmConfig) -> Step:
         if config.scaled_by_context:
             scale = scale + (z @ core.to_scale.weight).unflatten(0, (4, SIZE))
         i, f, g, o = (
-            scale[gate] * (x @ v[:, gate] + h @ u[:, gate] + torch.einsum("x,xho,h->o", x, tensor_of(gate), h))
+            scale[gate]
+            * (x @ v[:, gate] + h @ u[:, gate] + torch.einsum("x,xho,h->o", x, tensor_of(gate), h))
             + b[gate]
             for gate in range(4)
         )
@@ -146,7 +157,9 @@ def fast_weights_step(core: Any, config: FastWeightsConfig) -> Step:
 
 def encoding(position: float, dim: int) -> Tensor:
     angles = [position / 10_000 ** (2 * (i // 2) / dim) for i in range(dim)]
-    return torch.tensor([math.cos(a) if i % 2 else math.sin(a) for i, a in enumerate(angles)], dtype=torch.float64)
+    return torch.tensor(
+        [math.cos(a) if i % 2 else math.sin(a) for i, a in enumerate(angles)], dtype=torch.float64
+    )
 
 
 def attention_step(core: Any, config: AttentionMemoryConfig) -> Step:
@@ -158,7 +171,9 @@ def attention_step(core: Any, config: AttentionMemoryConfig) -> Step:
         seen = [*known, x]
         numbers = [count - len(known) + i for i in range(len(seen))]
         relative = config.positions == "relative"
-        located = seen if relative else [s + encoding(n, X) for s, n in zip(seen, numbers, strict=True)]
+        located = (
+            seen if relative else [s + encoding(n, X) for s, n in zip(seen, numbers, strict=True)]
+        )
         query = located[-1] @ core.query.weight + core.query.bias
         both = [s @ core.key_value.weight + core.key_value.bias for s in located]
         read = []
@@ -176,7 +191,9 @@ def attention_step(core: Any, config: AttentionMemoryConfig) -> Step:
             read.append(sum(w * kv[SIZE:][part] for w, kv in zip(weights, both, strict=True)))
         y = x @ core.main.weight + core.main.bias + torch.cat(read) @ core.project.weight
         kept = [torch.zeros(X, dtype=torch.float64)] * past + seen
-        return y, torch.cat([*kept[len(kept) - past :], torch.tensor([count + 1.0], dtype=torch.float64)])
+        return y, torch.cat(
+            [*kept[len(kept) - past :], torch.tensor([count + 1.0], dtype=torch.float64)]
+        )
 
     return step
 
@@ -193,8 +210,12 @@ STEPS: dict[str, Callable[[Any, Any], Step]] = {
 def as_read(features: Tensor, config: RecurrentConfig) -> Tensor:
     """What a core makes of the features before anything else."""
     read = features.detach() if config.skip_connection else features
-    centred = read - read.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() if config.normalize else read
+    centered = read - read.mean(-1, keepdim=True)
+    return (
+        centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        if config.normalize
+        else read
+    )
 
 
 def one_after_the_other(
@@ -230,14 +251,16 @@ def a_state(core: Core, config: RecurrentConfig) -> Tensor:
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-@pytest.mark.parametrize("starts", [some_episodes(), torch.zeros(T, N, dtype=torch.bool)], ids=["episodes", "whole"])
+@pytest.mark.parametrize(
+    "starts", [some_episodes(), torch.zeros(T, N, dtype=torch.bool)], ids=["episodes", "whole"]
+)
 @pytest.mark.parametrize("chunk", [64, 2])
 def test_many_timesteps_at_once_equal_one_after_the_other(
     monkeypatch: pytest.MonkeyPatch, name: str, starts: Tensor, chunk: int
 ) -> None:
-    monkeypatch.setattr(InChunks, "CHUNK", chunk)
+    monkeypatch.setattr(ChunkedCore, "CHUNK", chunk)
     config = MEMBERS[name]
-    core = randomised(config)
+    core = randomized(config)
     step = STEPS[config.kind](core, config)
     inputs = (
         torch.randn(T, N, X, dtype=torch.float64, requires_grad=True),
@@ -254,7 +277,10 @@ def test_many_timesteps_at_once_equal_one_after_the_other(
     for run in (lambda x, s, z: core(x, s, starts, z.flatten(0, 1)), theirs_of):
         y, state = run(*inputs)
         aim = torch.Generator().manual_seed(1)
-        loss = sum((out * torch.randn(out.shape, generator=aim, dtype=torch.float64)).sum() for out in (y, state))
+        loss = sum(
+            (out * torch.randn(out.shape, generator=aim, dtype=torch.float64)).sum()
+            for out in (y, state)
+        )
         gradients = torch.autograd.grad(loss, [*inputs, *weights.values()], allow_unused=True)
         results.append((y, state, dict(zip(["x", "state", "z", *weights], gradients, strict=True))))
     ours, theirs = results
@@ -288,28 +314,39 @@ def test_without_its_multiplicative_weights_mi_lstm_is_an_lstm(form: Any) -> Non
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_distinct_contexts_may_come_once(name: str) -> None:
-    core = randomised(MEMBERS[name])
+    core = randomized(MEMBERS[name])
     each, index = torch.randn(2, Z, dtype=torch.float64), torch.randint(2, (T * N,))
-    x, starts, state = torch.randn(T, N, X, dtype=torch.float64), some_episodes(), a_state(core, MEMBERS[name])
-    close(core(x, state, starts, each, Groups(index, 2)), core(x, state, starts, each[index]))
+    x, starts, state = (
+        torch.randn(T, N, X, dtype=torch.float64),
+        some_episodes(),
+        a_state(core, MEMBERS[name]),
+    )
+    close(
+        core(x, state, starts, each, ContextGroups(index, 2)), core(x, state, starts, each[index])
+    )
 
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_what_was_before_an_episode_leaves_no_trace(name: str) -> None:
-    core = randomised(MEMBERS[name])
+    core = randomized(MEMBERS[name])
     x, z = torch.randn(T, N, X, dtype=torch.float64), torch.randn(T, N, Z, dtype=torch.float64)
     starts = torch.zeros(T, N, dtype=torch.bool)
     starts[4] = True
     nothing = torch.zeros(N, core.state_dim, dtype=torch.float64)
     never = torch.full_like(nothing, torch.nan)
-    close(core(x[4:], never, starts[4:], z[4:].flatten(0, 1)), core(x[4:], nothing, starts[4:], z[4:].flatten(0, 1)))
+    close(
+        core(x[4:], never, starts[4:], z[4:].flatten(0, 1)),
+        core(x[4:], nothing, starts[4:], z[4:].flatten(0, 1)),
+    )
     y, last = core(x, a_state(core, MEMBERS[name]), starts, z.flatten(0, 1))
     alone = core(x[4:], nothing, starts[4:], z[4:].flatten(0, 1))
     close((y[4:], last), alone)
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-def test_at_the_start_the_output_does_not_depend_on_the_context_and_its_gradient_is_there(name: str) -> None:
+def test_at_the_start_the_output_does_not_depend_on_the_context_and_its_gradient_is_there(
+    name: str,
+) -> None:
     config = MEMBERS[name]
     core = build_core(config, X, Z)
     x, state, starts = torch.randn(T, N, X), torch.zeros(N, core.state_dim), some_episodes()
@@ -341,14 +378,20 @@ def test_at_the_start_an_lstm_keeps_most_of_its_cell(name: str) -> None:
         if weight.dim() > 1:  # the biases alone
             nn.init.zeros_(weight)
     remembered = torch.ones(N, core.state_dim)
-    _, after = core(torch.zeros(1, N, X), remembered, torch.zeros(1, N, dtype=torch.bool), torch.zeros(N, Z))
+    _, after = core(
+        torch.zeros(1, N, X), remembered, torch.zeros(1, N, dtype=torch.bool), torch.zeros(N, Z)
+    )
     close(after[:, -SIZE:], torch.full((N, SIZE), 1 / (1 + math.exp(-1))))
 
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_autocast_changes_nothing(name: str) -> None:
-    core = randomised(MEMBERS[name]).float()
-    x, state, z = torch.randn(T, N, X).bfloat16(), torch.zeros(N, core.state_dim), torch.randn(T * N, Z).bfloat16()
+    core = randomized(MEMBERS[name]).float()
+    x, state, z = (
+        torch.randn(T, N, X).bfloat16(),
+        torch.zeros(N, core.state_dim),
+        torch.randn(T * N, Z).bfloat16(),
+    )
     expected = core(x.float(), state, some_episodes(), z.float())
     with torch.autocast("cpu", torch.bfloat16):
         close(core(x, state, some_episodes(), z), expected)
@@ -363,9 +406,13 @@ def test_one_feature_is_not_normalised_away() -> None:
 def test_sizes_that_do_not_fit_are_told() -> None:
     core = build_core(LstmConfig(size=SIZE), X, Z)
     starts = torch.zeros(T, N, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"Recurrent expects features \(9, 4, 5\) and state \(4, 16\), got"):
+    with pytest.raises(
+        ValueError, match=r"Recurrent expects features \(9, 4, 5\) and state \(4, 16\), got"
+    ):
         core(torch.randn(T, N, X), torch.zeros(N, SIZE), starts)
-    with pytest.raises(ValueError, match=r"expected a context for each of \(9, 4\) timesteps, got 4"):
+    with pytest.raises(
+        ValueError, match=r"expected a context for each of \(9, 4\) timesteps, got 4"
+    ):
         core(torch.randn(T, N, X), torch.zeros(N, 2 * SIZE), starts, torch.randn(4, Z))
     scaled = build_core(MiLstmConfig(size=SIZE), X, Z)
     with pytest.raises(ValueError, match="the context scales the gates"):

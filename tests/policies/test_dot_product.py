@@ -57,7 +57,9 @@ def assert_only_bilinear_fits(dim: int, steps: int) -> None:
 
 
 @pytest.mark.parametrize("dim", [2, 8])
-def test_a_bilinear_layer_fits_the_inner_product_where_an_mlp_of_its_size_does_not(dim: int) -> None:
+def test_a_bilinear_layer_fits_the_inner_product_where_an_mlp_of_its_size_does_not(
+    dim: int,
+) -> None:
     assert_only_bilinear_fits(dim, steps=400)
 
 
@@ -80,4 +82,6 @@ def test_the_bilinear_layer_represents_the_inner_product_exactly() -> None:
         fusion.get_parameter("main.weight").zero_()
         fusion.get_parameter("weight").copy_(torch.eye(32).unsqueeze(-1))
     x, z = torch.randn(2, 100, 32, dtype=torch.float64)
-    torch.testing.assert_close(fusion(x, z)[:, 0], torch.stack([a @ b for a, b in zip(x, z, strict=True)]))
+    torch.testing.assert_close(
+        fusion(x, z)[:, 0], torch.stack([a @ b for a, b in zip(x, z, strict=True)])
+    )

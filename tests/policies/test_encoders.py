@@ -7,13 +7,18 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.networks import EncoderConfig, GridEncoderConfig, ImageEncoderConfig, VectorEncoderConfig
+from mirl.configs.networks import (
+    EncoderConfig,
+    GridEncoderConfig,
+    ImageEncoderConfig,
+    VectorEncoderConfig,
+)
 from mirl.policies.encoders import CellsEncoder, GridCells, ImageCells, build_encoder
 from mirl.policies.routing import route
 
 close = torch.testing.assert_close
 CODES = (10, 5, 3)
-"""Largest codes of MiniGrid's objects, colours and states."""
+"""Largest codes of MiniGrid's objects, colors and states."""
 
 
 def grid_space(height: int, width: int) -> spaces.Box:
@@ -23,11 +28,15 @@ def grid_space(height: int, width: int) -> spaces.Box:
 
 def codes(batch: int, height: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    channels = [torch.randint(0, high + 1, (batch, height, width), generator=generator) for high in CODES]
+    channels = [
+        torch.randint(0, high + 1, (batch, height, width), generator=generator) for high in CODES
+    ]
     return torch.stack(channels, dim=-1).float()
 
 
-def encoder_of(config: EncoderConfig, image: spaces.Box, **others: spaces.Space[object]) -> CellsEncoder:
+def encoder_of(
+    config: EncoderConfig, image: spaces.Box, **others: spaces.Space[object]
+) -> CellsEncoder:
     space = spaces.Dict({"image": image, "mission": spaces.Discrete(2), **others})
     encoder = build_encoder(config, space, route(space, "mission", None, flatten=False))
     assert isinstance(encoder, CellsEncoder)
@@ -42,7 +51,10 @@ def test_a_cell_is_the_sum_of_an_embedding_per_channel() -> None:
     weights = cells.embedding.weight.T.split([high + 1 for high in CODES])
     tables = [nn.Embedding.from_pretrained(weight) for weight in weights]
     image = codes(4, 3, 5)
-    total = sum(table(image[..., channel].long()) for channel, table in enumerate(tables)) + cells.embedding.bias
+    total = (
+        sum(table(image[..., channel].long()) for channel, table in enumerate(tables))
+        + cells.embedding.bias
+    )
     close(cells(image), torch.relu(total).reshape(4, 15, 8))
 
 
@@ -54,7 +66,9 @@ def test_the_largest_codes_have_an_embedding() -> None:
     close(cells(highest), expected.expand(1, 9, 8))
 
 
-@pytest.mark.parametrize(("height", "width"), [(3, 3), (3, 5), (4, 9), (5, 5), (7, 7), (7, 5), (25, 25)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(3, 3), (3, 5), (4, 9), (5, 5), (7, 7), (7, 5), (25, 25)]
+)
 def test_a_vector_is_two_convolutions_over_the_image_of_cells(height: int, width: int) -> None:
     encoder = encoder_of(GridEncoderConfig(channels=6, features_dim=10), grid_space(height, width))
     cells = torch.randn(2, height * width, 6)
@@ -74,10 +88,18 @@ def test_a_vector_is_two_convolutions_over_the_image_of_cells(height: int, width
 
 
 def test_other_keys_join_before_the_last_layer() -> None:
-    encoder = encoder_of(GridEncoderConfig(channels=6, features_dim=10), grid_space(3, 3), direction=spaces.Discrete(4))
+    encoder = encoder_of(
+        GridEncoderConfig(channels=6, features_dim=10),
+        grid_space(3, 3),
+        direction=spaces.Discrete(4),
+    )
     cells, directions = encoder.to_cells(codes(1, 3, 3)).expand(4, -1, -1), torch.eye(4)
     seen = encoder.linear.weight[:, -4:]
-    without = encoder.convolutions(cells.transpose(1, 2).unflatten(2, (3, 3))).permute(0, 2, 3, 1).flatten(1)
+    without = (
+        encoder.convolutions(cells.transpose(1, 2).unflatten(2, (3, 3)))
+        .permute(0, 2, 3, 1)
+        .flatten(1)
+    )
     expected = without @ encoder.linear.weight[:, :-4].T + directions @ seen.T + encoder.linear.bias
     close(encoder.to_vector(cells, directions), torch.relu(expected))
 
@@ -119,7 +141,9 @@ def test_channels_may_stand_first_or_last() -> None:
     assert (first.height, first.width) == (last.height, last.width) == (3, 5)
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 17), (40, 33), (56, 56), (84, 84), (96, 160)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(8, 8), (9, 17), (40, 33), (56, 56), (84, 84), (96, 160)]
+)
 def test_the_cells_of_pixels_are_rows_of_the_convolved_image(height: int, width: int) -> None:
     cells = ImageCells(spaces.Box(0, 255, (3, height, width), np.uint8), channels=4)
     pixels = torch.rand(2, 3, height, width)
@@ -133,7 +157,10 @@ def test_the_cells_of_pixels_are_rows_of_the_convolved_image(height: int, width:
 
 @pytest.mark.parametrize("size", [8, 24, 40, 84])
 def test_pixels_of_any_size_become_a_vector(size: int) -> None:
-    encoder = encoder_of(ImageEncoderConfig(channels=4, features_dim=10), spaces.Box(0, 255, (size, size, 3), np.uint8))
+    encoder = encoder_of(
+        ImageEncoderConfig(channels=4, features_dim=10),
+        spaces.Box(0, 255, (size, size, 3), np.uint8),
+    )
     vector = encoder.to_vector(encoder.to_cells(torch.rand(2, size, size, 3)), torch.zeros(2, 0))
     assert vector.shape == (2, 10)
 
@@ -143,9 +170,13 @@ def test_pixels_of_any_size_become_a_vector(size: int) -> None:
 
 @pytest.mark.parametrize("hidden", [(), (7,), (7, 9)])
 def test_a_vector_encoder_is_an_mlp_with_a_relu_after_each_layer(hidden: tuple[int, ...]) -> None:
-    space = spaces.Dict({"a": spaces.Box(-1, 1, (2, 3)), "b": spaces.Discrete(4), "task": spaces.Discrete(2)})
+    space = spaces.Dict(
+        {"a": spaces.Box(-1, 1, (2, 3)), "b": spaces.Discrete(4), "task": spaces.Discrete(2)}
+    )
     encoder = build_encoder(
-        VectorEncoderConfig(hidden=hidden, features_dim=5), space, route(space, "task", None, flatten=True)
+        VectorEncoderConfig(hidden=hidden, features_dim=5),
+        space,
+        route(space, "task", None, flatten=True),
     )
     seen = torch.randn(3, 10)
     expected = seen
@@ -160,5 +191,8 @@ def test_a_vector_encoder_is_an_mlp_with_a_relu_after_each_layer(hidden: tuple[i
 def test_an_image_encoder_needs_an_image() -> None:
     space = spaces.Dict({"observation": spaces.Box(-1, 1, (3,)), "task": spaces.Discrete(2)})
     for config in (GridEncoderConfig(), ImageEncoderConfig()):
-        with pytest.raises(ConfigError, match=f"encoder={config.kind} needs an observation of rank 3.*encoder=vector"):
+        with pytest.raises(
+            ConfigError,
+            match=f"encoder={config.kind} needs an observation of rank 3.*encoder=vector",
+        ):
             build_encoder(config, space, route(space, "task", None, flatten=False))

@@ -25,10 +25,11 @@ from mirl.configs.networks import (
 )
 from mirl.envs import ContractObservation
 from mirl.policies import FusionExtractor
-from mirl.policies.contexts import Distinct, GoalContext, MissionContext, TaskIdContext
+from mirl.policies.contexts import GoalContext, MissionContext, TaskIdContext
 from mirl.policies.encoders import CellsEncoder, GridCells, ImageCells, VectorEncoder
-from mirl.policies.grouping import Groups
-from mirl.policies.interactions import AttentionMask, CrossAttention, Film, Fusion
+from mirl.policies.features import UniqueRows
+from mirl.policies.fusions import AttentionMask, CrossAttention, Film, Fusion
+from mirl.policies.grouped_matmul import ContextGroups
 
 close = torch.testing.assert_close
 
@@ -41,10 +42,20 @@ GRID = spaces.Dict(
         "task": spaces.Discrete(3),
     }
 )
-PIXELS = spaces.Dict({"image": spaces.Box(0, 255, (40, 40, 3), np.uint8), "task": spaces.Discrete(3)})
+PIXELS = spaces.Dict(
+    {"image": spaces.Box(0, 255, (40, 40, 3), np.uint8), "task": spaces.Discrete(3)}
+)
 POINT = spaces.Box(-1, 1, (3,), np.float32)
-GOAL = spaces.Dict({"observation": spaces.Box(-1, 1, (5,), np.float32), "achieved_goal": POINT, "desired_goal": POINT})
-TASKS = spaces.Dict({"observation": spaces.Box(-1, 1, (5,), np.float32), "task": spaces.Discrete(3)})
+GOAL = spaces.Dict(
+    {
+        "observation": spaces.Box(-1, 1, (5,), np.float32),
+        "achieved_goal": POINT,
+        "desired_goal": POINT,
+    }
+)
+TASKS = spaces.Dict(
+    {"observation": spaces.Box(-1, 1, (5,), np.float32), "task": spaces.Discrete(3)}
+)
 
 
 def away_from_the_start(extractor: FusionExtractor) -> FusionExtractor:
@@ -143,7 +154,9 @@ def test_what_is_seen_changes_the_features(key: str, sites: Any) -> None:
 
 
 def test_configs_and_names_choose_the_same_parts() -> None:
-    named = FusionExtractor(GRID, fusion="film", context="mission", encoder="grid", sites=("map", "vector"))
+    named = FusionExtractor(
+        GRID, fusion="film", context="mission", encoder="grid", sites=("map", "vector")
+    )
     configured = FusionExtractor(
         GRID,
         fusion=named.fusion_config,
@@ -152,7 +165,9 @@ def test_configs_and_names_choose_the_same_parts() -> None:
         sites=("map", "vector"),
     )
     assert isinstance(named.map_fusion, Film)
-    assert [weight.shape for weight in named.parameters()] == [weight.shape for weight in configured.parameters()]
+    assert [weight.shape for weight in named.parameters()] == [
+        weight.shape for weight in configured.parameters()
+    ]
 
 
 def test_attention_looks_over_the_cells_and_masks_the_vector() -> None:
@@ -161,27 +176,27 @@ def test_attention_looks_over_the_cells_and_masks_the_vector() -> None:
     assert isinstance(extractor.vector_fusion, AttentionMask)
 
 
-@pytest.mark.parametrize("give_features", [False, True])
-def test_the_size_of_the_features_is_what_sb3_is_told(give_features: bool) -> None:
+@pytest.mark.parametrize("return_features", [False, True])
+def test_the_size_of_the_features_is_what_sb3_is_told(return_features: bool) -> None:
     extractor = FusionExtractor(
         GRID,
         context=TaskIdContextConfig(dim=10),
         encoder=GridEncoderConfig(features_dim=20, channels=8),
-        give_features=give_features,
+        return_features=return_features,
     )
     features = extractor(batch_of(GRID, 3))
-    vector = features.vector if give_features else features
+    vector = features.vector if return_features else features
     assert extractor.features_dim == 20
     assert vector.shape == (3, 20)
 
 
 def test_the_context_is_given_beside_the_features_of_its_row() -> None:
-    extractor = FusionExtractor(GRID, context=TaskIdContextConfig(dim=10), give_features=True)
+    extractor = FusionExtractor(GRID, context=TaskIdContextConfig(dim=10), return_features=True)
     batch = batch_of(GRID, 6)
     with torch.no_grad():
         features = extractor(batch)
         close(features.context.per_row(), extractor.context.mlp(batch["task"]))  # type: ignore[union-attr,operator]
-        extractor.give_features = False
+        extractor.return_features = False
         close(extractor(batch), features.vector, rtol=0, atol=0)
 
 
@@ -194,24 +209,36 @@ def test_the_task_and_the_action_mask_are_given_beside_the_features_of_their_row
     task: dict[str, Any] = {
         "rollouts": one_hot(tasks, 3).float(),
         "minibatches": one_hot(tasks, 3).float().unsqueeze(1),
-        "distinct": Distinct(torch.tensor([0, 2, 1]), Groups(torch.tensor([1, 0, 2, 2, 1, 0]), 3)),
+        "distinct": UniqueRows(
+            torch.tensor([0, 2, 1]), ContextGroups(torch.tensor([1, 0, 2, 2, 1, 0]), 3)
+        ),
     }
-    features = FusionExtractor(MASKED, context="task_id", give_features=True)({**batch, "task": task[form]})
+    features = FusionExtractor(MASKED, context="task_id", return_features=True)(
+        {**batch, "task": task[form]}
+    )
     close(features.task, tasks)
     assert batch["action_mask"].unique().tolist() == [0, 1]
     close(features.action_mask, batch["action_mask"].bool())
 
 
 def test_some_rows_of_the_features_are_the_features_of_these_rows() -> None:
-    extractor, rows = FusionExtractor(MASKED, give_features=True), torch.tensor([0, 2, 2, 5])
+    extractor, rows = FusionExtractor(MASKED, return_features=True), torch.tensor([0, 2, 2, 5])
     batch = batch_of(MASKED, 6)
-    some, alone = extractor(batch).index_select(0, rows), extractor({key: value[rows] for key, value in batch.items()})
-    close((some.vector, some.context.per_row()), (alone.vector, alone.context.per_row()), rtol=1e-4, atol=1e-5)
+    some, alone = (
+        extractor(batch).index_select(0, rows),
+        extractor({key: value[rows] for key, value in batch.items()}),
+    )
+    close(
+        (some.vector, some.context.per_row()),
+        (alone.vector, alone.context.per_row()),
+        rtol=1e-4,
+        atol=1e-5,
+    )
     close((some.task, some.action_mask), (alone.task, alone.action_mask))
 
 
 def test_observations_without_a_task_or_a_mask_give_none() -> None:
-    features = FusionExtractor(GOAL, give_features=True)(batch_of(GOAL, 3))
+    features = FusionExtractor(GOAL, return_features=True)(batch_of(GOAL, 3))
     assert (features.task, features.action_mask) == (None, None)
     some = features.index_select(0, torch.tensor([1]))
     assert (some.task, some.action_mask) == (None, None)
@@ -229,31 +256,48 @@ def test_distinct_contexts_give_the_features_of_their_rows(context: str, key: st
     batch = batch_of(GRID, 6)
     rows, index = torch.unique(batch[key], dim=0, return_inverse=True)
     distinct = rows.argmax(-1) if key == "task" else rows.long()
-    close(extractor({**batch, key: Distinct(distinct, Groups(index, len(rows)))}), extractor(batch))
+    close(
+        extractor({**batch, key: UniqueRows(distinct, ContextGroups(index, len(rows)))}),
+        extractor(batch),
+    )
 
 
 @pytest.mark.parametrize("context", ["task_id", "mission"])
 @pytest.mark.parametrize("sites", [("map",), ("vector",), ("map", "vector")])
 def test_the_forms_of_rollouts_and_of_minibatches_agree(context: str, sites: Any) -> None:
-    extractor = away_from_the_start(FusionExtractor(GRID, context=context, sites=sites, give_features=True))
+    extractor = away_from_the_start(
+        FusionExtractor(GRID, context=context, sites=sites, return_features=True)
+    )
 
     def features(batch: dict[str, Tensor]) -> Tensor:
         given = extractor(batch)
         return torch.cat([given.vector, given.context.per_row()], dim=1)
 
     batch = batch_of(GRID, 6)
-    minibatch = {**batch, "task": batch["task"].unsqueeze(1), "direction": batch["direction"].unsqueeze(1)}
+    minibatch = {
+        **batch,
+        "task": batch["task"].unsqueeze(1),
+        "direction": batch["direction"].unsqueeze(1),
+    }
     close(features(minibatch), features(batch))
-    rows = [features({key: value[row : row + 1] for key, value in batch.items()}) for row in range(6)]
+    rows = [
+        features({key: value[row : row + 1] for key, value in batch.items()}) for row in range(6)
+    ]
     close(features(batch), torch.cat(rows), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("fusion", ["bilinear", "film", "metric"])
 @pytest.mark.parametrize("context", ["task_id", "mission"])
 def test_cells_fused_once_per_kind_equal_those_fused_one_by_one(context: str, fusion: str) -> None:
-    codes = np.broadcast_to(np.array([2, 1], np.uint8), (4, 4, 2))  # 6 kinds, 3 tasks, 16 cells in each of 4 rows
-    space = spaces.Dict({**GRID, "image": spaces.Box(np.zeros_like(codes), codes.copy(), (4, 4, 2), np.uint8)})
-    extractor = away_from_the_start(FusionExtractor(space, fusion=fusion, context=context, sites=("map",)))
+    codes = np.broadcast_to(
+        np.array([2, 1], np.uint8), (4, 4, 2)
+    )  # 6 kinds, 3 tasks, 16 cells in each of 4 rows
+    space = spaces.Dict(
+        {**GRID, "image": spaces.Box(np.zeros_like(codes), codes.copy(), (4, 4, 2), np.uint8)}
+    )
+    extractor = away_from_the_start(
+        FusionExtractor(space, fusion=fusion, context=context, sites=("map",))
+    )
     batch = {**batch_of(space, 4), "mission": torch.tensor([[1.0], [2], [1], [2]])}
     assert extractor.map_fusion is not None
     sizes: list[torch.Size] = []
@@ -283,7 +327,11 @@ def test_cells_fused_once_per_kind_equal_those_fused_one_by_one(context: str, fu
         (GRID, {"sites": ("vectro",)}, "unknown site 'vectro'. Did you mean 'vector'"),
         (GRID, {"sites": ("heads",)}, "use mirl.policies.FusionPolicy"),
         (GRID, {"observation_keys": ["imgae"]}, "no key 'imgae'. Did you mean 'image'"),
-        (GRID, {"context": MissionContextConfig(key="mision")}, "no key 'mision'. Did you mean 'mission'"),
+        (
+            GRID,
+            {"context": MissionContextConfig(key="mision")},
+            "no key 'mision'. Did you mean 'mission'",
+        ),
         (GRID, {"context": "goal"}, "no key 'desired_goal'"),
         (GRID, {"encoder": "vector", "sites": ("map",)}, "encoder 'vector' has none"),
         (GOAL, {"sites": ("map",)}, "encoder 'vector' has none"),
@@ -291,7 +339,11 @@ def test_cells_fused_once_per_kind_equal_those_fused_one_by_one(context: str, fu
         (POINT, {}, "expected a Dict observation space"),
         (spaces.Dict({"observation": POINT}), {}, "no context among the observation's keys"),
         (spaces.Dict({"desired_goal": POINT}), {}, "nothing is left to see"),
-        (spaces.Dict({"a": PIXELS["image"], "b": PIXELS["image"], "task": PIXELS["task"]}), {}, "several: a, b"),
+        (
+            spaces.Dict({"a": PIXELS["image"], "b": PIXELS["image"], "task": PIXELS["task"]}),
+            {},
+            "several: a, b",
+        ),
     ],
 )
 def test_a_mistake_is_told(space: spaces.Dict, options: dict[str, Any], message: str) -> None:
@@ -306,18 +358,23 @@ def test_a_config_class_is_passed_through() -> None:
         context=TaskIdContextConfig(dim=6),
     )
     assert (extractor.features_dim, extractor.context_dim) == (11, 6)
-    assert FusionExtractor(TASKS, encoder=VectorEncoderConfig(hidden=(), features_dim=9)).features_dim == 9
+    assert (
+        FusionExtractor(TASKS, encoder=VectorEncoderConfig(hidden=(), features_dim=9)).features_dim
+        == 9
+    )
 
 
 def test_a_relative_goal_is_what_is_left_to_do() -> None:
     context = GoalContextConfig(dim=8, normalize=True, relative_to="achieved_goal")
-    extractor = FusionExtractor(GOAL, context=context, give_features=True)
-    plain = FusionExtractor(GOAL, context=GoalContextConfig(dim=8, normalize=True), give_features=True)
+    extractor = FusionExtractor(GOAL, context=context, return_features=True)
+    plain = FusionExtractor(
+        GOAL, context=GoalContextConfig(dim=8, normalize=True), return_features=True
+    )
     plain.load_state_dict(extractor.state_dict())
     there = batch_of(GOAL, 16)
     left = {**there, "desired_goal": there["desired_goal"] - there["achieved_goal"]}
-    extractor.observe(there)
-    plain.observe(left)
+    extractor.update_statistics(there)
+    plain.update_statistics(left)
     close(extractor(there).context.values, plain(left).context.values)
     assert not torch.allclose(extractor(there).context.values, plain(there).context.values)
 
@@ -325,18 +382,29 @@ def test_a_relative_goal_is_what_is_left_to_do() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (GoalContextConfig(relative_to="achieved"), "no key 'achieved'.*Did you mean 'achieved_goal'"),
-        (GoalContextConfig(relative_to="observation"), r"numbers of one shape.*'observation' is Box.*\(5,\)"),
-        (GoalContextConfig(key="task", relative_to="observation"), "numbers of one shape.*'task' is Discrete"),
+        (
+            GoalContextConfig(relative_to="achieved"),
+            "no key 'achieved'.*Did you mean 'achieved_goal'",
+        ),
+        (
+            GoalContextConfig(relative_to="observation"),
+            r"numbers of one shape.*'observation' is Box.*\(5,\)",
+        ),
+        (
+            GoalContextConfig(key="task", relative_to="observation"),
+            "numbers of one shape.*'task' is Discrete",
+        ),
     ],
 )
-def test_a_goal_is_relative_to_numbers_of_its_shape(config: GoalContextConfig, message: str) -> None:
+def test_a_goal_is_relative_to_numbers_of_its_shape(
+    config: GoalContextConfig, message: str
+) -> None:
     space = spaces.Dict({**GOAL.spaces, "task": spaces.Discrete(3)})
     with pytest.raises(ConfigError, match=message):
         FusionExtractor(space, context=config)
 
 
-def test_a_relative_goal_cannot_be_specialised() -> None:
+def test_a_relative_goal_cannot_be_specialized() -> None:
     extractor = FusionExtractor(GOAL, context=GoalContextConfig(relative_to="achieved_goal"))
     with pytest.raises(ConfigError, match="changes at every step"):
-        extractor.specialise(np.zeros(3, np.float32))
+        extractor.specialize(np.zeros(3, np.float32))

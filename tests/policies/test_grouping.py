@@ -7,15 +7,15 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from fusion_members import MEMBERS, X, Z, normal, randomised, value_and_gradients
+from fusion_members import MEMBERS, X, Z, normal, randomized, value_and_gradients
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mirl.policies import grouping
-from mirl.policies.grouping import Groups, multiply_row_by_row
+from mirl.policies import grouped_matmul as grouping
+from mirl.policies.grouped_matmul import ContextGroups, multiply_row_by_row
 
 close = torch.testing.assert_close
 
@@ -29,23 +29,25 @@ def groupings(draw: st.DrawFn) -> tuple[int, list[int]]:
 
 # --------------------------------------------------------------------------------------------- the two forms of zᵀ𝕎x
 
-Form = Callable[[Tensor, Tensor, Tensor, Groups], Tensor]
+Form = Callable[[Tensor, Tensor, Tensor, ContextGroups], Tensor]
 
 
-def by_group(x: Tensor, z: Tensor, weight: Tensor, groups: Groups) -> Tensor:
+def by_group(x: Tensor, z: Tensor, weight: Tensor, groups: ContextGroups) -> Tensor:
     weights = torch.einsum("gz,zxo->gxo", z, weight)
-    return groups.multiply(x.unsqueeze(1), weights, weights.new_zeros(groups.count, weight.shape[2])).squeeze(1)
+    return groups.multiply(
+        x.unsqueeze(1), weights, weights.new_zeros(groups.count, weight.shape[2])
+    ).squeeze(1)
 
 
-def row_by_row(x: Tensor, z: Tensor, weight: Tensor, groups: Groups) -> Tensor:
+def row_by_row(x: Tensor, z: Tensor, weight: Tensor, groups: ContextGroups) -> Tensor:
     return multiply_row_by_row(x, z[groups.index], weight)
 
 
-def by_einsum(x: Tensor, z: Tensor, weight: Tensor, groups: Groups) -> Tensor:
+def by_einsum(x: Tensor, z: Tensor, weight: Tensor, groups: ContextGroups) -> Tensor:
     return torch.einsum("bz,zxo,bx->bo", z[groups.index], weight, x)
 
 
-def by_torchs_bilinear(x: Tensor, z: Tensor, weight: Tensor, groups: Groups) -> Tensor:
+def by_torchs_bilinear(x: Tensor, z: Tensor, weight: Tensor, groups: ContextGroups) -> Tensor:
     return F.bilinear(z[groups.index], x, weight.permute(2, 0, 1))
 
 
@@ -53,15 +55,23 @@ BOTH_FORMS = pytest.mark.parametrize("form", [by_group, row_by_row])
 ROWS = [2, 0, 2, 1, 2, 2, 0]
 
 
-def inputs(rows: int, groups: int, outputs: int = 4, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+def inputs(
+    rows: int, groups: int, outputs: int = 4, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, ...]:
     """x (rows, 6), z (groups, 5) and 𝕎 (5, 6, outputs)."""
-    return tuple(normal(*shape, seed=i).to(dtype) for i, shape in enumerate([(rows, X), (groups, Z), (Z, X, outputs)]))
+    return tuple(
+        normal(*shape, seed=i).to(dtype)
+        for i, shape in enumerate([(rows, X), (groups, Z), (Z, X, outputs)])
+    )
 
 
-def with_gradients(form: Form, groups: Groups, *tensors: Tensor, wanted: str = "xzw") -> list[Tensor | None]:
+def with_gradients(
+    form: Form, groups: ContextGroups, *tensors: Tensor, wanted: str = "xzw"
+) -> list[Tensor | None]:
     """y, and the gradients of a fixed random projection of it for those of x, z and 𝕎 that are wanted."""
     leaves = [
-        tensor.detach().clone().requires_grad_(name in wanted) for name, tensor in zip("xzw", tensors, strict=True)
+        tensor.detach().clone().requires_grad_(name in wanted)
+        for name, tensor in zip("xzw", tensors, strict=True)
     ]
     y = form(*leaves, groups)
     if wanted:
@@ -75,13 +85,26 @@ def rows_per_chunk(rows: int) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=str
+)
 @pytest.mark.parametrize("reference", [by_einsum, by_torchs_bilinear])
 @BOTH_FORMS
-@given(grouping=groupings(), in_order=st.booleans(), chunk=st.integers(1, 9), outputs=st.sampled_from([1, 4]))
-@example(grouping=(1, [0, 0, 0, 0]), in_order=True, chunk=4, outputs=4).via("one context, one chunk exactly")
-@example(grouping=(4, [2, 0, 3, 1]), in_order=False, chunk=3, outputs=4).via("all distinct, a shorter last chunk")
-@example(grouping=(4, [3, 0, 0, 3]), in_order=False, chunk=1, outputs=4).via("empty groups, a chunk per row")
+@given(
+    grouping=groupings(),
+    in_order=st.booleans(),
+    chunk=st.integers(1, 9),
+    outputs=st.sampled_from([1, 4]),
+)
+@example(grouping=(1, [0, 0, 0, 0]), in_order=True, chunk=4, outputs=4).via(
+    "one context, one chunk exactly"
+)
+@example(grouping=(4, [2, 0, 3, 1]), in_order=False, chunk=3, outputs=4).via(
+    "all distinct, a shorter last chunk"
+)
+@example(grouping=(4, [3, 0, 0, 3]), in_order=False, chunk=1, outputs=4).via(
+    "empty groups, a chunk per row"
+)
 @example(grouping=(1, [0]), in_order=True, chunk=9, outputs=4).via("a batch of one row")
 @example(grouping=(3, [2, 0, 2, 1, 0]), in_order=False, chunk=1, outputs=1).via("few outputs")
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -96,7 +119,9 @@ def test_both_forms_are_the_trilinear_form(
     outputs: int,
 ) -> None:
     count, rows = grouping
-    groups = Groups(torch.tensor(sorted(rows) if in_order else rows), count, ordered=in_order)
+    groups = ContextGroups(
+        torch.tensor(sorted(rows) if in_order else rows), count, ordered=in_order
+    )
     tensors = inputs(len(rows), count, outputs, dtype)
     with rows_per_chunk(chunk):
         got = with_gradients(form, groups, *tensors)
@@ -106,10 +131,12 @@ def test_both_forms_are_the_trilinear_form(
 @pytest.mark.parametrize("in_order", [False, True])
 def test_the_positions_of_a_row_share_its_matrix_and_its_shift(in_order: bool) -> None:
     index = torch.tensor(sorted(ROWS) if in_order else ROWS)
-    groups = Groups(index, 4, ordered=in_order, counts=[2, 1, 4, 0])
+    groups = ContextGroups(index, 4, ordered=in_order, counts=[2, 1, 4, 0])
     tensors = (normal(len(ROWS), 3, X), normal(4, X, 2, seed=1), normal(4, 2, seed=2))
     expected = value_and_gradients(
-        nn.Identity(), tensors, lambda x, w, s: torch.einsum("bpx,bxo->bpo", x, w[index]) + s[index].unsqueeze(1)
+        nn.Identity(),
+        tensors,
+        lambda x, w, s: torch.einsum("bpx,bxo->bpo", x, w[index]) + s[index].unsqueeze(1),
     )
     close(value_and_gradients(nn.Identity(), tensors, groups.multiply), expected)
 
@@ -117,7 +144,7 @@ def test_the_positions_of_a_row_share_its_matrix_and_its_shift(in_order: bool) -
 @pytest.mark.parametrize("wanted", ["", "x", "z", "w", "xz", "xw", "zw"])
 @BOTH_FORMS
 def test_what_needs_no_gradient_gets_none(form: Form, wanted: str) -> None:
-    groups, tensors = Groups(torch.tensor(ROWS), 3), inputs(len(ROWS), 3)
+    groups, tensors = ContextGroups(torch.tensor(ROWS), 3), inputs(len(ROWS), 3)
     with rows_per_chunk(2):
         got = with_gradients(form, groups, *tensors, wanted=wanted)
     close(got, with_gradients(by_einsum, groups, *tensors, wanted=wanted))
@@ -133,7 +160,7 @@ def test_what_needs_no_gradient_gets_none(form: Form, wanted: str) -> None:
 )
 @BOTH_FORMS
 def test_gradients_may_arrive_in_any_layout(form: Form, loss: Callable[[Tensor], Tensor]) -> None:
-    groups = Groups(torch.tensor(ROWS), 3)
+    groups = ContextGroups(torch.tensor(ROWS), 3)
     ours, theirs = ([each.requires_grad_() for each in inputs(len(ROWS), 3)] for _ in range(2))
     with rows_per_chunk(2):
         loss(form(*ours, groups)).backward()
@@ -145,21 +172,26 @@ def test_gradients_may_arrive_in_any_layout(form: Form, loss: Callable[[Tensor],
 def test_inputs_may_have_any_layout(form: Form) -> None:
     x, z, weight = inputs(len(ROWS), 3)
     odd = (x.T.contiguous().T, z, weight.permute(2, 1, 0).contiguous().permute(2, 1, 0))
-    groups = Groups(torch.tensor(sorted(ROWS)), 3, ordered=True)
+    groups = ContextGroups(torch.tensor(sorted(ROWS)), 3, ordered=True)
     got = value_and_gradients(nn.Identity(), odd, lambda x, z, w: form(x, z, w, groups))
     close(got, value_and_gradients(nn.Identity(), odd, lambda x, z, w: by_einsum(x, z, w, groups)))
 
 
 @BOTH_FORMS
 def test_autocast_multiplies_in_its_own_type_and_keeps_that_of_the_gradients(form: Form) -> None:
-    groups, tensors = Groups(torch.tensor(ROWS), 3), inputs(len(ROWS), 3, dtype=torch.float32)
+    groups, tensors = (
+        ContextGroups(torch.tensor(ROWS), 3),
+        inputs(len(ROWS), 3, dtype=torch.float32),
+    )
     with torch.autocast("cpu", torch.bfloat16), rows_per_chunk(2):
         y, *gradients = with_gradients(form, groups, *tensors)
         in_float64 = form(*(tensor.double() for tensor in tensors), groups)
     assert y is not None
     assert y.dtype == torch.bfloat16
     assert in_float64.dtype == torch.float64
-    for got, expected in zip([y, *gradients], with_gradients(by_einsum, groups, *tensors), strict=True):
+    for got, expected in zip(
+        [y, *gradients], with_gradients(by_einsum, groups, *tensors), strict=True
+    ):
         assert got is not None
         assert expected is not None
         assert got is y or got.dtype == torch.float32
@@ -181,7 +213,7 @@ class LargestTensor(TorchDispatchMode):
 
 def test_row_by_row_never_holds_the_products_of_all_rows() -> None:
     rows = 10 * X
-    groups, tensors = Groups(torch.arange(rows), rows), inputs(rows, rows)
+    groups, tensors = ContextGroups(torch.arange(rows), rows), inputs(rows, rows)
     largest: dict[Form, int] = {}
     for form in (row_by_row, by_einsum):
         with rows_per_chunk(4), LargestTensor() as seen:
@@ -196,7 +228,9 @@ def test_row_by_row_never_holds_the_products_of_all_rows() -> None:
 
 def test_groups_are_worth_it_where_many_rows_share_a_context_or_their_matrix_is_large() -> None:
     def worth(count: int, rows: int, multiplications: int) -> bool:
-        return Groups(torch.zeros(rows, dtype=torch.int64), count).are_worth_it(multiplications)
+        return ContextGroups(torch.zeros(rows, dtype=torch.int64), count).prefer_grouped(
+            multiplications
+        )
 
     assert worth(24, 1024, 64 * 128 * 128)
     assert not worth(1024, 1024, 64 * 128 * 128), "a context per row"
@@ -206,13 +240,17 @@ def test_groups_are_worth_it_where_many_rows_share_a_context_or_their_matrix_is_
 
 @pytest.mark.parametrize("cells", [(), (3,)], ids=["vector", "cells"])
 @pytest.mark.parametrize("member", ["bilinear", "hyper", "hyper-affine"])
-def test_the_rule_chooses_between_equals(member: str, cells: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    fusion, groups = randomised(member), Groups(torch.tensor(ROWS), 3)
+def test_the_rule_chooses_between_equals(
+    member: str, cells: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fusion, groups = randomized(member), ContextGroups(torch.tensor(ROWS), 3)
     x, z = normal(len(ROWS), *cells, X, seed=1), normal(3, Z, seed=2)
     results = []
     for worth in (True, False):
-        monkeypatch.setattr(Groups, "are_worth_it", lambda *_, worth=worth: worth)
-        with patch.object(Groups, "multiply", autospec=True, side_effect=Groups.multiply) as grouped:
+        monkeypatch.setattr(ContextGroups, "prefer_grouped", lambda *_, worth=worth: worth)
+        with patch.object(
+            ContextGroups, "multiply", autospec=True, side_effect=ContextGroups.multiply
+        ) as grouped:
             results.append(value_and_gradients(fusion, (x, z), lambda x, z: fusion(x, z, groups)))
         assert grouped.called is worth
     close(*results)
@@ -232,18 +270,22 @@ def test_grouped_equals_one_context_per_row(
     member: str, grouping: tuple[int, list[int]], cells: tuple[int, ...]
 ) -> None:
     groups, rows = grouping
-    fusion, index = randomised(member), torch.tensor(rows)
+    fusion, index = randomized(member), torch.tensor(rows)
     x, z = normal(len(rows), *cells, X, seed=1), normal(groups, Z, seed=2)
-    with patch.object(Groups, "are_worth_it", return_value=True):  # so few rows would not be
+    with patch.object(
+        ContextGroups, "prefer_grouped", return_value=True
+    ):  # so few rows would not be
         grouped, gradients = value_and_gradients(fusion, (x, z), lambda x, z: fusion(x, z, index))
-    expected, expected_gradients = value_and_gradients(fusion, (x, z), lambda x, z: fusion(x, z[index]))
+    expected, expected_gradients = value_and_gradients(
+        fusion, (x, z), lambda x, z: fusion(x, z[index])
+    )
     close(grouped, expected)
     close(gradients, expected_gradients)
 
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_a_context_without_rows_gets_no_gradient(member: str) -> None:
-    fusion, index = randomised(member), torch.tensor([0, 2, 0])
+    fusion, index = randomized(member), torch.tensor([0, 2, 0])
     _, (_, z_gradient, *_) = value_and_gradients(
         fusion, (normal(3, 2, X), normal(3, Z)), lambda x, z: fusion(x, z, index)
     )
@@ -254,18 +296,20 @@ def test_a_context_without_rows_gets_no_gradient(member: str) -> None:
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_the_contexts_order_does_not_matter(member: str) -> None:
-    fusion, x, z = randomised(member), normal(5, 2, X), normal(3, Z)
+    fusion, x, z = randomized(member), normal(5, 2, X), normal(3, Z)
     index, order = torch.tensor([0, 2, 2, 1, 0]), torch.tensor([1, 2, 0])
     close(fusion(x, z[order], torch.argsort(order)[index]), fusion(x, z, index))
 
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_every_member_runs_and_learns_under_autocast(member: str) -> None:
-    fusion, index = randomised(member).float(), torch.tensor(ROWS)
+    fusion, index = randomized(member).float(), torch.tensor(ROWS)
     x, z = normal(len(ROWS), 2, X, seed=1).float(), normal(3, Z, seed=2).float()
     with torch.autocast("cpu", torch.bfloat16):
         y, gradients = value_and_gradients(fusion, (x, z), lambda x, z: fusion(x, z, index))
-    expected, expected_gradients = value_and_gradients(fusion, (x, z), lambda x, z: fusion(x, z, index))
+    expected, expected_gradients = value_and_gradients(
+        fusion, (x, z), lambda x, z: fusion(x, z, index)
+    )
     for got, wanted in zip([y.float(), *gradients], [expected, *expected_gradients], strict=True):
         assert got.dtype == torch.float32
         close(got, wanted, rtol=0, atol=0.05 * wanted.abs().max().item())

@@ -5,7 +5,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from fusion_members import CROSS, MEMBERS, VECTOR_CONFIGS, O, X, Z, fresh, normal, randomise, randomised
+from fusion_members import (
+    CROSS,
+    MEMBERS,
+    VECTOR_CONFIGS,
+    O,
+    X,
+    Z,
+    fresh,
+    normal,
+    randomize,
+    randomized,
+)
 from numpy.typing import NDArray
 from scipy.spatial.distance import mahalanobis
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -24,7 +35,7 @@ from mirl.configs.networks import (
     MetricConfig,
 )
 from mirl.policies import build_fusion, build_map_fusion, count_parameters
-from mirl.policies.interactions import (
+from mirl.policies.fusions import (
     Affine,
     AttentionMask,
     Bilinear,
@@ -68,11 +79,19 @@ def relu(x: Array) -> Array:
 
 
 def low_rank_by_loop(w: dict[str, Array], x: Array, z: Array, prefix: str = "") -> Array:
-    a, b, p = (w[f"{prefix}{name}.weight"] for name in ("factor_features", "factor_context", "project"))
-    y = affine(x, w[f"{prefix}main.weight"], w[f"{prefix}main.bias"]) + affine(z, w[f"{prefix}shift.weight"])
+    a, b, p = (
+        w[f"{prefix}{name}.weight"] for name in ("factor_features", "factor_context", "project")
+    )
+    y = affine(x, w[f"{prefix}main.weight"], w[f"{prefix}main.bias"]) + affine(
+        z, w[f"{prefix}shift.weight"]
+    )
     for o in range(len(y)):
         for r in range(p.shape[0]):
-            y[o] += p[r, o] * sum(x[i] * a[i, r] for i in range(len(x))) * sum(z[k] * b[k, r] for k in range(len(z)))
+            y[o] += (
+                p[r, o]
+                * sum(x[i] * a[i, r] for i in range(len(x)))
+                * sum(z[k] * b[k, r] for k in range(len(z)))
+            )
     return y
 
 
@@ -83,7 +102,9 @@ def by_loop(fusion: Fusion, x: Array, z: Array) -> Array:
         case Concat(project=None):
             return affine(x, w["main.weight"], w["main.bias"]) + affine(z, w["shift.weight"])
         case Concat():
-            hidden = relu(affine(x, w["main.weight"], w["main.bias"]) + affine(z, w["shift.weight"]))
+            hidden = relu(
+                affine(x, w["main.weight"], w["main.bias"]) + affine(z, w["shift.weight"])
+            )
             return affine(hidden, w["project.weight"], w["project.bias"])
         case Bilinear():
             y = affine(x, w["main.weight"], w["main.bias"]) + affine(z, w["shift.weight"])
@@ -96,14 +117,19 @@ def by_loop(fusion: Fusion, x: Array, z: Array) -> Array:
         case Hyper():
             for layer in range(len(fusion.hidden)):
                 z = relu(affine(z, w[f"hidden.{layer}.weight"], w[f"hidden.{layer}.bias"]))
-            weight = sum(z[k] * w["generate.weight"][k] for k in range(len(z))) + w["generate.main.weight"]
+            weight = (
+                sum(z[k] * w["generate.weight"][k] for k in range(len(z)))
+                + w["generate.main.weight"]
+            )
             return affine(x, weight, affine(z, w["generate.shift.weight"], w["generate.main.bias"]))
         case Film():
             scale_shift = affine(z, w["to_scale_shift.weight"])
             scale, shift = scale_shift[: fusion.out_dim], scale_shift[fusion.out_dim :]
             return (1 + scale) * affine(x, w["main.weight"], w["main.bias"]) + shift
         case Gate():
-            logits = affine(x, w["gate_features.weight"], w["gate_features.bias"]) + affine(z, w["gate_context.weight"])
+            logits = affine(x, w["gate_features.weight"], w["gate_features.bias"]) + affine(
+                z, w["gate_context.weight"]
+            )
             return sigmoid(logits) * affine(x, w["main.weight"], w["main.bias"])
         case AttentionMask():
             logits = low_rank_by_loop(w, x, z, "to_mask.")
@@ -112,16 +138,29 @@ def by_loop(fusion: Fusion, x: Array, z: Array) -> Array:
         case Metric():
             ours = affine(x, w["project_features.weight"]).reshape(fusion.projections, -1)
             theirs = affine(z, w["project_context.weight"]).reshape(fusion.projections, -1)
-            inner = [sum(a * b for a, b in zip(*rows, strict=True)) for rows in zip(ours, theirs, strict=True)]
-            apart = [sum((a - b) ** 2 for a, b in zip(*rows, strict=True)) for rows in zip(ours, theirs, strict=True)]
-            return affine(x, w["main.weight"], w["main.bias"]) + affine(np.array(inner + apart), w["read.weight"])
+            inner = [
+                sum(a * b for a, b in zip(*rows, strict=True))
+                for rows in zip(ours, theirs, strict=True)
+            ]
+            apart = [
+                sum((a - b) ** 2 for a, b in zip(*rows, strict=True))
+                for rows in zip(ours, theirs, strict=True)
+            ]
+            return affine(x, w["main.weight"], w["main.bias"]) + affine(
+                np.array(inner + apart), w["output.weight"]
+            )
     raise AssertionError(f"no loop for {type(fusion).__name__}")
 
 
 def cross_attention_by_loop(fusion: CrossAttention, x: Array, z: Array) -> Array:
     """y (P, O) of the P cells of one row."""
     w = weights_of(fusion)
-    located = np.array([[cell[i] + position(p, i, len(cell)) for i in range(len(cell))] for p, cell in enumerate(x)])
+    located = np.array(
+        [
+            [cell[i] + position(p, i, len(cell)) for i in range(len(cell))]
+            for p, cell in enumerate(x)
+        ]
+    )
     query = affine(z, w["query.weight"], w["query.bias"])
     keys_values = [affine(cell, w["key_value.weight"], w["key_value.bias"]) for cell in located]
     width = len(query) // fusion.heads
@@ -143,24 +182,29 @@ def position(p: int, i: int, dim: int) -> float:
 
 @pytest.mark.parametrize("member", VECTOR_CONFIGS)
 def test_a_member_equals_a_naive_loop(member: str) -> None:
-    fusion, x, z = randomised(member), normal(4, X, seed=1), normal(4, Z, seed=2)
+    fusion, x, z = randomized(member), normal(4, X, seed=1), normal(4, Z, seed=2)
     expected = np.stack([by_loop(fusion, x[b].numpy(), z[b].numpy()) for b in range(4)])
     close(fusion(x, z), torch.from_numpy(expected))
 
 
 @pytest.mark.parametrize("member", VECTOR_CONFIGS)
 def test_a_member_on_cells_equals_a_naive_loop(member: str) -> None:
-    fusion, x, z = randomised(member), normal(3, 2, 2, X, seed=1), normal(3, Z, seed=2)
+    fusion, x, z = randomized(member), normal(3, 2, 2, X, seed=1), normal(3, Z, seed=2)
     y = fusion(x, z)
     assert y.shape == (3, 2, 2, O)
     for b, row, column in np.ndindex(3, 2, 2):
-        close(y[b, row, column], torch.from_numpy(by_loop(fusion, x[b, row, column].numpy(), z[b].numpy())))
+        close(
+            y[b, row, column],
+            torch.from_numpy(by_loop(fusion, x[b, row, column].numpy(), z[b].numpy())),
+        )
 
 
 def test_cross_attention_equals_a_naive_loop() -> None:
-    fusion, x, z = randomised(CROSS), normal(3, 5, X, seed=1), normal(3, Z, seed=2)
+    fusion, x, z = randomized(CROSS), normal(3, 5, X, seed=1), normal(3, Z, seed=2)
     assert isinstance(fusion, CrossAttention)
-    expected = np.stack([cross_attention_by_loop(fusion, x[b].numpy(), z[b].numpy()) for b in range(3)])
+    expected = np.stack(
+        [cross_attention_by_loop(fusion, x[b].numpy(), z[b].numpy()) for b in range(3)]
+    )
     close(fusion(x, z), torch.from_numpy(expected))
 
 
@@ -168,14 +212,18 @@ def test_cross_attention_equals_a_naive_loop() -> None:
 
 
 def test_concat_equals_a_linear_layer_over_the_concatenation() -> None:
-    fusion, x, z = randomise(build_fusion(ConcatConfig(), X, Z, O).double()), normal(4, X), normal(4, Z, seed=1)
+    fusion, x, z = (
+        randomize(build_fusion(ConcatConfig(), X, Z, O).double()),
+        normal(4, X),
+        normal(4, Z, seed=1),
+    )
     assert isinstance(fusion, Concat)
     weight = torch.cat([fusion.main.weight, fusion.shift.weight]).T
     close(fusion(x, z), F.linear(torch.cat([x, z], dim=1), weight, fusion.main.bias))
 
 
 def test_concat_with_hidden_equals_an_mlp_over_the_concatenation() -> None:
-    fusion = randomise(build_fusion(ConcatConfig(hidden=9), X, Z, O).double())
+    fusion = randomize(build_fusion(ConcatConfig(hidden=9), X, Z, O).double())
     assert isinstance(fusion, Concat)
     assert fusion.project is not None
     mlp = nn.Sequential(nn.Linear(X + Z, 9), nn.ReLU(), nn.Linear(9, O)).double()
@@ -192,11 +240,13 @@ def test_concat_with_hidden_equals_an_mlp_over_the_concatenation() -> None:
 
 
 def test_bilinear_equals_torchs_bilinear_and_linear_layers() -> None:
-    fusion = randomise(build_fusion(BilinearConfig(), X, Z, O).double())
+    fusion = randomize(build_fusion(BilinearConfig(), X, Z, O).double())
     assert isinstance(fusion, Bilinear)
     product, linear = nn.Bilinear(Z, X, O, bias=False).double(), nn.Linear(X + Z, O).double()
     product.load_state_dict({"weight": fusion.weight.permute(2, 0, 1)})
-    linear.load_state_dict({"weight": torch.cat([fusion.main.weight, fusion.shift.weight]).T, "bias": fusion.main.bias})
+    linear.load_state_dict(
+        {"weight": torch.cat([fusion.main.weight, fusion.shift.weight]).T, "bias": fusion.main.bias}
+    )
     x, z = normal(4, X), normal(4, Z, seed=1)
     close(fusion(x, z), product(z, x) + linear(torch.cat([x, z], dim=1)))
 
@@ -219,23 +269,35 @@ def multi_head_attention(fusion: CrossAttention) -> nn.MultiheadAttention:
 
 
 def test_cross_attention_reads_the_cells_as_torchs_multi_head_attention_does() -> None:
-    fusion = randomised(CROSS, context_dim=X)
+    fusion = randomized(CROSS, context_dim=X)
     assert isinstance(fusion, CrossAttention)
     x, z = normal(3, 5, X), normal(3, X, seed=1)
-    located = x + torch.tensor([[position(p, i, X) for i in range(X)] for p in range(5)], dtype=torch.float64)
+    located = x + torch.tensor(
+        [[position(p, i, X) for i in range(X)] for p in range(5)], dtype=torch.float64
+    )
     expected, _ = multi_head_attention(fusion)(z.unsqueeze(1), located, located)
-    close(fusion.attend(x, z, None), expected, rtol=1e-6, atol=1e-6)  # our positions are computed in float32
+    close(
+        fusion.attend(x, z, None), expected, rtol=1e-6, atol=1e-6
+    )  # our positions are computed in float32
 
 
 def test_cross_attention_equals_scaled_dot_product_attention() -> None:
-    fusion = randomise(build_map_fusion(AttentionConfig(heads=1), X, Z, O).double())
+    fusion = randomize(build_map_fusion(AttentionConfig(heads=1), X, Z, O).double())
     assert isinstance(fusion, CrossAttention)
     x, z = normal(3, 5, X), normal(3, Z, seed=1)
-    located = x + torch.tensor([[position(p, i, X) for i in range(X)] for p in range(5)], dtype=torch.float64)
+    located = x + torch.tensor(
+        [[position(p, i, X) for i in range(X)] for p in range(5)], dtype=torch.float64
+    )
     query = torch.einsum("bz,zd->bd", z, fusion.query.weight) + fusion.query.bias
-    key, value = (torch.einsum("bpx,xd->bpd", located, fusion.key_value.weight) + fusion.key_value.bias).chunk(2, -1)
+    key, value = (
+        torch.einsum("bpx,xd->bpd", located, fusion.key_value.weight) + fusion.key_value.bias
+    ).chunk(2, -1)
     read = F.scaled_dot_product_attention(query.unsqueeze(1), key, value)
-    expected = torch.einsum("bpx,xo->bpo", x, fusion.main.weight) + fusion.main.bias + read @ fusion.project.weight
+    expected = (
+        torch.einsum("bpx,xo->bpo", x, fusion.main.weight)
+        + fusion.main.bias
+        + read @ fusion.project.weight
+    )
     close(fusion(x, z), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -245,7 +307,9 @@ def test_cross_attention_equals_scaled_dot_product_attention() -> None:
 def constrained_bilinear(weight: Tensor, shift: Tensor, main: Tensor, bias: Tensor) -> Bilinear:
     """The general layer with given 𝕎 (Z, X, O), U (Z, O), V (X, O) and b (O)."""
     fusion = build_fusion(BilinearConfig(), main.shape[0], shift.shape[0], main.shape[1]).double()
-    fusion.load_state_dict({"weight": weight, "shift.weight": shift, "main.weight": main, "main.bias": bias})
+    fusion.load_state_dict(
+        {"weight": weight, "shift.weight": shift, "main.weight": main, "main.bias": bias}
+    )
     assert isinstance(fusion, Bilinear)
     return fusion
 
@@ -258,17 +322,20 @@ def assert_same_function(fusion: Fusion, other: Fusion, z: Tensor) -> None:
 
 
 def test_low_rank_equals_the_full_bilinear_form() -> None:
-    fusion = randomise(build_fusion(LowRankConfig(rank=4), X, Z, O).double())
+    fusion = randomize(build_fusion(LowRankConfig(rank=4), X, Z, O).double())
     assert isinstance(fusion, LowRank)
     weight = torch.einsum(
-        "zr,xr,ro->zxo", fusion.factor_context.weight, fusion.factor_features.weight, fusion.project.weight
+        "zr,xr,ro->zxo",
+        fusion.factor_context.weight,
+        fusion.factor_features.weight,
+        fusion.project.weight,
     )
     full = constrained_bilinear(weight, fusion.shift.weight, fusion.main.weight, fusion.main.bias)
     assert_same_function(fusion, full, normal(5, Z))
 
 
 def test_an_affine_hypernetwork_equals_the_bilinear_form() -> None:
-    fusion = randomise(build_fusion(HyperConfig(hidden=()), X, Z, O).double())
+    fusion = randomize(build_fusion(HyperConfig(hidden=()), X, Z, O).double())
     assert isinstance(fusion, Hyper)
     g = fusion.generate
     full = constrained_bilinear(g.weight, g.shift.weight, g.main.weight, g.main.bias)
@@ -276,7 +343,7 @@ def test_an_affine_hypernetwork_equals_the_bilinear_form() -> None:
 
 
 def test_a_hypernetwork_is_an_mlp_that_writes_the_weights_of_a_linear_layer() -> None:
-    fusion = randomise(build_fusion(HyperConfig(hidden=(9,)), X, Z, O).double())
+    fusion = randomize(build_fusion(HyperConfig(hidden=(9,)), X, Z, O).double())
     assert isinstance(fusion, Hyper)
     (hidden,), g = fusion.hidden, fusion.generate
     assert isinstance(hidden, Affine)
@@ -291,27 +358,34 @@ def test_a_hypernetwork_is_an_mlp_that_writes_the_weights_of_a_linear_layer() ->
     )
     x, z = normal(4, X), normal(4, Z, seed=1)
     written = mlp(z).unflatten(1, (X + 1, O))  # W′(z), and b′(z) as its last row
-    expected = [F.linear(row, weights[:X].T, weights[X]) for row, weights in zip(x, written, strict=True)]
+    expected = [
+        F.linear(row, weights[:X].T, weights[X]) for row, weights in zip(x, written, strict=True)
+    ]
     close(fusion(x, z), torch.stack(expected))
 
 
 def test_film_equals_the_bilinear_form_with_a_diagonal_context_matrix() -> None:
-    fusion = randomise(build_fusion(FilmConfig(), X, Z, O).double())
+    fusion = randomize(build_fusion(FilmConfig(), X, Z, O).double())
     assert isinstance(fusion, Film)
     scale, shift = fusion.to_scale_shift.weight[:, :O], fusion.to_scale_shift.weight[:, O:]
     diagonal = torch.stack([torch.diag(row) for row in scale])  # W′(z) = V diag(1 + γ(z))
     weight = torch.einsum("xp,zpo->zxo", fusion.main.weight, diagonal)
     full = constrained_bilinear(
-        weight, shift + torch.einsum("p,zpo->zo", fusion.main.bias, diagonal), fusion.main.weight, fusion.main.bias
+        weight,
+        shift + torch.einsum("p,zpo->zo", fusion.main.bias, diagonal),
+        fusion.main.weight,
+        fusion.main.bias,
     )
     assert_same_function(fusion, full, normal(5, Z))
 
 
 def test_gate_of_one_hot_contexts_equals_the_bilinear_form() -> None:
-    fusion = randomise(build_fusion(GateConfig(), X, Z, O).double())
+    fusion = randomize(build_fusion(GateConfig(), X, Z, O).double())
     assert isinstance(fusion, Gate)
     fusion.gate_features.weight.data.zero_()
-    gates = torch.sigmoid(fusion.gate_context.weight + fusion.gate_features.bias)  # (Z, O), a row per context
+    gates = torch.sigmoid(
+        fusion.gate_context.weight + fusion.gate_features.bias
+    )  # (Z, O), a row per context
     full = constrained_bilinear(
         torch.einsum("zo,xo->zxo", gates, fusion.main.weight),
         gates * fusion.main.bias,
@@ -333,7 +407,7 @@ def one_metric(projection: Tensor) -> Metric:
         fusion.main.weight.zero_()
         for side in (fusion.project_features, fusion.project_context):
             side.weight.copy_(projection.T)
-        fusion.read.weight.copy_(torch.eye(2))
+        fusion.output.weight.copy_(torch.eye(2))
     return fusion
 
 
@@ -356,7 +430,7 @@ def test_metric_with_a_covariance_is_the_mahalanobis_distance() -> None:
 
 
 def attention_mask(mask: str) -> AttentionMask:
-    fusion = randomised(f"attention-{mask}")
+    fusion = randomized(f"attention-{mask}")
     assert isinstance(fusion, AttentionMask)
     return fusion
 
@@ -388,7 +462,7 @@ def test_the_softmax_mask_starts_as_the_identity() -> None:
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_permuting_the_batch_permutes_the_output(member: str) -> None:
-    fusion, x, z = randomised(member), normal(7, 3, X), normal(7, Z, seed=1)
+    fusion, x, z = randomized(member), normal(7, 3, X), normal(7, Z, seed=1)
     order = torch.randperm(7, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(order, torch.arange(7))
     close(fusion(x[order], z[order]), fusion(x, z)[order])
@@ -396,14 +470,14 @@ def test_permuting_the_batch_permutes_the_output(member: str) -> None:
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_permuting_the_index_permutes_the_output(member: str) -> None:
-    fusion, x, z = randomised(member), normal(7, 3, X), normal(3, Z, seed=1)
+    fusion, x, z = randomized(member), normal(7, 3, X), normal(3, Z, seed=1)
     index, order = torch.tensor([2, 0, 0, 1, 2, 2, 0]), torch.tensor([4, 6, 0, 3, 1, 5, 2])
     close(fusion(x[order], z, index[order]), fusion(x, z, index)[order])
 
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_several_leading_dimensions_equal_the_flat_batch(member: str) -> None:
-    fusion, x, z = randomised(member), normal(2, 3, 4, X), normal(2, 3, 4, Z, seed=1)
+    fusion, x, z = randomized(member), normal(2, 3, 4, X), normal(2, 3, 4, Z, seed=1)
     y = fusion(x, z)
     assert y.shape == (2, 3, 4, O)
     close(y.reshape(24, O), fusion(x.reshape(24, X), z.reshape(24, Z)))
@@ -411,21 +485,25 @@ def test_several_leading_dimensions_equal_the_flat_batch(member: str) -> None:
 
 @pytest.mark.parametrize("member", VECTOR_CONFIGS)
 def test_cells_that_share_a_context_equal_the_loop_over_positions(member: str) -> None:
-    fusion, x, z = randomised(member), normal(3, 4, X), normal(3, Z, seed=1)
+    fusion, x, z = randomized(member), normal(3, 4, X), normal(3, Z, seed=1)
     close(fusion(x, z), torch.stack([fusion(x[:, p], z) for p in range(4)], dim=1))
 
 
 @pytest.mark.parametrize("indexed", [False, True], ids=["rows", "grouped"])
 @pytest.mark.parametrize("cells", [(), (2,)], ids=["vector", "cells"])
 @pytest.mark.parametrize("member", MEMBERS)
-def test_gradients_equal_finite_differences(member: str, cells: tuple[int, ...], indexed: bool) -> None:
-    fusion = randomised(member, 4, 3, 2)
+def test_gradients_equal_finite_differences(
+    member: str, cells: tuple[int, ...], indexed: bool
+) -> None:
+    fusion = randomized(member, 4, 3, 2)
     names = [name for name, _ in fusion.named_parameters()]
     index = torch.tensor([1, 0, 1]) if indexed else None
     inputs = (normal(3, *cells, 4), normal(2 if indexed else 3, 3, seed=1), *fusion.parameters())
 
     def forward(x: Tensor, z: Tensor, *weights: Tensor) -> Tensor:
-        result: Tensor = functional_call(fusion, dict(zip(names, weights, strict=True)), (x, z, index))
+        result: Tensor = functional_call(
+            fusion, dict(zip(names, weights, strict=True)), (x, z, index)
+        )
         return result
 
     leaves = tuple(each.detach().clone().requires_grad_() for each in inputs)
@@ -440,8 +518,10 @@ def test_the_start_does_not_depend_on_the_context(member: str) -> None:
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_random_weights_make_the_output_depend_on_the_context(member: str) -> None:
-    fusion, x = randomised(member), normal(4, 3, X)
-    assert (fusion(x, normal(4, Z, seed=1)) - fusion(x, normal(4, Z, seed=2))).abs().amax(dim=(1, 2)).min() > 1e-3
+    fusion, x = randomized(member), normal(4, 3, X)
+    assert (fusion(x, normal(4, Z, seed=1)) - fusion(x, normal(4, Z, seed=2))).abs().amax(
+        dim=(1, 2)
+    ).min() > 1e-3
 
 
 @pytest.mark.parametrize("member", MEMBERS)
@@ -459,7 +539,9 @@ def test_the_first_step_of_descent_reaches_the_context(member: str) -> None:
 @pytest.mark.parametrize("member", [member for member in MEMBERS if member != "concat-hidden"])
 def test_the_start_is_the_orthogonal_main_path(member: str) -> None:
     fusion = fresh(member, X, Z, X)
-    jacobian = torch.autograd.functional.jacobian(lambda x: fusion(x, normal(1, Z)), normal(1, X))[0, :, 0]
+    jacobian = torch.autograd.functional.jacobian(lambda x: fusion(x, normal(1, Z)), normal(1, X))[
+        0, :, 0
+    ]
     close(jacobian @ jacobian.T, 2 * torch.eye(X, dtype=torch.float64), rtol=1e-5, atol=1e-5)
 
 
@@ -500,12 +582,15 @@ def test_wrong_shapes_raise(
 ) -> None:
     where = None if index is None else torch.zeros(index, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"expects features|index must give"):
-        randomised(member)(normal(*features), normal(*context), where)
+        randomized(member)(normal(*features), normal(*context), where)
 
 
 def test_the_error_names_what_was_expected_and_what_came() -> None:
-    with pytest.raises(ValueError, match=r"Film expects features \(\.\.\., 6\) and context \(4, 5\), got \(4, 6\) and"):
-        randomised("film")(normal(4, X), normal(4, 1, Z))
+    with pytest.raises(
+        ValueError,
+        match=r"Film expects features \(\.\.\., 6\) and context \(4, 5\), got \(4, 6\) and",
+    ):
+        randomized("film")(normal(4, X), normal(4, 1, Z))
 
 
 @pytest.mark.parametrize(("features_dim", "heads"), [(6, 4), (5, 5)])

@@ -13,7 +13,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 from toy_goal_envs import ADDITIVE_LIMIT, FlipGoalEnv, FlipMissionEnv, FlipTaskEnv, MirrorReachEnv
 
-from mirl.configs.networks import GoalContextConfig, MissionContextConfig, TaskIdContextConfig, VectorEncoderConfig
+from mirl.configs.networks import (
+    GoalContextConfig,
+    MissionContextConfig,
+    TaskIdContextConfig,
+    VectorEncoderConfig,
+)
 from mirl.envs import ContractObservation
 from mirl.policies import FusionExtractor, FusionPolicy
 
@@ -63,7 +68,15 @@ def test_ppo_learns() -> None:
 def test_a2c_learns() -> None:
     env = DummyVecEnv([FlipGoalEnv] * 16)
     kwargs = {**extractor(context=GoalContextConfig(dim=8)), "net_arch": []}
-    model = A2C("MultiInputPolicy", env, n_steps=2, learning_rate=5e-3, policy_kwargs=kwargs, seed=0, device="cpu")
+    model = A2C(
+        "MultiInputPolicy",
+        env,
+        n_steps=2,
+        learning_rate=5e-3,
+        policy_kwargs=kwargs,
+        seed=0,
+        device="cpu",
+    )
     model.learn(16_000)
     assert success_rate(model, FlipGoalEnv) > 0.95
 
@@ -169,5 +182,7 @@ def test_additive_heads_cannot_learn() -> None:
     cases = list(itertools.product([-1, 1], [-1, 1], [0, 1]))
     x = np.array([case[:2] for case in cases], np.float32)
     task = np.array([case[2] for case in cases])
-    actions, _ = fused_heads("concat", 4_000).predict({"observation": x, "task": task}, deterministic=True)
+    actions, _ = fused_heads("concat", 4_000).predict(
+        {"observation": x, "task": task}, deterministic=True
+    )
     assert np.mean(actions == (x[:, 0] * (2 * task - 1) > 0)) <= ADDITIVE_LIMIT

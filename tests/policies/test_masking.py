@@ -18,8 +18,8 @@ from toy_goal_envs import SampledEnv
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import TaskIdContextConfig, VectorEncoderConfig
 from mirl.policies import FusionPolicy
-from mirl.policies.extractor import Features
-from mirl.policies.masking import mask_logits
+from mirl.policies.action_mask import mask_logits
+from mirl.policies.features import Features
 
 close = torch.testing.assert_close
 N_ACTIONS = 5
@@ -33,11 +33,18 @@ SPACE = spaces.Dict(
 SITES: list[tuple[Any, ...]] = [("vector",), ("vector", "heads")]
 
 
-def policy_of(sites: tuple[Any, ...] = ("vector", "heads"), space: spaces.Dict = SPACE, **options: Any) -> FusionPolicy:
+def policy_of(
+    sites: tuple[Any, ...] = ("vector", "heads"), space: spaces.Dict = SPACE, **options: Any
+) -> FusionPolicy:
     """With random weights, at which actions differ much in probability."""
     torch.manual_seed(0)
-    parts: dict[str, Any] = {"context": TaskIdContextConfig(dim=8), "encoder": VectorEncoderConfig(features_dim=12)}
-    policy = FusionPolicy(space, spaces.Discrete(N_ACTIONS), lambda _: 1e-3, sites=sites, **parts, **options)
+    parts: dict[str, Any] = {
+        "context": TaskIdContextConfig(dim=8),
+        "encoder": VectorEncoderConfig(features_dim=12),
+    }
+    policy = FusionPolicy(
+        space, spaces.Discrete(N_ACTIONS), lambda _: 1e-3, sites=sites, **parts, **options
+    )
     with torch.no_grad():
         for weight in policy.parameters():
             weight.add_(0.2 * torch.randn_like(weight))
@@ -85,7 +92,11 @@ def oracle_of(policy: FusionPolicy, batch: dict[str, Tensor]) -> MaskableCategor
 def test_probabilities_entropy_and_gradients_are_those_of_the_oracle(
     case: tuple[list[float], list[bool], int], dtype: torch.dtype
 ) -> None:
-    logits, mask, action = torch.tensor([case[0]], dtype=dtype), torch.tensor([case[1]]), torch.tensor([case[2]])
+    logits, mask, action = (
+        torch.tensor([case[0]], dtype=dtype),
+        torch.tensor([case[1]]),
+        torch.tensor([case[2]]),
+    )
     results = []
     for masked in (False, True):
         leaf = logits.clone().requires_grad_()
@@ -95,11 +106,17 @@ def test_probabilities_entropy_and_gradients_are_those_of_the_oracle(
         entropy = distribution.entropy()
         (gradient,) = torch.autograd.grad((log_prob + 0.3 * entropy).sum(), leaf)
         results.append((distribution.probs, log_prob, entropy, gradient))
-    close(*results, rtol=1e-4 if dtype == torch.float32 else 1e-9, atol=1e-5 if dtype == torch.float32 else 1e-9)
+    close(
+        *results,
+        rtol=1e-4 if dtype == torch.float32 else 1e-9,
+        atol=1e-5 if dtype == torch.float32 else 1e-9,
+    )
     assert (results[1][0][~mask] == 0).all()
 
 
-def test_a_mask_that_leaves_nothing_makes_all_actions_equally_probable_and_teaches_nothing() -> None:
+def test_a_mask_that_leaves_nothing_makes_all_actions_equally_probable_and_teaches_nothing() -> (
+    None
+):
     logits = torch.tensor([[1.0, -2.0, 3.0], [0.5, 0.0, 9.0]], requires_grad=True)
     mask = torch.tensor([[False] * 3, [True, False, True]])
     distribution = Categorical(logits=mask_logits(logits, mask))
@@ -118,7 +135,9 @@ def test_a_mask_that_leaves_nothing_makes_all_actions_equally_probable_and_teach
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
 @pytest.mark.parametrize("sites", SITES, ids=str)
-def test_every_path_of_the_policy_has_the_distribution_of_the_oracle(sites: tuple[Any, ...], share: bool) -> None:
+def test_every_path_of_the_policy_has_the_distribution_of_the_oracle(
+    sites: tuple[Any, ...], share: bool
+) -> None:
     policy, batch = policy_of(sites, share_features_extractor=share), batch_of()
     oracle, mask = oracle_of(policy, batch), batch["action_mask"].bool()
     close(policy.get_distribution(batch).distribution.probs, oracle.probs)  # type: ignore[union-attr]
@@ -126,7 +145,12 @@ def test_every_path_of_the_policy_has_the_distribution_of_the_oracle(sites: tupl
     actions, values, log_prob = policy(batch)
     close(log_prob, oracle.log_prob(actions), rtol=1e-4, atol=1e-5)
     again, log_prob, entropy = policy.evaluate_actions(batch, actions)
-    close((again, log_prob, entropy), (values, oracle.log_prob(actions), oracle.entropy()), rtol=1e-4, atol=1e-5)
+    close(
+        (again, log_prob, entropy),
+        (values, oracle.log_prob(actions), oracle.entropy()),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
     arrays = {key: value.numpy() for key, value in batch.items()}
     best, _ = policy.predict(arrays, deterministic=True)
@@ -147,7 +171,10 @@ def test_gradients_of_all_weights_are_those_of_the_oracle(sites: tuple[Any, ...]
     oracle = oracle_of(policy, batch)
     ours, theirs = (
         torch.autograd.grad(objective, weights, allow_unused=True, materialize_grads=True)
-        for objective in ((log_prob + entropy).sum(), (oracle.log_prob(actions) + oracle.entropy()).sum())
+        for objective in (
+            (log_prob + entropy).sum(),
+            (oracle.log_prob(actions) + oracle.entropy()).sum(),
+        )
     )
     close(ours, theirs, rtol=1e-3, atol=1e-4)
     assert any(gradient.any() for gradient in ours)
@@ -167,11 +194,22 @@ def test_rows_selected_behind_the_mlp_bring_their_masks() -> None:
 def test_unmodified_ppo_learns_with_masks(sites: tuple[Any, ...]) -> None:
     env = DummyVecEnv([lambda: SampledEnv(SPACE, spaces.Discrete(N_ACTIONS))] * 2)
     options = {"sites": sites, "context": TaskIdContextConfig(dim=8), "net_arch": [8]}
-    model = PPO(FusionPolicy, env, n_steps=16, batch_size=8, policy_kwargs=options, seed=0, device="cpu", ent_coef=0.1)
+    model = PPO(
+        FusionPolicy,
+        env,
+        n_steps=16,
+        batch_size=8,
+        policy_kwargs=options,
+        seed=0,
+        device="cpu",
+        ent_coef=0.1,
+    )
     start = {name: weight.detach().clone() for name, weight in model.policy.named_parameters()}
     model.learn(64)
     assert all(weight.isfinite().all() for weight in model.policy.parameters())
-    assert not torch.equal(start["mlp_extractor.policy_net.0.weight"], model.policy.mlp_extractor.policy_net[0].weight)
+    assert not torch.equal(
+        start["mlp_extractor.policy_net.0.weight"], model.policy.mlp_extractor.policy_net[0].weight
+    )
 
 
 @pytest.mark.parametrize(
@@ -182,10 +220,20 @@ def test_unmodified_ppo_learns_with_masks(sites: tuple[Any, ...]) -> None:
             spaces.Discrete(5),
             r"expected MultiBinary\(5\) under 'action_mask', got MultiBinary\(4\)",
         ),
-        (spaces.Box(0, 1, (5,)), spaces.Discrete(5), r"expected MultiBinary\(5\) under 'action_mask', got Box"),
-        (spaces.MultiBinary(4), spaces.MultiDiscrete([2, 2]), "masks Discrete actions, got MultiDiscrete"),
+        (
+            spaces.Box(0, 1, (5,)),
+            spaces.Discrete(5),
+            r"expected MultiBinary\(5\) under 'action_mask', got Box",
+        ),
+        (
+            spaces.MultiBinary(4),
+            spaces.MultiDiscrete([2, 2]),
+            "masks Discrete actions, got MultiDiscrete",
+        ),
     ],
 )
-def test_a_mask_that_does_not_fit_the_actions_is_refused(mask: Any, actions: Any, message: str) -> None:
+def test_a_mask_that_does_not_fit_the_actions_is_refused(
+    mask: Any, actions: Any, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         FusionPolicy(spaces.Dict({**SPACE, "action_mask": mask}), actions, lambda _: 1e-3)

@@ -19,14 +19,14 @@ from toy_goal_envs import MirrorReachEnv
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import ConcatConfig, GoalContextConfig, HyperConfig, VectorEncoderConfig
 from mirl.policies import FusionExtractor
-from mirl.policies.extractor import Features
+from mirl.policies.features import Features
+from mirl.policies.heads import FusionHead
 from mirl.policies.off_policy import (
     FusionDQNPolicy,
     FusionSACPolicy,
     FusionTD3Policy,
     FusionTQCPolicy,
 )
-from mirl.policies.policy import FusionHead
 
 FUSIONS = ("concat", "bilinear", "low_rank", "hyper", "film", "gate", "attention", "metric")
 POLICIES: dict[type[OffPolicyAlgorithm], Any] = {
@@ -57,9 +57,20 @@ class PushReachEnv(MirrorReachEnv):
 
 def build(algorithm: type[OffPolicyAlgorithm], options: dict[str, Any], **others: Any) -> Any:
     """The algorithm with HER in a toy world, on the CPU."""
-    her = {"replay_buffer_class": HerReplayBuffer, "learning_starts": 8, "batch_size": 16, "buffer_size": 100}
+    her = {
+        "replay_buffer_class": HerReplayBuffer,
+        "learning_starts": 8,
+        "batch_size": 16,
+        "buffer_size": 100,
+    }
     env = DummyVecEnv([PushReachEnv if algorithm is DQN else MirrorReachEnv])
-    kinds: dict[str, Any] = {"policy": POLICIES[algorithm], "device": "cpu", "seed": 0, **her, **others}
+    kinds: dict[str, Any] = {
+        "policy": POLICIES[algorithm],
+        "device": "cpu",
+        "seed": 0,
+        **her,
+        **others,
+    }
     return cast(Any, algorithm)(env=env, policy_kwargs=dict(options), **kinds)  # SB3 adds to them
 
 
@@ -86,7 +97,10 @@ def batch(policy: BasePolicy, n: int = 4) -> tuple[dict[str, Tensor], Tensor]:
     """Observations and actions at random."""
     space = cast(spaces.Dict, policy.observation_space)
     generator = torch.Generator().manual_seed(2)
-    obs = {key: torch.randn(n, *cast(Any, part.shape), generator=generator) for key, part in space.items()}
+    obs = {
+        key: torch.randn(n, *cast(Any, part.shape), generator=generator)
+        for key, part in space.items()
+    }
     return obs, torch.rand(n, *cast(Any, policy.action_space.shape), generator=generator)
 
 
@@ -127,8 +141,13 @@ def test_the_quantiles_are_bilinear_forms_of_hidden_layer_and_goal() -> None:
     obs, actions = batch(policy)
     vector, z = seen(critic, obs)
     x = torch.cat([vector, actions], dim=1)
-    hidden = [q_network[0].layers(Features(x, z)._replace(vector=x).vector) for q_network in critic.q_networks]
-    by_hand = [bilinear(q_network[1], h, z) for q_network, h in zip(critic.q_networks, hidden, strict=True)]
+    hidden = [
+        q_network[0].layers(Features(x, z)._replace(vector=x).vector)
+        for q_network in critic.q_networks
+    ]
+    by_hand = [
+        bilinear(q_network[1], h, z) for q_network, h in zip(critic.q_networks, hidden, strict=True)
+    ]
     assert critic(obs, actions).shape == (4, 3, 4)
     torch.testing.assert_close(critic(obs, actions), torch.stack(by_hand, dim=1))
 
@@ -162,11 +181,15 @@ def test_the_actor_of_td3_squashes_a_bilinear_form() -> None:
     vector, z = seen(actor, obs)
     over_vector, head, squash = actor.mu
     assert isinstance(squash, nn.Tanh)
-    torch.testing.assert_close(actor(obs), torch.tanh(bilinear(head, over_vector.layers(vector), z)))
+    torch.testing.assert_close(
+        actor(obs), torch.tanh(bilinear(head, over_vector.layers(vector), z))
+    )
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TD3])
-def test_without_hidden_layers_the_critic_fuses_features_and_action_themselves(algorithm: Any) -> None:
+def test_without_hidden_layers_the_critic_fuses_features_and_action_themselves(
+    algorithm: Any,
+) -> None:
     policy = awake(build(algorithm, {**HEADS, "net_arch": []}).policy)
     critic = cast(Any, policy).critic
     obs, actions = batch(policy)
@@ -176,7 +199,9 @@ def test_without_hidden_layers_the_critic_fuses_features_and_action_themselves(a
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_first_networks_do_not_depend_on_the_goal_and_have_a_gradient_to_it(algorithm: Any) -> None:
+def test_the_first_networks_do_not_depend_on_the_goal_and_have_a_gradient_to_it(
+    algorithm: Any,
+) -> None:
     policy = build(algorithm, HEADS).policy
     obs, actions = batch(policy)
     for network in networks(policy):
@@ -196,7 +221,8 @@ def test_the_first_networks_do_not_depend_on_the_goal_and_have_a_gradient_to_it(
 def test_training_reaches_the_context_of_actor_and_critic(algorithm: Any) -> None:
     agent = build(algorithm, HEADS)
     before = [
-        [w.clone() for w in network.features_extractor.context.parameters()] for network in networks(agent.policy)
+        [w.clone() for w in network.features_extractor.context.parameters()]
+        for network in networks(agent.policy)
     ]
     agent.learn(40)
     for network, old in zip(networks(agent.policy), before, strict=True):
@@ -213,17 +239,25 @@ def test_every_fusion_in_every_algorithm_takes_gradient_steps(algorithm: Any, fu
     before = {name: weight.clone() for name, weight in agent.policy.named_parameters()}
     agent.learn(20)
     assert agent._n_updates > 0
-    changed = {name for name, weight in agent.policy.named_parameters() if not torch.equal(weight, before[name])}
+    changed = {
+        name
+        for name, weight in agent.policy.named_parameters()
+        if not torch.equal(weight, before[name])
+    }
     assert all(weight.isfinite().all() for weight in agent.policy.parameters())
     for network in ("actor", "critic", "q_net"):
         if hasattr(agent.policy, network):
             for site in ("vector_fusion", "fusion"):
-                assert any(name.startswith(f"{network}.") and f".{site}." in name for name in changed), (network, site)
+                assert any(
+                    name.startswith(f"{network}.") and f".{site}." in name for name in changed
+                ), (network, site)
 
 
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
-def test_actor_and_critic_share_their_extractor_only_if_asked_to(algorithm: Any, share: bool) -> None:
+def test_actor_and_critic_share_their_extractor_only_if_asked_to(
+    algorithm: Any, share: bool
+) -> None:
     agent = build(algorithm, {**HEADS, "share_features_extractor": share})
     assert (agent.actor.features_extractor is agent.critic.features_extractor) == share
     agent.learn(12)
@@ -234,7 +268,9 @@ def test_actor_and_critic_share_their_extractor_only_if_asked_to(algorithm: Any,
 
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
-def test_an_actor_that_asks_the_critic_gets_its_gradient_and_leaves_none_there(algorithm: Any, share: bool) -> None:
+def test_an_actor_that_asks_the_critic_gets_its_gradient_and_leaves_none_there(
+    algorithm: Any, share: bool
+) -> None:
     policy = cast(Any, awake(build(algorithm, {**TINY, "share_features_extractor": share}).policy))
     obs, actions = batch(policy)
     ask = policy.critic.q1_forward if algorithm is TD3 else policy.critic
@@ -244,26 +280,38 @@ def test_an_actor_that_asks_the_critic_gets_its_gradient_and_leaves_none_there(a
 
     asked = actions.clone().requires_grad_()
     total(asked).backward()
-    assert all(weight.grad is None and weight.requires_grad for weight in policy.critic.parameters())
+    assert all(
+        weight.grad is None and weight.requires_grad for weight in policy.critic.parameters()
+    )
     step = 1e-3
     for column in range(actions.shape[1]):
         ahead, back = (
-            actions.index_add(1, torch.tensor([column]), torch.full((len(actions), 1), by)) for by in (step, -step)
+            actions.index_add(1, torch.tensor([column]), torch.full((len(actions), 1), by))
+            for by in (step, -step)
         )
         with torch.no_grad():
             slope = (total(ahead) - total(back)) / (2 * step)
-        torch.testing.assert_close(cast(Tensor, asked.grad)[:, column].sum(), slope, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(
+            cast(Tensor, asked.grad)[:, column].sum(), slope, rtol=1e-2, atol=1e-2
+        )
     total(actions).backward()
-    assert any(weight.grad is not None and weight.grad.any() for weight in policy.critic.q_networks[0].parameters())
+    assert any(
+        weight.grad is not None and weight.grad.any()
+        for weight in policy.critic.q_networks[0].parameters()
+    )
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_networks_start_with_targets_equal_to_them(algorithm: Any) -> None:
     policy = build(algorithm, HEADS).policy
     name = "q_net" if algorithm is DQN else "critic"
-    network, target = (dict(getattr(policy, part).named_parameters()) for part in (name, f"{name}_target"))
+    network, target = (
+        dict(getattr(policy, part).named_parameters()) for part in (name, f"{name}_target")
+    )
     torch.testing.assert_close(network, target, rtol=0, atol=0)
-    assert not {id(weight) for weight in network.values()} & {id(weight) for weight in target.values()}
+    assert not {id(weight) for weight in network.values()} & {
+        id(weight) for weight in target.values()
+    }
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -279,13 +327,19 @@ def test_the_optimisers_hold_the_weights_of_the_fused_heads(algorithm: Any) -> N
 def test_without_heads_the_policy_is_sb3s_own_with_the_extractor(algorithm: Any) -> None:
     ours = build(algorithm, {**TINY, "sites": ("vector",)}).policy
     extractor = {key: value for key, value in TINY.items() if key != "net_arch"}
-    plain = {"features_extractor_class": FusionExtractor, "features_extractor_kwargs": extractor, "net_arch": [6]}
+    plain = {
+        "features_extractor_class": FusionExtractor,
+        "features_extractor_kwargs": extractor,
+        "net_arch": [6],
+    }
     theirs = build(algorithm, plain, policy="MultiInputPolicy").policy
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
-def test_a_concat_head_computes_sb3s_own_critic_over_features_action_and_context(algorithm: Any) -> None:
+def test_a_concat_head_computes_sb3s_own_critic_over_features_action_and_context(
+    algorithm: Any,
+) -> None:
     """With no hidden layers both are affine in (features, action, context), and of one size."""
     policy = awake(build(algorithm, {**HEADS, "fusion": ConcatConfig(), "net_arch": []}).policy)
     critic = cast(Any, policy).critic
@@ -303,7 +357,9 @@ def test_a_concat_head_computes_sb3s_own_critic_over_features_action_and_context
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_saved_policy_and_a_saved_agent_are_loaded_as_they_were(algorithm: Any, tmp_path: Path) -> None:
+def test_a_saved_policy_and_a_saved_agent_are_loaded_as_they_were(
+    algorithm: Any, tmp_path: Path
+) -> None:
     options = {**TINY, "fusion": HyperConfig(hidden=(3,)), "sites": ("vector", "heads")}
     agent = build(algorithm, options).learn(20)
     agent.policy.save(tmp_path / "policy")
@@ -319,7 +375,9 @@ def test_a_saved_policy_and_a_saved_agent_are_loaded_as_they_were(algorithm: Any
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
-def test_a_saved_policy_with_a_shared_extractor_is_loaded_with_one(algorithm: Any, tmp_path: Path) -> None:
+def test_a_saved_policy_with_a_shared_extractor_is_loaded_with_one(
+    algorithm: Any, tmp_path: Path
+) -> None:
     build(algorithm, {**HEADS, "share_features_extractor": True}).policy.save(tmp_path / "policy")
     policy = POLICIES[algorithm].load(tmp_path / "policy", device="cpu")
     assert policy.actor.features_extractor is policy.critic.features_extractor
@@ -332,14 +390,18 @@ def test_state_dependent_noise_with_fused_heads_is_refused(algorithm: Any) -> No
 
 
 def test_specialising_is_refused() -> None:
-    with pytest.raises(ConfigError, match="policies of PPO and A2C can be specialised"):
-        build(SAC, HEADS).policy.specialise(np.zeros(1, np.float32))
+    with pytest.raises(ConfigError, match="policies of PPO and A2C can be specialized"):
+        build(SAC, HEADS).policy.specialize(np.zeros(1, np.float32))
 
 
-# ------------------------------------------------------------------------------------------------------ normalisation
+# ------------------------------------------------------------------------------------------------------ normalization
 
 
-NORMALISED = {**HEADS, "encoder": VectorEncoderConfig(normalize=True), "context": GoalContextConfig(normalize=True)}
+NORMALISED = {
+    **HEADS,
+    "encoder": VectorEncoderConfig(normalize=True),
+    "context": GoalContextConfig(normalize=True),
+}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -347,7 +409,7 @@ def test_every_network_normalises_what_is_seen_and_the_goal(algorithm: Any) -> N
     policy = build(algorithm, NORMALISED).policy
     extractors = [module for module in policy.modules() if isinstance(module, FusionExtractor)]
     assert len(extractors) == {SAC: 3, TD3: 4, TQC: 3, DQN: 2}[algorithm]
-    assert all(extractor.normalises for extractor in extractors)
+    assert all(extractor.has_running_norm for extractor in extractors)
 
 
 def test_what_a_policy_normalises_by_is_saved_with_it(tmp_path: Path) -> None:
@@ -356,8 +418,10 @@ def test_what_a_policy_normalises_by_is_saved_with_it(tmp_path: Path) -> None:
     before = policy.critic(obs, actions)
     for module in policy.modules():
         if isinstance(module, FusionExtractor):
-            module.observe({key: 3 + 2 * value for key, value in obs.items()})
+            module.update_statistics({key: 3 + 2 * value for key, value in obs.items()})
     policy.save(tmp_path / "policy")
     loaded = FusionSACPolicy.load(tmp_path / "policy", device="cpu")
-    torch.testing.assert_close(loaded.critic(obs, actions), policy.critic(obs, actions), rtol=0, atol=0)
+    torch.testing.assert_close(
+        loaded.critic(obs, actions), policy.critic(obs, actions), rtol=0, atol=0
+    )
     assert not torch.equal(policy.critic(obs, actions)[0], before[0])

@@ -8,10 +8,12 @@ from torch import nn
 
 from mirl.configs.networks import TaskIdContextConfig, VectorEncoderConfig
 from mirl.policies import FusionPolicy
-from mirl.policies.policy import FusionHead
+from mirl.policies.heads import FusionHead
 
 N_TASKS, N_ACTIONS = 3, 4
-SPACE = spaces.Dict({"observation": spaces.Box(-1, 1, (6,), np.float32), "task": spaces.Discrete(N_TASKS)})
+SPACE = spaces.Dict(
+    {"observation": spaces.Box(-1, 1, (6,), np.float32), "task": spaces.Discrete(N_TASKS)}
+)
 
 
 @pytest.mark.parametrize("size", [5, 600], ids=["row by row", "grouped"])

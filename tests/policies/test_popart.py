@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fusion_members import VECTOR_CONFIGS, X, Z, normal, randomise
+from fusion_members import VECTOR_CONFIGS, X, Z, normal, randomize
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,10 +18,9 @@ from toy_goal_envs import SampledEnv
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import FusionConfig, TaskIdContextConfig, VectorEncoderConfig
 from mirl.policies import FusionPolicy, build_fusion
-from mirl.policies.contexts import Context
-from mirl.policies.extractor import Features
-from mirl.policies.grouping import Groups
-from mirl.policies.popart import MIN_DEVIATION, PopArtHead
+from mirl.policies.features import Context, Features
+from mirl.policies.grouped_matmul import ContextGroups
+from mirl.policies.popart import MIN_STD, PopArtHead
 
 close = torch.testing.assert_close
 N_TASKS, HIDDEN, BATCH = 4, 5, 12
@@ -30,19 +29,23 @@ FUSIONS: dict[str, FusionConfig | None] = {"no fusion": None, **VECTOR_CONFIGS}
 SITES: list[tuple[Any, ...]] = [("vector",), ("vector", "heads")]
 
 
-def head_of(config: FusionConfig | None = None, dtype: torch.dtype = torch.float64, **options: Any) -> PopArtHead:
+def head_of(
+    config: FusionConfig | None = None, dtype: torch.dtype = torch.float64, **options: Any
+) -> PopArtHead:
     """With random weights, different for each task."""
     torch.manual_seed(0)
-    fusion = None if config is None else randomise(build_fusion(config, X, Z, HIDDEN))
+    fusion = None if config is None else randomize(build_fusion(config, X, Z, HIDDEN))
     head = PopArtHead(N_TASKS, X if fusion is None else HIDDEN, fusion, **options)
     with torch.no_grad():
         head.weight.copy_(normal(*head.weight.shape, seed=1))
         head.bias.copy_(normal(N_TASKS, seed=2))
-    return head.double() if dtype == torch.float64 else head  # whose statistics are float64 all the same
+    return (
+        head.double() if dtype == torch.float64 else head
+    )  # whose statistics are float64 all the same
 
 
 def features_of(dtype: torch.dtype = torch.float64) -> Features:
-    context = Context(normal(3, Z, seed=4).to(dtype), Groups(torch.arange(BATCH) % 3, 3))
+    context = Context(normal(3, Z, seed=4).to(dtype), ContextGroups(torch.arange(BATCH) % 3, 3))
     return Features(normal(BATCH, X, seed=3).to(dtype), context, TASKS)
 
 
@@ -67,7 +70,9 @@ def rollouts(draw: st.DrawFn) -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("fusion", FUSIONS)
 @given(updates=rollouts(), exact=st.booleans())
 @settings(max_examples=15, deadline=None, derandomize=True)
-def test_no_update_changes_a_value(fusion: str, updates: list[tuple[Tensor, Tensor]], exact: bool) -> None:
+def test_no_update_changes_a_value(
+    fusion: str, updates: list[tuple[Tensor, Tensor]], exact: bool
+) -> None:
     dtype, tolerance = (torch.float64, 1e-12) if exact else (torch.float32, 1e-5)
     head, features = head_of(FUSIONS[fusion], dtype), features_of(dtype)
     for returns, tasks in updates:
@@ -86,17 +91,26 @@ def test_tasks_that_are_not_in_the_batch_are_left_untouched(dtype: torch.dtype) 
     head.update(returns_of(6, -50.0, 20.0), torch.tensor([1, 3, 3, 1, 1, 3]))
     for name, value in head.state_dict().items():
         assert torch.equal(value[[0, 2]], before[name][[0, 2]]), name
-        assert (value[[1, 3]] != before[name][[1, 3]]).flatten(1 if value.ndim > 1 else 0).all(), name
+        assert (value[[1, 3]] != before[name][[1, 3]]).flatten(1 if value.ndim > 1 else 0).all(), (
+            name
+        )
 
 
 def test_after_one_update_the_targets_of_each_task_have_mean_0_and_deviation_1() -> None:
     head, tasks = head_of(), torch.arange(400) % N_TASKS
-    returns = returns_of(400, 0.0, 1.0) * torch.tensor([0.01, 1.0, 50.0, 3e4])[tasks] + 7.0 * tasks - 1e3
+    returns = (
+        returns_of(400, 0.0, 1.0) * torch.tensor([0.01, 1.0, 50.0, 3e4])[tasks] + 7.0 * tasks - 1e3
+    )
     head.update(returns, tasks)
-    normalised = (returns - head.mean[tasks]) / head.scale(tasks)
+    normalized = (returns - head.mean[tasks]) / head.scale(tasks)
     for task in range(N_TASKS):
-        own = normalised[tasks == task]
-        close(torch.stack([own.mean(), own.std(correction=0)]), torch.tensor([0.0, 1.0]).double(), rtol=1e-5, atol=1e-5)
+        own = normalized[tasks == task]
+        close(
+            torch.stack([own.mean(), own.std(correction=0)]),
+            torch.tensor([0.0, 1.0]).double(),
+            rtol=1e-5,
+            atol=1e-5,
+        )
 
 
 def test_values_are_the_normalised_ones_in_the_tasks_own_unit() -> None:
@@ -117,7 +131,9 @@ def test_statistics_are_exponential_averages_that_begin_at_the_first_batch() -> 
     weights = torch.tensor([(1 - rate) ** 2, 1 - rate, 1.0]).double()
     weights = weights / weights.sum()
     close(head.mean[2], weights @ torch.stack([batch.mean() for batch in batches]))
-    close(head.mean_of_squares[2], weights @ torch.stack([batch.square().mean() for batch in batches]))
+    close(
+        head.mean_of_squares[2], weights @ torch.stack([batch.square().mean() for batch in batches])
+    )
     assert head.n_updates.tolist() == [0, 0, 3, 0]
 
 
@@ -125,7 +141,7 @@ def test_returns_that_never_vary_have_a_scale_that_is_not_zero() -> None:
     head, features = head_of(dtype=torch.float32), features_of(torch.float32)
     before = head(features)
     head.update(torch.full((8,), 3.0), torch.arange(8) % N_TASKS)
-    assert head.scale(torch.arange(N_TASKS)).tolist() == pytest.approx([MIN_DEVIATION] * N_TASKS)
+    assert head.scale(torch.arange(N_TASKS)).tolist() == pytest.approx([MIN_STD] * N_TASKS)
     close(head(features), before, rtol=1e-4, atol=1e-5)
 
 
@@ -133,7 +149,12 @@ def test_a_deviation_that_is_small_beside_the_mean_is_not_lost() -> None:
     head = head_of(dtype=torch.float32)
     returns = returns_of(1000, 1e5, 1.0).float()
     head.update(returns, torch.zeros(1000, dtype=torch.int64))
-    close(head.scale(torch.tensor([0]))[0].double(), returns.double().std(correction=0), rtol=1e-3, atol=0)
+    close(
+        head.scale(torch.tensor([0]))[0].double(),
+        returns.double().std(correction=0),
+        rtol=1e-3,
+        atol=0,
+    )
 
 
 def test_the_first_value_ignores_the_task_and_has_the_size_that_sb3_gives_it() -> None:
@@ -163,15 +184,28 @@ SPACE = spaces.Dict(
         "task": spaces.Discrete(N_TASKS),
     }
 )
-ACTIONS: dict[str, spaces.Space[Any]] = {"Discrete": spaces.Discrete(3), "Box": spaces.Box(-1, 1, (2,), np.float32)}
+ACTIONS: dict[str, spaces.Space[Any]] = {
+    "Discrete": spaces.Discrete(3),
+    "Box": spaces.Box(-1, 1, (2,), np.float32),
+}
 
 
 def ppo(
-    sites: tuple[Any, ...] = ("vector", "heads"), actions: str = "Discrete", sde: bool = False, **options: Any
+    sites: tuple[Any, ...] = ("vector", "heads"),
+    actions: str = "Discrete",
+    sde: bool = False,
+    **options: Any,
 ) -> PPO:
     """Unmodified SB3's."""
-    env = DummyVecEnv([lambda seed=seed: SampledEnv(SPACE, ACTIONS[actions], seed) for seed in (0, 1)])
-    parts = {"encoder": VectorEncoderConfig(features_dim=12), "net_arch": [8], "popart": True, "sites": sites}
+    env = DummyVecEnv(
+        [lambda seed=seed: SampledEnv(SPACE, ACTIONS[actions], seed) for seed in (0, 1)]
+    )
+    parts = {
+        "encoder": VectorEncoderConfig(features_dim=12),
+        "net_arch": [8],
+        "popart": True,
+        "sites": sites,
+    }
     return PPO(
         FusionPolicy,
         env,
@@ -194,7 +228,9 @@ def popart_of(model: PPO) -> PopArtHead:
 @pytest.mark.parametrize(("actions", "sde"), [("Discrete", False), ("Box", False), ("Box", True)])
 @pytest.mark.parametrize("context", ["goal", "task_id"])
 @pytest.mark.parametrize("sites", SITES, ids=str)
-def test_unmodified_ppo_trains_every_row(sites: tuple[Any, ...], context: str, actions: str, sde: bool) -> None:
+def test_unmodified_ppo_trains_every_row(
+    sites: tuple[Any, ...], context: str, actions: str, sde: bool
+) -> None:
     model = ppo(sites, actions, sde, context=context)
     head = popart_of(model)
     assert (head.fusion is not None) == ("heads" in sites)
@@ -209,7 +245,10 @@ def test_the_value_of_an_observation_is_that_of_its_task(share: bool) -> None:
     policy = ppo(share_features_extractor=share).policy
     head = policy.value_net
     assert isinstance(head, PopArtHead)
-    head.update(returns_of(400, 0.0, 1.0).float() + 100.0 * (torch.arange(400) % N_TASKS), torch.arange(400) % N_TASKS)
+    head.update(
+        returns_of(400, 0.0, 1.0).float() + 100.0 * (torch.arange(400) % N_TASKS),
+        torch.arange(400) % N_TASKS,
+    )
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     SPACE.seed(0)
@@ -241,9 +280,13 @@ def test_a_saved_policy_comes_back_with_its_statistics(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "given"), [(None, "none"), (spaces.Box(0, 1, (3,), np.float32), r"Box")], ids=["none", "Box"]
+    ("task", "given"),
+    [(None, "none"), (spaces.Box(0, 1, (3,), np.float32), r"Box")],
+    ids=["none", "Box"],
 )
-def test_observations_that_do_not_say_their_task_are_refused(task: spaces.Space[Any] | None, given: str) -> None:
+def test_observations_that_do_not_say_their_task_are_refused(
+    task: spaces.Space[Any] | None, given: str
+) -> None:
     parts = {**SPACE} if task is None else {**SPACE, "task": task}
     if task is None:
         del parts["task"]

@@ -16,11 +16,16 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 from toy_goal_envs import FlipMissionEnv, MirrorReachEnv, SampledEnv
 
-from mirl.configs.networks import GridEncoderConfig, MissionContextConfig, TaskIdContextConfig, VectorEncoderConfig
+from mirl.configs.networks import (
+    GridEncoderConfig,
+    MissionContextConfig,
+    TaskIdContextConfig,
+    VectorEncoderConfig,
+)
 from mirl.envs import ContractObservation
 from mirl.policies import FusionExtractor, FusionPolicy
-from mirl.policies.extractor import Features
-from mirl.policies.policy import FusionHead
+from mirl.policies.features import Features
+from mirl.policies.heads import FusionHead
 
 close = torch.testing.assert_close
 FUSIONS = ("concat", "bilinear", "low_rank", "hyper", "film", "gate", "attention", "metric")
@@ -43,7 +48,10 @@ TINY_VECTOR: dict[str, Any] = {"encoder": VectorEncoderConfig(hidden=(), feature
 
 def grid_env(action_space: spaces.Space[Any] | None = None) -> VecEnv:
     return DummyVecEnv(
-        [lambda seed=seed: SampledEnv(GRID, action_space or spaces.Discrete(3), seed) for seed in (0, 1)]
+        [
+            lambda seed=seed: SampledEnv(GRID, action_space or spaces.Discrete(3), seed)
+            for seed in (0, 1)
+        ]
     )
 
 
@@ -59,7 +67,9 @@ def with_extractor(**options: Any) -> dict[str, Any]:
     }
 
 
-def ppo(policy_kwargs: dict[str, Any], policy: Any = FusionPolicy, env: VecEnv | None = None) -> PPO:
+def ppo(
+    policy_kwargs: dict[str, Any], policy: Any = FusionPolicy, env: VecEnv | None = None
+) -> PPO:
     return PPO(
         policy,
         env or grid_env(),
@@ -76,10 +86,19 @@ def a_few_steps(name: str) -> BaseAlgorithm:
     """One of SB3's algorithms with our extractor, trained for a few gradient steps."""
     match name:
         case "PPO":
-            model: BaseAlgorithm = ppo(with_extractor(**TINY, sites=("map", "vector")), "MultiInputPolicy")
+            model: BaseAlgorithm = ppo(
+                with_extractor(**TINY, sites=("map", "vector")), "MultiInputPolicy"
+            )
         case "A2C":
             options = with_extractor(**TINY, sites=("map",))
-            model = A2C("MultiInputPolicy", grid_env(), n_steps=4, policy_kwargs=options, seed=0, device="cpu")
+            model = A2C(
+                "MultiInputPolicy",
+                grid_env(),
+                n_steps=4,
+                policy_kwargs=options,
+                seed=0,
+                device="cpu",
+            )
         case "FusionPolicy":
             model = ppo({**TINY, "sites": ("map", "heads"), "net_arch": [8]})
         case "DQN":
@@ -125,7 +144,9 @@ def test_training_changes_every_part(name: str) -> None:
     for part in extractors:
         for fusion in (part.map_fusion, part.vector_fusion):
             if fusion is not None:
-                assert fusion.get_parameter("weight").any(), "the bilinear weights are still at their start"
+                assert fusion.get_parameter("weight").any(), (
+                    "the bilinear weights are still at their start"
+                )
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -134,7 +155,9 @@ def test_a_saved_model_acts_as_before(name: str, tmp_path: Path) -> None:
     model.save(tmp_path / "model.zip")
     env = model.get_env()
     assert env is not None
-    loaded = type(model).load(tmp_path / "model.zip", env=env if name in ("SAC", "TD3") else None, device="cpu")
+    loaded = type(model).load(
+        tmp_path / "model.zip", env=env if name in ("SAC", "TD3") else None, device="cpu"
+    )
     env.seed(3)
     observation = env.reset()
     before, after = (each.predict(observation, deterministic=True)[0] for each in (model, loaded))
@@ -142,13 +165,24 @@ def test_a_saved_model_acts_as_before(name: str, tmp_path: Path) -> None:
     close(loaded.policy.state_dict(), model.policy.state_dict(), rtol=0, atol=0)
     if isinstance(model, OnPolicyAlgorithm) and isinstance(loaded, OnPolicyAlgorithm):
         tensors, _ = model.policy.obs_to_tensor(observation)
-        close(loaded.policy.predict_values(tensors), model.policy.predict_values(tensors), rtol=0, atol=0)
+        close(
+            loaded.policy.predict_values(tensors),
+            model.policy.predict_values(tensors),
+            rtol=0,
+            atol=0,
+        )
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
 @pytest.mark.parametrize("sites", [("vector",), ("heads",), ("map", "vector", "heads")])
 def test_a_saved_policy_acts_as_before(sites: tuple[str, ...], share: bool, tmp_path: Path) -> None:
-    options = {**TINY, "sites": sites, "net_arch": [8], "fusion": "film", "share_features_extractor": share}
+    options = {
+        **TINY,
+        "sites": sites,
+        "net_arch": [8],
+        "fusion": "film",
+        "share_features_extractor": share,
+    }
     policy = ppo(options).learn(32).policy
     policy.save(tmp_path / "policy.pt")
     loaded = FusionPolicy.load(tmp_path / "policy.pt", device="cpu")
@@ -160,7 +194,9 @@ def test_a_saved_policy_acts_as_before(sites: tuple[str, ...], share: bool, tmp_
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("policy", ["MultiInputPolicy", FusionPolicy], ids=["extractor", "policy"])
 @pytest.mark.parametrize("key", ["task", "mission"])
-def test_minibatches_give_the_log_probabilities_and_values_of_the_rollout(policy: Any, fusion: str, key: str) -> None:
+def test_minibatches_give_the_log_probabilities_and_values_of_the_rollout(
+    policy: Any, fusion: str, key: str
+) -> None:
     context = TaskIdContextConfig(dim=8) if key == "task" else MissionContextConfig(dim=8, heads=2)
     parts = {**TINY, "context": context, "fusion": fusion}
     if policy is FusionPolicy:
@@ -175,7 +211,9 @@ def test_minibatches_give_the_log_probabilities_and_values_of_the_rollout(policy
     seen = 0
     for batch in model.rollout_buffer.get(8):
         assert batch.observations["task"].shape == (8, 1)  # type: ignore[index]  # one-hot (8, 1, 3) in the networks
-        values, log_probs, _ = model.policy.evaluate_actions(batch.observations, batch.actions.long().flatten())
+        values, log_probs, _ = model.policy.evaluate_actions(
+            batch.observations, batch.actions.long().flatten()
+        )
         close(log_probs, batch.old_log_prob, rtol=1e-4, atol=1e-5)
         close(values.flatten(), batch.old_values, rtol=1e-4, atol=1e-5)
         seen += len(values)
@@ -193,15 +231,22 @@ def test_separate_trunks_are_separate_and_both_train(policy: Any) -> None:
     model = ppo({**options, "share_features_extractor": False, "net_arch": [8]}, policy)
     trunks = (model.policy.pi_features_extractor, model.policy.vf_features_extractor)
     assert not {id(w) for w in trunks[0].parameters()} & {id(w) for w in trunks[1].parameters()}
-    before = [{name: weight.detach().clone() for name, weight in trunk.named_parameters()} for trunk in trunks]
+    before = [
+        {name: weight.detach().clone() for name, weight in trunk.named_parameters()}
+        for trunk in trunks
+    ]
     model.learn(32)
     for trunk, start in zip(trunks, before, strict=True):
-        still = [name for name, weight in trunk.named_parameters() if torch.equal(weight, start[name])]
+        still = [
+            name for name, weight in trunk.named_parameters() if torch.equal(weight, start[name])
+        ]
         assert not still
 
 
 def test_separate_trunks_with_fused_heads_train_both() -> None:
-    model = ppo({**TINY, "sites": ("map", "heads"), "share_features_extractor": False, "net_arch": [8]}).learn(32)
+    model = ppo(
+        {**TINY, "sites": ("map", "heads"), "share_features_extractor": False, "net_arch": [8]}
+    ).learn(32)
     for head in (model.policy.action_net, model.policy.value_net):
         assert isinstance(head, FusionHead)
         assert head.fusion.get_parameter("weight").any()
@@ -233,7 +278,9 @@ def test_a_fused_head_reads_the_hidden_layer_and_the_context_of_its_row() -> Non
     assert isinstance(value_net, FusionHead)
     hidden = policy.mlp_extractor.value_net(features.vector)
     assert hidden.shape == (2, 6)
-    product = torch.einsum("bz,zxo,bx->bo", context, value_net.fusion.get_parameter("weight"), hidden)
+    product = torch.einsum(
+        "bz,zxo,bx->bo", context, value_net.fusion.get_parameter("weight"), hidden
+    )
     expected = product + hidden @ value_net.fusion.get_parameter("main.weight")
     close(policy.predict_values(observation), expected, rtol=1e-4, atol=1e-5)
 
@@ -257,11 +304,18 @@ def test_the_first_policy_of_fused_heads_is_nearly_uniform() -> None:
     ids=lambda space: type(space).__name__,
 )
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
-def test_fused_heads_take_every_action_space(algorithm: Any, action_space: spaces.Space[Any]) -> None:
+def test_fused_heads_take_every_action_space(
+    algorithm: Any, action_space: spaces.Space[Any]
+) -> None:
     options = {**TINY, "sites": ("heads",), "net_arch": [8]}
     minibatches = {"batch_size": 8} if algorithm is PPO else {}
     model = algorithm(
-        FusionPolicy, grid_env(action_space), n_steps=8, policy_kwargs=options, device="cpu", **minibatches
+        FusionPolicy,
+        grid_env(action_space),
+        n_steps=8,
+        policy_kwargs=options,
+        device="cpu",
+        **minibatches,
     )
     model.learn(32)
     action, _ = model.predict(grid_env(action_space).reset())
@@ -269,7 +323,9 @@ def test_fused_heads_take_every_action_space(algorithm: Any, action_space: space
 
 
 @pytest.mark.parametrize("sites", [("heads",), ("map", "vector", "heads")])
-def test_state_dependent_noise_of_fused_heads_depends_on_their_hidden_layer(sites: tuple[str, ...]) -> None:
+def test_state_dependent_noise_of_fused_heads_depends_on_their_hidden_layer(
+    sites: tuple[str, ...],
+) -> None:
     env = grid_env(spaces.Box(-1, 1, (2,), np.float32))
     options = {**TINY, "sites": sites, "net_arch": [8]}
     model = PPO(
@@ -308,7 +364,11 @@ def test_without_heads_the_policy_is_sb3s_own_with_the_extractor_but_for_the_fir
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_cuda_gives_the_outputs_of_the_cpu(fusion: str) -> None:
-    options = {**TINY, "context": MissionContextConfig(dim=8, heads=2), "sites": ("map", "vector", "heads")}
+    options = {
+        **TINY,
+        "context": MissionContextConfig(dim=8, heads=2),
+        "sites": ("map", "vector", "heads"),
+    }
     model = ppo({**options, "fusion": fusion, "net_arch": [8]}).learn(32)
     observation = grid_env().reset()
     on_cpu, _ = model.policy.obs_to_tensor(observation)
@@ -325,5 +385,7 @@ def test_cuda_gives_the_outputs_of_the_cpu(fusion: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_ppo_trains_on_cuda() -> None:
     options = {**TINY, "sites": ("map", "heads")}
-    model = PPO(FusionPolicy, grid_env(), n_steps=16, batch_size=8, policy_kwargs=options, device="cuda").learn(64)
+    model = PPO(
+        FusionPolicy, grid_env(), n_steps=16, batch_size=8, policy_kwargs=options, device="cuda"
+    ).learn(64)
     assert all(weight.is_cuda and weight.isfinite().all() for weight in model.policy.parameters())

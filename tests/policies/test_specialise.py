@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fusion_members import CROSS, MEMBERS, O, X, Z, normal, randomise, randomised
+from fusion_members import CROSS, MEMBERS, O, X, Z, normal, randomize, randomized
 from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.preprocessing import preprocess_obs
@@ -31,7 +31,7 @@ from mirl.configs.networks import (
 from mirl.policies import Fusion, FusionExtractor, FusionPolicy
 from mirl.policies.contexts import GoalContext, MissionContext, TaskIdContext
 from mirl.policies.popart import PopArtHead
-from mirl.policies.specialise import fold, specialise_fusion
+from mirl.policies.specialize import fold, specialise_fusion
 
 close = torch.testing.assert_close
 
@@ -44,13 +44,15 @@ def assert_equal_to_scale(got: Tensor, expected: Tensor, tolerance: float = 1e-6
 # ---------------------------------------------------------------------------------------------------------- fusions
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str
+)
 @pytest.mark.parametrize("sizes", [(X, Z, O), (32, 16, 32)], ids=str)
 @pytest.mark.parametrize("member", MEMBERS)
 def test_a_specialised_member_equals_the_general_one(
     member: str, sizes: tuple[int, int, int], dtype: torch.dtype, tolerance: float
 ) -> None:
-    fusion = randomised(member, *sizes).to(dtype)
+    fusion = randomized(member, *sizes).to(dtype)
     z = normal(sizes[1], seed=2).to(dtype)
     plain = specialise_fusion(fusion, z)
     cells = normal(9, 4, sizes[0], seed=1).to(dtype)
@@ -60,26 +62,28 @@ def test_a_specialised_member_equals_the_general_one(
         assert_equal_to_scale(plain(vector), fusion(vector, z.expand(9, -1)), tolerance)
 
 
-@pytest.mark.parametrize("member", ["concat", "bilinear", "low_rank", "hyper", "hyper-affine", "film"])
+@pytest.mark.parametrize(
+    "member", ["concat", "bilinear", "low_rank", "hyper", "hyper-affine", "film"]
+)
 def test_what_is_affine_in_x_becomes_one_linear_layer(member: str) -> None:
-    plain = specialise_fusion(randomised(member), normal(Z))
+    plain = specialise_fusion(randomized(member), normal(Z))
     assert type(plain) is nn.Linear
     assert plain.weight.shape == (O, X)
 
 
 def test_a_hidden_layer_stays_one() -> None:
-    plain = specialise_fusion(randomised("concat-hidden"), normal(Z))
+    plain = specialise_fusion(randomized("concat-hidden"), normal(Z))
     assert [type(layer) for layer in plain.children()] == [nn.Linear, nn.ReLU, nn.Linear]
 
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_specialising_leaves_the_fusion_and_the_random_numbers_alone(member: str) -> None:
-    fusion, cells, state = randomised(member), normal(3, 4, X), torch.get_rng_state()
+    fusion, cells, state = randomized(member), normal(3, 4, X), torch.get_rng_state()
     plain = specialise_fusion(fusion, normal(Z))
     before = plain(cells)
     assert torch.equal(torch.get_rng_state(), state)
-    close(fusion.state_dict(), randomised(member).state_dict(), rtol=0, atol=0)
-    randomise(fusion, seed=1)
+    close(fusion.state_dict(), randomized(member).state_dict(), rtol=0, atol=0)
+    randomize(fusion, seed=1)
     close(plain(cells), before, rtol=0, atol=0)
     assert not before.requires_grad
 
@@ -89,7 +93,7 @@ def test_a_member_without_a_specialised_form_is_named() -> None:
         def interact(self, x: Tensor, z: Tensor, groups: Any) -> Tensor:
             return x
 
-    with pytest.raises(TypeError, match="Another has no specialised form"):
+    with pytest.raises(TypeError, match="Another has no specialized form"):
         fold(Another(X, Z, X), normal(1, Z))
 
 
@@ -108,7 +112,9 @@ SPACE = spaces.Dict(
     }
 )
 MASKED = spaces.Dict({**SPACE, "action_mask": spaces.MultiBinary(5)})
-PIXELS = spaces.Dict({"image": spaces.Box(0, 255, (3, 16, 24), np.uint8), "task": spaces.Discrete(3)})
+PIXELS = spaces.Dict(
+    {"image": spaces.Box(0, 255, (3, 16, 24), np.uint8), "task": spaces.Discrete(3)}
+)
 FUSIONS: dict[str, str | FusionConfig] = {
     "concat": ConcatConfig(hidden=6),
     **{name: name for name in ("bilinear", "low_rank", "hyper", "film", "gate")},
@@ -140,9 +146,18 @@ def policy_of(
     """With random weights, at which the context counts."""
     torch.manual_seed(0)
     encoder_config, space = SEEN[encoder]
-    parts = {"fusion": FUSIONS[fusion], "sites": sites, "context": ASKED[key][0], "encoder": encoder_config}
+    parts = {
+        "fusion": FUSIONS[fusion],
+        "sites": sites,
+        "context": ASKED[key][0],
+        "encoder": encoder_config,
+    }
     policy = FusionPolicy(
-        space, action_space or spaces.Discrete(5), lambda _: 1e-3, **parts, **{"net_arch": [8], **options}
+        space,
+        action_space or spaces.Discrete(5),
+        lambda _: 1e-3,
+        **parts,
+        **{"net_arch": [8], **options},
     )
     with torch.no_grad():
         for weight in policy.parameters():
@@ -154,7 +169,9 @@ def policy_of(
 def asked(space: spaces.Dict, key: str, size: int = 7) -> dict[str, np.ndarray]:
     """Random observations that share a context."""
     space.seed(1)
-    samples = [{**space.sample(), key: np.asarray(ASKED[key][1], space[key].dtype)} for _ in range(size)]
+    samples = [
+        {**space.sample(), key: np.asarray(ASKED[key][1], space[key].dtype)} for _ in range(size)
+    ]
     return {name: np.stack([sample[name] for sample in samples]) for name in space}
 
 
@@ -162,18 +179,22 @@ def tensors(observation: dict[str, np.ndarray], but: str = "") -> dict[str, Tens
     return {name: torch.from_numpy(array) for name, array in observation.items() if name != but}
 
 
-def assert_specialised_equals(policy: FusionPolicy, key: str, value_tolerance: float = 1e-6) -> None:
+def assert_specialised_equals(
+    policy: FusionPolicy, key: str, value_tolerance: float = 1e-6
+) -> None:
     space = policy.observation_space
     assert isinstance(space, spaces.Dict)
     observation = asked(space, key)
     general, _ = policy.obs_to_tensor(observation)
-    logits, values = policy.specialise(ASKED[key][1])(tensors(observation, but=key))
+    logits, values = policy.specialize(ASKED[key][1])(tensors(observation, but=key))
     with torch.no_grad():
         distribution = policy.get_distribution(general).distribution
         assert_equal_to_scale(values, policy.predict_values(general), value_tolerance)
         assert_equal_to_scale(logits.log_softmax(-1), distribution.logits)  # type: ignore[union-attr]
         assert logits.std(dim=0).min() > 1e-3, "it does not see"
-    others = policy.specialise({"task": 0, "mission": [1] * 6, "desired_goal": np.ones((2, 2))}[key])
+    others = policy.specialize(
+        {"task": 0, "mission": [1] * 6, "desired_goal": np.ones((2, 2))}[key]
+    )
     assert (others(tensors(observation))[1] - values).abs().max() > 1e-3, "it does not listen"
 
 
@@ -206,47 +227,65 @@ def test_it_does_with_every_encoder_and_architecture(encoder: str, net_arch: Any
     ],
     ids=["MultiDiscrete", "MultiBinary", "Box", "Box-gSDE"],
 )
-def test_the_parameters_make_the_policys_distribution(action_space: spaces.Space[Any], use_sde: bool) -> None:
-    policy, observation = policy_of(action_space=action_space, use_sde=use_sde), asked(SPACE, "task")
+def test_the_parameters_make_the_policys_distribution(
+    action_space: spaces.Space[Any], use_sde: bool
+) -> None:
+    policy, observation = (
+        policy_of(action_space=action_space, use_sde=use_sde),
+        asked(SPACE, "task"),
+    )
     expected = policy.get_distribution(policy.obs_to_tensor(observation)[0])
     actions = expected.sample()
     log_prob, mode = expected.log_prob(actions), expected.mode()
-    parameters, _ = policy.specialise(2)(tensors(observation))
+    parameters, _ = policy.specialize(2)(tensors(observation))
     if isinstance(action_space, spaces.Box):
         assert_equal_to_scale(parameters, mode)
     else:  # the same distribution, made from our logits
-        assert_equal_to_scale(policy.action_dist.proba_distribution(parameters).log_prob(actions), log_prob)  # type: ignore[call-arg]
+        assert_equal_to_scale(
+            policy.action_dist.proba_distribution(parameters).log_prob(actions), log_prob
+        )  # type: ignore[call-arg]
 
 
 def test_pixels_may_come_as_the_environment_or_as_sb3_has_them() -> None:
-    specialised, observation = policy_of(encoder="image").specialise(2), tensors(asked(PIXELS, "task"))
+    specialized, observation = (
+        policy_of(encoder="image").specialize(2),
+        tensors(asked(PIXELS, "task")),
+    )
     channels_last = {"image": observation["image"].permute(0, 2, 3, 1).contiguous()}
-    close(specialised(channels_last), specialised(observation), rtol=1e-5, atol=1e-5)
+    close(specialized(channels_last), specialized(observation), rtol=1e-5, atol=1e-5)
 
 
-def test_an_extractor_of_unmodified_sb3_can_be_specialised() -> None:
+def test_an_extractor_of_unmodified_sb3_can_be_specialized() -> None:
     env = DummyVecEnv([lambda: SampledEnv(SPACE, spaces.Discrete(3))])
-    options = {"context": TaskIdContextConfig(dim=8), "encoder": GridEncoderConfig(channels=8, features_dim=12)}
-    kwargs = {"features_extractor_class": FusionExtractor, "features_extractor_kwargs": {**options, "sites": ("map",)}}
+    options = {
+        "context": TaskIdContextConfig(dim=8),
+        "encoder": GridEncoderConfig(channels=8, features_dim=12),
+    }
+    kwargs = {
+        "features_extractor_class": FusionExtractor,
+        "features_extractor_kwargs": {**options, "sites": ("map",)},
+    }
     model = DQN("MultiInputPolicy", env, buffer_size=10, policy_kwargs=kwargs, device="cpu")
     extractor = model.policy.q_net.features_extractor
-    randomise(extractor)
+    randomize(extractor)
     observation = tensors(asked(SPACE, "task"))
     expected = extractor(preprocess_obs(observation, SPACE))
-    features = extractor.specialise(2)(observation)
+    features = extractor.specialize(2)(observation)
     assert_equal_to_scale(features, expected)
     assert features.shape == (7, 12)
 
 
 def test_nothing_of_the_context_is_left() -> None:
     policy = policy_of(key="mission", share_features_extractor=False)
-    specialised = policy.specialise(ASKED["mission"][1])
-    parts = [type(module) for module in specialised.modules()]
-    assert not {Fusion, *Fusion.__subclasses__(), MissionContext, TaskIdContext, GoalContext} & {*parts}
-    assert not specialised.training
-    assert not any(weight.requires_grad for weight in specialised.parameters())
+    specialized = policy.specialize(ASKED["mission"][1])
+    parts = [type(module) for module in specialized.modules()]
+    assert not {Fusion, *Fusion.__subclasses__(), MissionContext, TaskIdContext, GoalContext} & {
+        *parts
+    }
+    assert not specialized.training
+    assert not any(weight.requires_grad for weight in specialized.parameters())
     storages = {weight.data_ptr() for weight in policy.parameters()}
-    assert not {weight.data_ptr() for weight in specialised.parameters()} & storages
+    assert not {weight.data_ptr() for weight in specialized.parameters()} & storages
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
@@ -257,23 +296,44 @@ def test_a_specialised_bilinear_policy_is_no_larger_than_a_concat_policy_without
         return sum(weight.numel() for weight in module.parameters())
 
     torch.manual_seed(0)
-    options = {"context": ASKED["task"][0], "sites": ("map", "vector", "heads"), "share_features_extractor": share}
+    options = {
+        "context": ASKED["task"][0],
+        "sites": ("map", "vector", "heads"),
+        "share_features_extractor": share,
+    }
     bilinear, concat = (
         FusionPolicy(SPACE, spaces.Discrete(5), lambda _: 1e-3, fusion=fusion, **options)  # type: ignore[arg-type]
         for fusion in ("bilinear", "concat")
     )
-    encoders = {*(extractor.context for extractor in (concat.pi_features_extractor, concat.vf_features_extractor))}
-    assert size(bilinear.specialise(2)) <= size(concat) - sum(size(encoder) for encoder in encoders)  # type: ignore[arg-type]
-    assert size(bilinear) > 2 * size(bilinear.specialise(2))
+    encoders = {
+        *(
+            extractor.context
+            for extractor in (concat.pi_features_extractor, concat.vf_features_extractor)
+        )
+    }
+    assert size(bilinear.specialize(2)) <= size(concat) - sum(size(encoder) for encoder in encoders)  # type: ignore[arg-type]
+    assert size(bilinear) > 2 * size(bilinear.specialize(2))
 
 
 @pytest.mark.parametrize(
     ("key", "context", "message"),
     [
-        ("mission", [4, 9, 2], r"under 'mission', shape \(6,\) of int16, got shape \(3,\) of int64$"),
-        ("mission", "go to the red door", "got shape .* of <U18; mirl.envs.tokenise makes token ids of a text"),
+        (
+            "mission",
+            [4, 9, 2],
+            r"under 'mission', shape \(6,\) of int16, got shape \(3,\) of int64$",
+        ),
+        (
+            "mission",
+            "go to the red door",
+            "got shape .* of <U18; mirl.envs.tokenize makes token ids of a text",
+        ),
         ("mission", [4.5, 0, 0, 0, 0, 0], "got shape .* of float64"),
-        ("mission", [4, 9, 21, 0, 0, 0], r"expected a context in Box\(0, 20, .* got \[4, 9, 21, 0, 0, 0\]"),
+        (
+            "mission",
+            [4, 9, 21, 0, 0, 0],
+            r"expected a context in Box\(0, 20, .* got \[4, 9, 21, 0, 0, 0\]",
+        ),
         ("mission", [[4, 9, 2, 0, 0, 0]], r"got shape \(1, 6\)"),
         ("task", 3, r"expected a context in Discrete\(3\) under 'task', got 3"),
         ("task", -1, r"expected a context in Discrete\(3\)"),
@@ -284,15 +344,19 @@ def test_a_specialised_bilinear_policy_is_no_larger_than_a_concat_policy_without
 )
 def test_a_context_that_does_not_fit_is_refused(key: str, context: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        policy_of(key=key).specialise(context)
+        policy_of(key=key).specialize(context)
 
 
 def test_observations_that_do_not_fit_are_refused() -> None:
-    specialised, observation = policy_of().specialise(2), tensors(asked(SPACE, "task"))
-    with pytest.raises(ValueError, match=r"expected the keys image, buttons, dials, direction, got direction$"):
-        specialised({"direction": observation["direction"]})
-    with pytest.raises(ValueError, match=r"'image' expects a batch of shape \(5, 5, 3\), got \(5, 5, 3\)"):
-        specialised({**observation, "image": observation["image"][0]})
+    specialized, observation = policy_of().specialize(2), tensors(asked(SPACE, "task"))
+    with pytest.raises(
+        ValueError, match=r"expected the keys image, buttons, dials, direction, got direction$"
+    ):
+        specialized({"direction": observation["direction"]})
+    with pytest.raises(
+        ValueError, match=r"'image' expects a batch of shape \(5, 5, 3\), got \(5, 5, 3\)"
+    ):
+        specialized({**observation, "image": observation["image"][0]})
 
 
 # ------------------------------------------------------------------------------------- values per task, action masks
@@ -302,7 +366,9 @@ ROUNDING = 1e-5
 """Of values that are σ n + μ, with a mean μ of the size of the values."""
 
 
-def popart_policy(sites: tuple[Any, ...], key: str, fusion: str = "bilinear", **options: Any) -> FusionPolicy:
+def popart_policy(
+    sites: tuple[Any, ...], key: str, fusion: str = "bilinear", **options: Any
+) -> FusionPolicy:
     """Whose tasks differ in scale."""
     policy = policy_of(fusion, sites=sites, key=key, popart=True, **options)
     assert isinstance(policy.value_net, PopArtHead)
@@ -314,47 +380,55 @@ def popart_policy(sites: tuple[Any, ...], key: str, fusion: str = "bilinear", **
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
 @pytest.mark.parametrize("key", ["task", "mission"])
 @pytest.mark.parametrize("sites", HEADS, ids=str)
-def test_the_value_of_a_specialised_policy_is_that_of_its_task(sites: tuple[Any, ...], key: str, share: bool) -> None:
+def test_the_value_of_a_specialised_policy_is_that_of_its_task(
+    sites: tuple[Any, ...], key: str, share: bool
+) -> None:
     policy = popart_policy(sites, key, share_features_extractor=share)
     for task in (2,) if key == "task" else (0, 1, 2):
         observation = {**asked(SPACE, key), "task": np.full(7, task)}
         general, _ = policy.obs_to_tensor(observation)
-        specialised = policy.specialise(ASKED[key][1], **({} if key == "task" else {"task": task}))
-        values = specialised(tensors(observation, but="task"))[1]
+        specialized = policy.specialize(ASKED[key][1], **({} if key == "task" else {"task": task}))
+        values = specialized(tensors(observation, but="task"))[1]
         assert_equal_to_scale(values, policy.predict_values(general), ROUNDING)
-        assert not {PopArtHead, Fusion} & {type(module) for module in specialised.modules()}
+        assert not {PopArtHead, Fusion} & {type(module) for module in specialized.modules()}
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_it_is_with_every_fusion(fusion: str) -> None:
-    assert_specialised_equals(popart_policy(("map", "vector", "heads"), "task", fusion), "task", ROUNDING)
+    assert_specialised_equals(
+        popart_policy(("map", "vector", "heads"), "task", fusion), "task", ROUNDING
+    )
 
 
 @pytest.mark.parametrize("task", [-1, 3])
 def test_a_task_that_is_none_of_the_policys_is_refused(task: int) -> None:
     with pytest.raises(ConfigError, match=f"expected a task from 0 to 2, got {task}"):
-        popart_policy(("heads",), "mission").specialise(ASKED["mission"][1], task=task)
+        popart_policy(("heads",), "mission").specialize(ASKED["mission"][1], task=task)
 
 
 @pytest.mark.parametrize("sites", HEADS, ids=str)
-def test_a_specialised_policy_masks_the_actions_that_its_policy_masks(sites: tuple[Any, ...]) -> None:
+def test_a_specialised_policy_masks_the_actions_that_its_policy_masks(
+    sites: tuple[Any, ...],
+) -> None:
     policy, observation = policy_of(sites=sites, encoder="masked"), asked(MASKED, "task", size=40)
     observation["action_mask"][0] = 0
     observation["action_mask"][1:, 4] = 1
-    specialised = policy.specialise(2)
-    logits, _ = specialised(tensors(observation, but="task"))
+    specialized = policy.specialize(2)
+    logits, _ = specialized(tensors(observation, but="task"))
     expected = policy.get_distribution(policy.obs_to_tensor(observation)[0]).distribution
     close(logits.softmax(-1), expected.probs, rtol=1e-4, atol=1e-6)  # type: ignore[union-attr]
     assert not logits.softmax(-1)[1:][observation["action_mask"][1:] == 0].any()
     del observation["action_mask"]
     with pytest.raises(ValueError, match=r"expected the keys .*, action_mask, got "):
-        specialised(tensors(observation))
+        specialized(tensors(observation))
 
 
 def test_a_picture_of_the_goal_can_be_the_one_context() -> None:
     codes = np.full((5, 5, 2), 2, np.uint8)
     picture = spaces.Box(np.zeros_like(codes), codes, (5, 5, 2), np.uint8)
-    space = spaces.Dict({"desired_goal": picture, "observation": spaces.Box(-1, 1, (3,), np.float32)})
+    space = spaces.Dict(
+        {"desired_goal": picture, "observation": spaces.Box(-1, 1, (3,), np.float32)}
+    )
     torch.manual_seed(0)
     context = GoalContextConfig(encoder="grid", dim=8)
     policy = FusionPolicy(space, spaces.Discrete(3), lambda _: 1e-3, context=context)
@@ -364,9 +438,9 @@ def test_a_picture_of_the_goal_can_be_the_one_context() -> None:
     space.seed(0)
     goals, seen = picture.sample(), np.stack([space["observation"].sample() for _ in range(4)])
     general, _ = policy.obs_to_tensor({"observation": seen, "desired_goal": np.stack([goals] * 4)})
-    values = policy.specialise(goals)({"observation": torch.from_numpy(seen)})[1]
+    values = policy.specialize(goals)({"observation": torch.from_numpy(seen)})[1]
     assert_equal_to_scale(values, policy.predict_values(general))
-    assert policy.distinct_key == "desired_goal", "few pictures are distinct"
+    assert policy.grouped_context_key == "desired_goal", "few pictures are distinct"
 
 
 # ----------------------------------------------------------------------------------------------------------- export
@@ -374,13 +448,15 @@ def test_a_picture_of_the_goal_can_be_the_one_context() -> None:
 
 @pytest.mark.parametrize("encoder", ["grid", "image", "masked"])
 @pytest.mark.parametrize("fusion", ["bilinear", "concat", "gate", "attention", "softmax", "metric"])
-def test_a_specialised_policy_can_be_exported_for_batches_of_any_size(fusion: str, encoder: str) -> None:
+def test_a_specialised_policy_can_be_exported_for_batches_of_any_size(
+    fusion: str, encoder: str
+) -> None:
     policy = policy_of(fusion, encoder=encoder, popart=encoder == "masked")
-    specialised = policy.specialise(2)
+    specialized = policy.specialize(2)
     observation = tensors(asked(SEEN[encoder][1], "task"), but="task")
-    inputs = {key: observation[key] for key in specialised.keys}
+    inputs = {key: observation[key] for key in specialized.keys}
     any_size = {key: {0: torch.export.Dim("batch", min=1)} for key in inputs}
-    program = torch.export.export(specialised, (inputs,), dynamic_shapes=(any_size,)).module()
+    program = torch.export.export(specialized, (inputs,), dynamic_shapes=(any_size,)).module()
     for size in (1, 2, 3, 7):
         some = {key: value[:size] for key, value in inputs.items()}
-        close(program(some), specialised(some), rtol=0, atol=1e-6)
+        close(program(some), specialized(some), rtol=0, atol=1e-6)

@@ -63,7 +63,7 @@ CONTEXT_WEIGHTS = {
     "attention-sigmoid": ("to_mask.project.weight", "to_mask.shift.weight"),
     "attention-softmax": ("to_mask.project.weight", "to_mask.shift.weight"),
     "attention-cross": ("project.weight",),
-    "metric": ("read.weight",),
+    "metric": ("output.weight",),
 }
 """What stands between the context and the output, and starts at zero."""
 
@@ -74,7 +74,13 @@ CONTEXTS: dict[str, Any] = {
 }
 
 
-def build(policy: str | type[ActorCriticPolicy], fusion: str, sites: tuple[str, ...], key: str, **options: Any) -> PPO:
+def build(
+    policy: str | type[ActorCriticPolicy],
+    fusion: str,
+    sites: tuple[str, ...],
+    key: str,
+    **options: Any,
+) -> PPO:
     parts = {
         "fusion": FUSIONS[fusion],
         "sites": sites,
@@ -84,7 +90,14 @@ def build(policy: str | type[ActorCriticPolicy], fusion: str, sites: tuple[str, 
     extractor = {"features_extractor_class": FusionExtractor, "features_extractor_kwargs": parts}
     policy_kwargs = {"net_arch": [8], **(parts if policy is FusionPolicy else extractor), **options}
     return PPO(
-        policy, ENV, n_steps=8, batch_size=8, learning_rate=0.02, policy_kwargs=policy_kwargs, seed=0, device="cpu"
+        policy,
+        ENV,
+        n_steps=8,
+        batch_size=8,
+        learning_rate=0.02,
+        policy_kwargs=policy_kwargs,
+        seed=0,
+        device="cpu",
     )
 
 
@@ -103,13 +116,19 @@ def outputs(policy: ActorCriticPolicy, observation: dict[str, np.ndarray]) -> Te
 
 
 def under_other_contexts(observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {**observation, "mission": observation["mission"][::-1].copy(), "task": (observation["task"] + 1) % N_TASKS}
+    return {
+        **observation,
+        "mission": observation["mission"][::-1].copy(),
+        "task": (observation["task"] + 1) % N_TASKS,
+    }
 
 
 def fusions_of(policy: nn.Module) -> list[tuple[str, Fusion]]:
     """Each fusion once, though actor and critic share theirs; one inside another is part of it."""
     found = {name: module for name, module in policy.named_modules() if isinstance(module, Fusion)}
-    return [(name, module) for name, module in found.items() if name.rpartition(".")[0] not in found]
+    return [
+        (name, module) for name, module in found.items() if name.rpartition(".")[0] not in found
+    ]
 
 
 WAYS = [
@@ -132,14 +151,18 @@ def test_the_first_policy_and_value_ignore_the_context(
     seen = observations(12)
     with torch.no_grad():
         y = outputs(model.policy, seen)
-        torch.testing.assert_close(outputs(model.policy, under_other_contexts(seen)), y, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            outputs(model.policy, under_other_contexts(seen)), y, rtol=1e-6, atol=1e-6
+        )
         assert y.std(dim=0).min() > 1e-6, "it ignores what is seen, too"
 
 
 @pytest.mark.parametrize("popart", [False, True], ids=["one-scale", "popart"])
 @pytest.mark.parametrize("sites", [("map",), ("map", "heads")], ids=str)
 def test_the_first_values_are_near_zero(sites: tuple[str, ...], popart: bool) -> None:
-    values = outputs(build(FusionPolicy, "bilinear", sites, "task", popart=popart).policy, observations(12))[:, -1]
+    values = outputs(
+        build(FusionPolicy, "bilinear", sites, "task", popart=popart).policy, observations(12)
+    )[:, -1]
     assert 0 < values.abs().max() < 0.05
 
 
@@ -166,16 +189,23 @@ def test_the_first_two_gradients_reach_the_context(
             assert gradient is not None, f"{name}.{weight}"
             assert gradient.any(), f"{name}.{weight}"
             assert not module.get_parameter(weight).any(), f"{name}.{weight}"
-    assert not any(weight.grad is not None and weight.grad.any() for weight in context_weights(model.policy))
+    assert not any(
+        weight.grad is not None and weight.grad.any() for weight in context_weights(model.policy)
+    )
     model.policy.optimizer.step()
     backward()
-    assert all(weight.grad is not None and weight.grad.any() for weight in last_weights_of_context(model.policy))
+    assert all(
+        weight.grad is not None and weight.grad.any()
+        for weight in last_weights_of_context(model.policy)
+    )
     changes = []
     for _ in range(5):  # the first ones may be lost in float32
         model.policy.optimizer.step()
         backward()
         with torch.no_grad():
-            changes.append(outputs(model.policy, seen) - outputs(model.policy, under_other_contexts(seen)))
+            changes.append(
+                outputs(model.policy, seen) - outputs(model.policy, under_other_contexts(seen))
+            )
     assert torch.stack(changes).abs().max() > 1e-5
 
 
