@@ -95,8 +95,8 @@ def _find(model: type[BaseModel], location: Sequence[str | int]) -> _Place:
     for part in location:
         members = _members_by_kind(place.classes)
         if part in members:
-            place.union = members
             place.kind = str(part)
+            place.union = members
             place.classes = [members[place.kind]]
             continue
         place.path.append(str(part))
@@ -109,9 +109,9 @@ def _find(model: type[BaseModel], location: Sequence[str | int]) -> _Place:
     return place
 
 
-def _members_by_kind(classes: Sequence[type[BaseModel]]) -> dict[str | int, type[BaseModel]]:
+def _members_by_kind(classes: Sequence[type[BaseModel]]) -> dict[str, type[BaseModel]]:
     """Return the classes that have a ``kind``, by its value."""
-    members: dict[str | int, type[BaseModel]] = {}
+    members: dict[str, type[BaseModel]] = {}
     for config_class in classes:
         if "kind" in config_class.model_fields:
             members[config_class.model_fields["kind"].default] = config_class
