@@ -1,11 +1,11 @@
-"""Words as a command line may hold them, right and wrong, for hypothesis."""
+"""Valid and invalid command-line arguments, as strategies for hypothesis."""
 
 from hypothesis import strategies as st
 
-from mirl.configs.compose import GROUPS, fields_of, presets
+from mirl.configs.compose import GROUPS, option_names, presets
 from mirl.configs.schema import EvalConfig, TrainConfig
 
-KEYS = sorted({*fields_of([TrainConfig])})
+KEYS = sorted(set(option_names([TrainConfig])))
 PIECES = [
     *(
         "[",

@@ -143,9 +143,10 @@ def test_saved_config_is_migrated() -> None:
         task["success"] = "any_step"
 
     assert migrate_config(old) == expected
-    assert validate(TrainConfig, migrate_config(old)).run_name == compose_train(
-        ["task=door_colors", "split=new_color"]
-    ).run_name
+    assert (
+        validate(TrainConfig, migrate_config(old)).run_name
+        == compose_train(["task=door_colors", "split=new_color"]).run_name
+    )
 
 
 def test_migration_copies_its_input() -> None:
