@@ -1,15 +1,16 @@
-"""``--help`` is complete, and neither it nor a mistake waits for torch."""
+"""``--help`` is complete; neither it nor an error message imports torch."""
 
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from mirl.configs.command_line import console_entry, eval_help, train_help
-from mirl.configs.compose import GROUPS, fields_of, presets
-from mirl.configs.errors import ConfigError
+from mirl.configs.command_line import command, console_entry, eval_help, train_help
+from mirl.configs.compose import GROUPS, option_names, presets
+from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.schema import EvalConfig, TrainConfig
 
 HEAVY = ("torch", "gymnasium", "stable_baselines3", "minigrid", "envpool", "tensorboard")
@@ -23,33 +24,40 @@ with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         importlib.import_module(module).main()
     except SystemExit as exit:
         code = exit.code
-print(json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue(), "modules": sorted(sys.modules)}))
+print(json.dumps({
+    "code": code,
+    "out": out.getvalue(),
+    "err": err.getvalue(),
+    "modules": sorted(sys.modules),
+}))
 """
+"""Program that runs a command and reports its output and the imported modules."""
 
 
 def options(model: type[TrainConfig] | type[EvalConfig]) -> list[str]:
-    return sorted({name for name in fields_of([model]) if not name.endswith(".kind")})
+    """Return the options of a command that users set."""
+    return sorted({name for name in option_names([model]) if not name.endswith(".kind")})
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_every_group_and_preset_is_listed(group: str) -> None:
+def test_help_lists_groups_and_presets(group: str) -> None:
     (line,) = re.findall(rf"^  {group} +(\S.*)$", train_help(), re.MULTILINE)
     assert line.replace("*", "").split() == presets(group)
 
 
-def test_the_default_presets_are_marked() -> None:
+def test_default_presets_are_marked() -> None:
     assert re.findall(r"(\w+)\*  ?|(\w+)\*$", train_help(), re.MULTILINE)
     for preset in ("goto_door*", "bilinear*", "mission*", "grid*", "ppo*"):
         assert f" {preset}" in train_help()
 
 
 @pytest.mark.parametrize("option", options(TrainConfig))
-def test_every_option_of_train_is_listed_and_explained(option: str) -> None:
+def test_train_help_explains_option(option: str) -> None:
     assert re.search(rf"^ +{re.escape(option)}(:| \(.*\)) +\S", train_help(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("option", options(EvalConfig))
-def test_every_option_of_eval_is_listed_and_explained(option: str) -> None:
+def test_eval_help_explains_option(option: str) -> None:
     assert re.search(rf"^ +{option} \(.*\) +\S", eval_help(), re.MULTILINE)
 
 
@@ -64,21 +72,22 @@ def test_every_option_of_eval_is_listed_and_explained(option: str) -> None:
         ("mirl.eval", ["chekpoint=best"], 2),
     ],
 )
-def test_help_and_mistakes_never_import_torch(module: str, argv: list[str], code: int) -> None:
+def test_help_and_errors_skip_torch(module: str, argv: list[str], code: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROBE, module, *argv], capture_output=True, check=True, timeout=60
     )
-    said = json.loads(done.stdout)
-    assert said["code"] == code
-    assert (
-        said["out"].startswith(("Train", "Evaluate"))
-        if code == 0
-        else said["err"].startswith("error: ")
-    )
-    assert not {*HEAVY} & {*said["modules"]}
+    report = json.loads(done.stdout)
+    assert report["code"] == code
+    if code == 0:
+        assert report["out"].startswith(("Train", "Evaluate"))
+    else:
+        assert report["err"].startswith("error: ")
+    assert not {*HEAVY} & {*report["modules"]}
 
 
-def entry(monkeypatch: pytest.MonkeyPatch, raised: BaseException) -> int:
+def run_entry(monkeypatch: pytest.MonkeyPatch, raised: BaseException) -> int:
+    """Return the exit code of a command that raises."""
+
     def run(argv: list[str]) -> int:
         raise raised
 
@@ -86,20 +95,40 @@ def entry(monkeypatch: pytest.MonkeyPatch, raised: BaseException) -> int:
     return console_entry(run, train_help)
 
 
-def test_a_mistake_is_one_message_and_exit_code_2(
+def test_config_error_exits_with_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert entry(monkeypatch, ConfigError("no such thing")) == 2
+    assert run_entry(monkeypatch, ConfigError("no such thing")) == 2
     assert capsys.readouterr() == ("", "error: no such thing\n")
 
 
-def test_ctrl_c_outside_of_training_leaves_without_a_traceback(
+def test_run_error_exits_with_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert entry(monkeypatch, KeyboardInterrupt()) == 130
+    assert run_entry(monkeypatch, RunError("disk full")) == 1
+    assert capsys.readouterr() == ("", "error: disk full\n")
+
+
+def test_ctrl_c_exits_without_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C outside of the training loop ends the command with exit code 130."""
+    assert run_entry(monkeypatch, KeyboardInterrupt()) == 130
     assert capsys.readouterr() == ("", "stopped\n")
 
 
-def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError):
-        entry(monkeypatch, ZeroDivisionError())
+        run_entry(monkeypatch, ZeroDivisionError())
+
+
+def test_command_path_is_relative_inside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A command inside the current folder has a relative path, any other an absolute one."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    monkeypatch.chdir(tmp_path)
+    assert command("tensorboard") == ".venv/bin/tensorboard"
+    monkeypatch.chdir(tmp_path.parent)
+    assert command("tensorboard") == f"{tmp_path.name}/.venv/bin/tensorboard"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert command("tensorboard") == str(tmp_path / ".venv" / "bin" / "tensorboard")
