@@ -363,7 +363,7 @@ class NetworkConfig(Config):
     )
     """Encoder of the observation."""
     sites: Annotated[tuple[Site, ...], AllowSingleName] = ("vector", "heads")
-    """Where to fuse: the feature map, the feature vector, the policy and value heads."""
+    """Sites of the fusion: the feature map, the feature vector, the policy and value heads."""
     memory: Annotated[MemoryConfig, Field(discriminator="kind")] = NoMemoryConfig()
     """Recurrent core between the features extractor and the policy and value networks."""
     observation_keys: tuple[str, ...] | None = None

@@ -98,7 +98,7 @@ class TrainConfig(Config):
     ``lowest_success`` and ``learning_progress`` prefer tasks with a low or a changing success
     rate."""
     sites: Annotated[tuple[Site, ...], AllowSingleName] = ("map", "heads")
-    """Where to fuse, one or several: the feature map, the feature vector, the policy and value
+    """Sites of the fusion, one or several: the feature map, the feature vector, the policy and value
     heads."""
     name: str = ""
     """Name of the run directory; empty for
