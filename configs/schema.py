@@ -98,8 +98,8 @@ class TrainConfig(Config):
     ``lowest_success`` and ``learning_progress`` prefer tasks with a low or a changing success
     rate."""
     sites: Annotated[tuple[Site, ...], AllowSingleName] = ("map", "heads")
-    """Sites of the fusion, one or several: the feature map, the feature vector, the policy and value
-    heads."""
+    """Sites of the fusion, one or several: the feature map, the feature vector, the policy and
+    value heads."""
     name: str = ""
     """Name of the run directory; empty for
     ``<task>-<fusion>[-<memory>]-<agent>[-<split>]-seed<seed>``."""

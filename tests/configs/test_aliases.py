@@ -5,8 +5,8 @@ import sys
 import warnings
 from typing import Any
 
-import yaml
 import pytest
+import yaml
 
 from mirl.configs import aliases
 from mirl.configs.aliases import (
@@ -19,7 +19,7 @@ from mirl.configs.aliases import (
 )
 from mirl.configs.compose import compose_train, presets, validate
 from mirl.configs.schema import TrainConfig
-from mirl.configs.tasks import TaskConfig
+from mirl.configs.tasks import SuiteConfig, TaskConfig
 
 OLD_SUCCESS = "task.tasks=[{name: reach, env_id: Meta-World/reach-v3, success: ever}]"
 NEW_SUCCESS = "task.tasks=[{name: reach, env_id: Meta-World/reach-v3, success: any_step}]"
@@ -74,10 +74,10 @@ def test_second_use_does_not_warn(old: list[str]) -> None:
 
 def test_several_tasks_warn_once() -> None:
     """A suite of tasks with the same old value causes one warning, not one per task."""
+    tasks = [{"name": name, "env_id": "X-v0", "success": "ever"} for name in "ab"]
     with pytest.warns(FutureWarning) as caught:
-        for name in "ab":
-            task = TaskConfig(name=name, env_id="X-v0", success="ever")
-            assert task.success == "any_step"
+        suite = SuiteConfig.model_validate({"name": "two", "tasks": tasks})
+    assert [task.success for task in suite.tasks] == ["any_step", "any_step"]
     assert len(caught) == 1
 
 

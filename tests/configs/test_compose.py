@@ -192,7 +192,8 @@ def test_suite_from_command_line() -> None:
         ),
         (
             "task=goto_dor",
-            "unknown task 'goto_dor': expected a preset or an environment id. Did you mean 'goto_door'?",
+            "unknown task 'goto_dor': expected a preset or an environment id. "
+            "Did you mean 'goto_door'?",
         ),
         ("fusion.kind=flim", "unknown fusion 'flim'. Did you mean 'film'?"),
         (

@@ -10,7 +10,7 @@ from mirl.configs.validation_messages import MAX_SHOWN_CHARACTERS, config_classe
 
 
 def test_config_classes_of_an_annotation() -> None:
-    """A class, the members of a union, and the items of a tuple are found; other types have none."""
+    """A class, the members of a union, or the items of a tuple; other types have none."""
     assert config_classes(FilmConfig) == [FilmConfig]
     assert config_classes(FilmConfig | GateConfig) == [FilmConfig, GateConfig]
     assert config_classes(tuple[TaskConfig, ...]) == [TaskConfig]
