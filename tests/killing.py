@@ -43,7 +43,7 @@ def kill_at(patch: pytest.MonkeyPatch, moment: int) -> None:
 def assert_kills_change_nothing(
     monkeypatch: pytest.MonkeyPatch, whole: TrainConfig, cut: TrainConfig
 ) -> None:
-    """Check that two runs of one configuration end alike, though the second is killed five times."""
+    """Check that two runs of a configuration end alike, one of which is killed five times."""
     # TensorBoard orders event files by the second of their creation, so each needs another one
     clock = SimpleNamespace(time=itertools.count(1_000_000_000).__next__)
     monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time", clock)

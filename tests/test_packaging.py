@@ -34,7 +34,7 @@ def pyproject() -> dict[str, Any]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Return the names of the files in a wheel.
 
-    It is built from a copy, because a build in place leaves a build/ folder that the next one reads.
+    It is built from a copy: a build in place leaves a build/ folder that the next build reads.
     """
     source = tmp_path_factory.mktemp("source")
     for path in ROOT.iterdir():
