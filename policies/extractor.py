@@ -190,7 +190,7 @@ class FusionExtractor(BaseFeaturesExtractor):
         if (
             isinstance(to_cells, GridCells)
             and isinstance(fusion, Fusion)
-            and fusion.treats_positions_alike
+            and fusion.is_positionwise
         ):
             values, groups = context
             kinds, index = to_cells.cell_types(), to_cells.cell_type_ids(image)

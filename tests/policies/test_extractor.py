@@ -304,7 +304,7 @@ def test_cells_fused_once_per_kind_equal_those_fused_one_by_one(context: str, fu
     extractor.map_fusion.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape))
     results = []
     for per_kind in (True, False):
-        with patch.object(Fusion, "treats_positions_alike", per_kind):
+        with patch.object(Fusion, "is_positionwise", per_kind):
             features = extractor(batch)
         assert sizes.pop()[-2] == (6 if per_kind else 16)
         extractor.zero_grad()
