@@ -1,5 +1,6 @@
 """Values that pass between the parts of a network: contexts, distinct rows, features for the heads."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -50,6 +51,10 @@ class UniqueRows(NamedTuple):
     """The distinct rows."""
     groups: ContextGroups
     """For each row of the batch, which of the distinct rows it equals."""
+
+
+Observations = Mapping[str, Tensor | UniqueRows]
+"""A batch of observations after SB3's preprocessing; the context may come as ``UniqueRows``."""
 
 
 def unique_rows(rows: Int[Tensor, "batch length"]) -> UniqueRows:

@@ -1,7 +1,6 @@
-"""``FusionPolicy``: an actor-critic policy whose policy and value heads are interactions with the context."""
+"""Actor-critic policy whose networks fuse the observation with the context."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -14,9 +13,14 @@ from stable_baselines3.common.distributions import (
     Distribution,
     StateDependentNoiseDistribution,
 )
-from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import (
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
 from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule, TensorDict
 from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
@@ -32,8 +36,8 @@ from mirl.configs.networks import (
 from mirl.policies.action_mask import has_action_mask, mask_logits
 from mirl.policies.contexts import GoalContext
 from mirl.policies.extractor import FusionExtractor, extractor_part
-from mirl.policies.features import Features, UniqueRows
-from mirl.policies.fusions import Fusion, build_fusion
+from mirl.policies.features import Features, Observations, UniqueRows
+from mirl.policies.fusions import RELU_GAIN, Fusion, build_fusion
 from mirl.policies.heads import HEAD_GAIN, ContextMlpExtractor, FusionHead, VectorHead
 from mirl.policies.popart import PopArtHead, get_n_tasks
 from mirl.policies.routing import choose_network, resolve_network
@@ -90,8 +94,8 @@ class FusionPolicy(MultiInputActorCriticPolicy):
 
     def __init__(
         self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
+        observation_space: spaces.Space[object],
+        action_space: spaces.Space[object],
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
@@ -178,26 +182,32 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         super()._build(lr_schedule)
         if self.ortho_init:
             nn.init.orthogonal_(self.value_net.weight, HEAD_GAIN)
-        if self.heads_use_features:
-            self.action_net = self._head(cast(nn.Linear, self.action_net))
-            value_net = self._popart_head() if self.popart else self._head(self.value_net)
-            self.value_net = value_net  # type: ignore[assignment]
-            self.to(self.device)
-            self.optimizer = self.optimizer_class(
-                self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
-            )  # type: ignore[call-arg]
+        if not self.heads_use_features:
+            return
+        # replace SB3's linear heads; the actor's first, for the order of the random draws
+        self.action_net = self._head(cast(nn.Linear, self.action_net))
+        value_net = self._popart_head() if self.popart else self._head(self.value_net)
+        self.value_net = value_net  # type: ignore[assignment]
+        self.to(self.device)
+        # SB3's optimizer holds the weights of the replaced heads
+        self.optimizer = self.optimizer_class(
+            self.parameters(),
+            lr=lr_schedule(1),  # type: ignore[call-arg]
+            **self.optimizer_kwargs,
+        )
 
     def _head(self, linear: nn.Linear) -> FusionHead | VectorHead:
         if not self.fuses_in_heads:
             return VectorHead(linear)
-        # SB3 sums MultiDiscrete with numpy
-        return FusionHead(self._fusion(linear.in_features, int(linear.out_features), HEAD_GAIN))
+        # for MultiDiscrete SB3 computes the number of outputs with numpy
+        out_dim = int(linear.out_features)
+        return FusionHead(self._fusion(linear.in_features, out_dim, HEAD_GAIN))
 
     def _popart_head(self) -> PopArtHead:
         hidden_dim = self.mlp_extractor.latent_dim_vf
-        fusion = (
-            self._fusion(hidden_dim, hidden_dim, gain=math.sqrt(2)) if self.fuses_in_heads else None
-        )
+        fusion = None
+        if self.fuses_in_heads:
+            fusion = self._fusion(hidden_dim, hidden_dim, RELU_GAIN)
         return PopArtHead(self.n_tasks, hidden_dim, fusion, gain=HEAD_GAIN)
 
     def _fusion(self, in_dim: int, out_dim: int, gain: float) -> Fusion:
@@ -206,44 +216,72 @@ class FusionPolicy(MultiInputActorCriticPolicy):
 
     @property
     def grouped_context_key(self) -> str | None:
-        """The key of a context of which a batch holds few distinct ones: it may come as ``UniqueRows`` rows."""
+        """Key of a context that may come as ``UniqueRows``, since a batch has few distinct ones.
+
+        None if the contexts are continuous.
+        """
         extractor = cast(FusionExtractor, self.pi_features_extractor)
-        return None if isinstance(extractor.context, GoalContext) else extractor.routing.context
+        if isinstance(extractor.context, GoalContext):
+            return None
+        return extractor.routing.context
 
-    def extract_features(self, obs: Any, features_extractor: Any = None) -> Any:
-        """SB3's, which also takes the context as ``UniqueRows`` rows."""
-        distinct = {key: value for key, value in obs.items() if isinstance(value, UniqueRows)}
-        others = {key: value for key, value in obs.items() if key not in distinct}
-        plain = cast(
-            dict[str, Tensor], preprocess_obs(others, self.observation_space, self.normalize_images)
-        )
-        if features_extractor is not None or self.share_features_extractor:
-            return (features_extractor or self.features_extractor)({**plain, **distinct})
-        return self.pi_features_extractor({**plain, **distinct}), self.vf_features_extractor(
-            {**plain, **distinct}
-        )
+    def extract_features(
+        self,
+        obs: PyTorchObs | Observations,
+        features_extractor: BaseFeaturesExtractor | None = None,
+    ) -> Any:
+        """Extract features as SB3 does, also from a context given as ``UniqueRows``.
 
-    def action_parameters(self, latent_pi: Any) -> Float[Tensor, "batch parameters"]:
-        """What the action distribution is made from: logits, of which masked ones are the lowest number, or the mean.
+        Args:
+            obs: observations as they come from the buffer, before SB3's preprocessing.
+            features_extractor: the extractor to use; None for the policy's own.
 
-        :param latent_pi: what the actor's MLP gives.
+        Returns:
+            The output of the given or of the shared extractor; without either, the outputs of the
+            actor's and the critic's extractor.
+        """
+        assert isinstance(obs, Mapping), "the observation space is a Dict"
+        # SB3's preprocessing knows tensors only
+        tensors = {key: value for key, value in obs.items() if isinstance(value, Tensor)}
+        preprocessed = preprocess_obs(tensors, self.observation_space, self.normalize_images)
+        observations: dict[str, Tensor | UniqueRows] = {**obs, **cast(TensorDict, preprocessed)}
+        if features_extractor is not None:
+            return features_extractor(observations)
+        if self.share_features_extractor:
+            return self.features_extractor(observations)
+        actor_features = self.pi_features_extractor(observations)
+        critic_features = self.vf_features_extractor(observations)
+        return actor_features, critic_features
+
+    def action_parameters(self, latent_pi: Tensor | Features) -> Float[Tensor, "batch parameters"]:
+        """Return the parameters of the action distribution.
+
+        Args:
+            latent_pi: output of the actor's MLP.
+
+        Returns:
+            The logits of discrete actions, masked if the policy masks actions; the mean of
+            continuous ones.
         """
         parameters: Tensor = self.action_net(latent_pi)
-        return mask_logits(parameters, latent_pi.action_mask) if self.masks_actions else parameters
+        if not self.masks_actions:
+            return parameters
+        assert isinstance(latent_pi, Features)
+        assert latent_pi.action_mask is not None
+        return mask_logits(parameters, latent_pi.action_mask)
 
-    def _get_action_dist_from_latent(self, latent_pi: Any) -> Distribution:
+    def _get_action_dist_from_latent(self, latent_pi: Tensor | Features) -> Distribution:
+        distribution = self.action_dist
         if isinstance(latent_pi, Features) and isinstance(
-            self.action_dist, StateDependentNoiseDistribution
+            distribution, StateDependentNoiseDistribution
         ):
-            return self.action_dist.proba_distribution(
-                self.action_net(latent_pi), self.log_std, latent_pi.vector
-            )
+            # gSDE's noise is a function of the hidden layer
+            mean = self.action_net(latent_pi)
+            return distribution.proba_distribution(mean, self.log_std, latent_pi.vector)
         if self.masks_actions:
-            assert isinstance(self.action_dist, CategoricalDistribution)
-            return self.action_dist.proba_distribution(
-                action_logits=self.action_parameters(latent_pi)
-            )
-        return super()._get_action_dist_from_latent(latent_pi)
+            assert isinstance(distribution, CategoricalDistribution)
+            return distribution.proba_distribution(self.action_parameters(latent_pi))
+        return super()._get_action_dist_from_latent(latent_pi)  # type: ignore[arg-type]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()
@@ -260,17 +298,36 @@ class FusionPolicy(MultiInputActorCriticPolicy):
 
 
 def latents(policy: ActorCriticPolicy, features: Any) -> tuple[Any, Any]:
-    """What the MLPs of actor and critic make of the features that ``extract_features`` gives."""
+    """Apply the MLPs of the actor and of the critic.
+
+    Args:
+        policy: any actor-critic policy of SB3.
+        features: output of ``policy.extract_features``; a pair if the extractors are separate.
+
+    Returns:
+        The last hidden layers of the actor and of the critic: tensors, or ``Features`` for a
+        ``FusionPolicy`` whose heads use them.
+    """
     if policy.share_features_extractor:
         both: tuple[Any, Any] = policy.mlp_extractor(features)
         return both
-    return policy.mlp_extractor.forward_actor(features[0]), policy.mlp_extractor.forward_critic(
-        features[1]
-    )
+    actor_features, critic_features = features
+    latent_pi = policy.mlp_extractor.forward_actor(actor_features)
+    latent_vf = policy.mlp_extractor.forward_critic(critic_features)
+    return latent_pi, latent_vf
 
 
-def to_env_actions(policy: ActorCriticPolicy, actions: NDArray[Any]) -> NDArray[Any]:
-    """The actions of a policy, unscaled or clipped to the space they are for."""
+def to_env_actions(policy: BasePolicy, actions: NDArray[Any]) -> NDArray[Any]:
+    """Convert the actions of a policy to the environment's action space.
+
+    Args:
+        policy: the policy that chose the actions.
+        actions: (B, *action), one action per row.
+
+    Returns:
+        Box actions, unscaled if the policy squashes its outputs and clipped otherwise; all others
+        unchanged.
+    """
     if not isinstance(policy.action_space, spaces.Box):
         return actions
     if policy.squash_output:

@@ -283,7 +283,7 @@ class SpecializedExtractor(nn.Module):
         check_keys(self.keys, observations)
         seen = {key: self._as_trained(key, observations[key]) for key in self.keys}
         return self.trunk.fuse(
-            cast(dict[str, Tensor], preprocess_obs(seen, self.space, self.normalize_images))
+            cast(dict[str, Tensor], preprocess_obs(seen, self.space, self.normalize_images)), None
         )
 
     def _as_trained(self, key: str, given: Tensor) -> Tensor:
