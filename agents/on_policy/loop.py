@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from stable_baselines3.common.type_aliases import MaybeCallback
+from torch import Tensor
 
 from mirl.agents.faults import INVALID_PARAMETER_MESSAGE, explain_non_finite
 from mirl.agents.on_policy.action_evaluation import treats_rows_alike

@@ -175,7 +175,7 @@ def find_truncations(
         if hidden_state is not None:
             # A copy: a view would keep the states of all environments alive.
             own_state = hidden_state[env_index].clone()
-        observation: Observation = info["terminal_observation"]  # type: ignore[assignment]
+        observation = cast(Observation, info["terminal_observation"])
         truncations.append(Truncation(timestep, env_index, observation, own_state))
     return truncations
 
