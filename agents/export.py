@@ -33,7 +33,7 @@ from mirl.configs.schema import EvalConfig
 from mirl.configs.tasks import SuiteConfig, file_name
 from mirl.envs import choose_backend, tokenize
 from mirl.envs.suite_spaces import suite_spaces
-from mirl.policies import FusionPolicy
+from mirl.policies import FusionPolicy, specialize
 
 TOLERANCE = 1e-4
 """An exported program may differ from its policy by so much, relative to the largest output where that exceeds 1."""
@@ -71,7 +71,7 @@ def export_run(config: EvalConfig) -> Export:
     policy, checkpoint = load_policy(
         config.run, config.checkpoint, observation_space, action_space, "cpu"
     )
-    specialized = policy.specialize(context)
+    specialized = specialize(policy, context)
 
     first_task = np.zeros(
         SAMPLES, np.int64
@@ -142,7 +142,8 @@ def context_named(name: str, config: ContextConfig, suite: SuiteConfig) -> Any:
         case GoalContextConfig():
             raise ConfigError(
                 "export=… takes a mission or a task, and this run is told goals, which have no name: "
-                "mirl.agents.load_policy(…) gives its policy, and policy.specialize(goal) what torch.export takes"
+                "mirl.agents.load_policy(…) gives its policy, and mirl.policies.specialize(policy, goal) "
+                "the module that torch.export takes"
             )
         case _:
             assert_never(config)
