@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import BasePolicy
 
 from mirl.agents.builder import load_policy
 from mirl.agents.eval_mode import eval_mode
-from mirl.agents.on_policy.storage import pad_to_bucket
+from mirl.agents.on_policy.minibatch import pad_to_bucket
 from mirl.agents.runs.atomic_files import write_json
 from mirl.agents.runs.run import load_config
 from mirl.agents.statistics import TaskResult, suite_result, wilson_interval
