@@ -1,4 +1,4 @@
-"""Training: algorithms, evaluation, checkpoints, run directories."""
+"""Agents: training, evaluation, checkpoints and run directories."""
 
 from mirl.agents.builder import load_policy
 from mirl.agents.evaluation import evaluate

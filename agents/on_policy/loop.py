@@ -184,7 +184,7 @@ class OnPolicyLoop(OnPolicyAlgorithm):
                 break
             iteration += 1
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-            with self.profiler.part("update"):
+            with self.profiler.section("update"):
                 self._train_with_rollback()
             self.profiler.record(self.logger, self.n_steps * self.n_envs)
             if log_interval is not None and iteration % log_interval == 0:
@@ -242,7 +242,7 @@ class OnPolicyLoop(OnPolicyAlgorithm):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
             with (
-                self.profiler.part("forward"),
+                self.profiler.section("forward"),
                 torch.no_grad(),
                 autocast(self.precision, self.device),
             ):
@@ -250,7 +250,7 @@ class OnPolicyLoop(OnPolicyAlgorithm):
                 actions_tensor, values, log_probs, memory = self._act(obs_tensor)
                 actions = actions_tensor.cpu().numpy()
             clipped_actions = to_env_actions(self.policy, actions)
-            with self.profiler.part("environment"):
+            with self.profiler.section("environment"):
                 new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())
@@ -272,7 +272,7 @@ class OnPolicyLoop(OnPolicyAlgorithm):
             )
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
             self.memory = memory
-        with self.profiler.part("forward"):
+        with self.profiler.section("forward"):
             last_values = self._bootstrap(time_outs, new_obs)
         rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
         callback.update_locals(locals())
