@@ -11,8 +11,7 @@ import pytest
 from run_records import metrics_of, points_of, tensors_of
 
 from mirl.agents import train
-from mirl.agents.runs import atomic_files as files
-from mirl.agents.runs import checkpoint
+from mirl.agents.runs import atomic_files, checkpoint
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
 
@@ -36,8 +35,8 @@ def kill_at(patch: pytest.MonkeyPatch, moment: int) -> None:
         return call
 
     patch.setattr(SuiteVecEnv, "step_async", counted(SuiteVecEnv.step_async))
-    for module in (files, checkpoint):
-        patch.setattr(module, "flush", counted(files.flush))
+    for module in (atomic_files, checkpoint):
+        patch.setattr(module, "flush", counted(atomic_files.flush))
 
 
 def assert_kills_change_nothing(

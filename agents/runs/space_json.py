@@ -100,7 +100,7 @@ def space_from_json(value: object) -> spaces.Dict | ActionSpace:
     """
     try:
         return _rebuild(value)
-    except (AssertionError, KeyError, TypeError, OverflowError) as error:
+    except (AssertionError, AttributeError, KeyError, TypeError, OverflowError) as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"it does not describe a space: {reason}") from None
 
