@@ -1,25 +1,27 @@
 """``FusionExtractor``: the interaction family as a features extractor for any Stable-Baselines3 algorithm."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Int
-from numpy.typing import ArrayLike
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mirl.configs.errors import ConfigError, nearest
+from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY, TASK_KEY
 from mirl.configs.networks import (
+    AutoContextConfig,
+    AutoEncoderConfig,
     ContextConfig,
     EncoderConfig,
     FusionConfig,
+    NetworkConfig,
+    NoMemoryConfig,
     Site,
     VectorEncoderConfig,
-    choose,
 )
 from mirl.policies.contexts import GoalContext, build_context, get_task_ids
 from mirl.policies.encoders import (
@@ -32,28 +34,37 @@ from mirl.policies.encoders import (
 )
 from mirl.policies.features import Features
 from mirl.policies.fusions import Fusion, build_fusion, build_map_fusion
-from mirl.policies.routing import default_context, default_encoder, route
+from mirl.policies.routing import choose_network, resolve_network, route
 from mirl.policies.running_norm import RunningNorm
-from mirl.policies.specialize import SpecialisedExtractor, encode_one_context, observation_space_of
 
 
 class FusionExtractor(BaseFeaturesExtractor):
-    """Encodes the observation, encodes the context, and fuses them by a member of the interaction family.
+    """Features extractor that encodes the observation and the context and fuses the two.
 
-    :param observation_space: a Dict space; every size is read from it.
-    :param fusion: a name ("bilinear", "film", …) or a frozen config class with its options.
-    :param context: what the context is; by default ``desired_goal``, else ``mission``, else ``task``.
-    :param encoder: what the observation passes through; by default chosen from its spaces.
-    :param sites: "map" (each cell of an image), "vector" (the feature vector), or both. The heads are not part of an
-        extractor: ``FusionPolicy`` fuses there.
-    :param observation_keys: what is seen; by default every key that is neither a context nor ``action_mask``.
-    :param return_features: give ``Features``, with what a policy's heads may read beside the vector.
-    :raises ConfigError: when a space, a key or a combination does not fit.
+    Describe the networks either by ``network`` or by the separate options below it.
+
+    Args:
+        observation_space: a Dict space; every size is read from it.
+        network: the whole configuration; its ``sites`` must not contain "heads", and it has no memory.
+        fusion: name of a fusion ("bilinear", "film", ...) or its config with options.
+        context: name or config of the context encoder; None for the encoder of ``desired_goal``,
+            ``mission`` or ``task``, whichever key the space has first.
+        encoder: name or config of the observation encoder; None to choose it from the space.
+        sites: "map" (each cell of an image), "vector" (the feature vector), or both. The heads are
+            not part of a features extractor; ``FusionPolicy`` fuses there.
+        observation_keys: keys that are inputs; None for every key that is neither a context nor
+            ``action_mask``.
+        return_features: return ``Features``, which a policy's heads read, instead of a tensor.
+
+    Raises:
+        ConfigError: if a space, a key or a combination does not fit.
     """
 
     def __init__(
         self,
         observation_space: spaces.Dict,
+        network: NetworkConfig | None = None,
+        *,
         fusion: str | FusionConfig = "bilinear",
         context: str | ContextConfig | None = None,
         encoder: str | EncoderConfig | None = None,
@@ -61,40 +72,49 @@ class FusionExtractor(BaseFeaturesExtractor):
         observation_keys: Sequence[str] | None = None,
         return_features: bool = False,
     ) -> None:
-        if not isinstance(observation_space, spaces.Dict):
-            raise ConfigError(
-                f"expected a Dict observation space with a context in it, got {observation_space}"
-            )
-        context_config: ContextConfig = choose(
-            context or default_context(observation_space), ContextConfig
+        network = choose_network(
+            network,
+            fusion=fusion,
+            context=context,
+            encoder=encoder,
+            sites=sites,
+            default_sites=("vector",),
+            observation_keys=observation_keys,
         )
-        encoder_config: EncoderConfig = choose(
-            encoder or default_encoder(observation_space, context_config.key, observation_keys),
-            EncoderConfig,
+        network = resolve_network(network, observation_space)
+        _check_sites(network)
+        # a resolved network has no auto member
+        assert not isinstance(network.context, AutoContextConfig)
+        assert not isinstance(network.encoder, AutoEncoderConfig)
+        routing = route(
+            observation_space,
+            network.context.key,
+            network.observation_keys,
+            flatten=isinstance(network.encoder, VectorEncoderConfig),
         )
-        fusion_config: FusionConfig = choose(fusion, FusionConfig)
-        _check_sites(sites, encoder_config)
-        flatten = isinstance(encoder_config, VectorEncoderConfig)
-        routing = route(observation_space, context_config.key, observation_keys, flatten=flatten)
-        context_encoder = build_context(context_config, observation_space)
-        vector_dim, context_dim = encoder_config.features_dim, context_encoder.out_dim
+        context_encoder = build_context(network.context, observation_space)
+        vector_dim = network.encoder.features_dim
+        context_dim = context_encoder.out_dim
 
         super().__init__(observation_space, vector_dim)
-        self.fusion_config, self.routing, self.return_features = (
-            fusion_config,
-            routing,
-            return_features,
-        )
+        self.network = network
+        self.routing = routing
+        self.return_features = return_features
         self.context_dim = context_dim
         self.context = context_encoder
-        self.encoder = build_encoder(encoder_config, observation_space, routing)
+        self.encoder = build_encoder(network.encoder, observation_space, routing)
         self.map_fusion: nn.Module | None = None
         self.vector_fusion: nn.Module | None = None
-        if "map" in sites:
+        if "map" in network.sites:
             channels = cast(CellsEncoder, self.encoder).channels
-            self.map_fusion = build_map_fusion(fusion_config, channels, context_dim, channels)
-        if "vector" in sites:
-            self.vector_fusion = build_fusion(fusion_config, vector_dim, context_dim, vector_dim)
+            self.map_fusion = build_map_fusion(network.fusion, channels, context_dim, channels)
+        if "vector" in network.sites:
+            self.vector_fusion = build_fusion(network.fusion, vector_dim, context_dim, vector_dim)
+
+    @property
+    def observation_space(self) -> spaces.Dict:
+        """The space that the extractor was built for."""
+        return cast(spaces.Dict, self._observation_space)
 
     def forward(self, observations: dict[str, Any]) -> Float[Tensor, "batch features"] | Features:
         """Observations as SB3 preprocesses them → features (B, features_dim), or ``Features`` if asked for.
@@ -118,18 +138,6 @@ class FusionExtractor(BaseFeaturesExtractor):
         if self.vector_fusion is not None:
             vector = F.relu(self.vector_fusion(vector, *context))
         return vector
-
-    def specialize(
-        self, context: ArrayLike, *, normalize_images: bool = True
-    ) -> SpecialisedExtractor:
-        """The extractor for one context alone, with no context encoder and plain layers in place of the fusions.
-
-        :param context: one row as the observation holds it: a mission's token ids, a task's index, a goal.
-        :param normalize_images: as the policy has it that this extractor belongs to.
-        :raises ConfigError: when the context does not fit its space.
-        """
-        z = encode_one_context(self, context, normalize_images)
-        return SpecialisedExtractor(self, z, normalize_images)
 
     @property
     def has_running_norm(self) -> bool:
@@ -161,7 +169,7 @@ class FusionExtractor(BaseFeaturesExtractor):
         )
 
     def _task(self, observations: dict[str, Any]) -> Int[Tensor, " batch"] | None:
-        space = observation_space_of(self).get(TASK_KEY)
+        space = self.observation_space.get(TASK_KEY)
         return (
             get_task_ids(observations[TASK_KEY], int(space.n))
             if isinstance(space, spaces.Discrete)
@@ -169,7 +177,7 @@ class FusionExtractor(BaseFeaturesExtractor):
         )
 
     def _action_mask(self, observations: dict[str, Any]) -> Bool[Tensor, "batch actions"] | None:
-        space = observation_space_of(self).get(ACTION_MASK_KEY)
+        space = self.observation_space.get(ACTION_MASK_KEY)
         return observations[ACTION_MASK_KEY] != 0 if isinstance(space, spaces.MultiBinary) else None
 
     def _cells(
@@ -194,21 +202,23 @@ class FusionExtractor(BaseFeaturesExtractor):
         return F.relu(fusion(to_cells(image), *context))
 
 
-def extractor_kwargs(arguments: Mapping[str, Any], return_features: bool) -> dict[str, Any]:
-    """The arguments of the extractor in a policy with these ``arguments``, whose heads are its own."""
-    sites = tuple(site for site in arguments["sites"] if site != "heads")
-    return {**arguments, "sites": sites, "return_features": return_features}
+def extractor_part(network: NetworkConfig) -> NetworkConfig:
+    """Return the part of a policy's network that its features extractor builds: no heads, no memory."""
+    sites = tuple(site for site in network.sites if site != "heads")
+    return network.model_copy(update={"sites": sites, "memory": NoMemoryConfig()})
 
 
-def _check_sites(sites: Sequence[Site], encoder: EncoderConfig) -> None:
-    for site in sites:
-        if site == "heads":
-            raise ConfigError(
-                "site 'heads' lies outside a features extractor; use mirl.policies.FusionPolicy"
-            )
-        if site not in ("map", "vector"):
-            raise ConfigError(f"unknown site '{site}'." + nearest(site, ("map", "vector", "heads")))
-    if "map" in sites and isinstance(encoder, VectorEncoderConfig):
+def _check_sites(network: NetworkConfig) -> None:
+    if "heads" in network.sites:
+        raise ConfigError(
+            "site 'heads' lies outside a features extractor; use mirl.policies.FusionPolicy"
+        )
+    if not isinstance(network.memory, NoMemoryConfig):
+        raise ConfigError(
+            f"a features extractor has no memory, got memory={network.memory.kind}; "
+            "use mirl.policies.RecurrentFusionPolicy"
+        )
+    if "map" in network.sites and isinstance(network.encoder, VectorEncoderConfig):
         raise ConfigError(
             "site 'map' fuses over cells, and encoder 'vector' has none; use sites=('vector',)"
         )

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Intermediate values of a network: contexts, distinct rows of a batch, and features for the heads."""
 
 from typing import NamedTuple
 

@@ -314,7 +314,7 @@ class CrossAttention(Fusion):
         return self.main(x) + self.project(self.attend(x, z, groups))
 
 
-class Metric(Fusion):
+class MetricSimilarity(Fusion):
     """y = V x + b + W s(x, z), where s holds for each of K learned projections (A_k, B_k)
 
     - the inner product (A_k x) · (B_k z), which is zᵀx for identities, and
@@ -372,7 +372,7 @@ def build_fusion(
         case AttentionConfig():
             return AttentionMask(features_dim, context_dim, out_dim, config, gain)
         case MetricConfig():
-            return Metric(features_dim, context_dim, out_dim, config, gain)
+            return MetricSimilarity(features_dim, context_dim, out_dim, config, gain)
         case _:
             assert_never(config)
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Policy and value heads over ``Features``: fusions with the context, or plain linear layers."""
 
 from jaxtyping import Float
 from stable_baselines3.common.torch_layers import MlpExtractor
@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from mirl.policies.features import Features
 from mirl.policies.fusions import Fusion
-from mirl.policies.specialize import specialise_fusion
 
 HEAD_GAIN = 0.01
 """Of both heads. SB3 has it for the policy, which starts nearly uniform. Values start near zero, too: at a gain of 1
@@ -34,10 +33,6 @@ class FusionHead(nn.Module):
         y: Tensor = self.fusion(features.vector, *features.context)
         return y
 
-    def specialize(self, z: Float[Tensor, " context"], task: int) -> nn.Module:
-        """The plain layers that are left for one context."""
-        return specialise_fusion(self.fusion, z)
-
 
 class VectorHead(nn.Module):
     """SB3's own head, which reads nothing but the vector."""
@@ -49,7 +44,3 @@ class VectorHead(nn.Module):
     def forward(self, features: Features) -> Float[Tensor, "batch out"]:
         y: Tensor = self.linear(features.vector)
         return y
-
-    def specialize(self, z: Float[Tensor, " context"], task: int) -> nn.Module:
-        """The plain layer."""
-        return self.linear

@@ -21,7 +21,7 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.networks import GoalContextConfig
 from mirl.configs.schema import EvalConfig, TrainConfig
 from mirl.envs import SuiteVecEnv, tokenize
-from mirl.policies import FusionPolicy
+from mirl.policies import specialize
 
 Build = Callable[..., TrainConfig]
 SECOND_TASK = ("task=doors", "context=task_id", "name=tasks")
@@ -176,8 +176,8 @@ def test_a_program_that_does_something_else_is_not_written(
 ) -> None:
     run = run_of()
     before = sorted(run.rglob("*"))
-    specialize, other = FusionPolicy.specialize, tokenize("go to the red door")
-    monkeypatch.setattr(FusionPolicy, "specialize", lambda policy, _: specialize(policy, other))
+    other = tokenize("go to the red door")
+    monkeypatch.setattr(export, "specialize", lambda policy, _: specialize(policy, other))
     with pytest.raises(ConfigError, match=r"differ from the policy's by .*; nothing was written"):
         export_run(EvalConfig(run=run, export="go to the blue door"))
     assert sorted(run.rglob("*")) == before
@@ -202,7 +202,8 @@ def test_an_unknown_task_is_answered_with_the_nearest_one() -> None:
 
 def test_goals_are_left_to_the_library() -> None:
     with pytest.raises(
-        ConfigError, match=r"told goals, which have no name: .* policy.specialize\(goal\)"
+        ConfigError,
+        match=r"told goals, which have no name: .* mirl.policies.specialize\(policy, goal\)",
     ):
         context_named("2, 3", GoalContextConfig(), compose_train([]).task)
 

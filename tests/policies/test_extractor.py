@@ -24,7 +24,7 @@ from mirl.configs.networks import (
     VectorEncoderConfig,
 )
 from mirl.envs import ContractObservation
-from mirl.policies import FusionExtractor
+from mirl.policies import FusionExtractor, specialize_extractor
 from mirl.policies.contexts import GoalContext, MissionContext, TaskIdContext
 from mirl.policies.encoders import CellsEncoder, GridCells, ImageCells, VectorEncoder
 from mirl.policies.features import UniqueRows
@@ -159,7 +159,7 @@ def test_configs_and_names_choose_the_same_parts() -> None:
     )
     configured = FusionExtractor(
         GRID,
-        fusion=named.fusion_config,
+        fusion=named.network.fusion,
         context=MissionContextConfig(),
         encoder=GridEncoderConfig(),
         sites=("map", "vector"),
@@ -407,4 +407,4 @@ def test_a_goal_is_relative_to_numbers_of_its_shape(
 def test_a_relative_goal_cannot_be_specialized() -> None:
     extractor = FusionExtractor(GOAL, context=GoalContextConfig(relative_to="achieved_goal"))
     with pytest.raises(ConfigError, match="changes at every step"):
-        extractor.specialize(np.zeros(3, np.float32))
+        specialize_extractor(extractor, np.zeros(3, np.float32))
