@@ -1,17 +1,20 @@
-"""Where nothing more can be written, training goes on as long as it may, says so, and keeps what it has."""
+"""Checkpoints and videos: the best is kept, and a full disk does not end a run early."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from mirl.agents import train
-from mirl.agents.runs import metric_names as metrics
+from mirl.agents.runs import logger
 from mirl.agents.runs.atomic_files import verify_manifest
-from mirl.agents.runs.checkpoint import find_checkpoint, latest_valid_checkpoint, load_index
+from mirl.agents.runs.run import Run
+from mirl.agents.statistics import TaskResult
 from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.schema import TrainConfig
 
@@ -19,23 +22,23 @@ Build = Callable[..., TrainConfig]
 FULL = """
 import resource, sys
 from mirl import train
-from mirl.agents import checkpoint
-write, calls = checkpoint._write, []
+from mirl.agents.runs import checkpoint
+write = checkpoint._write_files
+calls = []
 
 def limited(*arguments):
     calls.append(1)
-    if len(calls) > 1:  # from the second checkpoint on, as on a disk that fills up, no file may have so many bytes
+    if len(calls) > 1:  # a disk that is full from the second checkpoint on
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
     write(*arguments)
 
-checkpoint._write = limited
+checkpoint._write_files = limited
 train.main()
 """
 
 
-def test_a_disk_that_fills_up_costs_checkpoints_and_curves_but_no_training(
-    tiny: Build, tmp_path: Path
-) -> None:
+def test_full_disk_does_not_stop_training(tiny: Build, tmp_path: Path) -> None:
+    """A full disk costs checkpoints and curves, but training continues."""
     words = ["total_timesteps=512", "checkpoint_every=128", "evaluation.every=10000", "name=full"]
     small = [
         "encoder.channels=8",
@@ -70,7 +73,7 @@ def test_a_disk_that_fills_up_costs_checkpoints_and_curves_but_no_training(
         expected = f"the checkpoint of {timesteps} timesteps cannot be written"
         assert expected in done.stderr
     assert (
-        "the one of 128 timesteps stands; training goes on and tries again at the next"
+        "that of 128 timesteps is kept; training continues until the next one"
         in done.stderr
     )
     assert "events in" in done.stderr
@@ -83,32 +86,32 @@ def test_a_disk_that_fills_up_costs_checkpoints_and_curves_but_no_training(
     assert [path.name for path in checkpoints.iterdir() if path.name != "index.json"] == [
         "step_000000128"
     ]
-    last = latest_valid_checkpoint(checkpoints)
+    run = Run.open(tmp_path / "full")
+    last = run.latest_valid_checkpoint()
     assert last is not None
-    verify_manifest(last)
+    verify_manifest(last.folder)
     config = tiny(*words, "evaluation.test_episodes=4")
     assert train(config).finished  # once there is room again
-    assert load_index(checkpoints)["last"] == find_checkpoint(checkpoints, "512").name
+    assert run.checkpoints.load_index()["last"] == run.checkpoint("512").name
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
-def test_a_folder_that_may_not_be_written_to_is_a_message(tiny: Build, tmp_path: Path) -> None:
+def test_read_only_folder_is_refused(tiny: Build, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
-        with pytest.raises(ConfigError, match="cannot be made: Permission denied"):
+        with pytest.raises(ConfigError, match="cannot be created: Permission denied"):
             train(tiny())
     finally:
         tmp_path.chmod(0o700)
 
 
-def test_a_checkpoint_that_cannot_be_saved_is_no_best(
-    tiny: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unsaved_checkpoint_is_not_best(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that cannot be saved is not the best one."""
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     config = tiny("checkpoint_every=256", "evaluation.every=128")
-    monkeypatch.setattr("mirl.agents.runs.checkpoint._write", full)
+    monkeypatch.setattr("mirl.agents.runs.checkpoint._write_files", full)
     with (
         pytest.warns(
             UserWarning,
@@ -117,20 +120,42 @@ def test_a_checkpoint_that_cannot_be_saved_is_no_best(
         pytest.raises(RunError, match="the checkpoint of 512 timesteps cannot be written"),
     ):
         train(config)
-    assert load_index(config.run_dir / "checkpoints") == {}
+    assert Run.open(config.run_dir).checkpoints.load_index() == {}
     assert not list((config.run_dir / "checkpoints").iterdir())
     monkeypatch.undo()
     assert train(config).finished
 
 
-@pytest.mark.parametrize("log", [metrics.MetricsCsv, metrics.TensorBoard])
-def test_a_log_that_cannot_be_written_is_said_once_and_ends_nothing(
-    tiny: Build, monkeypatch: pytest.MonkeyPatch, log: type
+@pytest.mark.parametrize("writer", [logger.MetricsCsv, logger.TensorBoard])
+def test_unwritable_log_warns_once(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch, writer: type
 ) -> None:
+    """A log that cannot be written causes one warning and does not end the run."""
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(log.__mro__[2], "write", full)  # Stable-Baselines3's own
-    with pytest.warns(UserWarning, match="cannot be written .*training goes on without") as warned:
+    monkeypatch.setattr(writer.__mro__[2], "write", full)  # Stable-Baselines3's own
+    with pytest.warns(UserWarning, match="cannot be written .*training continues without") as warned:
         assert train(tiny()).finished
-    assert len([each for each in warned if "training goes on without" in str(each.message)]) == 1
+    assert len([each for each in warned if "training continues without" in str(each.message)]) == 1
+
+
+def test_best_checkpoint_follows_validation_success(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best checkpoint is that of the highest validation success, of equal ones the later."""
+    rates = iter([0.25, 0.75, 0.5, 0.75])
+
+    def scripted(*_: Any, **__: Any) -> list[TaskResult]:
+        success = np.arange(4) < next(rates) * 4
+        return [TaskResult("goto_door", success, success.astype(float), np.full(4, 5))]
+
+    monkeypatch.setattr("mirl.agents.callbacks.evaluation.evaluate", scripted)
+    run = train(tiny("evaluation.every=128")).run
+    assert not list(rates)
+    assert run.checkpoints.load_index() == {
+        "last": "step_000000512",
+        "best": "step_000000512",
+        "best_score": 0.75,
+    }
+    assert run.checkpoint("best").name == "step_000000512"

@@ -1,4 +1,4 @@
-"""Observations are normalized by what the run has seen: all of it, up to the last rollout, and by nothing else."""
+"""Observations are normalized by everything seen up to the last rollout, and nothing else."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -9,13 +9,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from run_setup import checkpoint_of, resolve
 from toy_goal_envs import MirrorReachEnv
 
 from mirl.agents import load_policy, train
 from mirl.agents.builder import build_agent
 from mirl.agents.callbacks.statistics import ObservationStatistics
 from mirl.agents.on_policy.ppo import PPO, ppo_losses
-from mirl.agents.runs.checkpoint import find_checkpoint, load_agent
 from mirl.configs.compose import compose_train
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
@@ -78,7 +78,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, np.ndarray]]:
 
     def note(env: SuiteVecEnv) -> Any:
         result = step_wait(env)
-        if env.split == "train":
+        if env.seed_split == "train":
             noted.append({key: values.copy() for key, values in result[0].items()})
         return result
 
@@ -106,17 +106,15 @@ def rows_of(extractor: FusionExtractor, steps: list[dict[str, np.ndarray]]) -> n
 
 
 @pytest.mark.parametrize(("kind", "networks"), [("ppo", 1), ("sac", 3)])
-def test_statistics_are_those_of_all_that_was_seen_up_to_the_last_rollout(
+def test_statistics_cover_all_earlier_rollouts(
     tiny: Callable[..., TrainConfig], seen: list[dict[str, np.ndarray]], kind: str, networks: int
 ) -> None:
+    """The statistics are those of everything seen up to the last rollout."""
     config = tiny(kind)
     train(config)
     rollout = PER_ROLLOUT[kind] // config.agent.n_envs
     before_the_last = seen[:-rollout]
-    with closing(SuiteVecEnv(config.task, 1, seed_split="validation")) as env:
-        policy, _ = load_policy(
-            config.run_dir, "last", env.observation_space, env.action_space, "cpu"
-        )
+    policy = load_policy(config.run_dir, "last", "cpu")
     assert len(extractors(policy)) == networks
     for extractor in extractors(policy):
         rows = rows_of(extractor, before_the_last)
@@ -134,10 +132,10 @@ def test_statistics_are_those_of_all_that_was_seen_up_to_the_last_rollout(
 
 
 @pytest.mark.parametrize("kind", ["ppo", "sac"])
-def test_they_move_between_two_rollouts_only(tiny: Callable[..., TrainConfig], kind: str) -> None:
+def test_statistics_change_between_rollouts_only(tiny: Callable[..., TrainConfig], kind: str) -> None:
     config = tiny(kind)
     with closing(SuiteVecEnv(config.task, config.agent.n_envs, seed=0)) as env:
-        agent = build_agent(config, env)
+        agent = build_agent(resolve(config), env)
         [first, *_] = norms(agent.policy)
         counts: list[tuple[str, int, int]] = []
         collect, learn = agent.collect_rollouts, agent.train
@@ -171,9 +169,10 @@ def test_they_move_between_two_rollouts_only(tiny: Callable[..., TrainConfig], k
     assert all(start == end for start, end in updates)
 
 
-def test_the_first_minibatch_of_each_iteration_finds_the_policy_that_acted(
+def test_first_minibatch_has_unchanged_policy(
     tiny: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The first minibatch of each iteration sees the policy that acted."""
     config = tiny("ppo")
     log_ratios: list[float] = []
 
@@ -183,7 +182,7 @@ def test_the_first_minibatch_of_each_iteration_finds_the_policy_that_acted(
 
     monkeypatch.setattr("mirl.agents.on_policy.ppo.ppo_losses", noted)
     with closing(SuiteVecEnv(config.task, config.agent.n_envs, seed=0)) as env:
-        agent = build_agent(config, env)
+        agent = build_agent(resolve(config), env)
         assert isinstance(agent, PPO)
         agent.learn(4 * 64, callback=ObservationStatistics())
     per_iteration = len(log_ratios) // 4
@@ -192,13 +191,12 @@ def test_the_first_minibatch_of_each_iteration_finds_the_policy_that_acted(
 
 
 @pytest.mark.parametrize("kind", ["ppo", "sac"])
-def test_they_are_restored_from_a_checkpoint(tiny: Callable[..., TrainConfig], kind: str) -> None:
+def test_statistics_are_restored(tiny: Callable[..., TrainConfig], kind: str) -> None:
     config = tiny(kind)
     train(config)
     with closing(SuiteVecEnv(config.task, config.agent.n_envs, seed=1)) as env:
-        saved, fresh = (build_agent(config, env) for _ in range(2))
-        checkpoint = find_checkpoint(config.run_dir / "checkpoints", "last")
-        load_agent(checkpoint, saved)
+        saved, fresh = (build_agent(resolve(config), env) for _ in range(2))
+        checkpoint_of(config.run_dir, "last").load_agent(saved)
         assert all(int(norm.count) > 0 for norm in norms(saved.policy))
         assert all(int(norm.count) == 0 for norm in norms(fresh.policy))
         counts = [int(norm.count) for norm in norms(saved.policy)]
@@ -215,11 +213,11 @@ def test_they_are_restored_from_a_checkpoint(tiny: Callable[..., TrainConfig], k
     )
 
 
-def test_without_normalisation_nothing_is_kept(tiny: Callable[..., TrainConfig]) -> None:
+def test_nothing_is_stored_without_normalization(tiny: Callable[..., TrainConfig]) -> None:
     config = tiny("ppo", "encoder.normalize=false", "context.normalize=false")
     callback = ObservationStatistics()
     with closing(SuiteVecEnv(config.task, config.agent.n_envs, seed=0)) as env:
-        agent = build_agent(config, env)
+        agent = build_agent(resolve(config), env)
         agent.learn(128, callback=callback)
     assert not norms(agent.policy)
     assert callback.seen == []

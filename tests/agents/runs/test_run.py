@@ -1,4 +1,4 @@
-"""A run directory belongs to one configuration, and the same command goes on where the run stopped."""
+"""A run directory belongs to one configuration, and the same command resumes its run."""
 
 import csv
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_setup import start_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mirl.agents import PPO, train
 from mirl.agents.callbacks.schedule import stop_signals
-from mirl.agents.runs.checkpoint import load_index
-from mirl.agents.runs.run import load_config, open_run
+from mirl.agents.runs.run import Run
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
 
@@ -53,62 +53,63 @@ def event_steps(config: TrainConfig) -> list[int]:
     return [point.step for point in events.Scalars("train/loss")]
 
 
-def test_the_config_is_written_before_the_first_step(
-    tiny: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_config_is_written_first(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration is written before the first step."""
     monkeypatch.setattr("mirl.agents.training._learn", lambda *_: killed())
     config = tiny()
     with pytest.raises(SystemError):
         train(config)
     assert {path.name for path in config.run_dir.iterdir()} == {"config.yaml", ".lock"}
-    assert load_config(config.run_dir) == config
+    assert Run.open(config.run_dir).config.model_dump() == config.model_dump()
 
 
 @pytest.mark.parametrize("checkpoint_every", [256, 10_000])
-def test_a_killed_run_goes_on_without_lost_or_doubled_points(
+def test_killed_run_resumes_its_log(
     tiny: Build, monkeypatch: pytest.MonkeyPatch, checkpoint_every: int
 ) -> None:
+    """A killed run resumes without lost or doubled points in its log."""
     config = tiny(f"checkpoint_every={checkpoint_every}")
     with monkeypatch.context() as patch:
         fail_in_iteration(patch, 4, killed)  # 384 timesteps are logged; 256 or none are saved
         with pytest.raises(SystemError):
             train(config)
     assert csv_steps(config) == ITERATIONS[:3]
-    assert train(config) == (512, True)
+    assert train(config)[:2] == (512, True)
     assert csv_steps(config) == ITERATIONS
     assert event_steps(config) == ITERATIONS
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_after_the_iteration_and_saves(
+def test_signal_stops_and_saves(
     tiny: Build, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
+    """A signal stops the run after the iteration and saves it."""
     config, handler = tiny(), signal.getsignal(number)
     with monkeypatch.context() as patch:
         fail_in_iteration(patch, 2, lambda: os.kill(os.getpid(), number))
-        assert train(config) == (256, False)
+        assert train(config)[:2] == (256, False)
     assert signal.getsignal(number) is handler
-    assert load_index(config.run_dir / "checkpoints") == {"last": "step_000000256"}
+    index = Run.open(config.run_dir).checkpoints.load_index()
+    assert index == {"last": "step_000000256"}
     assert csv_steps(config) == [128, 256]
-    assert train(config) == (512, True)
+    assert train(config)[:2] == (512, True)
     assert csv_steps(config) == event_steps(config) == ITERATIONS
 
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from mirl.agents.runs.run import run_lock
-with run_lock(Path(sys.argv[1])):
+from mirl.agents.runs.run import Run
+with Run.open(Path(sys.argv[1])).lock():
     print("locked", flush=True)
     time.sleep(60)
 """
 
 
-def test_two_processes_do_not_train_in_one_run_directory_and_a_lock_dies_with_its_owner(
-    tiny: Build,
-) -> None:
+def test_lock_keeps_other_processes_out(tiny: Build) -> None:
+    """Two processes do not train in one run directory, and a lock ends with its process."""
     config = tiny("total_timesteps=128")
-    open_run(config)
+    start_run(config)
     other = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(config.run_dir)], stdout=subprocess.PIPE, text=True
     )
@@ -126,7 +127,7 @@ def test_two_processes_do_not_train_in_one_run_directory_and_a_lock_dies_with_it
     assert train(config).finished
 
 
-def test_a_second_signal_acts_at_once() -> None:
+def test_second_signal_acts_at_once() -> None:
     before = signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # a shell's background job starts without
@@ -141,28 +142,31 @@ def test_a_second_signal_acts_at_once() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_finished_run_is_left_as_it_is(tiny: Build) -> None:
+def test_finished_run_is_unchanged(tiny: Build) -> None:
     config = tiny("total_timesteps=128")
     train(config)
     before = {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()}
-    assert train(config) == (128, True)
+    assert train(config)[:2] == (128, True)
     assert {
         path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()
     } == before
 
 
-def test_a_run_may_go_on_elsewhere_and_with_more_patience(tiny: Build, tmp_path: Path) -> None:
+def test_free_fields_may_change(tiny: Build, tmp_path: Path) -> None:
+    """A run may be resumed elsewhere, and with more patience."""
     first = tiny("name=mine")
-    open_run(first)
+    start_run(first)
     moved = first.run_dir.rename(tmp_path / "moved")
     patient = ("on_fault=skip", "max_restarts=99", "env_timeout=1e4", "progress=true")
-    assert open_run(tiny(f"name={moved.name}", f"runs_dir={moved.parent}", *patient))
+    run = start_run(tiny(f"name={moved.name}", f"runs_dir={moved.parent}", *patient))
+    assert not run.is_new
 
 
-def test_another_configuration_under_the_name_lists_every_difference(tiny: Build) -> None:
-    open_run(tiny("name=mine", "agent.gamma=0.99"))
+def test_other_configuration_lists_differences(tiny: Build) -> None:
+    """Another configuration under the same name lists every difference."""
+    start_run(tiny("name=mine", "agent.gamma=0.99"))
     with pytest.raises(ConfigError) as caught:
-        open_run(
+        start_run(
             tiny(
                 "name=mine",
                 "fusion=low_rank",
@@ -173,7 +177,7 @@ def test_another_configuration_under_the_name_lists_every_difference(tiny: Build
             )
         )
     first, *differences = str(caught.value).splitlines()
-    assert first.endswith("holds a run of another configuration; choose a name=…")
+    assert first.endswith("holds a run of another configuration; choose another name=…")
     assert differences == [
         "  agent.gamma: 0.99 there, 0.9 now",
         "  evaluation.episodes: 4 there, 5 now",
@@ -183,24 +187,25 @@ def test_another_configuration_under_the_name_lists_every_difference(tiny: Build
     ]
 
 
-def test_the_device_and_the_progress_bar_may_change(tiny: Build) -> None:
-    assert open_run(tiny()) is False
-    assert open_run(tiny("device=auto", "progress=true")) is True
+def test_device_and_progress_may_change(tiny: Build) -> None:
+    assert start_run(tiny()).is_new is True
+    assert start_run(tiny("device=auto", "progress=true")).is_new is False
 
 
-def test_a_folder_of_someone_else_is_not_taken(tiny: Build) -> None:
+def test_foreign_folder_is_refused(tiny: Build) -> None:
+    """A folder that is not a run directory is refused and left unchanged."""
     config = tiny()
     config.run_dir.mkdir()
     (config.run_dir / "thesis.tex").touch()
     with pytest.raises(ConfigError, match="exists and is not a run directory"):
-        open_run(config)
+        start_run(config)
     assert [path.name for path in config.run_dir.iterdir()] == ["thesis.tex"]
 
 
-def test_a_run_directory_that_cannot_be_made_is_a_message(tiny_in: Build, tmp_path: Path) -> None:
+def test_impossible_directory_is_refused(tiny_in: Build, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be made: Not a directory"):
-        open_run(tiny_in(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="cannot be created: Not a directory"):
+        start_run(tiny_in(tmp_path / "file"))
 
 
 @pytest.mark.parametrize(
@@ -215,30 +220,28 @@ def test_a_run_directory_that_cannot_be_made_is_a_message(tiny_in: Build, tmp_pa
         (b"!!python/object/apply:os.system ['true']", "is not a run directory"),
     ],
 )
-def test_a_config_file_that_is_none_is_a_message(
+def test_invalid_config_file_is_refused(
     tmp_path: Path, content: bytes | None, message: str
 ) -> None:
     if content is not None:
         (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=message):
-        load_config(tmp_path)
+        Run.open(tmp_path)
 
 
 @pytest.mark.parametrize(
     "words", [["backend=envpool", "task=CartPole-v1"], ["task=MiniGrid-Nowhere-v0"]]
 )
-def test_environments_that_cannot_be_had_leave_no_folder(tiny: Build, words: list[str]) -> None:
+def test_missing_environments_leave_no_folder(tiny: Build, words: list[str]) -> None:
     config = tiny(*words)
     with pytest.raises(ConfigError):
         train(config)
     assert not config.run_dir.exists()
 
 
-def test_the_agent_is_closed_even_when_it_fails(
-    tiny: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environments_close_after_failure(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[Any] = []
-    monkeypatch.setattr("mirl.envs.SuiteVecEnv.close", lambda env: closed.append(env.split))
+    monkeypatch.setattr("mirl.envs.SuiteVecEnv.close", lambda env: closed.append(env.seed_split))
     monkeypatch.setattr("mirl.agents.training._learn", lambda *_: killed())
     with pytest.raises(SystemError):
         train(tiny())
