@@ -261,9 +261,7 @@ def build_policy(
             policy_class = off_policy_class(config.agent)
         case _:
             assert_never(config.agent)
-    return policy_class(
-        observation_space, action_space, _no_learning_rate, **policy_kwargs(config)
-    )
+    return policy_class(observation_space, action_space, _no_learning_rate, **policy_kwargs(config))
 
 
 def _no_learning_rate(_progress_remaining: float) -> float:
@@ -273,9 +271,7 @@ def _no_learning_rate(_progress_remaining: float) -> float:
 # ------------------------------------------------------------------------------ policies from checkpoints
 
 
-def load_policy(
-    run: Path | str, checkpoint: str = "best", device: DeviceName = "auto"
-) -> Policy:
+def load_policy(run: Path | str, checkpoint: str = "best", device: DeviceName = "auto") -> Policy:
     """Load the policy of a run, ready to act.
 
     Args:

@@ -129,9 +129,7 @@ def _play(
     return played
 
 
-def _take_rows(
-    hidden_state: HiddenState | None, rows: NDArray[np.integer]
-) -> HiddenState | None:
+def _take_rows(hidden_state: HiddenState | None, rows: NDArray[np.integer]) -> HiddenState | None:
     if hidden_state is None:
         return None
     return tuple(part[rows] for part in hidden_state)

@@ -134,7 +134,9 @@ def _as_batch(observation: Observations, env: Env, policy: BasePolicy) -> Observ
     batch = _add_batch_axis(observation)
     task_actions = env.action_space
     all_actions = policy.action_space
-    if not isinstance(task_actions, spaces.Discrete) or not isinstance(all_actions, spaces.Discrete):
+    if not isinstance(task_actions, spaces.Discrete) or not isinstance(
+        all_actions, spaces.Discrete
+    ):
         return batch
     observation_space = cast(spaces.Dict, policy.observation_space)
     if ACTION_MASK_KEY not in observation_space.spaces:

@@ -1,7 +1,7 @@
 """Rolling statistics of training: episodes per task, and observations for normalization."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np

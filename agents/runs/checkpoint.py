@@ -382,9 +382,7 @@ def _write_files(
     write_json(folder / STATE, state)
 
 
-def check_no_weight_missing(
-    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> None:
+def check_no_weight_missing(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Check that every weight of a policy is among those to load, under one of its names.
 
     A features extractor that is shared appears under several names; a file holds it once.

@@ -163,7 +163,9 @@ def _bound_from_json(
     value: object, shape: tuple[int, ...], dtype: np.dtype[np.generic]
 ) -> NDArray[np.generic]:
     if isinstance(value, dict):
-        numbers = [float(number) if isinstance(number, str) else number for number in value["values"]]
+        numbers = [
+            float(number) if isinstance(number, str) else number for number in value["values"]
+        ]
         return np.array(numbers, dtype=dtype).reshape(shape)
     number = float(value) if isinstance(value, str) else value
     return np.full(shape, number, dtype=dtype)

@@ -1,6 +1,5 @@
 """Evaluation plays fixed quotas of unseen episodes and reports rates with intervals."""
 
-import csv
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -14,15 +13,14 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
-from run_setup import checkpoint_of, evaluate_at
+from run_setup import evaluate_at
 from stable_baselines3.common.policies import BasePolicy, MultiInputActorCriticPolicy
 
 from mirl.agents import evaluate, train
 from mirl.agents.evaluation import results_table
 from mirl.agents.statistics import TaskResult, suite_result
-from mirl.configs.errors import ConfigError
 from mirl.configs.schema import EvalConfig, TrainConfig
-from mirl.configs.tasks import HoldoutConfig, Subset, SuiteConfig, TaskConfig
+from mirl.configs.tasks import HoldoutConfig, SuiteConfig, TaskConfig
 from mirl.envs import SeedSplit, SuiteVecEnv, env_seeds
 
 Build = Callable[..., TrainConfig]
@@ -326,63 +324,3 @@ def test_held_out_episodes_are_evaluated_separately(tiny: Build) -> None:
     report = json.loads(path.read_text())
     assert [task["subset"] for task in report["tasks"]] == ["trained", "held_out"]
     assert set(report["summary"]) == {"trained", "held_out"}
-
-
-def test_impossible_holdout_writes_nothing(tiny: Build) -> None:
-    """A holdout whose episodes never come is reported before anything is written."""
-    config = tiny("split.name=blur", "split.missions=[blur]")
-    with pytest.raises(ConfigError, match=r"no episode with a mission with one of \['blur'\] came"):
-        train(config)
-    assert not config.run_dir.exists()
-
-
-def scripted_evaluation(**rates: list[list[float]]) -> Callable[..., list[TaskResult]]:
-    """Stands in for ``evaluate``: the tasks' success rates, evaluation by evaluation, of each subset."""
-    plays = {subset: iter(script) for subset, script in rates.items()}
-
-    def play(*_: Any, subset: Subset, **__: Any) -> list[TaskResult]:
-        return [
-            one(str(i), round(rate * 4), 4, subset=subset)
-            for i, rate in enumerate(next(plays[subset]))
-        ]
-
-    return play
-
-
-@pytest.mark.parametrize(
-    ("best_by", "best"), [("mean", "step_000000128"), ("worst", "step_000000256")]
-)
-def test_best_by_selects_mean_or_worst(
-    tiny: Build, monkeypatch: pytest.MonkeyPatch, best_by: str, best: str
-) -> None:
-    """The best checkpoint has the best mean, or the best worst task."""
-    script = scripted_evaluation(trained=[[1.0, 0.25], [0.5, 0.5], [1.0, 0.0]])
-    monkeypatch.setattr("mirl.agents.callbacks.evaluation.evaluate", script)
-    config = tiny("total_timesteps=384", "evaluation.every=128", f"evaluation.best_by={best_by}")
-    train(config)
-    assert checkpoint_of(config.run_dir, "best").name == best
-
-
-def test_held_out_success_never_selects(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Held-out success is logged and never selects the best checkpoint."""
-    script = scripted_evaluation(trained=[[0.75], [0.5], [0.25]], held_out=[[0.0], [0.5], [1.0]])
-    monkeypatch.setattr("mirl.agents.callbacks.evaluation.evaluate", script)
-    config = tiny("task=goto_local", "split=objects", "total_timesteps=384", "evaluation.every=128")
-    train(config)
-    with (config.run_dir / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["eval/success_rate"]]
-    assert [float(row["eval/held_out/success_rate"]) for row in rows] == [0.0, 0.5, 1.0]
-    assert checkpoint_of(config.run_dir, "best").name == "step_000000128"
-
-
-def test_evaluation_logs_suite_summary(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "mirl.agents.callbacks.evaluation.evaluate",
-        scripted_evaluation(trained=[[0.0, 0.5, 0.75, 1.0]]),
-    )
-    config = tiny("total_timesteps=128", "evaluation.every=128")
-    train(config)
-    with (config.run_dir / "metrics.csv").open() as file:
-        [row] = [row for row in csv.DictReader(file) if row["eval/success_rate"]]
-    names = ("success_rate", "success_iqm", "success_worst", "score", "return")
-    assert [float(row[f"eval/{name}"]) for name in names] == [0.5625, 0.625, 0.0, 0.5625, 0.5625]

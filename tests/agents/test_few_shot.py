@@ -16,8 +16,7 @@ from gymnasium import spaces
 from run_setup import adapt_at, start_run
 from torch import Tensor
 
-from mirl.agents import evaluate, load_policy, train
-from mirl.agents import few_shot
+from mirl.agents import evaluate, few_shot, load_policy, train
 from mirl.agents.builder import build_agent
 from mirl.agents.few_shot import CurvePoint, ShiftedContext, adaptation_tasks, curve_table
 from mirl.agents.runs.run import Run

@@ -16,17 +16,18 @@ import pytest
 import torch
 from gymnasium import spaces
 from killing import assert_kills_change_nothing
+from off_policy_setup import LIMIT, build_off_policy_agent, tiny_off_policy
 from run_setup import checkpoint_of, resolve
 from safetensors.torch import load_file
 from sb3_contrib import TQC
 from stable_baselines3 import DQN, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from toy_goal_envs import FlipGoalEnv, MirrorReachEnv
+from toy_goal_envs import FlipGoalEnv
 
 from mirl.agents import evaluate, load_policy, train
 from mirl.agents import training as training_module
-from mirl.agents.builder import build_agent, build_policy, resolve_auto
+from mirl.agents.builder import build_policy
 from mirl.agents.faults import NonFiniteError
 from mirl.agents.on_policy.rollback import are_finite
 from mirl.agents.runs.checkpoint import Checkpoint
@@ -37,72 +38,23 @@ from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
 
-LIMIT = 5
-"""Timesteps of an episode of ``ToyReach``."""
-
-
-class LeverEnv(MirrorReachEnv):
-    """``MirrorReachEnv`` with a lever that is pushed or pulled."""
-
-    def __init__(self, n_steps: int = 2) -> None:
-        super().__init__(n_steps)
-        self.action_space = spaces.Discrete(2)  # type: ignore[assignment]
-
-    def step(self, action: Any) -> Any:
-        return super().step(np.array([1.5 * int(action) - 0.75]))
-
-
-gym.register("ToyGoalReach-v0", MirrorReachEnv, max_episode_steps=LIMIT, kwargs={"n_steps": LIMIT})
-gym.register("ToyGoalLever-v0", LeverEnv, max_episode_steps=LIMIT, kwargs={"n_steps": LIMIT})
-gym.register("ToyFlip-v0", FlipGoalEnv)
-
 KINDS: dict[str, type[OffPolicyAlgorithm]] = {"sac": SAC, "td3": TD3, "tqc": TQC, "dqn": DQN}
-TINY = (
-    "context=goal",
-    "encoder=vector",
-    "encoder.hidden=[]",
-    "encoder.features_dim=8",
-    "context.dim=4",
-    "sites=[vector, heads]",
-    "agent.net_arch=[8]",
-    "agent.learning_starts=20",
-    "agent.batch_size=16",
-    "total_timesteps=80",
-    "evaluation.episodes=4",
-    "progress=false",
-    "device=cpu",
-)
 Build = Callable[..., TrainConfig]
 Agents = Callable[[TrainConfig], Any]
 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Build:
-    """``tiny(kind, *words)``: a tiny configuration of an algorithm, on a task that fits its actions."""
+    """``tiny(kind, *words)``: a tiny configuration of an algorithm."""
 
-    def build(kind: str, *words: str) -> TrainConfig:
-        env_id = "ToyGoalLever-v0" if kind == "dqn" else "ToyGoalReach-v0"
-        reach = (
-            "task.name=reach",
-            f"task.tasks=[{{name: reach, env_id: {env_id}, success: info}}]",
-        )
-        chosen = () if any(word.startswith("task.tasks") for word in words) else reach
-        return compose_train([f"agent={kind}", *TINY, f"runs_dir={tmp_path}", *chosen, *words])
-
-    return build
+    return lambda kind, *words: tiny_off_policy(tmp_path, kind, *words)
 
 
 @pytest.fixture
 def make_agent() -> Iterator[Agents]:
+    """``make_agent(config)``: an untrained agent; its environments are closed after the test."""
     opened: list[SuiteVecEnv] = []
-
-    def make(config: TrainConfig) -> Any:
-        opened.append(
-            SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend, seed=config.seed)
-        )
-        return build_agent(resolve_auto(config, opened[-1].observation_space), opened[-1])
-
-    yield make
+    yield lambda config: build_off_policy_agent(config, opened)
     for env in opened:
         env.close()
 
@@ -402,37 +354,6 @@ def test_entropy_coefficient_keeps_learning(
     assert agent.log_ent_coef.item() != before
 
 
-def test_unfinished_episode_is_truncated(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
-    """An unfinished episode is truncated when the buffer is loaded."""
-    config = tiny("sac")
-    saved, loaded = make_agent(config).learn(33), make_agent(config)
-    CheckpointDirectory(tmp_path).save(saved).load_agent(loaded)
-    buffer = loaded.replay_buffer
-    assert saved.replay_buffer.ep_length[30:33].tolist() == [[0], [0], [0]]
-    assert buffer.ep_length[30:33].tolist() == [[3], [3], [3]]
-    assert (buffer.dones[32, 0], buffer.timeouts[32, 0], buffer._current_ep_start[0]) == (1, 1, 33)
-
-
-def test_full_buffer_keeps_its_position(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
-    """A full buffer is continued at its position."""
-    config = tiny("sac", "agent.buffer_size=30")
-    saved, loaded = make_agent(config).learn(45), make_agent(config)
-    CheckpointDirectory(tmp_path).save(saved).load_agent(loaded)
-    assert (loaded.replay_buffer.pos, loaded.replay_buffer.full) == (15, True)
-    np.testing.assert_array_equal(loaded.replay_buffer.rewards, saved.replay_buffer.rewards)
-
-
-def test_only_last_checkpoint_holds_buffer(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
-    """Only the last checkpoint holds the replay buffer."""
-    agent = make_agent(tiny("td3"))
-    directory = CheckpointDirectory(tmp_path)
-    for score in (0.5, None, None):
-        directory.save(agent.learn(30, reset_num_timesteps=False), score=score)
-    [path] = tmp_path.rglob(REPLAY_BUFFER)
-    assert path.parent == directory.find("last").folder
-    assert directory.find("best").name == "step_000000030"
-
-
 def test_no_file_is_a_pickle(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
     folder = CheckpointDirectory(tmp_path).save(make_agent(tiny("sac")).learn(30)).folder
     optimizers = {
@@ -466,17 +387,6 @@ def test_damaged_file_is_refused(
     damage(folder / name)
     with pytest.raises(ConfigError, match=rf"{name} (is missing|has [\d,]+ bytes, expected)"):
         Checkpoint.open(folder).load_agent(agent)
-
-
-@pytest.mark.parametrize("words", [("agent.buffer_size=20",), ("agent.n_envs=2",)])
-def test_buffer_of_other_size_is_refused(
-    tiny: Build, make_agent: Agents, tmp_path: Path, words: tuple[str, ...]
-) -> None:
-    checkpoint = CheckpointDirectory(tmp_path).save(make_agent(tiny("sac")).learn(40))
-    with pytest.raises(
-        ConfigError, match=r"its replay buffer holds 'observations\.achieved_goal' of shape"
-    ):
-        checkpoint.load_agent(make_agent(tiny("sac", *words)))
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs

@@ -1,5 +1,8 @@
-"""A command goes through its configuration, its run and its checkpoint once."""
+"""Training starts, stops and resumes a run, and a command opens everything once."""
 
+import csv
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +10,19 @@ from typing import Any
 
 import pydantic
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mirl.eval
 import mirl.train
-from mirl.agents import PPO, builder, training
+from mirl.agents import PPO, builder, train, training
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
+from mirl.agents.runs.run import Run
+from mirl.configs.errors import ConfigError
 from mirl.configs.schema import ResolvedConfig, TrainConfig
+
+Build = Callable[..., TrainConfig]
+ITERATIONS = [128, 256, 384, 512]
+"""Timesteps after each iteration of a tiny run."""
 
 TINY = (
     "agent.n_envs=4",
@@ -146,15 +156,128 @@ def test_stopped_run_resumes_once(
     assert "After 256 timesteps" in capsys.readouterr().out
 
 
-def test_result_holds_run_and_checkpoint(tiny: Callable[..., TrainConfig]) -> None:
+def test_result_holds_run_and_checkpoint(tiny: Build) -> None:
     config = tiny("total_timesteps=128")
-    result = training.train(config)
+    result = train(config)
     assert result.finished
     assert result.run.path == config.run_dir
     assert type(result.run.config) is ResolvedConfig
     assert result.checkpoint.folder == config.run_dir / "checkpoints" / "step_000000128"
     assert result.run.is_new
-    again = training.train(config)
+    again = train(config)
     assert again[:2] == result[:2]
     assert again.checkpoint.folder == result.checkpoint.folder
     assert not again.run.is_new
+
+
+# ------------------------------------------------------------------------------- start, stop, resume
+
+
+def fail_in_iteration(patch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
+    """Do something before the update of an iteration, counted from one."""
+    update, calls = PPO.train, []
+
+    def counted(agent: PPO) -> None:
+        calls.append(1)
+        if len(calls) == number:
+            act()
+        update(agent)
+
+    patch.setattr(PPO, "train", counted)
+
+
+def killed() -> None:
+    raise SystemError("as if the power failed")
+
+
+def csv_steps(config: TrainConfig) -> list[int]:
+    """The timesteps of the rows that iterations wrote."""
+    with (config.run_dir / "metrics.csv").open(newline="") as file:
+        return [
+            int(row["time/total_timesteps"]) for row in csv.DictReader(file) if row["train/loss"]
+        ]
+
+
+def event_steps(config: TrainConfig) -> list[int]:
+    events = EventAccumulator(str(config.run_dir), size_guidance={"scalars": 0}).Reload()
+    return [point.step for point in events.Scalars("train/loss")]
+
+
+def test_config_is_written_first(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration is written before the first step."""
+    monkeypatch.setattr("mirl.agents.training._learn", lambda *_: killed())
+    config = tiny()
+    with pytest.raises(SystemError):
+        train(config)
+    assert {path.name for path in config.run_dir.iterdir()} == {"config.yaml", ".lock"}
+    assert Run.open(config.run_dir).config.model_dump() == config.model_dump()
+
+
+@pytest.mark.parametrize("checkpoint_every", [256, 10_000])
+def test_killed_run_resumes_its_log(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch, checkpoint_every: int
+) -> None:
+    """A killed run resumes without lost or doubled points in its log."""
+    config = tiny(f"checkpoint_every={checkpoint_every}")
+    with monkeypatch.context() as patch:
+        fail_in_iteration(patch, 4, killed)  # 384 timesteps are logged; 256 or none are saved
+        with pytest.raises(SystemError):
+            train(config)
+    assert csv_steps(config) == ITERATIONS[:3]
+    assert train(config)[:2] == (512, True)
+    assert csv_steps(config) == ITERATIONS
+    assert event_steps(config) == ITERATIONS
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_stops_and_saves(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """A signal stops the run after the iteration and saves it."""
+    config, handler = tiny(), signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        fail_in_iteration(patch, 2, lambda: os.kill(os.getpid(), number))
+        assert train(config)[:2] == (256, False)
+    assert signal.getsignal(number) is handler
+    index = Run.open(config.run_dir).checkpoints.load_index()
+    assert index == {"last": "step_000000256"}
+    assert csv_steps(config) == [128, 256]
+    assert train(config)[:2] == (512, True)
+    assert csv_steps(config) == event_steps(config) == ITERATIONS
+
+
+def test_finished_run_is_unchanged(tiny: Build) -> None:
+    config = tiny("total_timesteps=128")
+    train(config)
+    before = {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()}
+    assert train(config)[:2] == (128, True)
+    assert {
+        path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()
+    } == before
+
+
+@pytest.mark.parametrize(
+    "words", [["backend=envpool", "task=CartPole-v1"], ["task=MiniGrid-Nowhere-v0"]]
+)
+def test_missing_environments_leave_no_folder(tiny: Build, words: list[str]) -> None:
+    config = tiny(*words)
+    with pytest.raises(ConfigError):
+        train(config)
+    assert not config.run_dir.exists()
+
+
+def test_environments_close_after_failure(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Any] = []
+    monkeypatch.setattr("mirl.envs.SuiteVecEnv.close", lambda env: closed.append(env.seed_split))
+    monkeypatch.setattr("mirl.agents.training._learn", lambda *_: killed())
+    with pytest.raises(SystemError):
+        train(tiny())
+    assert sorted(closed) == ["train", "validation"]
+
+
+def test_impossible_holdout_writes_nothing(tiny: Build) -> None:
+    """A holdout whose episodes never come is reported before anything is written."""
+    config = tiny("split.name=blur", "split.missions=[blur]")
+    with pytest.raises(ConfigError, match=r"no episode with a mission with one of \['blur'\] came"):
+        train(config)
+    assert not config.run_dir.exists()

@@ -72,10 +72,7 @@ def test_full_disk_does_not_stop_training(tiny: Build, tmp_path: Path) -> None:
     for timesteps in (256, 384):
         expected = f"the checkpoint of {timesteps} timesteps cannot be written"
         assert expected in done.stderr
-    assert (
-        "that of 128 timesteps is kept; training continues until the next one"
-        in done.stderr
-    )
+    assert "that of 128 timesteps is kept; training continues until the next one" in done.stderr
     assert "events in" in done.stderr
     last_line = done.stderr.strip().splitlines()[-1]
     assert last_line.startswith("error: the checkpoint of 512 timesteps cannot be written")
@@ -107,6 +104,7 @@ def test_read_only_folder_is_refused(tiny: Build, tmp_path: Path) -> None:
 
 def test_unsaved_checkpoint_is_not_best(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint that cannot be saved is not the best one."""
+
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -131,11 +129,14 @@ def test_unwritable_log_warns_once(
     tiny: Build, monkeypatch: pytest.MonkeyPatch, writer: type
 ) -> None:
     """A log that cannot be written causes one warning and does not end the run."""
+
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writer.__mro__[2], "write", full)  # Stable-Baselines3's own
-    with pytest.warns(UserWarning, match="cannot be written .*training continues without") as warned:
+    with pytest.warns(
+        UserWarning, match="cannot be written .*training continues without"
+    ) as warned:
         assert train(tiny()).finished
     assert len([each for each in warned if "training continues without" in str(each.message)]) == 1
 
@@ -159,3 +160,20 @@ def test_best_checkpoint_follows_validation_success(
         "best_score": 0.75,
     }
     assert run.checkpoint("best").name == "step_000000512"
+
+
+def test_no_rendering_means_no_videos(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that cannot render trains without videos."""
+    asked: list[int] = []
+
+    def broken(*_: Any, **__: Any) -> None:
+        asked.append(1)
+        raise OSError("no display")
+
+    monkeypatch.setattr("mirl.agents.callbacks.checkpointing.record_episode", broken)
+    config = tiny("checkpoint_every=128")
+    with pytest.warns(
+        UserWarning, match="no videos, because task 'goto_door' cannot be rendered here: no display"
+    ):
+        assert train(config).finished
+    assert len(asked) == 1

@@ -132,7 +132,9 @@ def test_statistics_cover_all_earlier_rollouts(
 
 
 @pytest.mark.parametrize("kind", ["ppo", "sac"])
-def test_statistics_change_between_rollouts_only(tiny: Callable[..., TrainConfig], kind: str) -> None:
+def test_statistics_change_between_rollouts_only(
+    tiny: Callable[..., TrainConfig], kind: str
+) -> None:
     config = tiny(kind)
     with closing(SuiteVecEnv(config.task, config.agent.n_envs, seed=0)) as env:
         agent = build_agent(resolve(config), env)

@@ -105,7 +105,9 @@ def test_empty_directory_is_reported(directory: CheckpointDirectory) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc", "a/b", ".", 3, None])
-def test_index_cannot_point_elsewhere(agent: PPO, directory: CheckpointDirectory, name: Any) -> None:
+def test_index_cannot_point_elsewhere(
+    agent: PPO, directory: CheckpointDirectory, name: Any
+) -> None:
     folder = directory.save(agent).folder
     shutil.copytree(folder, directory.path.parent / "x")
     (directory.path / "index.json").write_text(json.dumps({"last": name}))

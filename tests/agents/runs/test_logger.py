@@ -244,23 +244,6 @@ def test_gifs_are_in_events_and_folder(run: Witness) -> None:
     )  # a frame that equals the one before makes that one stay, so an episode can have one
 
 
-def test_no_rendering_means_no_videos(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that cannot render trains without videos."""
-    asked: list[int] = []
-
-    def broken(*_: Any, **__: Any) -> None:
-        asked.append(1)
-        raise OSError("no display")
-
-    monkeypatch.setattr("mirl.agents.callbacks.checkpointing.record_episode", broken)
-    config = tiny("checkpoint_every=128")
-    with pytest.warns(
-        UserWarning, match="no videos, because task 'goto_door' cannot be rendered here: no display"
-    ):
-        assert train(config).finished
-    assert len(asked) == 1
-
-
 def test_log_every_thins_the_log(tiny: Build) -> None:
     config = tiny("log_every=2")
     train(config)
