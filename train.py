@@ -7,8 +7,10 @@ from mirl.configs.command_line import command, console_entry, train_help
 from mirl.configs.compose import compose_train
 
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
-"""Capacity of torch's CPU kernel caches, which hold a kernel per size of matrices. By default it is 1024;
-a long run sees many sizes, because the share of distinct observations changes as the agent learns."""
+"""Capacity of torch's CPU kernel caches, which hold a kernel per matrix size and default to 1024.
+
+A long run sees many sizes: the share of distinct observations changes as the agent learns.
+"""
 
 
 def run(argv: list[str]) -> int:

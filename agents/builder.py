@@ -39,8 +39,10 @@ NOT_FOR_THE_ALGORITHM = frozenset(
 )
 """Options of PPO and A2C that are not keyword arguments of the algorithm."""
 BYTES_PER_FILE_BYTE = 8
-"""Size that a network may have while it is built, relative to the file of its weights: target networks
-and layers that a policy replaces are not in the file."""
+"""Size that a network may have while it is built, relative to the file of its weights.
+
+The file holds neither target networks nor the layers that a policy replaces.
+"""
 SPARE_BYTES = 2**26
 """Size that a network may have beside that."""
 
@@ -268,7 +270,7 @@ def _no_learning_rate(_progress_remaining: float) -> float:
     return 0.0
 
 
-# ------------------------------------------------------------------------------ policies from checkpoints
+# ----------------------------------------------------------------------- policies from checkpoints
 
 
 def load_policy(run: Path | str, checkpoint: str = "best", device: DeviceName = "auto") -> Policy:

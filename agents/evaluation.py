@@ -148,7 +148,7 @@ def _result(task: TaskConfig, episodes: Sequence[Episode], subset: Subset) -> Ta
     )
 
 
-# --------------------------------------------------------------------------- evaluating a checkpoint
+# -------------------------------------------------------------------------- evaluating a checkpoint
 
 
 def evaluate_run(

@@ -38,7 +38,7 @@ from mirl.envs.suite_spaces import suite_spaces
 from mirl.policies import FusionPolicy, specialize
 
 TOLERANCE = 1e-4
-"""Largest difference of an output to the policy's, relative to the largest output if that exceeds 1."""
+"""Largest difference of an output to the policy's, relative to the largest output above 1."""
 SAMPLES = 256
 """Random observations on which program and policy are compared."""
 

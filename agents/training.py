@@ -159,7 +159,7 @@ def _first_line(run: Run, agent: Agent, backend: str) -> str:
     return f"{start} {total} on {agent.device} ({precision}) and {backend}: {run.path}"
 
 
-# ------------------------------------------------------------------------------------------ learning
+# ----------------------------------------------------------------------------------------- learning
 
 
 def _learn(run: Run, agent: Agent, envs: Environments, episodes: Episodes) -> TrainResult:

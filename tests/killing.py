@@ -42,8 +42,8 @@ def kill_at(patch: pytest.MonkeyPatch, moment: int) -> None:
 def assert_kills_change_nothing(
     monkeypatch: pytest.MonkeyPatch, whole: TrainConfig, cut: TrainConfig
 ) -> None:
-    """Two runs of one configuration end alike, though the second is killed five times on its way."""
-    # TensorBoard orders the files of a folder by the second in which each was begun: let no two be of the same
+    """Check that two runs end alike although the second is killed five times."""
+    # TensorBoard orders files by the second in which they were begun: let no two share one
     clock = SimpleNamespace(time=itertools.count(1_000_000_000).__next__)
     monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time", clock)
     train(whole)

@@ -53,7 +53,7 @@ POLICY = "policy.safetensors"
 STATE = "state.json"
 """JSON file with the non-tensor state."""
 TENSORS = "tensors.safetensors"
-"""File with tensors beside the policy and the optimizers, such as the learned entropy coefficient."""
+"""File with the other tensors, such as the learned entropy coefficient."""
 COUNTERS = ("_episode_num", "_n_calls")
 """Counters that only some of SB3's algorithms have, beside timesteps and updates."""
 WINDOWS = ("ep_info_buffer", "ep_success_buffer")
@@ -173,7 +173,7 @@ class Checkpoint:
         """Return the spaces that the policy was trained on.
 
         Returns:
-            The spaces; None if the checkpoint is of schema version 1 or 2, which did not store them.
+            The spaces; None if the checkpoint is of schema version 1 or 2, which lack them.
 
         Raises:
             ConfigError: they are damaged.

@@ -1,4 +1,4 @@
-"""The logger of a run: SB3's, with a CSV table and TensorBoard events that survive a resumed run."""
+"""SB3's logger over a CSV table and TensorBoard events that a resumed run continues."""
 
 import csv
 import warnings

@@ -1,4 +1,4 @@
-"""Run directories: one configuration, its checkpoints, and a lock for the process that trains in it."""
+"""Run directories: a configuration, its checkpoints, and a lock for the training process."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Observation and action spaces as JSON, so that a checkpoint can be loaded without its environment."""
+"""Spaces as JSON, so that a checkpoint can be loaded without its environment."""
 
 import math
 

@@ -33,9 +33,12 @@ GLOBALS = re.compile(
 )
 """Names that the pickle of a state dict refers to."""
 OPCODES = frozenset(
-    "PROTO MARK STOP GLOBAL BINPERSID REDUCE BUILD EMPTY_DICT SETITEM SETITEMS "
-    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 BINUNICODE BININT BININT1 BININT2 "
-    "NEWTRUE NEWFALSE BINPUT LONG_BINPUT BINGET LONG_BINGET".split()
+    (
+        *("PROTO", "MARK", "STOP", "GLOBAL", "BINPERSID", "REDUCE", "BUILD", "EMPTY_DICT"),
+        *("SETITEM", "SETITEMS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+        *("BINUNICODE", "BININT", "BININT1", "BININT2", "NEWTRUE", "NEWFALSE"),
+        *("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
+    )
 )
 """Pickle opcodes that ``torch.save`` writes for a state dict."""
 

@@ -89,7 +89,7 @@ def test_resolved_config_has_no_auto() -> None:
     assert not config.network.is_resolved
 
 
-# ---------------------------------------------------------------------------------- loading policies
+# --------------------------------------------------------------------------------- loading policies
 
 
 def test_policy_is_loaded_ready_to_act(tiny: Build, make_agent: Agents) -> None:
@@ -121,7 +121,8 @@ def test_other_spaces_are_refused(tiny: Build, monkeypatch: pytest.MonkeyPatch) 
     config = tiny("total_timesteps=128")
     result = train(config)
     with closing(SuiteVecEnv(config.task, 1)) as env:
-        changed = spaces.Dict({**env.observation_space, "direction": spaces.Discrete(5)})  # type: ignore[dict-item]
+        assert isinstance(env.observation_space, spaces.Dict)
+        changed = spaces.Dict({**env.observation_space.spaces, "direction": spaces.Discrete(5)})
         monkeypatch.setattr(env, "observation_space", changed)
         with pytest.raises(ConfigError, match=r"other spaces .* differ in observation 'direction'"):
             restore_policy(result.run.config, result.checkpoint, "cpu", env)

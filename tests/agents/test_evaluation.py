@@ -273,11 +273,11 @@ def test_run_is_evaluated_on_test_seeds(tiny: Build, monkeypatch: pytest.MonkeyP
     train(config)
     reset = SuiteVecEnv.reset
 
-    def noted(env: SuiteVecEnv) -> Any:
+    def recorded(env: SuiteVecEnv) -> Any:
         splits.append(env.seed_split)
         return reset(env)
 
-    monkeypatch.setattr(SuiteVecEnv, "reset", noted)
+    monkeypatch.setattr(SuiteVecEnv, "reset", recorded)
     results, (path, gif) = evaluate_at(
         EvalConfig(run=config.run_dir, checkpoint="last", episodes=6, n_envs=3, gif=True)
     )

@@ -31,7 +31,8 @@ RUN_ALONE = """
 import sys, torch
 path, batches, answers = sys.argv[1:]
 program = torch.export.load(path).module()
-assert not any(name.split(".")[0] in ("mirl", "stable_baselines3", "gymnasium") for name in sys.modules)
+imported = {name.split(".")[0] for name in sys.modules}
+assert not imported & {"mirl", "stable_baselines3", "gymnasium"}
 torch.save([program(batch) for batch in torch.load(batches, weights_only=True)], answers)
 """
 
@@ -149,14 +150,14 @@ def test_description_lists_inputs_and_outputs(run_of: Callable[..., Path]) -> No
 
 def test_description_names_task_of_value(run_of: Callable[..., Path]) -> None:
     """With PopArt, the JSON file names the task whose value the program computes."""
-    of_mission = export_at(EvalConfig(run=run_of(*POPART), export="go to the red door"))
-    assert description_of(of_mission)["value_of_task"] == "goto_door_5x5"
-    of_task = export_at(
+    for_mission = export_at(EvalConfig(run=run_of(*POPART), export="go to the red door"))
+    assert description_of(for_mission)["value_of_task"] == "goto_door_5x5"
+    for_task = export_at(
         EvalConfig(
             run=run_of(*SECOND_TASK, "agent.popart=true", "name=both"), export="goto_door_8x8"
         )
     )
-    assert "value_of_task" not in description_of(of_task)
+    assert "value_of_task" not in description_of(for_task)
 
 
 def test_masked_logits_must_be_equal() -> None:

@@ -1,4 +1,4 @@
-"""A non-finite update is rolled back; the run reports it, saves evidence, and stops or continues."""
+"""A non-finite update is rolled back and reported; the run stops or continues."""
 
 import json
 import warnings
@@ -155,7 +155,7 @@ def test_huge_weights_are_reported(agent: str, tiny: Callable[..., TrainConfig])
     with (
         warnings.catch_warnings(),
         suppress(RunError),
-    ):  # it goes on for as long as the policy can act
+    ):  # it continues while the policy can act
         warnings.simplefilter("ignore")
         assert train(tiny(*huge, "name=skips", "on_fault=skip")).finished
 
@@ -193,9 +193,9 @@ class PoisonEnv(gym.Env[dict[str, Any], int]):
 
 
 @pytest.mark.parametrize(
-    ("poison", "what"), [("reward", "a reward"), ("observation", "an observation 'observation'")]
+    ("poison", "subject"), [("reward", "a reward"), ("observation", "an observation 'observation'")]
 )
-def test_non_finite_environment_is_named(poison: str, what: str) -> None:
+def test_non_finite_environment_is_named(poison: str, subject: str) -> None:
     """An environment with a non-finite reward or observation is named."""
     gym.register(f"ToyPoison-{poison}-v0", PoisonEnv, kwargs={"poison": poison})
     env = make_vec_env(f"ToyPoison-{poison}-v0", 2)
@@ -203,7 +203,7 @@ def test_non_finite_environment_is_named(poison: str, what: str) -> None:
     for _ in range(2):
         env.step(np.zeros(2, np.int64))
     with pytest.raises(
-        EnvironmentFailedError, match=rf"gave {what} that is no finite number, in timestep 3"
+        EnvironmentFailedError, match=rf"gave {subject} that is no finite number, in timestep 3"
     ):
         env.step(np.zeros(2, np.int64))
 
@@ -220,9 +220,9 @@ def test_non_finite_first_observation() -> None:
             env.step(np.zeros(2, np.int64))
     with closing(SuiteVecEnv(suite, 2, max_restarts=2, restart_non_finite=True)) as env:
         env.reset()
-        with pytest.warns(RuntimeWarning, match="restart [12] of 2") as told:
+        with pytest.warns(RuntimeWarning, match="restart [12] of 2") as warned:
             obs, _, dones, infos = env.step(np.zeros(2, np.int64))
-        assert len(told) == 2
+        assert len(warned) == 2
         assert dones.all()
         assert not any("failed" in info for info in infos)
         assert np.isfinite(obs["observation"]).all()
@@ -251,9 +251,9 @@ def test_training_survives_failing_environments(
         *fixed,
         *words,
     ]
-    with pytest.warns(RuntimeWarning, match=r"restart \d+ of 1000") as told:
+    with pytest.warns(RuntimeWarning, match=r"restart \d+ of 1000") as warned:
         assert train(compose_train([*words, "max_restarts=1000", "name=goes_on"])).finished
-    assert len(told) > 128 // 3 - 4
+    assert len(warned) > 128 // 3 - 4
     with (
         pytest.warns(RuntimeWarning),
         pytest.raises(EnvironmentFailedError, match="no finite number"),

@@ -131,7 +131,7 @@ def test_adaptation_starts_from_checkpoint(
     """Adaptation starts from the weights of the checkpoint."""
     config = options(runs["rooms"], adapt=mode)
     curves_of(config)
-    [(agent, start)] = agents
+    [(_, start)] = agents
     policy = load_policy(config.run, "last", "cpu")
     weights = policy.state_dict()
     own = {

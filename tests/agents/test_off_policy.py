@@ -72,7 +72,7 @@ def same(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
-# ------------------------------------------------------------------------------------------------------------ building
+# ----------------------------------------------------------------------------------------- building
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -252,7 +252,7 @@ def test_envpool_has_no_goals(tiny: Build) -> None:
     assert not config.run_dir.exists()
 
 
-# ----------------------------------------------------------------------------------------------------------------- log
+# ---------------------------------------------------------------------------------------------- log
 
 
 def rows_of(config: TrainConfig) -> list[dict[str, str]]:
@@ -279,13 +279,13 @@ def test_success_rate_counts_all_episodes(tiny: Build, monkeypatch: pytest.Monke
     ended: list[dict[str, Any]] = []
     step_wait = SuiteVecEnv.step_wait
 
-    def noted(env: SuiteVecEnv) -> Any:
+    def recorded(env: SuiteVecEnv) -> Any:
         result = step_wait(env)
         if env.seed_split == "train":
             ended.extend(info for info in result[3] if info)
         return result
 
-    monkeypatch.setattr(SuiteVecEnv, "step_wait", noted)
+    monkeypatch.setattr(SuiteVecEnv, "step_wait", recorded)
     config = tiny("sac", "total_timesteps=200")
     train(config)
     [row] = [row for row in rows_of(config) if row["task/reach/success_rate"]]
@@ -298,7 +298,7 @@ def test_success_rate_counts_all_episodes(tiny: Build, monkeypatch: pytest.Monke
     )
 
 
-# --------------------------------------------------------------------------------------------------------- checkpoints
+# -------------------------------------------------------------------------------------- checkpoints
 
 
 def optimizers(agent: Any) -> dict[str, Any]:
@@ -389,7 +389,7 @@ def test_damaged_file_is_refused(
         Checkpoint.open(folder).load_agent(agent)
 
 
-# ---------------------------------------------------------------------------------------------------------------- runs
+# --------------------------------------------------------------------------------------------- runs
 
 
 def stop_at(patch: pytest.MonkeyPatch, kind: str, step: int) -> None:
@@ -476,7 +476,7 @@ def test_goal_dependent_action_is_learned(tiny: Build, make_agent: Agents, kind:
     assert result.success_rate > 0.9
 
 
-# -------------------------------------------------------------------------------------------------------------- faults
+# ------------------------------------------------------------------------------------------- faults
 
 
 def break_gradient(agent: Any, kind: str, factor: float = torch.inf) -> None:
@@ -539,7 +539,7 @@ def test_run_saves_the_evidence(tiny: Build, monkeypatch: pytest.MonkeyPatch) ->
     assert load_file(folder / "evidence.safetensors")
 
 
-# ------------------------------------------------------------------------------------------------------------- resuming
+# ----------------------------------------------------------------------------------------- resuming
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -40,7 +40,7 @@ def result(successes: int, episodes: int, low: float = 0.0, high: float = 1.0) -
 def test_wilson_interval_equals_published_table(
     successes: int, episodes: int, low: float, high: float
 ) -> None:
-    # Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I, method 3
+    # Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I
     assert wilson_interval(successes, episodes) == pytest.approx((low, high), abs=6e-5)
 
 
@@ -137,16 +137,15 @@ def test_summary_is_computed_from_episodes() -> None:
     assert summary["success_interval"] == pytest.approx(wilson_interval(2, 4))
 
 
-# ------------------------------------------------------------------------------------------------------- bootstrap
+# ---------------------------------------------------------------------------------------- bootstrap
 
 
 def test_bootstrap_approaches_normal_interval() -> None:
     """The bootstrap interval of a mean is near the normal interval."""
     scores = np.random.default_rng(0).normal(size=(400, 3))
     low, high = bootstrap_interval(scores, np.mean, np.random.default_rng(1))
-    error = (
-        np.sqrt(scores.var(axis=0).sum() / 400) / 3
-    )  # of the mean over tasks of the tasks' means
+    # standard error of the mean over tasks of the tasks' means
+    error = np.sqrt(scores.var(axis=0).sum() / 400) / 3
     assert (low, high) == pytest.approx(
         (scores.mean() - 1.96 * error, scores.mean() + 1.96 * error), abs=0.2 * error
     )
@@ -154,7 +153,7 @@ def test_bootstrap_approaches_normal_interval() -> None:
 
 def test_bootstrap_equals_all_resamples() -> None:
     """The bootstrap agrees with all resamples of a small matrix."""
-    # One task, two runs: the mean of a resample is 0, 1/2, 1/2 or 1, so the middle half of them is 1/2 alone ...
+    # one task, two runs: the mean of a resample is 0, 1/2, 1/2 or 1, so the middle half is 1/2
     scores = np.array([[0.0], [1.0]])
     assert bootstrap_interval(scores, np.mean, np.random.default_rng(0), confidence=0.4) == (
         0.5,
@@ -164,7 +163,7 @@ def test_bootstrap_equals_all_resamples() -> None:
         0.0,
         1.0,
     )
-    # ... and of two tasks, drawn apart, 1/2 has a share of 3/8, and 1/4 and 3/4 of 1/4 each; drawn together, 0 has 1/4.
+    # two tasks, drawn separately: 1/2 has a share of 3/8, and 1/4 and 3/4 have 1/4 each
     pair = np.array([[0.0, 0.0], [1.0, 1.0]])
     assert bootstrap_interval(pair, np.mean, np.random.default_rng(0), confidence=0.5) == (
         0.25,

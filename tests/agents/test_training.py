@@ -170,7 +170,7 @@ def test_result_holds_run_and_checkpoint(tiny: Build) -> None:
     assert not again.run.is_new
 
 
-# ------------------------------------------------------------------------------- start, stop, resume
+# ------------------------------------------------------------------------------ start, stop, resume
 
 
 def fail_in_iteration(patch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:

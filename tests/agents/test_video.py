@@ -137,7 +137,10 @@ def test_environment_without_pixels_has_none(
 
 
 class PagesEnv(gym.Env[Any, Any]):
-    """Ten timesteps and n actions; shows a grey picture. ``taken`` holds the actions of all of them."""
+    """An environment of ten timesteps and n actions that shows a gray image.
+
+    ``taken`` holds the actions of all instances, by their number of actions.
+    """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
     taken: ClassVar[dict[int, list[int]]] = {}
@@ -195,11 +198,11 @@ def test_recorded_episode_has_task_mission(
     policy = make_agent(config).policy
     captions: list[str] = []
 
-    def noted(frames: list[Any], caption: str) -> Gif:
+    def recorded(frames: list[Any], caption: str) -> Gif:
         captions.append(caption)
         return Gif(b"", 0, 0)
 
-    monkeypatch.setattr("mirl.agents.video.encode_gif", noted)
+    monkeypatch.setattr("mirl.agents.video.encode_gif", recorded)
     [door] = config.task.tasks
     red = door.model_copy(update={"name": "red", "mission": "red door"})
     for task in (door, red):

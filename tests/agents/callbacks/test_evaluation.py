@@ -24,7 +24,7 @@ def one(task: str, successes: int, episodes: int, subset: Subset) -> TaskResult:
 
 
 def scripted_evaluation(**rates: list[list[float]]) -> Callable[..., list[TaskResult]]:
-    """Stands in for ``evaluate``: the tasks' success rates, evaluation by evaluation, of each subset."""
+    """Return a stand-in for ``evaluate`` that plays success rates per subset and evaluation."""
     plays = {subset: iter(script) for subset, script in rates.items()}
 
     def play(*_: Any, subset: Subset, **__: Any) -> list[TaskResult]:

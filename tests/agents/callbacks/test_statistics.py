@@ -72,18 +72,18 @@ def tiny(tmp_path: Path) -> Callable[..., TrainConfig]:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, np.ndarray]]:
-    """What training saw after each timestep."""
-    noted: list[dict[str, np.ndarray]] = []
+    """The observations of training after each timestep."""
+    recorded: list[dict[str, np.ndarray]] = []
     step_wait = SuiteVecEnv.step_wait
 
-    def note(env: SuiteVecEnv) -> Any:
+    def record(env: SuiteVecEnv) -> Any:
         result = step_wait(env)
         if env.seed_split == "train":
-            noted.append({key: values.copy() for key, values in result[0].items()})
+            recorded.append({key: values.copy() for key, values in result[0].items()})
         return result
 
-    monkeypatch.setattr(SuiteVecEnv, "step_wait", note)
-    return noted
+    monkeypatch.setattr(SuiteVecEnv, "step_wait", record)
+    return recorded
 
 
 def extractors(policy: torch.nn.Module) -> list[FusionExtractor]:
@@ -145,11 +145,11 @@ def test_statistics_change_between_rollouts_only(
         def collected(*arguments: Any, **options: Any) -> Any:
             step, within = env.step_wait, set[int]()
 
-            def noted() -> Any:
+            def recorded() -> Any:
                 within.add(int(first.count))
                 return step()
 
-            env.step_wait = noted  # type: ignore[method-assign]
+            env.step_wait = recorded  # type: ignore[method-assign]
             result = collect(*arguments, **options)
             env.step_wait = step  # type: ignore[method-assign]
             [count] = within
@@ -178,11 +178,11 @@ def test_first_minibatch_has_unchanged_policy(
     config = tiny("ppo")
     log_ratios: list[float] = []
 
-    def noted(evaluation: Any, samples: Any, *others: Any) -> Any:
+    def recorded(evaluation: Any, samples: Any, *others: Any) -> Any:
         log_ratios.append(float((evaluation.log_probs.detach() - samples.old_log_prob).abs().max()))
         return ppo_losses(evaluation, samples, *others)
 
-    monkeypatch.setattr("mirl.agents.on_policy.ppo.ppo_losses", noted)
+    monkeypatch.setattr("mirl.agents.on_policy.ppo.ppo_losses", recorded)
     with closing(SuiteVecEnv(config.task, config.agent.n_envs, seed=0)) as env:
         agent = build_agent(resolve(config), env)
         assert isinstance(agent, PPO)
@@ -211,7 +211,7 @@ def test_statistics_are_restored(tiny: Callable[..., TrainConfig], kind: str) ->
         int(norm.count) - count for norm, count in zip(norms(saved.policy), counts, strict=True)
     ]
     assert set(moved) == {PER_ROLLOUT[kind] if kind == "ppo" else 2}, (
-        "what comes is added to what was"
+        "new observations are added to the earlier ones"
     )
 
 

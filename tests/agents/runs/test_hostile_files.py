@@ -1,4 +1,4 @@
-"""A run directory from a stranger runs no code; its errors are one line, fast, in bounded memory."""
+"""A run directory from a stranger runs no code, and is refused fast and in bounded memory."""
 
 import io
 import json

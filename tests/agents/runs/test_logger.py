@@ -29,19 +29,20 @@ Build = Callable[..., TrainConfig]
 TASKS = ("door", "obj")
 SUITE = (
     "task.name=two",
-    "task.tasks=[{name: door, env_id: MiniGrid-GoToDoor-5x5-v0}, {name: obj, env_id: MiniGrid-GoToObject-6x6-N2-v0}]",
+    "task.tasks=[{name: door, env_id: MiniGrid-GoToDoor-5x5-v0}, "
+    "{name: obj, env_id: MiniGrid-GoToObject-6x6-N2-v0}]",
 )
 
 
 @dataclass
 class Witness:
-    """What happened in a run, written down beside it."""
+    """A record of a run, kept beside its log."""
 
     config: TrainConfig
     episodes: dict[str, list[Any]] = field(default_factory=dict)
-    """By split: each call of ``reset`` (None) and each timestep's infos."""
+    """By seed split: each call of ``reset`` (None) and each timestep's infos."""
     losses: dict[int, float] = field(default_factory=dict)
-    """By timestep, the loss when ``train`` returned."""
+    """The loss when ``train`` returned, by timestep."""
 
     @property
     def events(self) -> EventAccumulator:
@@ -58,37 +59,37 @@ def scalars(events: EventAccumulator, tag: str) -> dict[int, float]:
     return {point.step: point.value for point in points}
 
 
-def note_losses(
+def record_losses(
     patch: pytest.MonkeyPatch, algorithm: type[OnPolicyAlgorithm], losses: dict[int, float]
 ) -> None:
     update = algorithm.train
 
-    def noted(agent: OnPolicyAlgorithm) -> None:
+    def recorded(agent: OnPolicyAlgorithm) -> None:
         update(agent)
         losses[agent.num_timesteps] = float(agent.logger.name_to_value["train/loss"])
 
-    patch.setattr(algorithm, "train", noted)
+    patch.setattr(algorithm, "train", recorded)
 
 
-def note_episodes(patch: pytest.MonkeyPatch, episodes: dict[str, list[Any]]) -> None:
+def record_episodes(patch: pytest.MonkeyPatch, episodes: dict[str, list[Any]]) -> None:
     reset, step_wait = SuiteVecEnv.reset, SuiteVecEnv.step_wait
 
-    def noted_reset(env: SuiteVecEnv) -> Any:
+    def recorded_reset(env: SuiteVecEnv) -> Any:
         episodes.setdefault(env.seed_split, []).append(None)
         return reset(env)
 
-    def noted_step(env: SuiteVecEnv) -> Any:
+    def recorded_step(env: SuiteVecEnv) -> Any:
         result = step_wait(env)
         episodes[env.seed_split].append(result[3])
         return result
 
-    patch.setattr(SuiteVecEnv, "reset", noted_reset)
-    patch.setattr(SuiteVecEnv, "step_wait", noted_step)
+    patch.setattr(SuiteVecEnv, "reset", recorded_reset)
+    patch.setattr(SuiteVecEnv, "step_wait", recorded_step)
 
 
 @pytest.fixture(scope="module")
 def run(tiny_in: Build, tmp_path_factory: pytest.TempPathFactory) -> Witness:
-    """Six iterations of 128 timesteps over two tasks, evaluated after 256, 512 and 768, saved after 512 and 768."""
+    """Six iterations of 128 timesteps over two tasks, evaluated every 256 and saved every 512."""
     words = (
         "total_timesteps=768",
         "evaluation.every=256",
@@ -101,8 +102,8 @@ def run(tiny_in: Build, tmp_path_factory: pytest.TempPathFactory) -> Witness:
         )
     )
     with pytest.MonkeyPatch.context() as patch:
-        note_losses(patch, PPO, witness.losses)
-        note_episodes(patch, witness.episodes)
+        record_losses(patch, PPO, witness.losses)
+        record_episodes(patch, witness.episodes)
         train(witness.config)
     return witness
 
@@ -115,7 +116,7 @@ def test_losses_stand_at_own_iteration(run: Witness) -> None:
 def test_sb3_losses_stand_one_late(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """SB3's own losses are logged one iteration late."""
     config, losses = tiny("backend=gymnasium"), dict[int, float]()
-    note_losses(monkeypatch, SB3PPO, losses)
+    record_losses(monkeypatch, SB3PPO, losses)
     env = SuiteVecEnv(config.task, 4)
     agent = SB3PPO(
         FusionPolicy,

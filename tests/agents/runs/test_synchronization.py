@@ -1,4 +1,4 @@
-"""A run that was killed several times, even while writing, ends bit-identical to one that was not."""
+"""A run that is killed several times, even while it writes, ends bit-identical."""
 
 from collections.abc import Callable
 
