@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 from stable_baselines3.common.policies import BasePolicy
 
-from mirl.agents.builder import Policy, restore_policy
+from mirl.agents.builder import Policy
 from mirl.agents.eval_mode import eval_mode
 from mirl.agents.on_policy.storage import pad_to_bucket
+from mirl.agents.policy_loader import restore_policy
 from mirl.agents.runs.atomic_files import write_bytes, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.run import Run
@@ -32,7 +33,7 @@ HiddenState = tuple[NDArray[np.float32], ...]
 
 
 class Episode(NamedTuple):
-    """What is kept of one episode."""
+    """Outcome of one episode."""
 
     success: bool
     episode_return: float

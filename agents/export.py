@@ -18,7 +18,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from mirl.agents.builder import restore_policy
+from mirl.agents.policy_loader import restore_policy
 from mirl.agents.runs.atomic_files import write_bytes, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.run import Run

@@ -160,7 +160,8 @@ def _non_finite_gradients(weights: dict[str, Tensor]) -> list[str]:
     """Return the names of the weights whose gradient is non-finite or too large."""
     if not weights:
         return []
-    norms = torch.stack(torch._foreach_norm([weight.grad for weight in weights.values()]))
+    gradients = [weight.grad for weight in weights.values() if weight.grad is not None]
+    norms = torch.stack(torch._foreach_norm(gradients))
     # one question to the device, instead of one for each tensor; NaN compares as False
     if bool((norms <= MAX_GRADIENT_NORM).all()):
         return []

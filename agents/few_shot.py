@@ -303,7 +303,7 @@ def _build_env(
 def _load(
     training: ResolvedConfig, checkpoint: Checkpoint, config: EvalConfig, env: SuiteVecEnv
 ) -> PPO | A2C:
-    """Build the run's agent on another task, with an optimizer of what is tuned only."""
+    """Build the run's agent on another task, with an optimizer of the tuned parameters only."""
     agent = build_agent(_adaptation_config(training, config), env)
     assert isinstance(agent, PPO | A2C)
     checkpoint.load_weights(agent.policy)

@@ -11,18 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from gymnasium import spaces
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file, save_model
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor, nn
 
 from mirl.agents.runs.atomic_files import (
     JsonObject,
-    check_regular,
     flush,
     load_json,
     verify_manifest,
@@ -31,11 +30,9 @@ from mirl.agents.runs.atomic_files import (
 )
 from mirl.agents.runs.migration import (
     FIRST_SEALED,
-    FIRST_WITH_CURRENT_NAMES,
     SCHEMA_VERSION,
     check_schema_version,
     migrate_state,
-    migrate_weight_names,
 )
 from mirl.agents.runs.replay_buffer import load_replay_buffer, save_replay_buffer
 from mirl.agents.runs.space_json import (
@@ -43,6 +40,7 @@ from mirl.agents.runs.space_json import (
     observation_space_from_json,
     space_to_json,
 )
+from mirl.agents.runs.weights import load_weights
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import PrecisionName
 from mirl.envs import SuiteVecEnv
@@ -59,13 +57,6 @@ COUNTERS = ("_episode_num", "_n_calls")
 WINDOWS = ("ep_info_buffer", "ep_success_buffer")
 """SB3's windows over the last episodes, for its log."""
 
-_SAFETENSORS_DTYPES = {
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.bool: "BOOL",
-    torch.int64: "I64",
-    torch.uint8: "U8",
-}
 _LOADING_ERRORS = (
     SafetensorError,
     OSError,
@@ -77,7 +68,6 @@ _LOADING_ERRORS = (
 )
 """Exceptions that a file with unexpected content can cause while it is loaded."""
 
-ValueT = TypeVar("ValueT")
 Episodes = Mapping[str, Sequence[Sequence[float]]]
 """The last episodes of each task, as (success, return, length), for JSON."""
 
@@ -100,7 +90,7 @@ class Spaces(NamedTuple):
     """The spaces that a policy was trained on."""
 
     observation: spaces.Dict
-    """As SB3 trains on it: images have their channels first."""
+    """Images have their channels first, as SB3 trains on them."""
     action: ActionSpace
 
 
@@ -208,46 +198,15 @@ class Checkpoint:
             ConfigError: the file is missing or damaged, or a weight does not fit; the policy is
                 unchanged then.
         """
-        expected = policy.state_dict()
         try:
-            self._check_header(expected)
             if self.version >= FIRST_SEALED and not self._is_verified:
                 verify_manifest(self.folder, [POLICY])
-            weights = self._current_names(load_file(self.policy_path))
-            check_no_weight_missing(weights, expected)
-            policy.load_state_dict(weights, strict=False)
+            load_weights(self.policy_path, policy, self.version)
         except (SafetensorError, OSError, RuntimeError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise ConfigError(
                 f"{self.folder} does not hold the weights of this policy: {reason}"
             ) from None
-
-    def _check_header(self, expected: Mapping[str, Tensor]) -> None:
-        """Check names, shapes and types by the header of the file, before any weight is loaded.
-
-        ``load_state_dict`` would convert a weight of another type silently.
-        """
-        check_regular(self.policy_path)
-        with safe_open(self.policy_path, framework="pt") as file:
-            saved_names = list(file.keys())
-            by_current_name = self._current_names({name: name for name in saved_names})
-            for name, saved_name in by_current_name.items():
-                tensor = expected.get(name)
-                if tensor is None:
-                    raise ValueError(f"the policy has no weight '{name}'")
-                shape = list(tensor.shape)
-                dtype = _SAFETENSORS_DTYPES.get(tensor.dtype)
-                found = file.get_slice(saved_name)
-                if found.get_shape() != shape or found.get_dtype() != dtype:
-                    raise ValueError(
-                        f"'{name}' should be {dtype} {shape}, "
-                        f"got {found.get_dtype()} {found.get_shape()}"
-                    )
-
-    def _current_names(self, weights: dict[str, ValueT]) -> dict[str, ValueT]:
-        if self.version >= FIRST_WITH_CURRENT_NAMES:
-            return weights
-        return migrate_weight_names(weights)
 
     def load_agent(self, agent: BaseAlgorithm) -> Episodes:
         """Load weights, optimizers, counters and the replay buffer.
@@ -380,31 +339,6 @@ def _write_files(
         state["sampling"] = env.sampling_state()
     save_replay_buffer(agent, folder)
     write_json(folder / STATE, state)
-
-
-def check_no_weight_missing(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Check that every weight of a policy is among those to load, under one of its names.
-
-    A features extractor that is shared appears under several names; a file holds it once.
-
-    Args:
-        weights: the weights to load.
-        expected: the state dict of the policy.
-
-    Raises:
-        ValueError: a weight is missing, or is there twice.
-    """
-    loaded = {_storage(expected[name]) for name in weights}
-    if len(loaded) < len(weights):
-        raise ValueError("it holds a weight under two of its names")
-    for name, tensor in expected.items():
-        if name not in weights and _storage(tensor) not in loaded:
-            raise ValueError(f"the weight '{name}' is missing")
-
-
-def _storage(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...], torch.dtype]:
-    """Return what two names of the same tensor have in common."""
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def get_optimizers(agent: BaseAlgorithm) -> dict[str, torch.optim.Optimizer]:

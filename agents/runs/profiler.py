@@ -32,7 +32,10 @@ class IterationProfiler:
         """Shares of the last iteration, by section."""
         self._n_iterations = 0
         self._has_warned = False
-        self._accumulated: dict[str, float] = {}
+        self._total = 0.0
+        """Seconds of the iterations since the last check."""
+        self._totals: dict[str, float] = {}
+        """The same by section."""
         self.start()
 
     def start(self) -> None:
@@ -68,17 +71,20 @@ class IterationProfiler:
             logger.record(metrics.time_metric(name), share)
         self._n_iterations += 1
         if self._n_iterations > WARM_UP and not self._has_warned:
-            self._check_idle({"total": total, **self._seconds})
+            self._check_idle(total)
 
-    def _check_idle(self, seconds: Mapping[str, float]) -> None:
+    def _check_idle(self, total: float) -> None:
         """Warn if the network waited for most of at least ``PATIENCE`` seconds."""
-        for name, value in seconds.items():
-            self._accumulated[name] = self._accumulated.get(name, 0.0) + value
-        total = self._accumulated["total"]
-        if total < PATIENCE:
+        self._total += total
+        for section, seconds in self._seconds.items():
+            self._totals[section] = self._totals.get(section, 0.0) + seconds
+        if self._total < PATIENCE:
             return
-        percent = {name: 100 * value / total for name, value in self._accumulated.items()}
-        self._accumulated = {}
+        percent = {}
+        for section, seconds in self._totals.items():
+            percent[section] = 100 * seconds / self._total
+        self._total = 0.0
+        self._totals = {}
         idle = _idle_percent(percent)
         if idle > MAX_IDLE_PERCENT:
             self._has_warned = True

@@ -94,7 +94,7 @@ def _columns(buffer: DictReplayBuffer) -> dict[str, NDArray[np.generic]]:
         columns[f"observations.{key}"] = column
     for key, column in buffer.next_observations.items():
         columns[f"next_observations.{key}"] = column
-    names = _COLUMNS
+    names = list(_COLUMNS)
     if isinstance(buffer, HerReplayBuffer):
         names += _HER_COLUMNS
     for name in names:

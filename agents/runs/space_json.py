@@ -136,7 +136,7 @@ def _rebuild_box(value: JsonObject) -> spaces.Box:
     shape = _checked_shape(value["shape"])
     low = _bound_from_json(value["low"], shape, dtype)
     high = _bound_from_json(value["high"], shape, dtype)
-    return spaces.Box(low, high, shape, dtype.type)
+    return spaces.Box(low, high, shape, dtype.type)  # type: ignore[arg-type]  # checked above
 
 
 def _checked_shape(shape: object) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ SPLITS: tuple[SeedSplit, ...] = ("train", "validation", "test")
 
 
 class SlowSuccessEnv(gym.Env[Any, Any]):
-    """Whatever is done, half of the episodes fail after 2 timesteps and half succeed after 20."""
+    """Half of the episodes fail after 2 timesteps and half succeed after 20, whatever the actions."""
 
     def __init__(self) -> None:
         self.observation_space = spaces.Box(-1, 1, (2,), np.float32)
@@ -78,7 +78,7 @@ def make_policy(env: SuiteVecEnv) -> BasePolicy:
 
 
 def first_outcomes(seed: int, split: SeedSplit, slots: int, quotas: list[int]) -> list[bool]:
-    """What each slot's first episodes of the slow task are, replayed one environment at a time."""
+    """Replay the first episodes of the slow task, one environment at a time."""
     outcomes = []
     for slot_seed, quota in zip(env_seeds(seed, split, 0, slots), quotas, strict=True):
         env = SlowSuccessEnv()
@@ -123,7 +123,7 @@ def test_success_rate_ignores_episode_length(suite: SuiteConfig) -> None:
 
 
 def test_policy_sees_few_batch_sizes(suite: SuiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As environments become inactive, the policy sees few batch sizes."""
+    """The policy sees few batch sizes while environments become inactive."""
     sizes: set[int] = set()
     predict = BasePolicy.predict
 

@@ -34,7 +34,7 @@ def pictures(gif: Gif) -> list[np.ndarray]:
 
 
 def caption_of(gif: Gif) -> np.ndarray:
-    """What stands below the square picture."""
+    """Return the pixels below the square image."""
     return pictures(gif)[0][WIDTH:]
 
 
@@ -93,7 +93,7 @@ def test_episode_is_recorded_from_start(tiny: Build, make_agent: Agents) -> None
 
 
 class BlindEnv(gym.Env[Any, Any]):
-    """Has no picture."""
+    """An environment that cannot be rendered."""
 
     def __init__(self) -> None:
         self.observation_space, self.action_space = (
@@ -111,7 +111,7 @@ class BlindEnv(gym.Env[Any, Any]):
 
 
 class TextEnv(BlindEnv):
-    """Renders, but not to pixels."""
+    """An environment that is rendered to text only."""
 
     metadata = {"render_modes": ["ansi"]}  # noqa: RUF012
 

@@ -27,7 +27,7 @@ LIMIT = 5
 
 
 class FarReachEnv(MirrorReachEnv):
-    """In units and from an origin that no network likes."""
+    """Observations with a large scale and offset."""
 
     def _observation(self) -> dict[str, Any]:
         seen = super()._observation()
@@ -95,7 +95,7 @@ def norms(policy: torch.nn.Module) -> list[RunningNorm]:
 
 
 def rows_of(extractor: FusionExtractor, steps: list[dict[str, np.ndarray]]) -> np.ndarray:
-    """What the extractor's encoder reads, of these timesteps."""
+    """Return the inputs of the extractor's encoder over these timesteps."""
     joined = {
         key: np.concatenate([step[key] for step in steps]).astype(np.float64) for key in steps[0]
     }

@@ -40,7 +40,7 @@ class Witness:
 
     config: TrainConfig
     episodes: dict[str, list[Any]] = field(default_factory=dict)
-    """By seed split: each call of ``reset`` (None) and each timestep's infos."""
+    """None for each call of ``reset`` and the infos of each timestep, by seed split."""
     losses: dict[int, float] = field(default_factory=dict)
     """The loss when ``train`` returned, by timestep."""
 

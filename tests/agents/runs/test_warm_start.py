@@ -130,7 +130,7 @@ def rezipped(data: bytes) -> bytes:
 
 
 def around(pickled: bytes) -> bytes:
-    """What ``torch.save`` makes of a pickle of no tensors."""
+    """Return a file as ``torch.save`` writes it, around a pickle without tensors."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         for name, data in (("data.pkl", pickled), ("version", b"3\n"), ("byteorder", b"little")):
