@@ -63,6 +63,7 @@ def resolve_auto(config: TrainConfig, observation_space: spaces.Space[Any]) -> R
         "encoder": network.encoder.model_dump(),
         "sites": network.sites,
     }
+    # the parts must fit each other as those of any configuration
     return validate(ResolvedConfig, {**config.model_dump(), **resolved})
 
 

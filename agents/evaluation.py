@@ -99,6 +99,7 @@ def _play(
     """Play until each environment has finished its quota (n_envs,); return its episodes."""
     played: list[list[Episode]] = [[] for _ in range(env.num_envs)]
     observation: Observations = env.reset()
+    # an environment that is deactivated finishes its present episode and starts no other
     env.deactivate(np.flatnonzero(quotas <= 1))
     active = np.flatnonzero(quotas)
     hidden_state: HiddenState | None = None
@@ -115,9 +116,10 @@ def _play(
             starts[padded],
             deterministic,
         )
-        actions[active] = chosen[: len(active)]
+        actions[active] = chosen[: len(active)]  # without the padding
         env.step_async(actions)
         observation, _, starts, infos = env.step_wait()
+        # starts is True where an episode has ended and the next has begun
         for env_index in active[starts[active]].tolist():
             info = infos[env_index]
             episode = info["episode"]
@@ -125,6 +127,7 @@ def _play(
         remaining = quotas - [len(done) for done in played]
         env.deactivate(np.flatnonzero(remaining <= 1))
         still_active = np.flatnonzero(remaining[active] > 0)
+        # the padded rows are dropped here too
         hidden_state = _take_rows(hidden_state, still_active)
         active = active[still_active]
     return played
@@ -171,6 +174,7 @@ def evaluate_run(
     """
     results: list[TaskResult] = []
     policy: Policy | None = None
+    # without a holdout there is no held-out subset to play
     for subset in SUBSETS if run.config.split.holds_out_any else SUBSETS[:1]:
         with closing(_build_env(run, config, subset)) as env:
             if policy is None:
@@ -201,6 +205,7 @@ def _build_env(run: Run, config: EvalConfig, subset: Subset) -> SuiteVecEnv:
     """Build the test environments of a subset of the run's holdout."""
     training = run.config
     n_tasks = len(training.split.task_indices(training.task, subset))
+    # every task has as many environments as the others, and at least one
     envs_per_task = max(1, min(config.n_envs // n_tasks, config.episodes))
     return SuiteVecEnv(
         training.task,

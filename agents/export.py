@@ -81,6 +81,7 @@ def export_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> Export:
     context = find_context(config.export, training.context, training.task)
     backend = choose_backend(training.task, config.backend)
     observation_space, action_space = suite_spaces(training.task, backend)
+    # the program is for the CPU; ``torch.export`` records the device
     policy = restore_policy(training, checkpoint, "cpu")
     specialized = specialize(policy, context)
     assert isinstance(policy, FusionPolicy), "specialize refuses the others"
@@ -217,6 +218,7 @@ def export_program(module: nn.Module, inputs: dict[str, Tensor]) -> tuple[nn.Mod
     buffer = io.BytesIO()
     torch.export.save(exported, buffer)
     data = buffer.getvalue()
+    # what was written is compared, not what was exported
     return torch.export.load(io.BytesIO(data)).module(), data
 
 

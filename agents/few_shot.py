@@ -82,6 +82,7 @@ class ShiftedContext(nn.Module):
             return values
         assert isinstance(self.encoder, TaskIdContext)
         one_hot_ids = torch.eye(self.encoder.n_tasks, device=values.device)[self.trained]
+        # (trained tasks, Z) -> (rows, Z)
         return self.encoder(one_hot_ids).per_row().mean(0).expand_as(values)
 
 
@@ -270,6 +271,7 @@ def _practice(agent: PPO | A2C, test_env: SuiteVecEnv, config: EvalConfig) -> li
     counter = _EpisodeCounter()
     curve = []
     for budget in (0, *config.adapt_episodes):
+        # a rollout ends several episodes, so a point may come after more than its budget
         while counter.episodes < budget:
             rate = first_rate * (1 - counter.episodes / last_budget)
             agent.lr_schedule = ConstantSchedule(rate)
@@ -316,6 +318,7 @@ def _load(
             shifted = ShiftedContext(module.context, trained_ids)
             module.context = shifted.to(policy.device)  # type: ignore[assignment]
     tuned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    # the one that the policy built holds frozen parameters, and not the offset
     policy.optimizer = policy.optimizer_class(  # type: ignore[call-arg]
         tuned, lr=agent.lr_schedule(1.0), **policy.optimizer_kwargs
     )

@@ -94,7 +94,7 @@ def build_off_policy(
             return TD3(**kwargs)
         case TQCConfig():
             _check_dropped_quantiles(config)
-            # these two are arguments of the policy
+            # these two are arguments of the policy, not of the algorithm
             del kwargs["n_critics"]
             del kwargs["n_quantiles"]
             kwargs["top_quantiles_to_drop_per_net"] = kwargs.pop("top_quantiles_to_drop")
@@ -214,6 +214,7 @@ def check_her(config: OffPolicyConfig, env: SuiteVecEnv) -> None:
 
 def _check_episodes_fit(config: OffPolicyConfig, max_steps: int) -> None:
     """Check that the longest episode ends before learning starts, and fits into the buffer."""
+    # timesteps of each environment when the first gradient step may come
     steps_before_learning = config.learning_starts // config.n_envs + 1
     if steps_before_learning < max_steps:
         raise ConfigError(

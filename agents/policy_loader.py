@@ -112,12 +112,15 @@ def _trained_spaces(
     assert isinstance(action_space, ActionSpace)
     parts: list[tuple[str, spaces.Space[Any]]] = []
     for key, part in observation_space.items():
-        if isinstance(part, spaces.Box) and is_image_space(part):
-            if not is_image_space_channels_first(part):
-                # (H, W, C) -> (C, H, W)
-                part = VecTransposeImage.transpose_space(part, key)
+        if isinstance(part, spaces.Box) and _has_channels_last(part):
+            # (H, W, C) -> (C, H, W)
+            part = VecTransposeImage.transpose_space(part, key)
         parts.append((key, part))
     return Spaces(spaces.Dict(parts), action_space)
+
+
+def _has_channels_last(space: spaces.Box) -> bool:
+    return is_image_space(space) and not is_image_space_channels_first(space)
 
 
 @contextmanager

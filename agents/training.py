@@ -78,12 +78,14 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
         RunError: training failed; the checkpoints are kept.
     """
     with explain_out_of_memory(config), _open_environments(config) as envs:
+        # from here on the configuration is complete; nothing is written before the agent is built
         resolved = resolve_auto(config, envs.training.observation_space)
         agent = build_agent(resolved, envs.training)
         run = _create_or_resume(resolved, agent)
         with run.lock():
             checkpoint = run.latest_valid_checkpoint()
             episodes = _load(run, checkpoint, agent)
+            # everything that can be wrong with the configuration has been checked
             log(_first_line(run, agent, envs.training.backend))
             if checkpoint is not None and agent.num_timesteps >= resolved.total_timesteps:
                 return TrainResult(agent.num_timesteps, True, run, checkpoint)
@@ -98,6 +100,7 @@ def _open_environments(config: TrainConfig) -> Iterator[Environments]:
     n_validation_envs = min(
         config.evaluation.episodes * n_tasks, max(n_envs, MIN_VALIDATION_ENVS, n_tasks)
     )
+    # options that all environments of the run share
     build = partial(
         SuiteVecEnv,
         config.task,
@@ -116,6 +119,7 @@ def _open_environments(config: TrainConfig) -> Iterator[Environments]:
             _check_episodes_exist(validation)
             yield Environments(training, validation, held_out=None)
             return
+        # as many environments per task as for validation
         n_held_out_tasks = len(config.split.task_indices(config.task, "held_out"))
         n_held_out_envs = n_validation_envs // n_tasks * n_held_out_tasks
         held_out = build(n_envs=n_held_out_envs, seed_split="validation", subset="held_out")
@@ -145,6 +149,7 @@ def _load(run: Run, checkpoint: Checkpoint | None, agent: Agent) -> Episodes:
     if checkpoint is None:
         return {}
     episodes = checkpoint.load_agent(agent)
+    # a run that was killed may have saved checkpoints that it does not resume from
     run.checkpoints.delete_after(agent.num_timesteps)
     reseed_all(agent)
     return episodes
@@ -168,7 +173,7 @@ def _learn(run: Run, agent: Agent, envs: Environments, episodes: Episodes) -> Tr
     start = agent.num_timesteps
     logger, tensorboard = build_logger(run.path, resumed_at=None if run.is_new else start)
     agent.set_logger(logger)
-    if not start:
+    if not start:  # a resumed run has logged them
         _log_hyperparameters(config, logger, count_parameters(agent.policy))
     is_on_policy = isinstance(agent, PPO | A2C)
     statistics = _build_statistics(config, is_on_policy)
@@ -195,6 +200,7 @@ def _learn(run: Run, agent: Agent, envs: Environments, episodes: Episodes) -> Tr
                     callback=callbacks,
                     # OffPolicyLogger writes the log itself
                     log_interval=config.log_every if is_on_policy else None,  # type: ignore[arg-type]
+                    # SB3 would count and anneal from zero again
                     reset_num_timesteps=start == 0,
                 )
             except NonFiniteError as error:
@@ -230,6 +236,7 @@ def _with_evidence(error: NonFiniteError, run: Run, agent: Agent) -> RunError:
 
 def _log_hyperparameters(config: ResolvedConfig, logger: Logger, n_parameters: int) -> None:
     options = dict(_flatten(config.model_dump(mode="json")))
+    # TensorBoard compares runs by these metrics; their values are logged later
     shown = {metrics.EVAL_SUCCESS: 0.0, metrics.EVAL_RETURN: 0.0}
     hyperparameters = HParam({**options, "parameters": n_parameters}, shown)
     logger.record("hparams", hyperparameters, exclude=("csv",))

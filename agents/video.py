@@ -76,6 +76,7 @@ def record_episode(
     """
     task = suite.tasks[task_index]
     n_tasks = len(suite.tasks)
+    # rendering may need a display, so ask for it only where it is possible
     probe = make_env(task, task_index, n_tasks, suite.observation)
     probe.close()
     if "rgb_array" not in probe.metadata.get("render_modes", ()):

@@ -60,12 +60,14 @@ class Checkpointing(BetweenIterations):
 
     def on_iteration(self) -> None:
         """Save a checkpoint if one is due, then restart episodes and random generators."""
+        # asked once, so that saving and stopping agree
         self.is_stopping = self.stop_requested()
         is_due = self.interval.due(self.num_timesteps)
         if is_due:
             self.record_videos()
         if is_due or self.is_stopping or self.evaluation.new_best is not None:
             start = time.perf_counter()
+            # in every run, stopped or not, so that a resumed run draws the same numbers
             self.save()
             reseed_all(self.model)
             self.logger.record(metrics.CHECKPOINT_SECONDS, time.perf_counter() - start)
@@ -74,6 +76,7 @@ class Checkpointing(BetweenIterations):
         return not self.is_stopping
 
     def _on_training_end(self) -> None:
+        # a run that is stopping has just saved
         if not self.is_stopping:
             self.record_videos()
             self.save()
@@ -93,6 +96,7 @@ class Checkpointing(BetweenIterations):
             self.evaluation.reset_best()
         else:
             self.saved_at = self.num_timesteps
+        # a checkpoint that failed is not repeated: the weights will have changed
         self.evaluation.new_best = None
 
     def _handle_write_error(self, error: OSError) -> None:

@@ -72,6 +72,7 @@ class Evaluation(BetweenIterations):
         if self.held_out is not None:
             held_out = suite_result(self._evaluate(self.held_out, "held_out"))
             self.logger.record(metrics.HELD_OUT_SUCCESS, held_out.success.mean)
+        # a row of its own: the table needs its timesteps, TensorBoard has them as the step
         self.logger.record(metrics.TIMESTEPS, self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
         score = suite.success.mean if self.config.best_by == "mean" else suite.success.worst

@@ -105,7 +105,7 @@ class OffPolicyLogger(TaskStatistics):
         self.timer.start()
 
     def _on_rollout_end(self) -> None:
-        pass
+        pass  # a rollout is a few timesteps; see ``write``
 
     def _on_rollout_start(self) -> None:
         self.seconds += self.timer.seconds()
@@ -150,6 +150,7 @@ class ObservationStatistics(BaseCallback):
     def _on_rollout_start(self) -> None:
         if not self.seen:
             return
+        # (timesteps, environments, ...) -> (timesteps · environments, ...)
         joined = {}
         for key in self.seen[0]:
             joined[key] = np.concatenate([observations[key] for observations in self.seen])

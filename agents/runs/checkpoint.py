@@ -220,6 +220,7 @@ class Checkpoint:
         Raises:
             ConfigError: a file is missing or damaged, or does not fit the agent.
         """
+        # every file first, so that a damaged checkpoint leaves the agent unchanged
         self.verify()
         self.load_weights(agent.policy)
         with self._explain_loading_errors():
@@ -276,6 +277,7 @@ class Checkpoint:
         for name, episodes in self.state.get("windows", {}).items():
             if name in WINDOWS:
                 attributes[name] = deque(episodes, maxlen=agent._stats_window_size)
+        # DQN computes it from the progress, but acts once before it does
         rate = self.state.get("exploration_rate")
         if rate is not None:
             attributes["exploration_rate"] = float(rate)
@@ -297,11 +299,13 @@ def write_checkpoint(
         OSError: it cannot be written; nothing is left behind.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
+    # a crash may have left it
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
         _write_files(temporary, agent, score, episodes)
         write_manifest(temporary)
+        # the rename makes the checkpoint appear; it must be on the disk before the index names it
         temporary.replace(folder)
         flush(folder.parent)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk by its own error
@@ -313,6 +317,7 @@ def _write_files(
     folder: Path, agent: BaseAlgorithm, score: float | None, episodes: Episodes
 ) -> None:
     save_model(agent.policy, str(folder / POLICY))
+    # off-policy algorithms have counters that the others lack
     counters = {name: getattr(agent, name) for name in COUNTERS if hasattr(agent, name)}
     state: JsonObject = {
         "schema_version": SCHEMA_VERSION,

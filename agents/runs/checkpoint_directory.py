@@ -62,12 +62,14 @@ class CheckpointDirectory:
         folder = self.path / checkpoint_name(agent.num_timesteps)
         if not folder.exists():
             write_checkpoint(folder, agent, score, episodes or {})
+        # the index names the checkpoint only once it is complete
         index = self.load_index()
         index["last"] = folder.name
         if score is not None:
             index["best"] = folder.name
             index["best_score"] = score
         write_json(self.path / INDEX, index)
+        # replay buffers are large, and only the last one is ever loaded
         for other in self._folders():
             if other != folder:
                 (other / REPLAY_BUFFER).unlink(missing_ok=True)
@@ -93,6 +95,7 @@ class CheckpointDirectory:
             if timesteps.isdecimal():
                 by_name[folder.name] = folder
                 found[str(int(timesteps))] = folder
+        # the index may name a folder that was deleted
         for key in ("last", "best"):
             if index.get(key) in by_name:
                 found[key] = by_name[index[key]]
@@ -119,7 +122,7 @@ class CheckpointDirectory:
         last = self._name_of_last(folders)
         for folder in reversed(folders):
             if folder.name > last:
-                continue
+                continue  # the process died before the index named it
             try:
                 checkpoint = Checkpoint.open(folder)
                 checkpoint.verify()

@@ -90,7 +90,7 @@ class MetricsCsv(FaultTolerantWriter, CSVOutputFormat):
         if resumed_at and path.exists():
             self.keys = _drop_rows_after(path, resumed_at)
         self.file = path.open("r+" if self.keys else "w+", encoding="utf-8")
-        self.file.seek(0, 2)
+        self.file.seek(0, 2)  # to the end
         self.write_errors = WarnOnWriteError(str(path))
 
 
@@ -140,7 +140,7 @@ class TensorBoard(FaultTolerantWriter, TensorBoardOutputFormat):
         assert self.writer.file_writer is not None
         with self.write_errors:
             self.writer.file_writer.add_summary(summary, step)
-            self.writer.flush()
+            self.writer.flush()  # videos are rare; show them at once
 
 
 def build_logger(run_dir: Path, resumed_at: int | None) -> tuple[Logger, TensorBoard]:

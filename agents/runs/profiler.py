@@ -61,6 +61,7 @@ class IterationProfiler:
             logger: SB3's logger.
             timesteps: timesteps of the iteration, all environments together.
         """
+        # SB3 logs its speed over the whole training, not of the last iteration
         total = time.perf_counter() - self._start
         logger.record(metrics.SPEED, timesteps / total)
         self.percent = {}
@@ -80,9 +81,9 @@ class IterationProfiler:
             self._totals[section] = self._totals.get(section, 0.0) + seconds
         if self._total < PATIENCE:
             return
-        percent = {}
-        for section, seconds in self._totals.items():
-            percent[section] = 100 * seconds / self._total
+        percent: dict[str, float] = {}
+        for name, seconds in self._totals.items():
+            percent[name] = 100 * seconds / self._total
         self._total = 0.0
         self._totals = {}
         idle = _idle_percent(percent)

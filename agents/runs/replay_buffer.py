@@ -28,6 +28,7 @@ def save_replay_buffer(agent: BaseAlgorithm, folder: Path) -> None:
     buffer = _get_buffer(agent)
     if buffer is None:
         return
+    # the rest of the arrays was allocated and never written
     n_filled = buffer.size()
     arrays = {name: column[:n_filled] for name, column in _columns(buffer).items()}
     arrays["position"] = np.array([buffer.pos, int(buffer.full)])

@@ -99,6 +99,7 @@ class Run:
         Raises:
             ConfigError: the directory holds a run of another configuration; lists the differences.
         """
+        # the stored configuration is read here and nowhere else in a training command
         path = config.run_dir
         if not (path / CONFIG).exists():
             return None
@@ -227,6 +228,7 @@ def _differences(stored: ResolvedConfig, current: ResolvedConfig) -> list[str]:
 def _differing_options(
     old: Mapping[str, object], new: Mapping[str, object], prefix: str
 ) -> Iterator[str]:
+    # a key may be missing on one side: kinds of fusions have different options
     for key in sorted({*old, *new}):
         before = old.get(key)
         after = new.get(key)

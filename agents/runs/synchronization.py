@@ -25,11 +25,13 @@ def reseed_all(agent: BaseAlgorithm) -> None:
     assert agent.env is not None
     assert agent.seed is not None, "a run has a seed"
     sequence = np.random.SeedSequence((agent.seed, agent.num_timesteps))
+    # one seed each for torch and NumPy, for random actions, and for the environments
     numbers = sequence.generate_state(3, np.uint64)
     torch_seed, action_seed, env_seed = (int(number) % MAX_SEED for number in numbers)
     set_random_seed(torch_seed, using_cuda=agent.device.type == "cuda")
     agent.action_space.seed(action_seed)
     agent.env.seed(env_seed)
+    # SB3 keeps the last observation between rollouts
     agent._last_obs = agent.env.reset()  # type: ignore[assignment]
     agent._last_episode_starts = np.ones(agent.n_envs, dtype=np.bool_)
     truncate_unfinished_episodes(agent)

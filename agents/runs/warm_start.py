@@ -72,6 +72,7 @@ def load_archive(policy: nn.Module, path: Path) -> None:
     check_regular(path)
     expected = policy.state_dict()
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
+    # a compressed file could expand to any size
     max_bytes = n_bytes + SPARE_BYTES
     try:
         with zipfile.ZipFile(path) as archive:
@@ -108,7 +109,7 @@ def _checked_copy(packed: bytes, max_bytes: int) -> io.BytesIO:
             raise ValueError("it holds a file twice")
         for name in names:
             data = _read_member(given, name, max_bytes)
-            max_bytes -= len(data)
+            max_bytes -= len(data)  # the limit holds for all files together
             if name.endswith("data.pkl"):
                 _check_pickle(data)
             checked.writestr(name, data)
