@@ -1,4 +1,4 @@
-"""A run directory from a stranger executes nothing, and what is wrong with it is one line, soon, in bounded memory."""
+"""A run directory from a stranger runs no code, and is refused fast and in bounded memory."""
 
 import io
 import json
@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 from hostile import Payload
+from run_setup import evaluate_at
 
-from mirl.agents.evaluation import evaluate_run
 from mirl.agents.runs.atomic_files import MANIFEST, write_manifest
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import EvalConfig
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "schema_1"
-SECONDS = 5.0
-"""A second where nothing else runs; the tests share their machine."""
-MEMORY = 2**30
-"""Bytes by which the largest size of the process may grow."""
+GOLDEN = Path(__file__).parents[2] / "golden" / "schema_1"
+MAX_SECONDS = 5.0
+"""It takes a second on an idle machine; the tests share theirs."""
+MAX_MEMORY = 2**30
+"""Bytes by which the peak size of the process may grow."""
 STEP = "checkpoints/step_000000256"
 FILES = [
     f"{STEP}/policy.safetensors",
@@ -44,17 +44,17 @@ def evaluate(run_dir: Path) -> None:
     config = EvalConfig(
         run=run_dir, checkpoint="last", episodes=1, n_envs=1, backend="gymnasium", device="cpu"
     )
-    evaluate_run(config)
+    evaluate_at(config)
 
 
 def refused(run_dir: Path) -> str:
-    """The one line that is said of it."""
+    """Return the message of the error, which must come fast and in bounded memory."""
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     with pytest.raises(ConfigError) as caught:
         evaluate(run_dir)
-    assert time.perf_counter() - start < SECONDS
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - size) * 1024 < MEMORY
+    assert time.perf_counter() - start < MAX_SECONDS
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - size) * 1024 < MAX_MEMORY
     message = str(caught.value)
     assert len(message) < 1000
     return message
@@ -92,7 +92,8 @@ def sealed_schema_2(folder: Path) -> None:
     write_manifest(folder / STEP)
 
 
-def test_the_run_that_is_damaged_below_is_whole(run_dir: Path) -> None:
+def test_undamaged_run_evaluates(run_dir: Path) -> None:
+    """The run that is damaged below evaluates before."""
     evaluate(run_dir)
     sealed_schema_2(run_dir)
     evaluate(run_dir)
@@ -100,15 +101,14 @@ def test_the_run_that_is_damaged_below_is_whole(run_dir: Path) -> None:
 
 @pytest.mark.parametrize("protocol", [0, 2, 5])
 @pytest.mark.parametrize("name", FILES)
-def test_a_pickle_under_any_name_is_not_executed(
-    run_dir: Path, tmp_path: Path, name: str, protocol: int
-) -> None:
+def test_pickle_is_not_executed(run_dir: Path, tmp_path: Path, name: str, protocol: int) -> None:
+    """A pickle under the name of any file is not executed."""
     (run_dir / name).write_bytes(pickle.dumps(Payload(tmp_path / "executed"), protocol))
     refused(run_dir)
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_pickle_that_torch_would_load_is_not_executed(run_dir: Path, tmp_path: Path) -> None:
+def test_torch_pickle_is_not_executed(run_dir: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     torch.save(Payload(tmp_path / "executed"), run_dir / STEP / "policy.safetensors")
     refused(run_dir)
@@ -118,7 +118,7 @@ def test_a_pickle_that_torch_would_load_is_not_executed(run_dir: Path, tmp_path:
 @pytest.mark.parametrize(
     "tag", ["!!python/object/apply:os.mkdir [executed]", "!!python/name:os.mkdir ''"]
 )
-def test_yaml_that_constructs_objects_is_not_executed(
+def test_yaml_constructs_no_objects(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -141,7 +141,7 @@ def test_hydra_targets_are_unknown_options(
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_zip_bomb_is_not_unpacked(run_dir: Path, name: str) -> None:
+def test_zip_bomb_is_not_unpacked(run_dir: Path, name: str) -> None:
     (run_dir / name).write_bytes(zip_bomb())
     refused(run_dir)
 
@@ -150,7 +150,8 @@ def test_a_zip_bomb_is_not_unpacked(run_dir: Path, name: str) -> None:
     "name",
     ["../outside", "/etc", "..", "step_000000256/../../../outside", "C:\\outside", "", "step_x\0"],
 )
-def test_a_name_leads_out_of_no_folder(run_dir: Path, name: str) -> None:
+def test_names_stay_in_the_folder(run_dir: Path, name: str) -> None:
+    """A name in the index cannot lead out of the folder."""
     shutil.copytree(run_dir / STEP, run_dir.parent / "outside")
     change_index(last=name)(run_dir)
     refused(run_dir)
@@ -164,7 +165,7 @@ def test_links_are_not_followed(run_dir: Path, tmp_path: Path, name: str) -> Non
     refused(run_dir)
 
 
-def test_a_manifest_names_no_file_elsewhere(run_dir: Path) -> None:
+def test_manifest_names_no_other_folder(run_dir: Path) -> None:
     sealed_schema_2(run_dir)
     path = run_dir / STEP / MANIFEST
     manifest = json.loads(path.read_text())
@@ -181,7 +182,7 @@ def test_deep_nesting_is_refused(run_dir: Path, name: str, opening: str) -> None
     refused(run_dir)
 
 
-def test_a_large_text_is_not_read(run_dir: Path) -> None:
+def test_large_text_is_not_read(run_dir: Path) -> None:
     with (run_dir / "config.yaml").open("ab") as file:
         file.truncate(2**40)
     assert "bytes, expected at most" in refused(run_dir)
@@ -191,7 +192,8 @@ def test_a_large_text_is_not_read(run_dir: Path) -> None:
     assert "bytes, expected at most" in refused(run_dir)
 
 
-def test_yaml_that_unfolds_is_refused(run_dir: Path) -> None:
+def test_yaml_aliases_are_refused(run_dir: Path) -> None:
+    """YAML aliases, which can expand to any size, are refused."""
     lines = [
         "a0: &a0 [x]",
         *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)),
@@ -210,7 +212,8 @@ def test_yaml_that_unfolds_is_refused(run_dir: Path) -> None:
         ("net_arch:\n  - 4", "net_arch:\n" + "  - 4\n" * 10_000),
     ],
 )
-def test_a_network_of_any_size_is_not_built(run_dir: Path, old: str, new: str) -> None:
+def test_huge_network_is_not_built(run_dir: Path, old: str, new: str) -> None:
+    """A network of any size is not built."""
     change_config(old, new)(run_dir)
     refused(run_dir)
 
@@ -228,20 +231,20 @@ def test_a_network_of_any_size_is_not_built(run_dir: Path, old: str, new: str) -
         (b"", b""),
     ],
 )
-def test_weights_that_claim_what_they_have_not_are_refused(
-    run_dir: Path, header: bytes, data: bytes
-) -> None:
+def test_false_weight_headers_are_refused(run_dir: Path, header: bytes, data: bytes) -> None:
+    """Weights whose header claims more than the file holds are refused."""
     write_safetensors(run_dir / STEP / "policy.safetensors", header, data)
     assert "does not hold the weights of this policy" in refused(run_dir)
 
 
-def test_a_header_that_claims_any_length_is_refused(run_dir: Path) -> None:
+def test_huge_header_is_refused(run_dir: Path) -> None:
+    """A header that claims any length is refused."""
     (run_dir / STEP / "policy.safetensors").write_bytes(struct.pack("<Q", 2**63) + b"{}")
     assert "does not hold the weights of this policy" in refused(run_dir)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "int64"])
-def test_weights_of_another_type_are_refused(run_dir: Path, dtype: str) -> None:
+def test_other_weight_type_is_refused(run_dir: Path, dtype: str) -> None:
     from safetensors.numpy import load_file, save_file
 
     path = run_dir / STEP / "policy.safetensors"

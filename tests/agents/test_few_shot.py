@@ -1,4 +1,4 @@
-"""Few-shot adaptation: what it tunes, what it starts from, how much practice it gets, and what it writes down."""
+"""Few-shot adaptation: its parameters, its start, its amount of practice, and its report."""
 
 import json
 import os
@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from run_setup import adapt_at, start_run
 from torch import Tensor
 
-from mirl.agents import evaluate, load_policy, train
-from mirl.agents import few_shot as adapting
-from mirl.agents.few_shot import Point, ShiftedContext, adapt_run, adaptation_tasks, curve_table
-from mirl.agents.runs.run import load_config, open_run
+from mirl.agents import evaluate, few_shot, load_policy, train
+from mirl.agents.builder import build_agent
+from mirl.agents.few_shot import CurvePoint, ShiftedContext, adaptation_tasks, curve_table
+from mirl.agents.runs.run import Run
 from mirl.configs.compose import compose_train, parse_flat
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import MissionContextConfig, TaskIdContextConfig
@@ -28,14 +29,19 @@ from mirl.policies.contexts import MissionContext, TaskIdContext
 from mirl.policies.features import unique_rows
 
 ROOT = Path(__file__).parents[2]
-PER_CALL = adapting.N_ENVS * adapting.N_STEPS
+ROLLOUT = few_shot.N_ENVS * few_shot.N_STEPS
+"""Timesteps of a rollout."""
 close = torch.testing.assert_close
 Build = Callable[..., TrainConfig]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_in: Build) -> dict[str, Path]:
-    """Three trained runs: ``rooms`` withholds a task that is told by its number, ``all`` none, ``mission`` reads."""
+    """Three trained runs.
+
+    ``rooms`` has task ids and holds out a task, ``all`` has task ids and holds out none, and the
+    context of ``mission`` is the mission.
+    """
     folder = tmp_path_factory.mktemp("runs")
     doors = ("task=doors", "context=task_id")
     words = {
@@ -49,7 +55,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_in: Build) -> dict[str, 
 
 
 def options(run: Path, **given: Any) -> EvalConfig:
-    """A few unseen episodes of each point."""
+    """Options with a few test episodes per point."""
     shared: dict[str, Any] = {
         "run": run,
         "checkpoint": "last",
@@ -60,25 +66,25 @@ def options(run: Path, **given: Any) -> EvalConfig:
     return EvalConfig(**{**shared, "adapt": "context", "adapt_episodes": (8,), **given})
 
 
-def curves_of(config: EvalConfig) -> dict[str, list[Point]]:
-    return {task: curve for task, curve, _ in adapt_run(config)}
+def curves_of(config: EvalConfig) -> dict[str, list[CurvePoint]]:
+    return {adaptation.task: adaptation.curve for adaptation in adapt_at(config)}
 
 
 @pytest.fixture
 def agents(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Tensor]]]:
-    """The agents that adapt during the test, each with a copy of what it starts from."""
-    noted: list[tuple[Any, dict[str, Tensor]]] = []
-    load = adapting._load
+    """The agents that adapt during the test, each with a copy of its first weights."""
+    recorded: list[tuple[Any, dict[str, Tensor]]] = []
+    load = few_shot._load
 
-    def note(*arguments: Any) -> Any:
+    def record(*arguments: Any) -> Any:
         agent = load(*arguments)
-        noted.append(
+        recorded.append(
             (agent, {name: value.clone() for name, value in agent.policy.state_dict().items()})
         )
         return agent
 
-    monkeypatch.setattr(adapting, "_load", note)
-    return noted
+    monkeypatch.setattr(few_shot, "_load", record)
+    return recorded
 
 
 def changed(agent: Any, start: dict[str, Tensor]) -> set[str]:
@@ -89,13 +95,14 @@ def changed(agent: Any, start: dict[str, Tensor]) -> set[str]:
     }
 
 
-# -------------------------------------------------------------------------------------------------------- what is tuned
+# ------------------------------------------------------------------------------- tuned parameters
 
 
 @pytest.mark.parametrize(("run", "task"), [("rooms", ""), ("mission", "goto_door")])
-def test_by_context_nothing_but_the_offset_moves(
+def test_context_adaptation_changes_only_offset(
     runs: dict[str, Path], agents: list[Any], run: str, task: str
 ) -> None:
+    """Adaptation by context changes nothing but the offset."""
     curves_of(options(runs[run], task=task))
     [(agent, start)] = agents
     deltas = {name for name in start if name.endswith("context.delta")}
@@ -107,9 +114,8 @@ def test_by_context_nothing_but_the_offset_moves(
             assert (module.delta.grad != 0).any()
 
 
-def test_by_network_the_weights_move_with_the_offset(
-    runs: dict[str, Path], agents: list[Any]
-) -> None:
+def test_network_adaptation_changes_all_parts(runs: dict[str, Path], agents: list[Any]) -> None:
+    """Adaptation by network changes the weights of every part, and the offset."""
     curves_of(options(runs["rooms"], adapt="network"))
     [(agent, start)] = agents
     moved = changed(agent, start)
@@ -119,13 +125,14 @@ def test_by_network_the_weights_move_with_the_offset(
 
 
 @pytest.mark.parametrize("mode", ["context", "network"])
-def test_adaptation_starts_from_the_weights_of_the_checkpoint(
+def test_adaptation_starts_from_checkpoint(
     runs: dict[str, Path], agents: list[Any], mode: str
 ) -> None:
+    """Adaptation starts from the weights of the checkpoint."""
     config = options(runs["rooms"], adapt=mode)
     curves_of(config)
-    [(agent, start)] = agents
-    policy, _ = load_policy(config.run, "last", agent.observation_space, agent.action_space, "cpu")
+    [(_, start)] = agents
+    policy = load_policy(config.run, "last", "cpu")
     weights = policy.state_dict()
     own = {
         name.replace("context.encoder.", "context."): value
@@ -136,20 +143,21 @@ def test_adaptation_starts_from_the_weights_of_the_checkpoint(
     assert all(torch.equal(own[name], weights[name]) for name in own)
 
 
-def test_the_step_size_of_the_offset_is_its_own_and_that_of_the_network_its_trainings(
-    runs: dict[str, Path], agents: list[Any]
-) -> None:
+def test_learning_rates_of_both_modes(runs: dict[str, Path], agents: list[Any]) -> None:
+    """The offset has its own learning rate, the network that of its training."""
     for mode in ("context", "network"):
         curves_of(options(runs["rooms"], adapt=mode))
     rates = [agent.policy.optimizer.param_groups[0]["lr"] for agent, _ in agents]
-    assert rates == [adapting.CONTEXT_RATE, load_config(runs["rooms"]).agent.learning_rate]
-    assert rates[1] != adapting.CONTEXT_RATE
+    training_rate = Run.open(runs["rooms"]).config.agent.learning_rate
+    assert rates == [few_shot.CONTEXT_RATE, training_rate]
+    assert rates[1] != few_shot.CONTEXT_RATE
 
 
-# -------------------------------------------------------------------------------------------------- what it starts from
+# -------------------------------------------------------------------------------------------- start
 
 
-def test_before_practice_both_ways_play_the_same(runs: dict[str, Path]) -> None:
+def test_both_modes_start_equal(runs: dict[str, Path]) -> None:
+    """Before practice, both modes play the same episodes."""
     first, second = (
         curves_of(options(runs["rooms"], adapt=mode, episodes=24, n_envs=8))["goto_door_8x8"]
         for mode in ("context", "network")
@@ -159,20 +167,20 @@ def test_before_practice_both_ways_play_the_same(runs: dict[str, Path]) -> None:
     np.testing.assert_array_equal(first[0].result.returns, second[0].result.returns)
 
 
-def test_before_practice_a_policy_that_reads_missions_plays_as_it_was_trained(
-    runs: dict[str, Path],
-) -> None:
+def test_mission_policy_starts_as_trained(runs: dict[str, Path]) -> None:
+    """Before practice, a policy whose context is the mission plays as it was trained."""
     config = options(runs["mission"], task="goto_door", episodes=24, n_envs=8)
     [start, _] = curves_of(config)["goto_door"]
     suite = compose_train(["task=goto_door"]).task
     with closing(SuiteVecEnv(suite, 8, seed_split="test")) as env:
-        policy, _ = load_policy(config.run, "last", env.observation_space, env.action_space, "cpu")
+        policy = load_policy(config.run, "last", "cpu")
         [plain] = evaluate(policy, env, episodes=24, seed=config.seed)
     np.testing.assert_array_equal(start.result.lengths, plain.lengths)
     np.testing.assert_array_equal(start.result.returns, plain.returns)
 
 
-def test_an_unseen_task_starts_from_the_mean_of_the_trained_contexts() -> None:
+def test_new_task_starts_from_mean_context() -> None:
+    """A task that was not trained starts from the mean of the trained contexts."""
     encoder = TaskIdContext(spaces.Discrete(4), TaskIdContextConfig(hidden=(5,), dim=6))
     shifted = ShiftedContext(encoder, [0, 2, 3])
     with torch.no_grad():
@@ -190,9 +198,8 @@ def test_an_unseen_task_starts_from_the_mean_of_the_trained_contexts() -> None:
     assert not torch.equal(given[0], encoder(torch.eye(4)[[1]]).per_row()[0])
 
 
-def test_a_run_takes_the_mean_over_its_trained_tasks(
-    runs: dict[str, Path], agents: list[Any]
-) -> None:
+def test_mean_is_over_trained_tasks(runs: dict[str, Path], agents: list[Any]) -> None:
+    """The mean is over the tasks that the run trained."""
     curves_of(options(runs["rooms"]))
     curves_of(options(runs["all"], task="goto_obj"))
     trained = [
@@ -202,7 +209,8 @@ def test_a_run_takes_the_mean_over_its_trained_tasks(
     assert trained == [[[0, 1]], [[0, 1, 2]]]
 
 
-def test_the_offset_is_added_to_the_context_of_each_mission() -> None:
+def test_offset_is_added_to_each_mission() -> None:
+    """The offset is added to the context of each mission."""
     encoder = MissionContext(mission_space(), MissionContextConfig(dim=8))
     shifted = ShiftedContext(encoder, [0])
     with torch.no_grad():
@@ -214,10 +222,11 @@ def test_the_offset_is_added_to_the_context_of_each_mission() -> None:
     assert not torch.equal(*shifted(tokens.float()).per_row()[:2])
 
 
-# ---------------------------------------------------------------------------------------------------- how much practice
+# ----------------------------------------------------------------------------------------- practice
 
 
-def test_each_point_has_had_the_practice_asked_for(runs: dict[str, Path]) -> None:
+def test_points_have_requested_practice(runs: dict[str, Path]) -> None:
+    """Each point comes after at least as many episodes as requested."""
     [curve] = curves_of(options(runs["rooms"], adapt_episodes=(1, 40, 400))).values()
     practiced = [point.episodes for point in curve]
     assert practiced[0] == 0
@@ -226,13 +235,14 @@ def test_each_point_has_had_the_practice_asked_for(runs: dict[str, Path]) -> Non
     assert practiced == sorted(practiced)
     timesteps = [point.timesteps for point in curve]
     assert timesteps[0] == 0
-    assert timesteps[1] == PER_CALL, "a first episode needs no second rollout"
+    assert timesteps[1] == ROLLOUT, "a first episode needs no second rollout"
     assert timesteps == sorted(timesteps)
-    assert all(steps % PER_CALL == 0 for steps in timesteps)
+    assert all(steps % ROLLOUT == 0 for steps in timesteps)
     assert all(len(point.result.success) == 6 for point in curve)
 
 
-def test_what_the_split_withheld_is_practised_when_no_task_is_named(tiny: Build) -> None:
+def test_default_tasks_are_held_out_tasks(tiny: Build) -> None:
+    """If no task is named, the tasks that the run held out are practiced."""
     config = tiny(
         "task=doors",
         "context=task_id",
@@ -244,15 +254,16 @@ def test_what_the_split_withheld_is_practised_when_no_task_is_named(tiny: Build)
     assert all(suite == config.task for suite, _ in found)
 
 
-def test_only_the_task_is_practised(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_task_is_practiced(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the task itself is practiced and tested."""
     seen = set[tuple[str, str]]()
     step_wait = SuiteVecEnv.step_wait
 
-    def noted(env: SuiteVecEnv) -> Any:
-        seen.update((env.split, env.suite.tasks[task].env_id) for task in env.task_index)
+    def recorded(env: SuiteVecEnv) -> Any:
+        seen.update((env.seed_split, env.suite.tasks[task].env_id) for task in env.task_index)
         return step_wait(env)
 
-    monkeypatch.setattr(SuiteVecEnv, "step_wait", noted)
+    monkeypatch.setattr(SuiteVecEnv, "step_wait", recorded)
     curves_of(options(runs["rooms"]))
     assert seen == {("train", "MiniGrid-GoToDoor-8x8-v0"), ("test", "MiniGrid-GoToDoor-8x8-v0")}
     seen.clear()
@@ -260,8 +271,9 @@ def test_only_the_task_is_practised(runs: dict[str, Path], monkeypatch: pytest.M
     assert seen == {("train", "BabyAI-GoToObj-v0"), ("test", "BabyAI-GoToObj-v0")}
 
 
-def test_a_named_task_that_the_run_has_keeps_its_place(runs: dict[str, Path]) -> None:
-    training = load_config(runs["all"])
+def test_known_task_keeps_its_index(runs: dict[str, Path]) -> None:
+    """A named task that the run trained keeps its index in the suite."""
+    training = Run.open(runs["all"]).config
     [(suite, task)] = adaptation_tasks(training, "goto_door_6x6")
     assert [each.name for each in suite.tasks] == [each.name for each in training.task.tasks]
     assert suite.tasks[1] == task
@@ -270,11 +282,11 @@ def test_a_named_task_that_the_run_has_keeps_its_place(runs: dict[str, Path]) ->
     }
 
 
-# ------------------------------------------------------------------------------------------------------ what is written
+# ------------------------------------------------------------------------------------------- report
 
 
-def test_the_curve_is_written_down(runs: dict[str, Path]) -> None:
-    [(name, curve, path)] = adapt_run(options(runs["rooms"], adapt_episodes=(8, 100), seed=3))
+def test_curve_is_written(runs: dict[str, Path]) -> None:
+    [(name, curve, path)] = adapt_at(options(runs["rooms"], adapt_episodes=(8, 100), seed=3))
     assert (
         path == runs["rooms"] / "eval" / "adapt-goto_door_8x8-context-step_000000512-seed3-6ep.json"
     )
@@ -291,14 +303,15 @@ def test_the_curve_is_written_down(runs: dict[str, Path]) -> None:
         assert point.result.summary().items() <= written.items()
 
 
-def test_the_table_has_a_row_per_point(runs: dict[str, Path]) -> None:
+def test_table_has_row_per_point(runs: dict[str, Path]) -> None:
     [curve] = curves_of(options(runs["rooms"])).values()
     columns = [list(column.cells) for column in curve_table(curve, "title").columns]
     assert columns[0] == [f"{point.episodes:,}" for point in curve]
     assert columns[2] == [f"{point.result.success_rate:.1%}" for point in curve]
 
 
-def test_the_command_adapts_and_says_where_it_wrote(runs: dict[str, Path]) -> None:
+def test_command_adapts_and_reports_file(runs: dict[str, Path]) -> None:
+    """The command adapts and reports the file that it wrote."""
     words = [
         "adapt=network",
         "adapt_episodes=4,64",
@@ -323,7 +336,7 @@ def test_the_command_adapts_and_says_where_it_wrote(runs: dict[str, Path]) -> No
     assert len(json.loads(path.read_text())["curve"]) == 3
 
 
-# --------------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
@@ -336,28 +349,30 @@ def test_the_command_adapts_and_says_where_it_wrote(runs: dict[str, Path]) -> No
         (["adapt=contxt"], "Did you mean 'context'"),
     ],
 )
-def test_options_that_do_not_fit_are_a_message(words: list[str], message: str) -> None:
+def test_invalid_options_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_flat(EvalConfig, ["run=runs/any", *words])
 
 
-def test_with_no_task_named_and_none_withheld_there_is_nothing_to_adapt_to(
-    runs: dict[str, Path],
-) -> None:
+def test_no_task_to_adapt_to(runs: dict[str, Path]) -> None:
+    """With no task named and none held out there is nothing to adapt to."""
     with pytest.raises(
-        ConfigError, match=r"adapt= needs task=.*: the run's split withheld no task"
+        ConfigError, match=r"adapt= needs task=.*, because the run held out no task"
     ):
         curves_of(options(runs["all"]))
 
 
-def test_an_unknown_task_names_the_nearest(runs: dict[str, Path]) -> None:
+def test_unknown_task_names_nearest(runs: dict[str, Path]) -> None:
     with pytest.raises(ConfigError, match=r"unknown task 'goto_dor'.*Did you mean 'goto_door'"):
         curves_of(options(runs["all"], task="goto_dor"))
 
 
-def test_an_off_policy_run_cannot_be_adapted(tmp_path: Path) -> None:
-    config = compose_train(["agent=dqn", "task=MiniGrid-GoToDoor-5x5-v0", f"runs_dir={tmp_path}"])
-    open_run(config)
+def test_off_policy_run_is_refused(tmp_path: Path) -> None:
+    words = ["agent=dqn", "agent.buffer_size=50", "task=MiniGrid-GoToDoor-5x5-v0", "device=cpu"]
+    config = compose_train([*words, f"runs_dir={tmp_path}"])
+    run = start_run(config)
+    with closing(SuiteVecEnv(config.task, config.agent.n_envs)) as env:
+        run.save_checkpoint(build_agent(run.config, env))
     with pytest.raises(ConfigError, match="practices with PPO or A2C, and this run's agent is dqn"):
         curves_of(options(config.run_dir, task="goto_door"))
     assert not (config.run_dir / "eval").exists()
@@ -375,9 +390,8 @@ def test_an_off_policy_run_cannot_be_adapted(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_task_with_other_spaces_is_a_message(
-    runs: dict[str, Path], run: str, task: str, message: str
-) -> None:
+def test_other_spaces_are_refused(runs: dict[str, Path], run: str, task: str, message: str) -> None:
+    """A task with other spaces is refused and writes nothing."""
     before = set((runs[run] / "eval").glob("*")) if (runs[run] / "eval").exists() else set()
     with pytest.raises(ConfigError, match=message):
         curves_of(options(runs[run], task=task))

@@ -1,4 +1,4 @@
-"""Weights to start from: another run's, or those of an archive of SB3's, of which nothing else is believed."""
+"""Initial weights come from another run, or from an archive of SB3 that is not trusted."""
 
 import io
 import re
@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from hostile import Payload
+from run_setup import checkpoint_of, resolve
 from safetensors.torch import load_file
 from stable_baselines3 import PPO as SB3PPO
 
 from mirl.agents import train
 from mirl.agents.builder import policy_kwargs
 from mirl.agents.runs import checkpoint
-from mirl.agents.runs.checkpoint import find_checkpoint
 from mirl.agents.runs.warm_start import MEMBER, load_archive
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
@@ -25,8 +25,8 @@ from mirl.envs import SuiteVecEnv
 from mirl.policies import FusionPolicy
 
 Build = Callable[..., TrainConfig]
-STILL = "agent.learning_rate=1e-30"
-"""So small that no weight moves."""
+FROZEN = "agent.learning_rate=1e-30"
+"""A learning rate so small that no weight changes."""
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def sb3_model(tiny: Build) -> Iterator[SB3PPO]:
     yield SB3PPO(
         FusionPolicy,
         env,
-        policy_kwargs=policy_kwargs(config),
+        policy_kwargs=policy_kwargs(resolve(config)),
         seed=7,
         device="cpu",
         n_steps=8,
@@ -60,34 +60,35 @@ def last_weights(config: TrainConfig) -> dict[str, torch.Tensor]:
     return load_file(path)
 
 
-def test_a_run_starts_from_what_sb3_saved(tiny: Build, sb3_model: SB3PPO, archive: Path) -> None:
-    config = tiny(f"start_from={archive}", STILL)
+def test_start_from_sb3_archive(tiny: Build, sb3_model: SB3PPO, archive: Path) -> None:
+    config = tiny(f"start_from={archive}", FROZEN)
     train(config)
     assert same(last_weights(config), sb3_model.policy.state_dict())
 
 
-def test_a_run_starts_from_the_best_checkpoint_of_another(tiny: Build) -> None:
+def test_start_from_best_of_other_run(tiny: Build) -> None:
+    """A run starts from the best checkpoint of another run."""
     first = tiny("name=first")
     train(first)
-    second = tiny("name=second", "seed=3", f"start_from={first.run_dir}", STILL)
+    second = tiny("name=second", "seed=3", f"start_from={first.run_dir}", FROZEN)
     train(second)
-    best = load_file(find_checkpoint(first.run_dir / "checkpoints", "best") / "policy.safetensors")
+    best = load_file(checkpoint_of(first.run_dir, "best").policy_path)
     assert same(last_weights(second), best)
 
 
-def test_a_run_that_goes_on_no_longer_needs_what_it_started_from(
-    tiny: Build, archive: Path
-) -> None:
+def test_resumed_run_needs_no_archive(tiny: Build, archive: Path) -> None:
+    """A resumed run no longer needs the weights that it started from."""
     config = tiny(f"start_from={archive}")
     train(config)
     archive.unlink()
     assert train(config).finished
 
 
-def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_from_it_again(
+def test_run_without_checkpoint_starts_again(
     tiny: Build, sb3_model: SB3PPO, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny(f"start_from={archive}", STILL)
+    """A run that was killed before its first checkpoint starts from the archive again."""
+    config = tiny(f"start_from={archive}", FROZEN)
 
     def cut_off(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -101,7 +102,8 @@ def test_a_run_that_was_cut_off_before_its_first_checkpoint_starts_from_it_again
     assert same(last_weights(config), sb3_model.policy.state_dict())
 
 
-def test_what_cannot_be_started_from_leaves_no_run(tiny: Build, tmp_path: Path) -> None:
+def test_missing_weights_leave_no_run(tiny: Build, tmp_path: Path) -> None:
+    """Initial weights that cannot be loaded leave no run directory."""
     for path, message in ((tmp_path / "no.zip", "no.zip"), (tmp_path / "nowhere", "nowhere")):
         config = tiny(f"start_from={path}")
         with pytest.raises(ConfigError, match=message):
@@ -128,7 +130,7 @@ def rezipped(data: bytes) -> bytes:
 
 
 def around(pickled: bytes) -> bytes:
-    """What ``torch.save`` makes of a pickle of no tensors."""
+    """Return a file as ``torch.save`` writes it, around a pickle without tensors."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         for name, data in (("data.pkl", pickled), ("version", b"3\n"), ("byteorder", b"little")):
@@ -170,7 +172,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any], Path], bytes | None], str]] =
     "a gigabyte": (lambda *_: around(GIGABYTE), "weights only: .*bytearray"),
     "a large memo": (
         lambda *_: around(b"\x80\x02}r\xff\xff\xff\x7f."),
-        "weights only: .*remembers number 2147483647",
+        "weights only: .*stores memo 2147483647",
     ),
     "a long pickle": (
         lambda *_: around(b"\x80\x02" + b"}0" * 200_000 + b"}."),
@@ -179,13 +181,13 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any], Path], bytes | None], str]] =
     "more numbers": (lambda state, _: with_more_numbers(state), "record size .* does not match"),
     "no zip inside": (lambda *_: b"nothing", "not a zip"),
     "none": (lambda *_: None, "no item named 'policy.pth'"),
-    "bomb": (lambda *_: bytes(2**28), "unfolds to more than"),
-    "bomb in the bomb": (lambda *_: rezipped(packed({"x": ZEROS})), "unfolds to more than"),
+    "bomb": (lambda *_: bytes(2**28), "decompresses to more than"),
+    "bomb in the bomb": (lambda *_: rezipped(packed({"x": ZEROS})), "decompresses to more than"),
     "no dict": (lambda *_: packed((1, 2)), "expected tensors by name, got tuple"),
     "lacks": (lambda *_: packed({}), "it lacks '"),
     "too much": (
         lambda state, _: packed({**state, "more": torch.zeros(1)}),
-        "has 'more', which the policy has not",
+        "has 'more', which the policy does not have",
     ),
     "no tensor": (lambda state, _: packed(changed(state, "a")), "got str"),
     "shape": (
@@ -206,15 +208,14 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any], Path], bytes | None], str]] =
     ),
     "no number": (
         lambda state, _: packed(changed(state, first_of(state) * torch.nan)),
-        "numbers that are not finite",
+        "has non-finite values",
     ),
 }
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_an_archive_from_a_stranger_is_refused_in_one_line(
-    kind: str, sb3_model: SB3PPO, tmp_path: Path
-) -> None:
+def test_hostile_archive_is_refused(kind: str, sb3_model: SB3PPO, tmp_path: Path) -> None:
+    """A hostile archive is refused in one line."""
     make, message = HOSTILE[kind]
     before = {name: tensor.clone() for name, tensor in sb3_model.policy.state_dict().items()}
     marker, path = tmp_path / "executed", tmp_path / "model.zip"
@@ -234,18 +235,16 @@ def test_an_archive_from_a_stranger_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_packing_that_unfolds_before_it_can_be_stopped_is_refused(
-    method: int, sb3_model: SB3PPO, tmp_path: Path
-) -> None:
+def test_unlimited_compression_is_refused(method: int, sb3_model: SB3PPO, tmp_path: Path) -> None:
+    """A compression that cannot be stopped while it unpacks is refused."""
     with zipfile.ZipFile(tmp_path / "model.zip", "w", method) as archive:
         archive.writestr(MEMBER, bytes(2**26))
-    with pytest.raises(ConfigError, match="packed in a way that SB3 does not use"):
+    with pytest.raises(ConfigError, match="compressed by a method that SB3 does not use"):
         load_archive(sb3_model.policy, tmp_path / "model.zip")
 
 
-def test_pickles_beside_the_weights_are_not_read(
-    sb3_model: SB3PPO, archive: Path, tmp_path: Path
-) -> None:
+def test_other_pickles_are_not_read(sb3_model: SB3PPO, archive: Path, tmp_path: Path) -> None:
+    """Pickles beside the weights are not read."""
     evil = tmp_path / "evil.zip"
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(evil, "w") as new:
         for name in old.namelist():
@@ -256,7 +255,7 @@ def test_pickles_beside_the_weights_are_not_read(
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_link_is_not_followed(sb3_model: SB3PPO, archive: Path, tmp_path: Path) -> None:
+def test_link_is_not_followed(sb3_model: SB3PPO, archive: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.zip"
     link.symlink_to(archive)
     with pytest.raises(ConfigError, match="link"):

@@ -1,4 +1,4 @@
-"""What a run logs is true, and stands at the step it belongs to."""
+"""The log of a run is correct, and each value is logged at its own step."""
 
 import csv
 import io
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from run_setup import resolve
 from stable_baselines3 import PPO as SB3PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -28,19 +29,20 @@ Build = Callable[..., TrainConfig]
 TASKS = ("door", "obj")
 SUITE = (
     "task.name=two",
-    "task.tasks=[{name: door, env_id: MiniGrid-GoToDoor-5x5-v0}, {name: obj, env_id: MiniGrid-GoToObject-6x6-N2-v0}]",
+    "task.tasks=[{name: door, env_id: MiniGrid-GoToDoor-5x5-v0}, "
+    "{name: obj, env_id: MiniGrid-GoToObject-6x6-N2-v0}]",
 )
 
 
 @dataclass
 class Witness:
-    """What happened in a run, written down beside it."""
+    """A record of a run, kept beside its log."""
 
     config: TrainConfig
     episodes: dict[str, list[Any]] = field(default_factory=dict)
-    """By split: each call of ``reset`` (None) and each timestep's infos."""
+    """None for each call of ``reset`` and the infos of each timestep, by seed split."""
     losses: dict[int, float] = field(default_factory=dict)
-    """By timestep, the loss when ``train`` returned."""
+    """The loss when ``train`` returned, by timestep."""
 
     @property
     def events(self) -> EventAccumulator:
@@ -57,37 +59,37 @@ def scalars(events: EventAccumulator, tag: str) -> dict[int, float]:
     return {point.step: point.value for point in points}
 
 
-def note_losses(
+def record_losses(
     patch: pytest.MonkeyPatch, algorithm: type[OnPolicyAlgorithm], losses: dict[int, float]
 ) -> None:
     update = algorithm.train
 
-    def noted(agent: OnPolicyAlgorithm) -> None:
+    def recorded(agent: OnPolicyAlgorithm) -> None:
         update(agent)
         losses[agent.num_timesteps] = float(agent.logger.name_to_value["train/loss"])
 
-    patch.setattr(algorithm, "train", noted)
+    patch.setattr(algorithm, "train", recorded)
 
 
-def note_episodes(patch: pytest.MonkeyPatch, episodes: dict[str, list[Any]]) -> None:
+def record_episodes(patch: pytest.MonkeyPatch, episodes: dict[str, list[Any]]) -> None:
     reset, step_wait = SuiteVecEnv.reset, SuiteVecEnv.step_wait
 
-    def noted_reset(env: SuiteVecEnv) -> Any:
-        episodes.setdefault(env.split, []).append(None)
+    def recorded_reset(env: SuiteVecEnv) -> Any:
+        episodes.setdefault(env.seed_split, []).append(None)
         return reset(env)
 
-    def noted_step(env: SuiteVecEnv) -> Any:
+    def recorded_step(env: SuiteVecEnv) -> Any:
         result = step_wait(env)
-        episodes[env.split].append(result[3])
+        episodes[env.seed_split].append(result[3])
         return result
 
-    patch.setattr(SuiteVecEnv, "reset", noted_reset)
-    patch.setattr(SuiteVecEnv, "step_wait", noted_step)
+    patch.setattr(SuiteVecEnv, "reset", recorded_reset)
+    patch.setattr(SuiteVecEnv, "step_wait", recorded_step)
 
 
 @pytest.fixture(scope="module")
 def run(tiny_in: Build, tmp_path_factory: pytest.TempPathFactory) -> Witness:
-    """Six iterations of 128 timesteps over two tasks, evaluated after 256, 512 and 768, saved after 512 and 768."""
+    """Six iterations of 128 timesteps over two tasks, evaluated every 256 and saved every 512."""
     words = (
         "total_timesteps=768",
         "evaluation.every=256",
@@ -100,29 +102,28 @@ def run(tiny_in: Build, tmp_path_factory: pytest.TempPathFactory) -> Witness:
         )
     )
     with pytest.MonkeyPatch.context() as patch:
-        note_losses(patch, PPO, witness.losses)
-        note_episodes(patch, witness.episodes)
+        record_losses(patch, PPO, witness.losses)
+        record_episodes(patch, witness.episodes)
         train(witness.config)
     return witness
 
 
-def test_the_losses_stand_at_the_step_of_their_own_iteration(run: Witness) -> None:
+def test_losses_stand_at_own_iteration(run: Witness) -> None:
     assert list(run.losses) == [128, 256, 384, 512, 640, 768]
     assert scalars(run.events, "train/loss") == pytest.approx(run.losses)
 
 
-def test_sb3s_own_losses_stand_one_iteration_late(
-    tiny: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sb3_losses_stand_one_late(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SB3's own losses are logged one iteration late."""
     config, losses = tiny("backend=gymnasium"), dict[int, float]()
-    note_losses(monkeypatch, SB3PPO, losses)
+    record_losses(monkeypatch, SB3PPO, losses)
     env = SuiteVecEnv(config.task, 4)
     agent = SB3PPO(
         FusionPolicy,
         env,
         n_steps=32,
         batch_size=64,
-        policy_kwargs=policy_kwargs(config),
+        policy_kwargs=policy_kwargs(resolve(config)),
         device="cpu",
     )
     config.run_dir.mkdir()
@@ -139,7 +140,7 @@ def test_sb3s_own_losses_stand_one_iteration_late(
     ("metric", "key"), [("success_rate", "is_success"), ("return", "r"), ("length", "l")]
 )
 @pytest.mark.parametrize("task", TASKS)
-def test_task_scalars_equal_a_recount(run: Witness, task: str, metric: str, key: str) -> None:
+def test_task_scalars_equal_recount(run: Witness, task: str, metric: str, key: str) -> None:
     steps = [infos for infos in run.episodes["train"] if infos is not None]
     assert len(steps) == 6 * 32
     window: deque[float] = deque(maxlen=WINDOW)
@@ -158,9 +159,10 @@ def test_task_scalars_equal_a_recount(run: Witness, task: str, metric: str, key:
     ("metric", "key"), [("success_rate", "is_success"), ("return", "r"), ("length", "l")]
 )
 @pytest.mark.parametrize(("task", "slots"), [("door", (0, 1)), ("obj", (2, 3))])
-def test_evaluation_scalars_equal_a_recount_of_each_slots_first_episodes(
+def test_evaluation_scalars_equal_recount(
     run: Witness, task: str, slots: tuple[int, int], metric: str, key: str
 ) -> None:
+    """Evaluation scalars equal a recount of each environment's first episodes."""
     evaluations: list[dict[int, list[float]]] = []
     for infos in run.episodes["validation"]:
         if infos is None:
@@ -178,14 +180,15 @@ def test_evaluation_scalars_equal_a_recount_of_each_slots_first_episodes(
     assert scalars(run.events, f"eval/{task}/{metric}") == pytest.approx(expected)
 
 
-def test_the_overall_success_is_the_mean_over_tasks(run: Witness) -> None:
+def test_overall_success_is_task_mean(run: Witness) -> None:
     each = [scalars(run.events, f"eval/{task}/success_rate") for task in TASKS]
     assert scalars(run.events, "eval/success_rate") == pytest.approx(
         {s: np.mean([e[s] for e in each]) for s in each[0]}
     )
 
 
-def test_training_and_evaluation_use_their_own_splits(run: Witness) -> None:
+def test_training_and_evaluation_seeds_differ(run: Witness) -> None:
+    """Training and evaluation use their own seed splits."""
     assert set(run.episodes) == {"train", "validation"}
 
 
@@ -194,7 +197,7 @@ def rows_of(config: TrainConfig) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_each_iteration_says_where_its_time_went(run: Witness) -> None:
+def test_iterations_log_time_shares(run: Witness) -> None:
     rows = [row for row in rows_of(run.config) if row["speed/steps_per_second"]]
     assert len(rows) == 6
     for row in rows:
@@ -206,7 +209,7 @@ def test_each_iteration_says_where_its_time_went(run: Witness) -> None:
         assert min(shares) > 0
 
 
-def test_the_csv_table_holds_what_the_events_hold(run: Witness) -> None:
+def test_csv_equals_events(run: Witness) -> None:
     table = {
         int(row["time/total_timesteps"]): float(row["train/loss"])
         for row in rows_of(run.config)
@@ -215,7 +218,7 @@ def test_the_csv_table_holds_what_the_events_hold(run: Witness) -> None:
     assert table == pytest.approx(run.losses)
 
 
-def test_the_hyperparameters_are_in_the_events(run: Witness) -> None:
+def test_events_hold_hyperparameters(run: Witness) -> None:
     content = run.events.PluginTagToContent("hparams")
     start = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
     shown = {
@@ -226,7 +229,7 @@ def test_the_hyperparameters_are_in_the_events(run: Witness) -> None:
     assert shown["parameters"] == scalars(run.events, "model/parameters")[0]
 
 
-def test_gifs_are_in_the_events_and_in_the_folder(run: Witness) -> None:
+def test_gifs_are_in_events_and_folder(run: Witness) -> None:
     frames = []
     for task in TASKS:
         images = run.events.Images(f"video/{task}")
@@ -242,31 +245,14 @@ def test_gifs_are_in_the_events_and_in_the_folder(run: Witness) -> None:
     )  # a frame that equals the one before makes that one stay, so an episode can have one
 
 
-def test_a_machine_that_cannot_render_trains_without_videos(
-    tiny: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[int] = []
-
-    def broken(*_: Any, **__: Any) -> None:
-        asked.append(1)
-        raise OSError("no display")
-
-    monkeypatch.setattr("mirl.agents.callbacks.checkpointing.record_episode", broken)
-    config = tiny("checkpoint_every=128")
-    with pytest.warns(
-        UserWarning, match="no videos, since task 'goto_door' cannot be rendered here: no display"
-    ):
-        assert train(config).finished
-    assert len(asked) == 1
-
-
-def test_the_log_can_be_thinned_out(tiny: Build) -> None:
+def test_log_every_thins_the_log(tiny: Build) -> None:
     config = tiny("log_every=2")
     train(config)
     assert sorted(scalars(events_in(config.run_dir), "train/loss")) == [256, 512]
 
 
-def test_a_table_with_new_columns_is_continued(tmp_path: Path) -> None:
+def test_resumed_table_may_add_columns(tmp_path: Path) -> None:
+    """A resumed table may have new columns."""
     first, _ = build_logger(tmp_path, None)
     first.record("time/total_timesteps", 10)
     first.record("text", 'a "word", and more')

@@ -1,4 +1,4 @@
-"""The log says where an iteration's time went, and a warning when the network mostly waited."""
+"""The profiler splits the time of an iteration and warns if the network mostly waits."""
 
 import warnings
 
@@ -9,7 +9,7 @@ from mirl.agents.runs.profiler import PATIENCE, WARM_UP, IterationProfiler
 
 
 class Clock:
-    """Time stands still until it is told to pass."""
+    """A clock that only moves when the test moves it."""
 
     now = 0.0
 
@@ -27,23 +27,23 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def iterate(
     profiler: IterationProfiler, clock: Clock, *, environment: float, forward: float, update: float
 ) -> Logger:
-    """An iteration of 128 timesteps and ten seconds, whose parts come twice; a callback worked before it."""
+    """Run an iteration of 128 timesteps and ten seconds, after a callback that took long."""
     logger = Logger(None, [])
     clock.now += 1000
     profiler.start()
-    for part, seconds in (
+    for section, seconds in (
         ("environment", environment),
         ("forward", forward),
         ("update", update),
     ) * 2:
-        with profiler.part(part):  # type: ignore[arg-type]
+        with profiler.section(section):  # type: ignore[arg-type]
             clock.now += seconds / 2
     clock.now += 10 - environment - forward - update
     profiler.record(logger, 128)
     return logger
 
 
-def test_the_parts_and_the_rest_add_up_to_the_iteration(clock: Clock) -> None:
+def test_shares_add_up_to_iteration(clock: Clock) -> None:
     logged = iterate(IterationProfiler(), clock, environment=3, forward=2, update=4).name_to_value
     expected = {"environment": 30, "forward": 20, "update": 40, "rest": 10}
     assert logged.pop("speed/steps_per_second") == pytest.approx(12.8)
@@ -53,9 +53,8 @@ def test_the_parts_and_the_rest_add_up_to_the_iteration(clock: Clock) -> None:
     assert sum(logged.values()) == pytest.approx(100)
 
 
-def test_a_network_that_waits_is_told_of_once_and_not_before_it_could_be_judged(
-    clock: Clock,
-) -> None:
+def test_idle_network_warns_once(clock: Clock) -> None:
+    """An idle network is reported once, and not before it can be judged."""
     profiler, waiting = (
         IterationProfiler(),
         {"environment": 3.5, "forward": 2.0, "update": 2.0},
@@ -65,13 +64,14 @@ def test_a_network_that_waits_is_told_of_once_and_not_before_it_could_be_judged(
         for _ in range(WARM_UP + int(PATIENCE / 10) - 1):
             iterate(profiler, clock, **waiting)
         with pytest.warns(
-            UserWarning, match=r"idle 60 % of the time, of which 35 % go to stepping environments"
+            UserWarning, match=r"idle 60 % of the time; 35 % are spent on stepping environments"
         ):
             iterate(profiler, clock, **waiting)
         iterate(profiler, clock, **waiting)
 
 
-def test_a_network_that_works_half_of_the_time_is_not_complained_about(clock: Clock) -> None:
+def test_half_busy_network_is_silent(clock: Clock) -> None:
+    """A network that works half of the time causes no warning."""
     profiler = IterationProfiler()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -79,7 +79,8 @@ def test_a_network_that_works_half_of_the_time_is_not_complained_about(clock: Cl
             iterate(profiler, clock, environment=5, forward=2, update=3)
 
 
-def test_one_bad_iteration_among_good_ones_is_not_complained_about(clock: Clock) -> None:
+def test_single_idle_iteration_is_silent(clock: Clock) -> None:
+    """One idle iteration among busy ones causes no warning."""
     profiler = IterationProfiler()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,4 @@
-"""A run that was killed, again and again and while it wrote, ends as one that was not: to the bit."""
+"""A run that is killed several times, even while it writes, ends bit-identical."""
 
 from collections.abc import Callable
 
@@ -31,9 +31,10 @@ RUNS = {
 
 
 @pytest.mark.parametrize("words", RUNS.values(), ids=RUNS)
-def test_a_killed_run_ends_as_one_that_was_not(
+def test_killed_run_ends_bit_identical(
     tiny: Build, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
+    """A run that was killed several times ends like one that was not."""
     assert_kills_change_nothing(
         monkeypatch, *(tiny(*words, *OFTEN, f"name={name}") for name in ("whole", "cut"))
     )

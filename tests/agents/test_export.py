@@ -1,4 +1,4 @@
-"""One task of a run as a program of its own: it runs without MIRL and does what the policy does."""
+"""An exported program runs without MIRL and computes what the policy computes."""
 
 import json
 import subprocess
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_setup import export_at, start_run
 
 from mirl.agents import export, load_policy
 from mirl.agents.builder import build_agent
-from mirl.agents.export import Export, context_named, export_run, short_name
-from mirl.agents.runs.checkpoint import save_checkpoint
-from mirl.agents.runs.run import load_config, open_run
+from mirl.agents.export import Export, find_context, short_name
+from mirl.agents.runs.run import Run
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import GoalContextConfig
@@ -31,27 +31,29 @@ RUN_ALONE = """
 import sys, torch
 path, batches, answers = sys.argv[1:]
 program = torch.export.load(path).module()
-assert not any(name.split(".")[0] in ("mirl", "stable_baselines3", "gymnasium") for name in sys.modules)
+imported = {name.split(".")[0] for name in sys.modules}
+assert not imported & {"mirl", "stable_baselines3", "gymnasium"}
 torch.save([program(batch) for batch in torch.load(batches, weights_only=True)], answers)
 """
 
 
 @pytest.fixture(scope="module")
 def run_of(tmp_path_factory: pytest.TempPathFactory, tiny_in: Build) -> Callable[..., Path]:
-    """``run_of(*words)``: the directory of a run with one checkpoint, of random weights at which the context counts."""
-    folder, made = tmp_path_factory.mktemp("runs"), dict[tuple[str, ...], Path]()
+    """``run_of(*words)``: a run with one checkpoint, whose random weights depend on the context."""
+    folder = tmp_path_factory.mktemp("runs")
+    made: dict[tuple[str, ...], Path] = {}
 
     def build(*words: str) -> Path:
         if words not in made:
-            config = tiny_in(folder, *words)
-            open_run(config)
+            run = start_run(tiny_in(folder, *words))
+            config = run.config
             env = SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend)
             try:
                 agent = build_agent(config, env)
                 with torch.no_grad():
                     for weight in agent.policy.parameters():
                         weight.add_(0.1 * torch.randn_like(weight))
-                save_checkpoint(config.run_dir / "checkpoints", agent, best=1.0)
+                run.save_checkpoint(agent, score=1.0)
             finally:
                 env.close()
             made[words] = config.run_dir
@@ -73,17 +75,18 @@ def description_of(export: Export) -> Any:
     ],
     ids=["mission", "task", "popart"],
 )
-def test_a_program_runs_without_mirl_and_does_what_the_policy_does(
+def test_program_equals_policy_without_mirl(
     run_of: Callable[..., Path], tmp_path: Path, words: tuple[str, ...], name: str, context: Any
 ) -> None:
+    """A program runs without MIRL and computes what the policy computes."""
     run = run_of(*words)
-    export = export_run(EvalConfig(run=run, export=name))
-    config = load_config(run)
+    export = export_at(EvalConfig(run=run, export=name))
+    config = Run.open(run).config
     env = SuiteVecEnv(config.task, 8, seed=1, seed_split="test")
     try:
         env.reset()
         played = [env.step(np.full(8, action))[0] for action in (2, 0, 1)]
-        policy, _ = load_policy(run, "best", env.observation_space, env.action_space, "cpu")
+        policy = load_policy(run, device="cpu")
     finally:
         env.close()
     key = config.context.key
@@ -119,11 +122,12 @@ def test_a_program_runs_without_mirl_and_does_what_the_policy_does(
         torch.testing.assert_close(logits.log_softmax(-1), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_description_says_what_the_program_takes_and_gives(run_of: Callable[..., Path]) -> None:
+def test_description_lists_inputs_and_outputs(run_of: Callable[..., Path]) -> None:
+    """The JSON file describes the inputs and outputs of the program."""
     run = run_of()
-    export = export_run(EvalConfig(run=run, export="go to the red door"))
+    export = export_at(EvalConfig(run=run, export="go to the red door"))
     assert export.path == run / "exports" / "go-to-the-red-door.pt2"
-    assert export.parameters < export.parameters_of_policy
+    assert export.parameters < export.policy_parameters
     assert 0 <= export.difference < 1e-5
     assert description_of(export) == {
         "mission": "go to the red door",
@@ -144,18 +148,20 @@ def test_the_description_says_what_the_program_takes_and_gives(run_of: Callable[
     }
 
 
-def test_the_description_says_whose_value_the_program_gives(run_of: Callable[..., Path]) -> None:
-    of_mission = export_run(EvalConfig(run=run_of(*POPART), export="go to the red door"))
-    assert description_of(of_mission)["value_of_task"] == "goto_door_5x5"
-    of_task = export_run(
+def test_description_names_task_of_value(run_of: Callable[..., Path]) -> None:
+    """With PopArt, the JSON file names the task whose value the program computes."""
+    for_mission = export_at(EvalConfig(run=run_of(*POPART), export="go to the red door"))
+    assert description_of(for_mission)["value_of_task"] == "goto_door_5x5"
+    for_task = export_at(
         EvalConfig(
             run=run_of(*SECOND_TASK, "agent.popart=true", "name=both"), export="goto_door_8x8"
         )
     )
-    assert "value_of_task" not in description_of(of_task)
+    assert "value_of_task" not in description_of(for_task)
 
 
-def test_masked_logits_are_left_out_of_the_scale_and_must_be_the_same() -> None:
+def test_masked_logits_must_be_equal() -> None:
+    """Masked logits are left out of the scale, and must be equal."""
     lowest = torch.finfo(torch.float32).min
     theirs, value = torch.tensor([[1.0, lowest]]), torch.zeros(1, 1)
     assert export.checked_difference((theirs, value), (theirs, value)) == 0
@@ -164,26 +170,29 @@ def test_masked_logits_are_left_out_of_the_scale_and_must_be_the_same() -> None:
             export.checked_difference((wrong, value), (theirs, value))
 
 
-def test_words_that_no_task_knows_are_a_mission_too(run_of: Callable[..., Path]) -> None:
+def test_any_text_is_a_mission(run_of: Callable[..., Path]) -> None:
+    """Words that no task uses are a mission too."""
     name = "sing of the wrath, O goddess, " * 10
-    export = export_run(EvalConfig(run=run_of(), export=name))
+    export = export_at(EvalConfig(run=run_of(), export=name))
     assert export.path.is_file()
     assert description_of(export)["mission"] == name
 
 
-def test_a_program_that_does_something_else_is_not_written(
+def test_differing_program_is_not_written(
     run_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A program whose outputs differ from the policy's is not written."""
     run = run_of()
     before = sorted(run.rglob("*"))
     other = tokenize("go to the red door")
     monkeypatch.setattr(export, "specialize", lambda policy, _: specialize(policy, other))
     with pytest.raises(ConfigError, match=r"differ from the policy's by .*; nothing was written"):
-        export_run(EvalConfig(run=run, export="go to the blue door"))
+        export_at(EvalConfig(run=run, export="go to the blue door"))
     assert sorted(run.rglob("*")) == before
 
 
-def test_rounding_is_judged_by_the_scale_of_the_outputs() -> None:
+def test_tolerance_scales_with_outputs() -> None:
+    """The tolerance is relative to the largest output."""
     ours, theirs = torch.tensor([[3000.01]]), torch.tensor([[3000.0]])
     assert export.checked_difference((ours,), (theirs,)) == pytest.approx(0.01, rel=0.05)
     for wrong in (theirs / 3000 + 0.001, torch.tensor([[float("nan")]])):
@@ -191,24 +200,26 @@ def test_rounding_is_judged_by_the_scale_of_the_outputs() -> None:
             export.checked_difference((theirs / 3000, wrong), (theirs / 3000, theirs / 3000))
 
 
-def test_an_unknown_task_is_answered_with_the_nearest_one() -> None:
+def test_unknown_task_names_nearest() -> None:
     training = compose_train([*SECOND_TASK])
-    assert context_named("goto_door_6x6", training.context, training.task) == 1
+    assert find_context("goto_door_6x6", training.context, training.task) == 1
     with pytest.raises(
         ConfigError, match=r"unknown task 'goto_dor_6x6'\. Did you mean 'goto_door_6x6'"
     ):
-        context_named("goto_dor_6x6", training.context, training.task)
+        find_context("goto_dor_6x6", training.context, training.task)
 
 
-def test_goals_are_left_to_the_library() -> None:
+def test_goals_cannot_be_named() -> None:
+    """A goal has no name; the error says what to use instead."""
     with pytest.raises(
         ConfigError,
-        match=r"told goals, which have no name: .* mirl.policies.specialize\(policy, goal\)",
+        match=r"is a goal, which has no name; .* mirl.policies.specialize\(policy, goal\)",
     ):
-        context_named("2, 3", GoalContextConfig(), compose_train([]).task)
+        find_context("2, 3", GoalContextConfig(), compose_train([]).task)
 
 
-def test_the_names_of_files_are_plain_short_and_different() -> None:
+def test_file_names_are_short_and_distinct() -> None:
+    """File names are plain, short and distinct."""
     long = "go to the red door, then " * 10
     names = [
         "go to the red door",

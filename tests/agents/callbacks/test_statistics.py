@@ -1,4 +1,4 @@
-"""Observations are normalized by what the run has seen: all of it, up to the last rollout, and by nothing else."""
+"""Observations are normalized by everything seen up to the last rollout, and nothing else."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -9,13 +9,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from run_setup import checkpoint_of, resolve
 from toy_goal_envs import MirrorReachEnv
 
 from mirl.agents import load_policy, train
 from mirl.agents.builder import build_agent
 from mirl.agents.callbacks.statistics import ObservationStatistics
 from mirl.agents.on_policy.ppo import PPO, ppo_losses
-from mirl.agents.runs.checkpoint import find_checkpoint, load_agent
 from mirl.configs.compose import compose_train
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
@@ -27,7 +27,7 @@ LIMIT = 5
 
 
 class FarReachEnv(MirrorReachEnv):
-    """In units and from an origin that no network likes."""
+    """Observations with a large scale and offset."""
 
     def _observation(self) -> dict[str, Any]:
         seen = super()._observation()
@@ -72,18 +72,18 @@ def tiny(tmp_path: Path) -> Callable[..., TrainConfig]:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, np.ndarray]]:
-    """What training saw after each timestep."""
-    noted: list[dict[str, np.ndarray]] = []
+    """The observations of training after each timestep."""
+    recorded: list[dict[str, np.ndarray]] = []
     step_wait = SuiteVecEnv.step_wait
 
-    def note(env: SuiteVecEnv) -> Any:
+    def record(env: SuiteVecEnv) -> Any:
         result = step_wait(env)
-        if env.split == "train":
-            noted.append({key: values.copy() for key, values in result[0].items()})
+        if env.seed_split == "train":
+            recorded.append({key: values.copy() for key, values in result[0].items()})
         return result
 
-    monkeypatch.setattr(SuiteVecEnv, "step_wait", note)
-    return noted
+    monkeypatch.setattr(SuiteVecEnv, "step_wait", record)
+    return recorded
 
 
 def extractors(policy: torch.nn.Module) -> list[FusionExtractor]:
@@ -95,7 +95,7 @@ def norms(policy: torch.nn.Module) -> list[RunningNorm]:
 
 
 def rows_of(extractor: FusionExtractor, steps: list[dict[str, np.ndarray]]) -> np.ndarray:
-    """What the extractor's encoder reads, of these timesteps."""
+    """Return the inputs of the extractor's encoder over these timesteps."""
     joined = {
         key: np.concatenate([step[key] for step in steps]).astype(np.float64) for key in steps[0]
     }
@@ -106,17 +106,15 @@ def rows_of(extractor: FusionExtractor, steps: list[dict[str, np.ndarray]]) -> n
 
 
 @pytest.mark.parametrize(("kind", "networks"), [("ppo", 1), ("sac", 3)])
-def test_statistics_are_those_of_all_that_was_seen_up_to_the_last_rollout(
+def test_statistics_cover_all_earlier_rollouts(
     tiny: Callable[..., TrainConfig], seen: list[dict[str, np.ndarray]], kind: str, networks: int
 ) -> None:
+    """The statistics are those of everything seen up to the last rollout."""
     config = tiny(kind)
     train(config)
     rollout = PER_ROLLOUT[kind] // config.agent.n_envs
     before_the_last = seen[:-rollout]
-    with closing(SuiteVecEnv(config.task, 1, seed_split="validation")) as env:
-        policy, _ = load_policy(
-            config.run_dir, "last", env.observation_space, env.action_space, "cpu"
-        )
+    policy = load_policy(config.run_dir, "last", "cpu")
     assert len(extractors(policy)) == networks
     for extractor in extractors(policy):
         rows = rows_of(extractor, before_the_last)
@@ -134,10 +132,12 @@ def test_statistics_are_those_of_all_that_was_seen_up_to_the_last_rollout(
 
 
 @pytest.mark.parametrize("kind", ["ppo", "sac"])
-def test_they_move_between_two_rollouts_only(tiny: Callable[..., TrainConfig], kind: str) -> None:
+def test_statistics_change_between_rollouts_only(
+    tiny: Callable[..., TrainConfig], kind: str
+) -> None:
     config = tiny(kind)
     with closing(SuiteVecEnv(config.task, config.agent.n_envs, seed=0)) as env:
-        agent = build_agent(config, env)
+        agent = build_agent(resolve(config), env)
         [first, *_] = norms(agent.policy)
         counts: list[tuple[str, int, int]] = []
         collect, learn = agent.collect_rollouts, agent.train
@@ -145,11 +145,11 @@ def test_they_move_between_two_rollouts_only(tiny: Callable[..., TrainConfig], k
         def collected(*arguments: Any, **options: Any) -> Any:
             step, within = env.step_wait, set[int]()
 
-            def noted() -> Any:
+            def recorded() -> Any:
                 within.add(int(first.count))
                 return step()
 
-            env.step_wait = noted  # type: ignore[method-assign]
+            env.step_wait = recorded  # type: ignore[method-assign]
             result = collect(*arguments, **options)
             env.step_wait = step  # type: ignore[method-assign]
             [count] = within
@@ -171,19 +171,20 @@ def test_they_move_between_two_rollouts_only(tiny: Callable[..., TrainConfig], k
     assert all(start == end for start, end in updates)
 
 
-def test_the_first_minibatch_of_each_iteration_finds_the_policy_that_acted(
+def test_first_minibatch_has_unchanged_policy(
     tiny: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The first minibatch of each iteration sees the policy that acted."""
     config = tiny("ppo")
     log_ratios: list[float] = []
 
-    def noted(evaluation: Any, samples: Any, *others: Any) -> Any:
+    def recorded(evaluation: Any, samples: Any, *others: Any) -> Any:
         log_ratios.append(float((evaluation.log_probs.detach() - samples.old_log_prob).abs().max()))
         return ppo_losses(evaluation, samples, *others)
 
-    monkeypatch.setattr("mirl.agents.on_policy.ppo.ppo_losses", noted)
+    monkeypatch.setattr("mirl.agents.on_policy.ppo.ppo_losses", recorded)
     with closing(SuiteVecEnv(config.task, config.agent.n_envs, seed=0)) as env:
-        agent = build_agent(config, env)
+        agent = build_agent(resolve(config), env)
         assert isinstance(agent, PPO)
         agent.learn(4 * 64, callback=ObservationStatistics())
     per_iteration = len(log_ratios) // 4
@@ -192,13 +193,12 @@ def test_the_first_minibatch_of_each_iteration_finds_the_policy_that_acted(
 
 
 @pytest.mark.parametrize("kind", ["ppo", "sac"])
-def test_they_are_restored_from_a_checkpoint(tiny: Callable[..., TrainConfig], kind: str) -> None:
+def test_statistics_are_restored(tiny: Callable[..., TrainConfig], kind: str) -> None:
     config = tiny(kind)
     train(config)
     with closing(SuiteVecEnv(config.task, config.agent.n_envs, seed=1)) as env:
-        saved, fresh = (build_agent(config, env) for _ in range(2))
-        checkpoint = find_checkpoint(config.run_dir / "checkpoints", "last")
-        load_agent(checkpoint, saved)
+        saved, fresh = (build_agent(resolve(config), env) for _ in range(2))
+        checkpoint_of(config.run_dir, "last").load_agent(saved)
         assert all(int(norm.count) > 0 for norm in norms(saved.policy))
         assert all(int(norm.count) == 0 for norm in norms(fresh.policy))
         counts = [int(norm.count) for norm in norms(saved.policy)]
@@ -211,15 +211,15 @@ def test_they_are_restored_from_a_checkpoint(tiny: Callable[..., TrainConfig], k
         int(norm.count) - count for norm, count in zip(norms(saved.policy), counts, strict=True)
     ]
     assert set(moved) == {PER_ROLLOUT[kind] if kind == "ppo" else 2}, (
-        "what comes is added to what was"
+        "new observations are added to the earlier ones"
     )
 
 
-def test_without_normalisation_nothing_is_kept(tiny: Callable[..., TrainConfig]) -> None:
+def test_nothing_is_stored_without_normalization(tiny: Callable[..., TrainConfig]) -> None:
     config = tiny("ppo", "encoder.normalize=false", "context.normalize=false")
     callback = ObservationStatistics()
     with closing(SuiteVecEnv(config.task, config.agent.n_envs, seed=0)) as env:
-        agent = build_agent(config, env)
+        agent = build_agent(resolve(config), env)
         agent.learn(128, callback=callback)
     assert not norms(agent.policy)
     assert callback.seen == []
