@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from mirl.agents.runs.atomic_files import JsonObject
-from mirl.configs.aliases import SAMPLING
+from mirl.configs.aliases import RENAMED_VALUES
 
 SCHEMA_VERSION = 3
 """Schema version of the checkpoints that are written."""
@@ -70,7 +70,7 @@ def migrate_state(state: JsonObject, version: int) -> JsonObject:
     name = sampling.get("sampling")
     if not isinstance(name, str):
         return state
-    return {**state, "sampling": {**sampling, "sampling": SAMPLING.get(name, name)}}
+    return {**state, "sampling": {**sampling, "sampling": RENAMED_VALUES["sampling"].get(name, name)}}
 
 
 def current_weight_name(name: str) -> str:
