@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from compare import width_for
+from equal_parameters import width_for
 from machine import ROOT, write_results
 from torch import Tensor, nn
 from torch.nn import functional as F
