@@ -35,7 +35,7 @@ from machine import RESULTS, ROOT, RSS_UNIT, write_results
 from pictures import draw_range, picture
 from scipy.stats import trim_mean
 
-from mirl.agents.checkpoint import find_checkpoint
+from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
 from mirl.agents.statistics import bootstrap_interval
 
 SOLVED = 0.95
@@ -91,7 +91,7 @@ def train_and_evaluate(options: list[str], runs: Path, name: str, threads: int) 
     if exit_code:
         raise subprocess.CalledProcessError(exit_code, command)
 
-    last = find_checkpoint(run_dir / "checkpoints", "last").name
+    last = CheckpointDirectory(run_dir / "checkpoints").find("last").name
     [report_path] = (run_dir / "eval").glob(f"{last}-*-seed0-*ep*.json")
     report = json.loads(report_path.read_text(encoding="utf-8"))
     with (run_dir / "metrics.csv").open(encoding="utf-8") as file:

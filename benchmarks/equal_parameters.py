@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from mirl.agents.building import build_policy
+from mirl.agents.builder import build_policy, resolve_auto
 from mirl.configs.compose import compose_train
 from mirl.envs import SuiteVecEnv
 from mirl.policies import count_parameters
@@ -18,7 +18,8 @@ def parameters_of(options: list[str]) -> int:
     n_envs = max(len(config.task.tasks), 2)
     env = SuiteVecEnv(config.task, n_envs, backend=config.backend)
     try:
-        policy = build_policy(config, env.observation_space, env.action_space)
+        resolved = resolve_auto(config, env.observation_space)
+        policy = build_policy(resolved, env.observation_space, env.action_space)
     finally:
         env.close()
     return count_parameters(policy)

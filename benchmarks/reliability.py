@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from command_words import TRAIN_WORDS
 from run_records import metrics_of, points_of, tensors_of
 
-from mirl.agents.metrics import CHECKPOINT_SECONDS, SPEED
+from mirl.agents.runs.metric_names import CHECKPOINT_SECONDS, SPEED
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 

@@ -28,8 +28,8 @@ from torch.nn import functional as F
 
 from mirl.configs.networks import RecurrentConfig, choose
 from mirl.policies import count_parameters
-from mirl.policies.cores import build_core
-from mirl.policies.episodes import Episodes
+from mirl.policies.memory.build import build_core
+from mirl.policies.memory.episodes import Episodes
 
 CORES: dict[str, dict[str, Any]] = {
     "lstm": {"kind": "lstm"},
