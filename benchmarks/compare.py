@@ -202,7 +202,7 @@ def task_scores(runs: list[Run], part: str, metric: str) -> dict[str, list[float
     found: dict[str, list[float]] = {}
     for run in runs:
         for task in run["tasks"]:
-            if task["part"] == part:
+            if task["subset"] == part:
                 found.setdefault(task["task"], []).append(task[metric])
     return found
 
@@ -326,7 +326,7 @@ class Comparison:
             self.runs[agent][seed] = run
             self.write()
             metric = self.metrics[0]
-            values = [task[metric] for task in run["tasks"] if task["part"] == "trained"]
+            values = [task[metric] for task in run["tasks"] if task["subset"] == "trained"]
             result = f"{np.mean(values):.3f}, {run['parameters']:,} parameters"
             print(f"{agent} seed {seed}: {result}", flush=True)  # noqa: T201
 
