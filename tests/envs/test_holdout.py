@@ -143,9 +143,7 @@ def test_empty_holdout_changes_nothing() -> None:
     phrase=st.lists(st.sampled_from(["red", "green", "ball", "door"]), min_size=1, max_size=3),
     subset=st.sampled_from(["trained", "held_out"]),
 )
-def test_phrase_matches_whole_words(
-    mission: list[str], phrase: list[str], subset: Subset
-) -> None:
+def test_phrase_matches_whole_words(mission: list[str], phrase: list[str], subset: Subset) -> None:
     """A phrase matches consecutive whole words of a mission."""
     contains = f" {' '.join(phrase)} " in f" {' '.join(mission)} "
     obs = {"mission": tokenize(" ".join(mission))[None], "task": np.array([0])}

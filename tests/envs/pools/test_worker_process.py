@@ -94,13 +94,11 @@ def test_killed_process_is_restarted(command: str) -> None:
         counts_after(env, [GO_ON] * 4)
         kill(first_process(before))
         with pytest.warns(RuntimeWarning, match="a worker process died, exit code -9"):
-            if command == "step":
-                counts = counts_after(env, [GO_ON] * 4)
-            else:
-                counts = env.reset()["observation"][:, 0].tolist()
-        assert counts == ([0, 0, 2, 2] if command == "step" else [0] * 4)
-        later = counts_after(env, [GO_ON] * 4)
-        assert later == ([1, 1, 3, 3] if command == "step" else [1] * 4)
+            obs = env.reset() if command == "reset" else env.step(np.zeros(4, int))[0]
+        # A step continues the episodes of the other process, a reset starts all anew.
+        expected = [0] * 4 if command == "reset" else [0, 0, 2, 2]
+        assert obs["observation"][:, 0].tolist() == expected
+        assert counts_after(env, [GO_ON] * 4) == [count + 1 for count in expected]
     assert set(multiprocessing.active_children()) == before
 
 
@@ -122,9 +120,7 @@ def test_dead_process_does_not_hang() -> None:
     env = SuiteVecEnv(single_task(COUNTER), 4, workers=2)
     env.reset()
     start = time.perf_counter()
-    message = (
-        rf"task 'toy' \({COUNTER}, one of the seeds .*\): a worker process died, exit code 7"
-    )
+    message = rf"task 'toy' \({COUNTER}, one of the seeds .*\): a worker process died, exit code 7"
     with pytest.raises(EnvironmentFailedError, match=message):
         env.step(np.array([0, 0, 0, 4]))
     assert time.perf_counter() - start < 30

@@ -145,7 +145,7 @@ def test_death_names_its_task(task: int) -> None:
 
 
 def test_early_death_names_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that is gone before the next task is sent is reported for the task that killed it."""
+    """A worker that dies before the next command is reported for the task that killed it."""
     env = SuiteVecEnv(counters(3), 3, workers=1)
     env.reset()
     [process] = set(multiprocessing.active_children())
