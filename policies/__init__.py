@@ -4,6 +4,7 @@ from mirl.policies.extractor import FusionExtractor, count_parameters
 from mirl.policies.fusions import Fusion, build_fusion, build_map_fusion
 from mirl.policies.policy import FusionPolicy
 from mirl.policies.recurrent import RecurrentFusionPolicy
+from mirl.policies.specialize import specialize, specialize_extractor
 
 __all__ = [
     "Fusion",
@@ -13,4 +14,6 @@ __all__ = [
     "build_fusion",
     "build_map_fusion",
     "count_parameters",
+    "specialize",
+    "specialize_extractor",
 ]

@@ -1,6 +1,4 @@
-"""Action masks: an observation may say which of the discrete actions exist in it, and the policy takes no other."""
-
-from typing import Any
+"""Action masks: an observation can say which discrete actions are available."""
 
 import torch
 from gymnasium import spaces
@@ -11,15 +9,21 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY
 
 
-def has_action_mask(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> bool:
-    """Whether the observations hold an action mask.
+def has_action_mask(
+    observation_space: spaces.Space[object], action_space: spaces.Space[object]
+) -> bool:
+    """Return True if the observations contain an action mask.
 
-    :raises ConfigError: when they hold one that does not fit the actions.
+    Args:
+        observation_space: any space; only a Dict can contain a mask.
+        action_space: the space of the actions that the mask is for.
+
+    Raises:
+        ConfigError: if there is a mask that does not fit the actions.
     """
-    if (
-        not isinstance(observation_space, spaces.Dict)
-        or ACTION_MASK_KEY not in observation_space.spaces
-    ):
+    if not isinstance(observation_space, spaces.Dict):
+        return False
+    if ACTION_MASK_KEY not in observation_space.spaces:
         return False
     mask = observation_space[ACTION_MASK_KEY]
     if not isinstance(action_space, spaces.Discrete):
@@ -36,10 +40,19 @@ def has_action_mask(observation_space: spaces.Space[Any], action_space: spaces.S
 def mask_logits(
     logits: Float[Tensor, "batch actions"], mask: Bool[Tensor, "batch actions"]
 ) -> Float[Tensor, "batch actions"]:
-    """The logits with the lowest finite number for each action that the mask leaves out; its probability is exactly 0.
+    """Replace the logits of unavailable actions by the lowest finite number.
 
-    It is finite so that neither the entropy nor a gradient meets ∞ · 0. Where a mask leaves out every action, all are
-    equally probable and nothing is learned: sampling needs some distribution, and the environment may object.
+    The probability of such an action is exactly 0. The number is finite so that neither the entropy
+    nor a gradient computes ∞ · 0. If a mask excludes every action, all actions are equally probable
+    and no gradient flows, because sampling needs some distribution; the environment may then refuse
+    the action.
+
+    Args:
+        logits: (B, actions).
+        mask: (B, actions), True for each available action.
+
+    Returns:
+        The masked logits, (B, actions).
     """
     masked = torch.where(mask, logits, torch.finfo(logits.dtype).min)
     return torch.where(mask.any(-1, keepdim=True), masked, 0.0)

@@ -1,25 +1,27 @@
-"""``FusionExtractor``: the interaction family as a features extractor for any Stable-Baselines3 algorithm."""
+"""Features extractor that fuses observation and context, for any Stable-Baselines3 algorithm."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Int
-from numpy.typing import ArrayLike
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mirl.configs.errors import ConfigError, nearest
+from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY, TASK_KEY
 from mirl.configs.networks import (
+    AutoContextConfig,
+    AutoEncoderConfig,
     ContextConfig,
     EncoderConfig,
     FusionConfig,
+    NetworkConfig,
+    NoMemoryConfig,
     Site,
     VectorEncoderConfig,
-    choose,
 )
 from mirl.policies.contexts import GoalContext, build_context, get_task_ids
 from mirl.policies.encoders import (
@@ -30,30 +32,39 @@ from mirl.policies.encoders import (
     build_encoder,
     gather_rows,
 )
-from mirl.policies.features import Features
+from mirl.policies.features import Context, Features, Observations, UniqueRows
 from mirl.policies.fusions import Fusion, build_fusion, build_map_fusion
-from mirl.policies.routing import default_context, default_encoder, route
+from mirl.policies.routing import choose_network, resolve_network, route
 from mirl.policies.running_norm import RunningNorm
-from mirl.policies.specialize import SpecialisedExtractor, encode_one_context, observation_space_of
 
 
 class FusionExtractor(BaseFeaturesExtractor):
-    """Encodes the observation, encodes the context, and fuses them by a member of the interaction family.
+    """Features extractor that encodes the observation and the context and fuses the two.
 
-    :param observation_space: a Dict space; every size is read from it.
-    :param fusion: a name ("bilinear", "film", …) or a frozen config class with its options.
-    :param context: what the context is; by default ``desired_goal``, else ``mission``, else ``task``.
-    :param encoder: what the observation passes through; by default chosen from its spaces.
-    :param sites: "map" (each cell of an image), "vector" (the feature vector), or both. The heads are not part of an
-        extractor: ``FusionPolicy`` fuses there.
-    :param observation_keys: what is seen; by default every key that is neither a context nor ``action_mask``.
-    :param return_features: give ``Features``, with what a policy's heads may read beside the vector.
-    :raises ConfigError: when a space, a key or a combination does not fit.
+    Describe the networks either by ``network`` or by the separate options below it.
+
+    Args:
+        observation_space: a Dict space; every size is read from it.
+        network: the whole configuration; its ``sites`` must not contain "heads", and it has no memory.
+        fusion: name of a fusion ("bilinear", "film", ...) or its config with options.
+        context: name or config of the context encoder; None for the encoder of ``desired_goal``,
+            ``mission`` or ``task``, whichever key the space has first.
+        encoder: name or config of the observation encoder; None to choose it from the space.
+        sites: "map" (each cell of an image), "vector" (the feature vector), or both. The heads are
+            not part of a features extractor; ``FusionPolicy`` fuses there.
+        observation_keys: keys that are inputs; None for every key that is neither a context nor
+            ``action_mask``.
+        return_features: return ``Features``, which a policy's heads read, instead of a tensor.
+
+    Raises:
+        ConfigError: if a space, a key or a combination does not fit.
     """
 
     def __init__(
         self,
         observation_space: spaces.Dict,
+        network: NetworkConfig | None = None,
+        *,
         fusion: str | FusionConfig = "bilinear",
         context: str | ContextConfig | None = None,
         encoder: str | EncoderConfig | None = None,
@@ -61,159 +72,220 @@ class FusionExtractor(BaseFeaturesExtractor):
         observation_keys: Sequence[str] | None = None,
         return_features: bool = False,
     ) -> None:
-        if not isinstance(observation_space, spaces.Dict):
-            raise ConfigError(
-                f"expected a Dict observation space with a context in it, got {observation_space}"
-            )
-        context_config: ContextConfig = choose(
-            context or default_context(observation_space), ContextConfig
+        network = choose_network(
+            network,
+            fusion=fusion,
+            context=context,
+            encoder=encoder,
+            sites=sites,
+            default_sites=("vector",),
+            observation_keys=observation_keys,
         )
-        encoder_config: EncoderConfig = choose(
-            encoder or default_encoder(observation_space, context_config.key, observation_keys),
-            EncoderConfig,
+        network = resolve_network(network, observation_space)
+        _check_sites(network)
+        # a resolved network has no auto member
+        assert not isinstance(network.context, AutoContextConfig)
+        assert not isinstance(network.encoder, AutoEncoderConfig)
+        routing = route(
+            observation_space,
+            network.context.key,
+            network.observation_keys,
+            flatten=isinstance(network.encoder, VectorEncoderConfig),
         )
-        fusion_config: FusionConfig = choose(fusion, FusionConfig)
-        _check_sites(sites, encoder_config)
-        flatten = isinstance(encoder_config, VectorEncoderConfig)
-        routing = route(observation_space, context_config.key, observation_keys, flatten=flatten)
-        context_encoder = build_context(context_config, observation_space)
-        vector_dim, context_dim = encoder_config.features_dim, context_encoder.out_dim
+        context_encoder = build_context(network.context, observation_space)
+        vector_dim = network.encoder.features_dim
+        context_dim = context_encoder.out_dim
 
         super().__init__(observation_space, vector_dim)
-        self.fusion_config, self.routing, self.return_features = (
-            fusion_config,
-            routing,
-            return_features,
-        )
+        self.network = network
+        self.routing = routing
+        self.return_features = return_features
         self.context_dim = context_dim
         self.context = context_encoder
-        self.encoder = build_encoder(encoder_config, observation_space, routing)
+        self.encoder = build_encoder(network.encoder, observation_space, routing)
         self.map_fusion: nn.Module | None = None
         self.vector_fusion: nn.Module | None = None
-        if "map" in sites:
+        if "map" in network.sites:
             channels = cast(CellsEncoder, self.encoder).channels
-            self.map_fusion = build_map_fusion(fusion_config, channels, context_dim, channels)
-        if "vector" in sites:
-            self.vector_fusion = build_fusion(fusion_config, vector_dim, context_dim, vector_dim)
+            self.map_fusion = build_map_fusion(network.fusion, channels, context_dim, channels)
+        if "vector" in network.sites:
+            self.vector_fusion = build_fusion(network.fusion, vector_dim, context_dim, vector_dim)
 
-    def forward(self, observations: dict[str, Any]) -> Float[Tensor, "batch features"] | Features:
-        """Observations as SB3 preprocesses them → features (B, features_dim), or ``Features`` if asked for.
+    @property
+    def observation_space(self) -> spaces.Dict:
+        """The space that the extractor was built for."""
+        return cast(spaces.Dict, self._observation_space)
 
-        The context's key may also come as ``UniqueRows`` rows, which saves finding them.
+    def forward(self, observations: Observations) -> Float[Tensor, "batch features"] | Features:
+        """Encode a batch of observations.
+
+        Args:
+            observations: the keys of the space, preprocessed by SB3. The context's key may also be
+                ``UniqueRows``, which saves the search for its distinct rows.
+
+        Returns:
+            The feature vectors, (B, features_dim), or ``Features`` if ``return_features`` is set.
         """
-        context = self.context(self._raw_context(observations))
-        vector = self.fuse(observations, *context)
+        context: Context = self.context(self._raw_context(observations))
+        vector = self.fuse(observations, context)
         if not self.return_features:
             return vector
-        return Features(vector, context, self._task(observations), self._action_mask(observations))
+        return Features(
+            vector=vector,
+            context=context,
+            task=self._task(observations),
+            action_mask=self._action_mask(observations),
+        )
 
-    def fuse(self, observations: dict[str, Any], *context: Any) -> Float[Tensor, "batch features"]:
-        """What is seen, encoded and fused with the context; fusions specialized for one context take none."""
-        seen = self._others(observations)
-        if isinstance(self.encoder, CellsEncoder) and self.routing.image is not None:
-            cells = self._cells(self.encoder.to_cells, observations[self.routing.image], *context)
-            vector = self.encoder.to_vector(cells, seen)
-        else:
-            vector = self.encoder(seen)
-        if self.vector_fusion is not None:
-            vector = F.relu(self.vector_fusion(vector, *context))
-        return vector
+    def fuse(
+        self, observations: Observations, context: Context | None
+    ) -> Float[Tensor, "batch features"]:
+        """Encode the inputs and fuse them with the context.
 
-    def specialize(
-        self, context: ArrayLike, *, normalize_images: bool = True
-    ) -> SpecialisedExtractor:
-        """The extractor for one context alone, with no context encoder and plain layers in place of the fusions.
+        Args:
+            observations: the keys of the space, preprocessed by SB3; the context's key is not read.
+            context: the encoded contexts; None if the fusions are specialized for one context.
 
-        :param context: one row as the observation holds it: a mission's token ids, a task's index, a goal.
-        :param normalize_images: as the policy has it that this extractor belongs to.
-        :raises ConfigError: when the context does not fit its space.
+        Returns:
+            The feature vectors, (B, features_dim).
         """
-        z = encode_one_context(self, context, normalize_images)
-        return SpecialisedExtractor(self, z, normalize_images)
+        others = self._others(observations)
+        if isinstance(self.encoder, CellsEncoder) and self.routing.image is not None:
+            image = _tensor(observations, self.routing.image)
+            cells = self._cells(self.encoder.to_cells, image, context)
+            vector = self.encoder.to_vector(cells, others)
+        else:
+            vector = self.encoder(others)
+        if self.vector_fusion is not None:
+            vector = F.relu(_apply_fusion(self.vector_fusion, vector, context))
+        return vector
 
     @property
     def has_running_norm(self) -> bool:
-        """Whether ``observe`` has anything to do."""
+        """Whether there are running statistics for ``update_statistics`` to update."""
         return any(isinstance(module, RunningNorm) for module in self.modules())
 
-    def update_statistics(self, observations: dict[str, Tensor]) -> None:
-        """Take observations, as ``forward`` does, into the statistics by which they are normalized, if they are."""
+    def update_statistics(self, observations: Observations) -> None:
+        """Update the running statistics of the normalization, if there is one.
+
+        Args:
+            observations: a batch, as ``forward`` takes it.
+        """
         if isinstance(self.encoder, VectorEncoder) and self.encoder.normalize is not None:
             self.encoder.normalize.update(self._others(observations))
         if isinstance(self.context, GoalContext) and self.context.normalize is not None:
-            self.context.normalize.update(self._raw_context(observations).flatten(1))
+            goal = self._raw_context(observations)
+            assert isinstance(goal, Tensor), "goals are continuous and never come as UniqueRows"
+            self.context.normalize.update(goal.flatten(1))
 
-    def _raw_context(self, observations: dict[str, Any]) -> Any:
-        """What the observation says of the context: its key's value, less another's where it is relative to that."""
-        stated = observations[self.routing.context]
+    def _raw_context(self, observations: Observations) -> Tensor | UniqueRows:
+        """Return the raw context value, minus the ``relative_to`` key's value if set."""
+        value = observations[self.routing.context]
         if isinstance(self.context, GoalContext) and self.context.relative_to is not None:
-            return stated - observations[self.context.relative_to]
-        return stated
+            assert isinstance(value, Tensor), "goals are continuous and never come as UniqueRows"
+            return value - _tensor(observations, self.context.relative_to)
+        return value
 
-    def _others(self, observations: dict[str, Any]) -> Float[Tensor, "batch others"]:
-        """What is seen beside an image, flattened and joined."""
-        first = observations[self.routing.image or self.routing.others[0]]
+    def _others(self, observations: Observations) -> Float[Tensor, "batch others"]:
+        """Return the inputs other than the image, flattened and concatenated."""
+        first = _tensor(observations, self.routing.image or self.routing.others[0])
         batch = first.shape[0]
-        # one shape for SB3's (B, n) and (B, 1, n) forms of a Discrete key
-        others = [observations[key].reshape(batch, -1).float() for key in self.routing.others]
-        return (
-            torch.cat(others, dim=1) if others else first.new_zeros(batch, 0, dtype=torch.float32)
-        )
+        if not self.routing.others:
+            return first.new_zeros(batch, 0, dtype=torch.float32)
+        others = []
+        for key in self.routing.others:
+            # one shape for SB3's (B, n) and (B, 1, n) forms of a Discrete key
+            others.append(_tensor(observations, key).reshape(batch, -1).float())
+        return torch.cat(others, dim=1)
 
-    def _task(self, observations: dict[str, Any]) -> Int[Tensor, " batch"] | None:
-        space = observation_space_of(self).get(TASK_KEY)
-        return (
-            get_task_ids(observations[TASK_KEY], int(space.n))
-            if isinstance(space, spaces.Discrete)
-            else None
-        )
+    def _task(self, observations: Observations) -> Int[Tensor, " batch"] | None:
+        """Return the task index of each row, if the space has the key ``task``."""
+        space = self.observation_space.get(TASK_KEY)
+        if not isinstance(space, spaces.Discrete):
+            return None
+        return get_task_ids(observations[TASK_KEY], int(space.n))
 
-    def _action_mask(self, observations: dict[str, Any]) -> Bool[Tensor, "batch actions"] | None:
-        space = observation_space_of(self).get(ACTION_MASK_KEY)
-        return observations[ACTION_MASK_KEY] != 0 if isinstance(space, spaces.MultiBinary) else None
+    def _action_mask(self, observations: Observations) -> Bool[Tensor, "batch actions"] | None:
+        """Return the mask of available actions, if the space has the key ``action_mask``."""
+        space = self.observation_space.get(ACTION_MASK_KEY)
+        if not isinstance(space, spaces.MultiBinary):
+            return None
+        return _tensor(observations, ACTION_MASK_KEY) != 0
 
     def _cells(
-        self, to_cells: GridCells | ImageCells, image: Tensor, *context: Any
+        self, to_cells: GridCells | ImageCells, image: Tensor, context: Context | None
     ) -> Float[Tensor, "batch cells channels"]:
-        """The cells of the image, fused; once per kind of cell and distinct context, where those are fewer."""
+        """Return the cells of the image, fused with the context if site "map" is used.
+
+        If there are fewer pairs of a cell type and a distinct context than cells, every such pair
+        is fused once and the results are gathered.
+        """
         fusion = self.map_fusion
         if fusion is None:
             return to_cells(image)
         if (
             isinstance(to_cells, GridCells)
             and isinstance(fusion, Fusion)
-            and fusion.treats_positions_alike
+            and fusion.is_positionwise
+            and context is not None
         ):
-            values, groups = context
-            kinds, index = to_cells.cell_types(), to_cells.cell_type_ids(image)
-            if groups is not None and len(values) * len(kinds) <= index.numel():
-                each = F.relu(fusion(kinds.expand(len(values), -1, -1), values))
-                return gather_rows(
-                    each.flatten(0, 1), index + len(kinds) * groups.index.unsqueeze(1)
-                )
-        return F.relu(fusion(to_cells(image), *context))
+            cell_types = to_cells.cell_types()
+            cell_type_ids = to_cells.cell_type_ids(image)
+            n_pairs = len(context.values) * len(cell_types)
+            if context.groups is not None and n_pairs <= cell_type_ids.numel():
+                # (types, C) -> (contexts, types, C)
+                repeated = cell_types.expand(len(context.values), -1, -1)
+                table = F.relu(fusion(repeated, context.values)).flatten(0, 1)
+                first_rows = len(cell_types) * context.groups.index
+                return gather_rows(table, cell_type_ids + first_rows.unsqueeze(1))
+        return F.relu(_apply_fusion(fusion, to_cells(image), context))
 
 
-def extractor_kwargs(arguments: Mapping[str, Any], return_features: bool) -> dict[str, Any]:
-    """The arguments of the extractor in a policy with these ``arguments``, whose heads are its own."""
-    sites = tuple(site for site in arguments["sites"] if site != "heads")
-    return {**arguments, "sites": sites, "return_features": return_features}
+def _tensor(observations: Observations, key: str) -> Tensor:
+    value = observations[key]
+    assert isinstance(value, Tensor), f"only the context may come as UniqueRows, not '{key}'"
+    return value
 
 
-def _check_sites(sites: Sequence[Site], encoder: EncoderConfig) -> None:
-    for site in sites:
-        if site == "heads":
-            raise ConfigError(
-                "site 'heads' lies outside a features extractor; use mirl.policies.FusionPolicy"
-            )
-        if site not in ("map", "vector"):
-            raise ConfigError(f"unknown site '{site}'." + nearest(site, ("map", "vector", "heads")))
-    if "map" in sites and isinstance(encoder, VectorEncoderConfig):
+def _apply_fusion(fusion: nn.Module, features: Tensor, context: Context | None) -> Tensor:
+    """Apply a fusion, or the plain layers that it was specialized to if there is no context."""
+    fused: Tensor = fusion(features) if context is None else fusion(features, *context)
+    return fused
+
+
+def extractor_part(network: NetworkConfig) -> NetworkConfig:
+    """Return the part of a policy's network that its features extractor builds.
+
+    Args:
+        network: the network of a policy.
+
+    Returns:
+        The network without site "heads" and without a memory.
+    """
+    sites = tuple(site for site in network.sites if site != "heads")
+    return network.model_copy(update={"sites": sites, "memory": NoMemoryConfig()})
+
+
+def _check_sites(network: NetworkConfig) -> None:
+    if "heads" in network.sites:
         raise ConfigError(
-            "site 'map' fuses over cells, and encoder 'vector' has none; use sites=('vector',)"
+            "site 'heads' is outside a features extractor; use mirl.policies.FusionPolicy"
+        )
+    if not isinstance(network.memory, NoMemoryConfig):
+        raise ConfigError(
+            f"a features extractor has no memory, got memory={network.memory.kind}; "
+            "use mirl.policies.RecurrentFusionPolicy"
+        )
+    if "map" in network.sites and isinstance(network.encoder, VectorEncoderConfig):
+        raise ConfigError(
+            "site 'map' fuses each cell, and encoder 'vector' has no cells; use sites=('vector',)"
         )
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Trainable parameters."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    """Return the number of trainable parameters.
+
+    Args:
+        module: any module; shared parameters count once.
+    """
+    return sum(weight.numel() for weight in module.parameters() if weight.requires_grad)

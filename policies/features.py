@@ -1,5 +1,6 @@
-"""TODO docstring."""
+"""Values that pass between the parts of a network: contexts, distinct rows, features for the heads."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -8,74 +9,109 @@ from torch import Tensor
 
 from mirl.policies.grouped_matmul import ContextGroups
 
+GOLDEN_RATIO_64 = -7046029254386353131
+"""2⁶⁴ divided by the golden ratio, as a signed 64-bit integer."""
+HASH_MULTIPLIER = -4658895280553007687
+"""Odd 64-bit multiplier of the second round of the hash."""
+
 
 class Context(NamedTuple):
-    """Distinct contexts, and for each row of the batch which of them is its own; without ``groups``, one per row.
+    """Encoded contexts of a batch, each distinct context once.
 
-    After the contexts that ``groups`` counts others may follow, which belong to no row.
+    ``values`` may end with contexts that no row has.
     """
 
     values: Float[Tensor, "rows context"]
+    """Distinct contexts, (G, Z); without ``groups`` one per row, (B, Z)."""
     groups: ContextGroups | None
+    """Context of each row; None if every row has its own."""
 
     def per_row(self) -> Float[Tensor, "batch context"]:
-        """The context of every row."""
-        return (
-            self.values if self.groups is None else self.values.index_select(0, self.groups.index)
-        )
+        """Return the context of every row, (B, Z)."""
+        if self.groups is None:
+            return self.values
+        return self.values.index_select(0, self.groups.index)
 
     def take(self, rows: Int[Tensor, " taken"], *, keep_order: bool = True) -> "Context":
-        """The context of some rows, which do not descend unless it is said."""
+        """Return the contexts of some of the rows.
+
+        Args:
+            rows: (taken,), indices of the rows.
+            keep_order: ``rows`` is non-decreasing, so that sorted rows stay sorted.
+        """
         if self.groups is None:
             return self._replace(values=self.values.index_select(0, rows))
         return self._replace(groups=self.groups.take(rows, keep_order=keep_order))
 
 
 class UniqueRows(NamedTuple):
-    """A column of an observation as its distinct rows, and for each row of the batch which of them it is."""
+    """One key of a batch of observations as its distinct rows and an index."""
 
     rows: Int[Tensor, "groups *shape"]
+    """The distinct rows."""
     groups: ContextGroups
+    """For each row of the batch, which of the distinct rows it equals."""
+
+
+Observations = Mapping[str, Tensor | UniqueRows]
+"""A batch of observations after SB3's preprocessing; the context may come as ``UniqueRows``."""
 
 
 def unique_rows(rows: Int[Tensor, "batch length"]) -> UniqueRows:
-    """The distinct rows of a batch.
+    """Find the distinct rows of a batch.
 
-    Rows are compared by a 64-bit multiplicative hash, which is far cheaper than ``torch.unique(dim=0)`` sorting whole
-    rows; the result is checked, and a collision falls back on it.
+    Rows are compared by a 64-bit multiplicative hash, which is much cheaper than the sorting of
+    whole rows in ``torch.unique(dim=0)``. The result is checked; after a collision
+    ``torch.unique(dim=0)`` is used.
+
+    Args:
+        rows: (B, length), integers.
+
+    Returns:
+        The distinct rows and the index of each row among them.
     """
-    powers = torch.arange(rows.shape[1], device=rows.device, dtype=torch.int64)
-    odd = (powers + 1) * -7046029254386353131 | 1  # 2^64 / golden ratio
-    mixed = (rows.long() + 1) * odd
-    hashed = (mixed ^ (mixed >> 29)).mul(-4658895280553007687).sum(1)
-    _, index = torch.unique(hashed, return_inverse=True)
-    groups = int(index.max()) + 1
-    first = torch.empty(groups, dtype=torch.int64, device=rows.device).index_copy_(
-        0, index, torch.arange(len(rows), device=rows.device)
-    )
-    distinct = rows.index_select(0, first)
+    columns = torch.arange(rows.shape[1], device=rows.device, dtype=torch.int64)
+    odd_factors = (columns + 1) * GOLDEN_RATIO_64 | 1
+    mixed = (rows.long() + 1) * odd_factors
+    hashes = (mixed ^ (mixed >> 29)).mul(HASH_MULTIPLIER).sum(1)
+    _, index = torch.unique(hashes, return_inverse=True)
+    n_groups = int(index.max()) + 1
+    # any row of a group can represent it
+    representatives = torch.empty(n_groups, dtype=torch.int64, device=rows.device)
+    representatives.index_copy_(0, index, torch.arange(len(rows), device=rows.device))
+    distinct = rows.index_select(0, representatives)
     if not torch.equal(distinct.index_select(0, index), rows):
         distinct, index = torch.unique(rows, dim=0, return_inverse=True)
     return UniqueRows(distinct, ContextGroups(index, len(distinct)))
 
 
 class Features(NamedTuple):
-    """What a policy's heads read."""
+    """Features of a batch of observations, as the heads of a policy take them."""
 
     vector: Float[Tensor, "batch features"]
+    """Feature vectors."""
     context: Context
+    """Encoded contexts."""
     task: Int[Tensor, " batch"] | None = None
-    """The number of each row's task, where the observation says it."""
+    """Index of each row's task, if the observation has the key ``task``."""
     action_mask: Bool[Tensor, "batch actions"] | None = None
-    """Which actions there are, where the observation says it."""
+    """True for each available action, if the observation has the key ``action_mask``."""
 
     def index_select(
         self, dim: int, rows: Int[Tensor, " taken"], *, keep_order: bool = True
     ) -> "Features":
-        """As a tensor's; ``dim`` is 0, and the rows do not descend unless it is said."""
+        """Return the features of some of the rows, as ``Tensor.index_select`` does.
+
+        Args:
+            dim: 0, the axis of the rows.
+            rows: (taken,), indices of the rows.
+            keep_order: ``rows`` is non-decreasing, so that sorted rows stay sorted.
+        """
+        task = None if self.task is None else self.task.index_select(dim, rows)
+        mask = self.action_mask
         return Features(
-            self.vector.index_select(dim, rows),
-            self.context.take(rows, keep_order=keep_order),
-            None if self.task is None else self.task.index_select(dim, rows),
-            None if self.action_mask is None else self.action_mask.index_select(dim, rows),
+            vector=self.vector.index_select(dim, rows),
+            context=self.context.take(rows, keep_order=keep_order),
+            task=task,
+            action_mask=None if mask is None else mask.index_select(dim, rows),
         )

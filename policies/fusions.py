@@ -1,10 +1,15 @@
-"""The interaction family: y = f(x, z) for observation features x and a context z.
+"""Fusions: the family of multiplicative interactions y = f(x, z) of features x and a context z.
 
-Source: Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020; others are named where used.
+At initialization the output of every fusion is independent of the context: either the weights that
+multiply z start at zero, or the projection behind them does. The main path V starts orthogonal. All
+weights are plain parameters rather than ``nn.Linear`` layers, because SB3's ``ortho_init``
+re-initializes every ``nn.Linear`` that it finds, which would undo this initialization.
 
-Every member starts with an output that does not depend on the context: the weights that read z start at zero, or what
-they feed does, and the main path V starts orthogonal. All weights are plain parameters and none sits in an
-``nn.Linear``: SB3's ``ortho_init`` re-initializes every ``nn.Linear`` it finds, which would undo this start.
+Shapes in this file: B rows, P positions (cells or tokens) of a row, G distinct contexts, X features,
+Z context features, O outputs.
+
+References:
+    Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
 """
 
 import math
@@ -32,41 +37,50 @@ from mirl.configs.networks import (
 from mirl.policies.grouped_matmul import ContextGroups, multiply_row_by_row
 from mirl.policies.positions import sinusoidal_positions
 
+RELU_GAIN = math.sqrt(2)
+"""Gain of an orthogonal initialization in front of a ReLU."""
+
 
 class Affine(nn.Module):
-    """y = x W + b, with W (in, out) orthogonal times ``gain``; a gain of 0 starts at zero."""
+    """Affine map y = x W + b with W of shape (in, out).
+
+    Args:
+        in_dim: size of x.
+        out_dim: size of y.
+        gain: gain of the orthogonal initialization of W; 0 initializes W to zero.
+        bias: add b, which starts at zero.
+    """
 
     def __init__(self, in_dim: int, out_dim: int, *, gain: float, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(in_dim, out_dim))
         self.bias = nn.Parameter(torch.zeros(out_dim)) if bias else None
-        if gain:
+        if gain != 0:
             nn.init.orthogonal_(self.weight, gain)
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """Return x W + b."""
         y = x @ self.weight
         return y if self.bias is None else y + self.bias
 
 
 class Fusion(nn.Module, ABC):
-    """The one interface of the family.
+    """Base class of the fusions y = f(x, z).
 
-    ``forward(features, context)`` takes
-
-    - features (*B, X) and context (*B, Z), a context for each row; or
-    - features (B, *positions, X) and context (B, Z), a context shared by all positions (cells, tokens) of a row; or
-    - either with ``index`` (B,), or ``Groups`` of it, and context (G, Z): row b meets ``context[index[b]]``. What
-      depends on the context alone is then computed once for each of the G distinct contexts.
-
-    and gives (*B, O). Raises ValueError when the sizes do not fit: nothing is ever broadcast silently.
+    Args:
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context.
+        out_dim: O, the size of the output.
     """
 
-    treats_positions_alike = True
-    """Each position is fused by itself, whatever stands at the others."""
+    is_positionwise = True
+    """Whether each position is fused by itself, independently of the other positions."""
 
     def __init__(self, features_dim: int, context_dim: int, out_dim: int) -> None:
         super().__init__()
-        self.features_dim, self.context_dim, self.out_dim = features_dim, context_dim, out_dim
+        self.features_dim = features_dim
+        self.context_dim = context_dim
+        self.out_dim = out_dim
 
     def forward(
         self,
@@ -74,70 +88,144 @@ class Fusion(nn.Module, ABC):
         context: Float[Tensor, "*rows context"],
         index: ContextGroups | Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "*batch out"]:
+        """Fuse the features with the context.
+
+        With ``index``, everything that depends on the context alone is computed once for each of the
+        G distinct contexts. Nothing is broadcast silently.
+
+        Args:
+            features: (*B, X), one vector per row, or (B, *positions, X), a map per row.
+            context: (*B, Z), one context per row, which is shared by all positions of the row; or
+                (G, Z), the distinct contexts, together with ``index``.
+            index: (B,), for each row the index of its context in ``context``, or the
+                ``ContextGroups`` of these indices.
+
+        Returns:
+            The fused features, (*B, O) or (B, *positions, O).
+
+        Raises:
+            ValueError: if the sizes do not fit.
+        """
         groups = ContextGroups(index, len(context)) if isinstance(index, Tensor) else index
-        if features.ndim == context.ndim and groups is None:
-            rows = features.shape[:-1]
-            x, z = (
-                features.reshape(-1, 1, features.shape[-1]),
-                context.reshape(-1, context.shape[-1]),
-            )
+        has_positions = features.ndim != context.ndim or groups is not None
+        rows = features.shape[:1] if has_positions else features.shape[:-1]
+        self._check_shapes(features, context, groups, rows)
+        if has_positions:
+            # (B, *positions, X) -> (B, P, X)
+            x = features.reshape(len(features), -1, self.features_dim)
+            z = context
         else:
-            rows = features.shape[:1]
-            x, z = features.reshape(len(features), -1, features.shape[-1]), context
-        expected = (*(rows if groups is None else context.shape[:1]), self.context_dim)
+            # (*B, X) -> (B, 1, X)
+            x = features.reshape(-1, 1, self.features_dim)
+            z = context.reshape(-1, self.context_dim)
+        y = self.interact(x, z, groups)
+        return y.reshape(*features.shape[:-1], self.out_dim)
+
+    def _check_shapes(
+        self, features: Tensor, context: Tensor, groups: ContextGroups | None, rows: torch.Size
+    ) -> None:
+        n_contexts = rows if groups is None else context.shape[:1]
+        expected = (*n_contexts, self.context_dim)
         if features.shape[-1] != self.features_dim or tuple(context.shape) != expected:
             raise ValueError(
-                f"{type(self).__name__} expects features (..., {self.features_dim}) and context {expected}, "
-                f"got {tuple(features.shape)} and {tuple(context.shape)}"
+                f"{type(self).__name__} expects features (..., {self.features_dim}) and context "
+                f"{expected}, got {tuple(features.shape)} and {tuple(context.shape)}"
             )
         if groups is not None and tuple(groups.index.shape) != rows:
-            given = tuple(groups.index.shape)
             raise ValueError(
-                f"index must give one context per row, shape {tuple(rows)}, got {given}"
+                f"index must give one context per row, shape {tuple(rows)}, "
+                f"got {tuple(groups.index.shape)}"
             )
-        return self.interact(x, z, groups).reshape(*features.shape[:-1], self.out_dim)
 
     @abstractmethod
     def interact(
         self,
-        x: Float[Tensor, "batch positions features"],
-        z: Float[Tensor, "groups context"],
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
         groups: ContextGroups | None,
-    ) -> Float[Tensor, "batch positions out"]:
-        """The interaction itself; without ``groups`` each row has a context of its own."""
+    ) -> Float[Tensor, "B P O"]:
+        """Compute f(x, z).
+
+        Args:
+            x: features, (B, P, X).
+            z: contexts, (G, Z).
+            groups: the context of each row; None if every row has its own, with G = B.
+
+        Returns:
+            The fused features, (B, P, O).
+        """
 
 
 def per_row(
-    per_context: Float[Tensor, "groups dim"], groups: ContextGroups | None
-) -> Float[Tensor, "batch 1 dim"]:
-    """What was computed once per distinct context, for every row and ready to meet its positions."""
+    per_context: Float[Tensor, "G D"], groups: ContextGroups | None
+) -> Float[Tensor, "B 1 D"]:
+    """Copy values that were computed once per distinct context to the rows that have the context.
+
+    Args:
+        per_context: (G, D), one vector per distinct context.
+        groups: the context of each row; None if every row has its own.
+
+    Returns:
+        (B, 1, D), one vector per row, with an axis that broadcasts over positions.
+    """
     if groups is None:
         return per_context.unsqueeze(1)
-    exact = (
-        per_context.float() if per_context.dtype == torch.bfloat16 else per_context
-    )  # its gradient is a long sum
-    return exact.index_select(0, groups.index).to(per_context.dtype).unsqueeze(1)
+    table = per_context
+    if table.dtype == torch.bfloat16:
+        table = table.float()  # the gradient of index_select is a long sum
+    return table.index_select(0, groups.index).to(per_context.dtype).unsqueeze(1)
 
 
 class Concat(Fusion):
-    """y = V x + Uᵀ z + b; with ``hidden`` a ReLU layer over [x, z] first: y = P relu(V x + Uᵀ z + b) + c."""
+    """Affine map of the concatenation [x, z], the additive baseline: y = V x + Uᵀz + b.
+
+    With ``config.hidden`` there is a hidden ReLU layer: y = P relu(V x + Uᵀz + b) + c.
+
+    Args:
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context.
+        out_dim: O, the size of the output.
+        config: options of the fusion.
+        gain: gain of the initialization of V, or of P if there is a hidden layer.
+    """
 
     def __init__(
         self, features_dim: int, context_dim: int, out_dim: int, config: ConcatConfig, gain: float
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
-        width = config.hidden or out_dim
-        self.main = Affine(features_dim, width, gain=math.sqrt(2) if config.hidden else gain)
+        has_hidden = config.hidden > 0
+        width = config.hidden if has_hidden else out_dim
+        self.main = Affine(features_dim, width, gain=RELU_GAIN if has_hidden else gain)
         self.shift = Affine(context_dim, width, gain=0, bias=False)
-        self.project = Affine(width, out_dim, gain=gain) if config.hidden else None
+        self.project = Affine(width, out_dim, gain=gain) if has_hidden else None
 
-    def interact(self, x: Tensor, z: Tensor, groups: ContextGroups | None) -> Tensor:
+    def interact(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P O"]:
+        """Compute V x + Uᵀz + b, and the output layer if there is a hidden one."""
         y = self.main(x) + per_row(self.shift(z), groups)
-        return y if self.project is None else self.project(F.relu(y))
+        if self.project is None:
+            return y
+        return self.project(F.relu(y))
 
 
 class Bilinear(Fusion):
-    """y = zᵀ𝕎x + Uᵀz + Vx + b with 𝕎 (Z, X, O); ``mirl.policies.grouped_matmul`` has the two forms of the first term."""
+    """General multiplicative interaction y = zᵀ𝕎x + Uᵀz + V x + b with 𝕎 ∈ R^{Z×X×O}.
+
+    ``mirl.policies.grouped_matmul`` computes the first term in the cheaper of two forms.
+
+    Args:
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context.
+        out_dim: O, the size of the output.
+        gain: gain of the initialization of V; 𝕎 and U start at zero.
+
+    References:
+        Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
+    """
 
     def __init__(self, features_dim: int, context_dim: int, out_dim: int, gain: float) -> None:
         super().__init__(features_dim, context_dim, out_dim)
@@ -145,25 +233,54 @@ class Bilinear(Fusion):
         self.shift = Affine(context_dim, out_dim, gain=0, bias=False)
         self.weight = nn.Parameter(torch.zeros(context_dim, features_dim, out_dim))
 
-    def generate(self, z: Float[Tensor, "groups context"]) -> Float[Tensor, "groups features out"]:
-        """W′(z) = zᵀ𝕎 + V, the matrix that a context makes of it."""
+    def generate(self, z: Float[Tensor, "G Z"]) -> Float[Tensor, "G X O"]:
+        """Return W′(z) = zᵀ𝕎 + V, the matrix that each context generates.
+
+        Args:
+            z: contexts, (G, Z).
+
+        Returns:
+            One matrix per context, (G, X, O).
+        """
+        # (G, Z) x (Z, X * O) -> (G, X * O)
         flat = torch.addmm(self.main.weight.flatten(), z, self.weight.flatten(1))
         return flat.unflatten(1, (self.features_dim, self.out_dim))
 
-    def interact(self, x: Tensor, z: Tensor, groups: ContextGroups | None) -> Tensor:
-        positions = x.shape[1]
+    def interact(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P O"]:
+        """Compute zᵀ𝕎x + Uᵀz + V x + b."""
         if groups is not None and groups.prefer_grouped(self.weight.numel()):
+            # z may end with contexts that no row has
             z = z[: groups.count]
             return groups.multiply(x, self.generate(z), self.shift(z) + self.main.bias)
-        z = z if groups is None else z.index_select(0, groups.index)
+        if groups is not None:
+            z = z.index_select(0, groups.index)
         shift = self.shift(z).unsqueeze(1)
-        if positions > 1:  # each context's matrix serves all positions of its row
+        positions = x.shape[1]
+        if positions > 1:
+            # the matrix of a row's context serves all positions of the row
             return torch.bmm(x, self.generate(z)) + shift + self.main.bias
-        return multiply_row_by_row(x[:, 0], z, self.weight).unsqueeze(1) + self.main(x) + shift
+        product = multiply_row_by_row(x[:, 0], z, self.weight).unsqueeze(1)
+        return product + self.main(x) + shift
 
 
 class LowRank(Fusion):
-    """y = P((A x) ⊙ (B z)) + Uᵀz + V x + b: the bilinear form with 𝕎 of rank R; P starts at zero."""
+    """Bilinear interaction with a 𝕎 of rank R: y = P((A x) ⊙ (B z)) + Uᵀz + V x + b.
+
+    Args:
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context.
+        out_dim: O, the size of the output.
+        config: options of the fusion, with R as ``rank``.
+        gain: gain of the initialization of V; P and U start at zero.
+
+    References:
+        Kim et al., "Hadamard Product for Low-rank Bilinear Pooling", ICLR 2017.
+    """
 
     def __init__(
         self, features_dim: int, context_dim: int, out_dim: int, config: LowRankConfig, gain: float
@@ -175,36 +292,70 @@ class LowRank(Fusion):
         self.factor_context = Affine(context_dim, config.rank, gain=1, bias=False)
         self.project = Affine(config.rank, out_dim, gain=0, bias=False)
 
-    def interact(self, x: Tensor, z: Tensor, groups: ContextGroups | None) -> Tensor:
+    def interact(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P O"]:
+        """Compute P((A x) ⊙ (B z)) + Uᵀz + V x + b."""
         products = self.factor_features(x) * per_row(self.factor_context(z), groups)
         return self.project(products) + self.main(x) + per_row(self.shift(z), groups)
 
 
 class Hyper(Fusion):
-    """y = W′(z) x + b′(z) with (W′, b′) = g(z), a hypernetwork (Ha et al., 2017).
+    """Hypernetwork y = W′(z) x + b′(z) with (W′, b′) = g(z).
 
-    The last layer of g is affine, which makes it ``Bilinear`` in x and what comes before: so it is computed, and so it
-    starts. Without hidden layers it is ``Bilinear`` itself.
+    The last layer of g is affine, so the output is ``Bilinear`` in x and the last hidden layer of
+    g; it is computed and initialized as such. Without hidden layers this is ``Bilinear`` itself.
+
+    Args:
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context.
+        out_dim: O, the size of the output.
+        config: options of the fusion, with the hidden layers of g.
+        gain: gain of the initialization of V, the bias of W′.
+
+    References:
+        Ha et al., "HyperNetworks", ICLR 2017.
     """
 
     def __init__(
         self, features_dim: int, context_dim: int, out_dim: int, config: HyperConfig, gain: float
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
-        dims = (context_dim, *config.hidden)
-        self.hidden = nn.ModuleList(Affine(i, o, gain=math.sqrt(2)) for i, o in pairwise(dims))
-        self.generate = Bilinear(features_dim, dims[-1], out_dim, gain)
+        sizes = (context_dim, *config.hidden)
+        self.hidden = nn.ModuleList()
+        for in_size, out_size in pairwise(sizes):
+            self.hidden.append(Affine(in_size, out_size, gain=RELU_GAIN))
+        self.generate = Bilinear(features_dim, sizes[-1], out_dim, gain)
 
-    def interact(self, x: Tensor, z: Tensor, groups: ContextGroups | None) -> Tensor:
+    def interact(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P O"]:
+        """Compute W′(z) x + b′(z)."""
+        hidden = z
         for layer in self.hidden:
-            z = F.relu(layer(z))
-        return self.generate.interact(x, z, groups)
+            hidden = F.relu(layer(hidden))
+        return self.generate.interact(x, hidden, groups)
 
 
 class Film(Fusion):
-    """Feature-wise linear modulation (Perez et al., 2018):  y = (1 + γ(z)) ⊙ (V x + b) + β(z).
+    """Feature-wise linear modulation y = (1 + γ(z)) ⊙ (V x + b) + β(z).
 
-    γ and β are linear in the context and start at zero, so the layer starts as the plain V x + b.
+    γ and β are linear in z and start at zero, so the layer starts as V x + b.
+
+    Args:
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context.
+        out_dim: O, the size of the output.
+        gain: gain of the initialization of V.
+
+    References:
+        Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", AAAI 2018.
     """
 
     def __init__(self, features_dim: int, context_dim: int, out_dim: int, gain: float) -> None:
@@ -212,15 +363,31 @@ class Film(Fusion):
         self.main = Affine(features_dim, out_dim, gain=gain)
         self.to_scale_shift = Affine(context_dim, 2 * out_dim, gain=0, bias=False)
 
-    def interact(self, x: Tensor, z: Tensor, groups: ContextGroups | None) -> Tensor:
+    def interact(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P O"]:
+        """Compute (1 + γ(z)) ⊙ (V x + b) + β(z)."""
         scale, shift = per_row(self.to_scale_shift(z), groups).chunk(2, dim=-1)
         return (1 + scale) * self.main(x) + shift
 
 
 class Gate(Fusion):
-    """y = σ(g(x, z)) ⊙ (V x + b) with g affine, the gate of an LSTM.
+    """Gated map y = σ(g(x, z)) ⊙ (V x + b) with an affine g, as in the gates of an LSTM.
 
-    g starts at zero, half open, and V at twice the gain: the layer starts as the plain map of the other members.
+    g starts at zero, where the gate is 1/2, and V starts at twice the gain, so that the layer starts
+    as the same map as the other fusions.
+
+    Args:
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context.
+        out_dim: O, the size of the output.
+        gain: gain of the map that the layer starts as.
+
+    References:
+        Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
     """
 
     def __init__(self, features_dim: int, context_dim: int, out_dim: int, gain: float) -> None:
@@ -229,16 +396,32 @@ class Gate(Fusion):
         self.gate_features = Affine(features_dim, out_dim, gain=0)
         self.gate_context = Affine(context_dim, out_dim, gain=0, bias=False)
 
-    def interact(self, x: Tensor, z: Tensor, groups: ContextGroups | None) -> Tensor:
+    def interact(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P O"]:
+        """Compute σ(g(x, z)) ⊙ (V x + b)."""
         gate = torch.sigmoid(self.gate_features(x) + per_row(self.gate_context(z), groups))
         return gate * self.main(x)
 
 
 class AttentionMask(Fusion):
-    """y = V (m ⊙ x) + b: each feature weighted by m = σ(M(x, z)), or on the simplex by m = X · softmax(M(x, z)).
+    """Soft feature mask y = V (m ⊙ x) + b with m = σ(M(x, z)) or m = X · softmax(M(x, z)).
 
-    M is a low-rank interaction that starts at zero. The factor X makes the uniform mask the identity; a sigmoid's
-    first mask is a half, and V then starts at twice the gain.
+    M is a low-rank interaction that starts at zero. The factor X makes the initial, uniform softmax
+    mask the identity. The initial sigmoid mask is 1/2, so V starts at twice the gain.
+
+    Args:
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context.
+        out_dim: O, the size of the output.
+        config: options of the fusion: the kind of mask and the rank of M.
+        gain: gain of the map that the layer starts as.
+
+    References:
+        Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
     """
 
     def __init__(
@@ -251,31 +434,64 @@ class AttentionMask(Fusion):
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
         self.simplex = config.mask == "softmax"
-        self.to_mask = LowRank(
-            features_dim, context_dim, features_dim, LowRankConfig(rank=config.rank), gain=0
-        )
-        self.main = Affine(features_dim, out_dim, gain=gain if self.simplex else 2 * gain)
+        mask_config = LowRankConfig(rank=config.rank)
+        self.to_mask = LowRank(features_dim, context_dim, features_dim, mask_config, gain=0)
+        main_gain = gain if self.simplex else 2 * gain
+        self.main = Affine(features_dim, out_dim, gain=main_gain)
 
     def mask(
-        self, x: Tensor, z: Tensor, groups: ContextGroups | None
-    ) -> Float[Tensor, "batch positions features"]:
-        """The weights m, (B, P, X)."""
-        logits = self.to_mask.interact(x, z, groups)
-        return self.features_dim * logits.softmax(-1) if self.simplex else torch.sigmoid(logits)
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P X"]:
+        """Return the mask m.
 
-    def interact(self, x: Tensor, z: Tensor, groups: ContextGroups | None) -> Tensor:
+        Args:
+            x: features, (B, P, X).
+            z: contexts, (G, Z).
+            groups: the context of each row; None if every row has its own.
+
+        Returns:
+            One weight per feature, (B, P, X).
+        """
+        logits = self.to_mask.interact(x, z, groups)
+        if self.simplex:
+            return self.features_dim * logits.softmax(-1)
+        return torch.sigmoid(logits)
+
+    def interact(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P O"]:
+        """Compute V (m ⊙ x) + b."""
         return self.main(self.mask(x, z, groups) * x)
 
 
 class CrossAttention(Fusion):
-    """Multi-head attention over a row's positions (Vaswani et al., 2017), asked by the context:
+    """Multi-head attention over the positions of a row, with a query from the context.
 
         y_i = V x_i + b + P Σ_j softmax_j(q(z) · k(x_j) / √d) v(x_j)
 
-    Keys and values see sinusoidal positions, so the answer can say where. P starts at zero.
+    Sinusoidal positions are added before the keys and values. P starts at zero.
+
+    Args:
+        features_dim: X, the size of the features of a position; even, and a multiple of the heads.
+        context_dim: Z, the size of the context.
+        out_dim: O, the size of the output.
+        config: options of the fusion, with the number of heads.
+        gain: gain of the initialization of V.
+
+    Raises:
+        ConfigError: if the features cannot be split among the heads.
+
+    References:
+        Vaswani et al., "Attention Is All You Need", NeurIPS 2017.
     """
 
-    treats_positions_alike = False
+    is_positionwise = False
 
     def __init__(
         self,
@@ -288,7 +504,8 @@ class CrossAttention(Fusion):
         super().__init__(features_dim, context_dim, out_dim)
         if features_dim % config.heads or features_dim % 2:
             raise ConfigError(
-                f"heads must divide the {features_dim} (even) features of a cell, got heads={config.heads}"
+                f"expected an even number of features per cell that is a multiple of the heads, "
+                f"got {features_dim} features and got heads={config.heads}; change either"
             )
         self.heads = config.heads
         self.main = Affine(features_dim, out_dim, gain=gain)
@@ -297,30 +514,64 @@ class CrossAttention(Fusion):
         self.project = Affine(features_dim, out_dim, gain=0, bias=False)
 
     def attend(
-        self, x: Tensor, z: Tensor, groups: ContextGroups | None
-    ) -> Float[Tensor, "batch 1 features"]:
-        """What the context reads from the positions, all heads side by side."""
-        located = x + sinusoidal_positions(x.shape[1], self.features_dim, x.device)
-        query, key, value = (
-            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, P, H·d) -> (B, H, P, d)
-            for projected in (
-                per_row(self.query(z), groups),
-                *self.key_value(located).chunk(2, dim=-1),
-            )
-        )
-        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B 1 X"]:
+        """Return the attention-weighted sum of the values of a row.
 
-    def interact(self, x: Tensor, z: Tensor, groups: ContextGroups | None) -> Tensor:
+        Args:
+            x: features, (B, P, X).
+            z: contexts, (G, Z).
+            groups: the context of each row; None if every row has its own.
+
+        Returns:
+            The outputs of all heads, concatenated, (B, 1, X).
+        """
+        located = x + sinusoidal_positions(x.shape[1], self.features_dim, x.device)
+        query = self._split_heads(per_row(self.query(z), groups))
+        key, value = self.key_value(located).chunk(2, dim=-1)
+        attended = F.scaled_dot_product_attention(
+            query, self._split_heads(key), self._split_heads(value)
+        )
+        # (B, heads, 1, d) -> (B, 1, heads * d)
+        return attended.transpose(1, 2).flatten(2)
+
+    def _split_heads(self, projected: Float[Tensor, "B P X"]) -> Float[Tensor, "B heads P d"]:
+        # (B, P, heads * d) -> (B, heads, P, d)
+        return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def interact(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P O"]:
+        """Compute V x + b plus the projected attention output, which all positions share."""
         return self.main(x) + self.project(self.attend(x, z, groups))
 
 
-class Metric(Fusion):
-    """y = V x + b + W s(x, z), where s holds for each of K learned projections (A_k, B_k)
+class MetricSimilarity(Fusion):
+    """Learned similarities of x and z as extra features: y = V x + b + W s(x, z).
 
-    - the inner product (A_k x) · (B_k z), which is zᵀx for identities, and
-    - the distance ‖A_k x − B_k z‖², which is (x − z)ᵀ C⁻¹ (x − z) for A_k = B_k = L with C⁻¹ = LᵀL.
+    s contains for each of K pairs of learned projections (A_k, B_k)
+
+    - the inner product (A_k x) · (B_k z), which is zᵀx if both are the identity, and
+    - the squared distance ‖A_k x − B_k z‖², which is the squared Mahalanobis distance
+      (x − z)ᵀ C⁻¹ (x − z) if A_k = B_k = L and C⁻¹ = LᵀL.
 
     W starts at zero.
+
+    Args:
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context.
+        out_dim: O, the size of the output.
+        config: options of the fusion: K as ``projections`` and their output size as ``rank``.
+        gain: gain of the initialization of V.
+
+    References:
+        Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
     """
 
     def __init__(
@@ -328,22 +579,45 @@ class Metric(Fusion):
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
         self.projections = config.projections
-        compared = config.projections * config.rank
-        scale = 1 / math.sqrt(config.rank)  # similarities of order 1 for features of order 1
+        projected_dim = config.projections * config.rank
+        # similarities of order 1 for features of order 1
+        scale = 1 / math.sqrt(config.rank)
         self.main = Affine(features_dim, out_dim, gain=gain)
-        self.project_features = Affine(features_dim, compared, gain=scale, bias=False)
-        self.project_context = Affine(context_dim, compared, gain=scale, bias=False)
+        self.project_features = Affine(features_dim, projected_dim, gain=scale, bias=False)
+        self.project_context = Affine(context_dim, projected_dim, gain=scale, bias=False)
         self.output = Affine(2 * config.projections, out_dim, gain=0, bias=False)
 
     def similarities(
-        self, x: Tensor, z: Tensor, groups: ContextGroups | None
-    ) -> Float[Tensor, "batch positions 2*{self.projections}"]:
-        """K inner products, then K squared distances."""
-        ours = self.project_features(x).unflatten(-1, (self.projections, -1))
-        theirs = per_row(self.project_context(z), groups).unflatten(-1, (self.projections, -1))
-        return torch.cat([(ours * theirs).sum(-1), (ours - theirs).square().sum(-1)], dim=-1)
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P 2*{self.projections}"]:
+        """Return s(x, z).
 
-    def interact(self, x: Tensor, z: Tensor, groups: ContextGroups | None) -> Tensor:
+        Args:
+            x: features, (B, P, X).
+            z: contexts, (G, Z).
+            groups: the context of each row; None if every row has its own.
+
+        Returns:
+            K inner products followed by K squared distances, (B, P, 2 K).
+        """
+        # (B, P, K * R) -> (B, P, K, R)
+        split = (self.projections, -1)
+        features = self.project_features(x).unflatten(-1, split)
+        context = per_row(self.project_context(z), groups).unflatten(-1, split)
+        inner_products = (features * context).sum(-1)
+        distances = (features - context).square().sum(-1)
+        return torch.cat([inner_products, distances], dim=-1)
+
+    def interact(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P O"]:
+        """Compute V x + b + W s(x, z)."""
         return self.main(x) + self.output(self.similarities(x, z, groups))
 
 
@@ -353,9 +627,20 @@ def build_fusion(
     context_dim: int,
     out_dim: int,
     *,
-    gain: float = math.sqrt(2),
+    gain: float = RELU_GAIN,
 ) -> Fusion:
-    """The fusion of a feature vector (or of each position by itself) that ``config`` names; ``gain`` is V's."""
+    """Build the fusion that ``config`` names, for a vector or for each position by itself.
+
+    Args:
+        config: kind and options of the fusion.
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context.
+        out_dim: O, the size of the output.
+        gain: gain of the map that the fusion starts as.
+
+    Returns:
+        The fusion, newly initialized.
+    """
     match config:
         case ConcatConfig():
             return Concat(features_dim, context_dim, out_dim, config, gain)
@@ -372,7 +657,7 @@ def build_fusion(
         case AttentionConfig():
             return AttentionMask(features_dim, context_dim, out_dim, config, gain)
         case MetricConfig():
-            return Metric(features_dim, context_dim, out_dim, config, gain)
+            return MetricSimilarity(features_dim, context_dim, out_dim, config, gain)
         case _:
             assert_never(config)
 
@@ -380,7 +665,19 @@ def build_fusion(
 def build_map_fusion(
     config: FusionConfig, features_dim: int, context_dim: int, out_dim: int
 ) -> Fusion:
-    """The fusion of a feature map: ``attention`` looks over the cells, every other member treats each cell alike."""
+    """Build the fusion of a feature map.
+
+    ``attention`` attends over the cells; every other fusion treats each cell by itself.
+
+    Args:
+        config: kind and options of the fusion.
+        features_dim: X, the features of a cell.
+        context_dim: Z, the size of the context.
+        out_dim: O, the features of a fused cell.
+
+    Returns:
+        The fusion, newly initialized.
+    """
     if isinstance(config, AttentionConfig):
-        return CrossAttention(features_dim, context_dim, out_dim, config, math.sqrt(2))
+        return CrossAttention(features_dim, context_dim, out_dim, config, RELU_GAIN)
     return build_fusion(config, features_dim, context_dim, out_dim)

@@ -1,8 +1,13 @@
-"""Rows that share a context: which one each row has, and the two cheapest forms of y_b = z_bᵀ 𝕎 x_b.
+"""Products y_b = z_bᵀ 𝕎 x_b for batches in which many rows share a context.
 
-Grouped: zᵀ𝕎 is formed once per distinct context, and the rows of a context, side by side, meet it in one matrix
-product. Row by row: the products z ⊗ x of a few rows at a time meet 𝕎, which costs three matrix products forward and
-backward and never holds what all rows would need.
+Grouped form: compute zᵀ𝕎 once per distinct context, sort the rows by context, and multiply all rows
+of a context by its matrix in one product.
+
+Row-by-row form: multiply the outer products z ⊗ x of a chunk of rows by 𝕎. It takes three matrix
+products for forward and backward, and never holds the outer products of all rows.
+
+Shapes in this file: B rows, P positions of a row, G distinct contexts, X features, Z context
+features, O outputs.
 """
 
 from functools import cached_property
@@ -15,19 +20,22 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 GROUP_OVERHEAD: float = 400_000
-"""What a group costs beside arithmetic (its calls, its own small products), in multiplications; measured by
+"""Fixed cost of a group (kernel calls, small products), in multiplications; measured by
 ``benchmarks/interactions.py``."""
 
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
-"""Products z ⊗ x held at a time by the row-by-row form: what a processor's cache holds, and what keeps a GPU busy."""
+"""Elements of z ⊗ x that the row-by-row form holds at a time, by device type: what fits in the cache
+of a CPU, and what keeps a GPU busy."""
 
 
 class ContextGroups:
-    """Which of ``count`` distinct contexts each row of a batch has.
+    """Assignment of the rows of a batch to distinct contexts.
 
-    :param index: (B,), for each row its context.
-    :param ordered: the rows stand sorted by context already, so that nothing has to be moved.
-    :param counts: the number of rows of each context, where it is known: the device need not be asked for it.
+    Args:
+        index: (B,), for each row the index of its context.
+        count: G, the number of distinct contexts.
+        ordered: the rows are sorted by context already, so that no row has to be moved.
+        counts: number of rows of each context, if known; it saves a synchronization with the device.
     """
 
     def __init__(
@@ -38,47 +46,65 @@ class ContextGroups:
         ordered: bool = False,
         counts: list[int] | None = None,
     ) -> None:
-        self.index, self.count, self.ordered = index, count, ordered
+        self.index = index
+        self.count = count
+        self.ordered = ordered
         if counts is not None:
             self.counts = counts
 
     def take(self, rows: Int[Tensor, " taken"], *, keep_order: bool = True) -> "ContextGroups":
-        """The groups of some rows, which do not descend unless it is said."""
-        return ContextGroups(
-            self.index.index_select(0, rows), self.count, ordered=self.ordered and keep_order
-        )
+        """Return the groups of some of the rows.
+
+        Args:
+            rows: (taken,), indices of the rows.
+            keep_order: ``rows`` is non-decreasing, so that sorted rows stay sorted.
+
+        Returns:
+            The groups of these rows, with the same contexts.
+        """
+        index = self.index.index_select(0, rows)
+        return ContextGroups(index, self.count, ordered=self.ordered and keep_order)
 
     @cached_property
     def order(self) -> Int[Tensor, " batch"]:
-        """The rows, sorted by context."""
+        """Indices of the rows, sorted by context."""
         return torch.argsort(self.index, stable=True)
 
     @cached_property
     def inverse(self) -> Int[Tensor, " batch"]:
-        """Where each row stands in ``order``."""
-        return torch.empty_like(self.order).index_copy_(
-            0, self.order, torch.arange(len(self.index), device=self.index.device)
-        )
+        """Position of each row in ``order``."""
+        rows = torch.arange(len(self.index), device=self.index.device)
+        return torch.empty_like(self.order).index_copy_(0, self.order, rows)
 
     @cached_property
     def counts(self) -> list[int]:
-        """The number of rows of each context."""
+        """Number of rows of each context."""
         counts: list[int] = torch.bincount(self.index, minlength=self.count).tolist()
         return counts
 
     def spans(self, positions: int) -> list[slice]:
-        """Where the sorted rows of each context stand, at so many positions each."""
-        ends = list(accumulate(self.counts))
-        return [
-            slice(positions * (end - count), positions * end)
-            for end, count in zip(ends, self.counts, strict=True)
-        ]
+        """Return the slice of the sorted rows that belongs to each context.
+
+        Args:
+            positions: P, the number of positions of each row.
+
+        Returns:
+            One slice per context, into B * P sorted positions.
+        """
+        spans = []
+        for end, count in zip(accumulate(self.counts), self.counts, strict=True):
+            spans.append(slice(positions * (end - count), positions * end))
+        return spans
 
     def prefer_grouped(self, multiplications: int) -> bool:
-        """Whether rows share contexts often enough for the grouped form, given Z · X · O."""
-        return (
-            self.count * (2 * multiplications + GROUP_OVERHEAD) <= len(self.index) * multiplications
-        )
+        """Return True if rows share contexts often enough for the grouped form to be cheaper.
+
+        Args:
+            multiplications: Z * X * O, the number of elements of 𝕎.
+        """
+        grouped = self.count * (2 * multiplications + GROUP_OVERHEAD)
+        row_by_row = len(self.index) * multiplications
+        return grouped <= row_by_row
 
     def multiply(
         self,
@@ -86,11 +112,25 @@ class ContextGroups:
         weights: Float[Tensor, "groups features out"],
         shifts: Float[Tensor, "groups out"],
     ) -> Float[Tensor, "batch positions out"]:
-        """x_b W[index_b] + s[index_b], one matrix product per context."""
+        """Return x_b W[index_b] + s[index_b], computed by one matrix product per context.
+
+        Args:
+            x: features, (B, P, X).
+            weights: one matrix per context, (G, X, O).
+            shifts: one vector per context, (G, O).
+
+        Returns:
+            The products in the order of the rows, (B, P, O).
+        """
         batch, positions, _ = x.shape
-        rows = (x if self.ordered else x.index_select(0, self.order)).reshape(batch * positions, -1)
-        products = _PerGroup.apply(*as_autocast(rows, weights, shifts), self.spans(positions))  # type: ignore[no-untyped-call]
-        y: Tensor = products.unflatten(0, (batch, positions))
+        if not self.ordered:
+            x = x.index_select(0, self.order)
+        # (B, P, X) -> (B * P, X)
+        rows = x.reshape(batch * positions, -1)
+        operands = cast_for_autocast(rows, weights, shifts)
+        products: Tensor = _PerGroup.apply(*operands, self.spans(positions))  # type: ignore[no-untyped-call]
+        # (B * P, O) -> (B, P, O)
+        y = products.unflatten(0, (batch, positions))
         return y if self.ordered else y.index_select(0, self.inverse)
 
 
@@ -99,31 +139,56 @@ def multiply_row_by_row(
     z: Float[Tensor, "batch context"],
     weight: Float[Tensor, "context features out"],
 ) -> Float[Tensor, "batch out"]:
-    """z_bᵀ 𝕎 x_b for a context per row: with few outputs x meets 𝕎 first, (B, Z·O), else z ⊗ x does, (rows, Z·X)."""
+    """Return z_bᵀ 𝕎 x_b for one context per row.
+
+    With few outputs x is multiplied by 𝕎 first, which gives (B, Z * O); otherwise z ⊗ x is, in chunks
+    of (rows, Z * X).
+
+    Args:
+        x: features, (B, X).
+        z: contexts, (B, Z).
+        weight: 𝕎, (Z, X, O).
+
+    Returns:
+        The products, (B, O).
+    """
     z_dim, x_dim, out_dim = weight.shape
     if 4 * out_dim <= x_dim:
+        # (B, X) x (X, Z * O) -> (B, Z, O)
         by_context = (x @ weight.transpose(0, 1).flatten(1)).unflatten(1, (z_dim, out_dim))
         return torch.bmm(z.unsqueeze(1), by_context).squeeze(1)
-    y: Tensor = _RowByRow.apply(*as_autocast(x, z, weight))  # type: ignore[no-untyped-call]
+    y: Tensor = _RowByRow.apply(*cast_for_autocast(x, z, weight))  # type: ignore[no-untyped-call]
     return y
 
 
-def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the type that matrix products have here; PyTorch casts for ``matmul``, and not for all others."""
+def cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cast tensors to the dtype that autocast gives to matrix products on their device.
+
+    PyTorch casts the operands of ``matmul`` by itself, but not those of an autograd function.
+
+    Args:
+        tensors: operands of one product, on one device.
+
+    Returns:
+        The cast tensors; the given ones outside of autocast and for float64, which autocast ignores.
+    """
     device = tensors[0].device.type
-    if (
-        not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64
-    ):  # which autocast leaves alone
+    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(tensor.to(dtype) for tensor in tensors)
 
 
 class _PerGroup(torch.autograd.Function):
-    """x[span of group g] W_g + s_g for every g, written in place: splitting and joining would copy all of it twice."""
+    """Compute x[span of group g] W_g + s_g for every group g.
+
+    The products are written in place: splitting and concatenating would copy everything twice.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, shifts: Tensor, spans: list[slice]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weights: Tensor, shifts: Tensor, spans: list[slice]
+    ) -> Tensor:
         ctx.save_for_backward(x, weights)
         ctx.spans = spans
         y = x.new_empty(len(x), weights.shape[2])
@@ -135,26 +200,29 @@ class _PerGroup(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, y_gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weights = ctx.saved_tensors
-        x_counts, weights_count, _, _ = (
-            ctx.needs_input_grad
-        )  # PyTorch drops what we return for the others
-        x_gradient, weight_gradients = torch.empty_like(x), torch.empty_like(weights)
+        # PyTorch drops the gradients that it did not ask for
+        x_needed, weights_needed, _, _ = ctx.needs_input_grad
+        x_gradient = torch.empty_like(x)
+        weight_gradients = torch.empty_like(weights)
         shift_gradients = y_gradient.new_empty(len(weights), weights.shape[2])
         for group, rows in enumerate(ctx.spans):
-            if x_counts:
+            if x_needed:
                 torch.mm(y_gradient[rows], weights[group].T, out=x_gradient[rows])
-            if weights_count:
+            if weights_needed:
                 torch.mm(x[rows].T, y_gradient[rows], out=weight_gradients[group])
             torch.sum(y_gradient[rows], 0, out=shift_gradients[group])
         return x_gradient, weight_gradients, shift_gradients, None
 
 
 class _RowByRow(torch.autograd.Function):
+    """Compute z_bᵀ 𝕎 x_b from the outer products z ⊗ x, a chunk of rows at a time."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, z: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, z, weight)
         y = x.new_empty(len(x), weight.shape[2])
         for rows in _chunks(x, weight):
+            # (rows, Z, 1) * (rows, 1, X) -> (rows, Z, X)
             products = z[rows].unsqueeze(2) * x[rows].unsqueeze(1)
             torch.mm(products.flatten(1), weight.flatten(0, 1), out=y[rows])
         return y
@@ -163,25 +231,30 @@ class _RowByRow(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, y_gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, z, weight = ctx.saved_tensors
-        x_counts, z_counts, weight_counts = ctx.needs_input_grad
+        x_needed, z_needed, weight_needed = ctx.needs_input_grad
+        # (Z, X, O) -> (Z * X, O)
         flat = weight.flatten(0, 1)
-        x_gradient, z_gradient = torch.empty_like(x), torch.empty_like(z)
-        weight_gradient = torch.zeros_like(
-            flat, dtype=torch.float32 if flat.dtype == torch.bfloat16 else None
-        )
+        x_gradient = torch.empty_like(x)
+        z_gradient = torch.empty_like(z)
+        # the sum over the chunks is too long for bfloat16
+        sum_dtype = torch.float32 if flat.dtype == torch.bfloat16 else None
+        weight_gradient = torch.zeros_like(flat, dtype=sum_dtype)
         for rows in _chunks(x, weight):
+            # (rows, Z, 1) * (rows, 1, X) -> (rows, Z * X)
             products = (z[rows].unsqueeze(2) * x[rows].unsqueeze(1)).flatten(1)
-            if weight_counts:
+            if weight_needed:
                 weight_gradient += products.T @ y_gradient[rows]
-            if x_counts or z_counts:  # 𝕎 g, (rows, Z, X), in the memory of the products
-                behind = torch.mm(y_gradient[rows], flat.T, out=products).unflatten(
-                    1, weight.shape[:2]
-                )
-                x_gradient[rows] = torch.bmm(z[rows].unsqueeze(1), behind).squeeze(1)
-                z_gradient[rows] = torch.bmm(behind, x[rows].unsqueeze(2)).squeeze(2)
+            if x_needed or z_needed:
+                # 𝕎 times the gradient of y, in the memory of the products: (rows, Z, X)
+                flat_gradient = torch.mm(y_gradient[rows], flat.T, out=products)
+                gradient = flat_gradient.unflatten(1, weight.shape[:2])
+                x_gradient[rows] = torch.bmm(z[rows].unsqueeze(1), gradient).squeeze(1)
+                z_gradient[rows] = torch.bmm(gradient, x[rows].unsqueeze(2)).squeeze(2)
         return x_gradient, z_gradient, weight_gradient.to(weight.dtype).view_as(weight)
 
 
 def _chunks(x: Tensor, weight: Tensor) -> list[slice]:
-    size = max(1, CHUNK_ELEMENTS.get(x.device.type, 2**20) // (weight.shape[0] * weight.shape[1]))
+    """Return slices of rows, each with about ``CHUNK_ELEMENTS`` elements of z ⊗ x."""
+    elements = CHUNK_ELEMENTS.get(x.device.type, 2**20)
+    size = max(1, elements // (weight.shape[0] * weight.shape[1]))
     return [slice(start, start + size) for start in range(0, len(x), size)]

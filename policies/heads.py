@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Policy and value heads over ``Features``: fusions with the context, or plain linear layers."""
 
 from jaxtyping import Float
 from stable_baselines3.common.torch_layers import MlpExtractor
@@ -6,50 +6,64 @@ from torch import Tensor, nn
 
 from mirl.policies.features import Features
 from mirl.policies.fusions import Fusion
-from mirl.policies.specialize import specialise_fusion
 
 HEAD_GAIN = 0.01
-"""Of both heads. SB3 has it for the policy, which starts nearly uniform. Values start near zero, too: at a gain of 1
-the first advantages are those of random values, which led agents away from rewards that they had not met yet."""
+"""Gain of the initialization of both heads.
+
+SB3 uses it for the policy head, so that the first policy is nearly uniform. The value head has it
+too: at a gain of 1 the first advantages are those of random values, which led agents away from
+rewards that they had not seen yet.
+"""
 
 
 class ContextMlpExtractor(MlpExtractor):
-    """SB3's ``MlpExtractor`` over the vector, with what the heads read beside it passed by untouched."""
+    """SB3's ``MlpExtractor`` over the vector of ``Features``; all else passes through unchanged.
+
+    The constructor takes what SB3's does, with the size of the vector as ``feature_dim``.
+    """
 
     def forward_actor(self, features: Features) -> Features:  # type: ignore[override]
+        """Return the features with the actor's hidden layer as the vector."""
         return features._replace(vector=super().forward_actor(features.vector))
 
     def forward_critic(self, features: Features) -> Features:  # type: ignore[override]
+        """Return the features with the critic's hidden layer as the vector."""
         return features._replace(vector=super().forward_critic(features.vector))
 
 
 class FusionHead(nn.Module):
-    """A policy or value head y = f(hidden, z), as the paper does for multitask RL."""
+    """Policy or value head y = f(h, z) of the last hidden layer h and the context z.
+
+    Args:
+        fusion: f.
+
+    References:
+        Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020, use such
+        heads for multitask reinforcement learning.
+    """
 
     def __init__(self, fusion: Fusion) -> None:
         super().__init__()
         self.fusion = fusion
 
     def forward(self, features: Features) -> Float[Tensor, "batch out"]:
+        """Return f(h, z), (B, O)."""
         y: Tensor = self.fusion(features.vector, *features.context)
         return y
 
-    def specialize(self, z: Float[Tensor, " context"], task: int) -> nn.Module:
-        """The plain layers that are left for one context."""
-        return specialise_fusion(self.fusion, z)
-
 
 class VectorHead(nn.Module):
-    """SB3's own head, which reads nothing but the vector."""
+    """SB3's linear head, applied to the vector of ``Features`` alone.
+
+    Args:
+        linear: the head that SB3 built.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.linear = linear
 
     def forward(self, features: Features) -> Float[Tensor, "batch out"]:
+        """Return the linear map of the vector, (B, O)."""
         y: Tensor = self.linear(features.vector)
         return y
-
-    def specialize(self, z: Float[Tensor, " context"], task: int) -> nn.Module:
-        """The plain layer."""
-        return self.linear

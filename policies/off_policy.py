@@ -8,7 +8,7 @@ last layer of every network is a fusion. The critic is then Q(s, a, z) = f(MLP([
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from gymnasium import spaces
@@ -27,11 +27,19 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.networks import ContextConfig, EncoderConfig, FusionConfig, Site
-from mirl.policies.extractor import FusionExtractor, extractor_kwargs
+from mirl.configs.networks import (
+    ContextConfig,
+    EncoderConfig,
+    FusionConfig,
+    NetworkConfig,
+    NoMemoryConfig,
+    Site,
+)
+from mirl.policies.extractor import FusionExtractor, extractor_part
 from mirl.policies.features import Features
 from mirl.policies.fusions import build_fusion
 from mirl.policies.heads import FusionHead
+from mirl.policies.routing import choose_network, resolve_network
 
 LINEAR_GAIN = 1 / math.sqrt(3)
 """An orthogonal start of this gain has entries as large as those that PyTorch gives ``nn.Linear``, which SB3 keeps."""
@@ -54,7 +62,7 @@ class ApplyToFeatures(nn.Module):
 def fused_head(linear: nn.Linear, extractor: FusionExtractor) -> FusionHead:
     """A fusion with the sizes of a linear head."""
     sizes = linear.in_features, extractor.context_dim, linear.out_features
-    return FusionHead(build_fusion(extractor.fusion_config, *sizes, gain=LINEAR_GAIN))
+    return FusionHead(build_fusion(extractor.network.fusion, *sizes, gain=LINEAR_GAIN))
 
 
 def with_fused_head(mlp: nn.Module, extractor: BaseFeaturesExtractor) -> nn.Sequential:
@@ -103,8 +111,29 @@ def _join(
 class FusionCritic(ContinuousCritic):
     """SB3's critics of SAC and TD3, Q(s, a, z) = f(MLP([features, a]), z)."""
 
-    def __init__(self, **sb3: Any) -> None:
-        super().__init__(**sb3)
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: FusionExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+        n_critics: int = 2,
+        share_features_extractor: bool = True,
+    ) -> None:
+        super().__init__(
+            observation_space,
+            action_space,
+            net_arch,
+            features_extractor,
+            features_dim,
+            activation_fn=activation_fn,
+            normalize_images=normalize_images,
+            n_critics=n_critics,
+            share_features_extractor=share_features_extractor,
+        )
         _fuse_q_networks(self)
 
     def forward(
@@ -126,8 +155,31 @@ class FusionCritic(ContinuousCritic):
 class FusionQuantileCritic(QuantileCritic):
     """The critics of TQC: quantiles of Q(s, a, z) = f(MLP([features, a]), z)."""
 
-    def __init__(self, **sb3: Any) -> None:
-        super().__init__(**sb3)
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: FusionExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+        n_quantiles: int = 25,
+        n_critics: int = 2,
+        share_features_extractor: bool = False,
+    ) -> None:
+        super().__init__(
+            observation_space,
+            action_space,
+            net_arch,
+            features_extractor,
+            features_dim,
+            activation_fn=activation_fn,
+            normalize_images=normalize_images,
+            n_quantiles=n_quantiles,
+            n_critics=n_critics,
+            share_features_extractor=share_features_extractor,
+        )
         _fuse_q_networks(self)
 
     def forward(
@@ -154,64 +206,131 @@ def _fuse_gaussian_actor(actor: SACActor | TQCActor) -> None:
 # ----------------------------------------------------------------------------------------------------------- policies
 
 
-class OffPolicyFusion(BasePolicy):
-    """What the policies below share: the arguments of ``FusionPolicy``, and SB3's for the rest.
+def _resolved_network(
+    observation_space: spaces.Dict,
+    network: NetworkConfig | None,
+    fusion: str | FusionConfig,
+    context: str | ContextConfig | None,
+    encoder: str | EncoderConfig | None,
+    sites: Sequence[Site],
+    observation_keys: Sequence[str] | None,
+) -> NetworkConfig:
+    chosen = choose_network(
+        network,
+        fusion=fusion,
+        context=context,
+        encoder=encoder,
+        sites=sites,
+        default_sites=("vector", "heads"),
+        observation_keys=observation_keys,
+    )
+    if not isinstance(chosen.memory, NoMemoryConfig):
+        raise ConfigError(
+            f"memory={chosen.memory.kind} is for PPO and A2C; SAC, TD3, TQC and DQN have no memory"
+        )
+    return resolve_network(chosen, observation_space)
 
-    :param fusion, context, encoder, observation_keys: as for ``FusionExtractor``.
-    :param sites: one or several of "map", "vector" and "heads".
-    :param sb3: the other keyword arguments of the SB3 policy.
+
+class OffPolicyFusion(BasePolicy):
+    """Base of the policies below: their ``network`` and how it is saved."""
+
+    network: NetworkConfig
+    """The resolved configuration of the networks."""
+
+    @property
+    def fuses_in_heads(self) -> bool:
+        """Whether the last layer of every network is a fusion with the context."""
+        return "heads" in self.network.sites
+
+    def _extractor_kwargs(self) -> dict[str, Any]:
+        return {
+            "network": extractor_part(self.network),
+            "return_features": self.fuses_in_heads,
+        }
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        parameters = super()._get_constructor_parameters()
+        for fixed in ("features_extractor_class", "features_extractor_kwargs"):
+            del parameters[fixed]
+        parameters["network"] = self.network
+        return parameters
+
+
+class FusionSACPolicy(OffPolicyFusion, SACPolicy):
+    """SAC policy whose actor and critics are fused with the context.
+
+    Args:
+        observation_space: a Dict space.
+        action_space: a Box space.
+        lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
+        network: the whole configuration of the networks, instead of the five options after it.
+        fusion: name of a fusion or its config with options.
+        context: name or config of the context encoder; None to choose it from the space.
+        encoder: name or config of the observation encoder; None to choose it from the space.
+        sites: one or several of "map", "vector" and "heads".
+        observation_keys: keys that are inputs; None for all but contexts and ``action_mask``.
+        net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for SB3's
+            default.
+        activation_fn: activation of the hidden layers.
+        use_sde: use generalized state-dependent exploration (gSDE); not with fused heads.
+        log_std_init: initial logarithm of the standard deviation.
+        use_expln: gSDE: use ``expln`` instead of ``exp`` for a positive standard deviation.
+        clip_mean: gSDE: bound of the mean of the actions.
+        n_critics: number of critics.
+        share_features_extractor: use one features extractor for the actor and the critics.
+        normalize_images: divide images by 255.
+        optimizer_class: class of the optimizers.
+        optimizer_kwargs: keyword arguments of the optimizers, without the learning rate.
+
+    Raises:
+        ConfigError: if the spaces or the options do not fit.
     """
 
     def __init__(
         self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
+        observation_space: spaces.Dict,
+        action_space: spaces.Box,
         lr_schedule: Schedule,
+        network: NetworkConfig | None = None,
         *,
         fusion: str | FusionConfig = "bilinear",
         context: str | ContextConfig | None = None,
         encoder: str | EncoderConfig | None = None,
         sites: Sequence[Site] = ("vector", "heads"),
         observation_keys: Sequence[str] | None = None,
-        **sb3: Any,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        use_sde: bool = False,
+        log_std_init: float = -3.0,
+        use_expln: bool = False,
+        clip_mean: float = 2.0,
+        n_critics: int = 2,
+        share_features_extractor: bool = False,
+        normalize_images: bool = True,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        self.fuses_in_heads = "heads" in sites
-        self._fusion_arguments = {
-            "fusion": fusion,
-            "context": context,
-            "encoder": encoder,
-            "sites": tuple(sites),
-            "observation_keys": observation_keys,
-        }
+        self.network = _resolved_network(
+            observation_space, network, fusion, context, encoder, sites, observation_keys
+        )
         super().__init__(
             observation_space,
             action_space,
-            lr_schedule,  # of the SB3 policy, which follows in the order of resolution
+            lr_schedule,
             features_extractor_class=FusionExtractor,
-            features_extractor_kwargs=extractor_kwargs(self._fusion_arguments, self.fuses_in_heads),
-            **sb3,
+            features_extractor_kwargs=self._extractor_kwargs(),
+            net_arch=net_arch,
+            activation_fn=activation_fn,
+            use_sde=use_sde,
+            log_std_init=log_std_init,
+            use_expln=use_expln,
+            clip_mean=clip_mean,
+            n_critics=n_critics,
+            share_features_extractor=share_features_extractor,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
         )
-
-    def specialize(self, context: Any) -> NoReturn:
-        """Not offered: ``FusionPolicy`` has it.
-
-        :raises ConfigError: always.
-        """
-        raise ConfigError(
-            "policies of PPO and A2C can be specialized and exported, those of other algorithms cannot"
-        )
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        parameters = super()._get_constructor_parameters()
-        for ours in ("features_extractor_class", "features_extractor_kwargs"):
-            parameters.pop(ours, None)
-        if hasattr(self, "share_features_extractor"):  # SB3 leaves it out for SAC and TQC
-            parameters["share_features_extractor"] = self.share_features_extractor
-        return {**parameters, **self._fusion_arguments}
-
-
-class FusionSACPolicy(OffPolicyFusion, SACPolicy):
-    """For SAC."""
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> SACActor:
         actor = super().make_actor(features_extractor)
@@ -228,9 +347,90 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
             **self._update_features_extractor(self.critic_kwargs, features_extractor)
         ).to(self.device)
 
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        parameters = super()._get_constructor_parameters()
+        parameters["share_features_extractor"] = self.share_features_extractor  # SB3 leaves it out
+        return parameters
+
 
 class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
-    """For TQC."""
+    """TQC policy whose actor and quantile critics are fused with the context.
+
+    Args:
+        observation_space: a Dict space.
+        action_space: a Box space.
+        lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
+        network: the whole configuration of the networks, instead of the five options after it.
+        fusion: name of a fusion or its config with options.
+        context: name or config of the context encoder; None to choose it from the space.
+        encoder: name or config of the observation encoder; None to choose it from the space.
+        sites: one or several of "map", "vector" and "heads".
+        observation_keys: keys that are inputs; None for all but contexts and ``action_mask``.
+        net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for SB3's
+            default.
+        activation_fn: activation of the hidden layers.
+        use_sde: use generalized state-dependent exploration (gSDE); not with fused heads.
+        log_std_init: initial logarithm of the standard deviation.
+        use_expln: gSDE: use ``expln`` instead of ``exp`` for a positive standard deviation.
+        clip_mean: gSDE: bound of the mean of the actions.
+        n_quantiles: number of quantiles of each critic.
+        n_critics: number of critics.
+        share_features_extractor: use one features extractor for the actor and the critics.
+        normalize_images: divide images by 255.
+        optimizer_class: class of the optimizers.
+        optimizer_kwargs: keyword arguments of the optimizers, without the learning rate.
+
+    Raises:
+        ConfigError: if the spaces or the options do not fit.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        network: NetworkConfig | None = None,
+        *,
+        fusion: str | FusionConfig = "bilinear",
+        context: str | ContextConfig | None = None,
+        encoder: str | EncoderConfig | None = None,
+        sites: Sequence[Site] = ("vector", "heads"),
+        observation_keys: Sequence[str] | None = None,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        use_sde: bool = False,
+        log_std_init: float = -3.0,
+        use_expln: bool = False,
+        clip_mean: float = 2.0,
+        n_quantiles: int = 25,
+        n_critics: int = 2,
+        share_features_extractor: bool = False,
+        normalize_images: bool = True,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        self.network = _resolved_network(
+            observation_space, network, fusion, context, encoder, sites, observation_keys
+        )
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            features_extractor_class=FusionExtractor,
+            features_extractor_kwargs=self._extractor_kwargs(),
+            net_arch=net_arch,
+            activation_fn=activation_fn,
+            use_sde=use_sde,
+            log_std_init=log_std_init,
+            use_expln=use_expln,
+            clip_mean=clip_mean,
+            n_quantiles=n_quantiles,
+            n_critics=n_critics,
+            share_features_extractor=share_features_extractor,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> TQCActor:
         actor = super().make_actor(features_extractor)
@@ -246,9 +446,75 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
         kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
         return FusionQuantileCritic(**kwargs).to(self.device)
 
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        parameters = super()._get_constructor_parameters()
+        parameters["share_features_extractor"] = self.share_features_extractor  # SB3 leaves it out
+        return parameters
+
 
 class FusionTD3Policy(OffPolicyFusion, TD3Policy):
-    """For TD3."""
+    """TD3 policy whose actor and critics are fused with the context.
+
+    Args:
+        observation_space: a Dict space.
+        action_space: a Box space.
+        lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
+        network: the whole configuration of the networks, instead of the five options after it.
+        fusion: name of a fusion or its config with options.
+        context: name or config of the context encoder; None to choose it from the space.
+        encoder: name or config of the observation encoder; None to choose it from the space.
+        sites: one or several of "map", "vector" and "heads".
+        observation_keys: keys that are inputs; None for all but contexts and ``action_mask``.
+        net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for SB3's
+            default.
+        activation_fn: activation of the hidden layers.
+        n_critics: number of critics.
+        share_features_extractor: use one features extractor for the actor and the critics.
+        normalize_images: divide images by 255.
+        optimizer_class: class of the optimizers.
+        optimizer_kwargs: keyword arguments of the optimizers, without the learning rate.
+
+    Raises:
+        ConfigError: if the spaces or the options do not fit.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        network: NetworkConfig | None = None,
+        *,
+        fusion: str | FusionConfig = "bilinear",
+        context: str | ContextConfig | None = None,
+        encoder: str | EncoderConfig | None = None,
+        sites: Sequence[Site] = ("vector", "heads"),
+        observation_keys: Sequence[str] | None = None,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        n_critics: int = 2,
+        share_features_extractor: bool = False,
+        normalize_images: bool = True,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        self.network = _resolved_network(
+            observation_space, network, fusion, context, encoder, sites, observation_keys
+        )
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            features_extractor_class=FusionExtractor,
+            features_extractor_kwargs=self._extractor_kwargs(),
+            net_arch=net_arch,
+            activation_fn=activation_fn,
+            n_critics=n_critics,
+            share_features_extractor=share_features_extractor,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> TD3Actor:
         actor = super().make_actor(features_extractor)
@@ -267,7 +533,61 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
 
 
 class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
-    """For DQN; the Q head is f(MLP(features), z), an output per action."""
+    """DQN policy whose Q-network is f(MLP(features), z), with one output per action.
+
+    Args:
+        observation_space: a Dict space.
+        action_space: a Discrete space.
+        lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
+        network: the whole configuration of the networks, instead of the five options after it.
+        fusion: name of a fusion or its config with options.
+        context: name or config of the context encoder; None to choose it from the space.
+        encoder: name or config of the observation encoder; None to choose it from the space.
+        sites: one or several of "map", "vector" and "heads".
+        observation_keys: keys that are inputs; None for all but contexts and ``action_mask``.
+        net_arch: sizes of the hidden layers; None for SB3's default.
+        activation_fn: activation of the hidden layers.
+        normalize_images: divide images by 255.
+        optimizer_class: class of the optimizer.
+        optimizer_kwargs: keyword arguments of the optimizer, without the learning rate.
+
+    Raises:
+        ConfigError: if the spaces or the options do not fit.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        network: NetworkConfig | None = None,
+        *,
+        fusion: str | FusionConfig = "bilinear",
+        context: str | ContextConfig | None = None,
+        encoder: str | EncoderConfig | None = None,
+        sites: Sequence[Site] = ("vector", "heads"),
+        observation_keys: Sequence[str] | None = None,
+        net_arch: list[int] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        self.network = _resolved_network(
+            observation_space, network, fusion, context, encoder, sites, observation_keys
+        )
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            features_extractor_class=FusionExtractor,
+            features_extractor_kwargs=self._extractor_kwargs(),
+            net_arch=net_arch,
+            activation_fn=activation_fn,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
 
     def make_q_net(self) -> QNetwork:
         q_net = super().make_q_net()

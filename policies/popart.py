@@ -12,7 +12,6 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.keys import TASK_KEY
 from mirl.policies.features import Features
 from mirl.policies.fusions import Fusion
-from mirl.policies.specialize import specialise_fusion
 
 MIN_STD = 1e-4
 """σ does not fall below this, so that returns that never vary are not divided by zero."""
@@ -126,23 +125,3 @@ class PopArtHead(nn.Module):
         bias = (deviation * self.bias.double() + mean - self.mean) / self.deviation
         self.weight.copy_(torch.where(present.unsqueeze(1), weight, self.weight))
         self.bias.copy_(torch.where(present, bias, self.bias))
-
-    @torch.no_grad()
-    def specialize(self, z: Float[Tensor, " context"], task: int) -> nn.Module:
-        """The plain layers that are left for one context and one task."""
-        deviation, weight, bias = (
-            self.deviation[task],
-            self.weight[task].double(),
-            self.bias[task].double(),
-        )
-        # a start of its own would draw from torch's generator
-        row = nn.utils.skip_init(
-            nn.Linear, weight.numel(), 1, dtype=self.weight.dtype, device=self.weight.device
-        )
-        row.weight.copy_(deviation * weight)
-        row.bias.copy_(deviation * bias + self.mean[task])
-        return (
-            row
-            if self.fusion is None
-            else nn.Sequential(specialise_fusion(self.fusion, z), nn.ReLU(), row)
-        )

@@ -5,18 +5,16 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mirl.configs.errors import ConfigError
-from mirl.configs.networks import RecurrentConfig, choose
+from mirl.configs.networks import MemoryConfig, RecurrentConfig, choose
 from mirl.policies.extractor import FusionExtractor
 from mirl.policies.features import Features
 from mirl.policies.memory.build import build_core
 from mirl.policies.memory.core import Core
 from mirl.policies.memory.episodes import Episodes
 from mirl.policies.policy import FusionPolicy, latents, to_env_actions
-from mirl.policies.specialize import SpecialisedPolicy
 
 STATELESS = (
     "RecurrentFusionPolicy needs what it remembers, which Stable-Baselines3's own algorithms do not keep: train it "
@@ -55,10 +53,10 @@ class RecurrentFusionPolicy(FusionPolicy):
     """
 
     is_recurrent = True
+    default_memory = "lstm"
 
-    def __init__(self, *others: Any, memory: str | RecurrentConfig = "lstm", **named: Any) -> None:
-        self.memory: RecurrentConfig = choose(memory, RecurrentConfig)
-        super().__init__(*others, **named)
+    def _check_memory(self, memory: MemoryConfig) -> None:
+        choose(memory, RecurrentConfig)
 
     def _build_mlp_extractor(self) -> None:
         self.core = self._core(self.pi_features_extractor)
@@ -70,7 +68,8 @@ class RecurrentFusionPolicy(FusionPolicy):
 
     def _core(self, extractor: Any) -> Core:
         below = cast(FusionExtractor, extractor)
-        return build_core(self.memory, below.features_dim, below.context_dim)
+        memory: RecurrentConfig = choose(self.network.memory, RecurrentConfig)
+        return build_core(memory, below.features_dim, below.context_dim)
 
     @property
     def state_dim(self) -> int:
@@ -190,14 +189,6 @@ class RecurrentFusionPolicy(FusionPolicy):
             self, actions.reshape(-1, *cast(tuple[int, ...], self.action_space.shape))
         )
         return actions if vectorized else actions.squeeze(axis=0), (after.cpu().numpy(),)
-
-    def specialize(self, context: ArrayLike, task: int = 0) -> SpecialisedPolicy:
-        raise ConfigError(
-            f"a policy with memory={self.memory.kind} has no form for one context alone to export"
-        )
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "memory": self.memory}
 
 
 def gather_features(features: Any, rows: Int[Tensor, " steps"]) -> Any:

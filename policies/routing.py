@@ -1,8 +1,8 @@
-"""Which keys of an observation tell what to do, and which tell what is seen."""
+"""Choices that follow from the observation space: which keys are inputs, and which encoders read them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
@@ -11,15 +11,119 @@ from mirl.configs import keys
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.keys import ACTION_MASK_KEY, CONTEXT_KEYS
 from mirl.configs.networks import (
+    AutoContextConfig,
+    AutoEncoderConfig,
+    BilinearConfig,
     ContextConfig,
     EncoderConfig,
+    FusionConfig,
     GoalContextConfig,
     GridEncoderConfig,
     ImageEncoderConfig,
+    MemoryConfig,
     MissionContextConfig,
+    NetworkConfig,
+    Site,
     TaskIdContextConfig,
     VectorEncoderConfig,
+    network_config,
 )
+
+
+def choose_network(
+    network: NetworkConfig | None,
+    *,
+    fusion: str | FusionConfig,
+    context: str | ContextConfig | None,
+    encoder: str | EncoderConfig | None,
+    sites: Sequence[Site],
+    default_sites: Sequence[Site],
+    observation_keys: Sequence[str] | None,
+    memory: str | MemoryConfig | None = None,
+    default_memory: str = "none",
+) -> NetworkConfig:
+    """Return ``network``, or build one from the separate options.
+
+    Args:
+        network: the whole configuration, or None if the separate options describe it.
+        fusion: name or config of the fusion.
+        context: name or config of the context encoder; None to choose it from the observation space.
+        encoder: name or config of the encoder; None to choose it from the observation space.
+        sites: one or several of "map", "vector" and "heads".
+        default_sites: the value of ``sites`` that counts as not given.
+        observation_keys: keys of the observation that are inputs; None for all that are left.
+        memory: name or config of the recurrent core; None for ``default_memory``.
+        default_memory: name of the recurrent core if none is given.
+
+    Returns:
+        The configuration; its context and encoder may still be ``auto``.
+
+    Raises:
+        ConfigError: if both ``network`` and a separate option are given, or if a name is unknown.
+    """
+    if network is None:
+        for site in sites:
+            if site not in get_args(Site):
+                raise ConfigError(f"unknown site '{site}'." + nearest(site, get_args(Site)))
+        return network_config(
+            fusion=fusion,
+            context=context,
+            encoder=encoder,
+            sites=sites,
+            memory=default_memory if memory is None else memory,
+            observation_keys=observation_keys,
+        )
+    given = {
+        "fusion": fusion not in ("bilinear", BilinearConfig()),
+        "context": context is not None,
+        "encoder": encoder is not None,
+        "sites": tuple(sites) != tuple(default_sites),
+        "observation_keys": observation_keys is not None,
+        "memory": memory is not None,
+    }
+    twice = [name for name, is_given in given.items() if is_given]
+    if twice:
+        raise ConfigError(
+            f"expected either network=… or the separate options, got network and {', '.join(twice)}; "
+            "set these in the NetworkConfig instead"
+        )
+    return network
+
+
+def resolve_network(
+    network: NetworkConfig, observation_space: spaces.Space[Any], *, move_map_site: bool = False
+) -> NetworkConfig:
+    """Replace the ``auto`` context and encoder by those that the observation space calls for.
+
+    Args:
+        network: the configuration; one that is resolved already is returned unchanged.
+        observation_space: a Dict space; the context and the inputs are read from its keys.
+        move_map_site: if the chosen encoder has no cells, replace site "map" by "vector"; the
+            default keeps the sites, and ``FusionExtractor`` refuses the combination.
+
+    Returns:
+        The configuration without an ``auto`` member.
+
+    Raises:
+        ConfigError: if the space is no Dict, or if it has no context.
+    """
+    if not isinstance(observation_space, spaces.Dict):
+        raise ConfigError(
+            f"expected a Dict observation space with a context in it, got {observation_space}"
+        )
+    if network.is_resolved:
+        return network
+    context = network.context
+    if isinstance(context, AutoContextConfig):
+        context = default_context(observation_space)
+    encoder = network.encoder
+    sites = network.sites
+    if isinstance(encoder, AutoEncoderConfig):
+        encoder = default_encoder(observation_space, context.key, network.observation_keys)
+        if move_map_site and isinstance(encoder, VectorEncoderConfig):
+            moved: list[Site] = ["vector" if site == "map" else site for site in sites]
+            sites = tuple(dict.fromkeys(moved))  # "vector" may have been there already
+    return network.model_copy(update={"context": context, "encoder": encoder, "sites": sites})
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,39 @@
-"""Observations of real numbers in one unit: positions, velocities and angles differ by orders of magnitude."""
+"""Normalization by running statistics, for observations whose features differ by orders of magnitude."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 LIMIT = 5.0
-"""Normalized values are cut at so many deviations (Andrychowicz et al., 2017, arXiv:1707.01495, appendix A)."""
+"""Bound of the normalized values, in standard deviations.
+
+As in Andrychowicz et al., "Hindsight Experience Replay", NeurIPS 2017, appendix A.
+"""
 MIN_STD = 0.01
-"""What hardly ever moves is not blown up to a noise of deviation 1."""
+"""Lower bound of the standard deviation, so that a nearly constant feature is not scaled up to noise
+of standard deviation 1."""
 
 
 class RunningNorm(nn.Module):
-    """y = clip((x − μ) / max(σ, 0.01), ±5), with the mean and variance of all that ``observe`` was shown.
+    """Normalization y = clip((x − μ) / max(σ, 0.01), ±5) by the statistics of all updates.
 
-    They are buffers: saved with the weights, the same in every pass between two calls of ``observe``, and never moved
-    by a pass. Before the first call y = x. Merging follows Chan, Golub and LeVeque (1979), in float64.
+    The statistics are buffers. They are saved with the weights and change only in ``update``, never
+    in a forward pass. Before the first update y = x.
+
+    Args:
+        dim: number of features.
+
+    References:
+        Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
+        Variances", 1979, for the merging of statistics (here in float64).
     """
 
     mean: Float[Tensor, " features"]
+    """μ, in float64."""
     variance: Float[Tensor, " features"]
+    """σ², in float64."""
     count: Float[Tensor, ""]
+    """Number of observations so far."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -28,20 +42,28 @@ class RunningNorm(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
-        deviation = self.variance.sqrt().clamp(min=MIN_STD)
-        normalized = ((x - self.mean.to(x.dtype)) / deviation.to(x.dtype)).clamp(-LIMIT, LIMIT)
+        """Return the normalized features."""
+        std = self.variance.sqrt().clamp(min=MIN_STD)
+        centered = x - self.mean.to(x.dtype)
+        normalized = (centered / std.to(x.dtype)).clamp(-LIMIT, LIMIT)
         return torch.where(self.count > 0, normalized, x)
 
     @torch.no_grad()
     def update(self, x: Float[Tensor, "batch features"]) -> None:
-        """Let the statistics be those of all rows so far, these included."""
+        """Add rows to the running statistics.
+
+        Args:
+            x: (B, features); B may be 0.
+        """
         rows = x.double()
-        if not len(rows):
+        n_rows = len(rows)
+        if n_rows == 0:
             return
-        total = self.count + len(rows)
+        total = self.count + n_rows
         delta = rows.mean(0) - self.mean
-        between = delta.square() * self.count * len(rows) / total
-        squares = self.variance * self.count + rows.var(0, correction=0) * len(rows) + between
-        self.mean += delta * len(rows) / total
+        # sums of squared deviations: between the two sets of rows, and within each
+        between = delta.square() * self.count * n_rows / total
+        squares = self.variance * self.count + rows.var(0, correction=0) * n_rows + between
+        self.mean += delta * n_rows / total
         self.variance.copy_(squares / total)
         self.count.copy_(total)

@@ -1,19 +1,19 @@
-"""Fusions, extractors and policies for one context: what depends on it alone is computed once, and plain layers remain.
+"""Specialization: fold one fixed context into a network, so that plain layers remain.
 
-With z fixed, most of the family is affine in x: zᵀ𝕎 + V is one matrix, so that deploying one task costs what a network
-costs that never heard of tasks. Weights are folded in float64 on the CPU, and are copies.
+With z fixed, most fusions are affine in x: zᵀ𝕎 + V is a single matrix, so the specialized network
+costs as much as one without a context. Weights are folded in float64 on the CPU and are copies.
 """
 
 import copy
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import assert_never, cast
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from jaxtyping import Float
 from numpy.typing import ArrayLike
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY, TASK_KEY
 from mirl.policies.action_mask import mask_logits
 from mirl.policies.contexts import GoalContext
+from mirl.policies.extractor import FusionExtractor
 from mirl.policies.fusions import (
     Affine,
     AttentionMask,
@@ -32,20 +33,76 @@ from mirl.policies.fusions import (
     Gate,
     Hyper,
     LowRank,
-    Metric,
+    MetricSimilarity,
 )
+from mirl.policies.heads import FusionHead, VectorHead
+from mirl.policies.policy import FusionPolicy
+from mirl.policies.popart import PopArtHead
 from mirl.policies.positions import sinusoidal_positions
 
-if TYPE_CHECKING:  # they import this module
-    from mirl.policies.extractor import FusionExtractor
-    from mirl.policies.policy import FusionPolicy
+Head = nn.Linear | FusionHead | VectorHead | PopArtHead
+"""A policy or value head of ``FusionPolicy``."""
+
+
+def specialize(policy: BasePolicy, context: ArrayLike, task: int = 0) -> "SpecializedPolicy":
+    """Return the policy for one context, at the cost of a plain network.
+
+    Args:
+        policy: a ``FusionPolicy`` without a memory; it is left as it is.
+        context: one row as the observation holds it: token ids of a mission, the index of a task,
+            or a goal.
+        task: index of the task whose value is computed if values are per task (``popart``);
+            ignored if the context is the task.
+
+    Returns:
+        A module that computes the parameters of the action distribution and the value from raw
+        observations; its weights are copies.
+
+    Raises:
+        ConfigError: if the policy has no specialized form, if the context does not fit its space,
+            or if there is no such task.
+    """
+    if not isinstance(policy, FusionPolicy):
+        raise ConfigError(
+            "policies of PPO and A2C can be specialized and exported, those of other algorithms "
+            f"cannot; got {type(policy).__name__}"
+        )
+    if policy.is_recurrent:
+        raise ConfigError(
+            f"a policy with memory={policy.network.memory.kind} has no form for one context alone "
+            "to export"
+        )
+    if policy.popart and not 0 <= task < policy.n_tasks:
+        raise ConfigError(f"expected a task from 0 to {policy.n_tasks - 1}, got {task}")
+    return SpecializedPolicy(policy, context, task)
+
+
+def specialize_extractor(
+    extractor: FusionExtractor, context: ArrayLike, *, normalize_images: bool = True
+) -> "SpecializedExtractor":
+    """Return the features extractor for one context, without a context encoder or fusions.
+
+    Args:
+        extractor: any ``FusionExtractor``; it is left as it is.
+        context: one row as the observation holds it: token ids of a mission, the index of a task,
+            or a goal.
+        normalize_images: divide images by 255, as the policy of the extractor does.
+
+    Returns:
+        A module that computes the features from raw observations; its weights are copies.
+
+    Raises:
+        ConfigError: if the context does not fit its space.
+    """
+    z = encode_one_context(extractor, context, normalize_images)
+    return SpecializedExtractor(extractor, z, normalize_images)
 
 
 # ---------------------------------------------------------------------------------------------------------- fusions
 
 
 @torch.no_grad()
-def specialise_fusion(fusion: Fusion, z: Float[Tensor, " context"]) -> nn.Module:
+def specialize_fusion(fusion: Fusion, z: Float[Tensor, " context"]) -> nn.Module:
     """y = f(x, z) for this one z, as a module of x alone: (B, X), or (B, P, X) for positions."""
     in_float64 = copy.deepcopy(fusion).cpu().double()
     folded = fold(in_float64, z.detach().cpu().double().unsqueeze(0))
@@ -70,7 +127,7 @@ def fold(fusion: Fusion, z: Float[Tensor, "1 context"]) -> nn.Module:
             return nn.Sequential(
                 Product(mask, nn.Identity()), as_linear(lambda x: fusion.main(scale * x), x_dim)
             )
-        case Metric():
+        case MetricSimilarity():
             return Distances(fusion, z)
         case CrossAttention():
             return CellReader(fusion, z)
@@ -104,12 +161,12 @@ class Product(nn.Module):
 
 
 class Distances(nn.Module):
-    """``Metric`` of one z: the inner products are affine in x and join V x + b, the distances remain.
+    """``MetricSimilarity`` of one z: the inner products are affine in x and join V x + b, the distances remain.
 
     y = linear(x) + read(‖A_k x − B_k z‖² for every k)
     """
 
-    def __init__(self, fusion: Metric, z: Float[Tensor, "1 context"]) -> None:
+    def __init__(self, fusion: MetricSimilarity, z: Float[Tensor, "1 context"]) -> None:
         super().__init__()
         self.projections = fusion.projections
         read_inner, read_distances = fusion.output.weight.split(fusion.projections)
@@ -172,7 +229,7 @@ class CellReader(nn.Module):
 
 @torch.no_grad()
 def encode_one_context(
-    extractor: "FusionExtractor", context: ArrayLike, normalize_images: bool
+    extractor: FusionExtractor, context: ArrayLike, normalize_images: bool
 ) -> Float[Tensor, " context"]:
     """z of one row of the context's key, as the observation holds it.
 
@@ -183,7 +240,7 @@ def encode_one_context(
         raise ConfigError(
             "a goal that is relative to what is achieved changes at every step: no policy for it alone"
         )
-    space, row = observation_space_of(extractor)[key], np.asarray(context)
+    space, row = extractor.observation_space[key], np.asarray(context)
     whole = space.dtype is not None and space.dtype.kind in "iu"
     if row.shape != space.shape or row.dtype.kind not in ("iu" if whole else "iuf"):
         hint = "; mirl.envs.tokenize makes token ids of a text" if row.dtype.kind == "U" else ""
@@ -201,12 +258,7 @@ def encode_one_context(
     return z
 
 
-def observation_space_of(extractor: "FusionExtractor") -> spaces.Dict:
-    """The space that an extractor was built for."""
-    return cast(spaces.Dict, extractor._observation_space)
-
-
-class SpecialisedExtractor(nn.Module):
+class SpecializedExtractor(nn.Module):
     """``FusionExtractor`` for one context: raw observations → features (B, features_dim).
 
     ``forward`` takes tensors as the environment gives their arrays (an image as uint8 (B, H, W, C), a Discrete key as
@@ -214,24 +266,24 @@ class SpecialisedExtractor(nn.Module):
     """
 
     def __init__(
-        self, extractor: "FusionExtractor", z: Float[Tensor, " context"], normalize_images: bool
+        self, extractor: FusionExtractor, z: Float[Tensor, " context"], normalize_images: bool
     ) -> None:
         super().__init__()
-        self.space, self.normalize_images = observation_space_of(extractor), normalize_images
+        self.space, self.normalize_images = extractor.observation_space, normalize_images
         image = extractor.routing.image
         self.keys = (*(() if image is None else (image,)), *extractor.routing.others)
         self.trunk = copy.deepcopy(extractor)
         del self.trunk.context
         for site in ("map_fusion", "vector_fusion"):
             if isinstance(fusion := getattr(extractor, site), Fusion):
-                setattr(self.trunk, site, specialise_fusion(fusion, z))
+                setattr(self.trunk, site, specialize_fusion(fusion, z))
         self.requires_grad_(False).eval()
 
     def forward(self, observations: dict[str, Tensor]) -> Float[Tensor, "batch features"]:
         check_keys(self.keys, observations)
         seen = {key: self._as_trained(key, observations[key]) for key in self.keys}
         return self.trunk.fuse(
-            cast(dict[str, Tensor], preprocess_obs(seen, self.space, self.normalize_images))
+            cast(dict[str, Tensor], preprocess_obs(seen, self.space, self.normalize_images)), None
         )
 
     def _as_trained(self, key: str, given: Tensor) -> Tensor:
@@ -251,30 +303,30 @@ def check_keys(keys: tuple[str, ...], observations: dict[str, Tensor]) -> None:
         raise ValueError(f"expected the keys {', '.join(keys)}, got {', '.join(observations)}")
 
 
-class SpecialisedPolicy(nn.Module):
+class SpecializedPolicy(nn.Module):
     """``FusionPolicy`` for one context: raw observations → parameters of the action distribution, and value (B, 1).
 
     The parameters are what the distribution is made from: logits for discrete actions, the mean for a ``Box`` (before
-    gSDE's squashing). Observations are those of ``SpecialisedExtractor``, with ``action_mask`` (B, actions) if the
+    gSDE's squashing). Observations are those of ``SpecializedExtractor``, with ``action_mask`` (B, actions) if the
     policy masks.
 
     :param task: whose value it is, where values are per task (PopArt) and the context is another than the task.
     """
 
-    def __init__(self, policy: "FusionPolicy", context: ArrayLike, task: int) -> None:
+    def __init__(self, policy: FusionPolicy, context: ArrayLike, task: int) -> None:
         super().__init__()
         actor, critic = (
-            cast("FusionExtractor", extractor)
+            cast(FusionExtractor, extractor)
             for extractor in (policy.pi_features_extractor, policy.vf_features_extractor)
         )
         z_actor, z_critic = (
             encode_one_context(each, context, policy.normalize_images) for each in (actor, critic)
         )
-        self.extractor = SpecialisedExtractor(actor, z_actor, policy.normalize_images)
+        self.extractor = SpecializedExtractor(actor, z_actor, policy.normalize_images)
         self.critic_extractor = (
             None
             if critic is actor
-            else SpecialisedExtractor(critic, z_critic, policy.normalize_images)
+            else SpecializedExtractor(critic, z_critic, policy.normalize_images)
         )
         if actor.routing.context == TASK_KEY:
             task = int(np.asarray(context))
@@ -302,15 +354,48 @@ class SpecialisedPolicy(nn.Module):
         return parameters, self.critic(features_of_critic)
 
 
-class Specializable(Protocol):
-    """A policy or value head over ``Features``."""
-
-    def specialize(self, z: Float[Tensor, " context"], task: int) -> nn.Module:
-        """What is left of it for one context and one task: a module of the vector alone."""
-
-
 def _mlp_and_head(
     mlp: nn.Module, head: nn.Module, z: Float[Tensor, " context"], task: int
 ) -> nn.Sequential:
-    plain = head if isinstance(head, nn.Linear) else cast(Specializable, head).specialize(z, task)
-    return copy.deepcopy(nn.Sequential(mlp, plain))
+    specialized = specialize_head(cast(Head, head), z, task)
+    return copy.deepcopy(nn.Sequential(mlp, specialized))
+
+
+@torch.no_grad()
+def specialize_head(head: Head, z: Float[Tensor, " context"], task: int) -> nn.Module:
+    """Return the plain layers that are left of a policy or value head.
+
+    Args:
+        head: a head over ``Features``, or SB3's own linear layer.
+        z: the encoded context, shape (Z,).
+        task: index of the task, for a head with values per task.
+
+    Returns:
+        A module of the vector alone.
+    """
+    match head:
+        case nn.Linear():
+            return head
+        case VectorHead():
+            return head.linear
+        case FusionHead():
+            return specialize_fusion(head.fusion, z)
+        case PopArtHead():
+            return _specialize_popart(head, z, task)
+        case _:
+            assert_never(head)
+
+
+def _specialize_popart(head: PopArtHead, z: Float[Tensor, " context"], task: int) -> nn.Module:
+    deviation = head.deviation[task]
+    weight = head.weight[task].double()
+    bias = head.bias[task].double()
+    # an initialization of its own would draw from torch's generator
+    row = nn.utils.skip_init(
+        nn.Linear, weight.numel(), 1, dtype=head.weight.dtype, device=head.weight.device
+    )
+    row.weight.copy_(deviation * weight)
+    row.bias.copy_(deviation * bias + head.mean[task])
+    if head.fusion is None:
+        return row
+    return nn.Sequential(specialize_fusion(head.fusion, z), nn.ReLU(), row)

@@ -27,7 +27,7 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.networks import LstmConfig, RecurrentConfig, choose
 from mirl.configs.schema import EvalConfig, TrainConfig
 from mirl.envs import SuiteVecEnv
-from mirl.policies import FusionExtractor, FusionPolicy, RecurrentFusionPolicy
+from mirl.policies import FusionExtractor, FusionPolicy, RecurrentFusionPolicy, specialize
 from mirl.policies import grouped_matmul as grouping
 
 close = torch.testing.assert_close
@@ -442,7 +442,7 @@ def test_a_loaded_agent_begins_new_episodes(tmp_path: Path) -> None:
 
 def test_no_form_for_one_context_alone() -> None:
     with pytest.raises(ConfigError, match="memory=lstm has no form for one context alone"):
-        agent(n_steps=16).policy.specialize(0)
+        specialize(agent(n_steps=16).policy, 0)
 
 
 Build = Callable[..., TrainConfig]

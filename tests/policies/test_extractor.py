@@ -24,7 +24,7 @@ from mirl.configs.networks import (
     VectorEncoderConfig,
 )
 from mirl.envs import ContractObservation
-from mirl.policies import FusionExtractor
+from mirl.policies import FusionExtractor, specialize_extractor
 from mirl.policies.contexts import GoalContext, MissionContext, TaskIdContext
 from mirl.policies.encoders import CellsEncoder, GridCells, ImageCells, VectorEncoder
 from mirl.policies.features import UniqueRows
@@ -159,7 +159,7 @@ def test_configs_and_names_choose_the_same_parts() -> None:
     )
     configured = FusionExtractor(
         GRID,
-        fusion=named.fusion_config,
+        fusion=named.network.fusion,
         context=MissionContextConfig(),
         encoder=GridEncoderConfig(),
         sites=("map", "vector"),
@@ -304,7 +304,7 @@ def test_cells_fused_once_per_kind_equal_those_fused_one_by_one(context: str, fu
     extractor.map_fusion.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape))
     results = []
     for per_kind in (True, False):
-        with patch.object(Fusion, "treats_positions_alike", per_kind):
+        with patch.object(Fusion, "is_positionwise", per_kind):
             features = extractor(batch)
         assert sizes.pop()[-2] == (6 if per_kind else 16)
         extractor.zero_grad()
@@ -333,8 +333,8 @@ def test_cells_fused_once_per_kind_equal_those_fused_one_by_one(context: str, fu
             "no key 'mision'. Did you mean 'mission'",
         ),
         (GRID, {"context": "goal"}, "no key 'desired_goal'"),
-        (GRID, {"encoder": "vector", "sites": ("map",)}, "encoder 'vector' has none"),
-        (GOAL, {"sites": ("map",)}, "encoder 'vector' has none"),
+        (GRID, {"encoder": "vector", "sites": ("map",)}, "encoder 'vector' has no cells"),
+        (GOAL, {"sites": ("map",)}, "encoder 'vector' has no cells"),
         (GOAL, {"encoder": "image"}, "encoder=image needs an observation of rank 3"),
         (POINT, {}, "expected a Dict observation space"),
         (spaces.Dict({"observation": POINT}), {}, "no context among the observation's keys"),
@@ -407,4 +407,4 @@ def test_a_goal_is_relative_to_numbers_of_its_shape(
 def test_a_relative_goal_cannot_be_specialized() -> None:
     extractor = FusionExtractor(GOAL, context=GoalContextConfig(relative_to="achieved_goal"))
     with pytest.raises(ConfigError, match="changes at every step"):
-        extractor.specialize(np.zeros(3, np.float32))
+        specialize_extractor(extractor, np.zeros(3, np.float32))

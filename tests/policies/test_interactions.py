@@ -46,7 +46,7 @@ from mirl.policies.fusions import (
     Gate,
     Hyper,
     LowRank,
-    Metric,
+    MetricSimilarity,
 )
 
 close = torch.testing.assert_close
@@ -135,7 +135,7 @@ def by_loop(fusion: Fusion, x: Array, z: Array) -> Array:
             logits = low_rank_by_loop(w, x, z, "to_mask.")
             mask = len(x) * softmax(logits) if fusion.simplex else sigmoid(logits)
             return affine(mask * x, w["main.weight"], w["main.bias"])
-        case Metric():
+        case MetricSimilarity():
             ours = affine(x, w["project_features.weight"]).reshape(fusion.projections, -1)
             theirs = affine(z, w["project_context.weight"]).reshape(fusion.projections, -1)
             inner = [
@@ -398,11 +398,11 @@ def test_gate_of_one_hot_contexts_equals_the_bilinear_form() -> None:
 # ------------------------------------------------------------------------------------------------------------ metric
 
 
-def one_metric(projection: Tensor) -> Metric:
+def one_metric(projection: Tensor) -> MetricSimilarity:
     """Both sides projected by the same matrix: y = [inner product, distance]."""
     dim = len(projection)
     fusion = build_fusion(MetricConfig(projections=1, rank=dim), dim, dim, 2).double()
-    assert isinstance(fusion, Metric)
+    assert isinstance(fusion, MetricSimilarity)
     with torch.no_grad():
         fusion.main.weight.zero_()
         for side in (fusion.project_features, fusion.project_context):

@@ -18,7 +18,7 @@ from toy_goal_envs import MirrorReachEnv
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import ConcatConfig, GoalContextConfig, HyperConfig, VectorEncoderConfig
-from mirl.policies import FusionExtractor
+from mirl.policies import FusionExtractor, specialize
 from mirl.policies.features import Features
 from mirl.policies.heads import FusionHead
 from mirl.policies.off_policy import (
@@ -391,7 +391,7 @@ def test_state_dependent_noise_with_fused_heads_is_refused(algorithm: Any) -> No
 
 def test_specialising_is_refused() -> None:
     with pytest.raises(ConfigError, match="policies of PPO and A2C can be specialized"):
-        build(SAC, HEADS).policy.specialize(np.zeros(1, np.float32))
+        specialize(build(SAC, HEADS).policy, np.zeros(1, np.float32))
 
 
 # ------------------------------------------------------------------------------------------------------ normalization

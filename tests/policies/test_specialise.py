@@ -28,10 +28,16 @@ from mirl.configs.networks import (
     TaskIdContextConfig,
     VectorEncoderConfig,
 )
-from mirl.policies import Fusion, FusionExtractor, FusionPolicy
+from mirl.policies import (
+    Fusion,
+    FusionExtractor,
+    FusionPolicy,
+    specialize,
+    specialize_extractor,
+)
 from mirl.policies.contexts import GoalContext, MissionContext, TaskIdContext
 from mirl.policies.popart import PopArtHead
-from mirl.policies.specialize import fold, specialise_fusion
+from mirl.policies.specialize import fold, specialize_fusion
 
 close = torch.testing.assert_close
 
@@ -54,7 +60,7 @@ def test_a_specialised_member_equals_the_general_one(
 ) -> None:
     fusion = randomized(member, *sizes).to(dtype)
     z = normal(sizes[1], seed=2).to(dtype)
-    plain = specialise_fusion(fusion, z)
+    plain = specialize_fusion(fusion, z)
     cells = normal(9, 4, sizes[0], seed=1).to(dtype)
     assert_equal_to_scale(plain(cells), fusion(cells, z.expand(9, -1)), tolerance)
     if member != CROSS:  # which looks over cells
@@ -66,20 +72,20 @@ def test_a_specialised_member_equals_the_general_one(
     "member", ["concat", "bilinear", "low_rank", "hyper", "hyper-affine", "film"]
 )
 def test_what_is_affine_in_x_becomes_one_linear_layer(member: str) -> None:
-    plain = specialise_fusion(randomized(member), normal(Z))
+    plain = specialize_fusion(randomized(member), normal(Z))
     assert type(plain) is nn.Linear
     assert plain.weight.shape == (O, X)
 
 
 def test_a_hidden_layer_stays_one() -> None:
-    plain = specialise_fusion(randomized("concat-hidden"), normal(Z))
+    plain = specialize_fusion(randomized("concat-hidden"), normal(Z))
     assert [type(layer) for layer in plain.children()] == [nn.Linear, nn.ReLU, nn.Linear]
 
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_specialising_leaves_the_fusion_and_the_random_numbers_alone(member: str) -> None:
     fusion, cells, state = randomized(member), normal(3, 4, X), torch.get_rng_state()
-    plain = specialise_fusion(fusion, normal(Z))
+    plain = specialize_fusion(fusion, normal(Z))
     before = plain(cells)
     assert torch.equal(torch.get_rng_state(), state)
     close(fusion.state_dict(), randomized(member).state_dict(), rtol=0, atol=0)
@@ -186,14 +192,14 @@ def assert_specialised_equals(
     assert isinstance(space, spaces.Dict)
     observation = asked(space, key)
     general, _ = policy.obs_to_tensor(observation)
-    logits, values = policy.specialize(ASKED[key][1])(tensors(observation, but=key))
+    logits, values = specialize(policy, ASKED[key][1])(tensors(observation, but=key))
     with torch.no_grad():
         distribution = policy.get_distribution(general).distribution
         assert_equal_to_scale(values, policy.predict_values(general), value_tolerance)
         assert_equal_to_scale(logits.log_softmax(-1), distribution.logits)  # type: ignore[union-attr]
         assert logits.std(dim=0).min() > 1e-3, "it does not see"
-    others = policy.specialize(
-        {"task": 0, "mission": [1] * 6, "desired_goal": np.ones((2, 2))}[key]
+    others = specialize(
+        policy, {"task": 0, "mission": [1] * 6, "desired_goal": np.ones((2, 2))}[key]
     )
     assert (others(tensors(observation))[1] - values).abs().max() > 1e-3, "it does not listen"
 
@@ -237,7 +243,7 @@ def test_the_parameters_make_the_policys_distribution(
     expected = policy.get_distribution(policy.obs_to_tensor(observation)[0])
     actions = expected.sample()
     log_prob, mode = expected.log_prob(actions), expected.mode()
-    parameters, _ = policy.specialize(2)(tensors(observation))
+    parameters, _ = specialize(policy, 2)(tensors(observation))
     if isinstance(action_space, spaces.Box):
         assert_equal_to_scale(parameters, mode)
     else:  # the same distribution, made from our logits
@@ -248,7 +254,7 @@ def test_the_parameters_make_the_policys_distribution(
 
 def test_pixels_may_come_as_the_environment_or_as_sb3_has_them() -> None:
     specialized, observation = (
-        policy_of(encoder="image").specialize(2),
+        specialize(policy_of(encoder="image"), 2),
         tensors(asked(PIXELS, "task")),
     )
     channels_last = {"image": observation["image"].permute(0, 2, 3, 1).contiguous()}
@@ -270,14 +276,14 @@ def test_an_extractor_of_unmodified_sb3_can_be_specialized() -> None:
     randomize(extractor)
     observation = tensors(asked(SPACE, "task"))
     expected = extractor(preprocess_obs(observation, SPACE))
-    features = extractor.specialize(2)(observation)
+    features = specialize_extractor(extractor, 2)(observation)
     assert_equal_to_scale(features, expected)
     assert features.shape == (7, 12)
 
 
 def test_nothing_of_the_context_is_left() -> None:
     policy = policy_of(key="mission", share_features_extractor=False)
-    specialized = policy.specialize(ASKED["mission"][1])
+    specialized = specialize(policy, ASKED["mission"][1])
     parts = [type(module) for module in specialized.modules()]
     assert not {Fusion, *Fusion.__subclasses__(), MissionContext, TaskIdContext, GoalContext} & {
         *parts
@@ -311,8 +317,10 @@ def test_a_specialised_bilinear_policy_is_no_larger_than_a_concat_policy_without
             for extractor in (concat.pi_features_extractor, concat.vf_features_extractor)
         )
     }
-    assert size(bilinear.specialize(2)) <= size(concat) - sum(size(encoder) for encoder in encoders)  # type: ignore[arg-type]
-    assert size(bilinear) > 2 * size(bilinear.specialize(2))
+    assert size(specialize(bilinear, 2)) <= size(concat) - sum(
+        size(encoder) for encoder in encoders
+    )  # type: ignore[arg-type]
+    assert size(bilinear) > 2 * size(specialize(bilinear, 2))
 
 
 @pytest.mark.parametrize(
@@ -344,11 +352,11 @@ def test_a_specialised_bilinear_policy_is_no_larger_than_a_concat_policy_without
 )
 def test_a_context_that_does_not_fit_is_refused(key: str, context: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        policy_of(key=key).specialize(context)
+        specialize(policy_of(key=key), context)
 
 
 def test_observations_that_do_not_fit_are_refused() -> None:
-    specialized, observation = policy_of().specialize(2), tensors(asked(SPACE, "task"))
+    specialized, observation = specialize(policy_of(), 2), tensors(asked(SPACE, "task"))
     with pytest.raises(
         ValueError, match=r"expected the keys image, buttons, dials, direction, got direction$"
     ):
@@ -387,7 +395,7 @@ def test_the_value_of_a_specialised_policy_is_that_of_its_task(
     for task in (2,) if key == "task" else (0, 1, 2):
         observation = {**asked(SPACE, key), "task": np.full(7, task)}
         general, _ = policy.obs_to_tensor(observation)
-        specialized = policy.specialize(ASKED[key][1], **({} if key == "task" else {"task": task}))
+        specialized = specialize(policy, ASKED[key][1], **({} if key == "task" else {"task": task}))
         values = specialized(tensors(observation, but="task"))[1]
         assert_equal_to_scale(values, policy.predict_values(general), ROUNDING)
         assert not {PopArtHead, Fusion} & {type(module) for module in specialized.modules()}
@@ -403,7 +411,7 @@ def test_it_is_with_every_fusion(fusion: str) -> None:
 @pytest.mark.parametrize("task", [-1, 3])
 def test_a_task_that_is_none_of_the_policys_is_refused(task: int) -> None:
     with pytest.raises(ConfigError, match=f"expected a task from 0 to 2, got {task}"):
-        popart_policy(("heads",), "mission").specialize(ASKED["mission"][1], task=task)
+        specialize(popart_policy(("heads",), "mission"), ASKED["mission"][1], task=task)
 
 
 @pytest.mark.parametrize("sites", HEADS, ids=str)
@@ -413,7 +421,7 @@ def test_a_specialised_policy_masks_the_actions_that_its_policy_masks(
     policy, observation = policy_of(sites=sites, encoder="masked"), asked(MASKED, "task", size=40)
     observation["action_mask"][0] = 0
     observation["action_mask"][1:, 4] = 1
-    specialized = policy.specialize(2)
+    specialized = specialize(policy, 2)
     logits, _ = specialized(tensors(observation, but="task"))
     expected = policy.get_distribution(policy.obs_to_tensor(observation)[0]).distribution
     close(logits.softmax(-1), expected.probs, rtol=1e-4, atol=1e-6)  # type: ignore[union-attr]
@@ -438,7 +446,7 @@ def test_a_picture_of_the_goal_can_be_the_one_context() -> None:
     space.seed(0)
     goals, seen = picture.sample(), np.stack([space["observation"].sample() for _ in range(4)])
     general, _ = policy.obs_to_tensor({"observation": seen, "desired_goal": np.stack([goals] * 4)})
-    values = policy.specialize(goals)({"observation": torch.from_numpy(seen)})[1]
+    values = specialize(policy, goals)({"observation": torch.from_numpy(seen)})[1]
     assert_equal_to_scale(values, policy.predict_values(general))
     assert policy.grouped_context_key == "desired_goal", "few pictures are distinct"
 
@@ -452,7 +460,7 @@ def test_a_specialised_policy_can_be_exported_for_batches_of_any_size(
     fusion: str, encoder: str
 ) -> None:
     policy = policy_of(fusion, encoder=encoder, popart=encoder == "masked")
-    specialized = policy.specialize(2)
+    specialized = specialize(policy, 2)
     observation = tensors(asked(SEEN[encoder][1], "task"), but="task")
     inputs = {key: observation[key] for key in specialized.keys}
     any_size = {key: {0: torch.export.Dim("batch", min=1)} for key in inputs}
