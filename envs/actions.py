@@ -25,11 +25,11 @@ def check_action_space(space: AnySpace, owner: str) -> ActionSpace:
     """Return the space if SB3's policies support it.
 
     Args:
-        space: The action space of an environment.
-        owner: Name of the space's owner, for the error message.
+        space: the action space of an environment.
+        owner: name of the space's owner, for the error message.
 
     Raises:
-        ConfigError: If the space is of another kind, or its actions do not start at 0.
+        ConfigError: if the space is of another kind, or its actions do not start at 0.
     """
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(space.start):
         raise ConfigError(
@@ -48,15 +48,15 @@ def validate_actions(actions: ArrayLike, space: ActionSpace, n_envs: int) -> Arr
     """Return valid actions as an array of the space's kind.
 
     Args:
-        actions: One action per environment, (n_envs, …).
-        space: The action space of one environment.
-        n_envs: Number of environments.
+        actions: one action per environment, (n_envs, …).
+        space: the action space of one environment.
+        n_envs: number of environments.
 
     Returns:
         The actions, (n_envs, …). Continuous actions are clipped to their bounds.
 
     Raises:
-        ValueError: If the shape, data type or range of the actions does not fit the space.
+        ValueError: if the shape, data type or range of the actions does not fit the space.
     """
     array = np.asarray(actions)
     shape = (n_envs, *(space.shape or ()))
@@ -112,13 +112,13 @@ def check_available_actions(
     """Raise an error if an action is not available in its environment's task.
 
     Args:
-        actions: Discrete actions, (n_envs,).
-        task_ids: Index of each environment's task, (n_envs,).
-        n_actions: Number of actions of each task, (n_tasks,).
-        task_names: Name of each task, for the error message.
+        actions: discrete actions, (n_envs,).
+        task_ids: index of each environment's task, (n_envs,).
+        n_actions: number of actions of each task, (n_tasks,).
+        task_names: name of each task, for the error message.
 
     Raises:
-        ValueError: If an action is not below the number of actions of its task.
+        ValueError: if an action is not below the number of actions of its task.
     """
     unavailable = np.flatnonzero(actions >= n_actions[task_ids])
     if unavailable.size:
@@ -136,9 +136,9 @@ def with_action_mask(obs: Observations, n_actions: int, n_actions_max: int) -> O
     """Return observations with an action mask added.
 
     Args:
-        obs: Observations of one task, (k, …). An action mask (k, n_actions) among them is widened.
-        n_actions: Number of actions of the task.
-        n_actions_max: Largest number of actions of any task in the suite.
+        obs: observations of one task, (k, …). An action mask (k, n_actions) among them is widened.
+        n_actions: number of actions of the task.
+        n_actions_max: largest number of actions of any task in the suite.
 
     Returns:
         The observations with a mask (k, n_actions_max) under ``action_mask``.

@@ -6,7 +6,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from mirl.configs.aliases import SAMPLING
+from mirl.configs.aliases import RENAMED_VALUES
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.schema import SamplingName
 from mirl.configs.tasks import SuiteConfig
@@ -23,14 +23,14 @@ class TaskAssignment:
     to hold n_envs environments.
 
     Args:
-        suite: The tasks.
-        active_tasks: Indices of the tasks that are played.
-        n_envs: Number of environments, at least one per active task.
+        suite: the tasks.
+        active_tasks: indices of the tasks that are played.
+        n_envs: number of environments, at least one per active task.
         sampling: ``fixed``, or a strategy of ``TaskSampler``.
-        seed: Seed of the sampler.
+        seed: seed of the sampler.
 
     Raises:
-        ConfigError: If an argument is unknown or out of range.
+        ConfigError: if an argument is unknown or out of range.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class TaskAssignment:
         """Restart the random stream of the sampler, if there is one.
 
         Args:
-            seed: The new seed.
+            seed: the new seed.
         """
         if self._sampler is not None:
             self._sampler.seed(seed)
@@ -88,8 +88,8 @@ class TaskAssignment:
         """Return the seeds of the environments of each task's backend.
 
         Args:
-            seed: Seed from which they are derived.
-            seed_split: Split whose range they come from.
+            seed: seed from which they are derived.
+            seed_split: split whose range they come from.
         """
         seeds = {}
         for task_index, size in self.backend_sizes.items():
@@ -100,7 +100,7 @@ class TaskAssignment:
         """Return the seed of each environment in the task that it plays now.
 
         Args:
-            backend_seeds: The seeds of each task's backend.
+            backend_seeds: the seeds of each task's backend.
 
         Returns:
             n_envs seeds.
@@ -115,7 +115,7 @@ class TaskAssignment:
         """Sample the tasks of new episodes, unless the assignment is fixed.
 
         Args:
-            env_indices: Environments whose episode starts, (k,).
+            env_indices: environments whose episode starts, (k,).
 
         Returns:
             Their tasks, (k,).
@@ -128,8 +128,8 @@ class TaskAssignment:
         """Update the success rates of the sampler.
 
         Args:
-            ended: Environments whose episode ended, (k,).
-            successes: Success of each of these episodes, k booleans.
+            ended: environments whose episode ended, (k,).
+            successes: success of each of these episodes, k booleans.
         """
         if self._sampler is None:
             return
@@ -158,15 +158,15 @@ class TaskAssignment:
         """Continue from a ``state()``.
 
         Args:
-            state: The state of an assignment with the same tasks and sampling.
+            state: the state of an assignment with the same tasks and sampling.
 
         Raises:
-            ConfigError: If the state does not fit; nothing has changed then.
+            ConfigError: if the state does not fit; nothing has changed then.
         """
         name = state.get("sampling")
         # Checkpoints written before 0.2 use the old names.
         if isinstance(name, str):
-            name = SAMPLING.get(name, name)
+            name = RENAMED_VALUES["sampling"].get(name, name)
         if self._sampler is not None:
             self._sampler.load({**state, "sampling": name})
         elif name != "fixed":

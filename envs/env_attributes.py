@@ -21,11 +21,11 @@ class EnvAttributes(VecEnv):
     """``VecEnv`` without access to single environments, except for the rewards of goals.
 
     Args:
-        suite: The tasks.
-        backend: Backend of the environments.
-        n_envs: Number of environments.
-        observation_space: Observation space of one environment.
-        action_space: Action space of one environment.
+        suite: the tasks.
+        backend: backend of the environments.
+        n_envs: number of environments.
+        observation_space: observation space of one environment.
+        action_space: action space of one environment.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class EnvAttributes(VecEnv):
         """Return None per environment for ``render_mode``; there is no other attribute.
 
         Args:
-            attr_name: Name of the attribute.
-            indices: The environments; None for all.
+            attr_name: name of the attribute.
+            indices: the environments; None for all.
 
         Raises:
-            AttributeError: For any other attribute.
+            AttributeError: for any other attribute.
         """
         if attr_name == "render_mode":
             return [None for _ in self._get_indices(indices)]
@@ -66,12 +66,12 @@ class EnvAttributes(VecEnv):
         """Raise an error, because single environments cannot be changed.
 
         Args:
-            attr_name: Name of the attribute.
-            value: Its value.
-            indices: The environments; None for all.
+            attr_name: name of the attribute.
+            value: its value.
+            indices: the environments; None for all.
 
         Raises:
-            AttributeError: Always.
+            AttributeError: always.
         """
         raise _no_access(attr_name)
 
@@ -86,15 +86,15 @@ class EnvAttributes(VecEnv):
 
         Args:
             method_name: ``compute_reward``; there is no other method.
-            *method_args: Passed on to it.
-            indices: The environments; None for all.
-            **method_kwargs: Passed on to it.
+            *method_args: passed on to it.
+            indices: the environments; None for all.
+            **method_kwargs: passed on to it.
 
         Returns:
             The same rewards per environment.
 
         Raises:
-            AttributeError: For any other method, or if the suite has no ``compute_reward``.
+            AttributeError: for any other method, or if the suite has no ``compute_reward``.
         """
         if method_name != "compute_reward":
             raise _no_access(method_name)
@@ -109,8 +109,8 @@ class EnvAttributes(VecEnv):
         """Return True per environment for SB3's Monitor, whose statistics are in the infos here.
 
         Args:
-            wrapper_class: The class of a wrapper.
-            indices: The environments; None for all.
+            wrapper_class: the class of a wrapper.
+            indices: the environments; None for all.
         """
         return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
 

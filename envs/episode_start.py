@@ -13,9 +13,9 @@ class EpisodeStarter:
     """Starter of episodes that belong to the wanted subset.
 
     Args:
-        backend: Backend of the whole suite.
-        episode_filter: Filter that rejects episodes by their first observation.
-        faults: Handler of non-finite observations.
+        backend: backend of the whole suite.
+        episode_filter: filter that rejects episodes by their first observation.
+        faults: handler of non-finite observations.
     """
 
     def __init__(
@@ -29,8 +29,8 @@ class EpisodeStarter:
         """Start the next episodes.
 
         Args:
-            env_indices: The environments, (k,).
-            task_ids: Task of each of them, (k,).
+            env_indices: the environments, (k,).
+            task_ids: task of each of them, (k,).
 
         Returns:
             The first observations, (k, …).

@@ -16,8 +16,8 @@ class EpisodeStatistics:
     """Returns, lengths and success reports of the running episodes.
 
     Args:
-        tasks: The tasks of the suite.
-        n_envs: Number of environments.
+        tasks: the tasks of the suite.
+        n_envs: number of environments.
     """
 
     def __init__(self, tasks: Sequence[TaskConfig], n_envs: int) -> None:
@@ -32,7 +32,7 @@ class EpisodeStatistics:
         """Reset the statistics of new episodes.
 
         Args:
-            env_indices: Environments whose episode starts, (k,).
+            env_indices: environments whose episode starts, (k,).
         """
         self._returns[env_indices] = 0.0
         self.lengths[env_indices] = 0
@@ -46,7 +46,7 @@ class EpisodeStatistics:
         """Add the rewards and success reports of a timestep.
 
         Args:
-            step: The timestep, of all n_envs environments.
+            step: the timestep, of all n_envs environments.
         """
         self._returns += step.rewards
         self._success.update(step)
@@ -55,9 +55,9 @@ class EpisodeStatistics:
         """Return the infos of a timestep.
 
         Args:
-            step: The timestep, of all n_envs environments.
-            ended: Environments whose episode ended, (k,).
-            task_ids: Task of each environment, (n_envs,).
+            step: the timestep, of all n_envs environments.
+            ended: environments whose episode ended, (k,).
+            task_ids: task of each environment, (n_envs,).
 
         Returns:
             n_envs infos. Those of ended episodes hold ``terminal_observation``,
@@ -65,7 +65,7 @@ class EpisodeStatistics:
             the environment, ``failed``; the others are empty.
 
         Raises:
-            ConfigError: If a success rule needs a report that the environment does not give.
+            ConfigError: if a success rule needs a report that the environment does not give.
         """
         successes = self._success.evaluate(step, ended, task_ids)
         infos: list[Info] = [{} for _ in step.rewards]

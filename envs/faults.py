@@ -19,14 +19,14 @@ class FaultPolicy:
     """Which faults of environments are survived, and how many of them.
 
     Args:
-        max_restarts: Number of failures after which environments are restarted; the next one is
+        max_restarts: number of failures after which environments are restarted; the next one is
             raised.
-        timeout: Seconds without a reply after which a worker process counts as hung.
-        restart_non_finite: Whether non-finite observations and rewards count as failures that are
+        timeout: seconds without a reply after which a worker process counts as hung.
+        restart_non_finite: whether non-finite observations and rewards count as failures that are
             restarted; otherwise they are raised.
 
     Raises:
-        ConfigError: If a number is out of range.
+        ConfigError: if a number is out of range.
     """
 
     max_restarts: int = 0
@@ -44,9 +44,9 @@ class FaultHandler:
     """Check for non-finite values, and truncation of the episodes of failed environments.
 
     Args:
-        tasks: The tasks of the suite.
-        restarts: Counter of the failures that are survived.
-        restart_non_finite: Whether a non-finite value is a failure that is survived.
+        tasks: the tasks of the suite.
+        restarts: counter of the failures that are survived.
+        restart_non_finite: whether a non-finite value is a failure that is survived.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class FaultHandler:
         """Mark environments with non-finite values as failed, and truncate all failed episodes.
 
         Args:
-            step: The timestep of all environments; its arrays are changed in place.
-            task_ids: Task of each environment, (n_envs,).
-            timesteps: Timestep of each environment's running episode, (n_envs,).
+            step: the timestep of all environments; its arrays are changed in place.
+            task_ids: task of each environment, (n_envs,).
+            timesteps: timestep of each environment's running episode, (n_envs,).
 
         Raises:
-            EnvironmentFailedError: As in ``find_non_finite``.
+            EnvironmentFailedError: as in ``find_non_finite``.
         """
         env_indices = np.arange(len(task_ids))
         is_bad = self.find_non_finite(step.obs, env_indices, task_ids, timesteps, step.rewards)
@@ -87,17 +87,17 @@ class FaultHandler:
         """Raise on non-finite observations or rewards, or count them as failures.
 
         Args:
-            obs: Observations, (k, …).
-            env_indices: The environments that the rows belong to, (k,).
-            task_ids: Task of each of them, (k,).
-            timesteps: Timestep of the running episode of each of them, (k,); None at the start.
-            rewards: Rewards, (k,); None at the start.
+            obs: observations, (k, …).
+            env_indices: the environments that the rows belong to, (k,).
+            task_ids: task of each of them, (k,).
+            timesteps: timestep of the running episode of each of them, (k,); None at the start.
+            rewards: rewards, (k,); None at the start.
 
         Returns:
             True for each row with a non-finite value, (k,).
 
         Raises:
-            EnvironmentFailedError: If non-finite values are not restarted, or all restarts are
+            EnvironmentFailedError: if non-finite values are not restarted, or all restarts are
                 used up.
         """
         named_arrays: list[tuple[str, Array]] = []
@@ -130,7 +130,7 @@ class FaultHandler:
         """Store the observations at which an episode is truncated if its environment fails next.
 
         Args:
-            obs: The observations of all environments, (n_envs, …).
+            obs: the observations of all environments, (n_envs, …).
         """
         if self._restarts.max_restarts:
             self._last_obs = {key: values.copy() for key, values in obs.items()}
@@ -153,7 +153,7 @@ def close_on_error(close: Callable[[], None]) -> Iterator[None]:
     step could be right.
 
     Args:
-        close: Function that closes all environments.
+        close: function that closes all environments.
     """
     try:
         yield

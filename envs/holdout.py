@@ -28,15 +28,15 @@ def active_tasks(suite: SuiteConfig, holdout: HoldoutConfig, subset: Subset) -> 
     """Return the tasks that a subset of the holdout has.
 
     Args:
-        suite: The tasks.
-        holdout: What is held out.
+        suite: the tasks.
+        holdout: what is held out.
         subset: ``trained`` or ``held_out``.
 
     Returns:
         Indices into the suite.
 
     Raises:
-        ConfigError: If the holdout names an unknown task, or the subset is unknown or empty.
+        ConfigError: if the holdout names an unknown task, or the subset is unknown or empty.
     """
     if subset not in get_args(Subset):
         raise ConfigError(
@@ -65,13 +65,13 @@ class EpisodeFilter:
     """Filter that draws only episodes of one subset, with the mission of their task.
 
     Args:
-        suite: The tasks.
-        holdout: What is held out.
-        subset: The wanted subset.
-        observation_space: Observation space of the suite.
+        suite: the tasks.
+        holdout: what is held out.
+        subset: the wanted subset.
+        observation_space: observation space of the suite.
 
     Raises:
-        ConfigError: If the observations lack the missions or goals that the filter needs.
+        ConfigError: if the observations lack the missions or goals that the filter needs.
     """
 
     def __init__(
@@ -105,15 +105,15 @@ class EpisodeFilter:
         """Reset environments until every episode is accepted.
 
         Args:
-            reset: Function that starts new episodes in rows (k,) of the n and returns their first
+            reset: function that starts new episodes in rows (k,) of the n and returns their first
                 observations (k, …).
-            n: Number of episodes.
+            n: number of episodes.
 
         Returns:
             The first observations, (n, …).
 
         Raises:
-            ConfigError: If an episode is still rejected after ``MAX_DRAWS`` resets.
+            ConfigError: if an episode is still rejected after ``MAX_DRAWS`` resets.
         """
         obs = reset(np.arange(n))
         if not self.rejects:
@@ -134,7 +134,7 @@ class EpisodeFilter:
         """Return True for each episode that belongs to the wanted subset and to its task.
 
         Args:
-            obs: The first observations of episodes, (k, …).
+            obs: the first observations of episodes, (k, …).
 
         Returns:
             Booleans, (k,).

@@ -63,14 +63,14 @@ def make_env(
     """Return one environment of a task under the observation contract.
 
     Args:
-        task: The task.
-        task_index: Index of the task in its suite.
-        n_tasks: Number of tasks in the suite.
+        task: the task.
+        task_index: index of the task in its suite.
+        n_tasks: number of tasks in the suite.
         observation: ``grid`` for the environment's own observation, ``rgb`` for MiniGrid's pixels.
-        render_mode: Render mode of Gymnasium; None for no rendering.
+        render_mode: render mode of Gymnasium; None for no rendering.
 
     Raises:
-        ConfigError: If the id is unknown, a package is missing, or the environment does not take
+        ConfigError: if the id is unknown, a package is missing, or the environment does not take
             the keyword arguments.
     """
     env = _make(task, render_mode)
@@ -90,11 +90,11 @@ def check_reset(env: AnyEnv, task: TaskConfig) -> None:
     """Raise an error if an environment cannot be reset, for example without a package.
 
     Args:
-        env: The environment.
-        task: Its task, for the error message.
+        env: the environment.
+        task: its task, for the error message.
 
     Raises:
-        ConfigError: If a package is missing, or a task with keyword arguments fails.
+        ConfigError: if a package is missing, or a task with keyword arguments fails.
     """
     try:
         env.reset(seed=0)
@@ -113,10 +113,10 @@ def find_spec(task: TaskConfig) -> EnvSpec:
     """Return the registration of a task's id.
 
     Args:
-        task: The task.
+        task: the task.
 
     Raises:
-        ConfigError: If the id is not registered, or its package is missing.
+        ConfigError: if the id is not registered, or its package is missing.
     """
     try:
         for beginning, module in _PLUGINS.items():

@@ -51,7 +51,7 @@ def token_id(word: str) -> int:
     """Return the id of a word: its own if the vocabulary has it, otherwise that of its bucket.
 
     Args:
-        word: A lower-case word or punctuation mark.
+        word: a lower-case word or punctuation mark.
     """
     if word in _IDS:
         return _IDS[word]
@@ -65,7 +65,7 @@ def words(text: str) -> list[str]:
     """Return the words and punctuation marks of a text in lower case.
 
     Args:
-        text: Any text.
+        text: any text.
     """
     return _TOKEN.findall(text.lower())
 
@@ -82,7 +82,7 @@ def tokenize(text: str) -> NDArray[np.int16]:
     """Return the token ids of a text, padded with 0 or cut to MAX_TOKENS.
 
     Args:
-        text: Any text.
+        text: any text.
 
     Returns:
         Token ids, (MAX_TOKENS,).

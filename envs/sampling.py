@@ -35,9 +35,9 @@ class TaskSampler:
     Both averages start at 0. If all weights are 0, p is uniform.
 
     Args:
-        strategy: The strategy.
-        tasks: Indices of the n tasks to sample from.
-        seed: Seed of the sampler's own generator.
+        strategy: the strategy.
+        tasks: indices of the n tasks to sample from.
+        seed: seed of the sampler's own generator.
 
     References:
         Portelas et al., "Teacher algorithms for curriculum learning of Deep RL in continuously
@@ -59,7 +59,7 @@ class TaskSampler:
         """Restart the generator; the success rates stay.
 
         Args:
-            seed: The new seed.
+            seed: the new seed.
         """
         self._generator = np.random.Generator(np.random.PCG64(seed))
 
@@ -67,7 +67,7 @@ class TaskSampler:
         """Sample the tasks of the next episodes.
 
         Args:
-            n: Number of episodes.
+            n: number of episodes.
 
         Returns:
             Indices of tasks, (n,).
@@ -78,8 +78,8 @@ class TaskSampler:
         """Update the success rates with an episode.
 
         Args:
-            task_index: The task of the episode.
-            success: Whether it succeeded.
+            task_index: the task of the episode.
+            success: whether it succeeded.
         """
         row = self._row_of[task_index]
         self._recent[row] += FAST_RATE * (success - self._recent[row])
@@ -110,10 +110,10 @@ class TaskSampler:
         """Continue from a ``state()``.
 
         Args:
-            state: The state of a sampler with the same strategy and tasks.
+            state: the state of a sampler with the same strategy and tasks.
 
         Raises:
-            ConfigError: If the state does not fit; nothing has changed then.
+            ConfigError: if the state does not fit; nothing has changed then.
         """
         expected = {"sampling": self._strategy, "tasks": self._tasks.tolist()}
         for key, value in expected.items():

@@ -21,16 +21,16 @@ def env_seeds(seed: int, seed_split: SeedSplit, task_index: int, n: int) -> list
     """Return the seeds of a task's environments.
 
     Args:
-        seed: Seed from which they are derived.
-        seed_split: Split whose range they come from.
-        task_index: Index of the task in its suite.
-        n: Number of environments of the task.
+        seed: seed from which they are derived.
+        seed_split: split whose range they come from.
+        task_index: index of the task in its suite.
+        n: number of environments of the task.
 
     Returns:
         n seeds. Seeds of one split can coincide by chance, seeds of two splits cannot.
 
     Raises:
-        ConfigError: If the split is unknown.
+        ConfigError: if the split is unknown.
     """
     if seed_split not in _RANGES:
         raise ConfigError(f"unknown seed_split '{seed_split}'." + nearest(seed_split, _RANGES))
@@ -43,10 +43,10 @@ def replacement_seed(seed: int) -> int:
     """Return a new seed of the same split for an environment that failed.
 
     Args:
-        seed: The seed of the environment that failed.
+        seed: the seed of the environment that failed.
 
     Raises:
-        ValueError: If the seed does not belong to any split.
+        ValueError: if the seed does not belong to any split.
     """
     for start, size in _RANGES.values():
         if start <= seed < start + size:

@@ -33,13 +33,13 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
     of its codes instead of 0 to 255, which SB3 would take for pixels.
 
     Args:
-        env: The environment.
-        task_index: Index of its task in the suite.
-        n_tasks: Number of tasks in the suite.
+        env: the environment.
+        task_index: index of its task in the suite.
+        n_tasks: number of tasks in the suite.
 
     Raises:
-        ValueError: If ``task_index`` is not below ``n_tasks``.
-        ConfigError: If an observation cannot be converted.
+        ValueError: if ``task_index`` is not below ``n_tasks``.
+        ConfigError: if an observation cannot be converted.
     """
 
     def __init__(self, env: AnyEnv, task_index: int = 0, n_tasks: int = 1) -> None:
@@ -66,7 +66,7 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         """Return an observation of the wrapped environment in the contract's form.
 
         Args:
-            observation: The observation of the wrapped environment.
+            observation: the observation of the wrapped environment.
         """
         converted: Observation = {DEFAULT_KEY: observation}
         if self._is_dict:

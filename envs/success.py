@@ -16,8 +16,8 @@ class SuccessTracker:
     """Success reports of the running episodes.
 
     Args:
-        tasks: The tasks of the suite, each with its success rule.
-        n_envs: Number of environments.
+        tasks: the tasks of the suite, each with its success rule.
+        n_envs: number of environments.
     """
 
     def __init__(self, tasks: Sequence[TaskConfig], n_envs: int) -> None:
@@ -28,7 +28,7 @@ class SuccessTracker:
         """Forget the reports of earlier episodes.
 
         Args:
-            env_indices: Environments whose episode starts, (k,).
+            env_indices: environments whose episode starts, (k,).
         """
         self._best_reports[env_indices] = NOT_REPORTED
 
@@ -36,7 +36,7 @@ class SuccessTracker:
         """Add the reports of a timestep.
 
         Args:
-            step: The timestep of all n_envs environments.
+            step: the timestep of all n_envs environments.
         """
         # NOT_REPORTED < 0 < 1, so the maximum is the best report.
         np.maximum(self._best_reports, step.success, out=self._best_reports)
@@ -45,15 +45,15 @@ class SuccessTracker:
         """Return the success of episodes that ended.
 
         Args:
-            step: The last timestep, of all n_envs environments.
-            ended: Environments whose episode ended, (k,).
-            task_ids: Task of each environment, (n_envs,).
+            step: the last timestep, of all n_envs environments.
+            ended: environments whose episode ended, (k,).
+            task_ids: task of each environment, (n_envs,).
 
         Returns:
             k booleans; False where the environment failed.
 
         Raises:
-            ConfigError: If the success rule needs a report that the environment does not give.
+            ConfigError: if the success rule needs a report that the environment does not give.
         """
         successes = []
         for env_index in ended.tolist():
@@ -73,13 +73,13 @@ def is_success(task: TaskConfig, last_reward: float, last_report: int, best_repo
     """Return True if an episode succeeded by the rule of its task.
 
     Args:
-        task: The task of the episode.
-        last_reward: Reward of the last timestep.
-        last_report: Success in the info of the last timestep: 1, 0 or ``NOT_REPORTED``.
-        best_report: Highest success in the infos of all timesteps.
+        task: the task of the episode.
+        last_reward: reward of the last timestep.
+        last_report: success in the info of the last timestep: 1, 0 or ``NOT_REPORTED``.
+        best_report: highest success in the infos of all timesteps.
 
     Raises:
-        ConfigError: If the rule needs a report and there is none.
+        ConfigError: if the rule needs a report and there is none.
     """
     match task.success:
         case "reward":

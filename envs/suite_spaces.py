@@ -20,9 +20,9 @@ class JoinedSpaces:
     """The spaces of all tasks as one.
 
     Args:
-        observation: Observation space, with ``action_mask`` if the numbers of actions differ.
-        action: Action space with every action of any task.
-        n_actions: Number of actions of each task, (n_tasks,), if they differ.
+        observation: observation space, with ``action_mask`` if the numbers of actions differ.
+        action: action space with every action of any task.
+        n_actions: number of actions of each task, (n_tasks,), if they differ.
     """
 
     observation: spaces.Dict
@@ -36,11 +36,11 @@ def suite_spaces(
     """Return the observation and action space of a suite.
 
     Args:
-        suite: The tasks; one environment of each is made.
-        backend: Backend that will step the environments.
+        suite: the tasks; one environment of each is made.
+        backend: backend that will step the environments.
 
     Raises:
-        ConfigError: As in ``joined_spaces``.
+        ConfigError: as in ``joined_spaces``.
     """
     joined = joined_spaces(suite, backend)
     return joined.observation, joined.action
@@ -50,11 +50,11 @@ def joined_spaces(suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]) 
     """Return the spaces of a suite, which may differ only in the number of discrete actions.
 
     Args:
-        suite: The tasks; one environment of each is made.
-        backend: Backend that will step the environments.
+        suite: the tasks; one environment of each is made.
+        backend: backend that will step the environments.
 
     Raises:
-        ConfigError: If an environment cannot be made, or the spaces of two tasks differ.
+        ConfigError: if an environment cannot be made, or the spaces of two tasks differ.
     """
     observations = []
     actions = []

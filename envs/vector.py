@@ -50,28 +50,28 @@ class SuiteVecEnv(EnvAttributes):
     return ``r``, length ``l``, seconds since the start ``t``). Other infos are empty.
 
     Args:
-        suite: The tasks.
-        n_envs: Number of environments over all active tasks, at least one per task.
-        backend: What steps the environments.
-        seed: Seed from which the seed of each environment and that of the task sampler derive.
-        seed_split: Range of the environments' seeds; training and evaluation share none.
-        workers: Number of worker processes of the ``gymnasium`` backend, shared by the tasks; 0
+        suite: the tasks.
+        n_envs: number of environments over all active tasks, at least one per task.
+        backend: what steps the environments.
+        seed: seed from which the seed of each environment and that of the task sampler derive.
+        seed_split: range of the environments' seeds; training and evaluation share none.
+        workers: number of worker processes of the ``gymnasium`` backend, shared by the tasks; 0
             steps in this process, None chooses.
-        sampling: How the task of the next episode is chosen (see ``TaskSampler``); ``fixed``
+        sampling: how the task of the next episode is chosen (see ``TaskSampler``); ``fixed``
             keeps the task of each environment.
-        holdout: What is held out from training.
-        subset: Whether to play the episodes that training has, or those that are held out; tasks
+        holdout: what is held out from training.
+        subset: whether to play the episodes that training has, or those that are held out; tasks
             keep their index in the suite.
-        max_restarts: Number of failures that are survived on the ``gymnasium`` backend. An
+        max_restarts: number of failures that are survived on the ``gymnasium`` backend. An
             environment that raises is made again, a worker process that dies or hangs is
             restarted, each with a warning. Their episodes are truncated and marked ``failed`` in
             the info; the next ones use new seeds.
-        timeout: Seconds without a reply after which a worker process counts as hung.
-        restart_non_finite: Whether non-finite observations and rewards are failures of this kind
+        timeout: seconds without a reply after which a worker process counts as hung.
+        restart_non_finite: whether non-finite observations and rewards are failures of this kind
             too; otherwise they are raised.
 
     Raises:
-        ConfigError: If an argument does not fit the suite, or its tasks do not fit together.
+        ConfigError: if an argument does not fit the suite, or its tasks do not fit together.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class SuiteVecEnv(EnvAttributes):
         """Restart the random streams, of the sampler now, of the environments at the next reset.
 
         Args:
-            seed: The new seed; None changes nothing.
+            seed: the new seed; None changes nothing.
 
         Returns:
             The seed of each environment in the task that it plays now.
@@ -160,11 +160,11 @@ class SuiteVecEnv(EnvAttributes):
         """Start a timestep in all backends, so that they work at the same time.
 
         Args:
-            actions: One action per environment, (n_envs, …).
+            actions: one action per environment, (n_envs, …).
 
         Raises:
-            ValueError: If an action is not in the action space; nothing has been stepped then.
-            RuntimeError: If another call has to come first.
+            ValueError: if an action is not in the action space; nothing has been stepped then.
+            RuntimeError: if another call has to come first.
         """
         if self._state != "ready":
             raise RuntimeError(f"step_async() needs {_NEXT_CALL[self._state]} first")
@@ -184,7 +184,7 @@ class SuiteVecEnv(EnvAttributes):
             episode ended, the observation is the first of the next episode.
 
         Raises:
-            RuntimeError: If ``step_async()`` has to come first.
+            RuntimeError: if ``step_async()`` has to come first.
         """
         if self._state != "stepping":
             raise RuntimeError("step_wait() needs step_async() first")
@@ -211,7 +211,7 @@ class SuiteVecEnv(EnvAttributes):
         and actions have no effect.
 
         Args:
-            env_indices: The environments, (k,).
+            env_indices: the environments, (k,).
         """
         self._deactivated[env_indices] = True
 
@@ -239,10 +239,10 @@ class SuiteVecEnv(EnvAttributes):
         """Continue from a ``sampling_state()``.
 
         Args:
-            state: The state of an environment with the same suite and sampling.
+            state: the state of an environment with the same suite and sampling.
 
         Raises:
-            ConfigError: If the state does not fit; nothing has changed then.
+            ConfigError: if the state does not fit; nothing has changed then.
         """
         self._assignment.load_state(state)
 
@@ -276,14 +276,14 @@ def make_vec_env(
     """Return a ``SuiteVecEnv`` of one id, of several ids, or of a suite.
 
     Args:
-        env: An id, several ids (one task each, named by its id), or a suite.
-        n_envs: Number of environments over all tasks, at least one per task.
-        backend: What steps the environments.
-        seed: Seed from which the seed of each environment derives.
-        seed_split: Range of the environments' seeds; training and evaluation share none.
+        env: an id, several ids (one task each, named by its id), or a suite.
+        n_envs: number of environments over all tasks, at least one per task.
+        backend: what steps the environments.
+        seed: seed from which the seed of each environment derives.
+        seed_split: range of the environments' seeds; training and evaluation share none.
 
     Raises:
-        ConfigError: If an id is unknown, or the tasks do not fit together.
+        ConfigError: if an id is unknown, or the tasks do not fit together.
     """
     if not isinstance(env, SuiteConfig):
         ids = (env,) if isinstance(env, str) else tuple(env)

@@ -22,8 +22,8 @@ class EnvironmentFailedError(RunError):
     """Failure of an environment that raised, or of the worker process that stepped it.
 
     Args:
-        message: The failure, with task, id and seed.
-        env_index: Index of the environment within its backend; -1 if it is unknown.
+        message: the failure, with task, id and seed.
+        env_index: index of the environment within its backend; -1 if it is unknown.
     """
 
     def __init__(self, message: str, env_index: int = -1) -> None:
@@ -35,7 +35,7 @@ class Restarts:
     """Counter of the failures that are survived, each with a warning.
 
     Args:
-        max_restarts: Number of failures that are survived; the next one is raised.
+        max_restarts: number of failures that are survived; the next one is raised.
     """
 
     def __init__(self, max_restarts: int = 0) -> None:
@@ -46,10 +46,10 @@ class Restarts:
         """Count a failure and warn about it.
 
         Args:
-            failure: The failure.
+            failure: the failure.
 
         Raises:
-            EnvironmentFailedError: If all restarts are used up.
+            EnvironmentFailedError: if all restarts are used up.
         """
         if self.max_restarts == 0:
             raise failure
@@ -73,12 +73,12 @@ class Step:
     """One timestep of k environments. Those whose episode ended wait for their reset.
 
     Args:
-        obs: Observations, (k, …); of an ended episode, the last. The arrays belong to the caller.
-        rewards: Rewards, (k,).
+        obs: observations, (k, …); of an ended episode, the last. The arrays belong to the caller.
+        rewards: rewards, (k,).
         terminated: True where the episode terminated, (k,).
         truncated: True where the episode was truncated, (k,); also where it terminated on its
             last allowed timestep.
-        success: Success in the infos, (k,): 1, 0 or ``NOT_REPORTED``.
+        success: success in the infos, (k,): 1, 0 or ``NOT_REPORTED``.
         failed: True where the environment failed, (k,); the rest of its row is zeros.
     """
 
@@ -98,8 +98,8 @@ class Step:
         """Return a step of n environments with this one in some of its rows.
 
         Args:
-            rows: The rows, as k indices or as a mask (n,).
-            n: Number of rows; the others are zeros.
+            rows: the rows, as k indices or as a mask (n,).
+            n: number of rows; the others are zeros.
         """
         return map_step(lambda values: scatter_rows(values, rows, n), self)
 
@@ -115,14 +115,14 @@ class Backend(Protocol):
         """Restart the random streams; every environment has to be reset before its next timestep.
 
         Args:
-            seeds: One seed per environment.
+            seeds: one seed per environment.
         """
 
     def send_reset(self, env_indices: EnvIndices) -> None:
         """Start an episode; the first reset of all comes after ``seed``.
 
         Args:
-            env_indices: The environments, (k,).
+            env_indices: the environments, (k,).
         """
 
     def recv_reset(self) -> Observations:
@@ -132,8 +132,8 @@ class Backend(Protocol):
         """Start a timestep.
 
         Args:
-            env_indices: The environments, (k,).
-            actions: Their valid actions, (k, …).
+            env_indices: the environments, (k,).
+            actions: their valid actions, (k, …).
         """
 
     def recv(self) -> Step:
@@ -147,7 +147,7 @@ def join_observations(batches: Sequence[Observations]) -> Observations:
     """Return the observations of several groups of environments as one batch.
 
     Args:
-        batches: Observations, (k_i, …) each.
+        batches: observations, (k_i, …) each.
     """
     if len(batches) == 1:
         return batches[0]
@@ -158,7 +158,7 @@ def join_steps(steps: Sequence[Step]) -> Step:
     """Return the timestep of several groups of environments as one.
 
     Args:
-        steps: Timesteps of k_i environments each.
+        steps: timesteps of k_i environments each.
     """
     if len(steps) == 1:
         return steps[0]
@@ -169,8 +169,8 @@ def map_step(function: Callable[..., Array], *steps: Step) -> Step:
     """Return a step whose arrays are a function of the arrays of other steps.
 
     Args:
-        function: Takes one array per step.
-        *steps: The steps.
+        function: takes one array per step.
+        *steps: the steps.
     """
     obs = {}
     for key in steps[0].obs:
@@ -185,9 +185,9 @@ def scatter_rows(values: Array, rows: EnvIndices | RowMask, n: int) -> Array:
     """Return n rows of which some are given and the others are zeros.
 
     Args:
-        values: The given rows, (k, …).
-        rows: Where they go, as k indices or as a mask (n,).
-        n: Number of rows.
+        values: the given rows, (k, …).
+        rows: where they go, as k indices or as a mask (n,).
+        n: number of rows.
 
     Returns:
         The rows, (n, …).

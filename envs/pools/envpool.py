@@ -34,7 +34,7 @@ def envpool_obstacle(suite: SuiteConfig) -> str | None:
     """Return the reason why EnvPool cannot step a suite, or None if it can.
 
     Args:
-        suite: The tasks.
+        suite: the tasks.
     """
     known = envpool_ids()
     if not known:
@@ -75,10 +75,10 @@ class EnvPoolBackend:
     """Backend of one MiniGrid or BabyAI task; its environments are made at the first reset.
 
     Args:
-        task: The task.
-        n: Number of environments.
-        task_index: Index of the task in its suite.
-        threads: Number of threads that step them.
+        task: the task.
+        n: number of environments.
+        task_index: index of the task in its suite.
+        threads: number of threads that step them.
     """
 
     def __init__(self, task: TaskConfig, n: int, task_index: int = 0, *, threads: int = 1) -> None:
@@ -94,7 +94,7 @@ class EnvPoolBackend:
         """Restart the random streams at the next reset.
 
         Args:
-            seeds: One seed per environment.
+            seeds: one seed per environment.
         """
         # reset(seed=...) is ignored, only the constructor takes seeds.
         self.close()
@@ -104,7 +104,7 @@ class EnvPoolBackend:
         """Start an episode.
 
         Args:
-            env_indices: The environments, (k,).
+            env_indices: the environments, (k,).
         """
         if self._envs is None:
             self._envs = self._build()
@@ -125,8 +125,8 @@ class EnvPoolBackend:
         """Start a timestep.
 
         Args:
-            env_indices: The environments, (k,).
-            actions: Their actions, (k, …); EnvPool ends the whole process on an invalid one.
+            env_indices: the environments, (k,).
+            actions: their actions, (k, …); EnvPool ends the whole process on an invalid one.
         """
         contiguous = np.ascontiguousarray(actions, dtype=np.int32)
         self._envs.send(contiguous, env_indices.astype(np.int32))
@@ -177,8 +177,8 @@ class EnvPoolBackend:
 
         Args:
             raw: EnvPool's observations, in the order in which the environments finished.
-            order: The rows in ascending order of the environments, (k,).
-            env_indices: The environments in that order, (k,).
+            order: the rows in ascending order of the environments, (k,).
+            env_indices: the environments in that order, (k,).
         """
         # take() copies, and is faster than [order]: no later step overwrites what is returned.
         return {

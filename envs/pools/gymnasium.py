@@ -32,12 +32,12 @@ class GymnasiumBackend:
     cannot tell which one raised, and stacks all infos.
 
     Args:
-        task: The task.
-        n: Number of environments.
-        task_index: Index of the task in its suite.
-        n_tasks: Number of tasks in the suite.
-        observation: Kind of observation, see ``make_env``.
-        on_failure: Called with each failure; by default it raises the failure.
+        task: the task.
+        n: number of environments.
+        task_index: index of the task in its suite.
+        n_tasks: number of tasks in the suite.
+        observation: kind of observation, see ``make_env``.
+        on_failure: called with each failure; by default it raises the failure.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class GymnasiumBackend:
         """Restart each random stream at the next reset of its environment.
 
         Args:
-            seeds: One seed per environment.
+            seeds: one seed per environment.
         """
         self._seeds = [int(seed) for seed in seeds]
         self._needs_seed = [True] * len(self._seeds)
@@ -74,7 +74,7 @@ class GymnasiumBackend:
         """Store which environments ``recv_reset`` has to reset.
 
         Args:
-            env_indices: The environments, (k,).
+            env_indices: the environments, (k,).
         """
         self._reset_indices = env_indices
 
@@ -90,8 +90,8 @@ class GymnasiumBackend:
         """Store which actions ``recv`` has to take.
 
         Args:
-            env_indices: The environments, (k,).
-            actions: Their actions, (k, …).
+            env_indices: the environments, (k,).
+            actions: their actions, (k, …).
         """
         self._step_indices = env_indices
         self._actions = actions

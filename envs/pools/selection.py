@@ -19,12 +19,12 @@ def choose_backend(suite: SuiteConfig, backend: BackendName) -> Literal["gymnasi
     """Return the backend that steps a suite.
 
     Args:
-        suite: The tasks.
-        backend: The requested backend. ``auto`` is EnvPool if it is installed and can step every
+        suite: the tasks.
+        backend: the requested backend. ``auto`` is EnvPool if it is installed and can step every
             task, otherwise Gymnasium.
 
     Raises:
-        ConfigError: If the backend is unknown, or is ``envpool`` and cannot step the suite.
+        ConfigError: if the backend is unknown, or is ``envpool`` and cannot step the suite.
     """
     if backend not in get_args(BackendName):
         raise ConfigError(f"unknown backend '{backend}'." + nearest(backend, get_args(BackendName)))
@@ -48,14 +48,14 @@ def make_workers(
     """Return the worker processes of a suite, or None if there are none.
 
     Args:
-        backend: Backend of the suite; only ``gymnasium`` uses worker processes.
-        n_envs: Number of environments.
-        n_workers: Number of worker processes; None chooses it by the number of environments.
-        restarts: Counter of the failures that are survived.
-        timeout: Seconds without a reply after which a worker process counts as hung.
+        backend: backend of the suite; only ``gymnasium`` uses worker processes.
+        n_envs: number of environments.
+        n_workers: number of worker processes; None chooses it by the number of environments.
+        restarts: counter of the failures that are survived.
+        timeout: seconds without a reply after which a worker process counts as hung.
 
     Raises:
-        ConfigError: If the number of workers is negative.
+        ConfigError: if the number of workers is negative.
     """
     if n_workers is None:
         n_workers = 0
@@ -78,11 +78,11 @@ def make_backends(
     """Return one backend per task.
 
     Args:
-        suite: The tasks.
-        sizes: Number of environments of each task that is played, by its index.
-        backend: Kind of the backends.
-        workers: Worker processes that step the environments; None for the calling process.
-        restarts: Counter of the failures that are survived.
+        suite: the tasks.
+        sizes: number of environments of each task that is played, by its index.
+        backend: kind of the backends.
+        workers: worker processes that step the environments; None for the calling process.
+        restarts: counter of the failures that are survived.
     """
     n_tasks = len(suite.tasks)
     threads = max(1, available_cpus() // len(sizes))

@@ -28,10 +28,10 @@ class SuiteBackend:
     All backends work at the same time. Between two episodes, an environment can change its task.
 
     Args:
-        backends: The backend of each task, by the index of the task.
-        first_env_indices: For each task, the environment that has index 0 in the task's backend.
-        n: Number of environments.
-        n_actions: Number of actions of each task, (n_tasks,), if they differ; observations then
+        backends: the backend of each task, by the index of the task.
+        first_env_indices: for each task, the environment that has index 0 in the task's backend.
+        n: number of environments.
+        n_actions: number of actions of each task, (n_tasks,), if they differ; observations then
             gain ``action_mask``.
     """
 
@@ -53,7 +53,7 @@ class SuiteBackend:
         """Restart the random streams; a reset of all environments has to follow.
 
         Args:
-            seeds: For each task, one seed per environment of its backend.
+            seeds: for each task, one seed per environment of its backend.
         """
         for task_index, backend in self._backends.items():
             backend.seed(seeds[task_index])
@@ -62,8 +62,8 @@ class SuiteBackend:
         """Start an episode of a task in each of some environments.
 
         Args:
-            env_indices: The environments, (k,).
-            task_ids: Task of each of them, (k,).
+            env_indices: the environments, (k,).
+            task_ids: task of each of them, (k,).
 
         Returns:
             The first observations, (k, …).
@@ -87,7 +87,7 @@ class SuiteBackend:
         """Stop stepping environments until their next reset; their rows are zeros.
 
         Args:
-            env_indices: The environments, (k,).
+            env_indices: the environments, (k,).
         """
         self._inactive[env_indices] = True
         self._groups = _TaskGroups(self._task_ids, self._inactive)
@@ -101,7 +101,7 @@ class SuiteBackend:
         """Start a timestep of all active environments, of which there is at least one.
 
         Args:
-            actions: One valid action per environment, (n, …).
+            actions: one valid action per environment, (n, …).
         """
         for task_index, rows in self._groups.rows_by_task:
             backend_indices = rows - self._first_env_indices[task_index]
@@ -132,7 +132,7 @@ class _TaskGroups:
     """Rows grouped by task, and the way back to their original order.
 
     Args:
-        task_ids: Task of each row, (n,).
+        task_ids: task of each row, (n,).
         excluded: True for each row that belongs to no group, (n,); None for none.
     """
 
@@ -159,7 +159,7 @@ class _TaskGroups:
         """Return the observations of all groups in the order of the rows.
 
         Args:
-            joined: The observations, group after group.
+            joined: the observations, group after group.
 
         Returns:
             Observations, (n, …); excluded rows are zeros.
@@ -175,7 +175,7 @@ class _TaskGroups:
         """Return the timestep of all groups in the order of the rows.
 
         Args:
-            joined: The timestep, group after group.
+            joined: the timestep, group after group.
         """
         if self._is_in_order:
             return joined

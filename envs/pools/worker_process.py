@@ -33,7 +33,7 @@ class WorkerLostError(Exception):
     """The process that had to reply is gone.
 
     Args:
-        reason: The reason, for the first caller; empty for the later ones.
+        reason: the reason, for the first caller; empty for the later ones.
     """
 
     def __init__(self, reason: str) -> None:
@@ -51,8 +51,8 @@ class Worker:
     The process starts with the first command, and another one after it was lost.
 
     Args:
-        max_restarts: Number of failures of environments that one command survives.
-        timeout: Seconds without a reply after which the process counts as hung.
+        max_restarts: number of failures of environments that one command survives.
+        timeout: seconds without a reply after which the process counts as hung.
     """
 
     def __init__(self, max_restarts: int, timeout: float) -> None:
@@ -70,7 +70,7 @@ class Worker:
         """Give the process another shard of environments.
 
         Args:
-            build: Function that makes the shard's backend in the process.
+            build: function that makes the shard's backend in the process.
 
         Returns:
             The number of the shard in this worker.
@@ -104,10 +104,10 @@ class Worker:
         """Return the next reply.
 
         Args:
-            generation: The generation to which the command was sent.
+            generation: the generation to which the command was sent.
 
         Raises:
-            WorkerLostError: If the process died, or did not reply in time and was killed. The next
+            WorkerLostError: if the process died, or did not reply in time and was killed. The next
                 command starts another process.
         """
         if generation != self.generation:
@@ -182,9 +182,9 @@ def _serve(
     """Run a worker process: reply to commands until the owner closes it or is gone.
 
     Args:
-        connection: Connection to the owner.
-        builders: One function per shard that makes its backend.
-        max_restarts: Number of failures of environments that one command survives.
+        connection: connection to the owner.
+        builders: one function per shard that makes its backend.
+        max_restarts: number of failures of environments that one command survives.
     """
     # Both signals may reach the whole process group; the owner decides when to end.
     for signal_number in (signal.SIGINT, signal.SIGTERM):

@@ -50,9 +50,9 @@ class Workers:
     A suite of fifty tasks does not need fifty processes.
 
     Args:
-        n_workers: Number of processes.
-        restarts: Counter of the failures that are survived; by default none is.
-        timeout: Seconds without a reply after which a process counts as hung.
+        n_workers: number of processes.
+        restarts: counter of the failures that are survived; by default none is.
+        timeout: seconds without a reply after which a process counts as hung.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Workers:
         """Return the next workers in turn, so that all are assigned equally often.
 
         Args:
-            n: Number of workers.
+            n: number of workers.
         """
         assigned = [self._workers[(self._next + i) % len(self)] for i in range(n)]
         self._next = (self._next + n) % len(self)
@@ -98,13 +98,13 @@ class WorkerBackend:
     received in the order in which they were sent.
 
     Args:
-        task: The task.
-        n: Number of environments.
-        task_index: Index of the task in its suite.
-        n_tasks: Number of tasks in the suite.
-        observation: Kind of observation, see ``make_env``.
-        workers: The worker processes.
-        n_shards: Largest number of shards.
+        task: the task.
+        n: number of environments.
+        task_index: index of the task in its suite.
+        n_tasks: number of tasks in the suite.
+        observation: kind of observation, see ``make_env``.
+        workers: the worker processes.
+        n_shards: largest number of shards.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class WorkerBackend:
         """Restart each random stream at the next reset of its environment.
 
         Args:
-            seeds: One seed per environment.
+            seeds: one seed per environment.
         """
         ends = [*self._first_env_indices[1:], len(seeds)]
         for shard, start, end in zip(self._shards, self._first_env_indices, ends, strict=True):
@@ -141,7 +141,7 @@ class WorkerBackend:
         """Start an episode.
 
         Args:
-            env_indices: The environments, (k,).
+            env_indices: the environments, (k,).
         """
         self._pending = []
         for shard, _, shard_indices in self._split(env_indices):
@@ -156,8 +156,8 @@ class WorkerBackend:
         """Start a timestep.
 
         Args:
-            env_indices: The environments, (k,).
-            actions: Their valid actions, (k, …).
+            env_indices: the environments, (k,).
+            actions: their valid actions, (k, …).
         """
         self._pending = []
         for shard, rows, shard_indices in self._split(env_indices):
@@ -175,7 +175,7 @@ class WorkerBackend:
         """Yield each shard that holds any of these environments.
 
         Args:
-            env_indices: The environments, (k,), ascending.
+            env_indices: the environments, (k,), ascending.
 
         Yields:
             The shard, its rows among the k, and the indices of its environments in the shard.
@@ -195,11 +195,11 @@ class _Shard:
     If the process is lost, so are their episodes; the next ones start in another process.
 
     Args:
-        worker: The worker.
-        task: The task.
-        build: Function that makes the backend of some number of environments in the process.
-        n: Number of environments.
-        restarts: Counter of the failures that are survived.
+        worker: the worker.
+        task: the task.
+        build: function that makes the backend of some number of environments in the process.
+        n: number of environments.
+        restarts: counter of the failures that are survived.
     """
 
     def __init__(

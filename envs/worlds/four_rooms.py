@@ -43,12 +43,12 @@ class ReachEnv(MiniGridEnv):
         reward: ``time`` rewards reaching the goal at timestep t with 1 − 0.9 t/T, as MiniGrid
             does; ``sparse`` gives −1 per timestep until then, which hindsight experience replay
             can recompute.
-        size: Cells per side, walls included; odd, at least 7.
+        size: cells per side, walls included; odd, at least 7.
         max_steps: T, the timesteps after which an episode is truncated.
-        render_mode: Render mode of MiniGrid.
+        render_mode: render mode of MiniGrid.
 
     Raises:
-        ConfigError: If an argument is not valid.
+        ConfigError: if an argument is not valid.
     """
 
     def __init__(
@@ -92,15 +92,15 @@ class ReachEnv(MiniGridEnv):
         """Return the rewards for achieving one goal where another was desired.
 
         Args:
-            achieved_goal: A goal, or a batch of B goals with a leading axis.
-            desired_goal: The same for the desired goals.
-            info: The info of the timestep, or B infos.
+            achieved_goal: a goal, or a batch of B goals with a leading axis.
+            desired_goal: the same for the desired goals.
+            info: the info of the timestep, or B infos.
 
         Returns:
             Rewards, () or (B,).
 
         Raises:
-            ConfigError: If ``reward="time"`` and an info has no ``step_count``, as in hindsight
+            ConfigError: if ``reward="time"`` and an info has no ``step_count``, as in hindsight
                 experience replay.
         """
         reached = self.is_reached(achieved_goal, desired_goal)
@@ -120,8 +120,8 @@ class ReachEnv(MiniGridEnv):
         """Return True where the goals are equal.
 
         Args:
-            achieved_goal: A goal, or a batch of B goals with a leading axis.
-            desired_goal: The same for the desired goals.
+            achieved_goal: a goal, or a batch of B goals with a leading axis.
+            desired_goal: the same for the desired goals.
 
         Returns:
             Booleans, () or (B,).

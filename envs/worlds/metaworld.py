@@ -30,9 +30,9 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         task: Meta-World's name of the task.
         reward_function_version: ``v2``, Meta-World's default in [0, 10], or ``v1``, that of the
             first release.
-        terminate_on_success: Whether the first success ends the episode.
-        render_mode: Render mode of MuJoCo.
-        camera_name: Camera of the rendered pictures.
+        terminate_on_success: whether the first success ends the episode.
+        render_mode: render mode of MuJoCo.
+        camera_name: camera of the rendered pictures.
     """
 
     metadata = {  # noqa: RUF012  (gymnasium's own declaration)
@@ -74,8 +74,8 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         """Draw places for the objects and the goal.
 
         Args:
-            seed: Seed of the generator; None continues it.
-            options: Unused.
+            seed: seed of the generator; None continues it.
+            options: unused.
 
         Returns:
             The observation, (39,), and Meta-World's info.
@@ -97,7 +97,7 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         """Move the gripper; ``success`` in the info is 1.0 while the task is solved.
 
         Args:
-            action: Movement of the gripper and its opening, (4,).
+            action: movement of the gripper and its opening, (4,).
 
         Returns:
             Observation, reward, terminated, truncated and info.

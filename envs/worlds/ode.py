@@ -42,19 +42,19 @@ class ODEEnv(gym.Env[FloatObservation, NDArray[np.float32]]):
     is True within the innermost band. Episodes are only truncated.
 
     Args:
-        contexts: Vectors of coefficients, (k,) each, one of which is drawn per episode. If there
+        contexts: vectors of coefficients, (k,) each, one of which is drawn per episode. If there
             are none, the coefficients are drawn uniformly from a box.
-        low: Lower corner of that box, (k,).
-        high: Upper corner of that box, (k,).
-        spacing: If it is not 0, the coefficients are drawn from the points of a grid with this
+        low: lower corner of that box, (k,).
+        high: upper corner of that box, (k,).
+        spacing: if it is not 0, the coefficients are drawn from the points of a grid with this
             spacing, which starts at ``low``.
-        starts: Values of x, one of which is drawn per episode.
+        starts: values of x, one of which is drawn per episode.
         force: F, the factor of actions in [-1, 1]².
-        context_scale: Divisor of the observed context.
-        shows_context: Whether the observation holds the context.
+        context_scale: divisor of the observed context.
+        shows_context: whether the observation holds the context.
 
     Raises:
-        ConfigError: If the contexts differ in size, or the box is empty.
+        ConfigError: if the contexts differ in size, or the box is empty.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012  (gymnasium's own declaration)
@@ -96,8 +96,8 @@ class ODEEnv(gym.Env[FloatObservation, NDArray[np.float32]]):
         """Draw a context and a start.
 
         Args:
-            seed: Seed of the generator; None continues it.
-            options: Unused.
+            seed: seed of the generator; None continues it.
+            options: unused.
 
         Returns:
             The observation and an empty info.
@@ -111,7 +111,7 @@ class ODEEnv(gym.Env[FloatObservation, NDArray[np.float32]]):
         """Move the point by ẋ dt.
 
         Args:
-            action: Real and imaginary part of a, (2,).
+            action: real and imaginary part of a, (2,).
 
         Returns:
             Observation, reward, terminated, truncated and info.

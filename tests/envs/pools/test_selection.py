@@ -26,7 +26,7 @@ def hide_envpool(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_auto_prefers_envpool() -> None:
-    """auto chooses EnvPool if it can step every task."""
+    """Auto chooses EnvPool if it can step every task."""
     env = make_vec_env([EMPTY, "BabyAI-GoToLocal-v0"], 2)
     assert env.backend == "envpool"
     env.close()
@@ -44,7 +44,7 @@ def test_auto_prefers_envpool() -> None:
     ids=["other id", "kwargs", "unknown to envpool", "rgb", "success in the info"],
 )
 def test_auto_falls_back_to_gymnasium(suite: SuiteConfig) -> None:
-    """auto chooses Gymnasium for a suite that EnvPool cannot step; envpool is an error then."""
+    """Auto chooses Gymnasium for a suite that EnvPool cannot step; envpool is an error then."""
     env = SuiteVecEnv(suite, 1)
     assert env.backend == "gymnasium"
     env.close()
@@ -53,7 +53,7 @@ def test_auto_falls_back_to_gymnasium(suite: SuiteConfig) -> None:
 
 
 def test_auto_works_without_envpool(monkeypatch: pytest.MonkeyPatch) -> None:
-    """auto chooses Gymnasium if EnvPool is not installed."""
+    """Auto chooses Gymnasium if EnvPool is not installed."""
     hide_envpool(monkeypatch)
     env = make_vec_env(EMPTY, 1)
     assert env.backend == "gymnasium"
