@@ -186,9 +186,7 @@ class _PerGroup(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weights: Tensor, shifts: Tensor, spans: list[slice]
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weights: Tensor, shifts: Tensor, spans: list[slice]) -> Tensor:
         ctx.save_for_backward(x, weights)
         ctx.spans = spans
         y = x.new_empty(len(x), weights.shape[2])
