@@ -84,8 +84,8 @@ def choose_network(
     twice = [name for name, is_given in given.items() if is_given]
     if twice:
         raise ConfigError(
-            f"expected either network=… or the separate options, got network and {', '.join(twice)}; "
-            "set these in the NetworkConfig instead"
+            "expected either network or the separate options, got network and "
+            f"{', '.join(twice)}; set these in the NetworkConfig"
         )
     return network
 
