@@ -1,10 +1,15 @@
-"""TODO docstring."""
+"""Advantage estimation and its normalization, as pure functions of (T, N) tensors.
+
+Shapes: T timesteps, N environments.
+"""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 PerStep = Float[Tensor, "n_steps n_envs"]
+EPSILON = 1e-8
+"""Added to the standard deviation, as in SB3's advantage normalization."""
 
 
 def generalized_advantages(
@@ -17,32 +22,65 @@ def generalized_advantages(
     gamma: float,
     gae_lambda: float,
 ) -> PerStep:
-    """Generalized advantage estimation (Schulman et al., 2016), where c_t is 0 if an episode starts at t + 1, else 1:
+    """Return the generalized advantage estimates of a rollout.
 
         δ_t = r_t + γ c_t V_{t+1} − V_t
         A_t = δ_t + γλ c_t A_{t+1}
 
-    A time-out's reward holds γ V of its last observation already: it bootstraps, and a termination does not.
+    where c_t is 0 if an episode starts at t + 1, else 1. The reward of a truncated episode's last
+    timestep must already contain γ V of its terminal observation: a truncation bootstraps, a
+    termination does not.
+
+    Args:
+        rewards: (T, N), r_t.
+        values: (T, N), V_t.
+        episode_starts: (T, N), 1 where an episode starts, else 0.
+        last_values: (N,), V_T of the observations after the last timestep.
+        last_episode_starts: (N,), 1 where an episode starts after the last timestep.
+        gamma: γ, the discount factor.
+        gae_lambda: λ, the trade-off between bias and variance.
+
+    Returns:
+        (T, N), A_t.
+
+    References:
+        Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage
+        Estimation", ICLR 2016.
     """
-    continues = 1.0 - torch.cat([episode_starts[1:], last_episode_starts[None]])
-    deltas = rewards + gamma * torch.cat([values[1:], last_values[None]]) * continues - values
+    next_starts = torch.cat([episode_starts[1:], last_episode_starts[None]])
+    next_values = torch.cat([values[1:], last_values[None]])
+    continues = 1.0 - next_starts
+    deltas = rewards + gamma * next_values * continues - values
     decay = gamma * gae_lambda * continues
-    advantages, advantage = torch.empty_like(deltas), torch.zeros_like(last_values)
+    advantages = torch.empty_like(deltas)
+    advantage = torch.zeros_like(last_values)
+    # A_t depends on A_{t+1}: go backwards in time, over all environments at once.
     for t in reversed(range(len(deltas))):
         advantage = deltas[t] + decay[t] * advantage
         advantages[t] = advantage
     return advantages
 
 
-def normalize_per_task(advantages: PerStep, tasks: Int[Tensor, "n_steps n_envs"]) -> PerStep:
-    """(A − mean_t) / (deviation_t + 1e-8) over the samples of each task t; what does not vary becomes zero."""
+def normalize_per_task(advantages: PerStep, task_ids: Int[Tensor, "n_steps n_envs"]) -> PerStep:
+    """Normalize the advantages of each task to mean 0 and standard deviation 1.
+
+        (A − mean_k) / (std_k + 1e-8) over the samples of task k
+
+    Advantages that do not vary become zero.
+
+    Args:
+        advantages: (T, N).
+        task_ids: (T, N), the task of each timestep.
+
+    Returns:
+        (T, N), the normalized advantages.
+    """
     normalized = torch.empty_like(advantages)
-    for task in tasks.unique():
-        own = tasks == task
-        mine = advantages[
-            own
-        ].double()  # rounding of a large mean would be a deviation, and be blown up
-        centered = mine - mine.mean()
-        deviation = centered.square().sum().div(max(len(mine) - 1, 1)).sqrt()
-        normalized[own] = (centered / (deviation + 1e-8)).to(advantages.dtype)
+    for task_id in task_ids.unique():
+        is_task = task_ids == task_id
+        # In float32 the rounding error of a large mean would pass for variation and be scaled up.
+        own = advantages[is_task].double()
+        centered = own - own.mean()
+        variance = centered.square().sum().div(max(len(own) - 1, 1))
+        normalized[is_task] = (centered / (variance.sqrt() + EPSILON)).to(advantages.dtype)
     return normalized

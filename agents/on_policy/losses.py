@@ -1,54 +1,68 @@
-"""The losses of PPO and A2C as pure functions of what the policy says about a minibatch.
+"""Loss terms that PPO and A2C share, as pure functions of a minibatch and the policy's outputs.
 
-Each gives the loss of every sample, so that a task's part of the whole is the sum over its samples; the loss that is
-stepped along is their mean.
+Each function returns one loss per sample, so that the share of a task is the sum over its samples.
+The gradient step follows the mean.
+
+Shapes: B samples of a minibatch.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mirl.agents.on_policy.rollout_buffer import Samples
+from mirl.agents.on_policy.action_evaluation import ActionEvaluation, PerSample
+from mirl.agents.on_policy.advantages import EPSILON
+from mirl.agents.on_policy.minibatch import Samples
 
-PerSample = Float[Tensor, " batch"]
 Metrics = dict[str, Tensor]
-"""Scalars on the device, under the names that SB3 logs."""
-
-
-class ActionEvaluation(NamedTuple):
-    """What the policy says about the actions of a minibatch."""
-
-    values: PerSample
-    log_probs: PerSample
-    entropy: PerSample | None
-    """None where the distribution has no closed form of it."""
-    value_scale: PerSample | None = None
-    """σ of each sample's task, the unit in which values are compared with returns (PopArt); None for 1."""
+"""Scalars on the training device, under the names that SB3 logs."""
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What PPO and A2C share."""
+    """Coefficients of the loss."""
 
     ent_coef: float
+    """Weight of the entropy loss."""
     vf_coef: float
+    """Weight of the value loss."""
     normalize_advantage: bool
+    """Normalize the advantages of each minibatch."""
 
     def advantages(self, samples: Samples) -> PerSample:
-        """The advantages of a minibatch, to mean 0 and deviation 1 if asked for."""
+        """Return the advantages of a minibatch, with mean 0 and standard deviation 1 if enabled.
+
+        Args:
+            samples: the minibatch.
+
+        Returns:
+            (B,), the advantages.
+        """
         advantages = samples.advantages
-        if self.normalize_advantage and len(advantages) > 1:  # see SB3's issue 325
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        # The standard deviation of one sample is NaN: SB3 issue #325.
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + EPSILON)
         return advantages
 
     def combine(
         self, evaluation: ActionEvaluation, policy_losses: PerSample, value_losses: PerSample
     ) -> tuple[PerSample, Metrics]:
-        """L = L_policy + ent_coef · L_entropy + vf_coef · L_value, and the mean of each."""
-        entropy_losses = evaluation.log_probs if evaluation.entropy is None else -evaluation.entropy
+        """Combine the loss terms:  L = L_policy + ent_coef · L_entropy + vf_coef · L_value.
+
+        Args:
+            evaluation: the policy's outputs.
+            policy_losses: (B,), L_policy.
+            value_losses: (B,), L_value.
+
+        Returns:
+            (B,), L; and the means of L and of its terms.
+        """
+        # −E[log π] is the entropy, so that the log-probability of the sample estimates −H.
+        entropy_losses = evaluation.log_probs
+        if evaluation.entropy is not None:
+            entropy_losses = -evaluation.entropy
         losses = policy_losses + self.ent_coef * entropy_losses + self.vf_coef * value_losses
         return losses, {
             "train/entropy_loss": entropy_losses.detach().mean(),
@@ -61,18 +75,41 @@ class LossWeights:
 def value_losses_of(
     evaluation: ActionEvaluation, samples: Samples, clip_range_vf: float | None = None
 ) -> PerSample:
-    """((R − V) / σ)², where V stays within ``clip_range_vf`` · σ of the old value if that is given."""
-    values, scale = evaluation.values, evaluation.value_scale
+    """Return the value losses ((R − V) / σ)², where σ is 1 without PopArt.
+
+    Args:
+        evaluation: the policy's outputs, V and σ.
+        samples: the minibatch, with the returns R and the values at the time of the rollout.
+        clip_range_vf: V stays within ``clip_range_vf`` · σ of its value at the time of the rollout;
+            None for no limit.
+
+    Returns:
+        (B,), the losses.
+    """
+    values = evaluation.values
+    scale = evaluation.value_scale
     if clip_range_vf is not None:
-        limit = clip_range_vf * (torch.ones_like(values) if scale is None else scale)
+        unit = torch.ones_like(values) if scale is None else scale
+        limit = clip_range_vf * unit
         values = samples.old_values + (values - samples.old_values).clamp(-limit, limit)
     errors = samples.returns - values
-    return (errors if scale is None else errors / scale).square()
+    if scale is not None:
+        errors = errors / scale
+    return errors.square()
 
 
 def explained_variance(
     values: Float[Tensor, "*rollout"], returns: Float[Tensor, "*rollout"]
 ) -> Tensor:
-    """1 − var(R − V) / var(R), and no number where the returns do not vary."""
+    """Return 1 − var(R − V) / var(R); NaN if the returns do not vary.
+
+    Args:
+        values: V, the predictions.
+        returns: R, the targets, of the same shape.
+
+    Returns:
+        A scalar on the device: 1 for perfect predictions, 0 for a constant one.
+    """
     variance = returns.var(correction=0)
-    return torch.where(variance > 0, 1 - (returns - values).var(correction=0) / variance, torch.nan)
+    unexplained = (returns - values).var(correction=0)
+    return torch.where(variance > 0, 1 - unexplained / variance, torch.nan)

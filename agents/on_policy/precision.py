@@ -1,10 +1,10 @@
-"""bfloat16 where it is faster: in the trunk of a policy; its heads, its losses and its weights stay in float32."""
+"""Mixed precision: the policy's trunk in bfloat16; its heads, losses and weights in float32."""
 
 import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any, get_args
+from typing import TypeVar, cast, get_args
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -12,30 +12,49 @@ from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.schema import PrecisionName
+from mirl.policies.features import Context, Features
 
 MIN_SPEEDUP = 1.3
-"""bfloat16 must be so many times as fast as float32: a little speed is not worth its rounding."""
+"""Smallest speedup of bfloat16 over float32 that is worth its rounding errors."""
+T = TypeVar("T")
 
 
 def resolve_precision(name: PrecisionName, device: torch.device) -> PrecisionName:
-    """``auto`` is bf16 where matrix products are clearly faster in it, found out once by trying.
+    """Replace "auto" by "bf16" if that is clearly faster on this device, else by "fp32".
 
-    :raises ConfigError: when there is no such precision.
+    Args:
+        name: "fp32", "bf16" or "auto".
+        device: the training device.
+
+    Returns:
+        "fp32" or "bf16".
+
+    Raises:
+        ConfigError: if the name is unknown.
     """
-    if name not in get_args(PrecisionName):
-        raise ConfigError(f"unknown precision '{name}'." + nearest(name, get_args(PrecisionName)))
-    return ("bf16" if _bf16_is_faster(device.type) else "fp32") if name == "auto" else name
+    names = get_args(PrecisionName)
+    if name not in names:
+        raise ConfigError(
+            f"unknown precision '{name}', expected one of {', '.join(names)}."
+            + nearest(name, names)
+        )
+    if name != "auto":
+        return name
+    return "bf16" if _bf16_is_faster(device.type) else "fp32"
 
 
 @cache
 def _bf16_is_faster(device_type: str) -> bool:
+    """Measure once per process."""
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    seconds = {dtype: _time_matmul(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    return seconds[torch.bfloat16] * MIN_SPEEDUP < seconds[torch.float32]
+    float32_seconds = _time_matmul(torch.float32)
+    bfloat16_seconds = _time_matmul(torch.bfloat16)
+    return bfloat16_seconds * MIN_SPEEDUP < float32_seconds
 
 
 def _time_matmul(dtype: torch.dtype) -> float:
+    """Return the shortest time of several matrix products, in seconds."""
     matrix = torch.ones(512, 512, dtype=dtype)
     best = float("inf")
     for _ in range(8):
@@ -45,16 +64,31 @@ def _time_matmul(dtype: torch.dtype) -> float:
     return best
 
 
-def autocast(precision: PrecisionName, device: torch.device) -> AbstractContextManager[Any]:
-    """Where a policy computes; call ``heads_in_float32`` on it once before."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+def autocast(
+    precision: PrecisionName, device: torch.device
+) -> AbstractContextManager[object | None]:
+    """Return the context in which a policy computes in a precision.
+
+    Call ``heads_in_float32`` on the policy once before.
+
+    Args:
+        precision: "fp32" or "bf16".
+        device: the training device.
+    """
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
 
 
 def heads_in_float32(policy: ActorCriticPolicy) -> None:
-    """The layers that give the action distribution and the value stay in float32 under ``autocast``.
+    """Keep the layers that return action distribution and value in float32 under ``autocast``.
 
-    PPO compares probabilities: a logit of 8 in bfloat16 is off by up to 1/64, a noise in the ratio that nothing
-    averages.
+    PPO compares probabilities: a logit of 8 in bfloat16 is off by up to 1/64, noise in the
+        probability ratio that
+    does not average out.
+
+    Args:
+        policy: the policy; gets forward hooks.
     """
     for head in (policy.action_net, policy.value_net):
         head.register_forward_pre_hook(_enter_float32)
@@ -62,34 +96,44 @@ def heads_in_float32(policy: ActorCriticPolicy) -> None:
 
 
 class _Scopes(threading.local):
-    """The heads that a thread is inside of."""
+    """The contexts of the heads whose forward pass a thread is in."""
 
     def __init__(self) -> None:
-        self.entered: list[AbstractContextManager[Any]] = []
+        self.entered: list[torch.autocast] = []
 
 
 _scopes = _Scopes()
 
 
-def _enter_float32(_head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    device = next(_head.parameters()).device.type
-    _scopes.entered.append(torch.autocast(device, enabled=False))
-    _scopes.entered[-1].__enter__()
-    return tuple(in_float32(argument) for argument in arguments)
+def _enter_float32(head: nn.Module, arguments: tuple[object, ...]) -> tuple[object, ...]:
+    device_type = next(head.parameters()).device.type
+    scope = torch.autocast(device_type, enabled=False)
+    _scopes.entered.append(scope)
+    scope.__enter__()
+    return in_float32(arguments)
 
 
-def _leave_float32(_head: nn.Module, _arguments: Any, _result: Any) -> None:
+def _leave_float32(_head: nn.Module, _arguments: tuple[object, ...], _output: object) -> None:
     _scopes.entered.pop().__exit__(None, None, None)
 
 
-def in_float32(value: Any) -> Any:
-    """Floating tensors, alone or in tuples, in float32; all else, such as a task's number, as it is."""
+def in_float32(value: T) -> T:
+    """Convert floating-point tensors to float32, also inside tuples.
+
+    Args:
+        value: a tensor, ``Features``, ``Context``, or a tuple of them; anything else is returned as
+            it is.
+
+    Returns:
+        The same structure. Integer and boolean tensors are not converted.
+    """
+    converted: object = value
     match value:
-        case Tensor() if value.is_floating_point():
-            return value.float()
-        case tuple() if hasattr(value, "_fields"):  # Features and Context are named tuples
-            return type(value)(*map(in_float32, value))
-        case tuple():  # of an actor and a critic
-            return tuple(map(in_float32, value))
-        case _:
-            return value
+        case Tensor():
+            if value.is_floating_point():
+                converted = value.float()
+        case Features() | Context():
+            converted = type(value)._make(map(in_float32, value))
+        case tuple():  # the features of actor and critic, or the arguments of a head
+            converted = tuple(map(in_float32, value))
+    return cast(T, converted)

@@ -1,8 +1,12 @@
-"""RolloutBuffer for a policy that remembers: minibatches of whole sequences, and the states that they begin with."""
+"""Rollout buffer of a recurrent policy: minibatches of sequences with initial hidden states.
+
+Shapes: T timesteps of a rollout, N environments, L timesteps of a sequence, C = T / L sequences per
+    environment, S
+sequences of a minibatch, H hidden state. The B = L * S samples of a minibatch are time first.
+"""
 
 from collections.abc import Iterator
 from numbers import Integral
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +14,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mirl.agents.on_policy.rollout_buffer import RolloutBuffer, Samples
-from mirl.agents.on_policy.storage import Rows, on_device
+from mirl.agents.on_policy.bit_packing import Space
+from mirl.agents.on_policy.minibatch import Samples
+from mirl.agents.on_policy.rollout_buffer import RolloutBuffer
+from mirl.agents.on_policy.storage import PolicyInput, Rows, on_device
 from mirl.configs.agents import check_minibatches, check_sequences
 from mirl.configs.errors import ConfigError
 from mirl.policies.memory.episodes import Episodes
@@ -19,21 +25,42 @@ from mirl.policies.recurrent import BurnIn, Sequences
 
 
 class RecurrentRolloutBuffer(RolloutBuffer):
-    """``RolloutBuffer`` whose minibatches are sequences of ``sequence_length`` timesteps; 0 for whole rollouts.
+    """A ``RolloutBuffer`` whose minibatches are sequences of L timesteps.
 
-    An episode may end and another begin inside a sequence. ``burn_in`` timesteps before a sequence the memory is read
-    from again, with the present weights; the first sequence of a rollout begins with what was remembered then.
+    An episode may end and another start inside a sequence. Each sequence starts from its stored
+    hidden state; with ``burn_in``, from the state recomputed over the preceding timesteps with the
+    current weights. The first sequence of a rollout always starts from its stored state.
 
-    :raises ConfigError: when a rollout does not consist of such sequences, or has not so many timesteps before them.
+    Args:
+        buffer_size: T, timesteps per environment.
+        observation_space: the space of one observation.
+        action_space: the space of one action.
+        device: the training device.
+        gae_lambda: λ of generalized advantage estimation.
+        gamma: γ, the discount factor.
+        n_envs: N, the number of environments.
+        sequence_length: L, a divisor of T; 0 for T.
+        burn_in: timesteps before each sequence that only recompute its hidden state, at most L.
+
+    Raises:
+        ConfigError: if T is not a multiple of L, or the burn-in is longer than L.
+
+    References:
+        Kapturowski et al., "Recurrent Experience Replay in Distributed Reinforcement Learning"
+        (R2D2), ICLR 2019.
     """
 
     def __init__(
         self,
         buffer_size: int,
-        *args: Any,
+        observation_space: Space,
+        action_space: Space,
+        device: torch.device | str = "auto",
+        gae_lambda: float = 1,
+        gamma: float = 0.99,
+        n_envs: int = 1,
         sequence_length: int = 0,
         burn_in: int = 0,
-        **kwargs: Any,
     ) -> None:
         for name, given in (("sequence_length", sequence_length), ("burn_in", burn_in)):
             if not isinstance(given, Integral) or given < 0:
@@ -41,82 +68,125 @@ class RecurrentRolloutBuffer(RolloutBuffer):
                     f"{name} must be a whole number of timesteps, 0 or more, got {given!r}"
                 )
         check_sequences(buffer_size, sequence_length, burn_in)
-        self.length, self.burn_in = sequence_length or buffer_size, burn_in
-        super().__init__(buffer_size, *args, **kwargs)
-        self.starts = np.zeros(self.shape, np.bool_)
-        """``episode_starts`` in the host's memory."""
-        begins = np.arange(0, buffer_size, self.length)
-        self.read_from = np.maximum(begins - burn_in, 0)
-        """Where the reading of each sequence begins."""
-        self.states = torch.zeros(len(begins), self.n_envs, 0, device=self.device)
-        """What was remembered there."""
+        self.sequence_length = sequence_length or buffer_size
+        self.burn_in = burn_in
+        super().__init__(
+            buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs
+        )
+        self.host_episode_starts = np.zeros(self.shape, np.bool_)
+        """(T, N), ``episode_starts`` in host memory, from which ``Episodes`` are built."""
+        starts = np.arange(0, buffer_size, self.sequence_length)
+        self.state_timesteps = np.maximum(starts - burn_in, 0)
+        """(C,), the timestep before which the hidden state of each sequence is stored."""
+        self.hidden_states = torch.zeros(len(starts), self.n_envs, 0, device=self.device)
+        """(C, N, H), the stored hidden states."""
 
-    def allocate_states(self, state_dim: int) -> None:
-        """Room for states of this size."""
-        self.states = self.states.new_zeros(*self.states.shape[:2], state_dim)
+    def allocate_hidden_states(self, state_dim: int) -> None:
+        """Allocate the hidden states, once the policy's size is known.
+
+        Args:
+            state_dim: H, the size of the hidden state of one environment.
+        """
+        n_parts, n_envs, _ = self.hidden_states.shape
+        self.hidden_states = self.hidden_states.new_zeros(n_parts, n_envs, state_dim)
 
     def store_hidden_state(
         self, state: Float[Tensor, "n_envs state"], episode_start: NDArray[np.bool_]
     ) -> None:
-        """Keep what is remembered at the present timestep, before it is read."""
-        self.starts[self.pos] = episode_start
-        for part in np.flatnonzero(self.read_from == self.pos).tolist():
-            self.states[part] = state
+        """Store the hidden state before the current timestep, if a sequence needs it.
+
+        Args:
+            state: (N, H), the hidden state.
+            episode_start: (N,), whether the observations are the first of an episode.
+        """
+        self.host_episode_starts[self.pos] = episode_start
+        for part in np.flatnonzero(self.state_timesteps == self.pos).tolist():
+            self.hidden_states[part] = state
 
     def check_batch_size(self, batch_size: int) -> None:
-        """:raises ConfigError: when minibatches of so many timesteps are no whole sequences."""
-        check_minibatches(batch_size, self.length, self.buffer_size, self.n_envs)
+        """Check that minibatches consist of whole sequences.
+
+        Args:
+            batch_size: timesteps per minibatch.
+
+        Raises:
+            ConfigError: if they do not; names a batch size that would do.
+        """
+        check_minibatches(batch_size, self.sequence_length, self.buffer_size, self.n_envs)
 
     def get(self, batch_size: int | None = None) -> Iterator[Samples]:  # type: ignore[override]
-        """Minibatches of one epoch, as many sequences in each as make ``batch_size`` timesteps."""
-        self.check_batch_size(batch_size or self.length)
+        """Iterate over the minibatches of one epoch, in a random order.
+
+        Args:
+            batch_size: timesteps per minibatch, a multiple of L; None for the whole rollout.
+
+        Yields:
+            Minibatches of ``batch_size`` / L sequences; the last one may be smaller.
+        """
+        per_minibatch = self.n_sequences
+        if batch_size is not None:
+            self.check_batch_size(batch_size)
+            per_minibatch = batch_size // self.sequence_length
         order = np.random.permutation(self.n_sequences)  # noqa: NPY002
-        at_a_time = len(order) if batch_size is None else batch_size // self.length
-        for start in range(0, len(order), at_a_time):
-            yield self.sequence_minibatch(order[start : start + at_a_time])
+        for start in range(0, len(order), per_minibatch):
+            yield self.sequence_minibatch(order[start : start + per_minibatch])
 
     def full_batch(self) -> Samples:
+        """Return all sequences of the rollout as one minibatch."""
         return self.sequence_minibatch(np.arange(self.n_sequences))
 
     @property
     def n_sequences(self) -> int:
-        """How many there are in a rollout."""
-        return len(self.read_from) * self.n_envs
+        """Return C * N, the number of sequences of a rollout."""
+        return len(self.state_timesteps) * self.n_envs
 
     def sequence_minibatch(self, chosen: Rows) -> Samples:
-        """The samples of some sequences, time first."""
-        part, env = np.divmod(chosen, self.n_envs)
-        rows, episodes = self._piece(part * self.length, env, self.length)
-        observations, observation_of = self._distinct(rows)
-        state = self.states[on_device(part, self.device), on_device(env, self.device)]
-        sequences = Sequences(state, episodes, self._burn_in(part, env))
-        return self._samples(rows, observations, observation_of)._replace(sequences=sequences)
+        """Return the samples of some sequences, time first.
 
-    def _burn_in(self, part: Rows, env: Rows) -> BurnIn | None:
-        later = np.flatnonzero(part)
-        if not self.burn_in or not later.size:
+        Args:
+            chosen: (S,), indices c * N + n of sequence c of environment n.
+        """
+        part, env_index = np.divmod(chosen, self.n_envs)
+        first_timestep = part * self.sequence_length
+        rows, episodes = self._segment(first_timestep, env_index, self.sequence_length)
+        observations, inverse = self._unique_observations(rows)
+        state = self.hidden_states[on_device(part, self.device), on_device(env_index, self.device)]
+        sequences = Sequences(state, episodes, self._burn_in(part, env_index))
+        return self._samples(rows, observations, inverse)._replace(sequences=sequences)
+
+    def _burn_in(self, part: Rows, env_index: Rows) -> BurnIn | None:
+        # The first sequence of a rollout has no timesteps before it.
+        chosen = np.flatnonzero(part)
+        if self.burn_in == 0 or len(chosen) == 0:
             return None
-        rows, episodes = self._piece(self.read_from[part[later]], env[later], self.burn_in)
-        observations, observation_of = self._distinct(rows)
+        first_timestep = self.state_timesteps[part[chosen]]
+        rows, episodes = self._segment(first_timestep, env_index[chosen], self.burn_in)
+        observations, inverse = self._unique_observations(rows)
         return BurnIn(
-            on_device(later, self.device),
-            observations,
-            on_device(observation_of, self.device),
-            episodes,
+            on_device(chosen, self.device), observations, on_device(inverse, self.device), episodes
         )
 
-    def _piece(self, begin: Rows, env: Rows, length: int) -> tuple[Rows, Episodes]:
-        """So many timesteps of some environments, time first."""
-        step = begin + np.arange(length)[:, None]
-        return (step * self.n_envs + env).reshape(-1), Episodes(self.starts[step, env], self.device)
+    def _segment(self, start: Rows, env_index: Rows, length: int) -> tuple[Rows, Episodes]:
+        """Return ``length`` timesteps of each of S environments, time first.
 
-    @property
-    def nbytes(self) -> int:
-        return super().nbytes + self.states.nbytes + self.starts.nbytes
+        Args:
+            start: (S,), the first timestep.
+            env_index: (S,), the environment.
+            length: number of timesteps.
 
-    def _distinct(self, rows: Rows) -> tuple[Any, Rows]:
-        """The distinct observations of some rows, and which of them is each row's own."""
-        order, first, observation_of = self._arrange(rows)
-        own = np.empty_like(rows)
-        own[order] = np.arange(len(rows)) if observation_of is None else observation_of
-        return self._observations(rows[order][first]), own
+        Returns:
+            (length * S,), the rows; and their episode starts, (length, S).
+        """
+        timestep = start + np.arange(length)[:, None]
+        rows = (timestep * self.n_envs + env_index).reshape(-1)
+        return rows, Episodes(self.host_episode_starts[timestep, env_index], self.device)
+
+    def _unique_observations(self, rows: Rows) -> tuple[PolicyInput, Rows]:
+        """Return the unique observations of some rows, and the index of each row's own."""
+        order = self._sort(rows)
+        sorted_inverse = np.arange(len(rows)) if order.inverse is None else order.inverse
+        # Undo the sort: the samples of a sequence must stay in time order.
+        inverse = np.empty_like(rows)
+        inverse[order.order] = sorted_inverse
+        unique_rows = rows[order.order][order.first]
+        return self._observations(unique_rows), inverse

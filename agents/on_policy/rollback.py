@@ -1,8 +1,7 @@
-"""TODO docstring."""
+"""Rollback of an update that made a weight non-finite, and the error that names the cause."""
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,79 +9,127 @@ from torch import Tensor, nn
 from mirl.agents.faults import NonFiniteError
 from mirl.agents.on_policy.losses import Metrics
 from mirl.agents.on_policy.rollout_buffer import RolloutBuffer
+from mirl.agents.on_policy.storage import PackedColumn, PlainColumn
 
 
 class Snapshot:
-    """Weights, buffers and the optimizer's state as they are now, on their own device."""
+    """A copy of the weights, the buffers and the optimizer's state, on their own device.
+
+    Args:
+        module: the policy.
+        optimizer: its optimizer.
+    """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._module, self._optimizer = module, optimizer
-        self._tensors = [tensor.detach().clone() for tensor in self._live()]
+        self._module = module
+        self._optimizer = optimizer
+        self._tensors = [tensor.detach().clone() for tensor in self._current_tensors()]
         self._state = copy.deepcopy(optimizer.state_dict()["state"])
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Make them again what they were."""
-        for live, kept in zip(self._live(), self._tensors, strict=True):
-            live.copy_(kept)
+        """Copy the saved values back into the same tensors."""
+        for current, saved in zip(self._current_tensors(), self._tensors, strict=True):
+            current.copy_(saved)
+        # The learning rate and other options of the optimizer stay as they are.
         groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict(
-            {"state": copy.deepcopy(self._state), "param_groups": groups}
-        )
+        state = copy.deepcopy(self._state)
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
 
-    def _live(self) -> list[Tensor]:
+    def _current_tensors(self) -> list[Tensor]:
         return [*self._module.parameters(), *self._module.buffers()]
 
 
 def are_finite(module: nn.Module) -> Tensor:
-    """A truth value on the device: whether every weight, and every buffer of real numbers, is a finite number."""
-    tensors = [
-        tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()
-    ]
-    return (
-        torch.stack(torch._foreach_norm([tensor.detach() for tensor in tensors], ord=float("inf")))
-        .isfinite()
-        .all()
-    )
+    """Return whether every weight and every floating-point buffer is finite.
+
+    Args:
+        module: the policy.
+
+    Returns:
+        A boolean scalar on the device.
+    """
+    tensors: list[Tensor] = []
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            tensors.append(tensor.detach())
+    # One fused kernel for all tensors; the largest magnitude is non-finite if any number is.
+    norms = torch._foreach_norm(tensors, ord=float("inf"))
+    return torch.stack(norms).isfinite().all()
 
 
 def non_finite_error(
-    rollouts: RolloutBuffer, history: Sequence[Metrics], timesteps: int, tasks: Sequence[str]
+    buffer: RolloutBuffer, history: Sequence[Metrics], timesteps: int, task_names: Sequence[str]
 ) -> NonFiniteError:
-    """What to say of an update that made numbers that are none: the first tensor that has one, and whose task it is.
+    """Build the error of an update that was rolled back, naming the first non-finite tensor.
 
-    :param history: the metrics of the update's gradient steps.
-    :param tasks: the names of the tasks.
+    Args:
+        buffer: the rollout of the update.
+        history: the metrics of each gradient step of the update.
+        timesteps: timesteps of training so far.
+        task_names: the name of each task id; may be empty.
+
+    Returns:
+        The error, with the tensors of the rollout as evidence.
     """
-    tensors = rollout_tensors(rollouts)
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
-            step, slot = (int(number) for number in (~finite).nonzero()[0, :2])
-            value = float(tensor[step, slot][~finite[step, slot]].flatten()[0])
-            task = int(rollouts.task_ids[step, slot])
-            of = f" of task '{tasks[task]}'" if task < len(tasks) else ""
-            where = f"{name} is {value}{of}, timestep {step} of the rollout, environment {slot}"
-            break
-    else:
-        found = [
-            (number, name)
-            for number, metrics in enumerate(history)
-            for name in metrics
-            if not metrics[name].isfinite()
-        ]
-        where = f"{found[0][1]} in gradient step {found[0][0]}" if found else "a gradient"
-        where += ", from a rollout of finite numbers; a smaller agent.learning_rate may help"
-    message = f"the update after {timesteps:,} timesteps made weights that are no finite numbers, and was undone: {where}"
+    tensors = rollout_tensors(buffer)
+    cause = _non_finite_sample(buffer, tensors, task_names)
+    if cause is None:
+        cause = _non_finite_metric(history)
+    message = (
+        f"the update after {timesteps:,} timesteps gave non-finite weights and was undone: {cause}"
+    )
     return NonFiniteError(message, tensors)
 
 
-def rollout_tensors(rollouts: RolloutBuffer) -> dict[str, Tensor]:
-    """The tensors of a rollout, (timesteps, environments, …), in the order in which they depend on each other."""
-    seen: dict[str, Any] = {
-        key: getattr(column, "data", None) for key, column in rollouts.columns.items()
+def rollout_tensors(buffer: RolloutBuffer) -> dict[str, Tensor]:
+    """Return the tensors of a rollout by name, in the order in which they depend on each other.
+
+    Args:
+        buffer: the rollout.
+
+    Returns:
+        (T, N, ...) each; observations as they are stored, without those grouped by context.
+    """
+    tensors: dict[str, Tensor] = {}
+    for key, column in buffer.columns.items():
+        if isinstance(column, PlainColumn | PackedColumn):
+            tensors[f"observation '{key}'"] = column.data
+    return {
+        **tensors,
+        "reward": buffer.rewards,
+        "action": buffer.actions,
+        "value": buffer.values,
+        "log_prob": buffer.log_probs,
+        "advantage": buffer.advantages,
     }
-    tensors = {
-        f"observation '{key}'": data for key, data in seen.items() if isinstance(data, Tensor)
-    }
-    tensors |= {"reward": rollouts.rewards, "action": rollouts.actions, "value": rollouts.values}
-    return tensors | {"log_prob": rollouts.log_probs, "advantage": rollouts.advantages}
+
+
+def _non_finite_sample(
+    buffer: RolloutBuffer, tensors: dict[str, Tensor], task_names: Sequence[str]
+) -> str | None:
+    """Describe the first non-finite number of the rollout."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            continue
+        bad = ~tensor.isfinite()
+        if not bad.any():
+            continue
+        timestep, env_index = bad.nonzero()[0, :2].tolist()
+        value = float(tensor[timestep, env_index][bad[timestep, env_index]].flatten()[0])
+        task_id = int(buffer.task_ids[timestep, env_index])
+        task = f" of task '{task_names[task_id]}'" if task_id < len(task_names) else ""
+        return (
+            f"{name} is {value}{task}, timestep {timestep} of the rollout, environment {env_index}"
+        )
+    return None
+
+
+def _non_finite_metric(history: Sequence[Metrics]) -> str:
+    """Describe the first non-finite metric of the update."""
+    hint = ", from a finite rollout; a smaller agent.learning_rate may help"
+    for step, metrics in enumerate(history):
+        for name, value in metrics.items():
+            if not value.isfinite():
+                return f"{name} in gradient step {step}{hint}"
+    return f"a gradient{hint}"

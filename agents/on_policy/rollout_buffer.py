@@ -1,7 +1,11 @@
-"""RolloutBuffer on the training device, and the advantages of their actions."""
+"""Rollout buffer on the training device.
+
+Shapes: T timesteps, N environments, B samples of a minibatch, U unique observations among them (U
+    <= B). Row t * N + n
+of the flattened buffer is timestep t of environment n.
+"""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,130 +14,139 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.buffers import RolloutBuffer as SB3RolloutBuffer
-from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor
 
-from mirl.agents.on_policy.advantages import PerStep, generalized_advantages
-from mirl.agents.on_policy.observation_hashes import ObservationHashes
+from mirl.agents.on_policy.advantages import PerStep, generalized_advantages, normalize_per_task
+from mirl.agents.on_policy.bit_packing import Space, Values
+from mirl.agents.on_policy.minibatch import ObservationHashes, RowOrder, Samples, sort_rows
 from mirl.agents.on_policy.storage import (
     CategoricalColumn,
     Column,
+    PolicyInput,
     Rows,
+    action_storage,
     build_column,
     on_device,
-    pad_to_bucket,
-    smallest_dtype,
 )
 from mirl.configs.keys import TASK_KEY
-from mirl.policies.recurrent import Sequences
+from mirl.policies.features import UniqueRows
 
-
-class Samples(NamedTuple):
-    """A minibatch; the names are those of SB3's samples."""
-
-    observations: Any
-    """Their distinct observations, if ``rows`` is given."""
-    actions: Tensor
-    old_values: Tensor
-    old_log_prob: Tensor
-    advantages: Tensor
-    """What the policy's gradient is weighed by, on the scale that the update gave it."""
-    returns: Tensor
-    rows: Tensor | None = None
-    """For each sample which of the observations is its own; None where each has one."""
-    tasks: Tensor | None = None
-    """For each sample the number of its task; None where there is one task."""
-    sequences: Sequences | None = None
-    """Where a memory reads them: the samples are these sequences, time first."""
+NO_KEY = ""
+"""Key of the single column of an observation space that is not ``Dict``."""
 
 
 class RolloutBuffer(SB3RolloutBuffer):
-    """SB3's ``RolloutBuffer`` as preallocated tensors on the training device, each as small as its space allows.
+    """SB3's ``RolloutBuffer`` as preallocated tensors on the training device.
 
-    Everything is (n_steps, n_envs, …). Minibatches are the same as SB3's for the same permutation, with their rows
-    sorted by context where the policy reads one as ``UniqueRows`` rows, and by observation where equal ones are shared:
-    no loss depends on the order.
+    All tensors are (T, N, ...). A minibatch has the same samples as SB3's for the same permutation.
+    Within the minibatch they are sorted by context, if ``group_by_context`` was called, and by
+    observation, if ``share_equal_observations`` was called; no loss depends on the order.
+
+    Args:
+        buffer_size: T, timesteps per environment.
+        observation_space: the space of one observation.
+        action_space: the space of one action.
+        device: the training device.
+        gae_lambda: λ of generalized advantage estimation.
+        gamma: γ, the discount factor.
+        n_envs: N, the number of environments.
     """
 
+    observation_space: Space
+    action_space: Space
     actions: Tensor  # type: ignore[assignment]
     rewards: Tensor  # type: ignore[assignment]
     values: Tensor  # type: ignore[assignment]
     log_probs: Tensor  # type: ignore[assignment]
-    advantages: Tensor  # type: ignore[assignment]
-    policy_advantages: Tensor
-    """``advantages``, or these on a scale that an update gave them; ``returns`` are always of the first."""
-    tasks: NDArray[np.int64] | None
-    """(n_steps, n_envs) in the host's memory, the number of each timestep's task; None where there is one task."""
     episode_starts: Tensor  # type: ignore[assignment]
+    advantages: Tensor  # type: ignore[assignment]
+    """(T, N), the advantages; ``returns`` are these plus the values."""
+    policy_advantages: Tensor
+    """(T, N), the advantages for the policy loss: ``advantages``, scaled by the update."""
+    host_task_ids: NDArray[np.int64] | None
+    """(T, N) in host memory, the task of each timestep; None if there is one task."""
 
     def __init__(
         self,
         buffer_size: int,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
+        observation_space: Space,
+        action_space: Space,
         device: torch.device | str = "auto",
         gae_lambda: float = 1,
         gamma: float = 0.99,
         n_envs: int = 1,
     ) -> None:
+        # SB3's RolloutBuffer would allocate NumPy arrays: skip its constructor.
         BaseBuffer.__init__(
             self, buffer_size, observation_space, action_space, device, n_envs=n_envs
         )
-        self.gae_lambda, self.gamma = gae_lambda, gamma
+        self.gae_lambda = gae_lambda
+        self.gamma = gamma
         self.shape = (buffer_size, n_envs)
-        keyed = (
-            observation_space.spaces
-            if isinstance(observation_space, spaces.Dict)
-            else {"": observation_space}
-        )
-        self.columns: dict[str, Column] = {
-            key: build_column(key, space, self.shape, self.device) for key, space in keyed.items()
-        }
+        self._keyed_spaces: Mapping[str, Space] = {NO_KEY: observation_space}
+        if isinstance(observation_space, spaces.Dict):
+            self._keyed_spaces = observation_space.spaces
+        self.columns: dict[str, Column] = {}
+        for key, space in self._keyed_spaces.items():
+            self.columns[key] = build_column(key, space, self.shape, self.device)
         self.context: CategoricalColumn | None = None
-        self.digests: ObservationHashes | None = None
-        self._parts = keyed
-        action_dtype, action_shape = _action_storage(action_space)
-        self.actions = torch.zeros(
-            *self.shape, *action_shape, dtype=action_dtype, device=self.device
-        )
-        self.rewards, self.values, self.log_probs, self.advantages = (
-            torch.zeros(self.shape, device=self.device) for _ in range(4)
-        )
+        self.hashes: ObservationHashes | None = None
+        action_dtype, action_shape = action_storage(action_space)
+        action_size = (*self.shape, *action_shape)
+        self.actions = torch.zeros(action_size, dtype=action_dtype, device=self.device)
+        self.rewards = torch.zeros(self.shape, device=self.device)
+        self.values = torch.zeros(self.shape, device=self.device)
+        self.log_probs = torch.zeros(self.shape, device=self.device)
+        self.advantages = torch.zeros(self.shape, device=self.device)
         self.policy_advantages = self.advantages
         self.episode_starts = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
-        task = keyed.get(TASK_KEY)
-        self.tasks = (
-            np.zeros(self.shape, np.int64)
-            if isinstance(task, spaces.Discrete) and task.n > 1
-            else None
-        )
+        task_space = self._keyed_spaces.get(TASK_KEY)
+        self.host_task_ids = None
+        if isinstance(task_space, spaces.Discrete) and task_space.n > 1:
+            self.host_task_ids = np.zeros(self.shape, np.int64)
         self.reset()
 
-    def intern(self, key: str) -> None:
-        """From now on give the values under ``key`` as ``UniqueRows`` rows, and sort minibatches by them."""
-        self.columns[key] = self.context = CategoricalColumn(self.shape, self.device)
+    def group_by_context(self, key: str) -> None:
+        """Return the values of a key as ``UniqueRows`` from now on, and sort minibatches by them.
+
+        Args:
+            key: the observation key of the context.
+        """
+        self.context = CategoricalColumn(self.shape, self.device)
+        self.columns[key] = self.context
 
     def share_equal_observations(self) -> None:
-        """From now on give each distinct observation of a minibatch once, if they are such that some may be equal."""
-        if ObservationHashes.supports(self._parts):
-            self.digests = ObservationHashes(self._parts, self.shape)
+        """Return each unique observation of a minibatch once from now on, if any may be equal."""
+        if ObservationHashes.supports(self._keyed_spaces):
+            self.hashes = ObservationHashes(self._keyed_spaces, self.shape)
 
     def reset(self) -> None:
-        """Begin another rollout; nothing is allocated."""
+        """Start the next rollout. Memory is reused."""
         if self.context is not None:
             self.context.clear()
-        self.n_samples = self.n_unique = 0
+        self.n_samples = 0
+        self.n_unique = 0
+        # Past SB3's RolloutBuffer, whose reset allocates.
         super(SB3RolloutBuffer, self).reset()
 
-    def add_observation(self, observation: Any) -> Any:
-        """Keep the observation of the present timestep, and give it as the policy reads it."""
-        parts = observation if isinstance(observation, Mapping) else {"": observation}
-        if self.digests is not None:
-            self.digests.store(self.pos, parts)
-        if self.tasks is not None:
-            self.tasks[self.pos] = parts[TASK_KEY]
-        kept = {key: column.store(self.pos, parts[key]) for key, column in self.columns.items()}
-        return kept if isinstance(observation, Mapping) else kept[""]
+    def add_observation(self, observation: Values | Mapping[str, Values]) -> PolicyInput:
+        """Store the observations of the current timestep.
+
+        Args:
+            observation: (N, ...), or a dictionary of such arrays.
+
+        Returns:
+            The observations on the training device, as the policy takes them.
+        """
+        keyed = observation if isinstance(observation, Mapping) else {NO_KEY: observation}
+        if self.hashes is not None:
+            self.hashes.store(self.pos, keyed)
+        if self.host_task_ids is not None:
+            self.host_task_ids[self.pos] = keyed[TASK_KEY]
+        stored: dict[str, Tensor | UniqueRows] = {}
+        for key, column in self.columns.items():
+            stored[key] = column.store(self.pos, keyed[key])
+        return stored if isinstance(observation, Mapping) else stored[NO_KEY]
 
     def add(  # type: ignore[override]
         self,
@@ -143,7 +156,15 @@ class RolloutBuffer(SB3RolloutBuffer):
         value: Tensor,
         log_prob: Tensor,
     ) -> None:
-        """Complete the present timestep: what was done in it and what came of it."""
+        """Store the rest of the current timestep, and move on to the next.
+
+        Args:
+            action: (N, ...), the actions.
+            reward: (N,), the rewards.
+            episode_start: (N,), whether the observations are the first of an episode.
+            value: (N,) or (N, 1), the values.
+            log_prob: (N,), the log-probabilities of the actions.
+        """
         self.actions[self.pos] = action.reshape(self.actions.shape[1:])
         self.rewards[self.pos] = on_device(reward, self.device)
         self.episode_starts[self.pos] = on_device(episode_start, self.device)
@@ -152,13 +173,25 @@ class RolloutBuffer(SB3RolloutBuffer):
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
-    @property
-    def returns(self) -> PerStep:  # type: ignore[override]
-        """The targets of the value function, A + V."""
-        return self.advantages + self.values
+    def add_bootstrapped_values(
+        self, timesteps: list[int], env_indices: list[int], discounted_values: Tensor
+    ) -> None:
+        """Add γ V of their terminal observations to the rewards of truncated episodes.
+
+        Args:
+            timesteps: the last timestep of each truncated episode.
+            env_indices: the environment of each truncated episode.
+            discounted_values: γ V of each truncated episode.
+        """
+        self.rewards[timesteps, env_indices] += discounted_values
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: NDArray[np.bool_]) -> None:
-        """Fill ``advantages``, given the values of the observations behind the last timestep."""
+        """Compute the advantages of the rollout; ``returns`` follow from them.
+
+        Args:
+            last_values: (N,) or (N, 1), the values of the observations after the last timestep.
+            dones: (N,), whether those observations are the first of an episode.
+        """
         self.advantages = generalized_advantages(
             self.rewards,
             self.values,
@@ -170,100 +203,108 @@ class RolloutBuffer(SB3RolloutBuffer):
         )
         self.policy_advantages = self.advantages
 
+    def scale_advantages(self, scale: PerStep) -> None:
+        """Divide the advantages for the policy loss by a scale. The returns do not change.
+
+        Args:
+            scale: (T, N), the unit of each advantage.
+        """
+        self.policy_advantages = self.advantages / scale
+
+    def normalize_advantages_per_task(self) -> None:
+        """Normalize the advantages for the policy loss per task. The returns do not change."""
+        self.policy_advantages = normalize_per_task(self.advantages, self.task_ids)
+
+    @property
+    def returns(self) -> PerStep:  # type: ignore[override]
+        """Return the targets of the value function, A + V."""
+        return self.advantages + self.values
+
     @property
     def task_ids(self) -> Int[Tensor, "n_steps n_envs"]:
-        """The number of each timestep's task, on the device; zeros where there is one task."""
-        if self.tasks is None:
+        """Return the task of each timestep, on the device; zeros if there is one task."""
+        if self.host_task_ids is None:
             return torch.zeros(self.shape, dtype=torch.int64, device=self.device)
-        return on_device(self.tasks, self.device)
+        return on_device(self.host_task_ids, self.device)
 
     def get(self, batch_size: int | None = None) -> Iterator[Samples]:  # type: ignore[override]
-        """Minibatches of one epoch, drawn by NumPy's global generator as SB3 draws them."""
+        """Iterate over the minibatches of one epoch, in a random order.
+
+        Args:
+            batch_size: B; None for the whole rollout.
+
+        Yields:
+            Minibatches; the last one may be smaller.
+        """
         size = self.buffer_size * self.n_envs
-        # SB3 counts an environment's steps first
-        env, step = np.divmod(np.random.permutation(size), self.buffer_size)  # noqa: NPY002
-        order = step * self.n_envs + env
-        for start in range(0, size, batch_size or size):
-            yield self.minibatch(order[start : start + (batch_size or size)])
+        batch_size = batch_size or size
+        # SB3 flattens environment by environment and draws from NumPy's global generator. Draw the
+        # same permutation, then convert n * T + t -> t * N + n.
+        permutation = np.random.permutation(size)  # noqa: NPY002
+        env_index, timestep = np.divmod(permutation, self.buffer_size)
+        rows = timestep * self.n_envs + env_index
+        for start in range(0, size, batch_size):
+            yield self.minibatch(rows[start : start + batch_size])
 
     def full_batch(self) -> Samples:
-        """All samples of the rollout."""
+        """Return all samples of the rollout as one minibatch."""
         return self.minibatch(np.arange(self.buffer_size * self.n_envs))
 
     def minibatch(self, rows: Rows) -> Samples:
-        """The samples of some rows, in the order that serves best."""
-        order, first, observation_of = self._arrange(rows)
-        rows = rows[order]
-        return self._samples(rows, self._observations(rows[first]), observation_of)
+        """Return the samples of some rows, sorted by context and observation.
 
-    def _observations(self, rows: Rows) -> Any:
-        observations: dict[str, Any] = {
-            key: column.take(rows) for key, column in self.columns.items()
-        }
-        return observations.get("", observations)
-
-    def _samples(self, rows: Rows, observations: Any, observation_of: Rows | None) -> Samples:
-        index = on_device(rows, self.device)
-        actions, values, log_probs, advantages, policy_advantages = (
-            tensor.flatten(0, 1).index_select(0, index)
-            for tensor in (
-                self.actions,
-                self.values,
-                self.log_probs,
-                self.advantages,
-                self.policy_advantages,
-            )
-        )
-        discrete = isinstance(self.action_space, spaces.Discrete)
-        return Samples(
-            observations,
-            actions.long() if discrete else actions.float(),
-            values,
-            log_probs,
-            policy_advantages,
-            advantages + values,
-            None if observation_of is None else on_device(observation_of, self.device),
-            None if self.tasks is None else on_device(self.tasks.reshape(-1)[rows], self.device),
-        )
-
-    def _arrange(self, rows: Rows) -> tuple[Rows, Any, Rows | None]:
-        """The order by context and observation, the first in it of each observation, and which is each one's own."""
-        keys: list[NDArray[Any]] = (
-            [] if self.context is None else [self.context.index.reshape(-1)[rows]]
-        )
-        if self.digests is None:
-            return (
-                (np.argsort(keys[0], kind="stable") if keys else np.arange(len(rows))),
-                slice(None),
-                None,
-            )
-        digests = self.digests.values.reshape(-1)[rows]
-        order = np.lexsort((digests, *keys))
-        another = np.diff(digests[order], prepend=~digests[order[0]]) != 0
-        first: Rows = np.flatnonzero(another)
-        self.n_samples += len(rows)
-        self.n_unique += len(first)
-        first = pad_to_bucket(first, len(rows))
-        return order, first, np.cumsum(another) - 1
+        Args:
+            rows: (B,), indices t * N + n.
+        """
+        order = self._sort(rows)
+        sorted_rows = rows[order.order]
+        observations = self._observations(sorted_rows[order.first])
+        return self._samples(sorted_rows, observations, order.inverse)
 
     @property
     def nbytes(self) -> int:
-        """What the rollouts hold."""
-        tensors = {self.actions, self.rewards, self.values, self.log_probs, self.episode_starts}
-        tensors |= {self.advantages, self.policy_advantages}  # often one and the same
-        tasks = 0 if self.tasks is None else self.tasks.nbytes
-        columns = sum(column.nbytes for column in self.columns.values())
-        digests = 0 if self.digests is None else self.digests.values.nbytes
-        return columns + digests + tasks + sum(tensor.nbytes for tensor in tensors)
+        """Return the size of the buffer in bytes."""
+        arrays: dict[int, Tensor | Values] = {}
+        for value in vars(self).values():
+            if isinstance(value, Tensor | np.ndarray):
+                arrays[id(value)] = value  # policy_advantages may be the same as advantages
+        size = sum(array.nbytes for array in arrays.values())
+        size += sum(column.nbytes for column in self.columns.values())
+        return size if self.hashes is None else size + self.hashes.values.nbytes
+
+    def _observations(self, rows: Rows) -> PolicyInput:
+        observations = {key: column.take(rows) for key, column in self.columns.items()}
+        return observations.get(NO_KEY, observations)
+
+    def _samples(self, rows: Rows, observations: PolicyInput, inverse: Rows | None) -> Samples:
+        index = on_device(rows, self.device)
+        actions = _gather(self.actions, index)
+        is_discrete = isinstance(self.action_space, spaces.Discrete)
+        values = _gather(self.values, index)
+        task_ids = None
+        if self.host_task_ids is not None:
+            task_ids = on_device(self.host_task_ids.reshape(-1)[rows], self.device)
+        return Samples(
+            observations,
+            actions=actions.long() if is_discrete else actions.float(),
+            old_values=values,
+            old_log_prob=_gather(self.log_probs, index),
+            advantages=_gather(self.policy_advantages, index),
+            returns=_gather(self.advantages, index) + values,
+            inverse=None if inverse is None else on_device(inverse, self.device),
+            task_ids=task_ids,
+        )
+
+    def _sort(self, rows: Rows) -> RowOrder:
+        contexts = None if self.context is None else self.context.index.reshape(-1)[rows]
+        if self.hashes is None:
+            return sort_rows(len(rows), contexts, None)
+        order = sort_rows(len(rows), contexts, self.hashes.values.reshape(-1)[rows])
+        self.n_samples += len(rows)
+        self.n_unique += order.n_unique
+        return order
 
 
-def _action_storage(space: spaces.Space[Any]) -> tuple[torch.dtype, tuple[int, ...]]:
-    match space:
-        case spaces.Discrete():
-            return smallest_dtype(int(space.n) - 1), ()
-        case spaces.MultiDiscrete():
-            return smallest_dtype(int(space.nvec.max()) - 1), space.shape
-        case spaces.MultiBinary():
-            return torch.uint8, space.shape
-        case _:  # flat, as SB3's distributions read actions
-            return torch.float32, (get_action_dim(space),)
+def _gather(tensor: Tensor, index: Tensor) -> Tensor:
+    """Select samples: (T, N, ...) -> (T * N, ...) -> (B, ...)."""
+    return tensor.flatten(0, 1).index_select(0, index)

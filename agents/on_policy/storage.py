@@ -1,175 +1,229 @@
-"""One key of the observation over a whole rollout, kept as compactly as its space allows, on the training device.
+"""Compact storage of a rollout's observations, one column per observation key.
 
-Each column takes one timestep of all environments and gives what the policy reads of it; afterwards it gives any rows.
-Rows count timesteps × environments, a timestep's environments side by side.
+A column stores one timestep of all environments at a time and returns what the policy takes as
+input. Later it returns any rows of the rollout. Row t * N + n is timestep t of environment n.
+
+Shapes: T timesteps, N environments, B rows of a minibatch, G groups of equal values.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor
 
+from mirl.agents.on_policy.bit_packing import BitPacking, Space, Values
 from mirl.policies.features import UniqueRows
 from mirl.policies.grouped_matmul import ContextGroups
 
-Rows = NDArray[np.integer[Any]]
+Rows = NDArray[np.int64]
+"""Indices of rows of a rollout, t * N + n."""
+PolicyInput = Tensor | UniqueRows | dict[str, Tensor | UniqueRows]
+"""Observations on the training device; a dictionary if the observation space is ``Dict``."""
 
-SAME_BITS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
-"""What stands in for types that ``index_select`` does not take."""
+SIGNED_DTYPE = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+"""Stand-ins of the same width for data types that ``index_select`` does not support."""
 
 
 class Column(Protocol):
-    """What all columns do."""
+    """Storage of one observation key for a whole rollout."""
 
-    def store(self, timestep: int, values: NDArray[Any]) -> Tensor | UniqueRows:
-        """Keep the values (environments, …) of a timestep, and give them to the policy."""
+    def store(self, timestep: int, values: Values) -> Tensor | UniqueRows:
+        """Store the values of one timestep.
+
+        Args:
+            timestep: t, the timestep of the rollout.
+            values: (N, ...), one value per environment.
+
+        Returns:
+            The values on the training device, as the policy takes them.
+        """
 
     def take(self, rows: Rows) -> Tensor | UniqueRows:
-        """The values of some rows."""
+        """Return the values of some rows.
+
+        Args:
+            rows: (B,), indices t * N + n.
+
+        Returns:
+            (B, ...), the values on the training device.
+        """
 
     @property
     def nbytes(self) -> int:
-        """What the column holds."""
+        """Return the size of the column in bytes."""
 
 
 class PlainColumn:
-    """Values in their space's own type; those of a ``Discrete`` in the smallest that holds them."""
+    """Values in the data type of their space; those of ``Discrete`` in the smallest that fits.
 
-    def __init__(
-        self, space: spaces.Space[Any], shape: tuple[int, int], device: torch.device
-    ) -> None:
+    Args:
+        space: the space of the values.
+        shape: (T, N).
+        device: where the values are stored.
+    """
+
+    def __init__(self, space: Space, shape: tuple[int, int], device: torch.device) -> None:
         self.dtype = torch.from_numpy(np.zeros(0, space.dtype)).dtype
-        kept = SAME_BITS.get(self.dtype, self.dtype)
+        stored_dtype = SIGNED_DTYPE.get(self.dtype, self.dtype)
         if isinstance(space, spaces.Discrete) and space.start >= 0:
-            kept = smallest_dtype(int(space.start + space.n) - 1)
-        self.data = torch.zeros(*shape, *(space.shape or ()), dtype=kept, device=device)
+            stored_dtype = smallest_dtype(int(space.start + space.n) - 1)
+        size = (*shape, *(space.shape or ()))
+        self.data = torch.zeros(size, dtype=stored_dtype, device=device)
 
-    def store(self, timestep: int, values: NDArray[Any]) -> Tensor:
+    def store(self, timestep: int, values: Values) -> Tensor:
+        """Store the values of one timestep; see ``Column.store``."""
         current = on_device(values, self.data.device)
         self.data[timestep] = current
         return current
 
     def take(self, rows: Rows) -> Tensor:
-        return (
-            self.data.flatten(0, 1)
-            .index_select(0, on_device(rows, self.data.device))
-            .to(self.dtype)
-        )
+        """Return the values of some rows; see ``Column.take``."""
+        index = on_device(rows, self.data.device)
+        # (T, N, ...) -> (T * N, ...) -> (B, ...)
+        stored = self.data.flatten(0, 1).index_select(0, index)
+        return stored.to(self.dtype)
 
     @property
     def nbytes(self) -> int:
+        """Return the size of the column in bytes."""
         return self.data.nbytes
 
 
 class PackedColumn:
-    """Small integers, several to a byte: MiniGrid's view takes 56 bytes instead of 147.
+    """Small integers packed several to a byte: MiniGrid's view takes 56 bytes instead of 147.
 
-    Each value has as many bits as its bound needs, and none lies across two bytes.
+    Args:
+        key: the observation key, for error messages.
+        space: a box that ``BitPacking`` supports.
+        shape: (T, N).
+        device: where the packed values are stored.
     """
 
     def __init__(
         self, key: str, space: spaces.Box, shape: tuple[int, int], device: torch.device
     ) -> None:
-        self.key, self.shape, self.low, self.high = key, space.shape, space.low, space.high
-        self.dtype = torch.from_numpy(np.zeros(0, space.dtype)).dtype
-        self.n_bytes, byte_of, shift_of = _pack_bits(_bits(space))
-        # The values of a byte one after the other; where a byte has fewer, a column of zeros stands in.
-        layers = np.full((max(np.bincount(byte_of)), self.n_bytes), len(byte_of))
-        layer_shifts = np.zeros_like(layers)
-        depth = np.zeros(self.n_bytes, dtype=np.int64)
-        for value, (byte, shift) in enumerate(zip(byte_of, shift_of, strict=True)):
-            layers[depth[byte], byte], layer_shifts[depth[byte], byte] = value, shift
-            depth[byte] += 1
-        as_bytes: dict[str, Any] = {"dtype": torch.uint8, "device": device}
-        self.layers, self.layer_shifts = layers, layer_shifts.astype(np.uint8)
-        self.byte_of = torch.from_numpy(byte_of).to(device)
-        self.shift_of = torch.as_tensor(shift_of, **as_bytes)
-        self.mask = torch.as_tensor((1 << _bits(space)) - 1, **as_bytes)
-        self.data = torch.zeros(*shape, self.n_bytes, **as_bytes)
+        self.key = key
+        self.low = space.low
+        self.high = space.high
+        self.packing = BitPacking(space, device)
+        size = (*shape, self.packing.n_bytes)
+        self.data = torch.zeros(size, dtype=torch.uint8, device=device)
 
-    @staticmethod
-    def supports(space: spaces.Space[Any]) -> bool:
-        """Integers from 0 to bounds of less than a byte, for at most half of what they take unpacked."""
-        if not isinstance(space, spaces.Box) or space.dtype.kind not in "iu" or space.low.min() < 0:
-            return False
-        return (
-            bool(space.high.max() < 256)
-            and 2 * int(_bits(space).sum()) <= 8 * space.dtype.itemsize * space.low.size
-        )
+    def store(self, timestep: int, values: Values) -> Tensor:
+        """Store the values of one timestep; see ``Column.store``.
 
-    def store(self, timestep: int, values: NDArray[Any]) -> Tensor:
-        if not ((self.low <= values) & (values <= self.high)).all():
-            reach = f"from {values.min()} to {values.max()}"
+        Args:
+            timestep: t, the timestep of the rollout.
+            values: (N, ...), one value per environment.
+
+        Returns:
+            The values on the training device, unpacked.
+
+        Raises:
+            ValueError: if a value is outside the bounds of its space.
+        """
+        is_valid = np.less_equal(self.low, values) & np.less_equal(values, self.high)
+        if not is_valid.all():
             raise ValueError(
-                f"the observation '{self.key}' goes beyond the bounds of its space: it reaches {reach}"
+                f"expected the observation '{self.key}' within the bounds of its space, got values "
+                f"from {values.min()} to {values.max()}; correct the space or the environment"
             )
-        flat = np.zeros((len(values), len(self.byte_of) + 1), dtype=np.uint8)
-        flat[:, :-1] = values.reshape(len(values), -1)
-        packed = np.zeros((len(values), self.n_bytes), dtype=np.uint8)
-        for layer, shifts in zip(self.layers, self.layer_shifts, strict=True):
-            packed |= flat.take(layer, axis=1) << shifts
+        packed = self.packing.pack(values)
         self.data[timestep] = on_device(packed, self.data.device)
         return on_device(values, self.data.device)
 
     def take(self, rows: Rows) -> Tensor:
-        packed = self.data.flatten(0, 1).index_select(0, on_device(rows, self.data.device))
-        values = packed[:, self.byte_of].bitwise_right_shift_(self.shift_of).bitwise_and_(self.mask)
-        return values.to(self.dtype).view(-1, *self.shape)
+        """Return the values of some rows, unpacked; see ``Column.take``."""
+        index = on_device(rows, self.data.device)
+        return self.packing.unpack(self.data.flatten(0, 1).index_select(0, index))
 
     @property
     def nbytes(self) -> int:
+        """Return the size of the column in bytes."""
         return self.data.nbytes
 
 
 class CategoricalColumn:
-    """The context as an index into its distinct values, of which a rollout has few: missions, task ids.
+    """Values as indices into a table of distinct values: missions, task ids.
 
-    The index stays in the host's memory, where minibatches are sorted by it: no question is ever asked of the device.
+    A rollout has few distinct contexts. The index stays in host memory, where minibatches are
+    sorted by it, so that the host never waits for the device.
+
+    Args:
+        shape: (T, N).
+        device: where ``store`` and ``take`` put the values.
     """
 
     def __init__(self, shape: tuple[int, int], device: torch.device) -> None:
         self.device = device
-        self.index = np.zeros(shape, dtype=np.int32)
+        self.index = np.zeros(shape, np.int32)
         self.clear()
 
     def clear(self) -> None:
-        """Begin another rollout."""
-        self._ids: dict[bytes, int] = {}
-        self._distinct: list[NDArray[Any]] = []
-        self._before: NDArray[Any] | None = None
+        """Forget the distinct values, at the start of a rollout."""
+        self._index_of_bytes: dict[bytes, int] = {}
+        self._distinct: list[Values] = []
+        self._previous: Values | None = None
 
-    def store(self, timestep: int, values: NDArray[Any]) -> UniqueRows:
-        now = self.index[timestep]
+    def store(self, timestep: int, values: Values) -> UniqueRows:
+        """Store the values of one timestep.
+
+        Args:
+            timestep: t, the timestep of the rollout.
+            values: (N, ...), one value per environment.
+
+        Returns:
+            The distinct values, (G, ...), and which of them each environment has.
+        """
+        current = self.index[timestep]
         rows = values.reshape(len(values), -1)
-        if self._before is None:
-            changed: Sequence[int] = range(len(values))
-        else:
-            now[:] = self.index[timestep - 1]
-            changed = np.flatnonzero((rows != self._before).any(1)).tolist()
-        for slot in changed:  # after the first timestep, only where an episode has just begun
-            now[slot] = self._index_of(values[slot])
-        self._before = rows
-        distinct, index, counts = np.unique(now, return_inverse=True, return_counts=True)
+        changed: Sequence[int] = range(len(values))
+        if self._previous is not None:
+            # A context changes only where an episode has just started.
+            current[:] = self.index[timestep - 1]
+            changed = np.flatnonzero((rows != self._previous).any(1)).tolist()
+        for env_index in changed:
+            current[env_index] = self._index_of(values[env_index])
+        self._previous = rows
+        distinct, index, counts = np.unique(current, return_inverse=True, return_counts=True)
         return self._unique_rows(distinct, index, counts, ordered=False)
 
-    def _index_of(self, value: NDArray[Any]) -> int:
-        found = self._ids.setdefault(value.tobytes(), len(self._ids))
-        if found == len(self._distinct):
-            self._distinct.append(np.array(value))
-        return found
-
     def take(self, rows: Rows) -> UniqueRows:
+        """Return the values of some rows.
+
+        Args:
+            rows: (B,), indices t * N + n, sorted by their distinct value.
+
+        Returns:
+            The distinct values, (G, ...), and which of them each row has.
+        """
         distinct, counts = np.unique(self.index.reshape(-1)[rows], return_counts=True)
-        return self._unique_rows(
-            distinct, np.repeat(np.arange(len(distinct)), counts), counts, ordered=True
-        )
+        index = np.repeat(np.arange(len(distinct)), counts)
+        return self._unique_rows(distinct, index, counts, ordered=True)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of the column in bytes."""
+        return self.index.nbytes + sum(value.nbytes for value in self._distinct)
+
+    def _index_of(self, value: Values) -> int:
+        index = self._index_of_bytes.setdefault(value.tobytes(), len(self._index_of_bytes))
+        if index == len(self._distinct):
+            self._distinct.append(np.array(value))
+        return index
 
     def _unique_rows(
-        self, distinct: Rows, index: Rows, counts: Rows, *, ordered: bool
+        self,
+        distinct: NDArray[np.int32],
+        index: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        *,
+        ordered: bool,
     ) -> UniqueRows:
         values = np.stack([self._distinct[i] for i in distinct])
         groups = ContextGroups(
@@ -177,63 +231,62 @@ class CategoricalColumn:
         )
         return UniqueRows(on_device(values, self.device), groups)
 
-    @property
-    def nbytes(self) -> int:
-        return self.index.nbytes + sum(value.nbytes for value in self._distinct)
-
 
 def build_column(
-    key: str, space: spaces.Space[Any], shape: tuple[int, int], device: torch.device
-) -> Column:
-    """The most compact column for a space."""
-    if isinstance(space, spaces.Box) and PackedColumn.supports(space):
+    key: str, space: Space, shape: tuple[int, int], device: torch.device
+) -> PackedColumn | PlainColumn:
+    """Build the most compact column for a space.
+
+    Args:
+        key: the observation key, for error messages.
+        space: the space of the values.
+        shape: (T, N).
+        device: where the values are stored.
+    """
+    if isinstance(space, spaces.Box) and BitPacking.supports(space):
         return PackedColumn(key, space, shape, device)
     return PlainColumn(space, shape, device)
 
 
 def smallest_dtype(largest: int) -> torch.dtype:
-    """The smallest integer type that holds 0 … ``largest``."""
+    """Return the smallest integer data type that holds 0 to ``largest``.
+
+    Args:
+        largest: the largest value, not negative.
+    """
     for dtype in (torch.uint8, torch.int16, torch.int32):
         if largest <= torch.iinfo(dtype).max:
             return dtype
     return torch.int64
 
 
-def on_device(values: NDArray[Any], device: torch.device) -> Tensor:
-    """The values as a tensor there, without waiting for the device."""
-    tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+def action_storage(space: Space) -> tuple[torch.dtype, tuple[int, ...]]:
+    """Return the data type and the shape in which one action is stored.
 
-
-def _bits(space: spaces.Box) -> NDArray[np.int64]:
-    return np.ceil(np.log2(space.high.reshape(-1).astype(np.float64) + 1)).astype(np.int64)
-
-
-def _pack_bits(bits: NDArray[np.int64]) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
-    """First fit, the widest first: the number of bytes, and for each value its byte and its first bit there."""
-    byte_of, shift_of = np.zeros_like(bits), np.zeros_like(bits)
-    used: list[int] = []
-    open_from = 0
-    for value in np.argsort(-bits, kind="stable"):
-        while open_from < len(used) and used[open_from] == 8:
-            open_from += 1
-        byte = next(
-            (b for b in range(open_from, len(used)) if used[b] + bits[value] <= 8), len(used)
-        )
-        if byte == len(used):
-            used.append(0)
-        byte_of[value], shift_of[value] = byte, used[byte]
-        used[byte] += int(bits[value])
-    return max(len(used), 1), byte_of, shift_of
-
-
-N_BUCKETS = 16
-"""So many sizes a batch may have."""
-
-
-def pad_to_bucket(rows: Rows, most: int) -> Rows:
-    """``rows``, the last of them repeated, so that they have one of ``N_BUCKETS`` sizes up to ``most``.
-
-    Where there are more, in the same steps on.
+    Args:
+        space: the action space.
     """
-    return np.pad(rows, (0, -len(rows) % -(-most // N_BUCKETS)), mode="edge")
+    match space:
+        case spaces.Discrete():
+            return smallest_dtype(int(space.n) - 1), ()
+        case spaces.MultiDiscrete():
+            return smallest_dtype(int(space.nvec.max()) - 1), space.shape
+        case spaces.MultiBinary():
+            return torch.uint8, space.shape
+        case _:
+            # Flat, because SB3's distributions take flat actions.
+            return torch.float32, (get_action_dim(space),)
+
+
+def on_device(values: Values, device: torch.device) -> Tensor:
+    """Copy an array to a device without making the host wait for it.
+
+    Args:
+        values: the array; on a CPU the tensor shares its memory.
+        device: the device of the tensor.
+    """
+    tensor = torch.from_numpy(values)
+    if device.type != "cuda":
+        return tensor
+    # Only copies from pinned memory are asynchronous.
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,4 +1,7 @@
-"""The gradient of each task by itself: how much they conflict, and what is left of them without the conflict."""
+"""Gradients per task: how much they conflict, and their projection by PCGrad.
+
+Shapes: B samples, K tasks of the minibatch, P parameters.
+"""
 
 from collections.abc import Sequence
 
@@ -13,36 +16,48 @@ TaskGradients = Float[Tensor, "tasks parameters"]
 
 def task_gradients(
     losses: Float[Tensor, " batch"],
-    tasks: Int[Tensor, " batch"],
+    task_ids: Int[Tensor, " batch"],
     parameters: Sequence[nn.Parameter],
 ) -> TaskGradients:
-    """∇ (1/B) Σ_{i of task t} L_i for each task t of the batch, in the order of their numbers.
+    """Return the gradient of each task's share of the mean loss.
 
-    They sum to the gradient of the batch's mean loss. A parameter that no loss depends on has a gradient of zeros. The
-    graph is kept, and so are the parameters' own ``grad``.
+        g_k = ∇ (1/B) Σ_{i of task k} L_i
 
-    :param losses: the loss of each sample.
+    The gradients sum to the gradient of the mean loss. The graph and the parameters' ``grad`` are
+    left as they are.
+
+    Args:
+        losses: (B,), L_i.
+        task_ids: (B,), the task of each sample.
+        parameters: P numbers in total; a parameter that no loss depends on gets a gradient of
+            zeros.
+
+    Returns:
+        (K, P), in the order of the task ids.
     """
-    shares = [(tasks == task).to(losses.dtype) / len(losses) for task in tasks.unique()]
-    return torch.stack([_flat_gradient(losses, share, parameters) for share in shares])
-
-
-def _flat_gradient(losses: Tensor, share: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    parts = torch.autograd.grad(
-        losses,
-        list(parameters),
-        share,
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    return torch.cat([part.flatten() for part in parts])
+    gradients: list[Tensor] = []
+    for task_id in task_ids.unique():
+        share = (task_ids == task_id).to(losses.dtype) / len(losses)
+        parts = torch.autograd.grad(
+            losses,
+            list(parameters),
+            share,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        gradients.append(torch.cat([part.flatten() for part in parts]))
+    return torch.stack(gradients)
 
 
 def conflict(gradients: TaskGradients) -> tuple[Tensor, Tensor]:
-    """Over all pairs of tasks: the mean cosine between their gradients, and the share of pairs where it is negative.
+    """Measure how much the gradients of at least two tasks conflict, over all pairs of tasks.
 
-    A gradient of zero has a cosine of zero with any other. At least two tasks are needed: one makes no pair.
+    Args:
+        gradients: (K, P), with K > 1. A gradient of zero has cosine 0 with any other.
+
+    Returns:
+        The mean cosine similarity, and the fraction of pairs whose cosine similarity is negative.
     """
     assert len(gradients) > 1
     unit = nn.functional.normalize(gradients, dim=1)
@@ -52,41 +67,64 @@ def conflict(gradients: TaskGradients) -> tuple[Tensor, Tensor]:
 
 
 def random_orders(n_tasks: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """(n_tasks, n_tasks − 1): for each task the others in a random order of its own."""
+    """Draw, for each task, the order in which PCGrad projects it onto the others.
+
+    Args:
+        n_tasks: K.
+        generator: source of the random permutations.
+
+    Returns:
+        (K, K − 1), row i holds a random order of all tasks but i.
+    """
     orders = generator.permuted(np.tile(np.arange(n_tasks - 1), (n_tasks, 1)), axis=1)
-    return orders + (orders >= np.arange(n_tasks)[:, None])  # steps over the task itself
+    # 0, ..., K − 2 -> all tasks but i: skip i itself.
+    return orders + (orders >= np.arange(n_tasks)[:, None])
 
 
 def project_conflicts(
     gradients: TaskGradients, orders: NDArray[np.int64]
 ) -> Float[Tensor, " parameters"]:
-    """PCGrad (Yu et al., 2020): the sum of the tasks' gradients, each without what conflicts with another task's.
+    """Return the sum of the projected task gradients (PCGrad).
 
     For each task i, and each other task j in the order of ``orders[i]``:
 
-        g_i ← g_i − (g_i · g_j / ‖g_j‖²) g_j    if g_i · g_j < 0, where g_j is the gradient as it was given
+        g_i ← g_i − (g_i · g_j / ‖g_j‖²) g_j    if g_i · g_j < 0, where g_j is the original gradient
 
-    The sum and not the mean: where nothing conflicts, the update is the plain gradient.
+    The result is the sum and not the mean, so that without conflicts it is the plain gradient.
 
-    The projected gradients are combinations C G of those given, so everything but the last product is done on the
-    small matrix of inner products G Gᵀ.
+    Args:
+        gradients: (K, P).
+        orders: (K, K − 1), from ``random_orders``.
+
+    Returns:
+        (P,), the projected gradient.
+
+    References:
+        Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020.
     """
+    # Every projected gradient is a linear combination C G of the original ones. So the recursion
+    # runs on the (K, K) matrix of inner products G Gᵀ, and only the last line touches P numbers.
     n_tasks = len(gradients)
     products = (gradients @ gradients.T).double()
     combination = torch.eye(n_tasks, dtype=torch.float64, device=gradients.device)
-    each = torch.arange(n_tasks, device=gradients.device)
-    for others in (
-        torch.from_numpy(orders).to(gradients.device).T
-    ):  # for every task at once its next other
+    every_task = torch.arange(n_tasks, device=gradients.device)
+    # Step s projects every task onto its s-th other task at once: (K, K − 1) -> K − 1 times (K,).
+    for others in torch.from_numpy(orders).to(gradients.device).T:
         inner = (combination * products[others]).sum(1)
-        combination[each, others] -= torch.where(inner < 0, inner / products[others, others], 0.0)
+        coefficients = torch.where(inner < 0, inner / products[others, others], 0.0)
+        combination[every_task, others] -= coefficients
     return combination.sum(0).to(gradients.dtype) @ gradients
 
 
 def assign_gradient(
     gradient: Float[Tensor, " parameters"], parameters: Sequence[nn.Parameter]
 ) -> None:
-    """Make each parameter's ``grad`` its part of the gradient, for an optimizer to step along."""
+    """Set each parameter's ``grad`` to its part of a flat gradient.
+
+    Args:
+        gradient: (P,), in the order of the parameters.
+        parameters: the parameters, P numbers in total.
+    """
     sizes = [parameter.numel() for parameter in parameters]
     for parameter, part in zip(parameters, gradient.split(sizes), strict=True):
         parameter.grad = part.view_as(parameter)

@@ -1,0 +1,142 @@
+"""One update of the policy: the forward pass, the gradient step, and the metrics.
+
+``PPO.train`` and ``A2C.train`` create an ``Update`` by ``OnPolicyLoop.begin_update`` and call its
+methods in turn.
+
+Shapes: B samples of a minibatch, T timesteps, N environments.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor, nn
+
+from mirl.agents.on_policy.action_evaluation import ActionEvaluation, PerSample, evaluate_actions
+from mirl.agents.on_policy.losses import LossWeights, Metrics
+from mirl.agents.on_policy.minibatch import Samples
+from mirl.agents.on_policy.rollout_buffer import RolloutBuffer
+from mirl.agents.on_policy.task_gradients import (
+    assign_gradient,
+    conflict,
+    project_conflicts,
+    random_orders,
+    task_gradients,
+)
+from mirl.agents.runs.metric_names import GRADIENT_CONFLICT, GRADIENT_COSINE
+from mirl.configs.schema import PrecisionName
+from mirl.policies.popart import PopArtHead
+
+
+@dataclass
+class Update:
+    """The gradient steps on one rollout."""
+
+    policy: ActorCriticPolicy
+    precision: PrecisionName
+    """"fp32" or "bf16"."""
+    weights: LossWeights
+    """Coefficients of the loss."""
+    max_grad_norm: float
+    """The gradient is clipped to this norm."""
+    projection_rng: np.random.Generator | None
+    """Source of PCGrad's random orders; None for the plain gradient."""
+    measure_conflict: bool
+    """Measure how the tasks' gradients conflict, in the first gradient step."""
+    history: list[Metrics] = field(default_factory=list)
+    """The metrics of each gradient step so far."""
+    conflict_metrics: Metrics = field(default_factory=dict)
+    """How the tasks' gradients conflict, if it was measured."""
+
+    def __post_init__(self) -> None:
+        self.parameters: list[nn.Parameter] = []
+        for parameter in self.policy.parameters():
+            if parameter.requires_grad:  # few-shot adaptation freezes some
+                self.parameters.append(parameter)
+
+    def evaluate_actions(self, samples: Samples) -> ActionEvaluation:
+        """Evaluate the actions of a minibatch with the current weights.
+
+        Args:
+            samples: the minibatch.
+        """
+        return evaluate_actions(self.policy, samples, self.precision)
+
+    def record(self, metrics: Metrics, losses: PerSample, samples: Samples) -> None:
+        """Keep the metrics of a minibatch, before its gradient step.
+
+        Args:
+            metrics: scalars on the device.
+            losses: (B,), the loss of each sample.
+            samples: the minibatch.
+        """
+        if self.measure_conflict and not self.history and samples.task_ids is not None:
+            gradients = task_gradients(losses, samples.task_ids, self.parameters)
+            if len(gradients) > 1:
+                cosine, fraction = conflict(gradients)
+                self.conflict_metrics = {GRADIENT_COSINE: cosine, GRADIENT_CONFLICT: fraction}
+        self.history.append(metrics)
+
+    def gradient_step(self, losses: PerSample, samples: Samples) -> None:
+        """Take one gradient step on the mean of the losses.
+
+        Args:
+            losses: (B,), the loss of each sample.
+            samples: the minibatch.
+        """
+        self.policy.optimizer.zero_grad()
+        if self.projection_rng is not None and samples.task_ids is not None:
+            gradients = task_gradients(losses, samples.task_ids, self.parameters)
+            orders = random_orders(len(gradients), self.projection_rng)
+            assign_gradient(project_conflicts(gradients, orders), self.parameters)
+        else:
+            losses.mean().backward()
+        nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm, foreach=True)
+        self.policy.optimizer.step()
+
+    def mean_metrics(self, last_steps: Mapping[str, int]) -> Metrics:
+        """Return the mean of each metric over the gradient steps.
+
+        Args:
+            last_steps: for some metrics, the number of last gradient steps to average over; the
+                others are averaged over all.
+
+        Returns:
+            Scalars on the device.
+        """
+        means: Metrics = {}
+        for name in self.history[-1]:
+            n_steps = last_steps.get(name, len(self.history))
+            means[name] = _mean([metrics[name] for metrics in self.history[-n_steps:]])
+        return {**self.conflict_metrics, **means}
+
+
+def scale_advantages(
+    buffer: RolloutBuffer, value_net: nn.Module, *, normalize_per_task: bool
+) -> None:
+    """Bring the advantages of different tasks to one scale before an update, if enabled.
+
+    Args:
+        buffer: the rollout.
+        value_net: the value head. A ``PopArtHead`` updates its statistics with the returns, and the
+            advantages are divided by σ of their task.
+        normalize_per_task: normalize the advantages per task instead.
+
+    References:
+        Hessel et al., "Multi-Task Deep Reinforcement Learning with PopArt", AAAI 2019.
+    """
+    if isinstance(value_net, PopArtHead):
+        task_ids = buffer.task_ids.flatten()
+        # With frozen weights the statistics stay: the update would rescale the weights.
+        if value_net.weight.requires_grad:
+            value_net.update(buffer.returns.flatten(), task_ids)
+        scale = value_net.scale(task_ids)
+        buffer.scale_advantages(scale.view_as(buffer.advantages))
+    if normalize_per_task:
+        buffer.normalize_advantages_per_task()
+
+
+def _mean(scalars: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(scalars)).mean()
