@@ -1,8 +1,8 @@
 """Context encoders: what the agent is asked to do, as a vector z.
 
-A batch has few distinct contexts. Each encoder returns every distinct context once, together with an
-index of the rows, so that everything that depends on the context alone is computed once per distinct
-context.
+A batch has few distinct contexts. Each encoder returns every distinct context once, together with
+an index of the rows, so that everything that depends on the context alone is computed once per
+distinct context.
 """
 
 from contextlib import nullcontext
@@ -42,8 +42,8 @@ def get_task_ids(
     """Return the task index of each row.
 
     Args:
-        task: the one-hot key, which SB3 gives as (B, n) in rollouts and as (B, 1, n) in minibatches;
-            or its distinct indices.
+        task: the one-hot key, which SB3 gives as (B, n) in rollouts and as (B, 1, n) in
+            minibatches; or its distinct indices.
         n_tasks: n, the number of tasks.
 
     Returns:

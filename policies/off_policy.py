@@ -296,7 +296,7 @@ def _resolved_network(
 
 
 class OffPolicyFusion(BasePolicy):
-    """Base of the policies below: their ``network`` and how it is saved."""
+    """Base class of the policies below: their ``network``, and how it is saved."""
 
     network: NetworkConfig
     """The resolved configuration of the networks."""
@@ -333,8 +333,8 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
         encoder: name or config of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         observation_keys: keys that are inputs; None for all but contexts and ``action_mask``.
-        net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for SB3's
-            default.
+        net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for
+            SB3's default.
         activation_fn: activation of the hidden layers.
         use_sde: use generalized state-dependent exploration (gSDE); not with fused heads.
         log_std_init: initial logarithm of the standard deviation.
@@ -397,6 +397,7 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
         )
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> SACActor:
+        """Build the actor as SB3 does, with fused heads if ``sites`` contains "heads"."""
         actor = super().make_actor(features_extractor)
         if self.fuses_in_heads:
             _fuse_gaussian_actor(actor)
@@ -405,6 +406,7 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
     def make_critic(
         self, features_extractor: BaseFeaturesExtractor | None = None
     ) -> ContinuousCritic:
+        """Build the critics as SB3 does, with fused heads if ``sites`` contains "heads"."""
         if not self.fuses_in_heads:
             return super().make_critic(features_extractor)
         return FusionCritic(
@@ -430,8 +432,8 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
         encoder: name or config of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         observation_keys: keys that are inputs; None for all but contexts and ``action_mask``.
-        net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for SB3's
-            default.
+        net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for
+            SB3's default.
         activation_fn: activation of the hidden layers.
         use_sde: use generalized state-dependent exploration (gSDE); not with fused heads.
         log_std_init: initial logarithm of the standard deviation.
@@ -497,6 +499,7 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
         )
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> TQCActor:
+        """Build the actor as SB3 does, with fused heads if ``sites`` contains "heads"."""
         actor = super().make_actor(features_extractor)
         if self.fuses_in_heads:
             _fuse_gaussian_actor(actor)
@@ -505,6 +508,7 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
     def make_critic(
         self, features_extractor: BaseFeaturesExtractor | None = None
     ) -> QuantileCritic:
+        """Build the critics as SB3 does, with fused heads if ``sites`` contains "heads"."""
         if not self.fuses_in_heads:
             return super().make_critic(features_extractor)
         kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
@@ -529,8 +533,8 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
         encoder: name or config of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         observation_keys: keys that are inputs; None for all but contexts and ``action_mask``.
-        net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for SB3's
-            default.
+        net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for
+            SB3's default.
         activation_fn: activation of the hidden layers.
         n_critics: number of critics.
         share_features_extractor: use one features extractor for the actor and the critics.
@@ -581,6 +585,7 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
         )
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> TD3Actor:
+        """Build the actor as SB3 does, with fused heads if ``sites`` contains "heads"."""
         actor = super().make_actor(features_extractor)
         if self.fuses_in_heads:
             actor.mu = with_fused_head(actor.mu, actor.features_extractor)
@@ -589,6 +594,7 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
     def make_critic(
         self, features_extractor: BaseFeaturesExtractor | None = None
     ) -> ContinuousCritic:
+        """Build the critics as SB3 does, with fused heads if ``sites`` contains "heads"."""
         if not self.fuses_in_heads:
             return super().make_critic(features_extractor)
         return FusionCritic(
@@ -654,6 +660,7 @@ class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
         )
 
     def make_q_net(self) -> QNetwork:
+        """Build the Q-network as SB3 does, with a fused head if ``sites`` contains "heads"."""
         q_net = super().make_q_net()
         if self.fuses_in_heads:
             q_net.q_net = with_fused_head(q_net.q_net, q_net.features_extractor)

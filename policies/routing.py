@@ -47,8 +47,8 @@ def choose_network(
     Args:
         network: the whole configuration, or None if the separate options describe it.
         fusion: name or config of the fusion.
-        context: name or config of the context encoder; None to choose it from the observation space.
-        encoder: name or config of the encoder; None to choose it from the observation space.
+        context: name or config of the context encoder; None to choose it from the space.
+        encoder: name or config of the encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         default_sites: the value of ``sites`` that counts as not given.
         observation_keys: keys of the observation that are inputs; None for all that are left.
