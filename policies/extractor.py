@@ -162,7 +162,7 @@ class FusionExtractor(BaseFeaturesExtractor):
 
     @property
     def has_running_norm(self) -> bool:
-        """Whether there are running statistics for ``update_statistics`` to update."""
+        """True if there are running statistics for ``update_statistics`` to update."""
         return any(isinstance(module, RunningNorm) for module in self.modules())
 
     def update_statistics(self, observations: Observations) -> None:

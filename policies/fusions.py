@@ -74,7 +74,7 @@ class Fusion(nn.Module, ABC):
     """
 
     is_positionwise = True
-    """Whether each position is fused by itself, independently of the other positions."""
+    """True if each position is fused by itself, independently of the other positions."""
 
     def __init__(self, features_dim: int, context_dim: int, out_dim: int) -> None:
         super().__init__()

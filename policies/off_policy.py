@@ -303,7 +303,7 @@ class OffPolicyFusion(BasePolicy):
 
     @property
     def fuses_in_heads(self) -> bool:
-        """Whether the last layer of every network is a fusion with the context."""
+        """True if the last layer of every network is a fusion with the context."""
         return "heads" in self.network.sites
 
     def _extractor_kwargs(self) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
     """
 
     is_recurrent: ClassVar[bool] = False
-    """Whether a recurrent core stands between the features extractor and the MLPs."""
+    """True if a recurrent core stands between the features extractor and the MLPs."""
     default_memory: ClassVar[str] = "none"
     """Recurrent core if ``memory`` is not given."""
 
