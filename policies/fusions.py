@@ -5,8 +5,8 @@ multiply z start at zero, or the projection behind them does. The main path V st
 weights are plain parameters rather than ``nn.Linear`` layers, because SB3's ``ortho_init``
 re-initializes every ``nn.Linear`` that it finds, which would undo this initialization.
 
-Shapes in this file: B rows, P positions (cells or tokens) of a row, G distinct contexts, X features,
-Z context features, O outputs.
+Shapes in this file: B rows, P positions (cells or tokens) of a row, G distinct contexts,
+X features, Z context features, O outputs.
 
 References:
     Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
@@ -74,7 +74,7 @@ class Fusion(nn.Module, ABC):
     """
 
     is_positionwise = True
-    """Whether each position is fused by itself, independently of the other positions."""
+    """True if each position is fused by itself, independently of the other positions."""
 
     def __init__(self, features_dim: int, context_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -90,8 +90,8 @@ class Fusion(nn.Module, ABC):
     ) -> Float[Tensor, "*batch out"]:
         """Fuse the features with the context.
 
-        With ``index``, everything that depends on the context alone is computed once for each of the
-        G distinct contexts. Nothing is broadcast silently.
+        With ``index``, everything that depends on the context alone is computed once for each of
+        the G distinct contexts. Nothing is broadcast silently.
 
         Args:
             features: (*B, X), one vector per row, or (B, *positions, X), a map per row.
@@ -377,8 +377,8 @@ class Film(Fusion):
 class Gate(Fusion):
     """Gated map y = σ(g(x, z)) ⊙ (V x + b) with an affine g, as in the gates of an LSTM.
 
-    g starts at zero, where the gate is 1/2, and V starts at twice the gain, so that the layer starts
-    as the same map as the other fusions.
+    g starts at zero, where the gate is 1/2, and V starts at twice the gain, so that the layer
+    starts as the same map as the other fusions.
 
     Args:
         features_dim: X, the size of the features.

@@ -68,8 +68,8 @@ class FusionPolicy(MultiInputActorCriticPolicy):
             ``action_mask``.
         memory: name or config of the recurrent core, for ``RecurrentFusionPolicy`` only.
         popart: make the value head a ``PopArtHead``; MIRL's PPO and A2C call its ``update``.
-        net_arch: sizes of the hidden layers of SB3's MLPs, as a list or as ``dict(pi=..., vf=...)``;
-            None for SB3's default.
+        net_arch: sizes of the hidden layers of SB3's MLPs, as a list or as
+            ``dict(pi=..., vf=...)``; None for SB3's default.
         activation_fn: activation of the MLPs.
         ortho_init: initialize weights orthogonally.
         use_sde: use generalized state-dependent exploration (gSDE).
@@ -88,7 +88,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
     """
 
     is_recurrent: ClassVar[bool] = False
-    """Whether a recurrent core stands between the features extractor and the MLPs."""
+    """True if a recurrent core stands between the features extractor and the MLPs."""
     default_memory: ClassVar[str] = "none"
     """Recurrent core if ``memory`` is not given."""
 

@@ -370,14 +370,14 @@ def test_each_distinct_picture_is_read_once() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (TaskIdContextConfig(key="mission"), "task_id reads a Discrete space under 'mission'"),
+        (TaskIdContextConfig(key="mission"), "task_id needs a Discrete space under 'mission'"),
         (
             MissionContextConfig(key="desired_goal"),
             "under .*; wrap the environment in mirl.envs.ContractObservation",
         ),
         (
             GoalContextConfig(encoder="grid"),
-            "encoder=grid reads a picture, a Box of rank 3, under 'desired_goal', got Box",
+            "encoder=grid needs a Box of rank 3 under 'desired_goal', got Box",
         ),
         (
             MissionContextConfig(key="task"),

@@ -338,11 +338,11 @@ def test_cells_fused_once_per_kind_equal_those_fused_one_by_one(context: str, fu
         (GOAL, {"encoder": "image"}, "encoder=image needs an observation of rank 3"),
         (POINT, {}, "expected a Dict observation space"),
         (spaces.Dict({"observation": POINT}), {}, "no context among the observation's keys"),
-        (spaces.Dict({"desired_goal": POINT}), {}, "nothing is left to see"),
+        (spaces.Dict({"desired_goal": POINT}), {}, "expected an input beside the context"),
         (
             spaces.Dict({"a": PIXELS["image"], "b": PIXELS["image"], "task": PIXELS["task"]}),
             {},
-            "several: a, b",
+            "got several: a, b",
         ),
     ],
 )

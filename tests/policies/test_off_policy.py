@@ -385,7 +385,7 @@ def test_a_saved_policy_with_a_shared_extractor_is_loaded_with_one(
 
 @pytest.mark.parametrize("algorithm", [SAC, TQC])
 def test_state_dependent_noise_with_fused_heads_is_refused(algorithm: Any) -> None:
-    with pytest.raises(ConfigError, match="use_sde does not go with fused heads here"):
+    with pytest.raises(ConfigError, match="use_sde=True does not work with fused heads here"):
         build(algorithm, HEADS, use_sde=True)
 
 

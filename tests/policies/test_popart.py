@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fusion_members import VECTOR_CONFIGS, X, Z, normal, randomize
+from fusion_cases import VECTOR_CONFIGS, X, Z, normal, randomize
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st

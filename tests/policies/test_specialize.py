@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fusion_members import CROSS, MEMBERS, O, X, Z, normal, randomize, randomized
+from fusion_cases import CROSS, MEMBERS, O, X, Z, normal, randomize, randomized
 from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.preprocessing import preprocess_obs

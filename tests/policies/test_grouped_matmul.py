@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from fusion_members import MEMBERS, X, Z, normal, randomized, value_and_gradients
+from fusion_cases import MEMBERS, X, Z, normal, randomized, value_and_gradients
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from fusion_members import (
+from fusion_cases import (
     CROSS,
     MEMBERS,
     VECTOR_CONFIGS,
