@@ -1,5 +1,5 @@
-# MIRL's commands: `make` lists them. They need make, git and a Python 3.11, 3.12 or 3.13, nothing else.
-# Another interpreter than python3:  make setup PYTHON=python3.12
+# Commands of MIRL; `make` lists them. They need only make, git and Python 3.11, 3.12 or 3.13.
+# To choose the interpreter:  make setup PYTHON=python3.12
 
 PYTHON ?= python3
 ARGS ?=
@@ -13,7 +13,7 @@ BIN := .venv/bin
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-setup: .venv/.dev  ## create .venv and install MIRL with everything for development
+setup: .venv/.dev  ## create .venv and install MIRL with its development tools
 
 train: .venv/.fast  ## train and evaluate, e.g. make train ARGS="task=goto_door fusion=bilinear"
 	$(BIN)/python train.py $(ARGS)
@@ -21,42 +21,46 @@ train: .venv/.fast  ## train and evaluate, e.g. make train ARGS="task=goto_door 
 test: .venv/.dev  ## run the tests, e.g. make test ARGS="-k fusion"
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: .venv/.dev  ## check style and formatting
+lint: .venv/.dev  ## check style, formatting and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
-# mypy looks for a folder named mirl; the repository's root is that package under whatever name it was cloned.
+# mypy needs a folder named mirl; the root of the repository is that package, whatever its name.
 types: .venv/.dev  ## check types
 	@mkdir -p .mypy && ln -sfn .. .mypy/mirl
-	MYPYPATH=.mypy $(BIN)/mypy -p mirl.agents -p mirl.configs -p mirl.envs -p mirl.policies -m mirl.train -m mirl.eval
+	MYPYPATH=.mypy $(BIN)/mypy -p mirl.agents -p mirl.configs -p mirl.envs -p mirl.policies \
+		-m mirl.train -m mirl.eval
 
-check: test lint types  ## all three
+check: test lint types  ## run test, lint and types
 
-reliability: .venv/.dev  ## kill, damage, fuzz and run for long, under an hour; a few minutes with ARGS=--quick
+reliability: .venv/.dev  ## run the reliability tests (an hour; ARGS=--quick: a few minutes)
 	$(BIN)/python benchmarks/reliability.py $(ARGS)
 
-tensorboard: .venv/.fast  ## watch the curves of runs/
+tensorboard: .venv/.fast  ## show the training curves of runs/
 	$(BIN)/tensorboard --logdir runs $(ARGS)
 
-clean:  ## remove caches and build outputs; .venv and runs/ stay
+clean:  ## remove caches and build outputs, but not .venv and runs/
 	rm -rf build dist *.egg-info .mypy .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find . \( -path ./.venv -o -path ./.git -o -path ./runs \) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	find . \( -path ./.venv -o -path ./.git -o -path ./runs \) -prune \
+		-o -type d -name __pycache__ -exec rm -rf {} +
 
-# Two stamps: training needs .[fast]; .[dev] contains it, so installing dev stamps both.
+# Two stamp files: training needs .[fast], which .[dev] includes, so installing dev touches both.
 .venv/.fast: .venv/bin/pip pyproject.toml constraints.txt
-	@echo "Installing MIRL into .venv (once; a few minutes)"
+	@echo "Installing MIRL into .venv (once, a few minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fast]"
 	@touch $@
 
 .venv/.dev: .venv/bin/pip pyproject.toml constraints.txt
-	@echo "Installing MIRL and its development tools into .venv (once; a few minutes)"
+	@echo "Installing MIRL and its development tools into .venv (once, a few minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch .venv/.fast $@
 
-# pip is the last thing a new environment receives: where it is missing, the environment was not finished.
+# venv installs pip last: if pip is missing, the environment is incomplete and is created again.
 .venv/bin/pip:
 	@command -v $(PYTHON) >/dev/null || { \
-		echo "MIRL needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' was not found. Name one: make setup PYTHON=python3.12" >&2; exit 1; }
+		echo "MIRL needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' was not found." \
+			"Name one: make setup PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 		echo "MIRL needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
 			"Name another: make setup PYTHON=python3.12" >&2; exit 1; }

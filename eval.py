@@ -1,4 +1,7 @@
-"""Evaluate, adapt or export a checkpoint: ``python eval.py run=runs/goto_door-bilinear-ppo-seed0``. See ``--help``."""
+"""Evaluate, adapt or export a checkpoint: ``python eval.py run=runs/goto_door-bilinear-ppo-seed0``.
+
+See ``--help``.
+"""
 
 import sys
 
@@ -8,43 +11,59 @@ from mirl.configs.schema import EvalConfig
 
 
 def run(argv: list[str]) -> int:
-    """Evaluate, adapt or export as the words of the command line say; the exit code."""
-    config = parse_flat(EvalConfig, argv)
+    """Evaluate, adapt or export a checkpoint as the command line says.
+
+    Args:
+        argv: the arguments of the command.
+
+    Returns:
+        The exit code.
+    """
+    config = parse_flat(EvalConfig, argv)  # before torch is imported
 
     from rich.console import Console
 
-    def say(line: str) -> None:
-        Console().print(line, soft_wrap=True, highlight=False)
+    from mirl.agents.runs.run import Run
+
+    console = Console()
+
+    def log(line: str) -> None:
+        console.print(line, soft_wrap=True, highlight=False)
+
+    opened = Run.open(config.run)
+    checkpoint = opened.checkpoint(config.checkpoint)
+    source = f"{config.run.name}, {config.checkpoint} checkpoint"
 
     if config.export:
         from mirl.agents.export import export_run
 
-        path, parameters, of_policy, difference = export_run(config)
-        size = f"{parameters:,} parameters in place of {of_policy:,}"
-        say(f"Written: {path} ({size}, outputs within {difference:.0e} of the policy's)")
+        export = export_run(opened, checkpoint, config)
+        log(
+            f"Written: {export.path} ({export.parameters:,} parameters instead of "
+            f"{export.policy_parameters:,}, outputs within {export.difference:.0e} of the policy's)"
+        )
         return 0
 
     if config.adapt != "no":
         from mirl.agents.few_shot import adapt_run, curve_table
 
-        for task, curve, path in adapt_run(config):
-            title = f"{config.run.name}, {config.checkpoint} checkpoint, practicing {task} by its {config.adapt}"
-            Console().print(curve_table(curve, title))
-            say(f"Written: {path}")
+        for adaptation in adapt_run(opened, checkpoint, config):
+            title = f"{source}, practicing {adaptation.task} by its {config.adapt}"
+            console.print(curve_table(adaptation.curve, title))
+            log(f"Written: {adaptation.path}")
         return 0
 
     from mirl.agents.evaluation import evaluate_run, results_table
 
-    results, written = evaluate_run(config)
-    title = f"{config.run.name}, {config.checkpoint} checkpoint, on unseen episodes"
-    Console().print(results_table(results, title))
+    results, written = evaluate_run(opened, checkpoint, config)
+    console.print(results_table(results, f"{source}, on unseen episodes"))
     for path in written:
-        say(f"Written: {path}")
+        log(f"Written: {path}")
     return 0
 
 
 def main() -> None:
-    """The console script ``mirl-eval``."""
+    """Run the console script ``mirl-eval``."""
     sys.exit(console_entry(run, eval_help))
 
 

@@ -6,31 +6,40 @@ import sys
 from mirl.configs.command_line import command, console_entry, train_help
 from mirl.configs.compose import compose_train
 
-KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
-"""How many kernels torch keeps on a processor, made for one size of matrices each; it would keep 1024, and over a long
-run the sizes are many: the share of distinct observations moves as the agent learns."""
+KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
+"""Capacity of torch's CPU kernel caches, which hold a kernel per matrix size and default to 1024.
+
+A long run sees many sizes: the share of distinct observations changes as the agent learns.
+"""
 
 
 def run(argv: list[str]) -> int:
-    """Train as the words of the command line say; the exit code."""
-    config = compose_train(argv)  # before torch is imported: a mistake is answered at once
+    """Train a run as the command line says, then evaluate its last checkpoint.
 
-    for name, count in KERNELS.items():
-        os.environ.setdefault(name, count)  # read when torch makes its first
+    Args:
+        argv: the arguments of the command.
+
+    Returns:
+        The exit code: 0, or 130 if the run was stopped and saved.
+    """
+    config = compose_train(argv)  # before torch is imported, so that mistakes are reported at once
+
+    for name, capacity in KERNEL_CACHES.items():
+        os.environ.setdefault(name, capacity)  # before torch compiles its first kernel
     from rich.console import Console
 
     from mirl.agents.evaluation import evaluate_run, results_table
     from mirl.agents.training import train
     from mirl.configs.schema import EvalConfig
 
-    def say(line: str) -> None:
-        Console().print(line, soft_wrap=True, highlight=False)
+    console = Console()
 
-    outcome = train(config, say)
-    if not outcome.finished:
-        say(
-            f"Stopped and saved at {outcome.timesteps:,} timesteps; the same command again resumes."
-        )
+    def log(line: str) -> None:
+        console.print(line, soft_wrap=True, highlight=False)
+
+    result = train(config, log)
+    if not result.finished:
+        log(f"Stopped and saved at {result.timesteps:,} timesteps; run the same command to resume.")
         return 130
     evaluation = EvalConfig(
         run=config.run_dir,
@@ -40,18 +49,17 @@ def run(argv: list[str]) -> int:
         deterministic=config.evaluation.deterministic,
         episodes=config.evaluation.test_episodes,
     )
-    results, written = evaluate_run(evaluation)
-    Console().print(
-        results_table(results, f"After {outcome.timesteps:,} timesteps, on unseen episodes")
-    )
-    say(f"Written: {written[0]}")
-    say(f"Curves:  {command('tensorboard')} --logdir {config.runs_dir}")
-    say(f"Again:   {command('mirl-eval')} run={config.run_dir} checkpoint=last")
+    results, [report] = evaluate_run(result.run, result.checkpoint, evaluation)
+    title = f"After {result.timesteps:,} timesteps, on unseen episodes"
+    console.print(results_table(results, title))
+    log(f"Written: {report}")
+    log(f"Curves:  {command('tensorboard')} --logdir {config.runs_dir}")
+    log(f"Again:   {command('mirl-eval')} run={config.run_dir} checkpoint=last")
     return 0
 
 
 def main() -> None:
-    """The console script ``mirl-train``."""
+    """Run the console script ``mirl-train``."""
     sys.exit(console_entry(run, train_help))
 
 

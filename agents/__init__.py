@@ -1,9 +1,9 @@
-"""Training: algorithms, evaluation, checkpoints, run directories."""
+"""Agents: training, evaluation, checkpoints and run directories."""
 
-from mirl.agents.builder import load_policy
 from mirl.agents.evaluation import evaluate
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
+from mirl.agents.policy_loader import load_policy
 from mirl.agents.training import train
 
 __all__ = ["A2C", "PPO", "evaluate", "load_policy", "train"]

@@ -1,4 +1,4 @@
-"""A policy acting beside its training, without a trace on it."""
+"""Evaluation mode of a policy, with its own random generator."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +9,14 @@ from stable_baselines3.common.policies import BasePolicy
 
 @contextmanager
 def eval_mode(policy: BasePolicy, seed: int) -> Iterator[None]:
-    """Within it the policy is in evaluation mode and samples from ``seed``; afterwards all is as before.
+    """Put a policy in evaluation mode with its own random state; restore both on exit.
 
-    Only the generators in use are saved: ``fork_rng`` by itself would start every GPU of the machine.
+    Args:
+        policy: the policy.
+        seed: seed of torch's generators inside the context.
     """
-    training = policy.training
+    was_training = policy.training
+    # without a list, fork_rng would initialize every GPU of the machine
     devices = [policy.device] if policy.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices):
@@ -21,4 +24,4 @@ def eval_mode(policy: BasePolicy, seed: int) -> Iterator[None]:
             policy.set_training_mode(False)
             yield
     finally:
-        policy.set_training_mode(training)
+        policy.set_training_mode(was_training)

@@ -4,24 +4,43 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, astuple
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 from stable_baselines3.common.policies import BasePolicy
 
-from mirl.agents.builder import load_policy
+from mirl.agents.builder import Policy
 from mirl.agents.eval_mode import eval_mode
 from mirl.agents.on_policy.minibatch import pad_to_bucket
-from mirl.agents.runs.atomic_files import write_json
-from mirl.agents.runs.run import load_config
-from mirl.agents.statistics import TaskResult, suite_result, wilson_interval
+from mirl.agents.policy_loader import restore_policy
+from mirl.agents.runs.atomic_files import write_bytes, write_json
+from mirl.agents.runs.checkpoint import Checkpoint
+from mirl.agents.runs.run import Run
+from mirl.agents.statistics import TaskResult, suite_result
 from mirl.agents.video import record_episode
-from mirl.configs.schema import EvalConfig, TrainConfig
+from mirl.configs.schema import EvalConfig
 from mirl.configs.tasks import Subset, TaskConfig, file_name, score_bounds
 from mirl.envs import SuiteVecEnv, env_seeds
+from mirl.envs.pools.backend import Observations
 
 SUBSETS: tuple[Subset, ...] = ("trained", "held_out")
 SUMMARY_ROWS = ("mean", "IQM", "worst")
+"""Rows of the table over several tasks, in the order of the fields of ``Aggregate``."""
+
+HiddenState = tuple[NDArray[np.float32], ...]
+
+
+class Episode(NamedTuple):
+    """Outcome of one episode."""
+
+    success: bool
+    episode_return: float
+    length: int
+
+
+# --------------------------------------------------------------------------------- playing episodes
 
 
 def evaluate(
@@ -33,78 +52,133 @@ def evaluate(
     deterministic: bool = False,
     subset: Subset = "trained",
 ) -> list[TaskResult]:
-    """Play ``episodes`` episodes of each task that the environment has slots for, from the seeds of its split.
+    """Play a number of episodes of each active task of an environment.
 
-    Every slot plays a number of episodes fixed beforehand: taking the first to finish would favor short episodes.
-    The actions are sampled from ``seed`` alone and leave torch's generators as they were. ``subset`` marks the results.
+    Each environment plays a number of episodes that is fixed beforehand: taking the first episodes
+    to finish would favor short ones.
+
+    Args:
+        policy: the policy; its mode and torch's random state are restored.
+        env: the environments; they are seeded anew.
+        episodes: episodes per task.
+        seed: seed of the environments and of the actions.
+        deterministic: take the most probable actions.
+        subset: subset of the holdout that the environments play, which marks the results.
+
+    Returns:
+        One result per active task, in the order of the suite.
     """
-    tasks = env.task_index
-    quota = np.zeros(env.num_envs, dtype=np.int64)
-    for task in np.unique(tasks):
-        slots = np.flatnonzero(tasks == task)
-        quota[slots] = episodes // len(slots) + (np.arange(len(slots)) < episodes % len(slots))
-    played: list[list[tuple[bool, float, int]]] = [[] for _ in range(env.num_envs)]
+    task_index = env.task_index.copy()
+    quotas = _quotas(task_index, episodes)
     env.seed(seed)
     with eval_mode(policy, seed):
-        observation = env.reset()
-        env.deactivate(np.flatnonzero(quota <= 1))
-        playing, remembered = np.flatnonzero(quota), None
-        starts = np.ones(env.num_envs, np.bool_)
-        actions = np.array(
-            [env.action_space.sample()] * env.num_envs
-        )  # of slots at rest: any that is valid
-        while playing.size:
-            rows = pad_to_bucket(np.arange(len(playing)), env.num_envs)
-            asked = playing[rows]
-            seen = {key: values[asked] for key, values in observation.items()}
-            states = remembered and tuple(subset[rows] for subset in remembered)
-            chosen, remembered = policy.predict(seen, states, starts[asked], deterministic)
-            actions[playing] = chosen[: len(playing)]
-            env.step_async(actions)
-            observation, _, starts, infos = env.step_wait()
-            for slot in playing[starts[playing]].tolist():
-                episode = infos[slot]["episode"]
-                played[slot].append((infos[slot]["is_success"], episode["r"], episode["l"]))
-            left = quota - [len(done) for done in played]
-            env.deactivate(np.flatnonzero(left <= 1))
-            play_on = np.flatnonzero(left[playing] > 0)
-            remembered = remembered and tuple(subset[play_on] for subset in remembered)
-            playing = playing[play_on]
-    return [
-        _result(
-            env.suite.tasks[i],
-            [done for slot in np.flatnonzero(tasks == i) for done in played[slot]],
-            subset,
+        played = _play(policy, env, quotas, deterministic)
+    results = []
+    for task in np.unique(task_index).tolist():
+        of_task = []
+        for env_index in np.flatnonzero(task_index == task):
+            of_task += played[env_index]
+        results.append(_result(env.suite.tasks[task], of_task, subset))
+    return results
+
+
+def _quotas(task_index: NDArray[np.int64], episodes: int) -> NDArray[np.int64]:
+    """Spread each task's episodes over its environments as evenly as possible, (n_envs,)."""
+    quotas = np.zeros(len(task_index), dtype=np.int64)
+    for task in np.unique(task_index):
+        env_indices = np.flatnonzero(task_index == task)
+        n_envs = len(env_indices)
+        has_one_more = np.arange(n_envs) < episodes % n_envs
+        quotas[env_indices] = episodes // n_envs + has_one_more
+    return quotas
+
+
+def _play(
+    policy: BasePolicy, env: SuiteVecEnv, quotas: NDArray[np.int64], deterministic: bool
+) -> list[list[Episode]]:
+    """Play until each environment has finished its quota (n_envs,); return its episodes."""
+    played: list[list[Episode]] = [[] for _ in range(env.num_envs)]
+    observation: Observations = env.reset()
+    # an environment that is deactivated finishes its present episode and starts no other
+    env.deactivate(np.flatnonzero(quotas <= 1))
+    active = np.flatnonzero(quotas)
+    hidden_state: HiddenState | None = None
+    starts = np.ones(env.num_envs, np.bool_)
+    # environments that are done still need some valid action
+    actions = np.array([env.action_space.sample()] * env.num_envs)
+    while active.size:
+        # few batch sizes: a kernel is compiled for each
+        rows = pad_to_bucket(np.arange(len(active)), env.num_envs)
+        padded = active[rows]
+        chosen, hidden_state = policy.predict(
+            {key: values[padded] for key, values in observation.items()},
+            _take_rows(hidden_state, rows),
+            starts[padded],
+            deterministic,
         )
-        for i in np.unique(tasks).tolist()
-    ]
+        actions[active] = chosen[: len(active)]  # without the padding
+        env.step_async(actions)
+        observation, _, starts, infos = env.step_wait()
+        # starts is True where an episode has ended and the next has begun
+        for env_index in active[starts[active]].tolist():
+            info = infos[env_index]
+            episode = info["episode"]
+            played[env_index].append(Episode(info["is_success"], episode["r"], episode["l"]))
+        remaining = quotas - [len(done) for done in played]
+        env.deactivate(np.flatnonzero(remaining <= 1))
+        still_active = np.flatnonzero(remaining[active] > 0)
+        # the padded rows are dropped here too
+        hidden_state = _take_rows(hidden_state, still_active)
+        active = active[still_active]
+    return played
 
 
-def _result(
-    task: TaskConfig, episodes: Sequence[tuple[bool, float, int]], subset: Subset
-) -> TaskResult:
-    success, returns, lengths = (np.array(column) for column in zip(*episodes, strict=True))
-    return TaskResult(task.name, success, returns, lengths, *score_bounds(task), subset=subset)
+def _take_rows(hidden_state: HiddenState | None, rows: NDArray[np.integer]) -> HiddenState | None:
+    if hidden_state is None:
+        return None
+    return tuple(part[rows] for part in hidden_state)
 
 
-def evaluate_run(config: EvalConfig) -> tuple[list[TaskResult], list[Path]]:
-    """Evaluate a run's checkpoint on the test seeds; the results, and the files that now hold them.
+def _result(task: TaskConfig, episodes: Sequence[Episode], subset: Subset) -> TaskResult:
+    score_low, score_high = score_bounds(task)
+    return TaskResult(
+        task=task.name,
+        success=np.array([episode.success for episode in episodes]),
+        returns=np.array([episode.episode_return for episode in episodes]),
+        lengths=np.array([episode.length for episode in episodes]),
+        score_low=score_low,
+        score_high=score_high,
+        subset=subset,
+    )
 
-    Where the run's split withholds something, the results of what was trained come first, then those of what was not.
 
-    :raises ConfigError: when there is no such run or checkpoint.
+# -------------------------------------------------------------------------- evaluating a checkpoint
+
+
+def evaluate_run(
+    run: Run, checkpoint: Checkpoint, config: EvalConfig
+) -> tuple[list[TaskResult], list[Path]]:
+    """Evaluate a checkpoint on the test seeds and write the results into the run directory.
+
+    Args:
+        run: the run.
+        checkpoint: one of its checkpoints.
+        config: options of the evaluation; ``run`` and ``checkpoint`` are not read.
+
+    Returns:
+        The results, those of the trained subset before those of the held-out one; and the files
+        that hold them.
+
+    Raises:
+        ConfigError: the checkpoint is damaged, or the environments cannot be created.
     """
-    training = load_config(config.run)
     results: list[TaskResult] = []
-    for subset in SUBSETS if training.split.holds_out_any else SUBSETS[:1]:
-        with closing(_unseen(config, training, subset)) as env:
-            policy, checkpoint = load_policy(
-                config.run,
-                config.checkpoint,
-                env.observation_space,
-                env.action_space,
-                config.device,
-            )
+    policy: Policy | None = None
+    # without a holdout there is no held-out subset to play
+    for subset in SUBSETS if run.config.split.holds_out_any else SUBSETS[:1]:
+        with closing(_build_env(run, config, subset)) as env:
+            if policy is None:
+                policy = restore_policy(run.config, checkpoint, config.device, env)
             results += evaluate(
                 policy,
                 env,
@@ -113,41 +187,29 @@ def evaluate_run(config: EvalConfig) -> tuple[list[TaskResult], list[Path]]:
                 deterministic=config.deterministic,
                 subset=subset,
             )
-    name = f"{checkpoint.name}-{env.backend}-seed{config.seed}-{config.episodes}ep" + (
-        "-deterministic" if config.deterministic else ""
-    )
-    report = {
-        "checkpoint": checkpoint.name,
-        "backend": env.backend,
-        "seed": config.seed,
-        "deterministic": config.deterministic,
-        "n_envs": config.n_envs,
-        "tasks": [result.summary() for result in results],
-        "summary": {subset: asdict(suite_result(of_part)) for subset, of_part in _by_part(results)},
-    }
-    folder = config.run / "eval"
+    assert policy is not None
+    stem = f"{checkpoint.name}-{env.backend}-seed{config.seed}-{config.episodes}ep"
+    if config.deterministic:
+        stem += "-deterministic"
+    folder = run.path / "eval"
     folder.mkdir(exist_ok=True)
-    written = [folder / f"{name}.json"]
-    write_json(written[0], report)
+    report = folder / f"{stem}.json"
+    write_json(report, _report(checkpoint, env.backend, config, results))
+    written = [report]
     if config.gif:
-        for i, task in enumerate(training.task.tasks):
-            seed = env_seeds(config.seed, "test", i, 1)[0]
-            gif = record_episode(
-                policy, training.task, i, seed=seed, deterministic=config.deterministic
-            )
-            if gif is not None:
-                written.append(folder / f"{name}-{file_name(task.name)}.gif")
-                written[-1].write_bytes(gif.data)
+        written += _record_tasks(run, policy, config, folder / stem)
     return results, written
 
 
-def _unseen(config: EvalConfig, training: TrainConfig, subset: Subset) -> SuiteVecEnv:
-    """The test episodes of a subset of the run's split."""
+def _build_env(run: Run, config: EvalConfig, subset: Subset) -> SuiteVecEnv:
+    """Build the test environments of a subset of the run's holdout."""
+    training = run.config
     n_tasks = len(training.split.task_indices(training.task, subset))
-    slots = n_tasks * _slots_per_task(config, n_tasks)
+    # every task has as many environments as the others, and at least one
+    envs_per_task = max(1, min(config.n_envs // n_tasks, config.episodes))
     return SuiteVecEnv(
         training.task,
-        slots,
+        n_tasks * envs_per_task,
         backend=config.backend,
         seed=config.seed,
         seed_split="test",
@@ -156,46 +218,90 @@ def _unseen(config: EvalConfig, training: TrainConfig, subset: Subset) -> SuiteV
     )
 
 
-def _slots_per_task(config: EvalConfig, n_tasks: int) -> int:
-    return max(1, min(config.n_envs // n_tasks, config.episodes))
+def _report(
+    checkpoint: Checkpoint, backend: str, config: EvalConfig, results: Sequence[TaskResult]
+) -> dict[str, object]:
+    summary = {}
+    for subset, in_subset in _by_subset(results):
+        summary[subset] = asdict(suite_result(in_subset))
+    return {
+        "checkpoint": checkpoint.name,
+        "backend": backend,
+        "seed": config.seed,
+        "deterministic": config.deterministic,
+        "n_envs": config.n_envs,
+        "tasks": [result.summary() for result in results],
+        "summary": summary,
+    }
 
 
-def _by_part(results: Sequence[TaskResult]) -> list[tuple[Subset, list[TaskResult]]]:
-    """The results of each subset that has any."""
-    of = [(subset, [result for result in results if result.subset == subset]) for subset in SUBSETS]
-    return [(subset, of_part) for subset, of_part in of if of_part]
+def _record_tasks(run: Run, policy: Policy, config: EvalConfig, stem: Path) -> list[Path]:
+    """Write a GIF of one test episode per task; return the files."""
+    written = []
+    suite = run.config.task
+    for index, task in enumerate(suite.tasks):
+        [seed] = env_seeds(config.seed, "test", index, 1)
+        gif = record_episode(policy, suite, index, seed=seed, deterministic=config.deterministic)
+        if gif is not None:
+            path = stem.with_name(f"{stem.name}-{file_name(task.name)}.gif")
+            write_bytes(path, gif.data)
+            written.append(path)
+    return written
+
+
+# ------------------------------------------------------------------------------------------- tables
 
 
 def results_table(results: Sequence[TaskResult], title: str) -> Table:
-    """One row per task, for the terminal; under several tasks their mean, interquartile mean (IQM) and worst."""
+    """Return a table with one row per task, and the summary of each subset with several tasks.
+
+    Args:
+        results: the results of one evaluation.
+        title: title of the table.
+
+    Returns:
+        The table, for the terminal.
+    """
     table = Table(title=title, title_justify="left")
-    for column in ("task", "episodes", "success", "95 % interval", "return", "score", "length"):
-        table.add_column(
-            column, justify="left" if column == "task" else "right", no_wrap=column != "task"
-        )
-    for subset, of_part in _by_part(results):
-        for result in of_part:
+    table.add_column("task")
+    for column in ("episodes", "success", "95 % interval", "return", "score", "length"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for subset, in_subset in _by_subset(results):
+        for result in in_subset:
             table.add_row(*_task_cells(result))
-        if len(of_part) > 1:
-            together, mark = suite_result(of_part), "" if subset == "trained" else " (held out)"
+        if len(in_subset) > 1:
             table.add_section()
-            for name, success, score in zip(
-                SUMMARY_ROWS, astuple(together.success), astuple(together.score), strict=True
-            ):
-                table.add_row(name + mark, "", f"{success:.1%}", "", "", f"{score:.3f}", "")
+            _add_summary(table, subset, in_subset)
         table.add_section()
     return table
 
 
+def _add_summary(table: Table, subset: Subset, results: Sequence[TaskResult]) -> None:
+    summary = suite_result(results)
+    suffix = "" if subset == "trained" else " (held out)"
+    rows = zip(SUMMARY_ROWS, astuple(summary.success), astuple(summary.score), strict=True)
+    for name, success, score in rows:
+        table.add_row(name + suffix, "", f"{success:.1%}", "", "", f"{score:.3f}", "")
+
+
 def _task_cells(result: TaskResult) -> list[str]:
-    summary = result.summary()
-    low, high = wilson_interval(int(result.success.sum()), len(result.success))
+    low, high = result.success_interval
     return [
         result.label,
-        str(len(result.success)),
+        str(result.n_episodes),
         f"{result.success_rate:.1%}",
         f"{low:.1%} – {high:.1%}",
-        f"{summary['return_mean']:.3f}",
+        f"{result.mean_return:.3f}",
         f"{result.score:.3f}",
-        f"{summary['length_mean']:.1f}",
+        f"{result.mean_length:.1f}",
     ]
+
+
+def _by_subset(results: Sequence[TaskResult]) -> list[tuple[Subset, list[TaskResult]]]:
+    """Group results by their subset; subsets without any are left out."""
+    groups: list[tuple[Subset, list[TaskResult]]] = []
+    for subset in SUBSETS:
+        in_subset = [result for result in results if result.subset == subset]
+        if in_subset:
+            groups.append((subset, in_subset))
+    return groups

@@ -1,29 +1,30 @@
-"""One task of a run as a program of its own: ``python eval.py run=runs/x export="go to the red door"``.
+"""Export of a policy for one task: ``python eval.py run=runs/x export="go to the red door"``.
 
-``exports/<name>.pt2`` holds the policy specialized for that task, by ``torch.export``, and the JSON beside it says what
-it takes and gives. ``torch.export.load(path).module()`` runs it without MIRL, on batches of any size. Such a file is
-code: load it only from where you would take a program.
+``exports/<name>.pt2`` holds the policy, specialized for one mission or task, as a program of
+``torch.export``; the JSON file beside it describes inputs and outputs.
+``torch.export.load(path).module()`` runs it without MIRL, on batches of any size. Such a file is
+code: load it only from sources that you would run a program from.
 """
 
 import io
 import re
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple, assert_never
+from typing import Any, NamedTuple, TypedDict, assert_never
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from mirl.agents.builder import load_policy
+from mirl.agents.policy_loader import restore_policy
 from mirl.agents.runs.atomic_files import write_bytes, write_json
-from mirl.agents.runs.run import load_config
+from mirl.agents.runs.checkpoint import Checkpoint
+from mirl.agents.runs.run import Run
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.keys import TASK_KEY
 from mirl.configs.networks import (
-    AutoContextConfig,
     ContextConfig,
     GoalContextConfig,
     MissionContextConfig,
@@ -32,16 +33,14 @@ from mirl.configs.networks import (
 from mirl.configs.schema import EvalConfig
 from mirl.configs.tasks import SuiteConfig, file_name
 from mirl.envs import choose_backend, tokenize
+from mirl.envs.pools.backend import Observations
 from mirl.envs.suite_spaces import suite_spaces
 from mirl.policies import FusionPolicy, specialize
 
 TOLERANCE = 1e-4
-"""An exported program may differ from its policy by so much, relative to the largest output where that exceeds 1."""
-
+"""Largest difference of an output to the policy's, relative to the largest output above 1."""
 SAMPLES = 256
-"""Random observations on which the two are compared."""
-
-Observations = dict[str, NDArray[Any]]
+"""Random observations on which program and policy are compared."""
 
 
 class Export(NamedTuple):
@@ -49,59 +48,74 @@ class Export(NamedTuple):
 
     path: Path
     parameters: int
-    parameters_of_policy: int
+    """Parameters of the program."""
+    policy_parameters: int
+    """Parameters of the policy."""
     difference: float
-    """The largest one to an output of the policy."""
+    """Largest absolute difference of an output to the policy's."""
 
 
-def export_run(config: EvalConfig) -> Export:
-    """Write the policy of a run's checkpoint for the one task that ``config.export`` names.
+class TensorDescription(TypedDict):
+    """Shape and type of a batch, for the JSON file."""
 
-    :raises ConfigError: when there is no such run, checkpoint or task, or the program does not do what the policy does.
+    shape: list[str | int]
+    dtype: str
+
+
+def export_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> Export:
+    """Export the policy of a checkpoint for the mission or task that ``config.export`` names.
+
+    Args:
+        run: the run.
+        checkpoint: one of its checkpoints.
+        config: options of the export; ``run`` and ``checkpoint`` are not read.
+
+    Returns:
+        The program that was written.
+
+    Raises:
+        ConfigError: there is no such task, the policy cannot be exported, or the program's outputs
+            differ from the policy's.
     """
-    training = load_config(config.run)
-    asks = training.context
-    assert not isinstance(asks, AutoContextConfig), (
-        "what a run stores is fitted to its observations"
-    )
-    key, context = asks.key, context_named(config.export, asks, training.task)
-    observation_space, action_space = suite_spaces(
-        training.task, choose_backend(training.task, config.backend)
-    )
-    policy, checkpoint = load_policy(
-        config.run, config.checkpoint, observation_space, action_space, "cpu"
-    )
+    training = run.config
+    context = find_context(config.export, training.context, training.task)
+    backend = choose_backend(training.task, config.backend)
+    observation_space, action_space = suite_spaces(training.task, backend)
+    # the program is for the CPU; ``torch.export`` records the device
+    policy = restore_policy(training, checkpoint, "cpu")
     specialized = specialize(policy, context)
+    assert isinstance(policy, FusionPolicy), "specialize refuses the others"
 
-    first_task = np.zeros(
-        SAMPLES, np.int64
-    )  # whose value is given, where values are per task; a context may overrule
-    asked = {TASK_KEY: first_task, key: np.repeat(np.asarray(context)[None], SAMPLES, axis=0)}
-    observations = {**random_observations(observation_space, config.seed), **asked}
+    observations = random_observations(observation_space, config.seed)
+    # a value per task (PopArt) is that of the first, unless the context names the task
+    observations[TASK_KEY] = np.zeros(SAMPLES, np.int64)
+    observations[training.context.key] = np.repeat(np.asarray(context)[None], SAMPLES, axis=0)
     inputs = {name: torch.from_numpy(observations[name]) for name in specialized.keys}
-    program, data = as_program(specialized, inputs)
-    outputs = dict(zip((parameters_name(action_space), "value"), program(inputs), strict=True))
-    difference = checked_difference(tuple(outputs.values()), outputs_of(policy, observations))
+    program, data = export_program(specialized, inputs)
+    action_parameters, values = program(inputs)
+    difference = checked_difference(
+        (action_parameters, values), policy_outputs(policy, observations)
+    )
 
     result = Export(
-        config.run / "exports" / f"{short_name(config.export)}.pt2",
-        parameters=n_parameters(specialized),
-        parameters_of_policy=n_parameters(policy),
+        run.path / "exports" / f"{short_name(config.export)}.pt2",
+        parameters=count_all_parameters(specialized),
+        policy_parameters=count_all_parameters(policy),
         difference=difference,
     )
     result.path.parent.mkdir(exist_ok=True)
     write_bytes(result.path, data)
-    description = {
-        key: config.export,
-        "run": config.run.name,
+    outputs = {parameters_name(action_space): action_parameters, "value": values}
+    description: dict[str, object] = {
+        training.context.key: config.export,
+        "run": run.path.name,
         "checkpoint": checkpoint.name,
-        "inputs": {name: described(value) for name, value in inputs.items()},
-        "outputs": {name: described(value) for name, value in outputs.items()},
-        **(
-            {"value_of_task": training.task.tasks[0].name}
-            if policy.popart and key != TASK_KEY
-            else {}
-        ),
+        "inputs": {name: describe(tensor) for name, tensor in inputs.items()},
+        "outputs": {name: describe(tensor) for name, tensor in outputs.items()},
+    }
+    if policy.popart and training.context.key != TASK_KEY:
+        description["value_of_task"] = training.task.tasks[0].name
+    description |= {
         "action_space": str(action_space),
         "parameters": result.parameters,
         "max_abs_difference": difference,
@@ -112,25 +126,47 @@ def export_run(config: EvalConfig) -> Export:
 
 
 def checked_difference(outputs: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
-    """The largest difference of a program to its policy.
+    """Check that a program's outputs are the policy's, up to rounding.
 
-    :raises ConfigError: when it is more than rounding.
+    Args:
+        outputs: outputs of the program.
+        expected: outputs of the policy.
+
+    Returns:
+        The largest absolute difference.
+
+    Raises:
+        ConfigError: they differ by more than ``TOLERANCE``.
     """
-    apart = torch.cat(
-        [(ours - theirs).abs().flatten() for ours, theirs in zip(outputs, expected, strict=True)]
-    )
+    differences = []
+    for ours, theirs in zip(outputs, expected, strict=True):
+        differences.append((ours - theirs).abs().flatten())
+    difference = torch.cat(differences).max().item()
     sizes = torch.cat([output.abs().flatten() for output in expected])
-    masked = sizes == torch.finfo(sizes.dtype).max  # the logit of a masked action
-    difference, scale = apart.max().item(), max(1.0, sizes[~masked].max().item())
-    if not difference <= TOLERANCE * scale:  # nor is NaN
+    is_masked = sizes == torch.finfo(sizes.dtype).max  # the logit of a masked action
+    scale = max(1.0, sizes[~is_masked].max().item())
+    if not difference <= TOLERANCE * scale:  # True also for NaN
         raise ConfigError(
-            f"the program's outputs differ from the policy's by {difference:.1e}; nothing was written"
+            f"the program's outputs differ from the policy's by {difference:.1e}, expected at most "
+            f"{TOLERANCE * scale:.1e}; nothing was written"
         )
     return difference
 
 
-def context_named(name: str, config: ContextConfig, suite: SuiteConfig) -> Any:
-    """The context of a mission or a task, as an observation holds it."""
+def find_context(name: str, config: ContextConfig, suite: SuiteConfig) -> ArrayLike:
+    """Return the context of a mission or a task, as an observation holds it.
+
+    Args:
+        name: a mission, or the name of a task, whichever the context is made of.
+        config: the context of the run.
+        suite: the tasks of the run.
+
+    Returns:
+        The token ids of the mission, or the index of the task.
+
+    Raises:
+        ConfigError: there is no such task, or the context is a goal, which has no name.
+    """
     match config:
         case MissionContextConfig():
             return tokenize(name)
@@ -141,61 +177,122 @@ def context_named(name: str, config: ContextConfig, suite: SuiteConfig) -> Any:
             return tasks.index(name)
         case GoalContextConfig():
             raise ConfigError(
-                "export=… takes a mission or a task, and this run is told goals, which have no name: "
-                "mirl.agents.load_policy(…) gives its policy, and mirl.policies.specialize(policy, goal) "
-                "the module that torch.export takes"
+                "export=… takes a mission or a task, and the context of this run is a goal, which "
+                "has no name; use mirl.agents.load_policy(…) and export the module that "
+                "mirl.policies.specialize(policy, goal) returns with torch.export"
             )
         case _:
             assert_never(config)
 
 
 def random_observations(space: spaces.Dict, seed: int) -> Observations:
-    """A batch of samples of a space."""
+    """Return a batch of ``SAMPLES`` random observations.
+
+    Args:
+        space: the observation space.
+        seed: seed of the space.
+
+    Returns:
+        The observations by key.
+    """
     space.seed(seed)
     samples = [space.sample() for _ in range(SAMPLES)]
-    return {key: np.stack([np.asarray(sample[key]) for sample in samples]) for key in space}
+    batch = {}
+    for key in space:
+        batch[key] = np.stack([np.asarray(sample[key]) for sample in samples])
+    return batch
 
 
-def as_program(module: nn.Module, inputs: dict[str, Tensor]) -> tuple[nn.Module, bytes]:
-    """A module as a program for batches of any size, read back from the bytes of its file, and these."""
-    any_size = {key: {0: torch.export.Dim("batch", min=1)} for key in inputs}
+def export_program(module: nn.Module, inputs: dict[str, Tensor]) -> tuple[nn.Module, bytes]:
+    """Export a module as a program for batches of any size.
+
+    Args:
+        module: the module.
+        inputs: one batch of its inputs.
+
+    Returns:
+        The program, loaded back from the bytes of its file; and these bytes.
+    """
+    any_batch_size = {key: {0: torch.export.Dim("batch", min=1)} for key in inputs}
+    exported = torch.export.export(module, (inputs,), dynamic_shapes=(any_batch_size,))
     buffer = io.BytesIO()
-    torch.export.save(torch.export.export(module, (inputs,), dynamic_shapes=(any_size,)), buffer)
+    torch.export.save(exported, buffer)
     data = buffer.getvalue()
+    # what was written is compared, not what was exported
     return torch.export.load(io.BytesIO(data)).module(), data
 
 
 @torch.no_grad()
-def outputs_of(policy: FusionPolicy, observations: Observations) -> tuple[Tensor, Tensor]:
-    """What the policy, with its context, makes its distribution of, and the values."""
-    features = policy.extract_features(policy.obs_to_tensor(observations)[0])
-    for_actor, for_critic = (features, features) if policy.share_features_extractor else features
+def policy_outputs(policy: FusionPolicy, observations: Observations) -> tuple[Tensor, Tensor]:
+    """Return the parameters of the action distribution, and the values.
+
+    Args:
+        policy: the policy, with its context encoder.
+        observations: a batch of observations.
+
+    Returns:
+        Parameters (B, ...) and values (B, 1).
+    """
+    features: Any = policy.extract_features(policy.obs_to_tensor(observations)[0])
+    if policy.share_features_extractor:
+        actor_features = features
+        critic_features = features
+    else:
+        actor_features, critic_features = features
     mlp = policy.mlp_extractor
-    return policy.action_parameters(mlp.forward_actor(for_actor)), policy.value_net(
-        mlp.forward_critic(for_critic)
-    )
+    parameters = policy.action_parameters(mlp.forward_actor(actor_features))
+    return parameters, policy.value_net(mlp.forward_critic(critic_features))
 
 
 def parameters_name(action_space: spaces.Space[Any]) -> str:
-    """What the parameters of an action space's distribution are."""
+    """Return the name of the parameters of an action space's distribution.
+
+    Args:
+        action_space: the action space.
+
+    Returns:
+        "action_mean" for continuous actions, else "action_logits".
+    """
     return "action_mean" if isinstance(action_space, spaces.Box) else "action_logits"
 
 
-def described(tensor: Tensor) -> dict[str, Any]:
-    """Shape and type of a batch, for the JSON."""
+def describe(tensor: Tensor) -> TensorDescription:
+    """Describe a batch for the JSON file.
+
+    Args:
+        tensor: the batch, (B, ...).
+
+    Returns:
+        Its shape and type.
+    """
     return {
         "shape": ["batch", *tensor.shape[1:]],
         "dtype": str(tensor.dtype).removeprefix("torch."),
     }
 
 
-def n_parameters(module: nn.Module) -> int:
-    """All parameters, frozen or not."""
+def count_all_parameters(module: nn.Module) -> int:
+    """Return the number of parameters of a module, frozen ones included.
+
+    Args:
+        module: the module.
+
+    Returns:
+        The number.
+    """
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def short_name(name: str) -> str:
-    """A mission or task as a file's name: its words, and a checksum where they are too long or not plain enough."""
+    """Return a file name for a mission or task.
+
+    Args:
+        name: the mission or task.
+
+    Returns:
+        Its words, and a checksum if they are too long or contain other characters.
+    """
     if re.fullmatch(r"[A-Za-z0-9 ._+-]{1,100}", name):
         return file_name(name)
-    return f"{file_name(name)[:80]}-{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"
+    checksum = zlib.crc32(name.encode("utf-8", "surrogatepass"))
+    return f"{file_name(name)[:80]}-{checksum:08x}"

@@ -1,14 +1,13 @@
-"""What goes wrong while training: numbers that are none, and memory that is not to be had.
+"""Training failures: non-finite values and out-of-memory errors.
 
-An update that makes weights NaN or infinite is undone, a gradient step that would is not taken; the cause is found and
-kept.
+An update that makes weights non-finite is rolled back; a gradient step that would is not taken. The
+tensors that caused it are saved.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,20 +17,26 @@ from torch import Tensor
 from mirl.agents.runs.atomic_files import write_json
 from mirl.agents.runs.checkpoint import get_optimizers
 from mirl.configs.errors import RunError
+from mirl.configs.networks import NoMemoryConfig
 from mirl.configs.schema import TrainConfig
 
 EVIDENCE = "evidence.safetensors"
-"""File of what an update or a gradient step was made from."""
+"""File with the tensors that an update or a gradient step was computed from."""
 MAX_GRADIENT_NORM = 1e18
-"""Norm of a tensor's. Adam squares gradients, and a square that is infinite in float32 stops its weight for ever."""
+"""Largest norm of one tensor's gradient: Adam squares it, and a square that overflows float32 would
+stop its weight forever."""
 INVALID_PARAMETER_MESSAGE = "Expected parameter"
-"""How torch's distributions begin to say that their parameters are no numbers."""
+"""First words of the error of torch's distributions about non-finite parameters."""
+SIZES = ("n_envs", "n_steps", "buffer_size", "batch_size")
+"""Options of agents that decide how much memory is needed."""
 
 
 class NonFiniteError(RunError):
-    """An update was undone, or a gradient step not taken, since it would have made numbers that are none.
+    """An update that was rolled back, or a gradient step that was not taken.
 
-    :param evidence: the tensors that it was made from.
+    Args:
+        message: what happened and what may help.
+        evidence: the tensors that caused it, by name.
     """
 
     def __init__(self, message: str, evidence: dict[str, Tensor]) -> None:
@@ -39,95 +44,144 @@ class NonFiniteError(RunError):
         self.evidence = evidence
 
     def save(self, folder: Path) -> Path:
-        """Write the message and the evidence into a new folder; returns it."""
+        """Write the message and the evidence into a folder.
+
+        Args:
+            folder: the folder, which is created.
+
+        Returns:
+            The folder.
+
+        Raises:
+            OSError: they cannot be written.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in self.evidence.items()},
-            folder / EVIDENCE,
-        )
+        tensors = {}
+        for name, tensor in self.evidence.items():
+            tensors[name] = tensor.detach().cpu().contiguous()
+        save_file(tensors, folder / EVIDENCE)
         write_json(folder / "fault.json", {"message": str(self)})
         return folder
 
 
 @contextmanager
 def explain_out_of_memory(config: TrainConfig) -> Iterator[None]:
-    """Within it, memory that is not to be had is a ``RunError`` that says what takes it and may be smaller."""
+    """Turn out-of-memory errors into a ``RunError`` that names the options to reduce.
+
+    Args:
+        config: the configuration of the run.
+
+    Raises:
+        RunError: torch or Python ran out of memory inside the context.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(
-            error, MemoryError | torch.OutOfMemoryError
-        ) and "can't allocate memory" not in str(error):
+        if not _is_out_of_memory(error):
             raise
-        agent = config.agent
-        shown = [
-            f"agent.{name}={getattr(agent, name):,}"
-            for name in ("n_envs", "n_steps", "buffer_size", "batch_size")
-            if hasattr(agent, name)
-        ]
-        networks = [
-            "encoder",
-            "context.dim",
-            "agent.net_arch",
-            *([] if config.memory.kind == "none" else ["memory"]),
-        ]
-        said = str(error).partition("\n")[0] or type(error).__name__
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        options = config.agent.model_dump()
+        sizes = [f"agent.{name}={options[name]:,}" for name in SIZES if name in options]
+        networks = ["encoder", "context.dim", "agent.net_arch"]
+        if not isinstance(config.memory, NoMemoryConfig):
+            networks.append("memory")
         raise RunError(
-            f"out of memory: {said}\nWhat may be smaller: {', '.join(shown)}, the networks ({', '.join(networks)}). "
-            "Checkpoints that were written are kept"
+            f"out of memory: {reason}\nReduce {', '.join(sizes)}, or the networks "
+            f"({', '.join(networks)}). Checkpoints that were saved are kept"
         ) from error
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # torch's allocator on a CPU has no exception of its own
+    return "can't allocate memory" in str(error)
 
 
 @contextmanager
 def explain_non_finite(agent: BaseAlgorithm) -> Iterator[None]:
-    """Within it, a policy whose weights are finite numbers and whose outputs are not is a ``RunError``."""
+    """Turn torch's error about non-finite distribution parameters into a ``RunError``.
+
+    Args:
+        agent: the agent whose policy acts inside the context.
+
+    Raises:
+        RunError: the outputs of the policy are non-finite.
+    """
     try:
         yield
     except ValueError as error:
         if not str(error).startswith(INVALID_PARAMETER_MESSAGE):
             raise
         raise RunError(
-            f"the policy's outputs after {agent.num_timesteps:,} timesteps are no finite numbers; a smaller "
-            "agent.learning_rate may help"
+            f"the policy's outputs after {agent.num_timesteps:,} timesteps are non-finite; "
+            "a smaller agent.learning_rate may help"
         ) from error
 
 
 def guard_steps(agent: BaseAlgorithm, *, skip: bool) -> None:
-    """Let no optimizer of an algorithm of SB3's take a step along gradients that are no finite numbers.
+    """Keep the optimizers of one of SB3's algorithms from stepping along non-finite gradients.
 
-    :param skip: warn, and go on without that step; else a ``NonFiniteError`` ends the training.
+    Args:
+        agent: the algorithm.
+        skip: warn and leave such a step out, instead of raising ``NonFiniteError``.
     """
     names = {id(weight): name for name, weight in agent.policy.named_parameters()}
 
-    def check(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        weights = {
-            names.get(id(weight), "ent_coef"): weight
-            for group in optimizer.param_groups
-            for weight in group["params"]
-            if weight.grad is not None
-        }
-        if not weights:
+    def check(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        weights = _weights_with_gradients(optimizer, names)
+        bad = _non_finite_gradients(weights)
+        if not bad:
             return
-        norms = torch.stack(torch._foreach_norm([weight.grad for weight in weights.values()]))
-        if bool((norms <= MAX_GRADIENT_NORM).all()):  # NaN is not
-            return
-        bad = [
-            name
-            for name, norm in zip(weights, norms.tolist(), strict=True)
-            if not norm <= MAX_GRADIENT_NORM
-        ]
-        gradients = {f"gradient of {name}": weight.grad for name, weight in weights.items()}
-        error = NonFiniteError(
-            f"a gradient step after {agent.num_timesteps:,} timesteps was not taken: the gradient of '{bad[0]}' "
-            f"({len(bad)} of {len(weights)} tensors) has numbers that are not finite, or as good as; a smaller "
-            "agent.learning_rate may help",
-            gradients | weights,
-        )
+        error = _gradient_error(agent, weights, bad)
         if not skip:
             raise error
         for weight in weights.values():
-            weight.grad = None  # what has no gradient is left as it is
-        warnings.warn(f"{error}; training goes on with the next", stacklevel=2)
+            weight.grad = None  # an optimizer leaves weights without a gradient unchanged
+        warnings.warn(f"{error}; training continues with the next step", stacklevel=2)
 
     for optimizer in get_optimizers(agent).values():
         optimizer.register_step_pre_hook(check)
+
+
+def _weights_with_gradients(
+    optimizer: torch.optim.Optimizer, names: dict[int, str]
+) -> dict[str, Tensor]:
+    weights = {}
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if weight.grad is not None:
+                # the learned entropy coefficient is not part of the policy
+                weights[names.get(id(weight), "ent_coef")] = weight
+    return weights
+
+
+def _non_finite_gradients(weights: dict[str, Tensor]) -> list[str]:
+    """Return the names of the weights whose gradient is non-finite or too large."""
+    if not weights:
+        return []
+    gradients = [weight.grad for weight in weights.values() if weight.grad is not None]
+    norms = torch.stack(torch._foreach_norm(gradients))
+    # one question to the device, instead of one for each tensor; NaN compares as False
+    if bool((norms <= MAX_GRADIENT_NORM).all()):
+        return []
+    bad = []
+    for name, norm in zip(weights, norms.tolist(), strict=True):
+        if not norm <= MAX_GRADIENT_NORM:
+            bad.append(name)
+    return bad
+
+
+def _gradient_error(
+    agent: BaseAlgorithm, weights: dict[str, Tensor], bad: Sequence[str]
+) -> NonFiniteError:
+    evidence = dict(weights)
+    for name, weight in weights.items():
+        assert weight.grad is not None
+        evidence[f"gradient of {name}"] = weight.grad
+    return NonFiniteError(
+        f"a gradient step after {agent.num_timesteps:,} timesteps was not taken: the gradient of "
+        f"'{bad[0]}' ({len(bad)} of {len(weights)} tensors) is non-finite or above "
+        f"{MAX_GRADIENT_NORM:.0e}; a smaller agent.learning_rate may help",
+        evidence,
+    )

@@ -1,7 +1,8 @@
-"""Few-shot learning: a task that was never trained on, from a few episodes.
+"""Few-shot adaptation: a task that was not trained, learned from a few episodes.
 
-A policy that fuses by f(x, z) has a small handle on what it does: z. Adaptation by *context* tunes an offset δ to it,
-z ← z + δ, with every weight frozen; adaptation by *network* tunes all weights too, from the same start, for comparison.
+A policy that fuses by f(x, z) has a small handle on its behavior: the context z. Adaptation by
+*context* tunes an offset δ to it, z ← z + δ, with all weights frozen; adaptation by *network* also
+tunes all weights, from the same start, for comparison.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,61 +22,89 @@ from mirl.agents.evaluation import evaluate
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
 from mirl.agents.runs.atomic_files import write_json
-from mirl.agents.runs.checkpoint import find_checkpoint, load_weights
-from mirl.agents.runs.run import load_config
-from mirl.agents.statistics import TaskResult, wilson_interval
+from mirl.agents.runs.checkpoint import Checkpoint
+from mirl.agents.runs.run import Run
+from mirl.agents.statistics import TaskResult
 from mirl.configs.agents import A2CConfig, PPOConfig
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import EvalConfig, TrainConfig
+from mirl.configs.schema import EvalConfig, ResolvedConfig, TrainConfig
 from mirl.configs.tasks import HoldoutConfig, SuiteConfig, TaskConfig, file_name
-from mirl.envs import SuiteVecEnv
+from mirl.envs import SeedSplit, SuiteVecEnv
 from mirl.policies import FusionExtractor
 from mirl.policies.contexts import TaskIdContext
 from mirl.policies.features import Context
 
-N_ENVS, N_STEPS, BATCH_SIZE = 16, 32, 128
-"""Short rollouts: with few episodes the updates must not wait for many."""
+N_ENVS = 16
+"""Environments that practice together."""
+N_STEPS = 32
+"""Timesteps per rollout; it is short so that updates need not wait for many episodes."""
+BATCH_SIZE = 128
+"""Timesteps per minibatch of PPO."""
 CONTEXT_RATE = 1e-2
-"""First step size of δ, which is one short vector; the network's is that of its training. Both fall linearly to 0."""
+"""First learning rate of δ, which is one short vector; the network's is that of its training. Both
+fall linearly to 0."""
 
 
 class ShiftedContext(nn.Module):
-    """z + δ: the contexts of a trained encoder, moved by one learned offset.
+    """Context encoder with a learned offset: z + δ.
 
-    The id of a task that was never trained selects weights that never were: its place is taken by the mean of the
-    contexts of the ``trained`` ids.
+    The id of a task that was not trained selects weights that were not trained either; the mean of
+    the contexts of the trained ids takes their place.
+
+    Args:
+        encoder: a trained context encoder.
+        trained_ids: ids of the trained tasks.
     """
 
-    def __init__(self, encoder: nn.Module, trained: Sequence[int]) -> None:
+    def __init__(self, encoder: nn.Module, trained_ids: Sequence[int]) -> None:
         super().__init__()
         self.encoder = encoder
         self.out_dim: int = encoder.out_dim  # type: ignore[assignment]
         self.delta = nn.Parameter(torch.zeros(self.out_dim))
-        self.trained = list(trained) if isinstance(encoder, TaskIdContext) else None
+        self.trained = list(trained_ids) if isinstance(encoder, TaskIdContext) else None
 
     def forward(self, observed: Any) -> Context:
+        """Encode the context and add the offset.
+
+        Args:
+            observed: what the encoder takes.
+
+        Returns:
+            The context.
+        """
         context: Context = self.encoder(observed)
         return context._replace(values=self._start(context.values) + self.delta)
 
     def _start(self, values: Float[Tensor, "rows context"]) -> Float[Tensor, "rows context"]:
+        """Return the contexts that adaptation starts from."""
         if self.trained is None:
             return values
         assert isinstance(self.encoder, TaskIdContext)
-        ids = torch.eye(self.encoder.n_tasks, device=values.device)[self.trained]
-        return self.encoder(ids).per_row().mean(0).expand_as(values)
+        one_hot_ids = torch.eye(self.encoder.n_tasks, device=values.device)[self.trained]
+        # (trained tasks, Z) -> (rows, Z)
+        return self.encoder(one_hot_ids).per_row().mean(0).expand_as(values)
 
 
-class Point(NamedTuple):
-    """How a task is played after so many episodes of practice."""
+class CurvePoint(NamedTuple):
+    """The evaluation after a number of episodes of practice."""
 
     episodes: int
     timesteps: int
     result: TaskResult
 
 
-class _EpisodeCount(BaseCallback):
-    """Counts the episodes that ended."""
+class Adaptation(NamedTuple):
+    """The adaptation to one task."""
+
+    task: str
+    curve: list[CurvePoint]
+    path: Path
+    """File that holds the curve."""
+
+
+class _EpisodeCounter(BaseCallback):
+    """A callback that counts the episodes that ended."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,127 +115,226 @@ class _EpisodeCount(BaseCallback):
         return True
 
 
-def adapt_run(config: EvalConfig) -> Iterator[tuple[str, list[Point], Path]]:
-    """Adapt a run's checkpoint to each task asked for: its name, its curve and the file that now holds it.
+# --------------------------------------------------------------------------------------------- runs
 
-    :raises ConfigError: when the run's agent cannot be adapted, or no task is named and none was withheld.
+
+def adapt_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> Iterator[Adaptation]:
+    """Adapt a checkpoint to each of the tasks asked for and write the curves.
+
+    Args:
+        run: the run.
+        checkpoint: one of its checkpoints.
+        config: options of the adaptation; ``run`` and ``checkpoint`` are not read.
+
+    Yields:
+        The adaptation to each task, once its curve is written.
+
+    Raises:
+        ConfigError: the run's agent cannot be adapted, or no task is named and none was held out.
     """
-    training = load_config(config.run)
-    for suite, task in adaptation_tasks(training, config.task):
-        curve = adapt(config, training, suite, task)
-        checkpoint = find_checkpoint(config.run / "checkpoints", config.checkpoint).name
-        played = f"{config.episodes}ep" + ("-deterministic" if config.deterministic else "")
-        name = f"adapt-{file_name(task.name)}-{config.adapt}-{checkpoint}-seed{config.seed}-{played}.json"
-        path = config.run / "eval" / name
+    for suite, task in adaptation_tasks(run.config, config.task):
+        curve = adapt(run, checkpoint, config, suite, task)
+        path = run.path / "eval" / _file_name(checkpoint, config, task)
         path.parent.mkdir(exist_ok=True)
-        points = [
-            {"practiced": p.episodes, "timesteps": p.timesteps, **p.result.summary()} for p in curve
-        ]
-        report = {
-            "checkpoint": checkpoint,
-            "seed": config.seed,
-            "deterministic": config.deterministic,
-        }
-        asked = {"task": task.model_dump(mode="json"), "adapt": config.adapt}
-        write_json(path, {**report, **asked, "curve": points})
-        yield task.name, curve, path
+        write_json(path, _report(checkpoint, config, task, curve))
+        yield Adaptation(task.name, curve, path)
 
 
-def curve_table(curve: Sequence[Point], title: str) -> Table:
-    """Success after each number of episodes, for the terminal."""
+def _file_name(checkpoint: Checkpoint, config: EvalConfig, task: TaskConfig) -> str:
+    parts = [
+        "adapt",
+        file_name(task.name),
+        config.adapt,
+        checkpoint.name,
+        f"seed{config.seed}",
+        f"{config.episodes}ep",
+    ]
+    if config.deterministic:
+        parts.append("deterministic")
+    return "-".join(parts) + ".json"
+
+
+def _report(
+    checkpoint: Checkpoint, config: EvalConfig, task: TaskConfig, curve: Sequence[CurvePoint]
+) -> dict[str, object]:
+    points = []
+    for point in curve:
+        practice = {"practiced": point.episodes, "timesteps": point.timesteps}
+        points.append({**practice, **point.result.summary()})
+    return {
+        "checkpoint": checkpoint.name,
+        "seed": config.seed,
+        "deterministic": config.deterministic,
+        "task": task.model_dump(mode="json"),
+        "adapt": config.adapt,
+        "curve": points,
+    }
+
+
+def curve_table(curve: Sequence[CurvePoint], title: str) -> Table:
+    """Return a table of the success after each number of episodes.
+
+    Args:
+        curve: the points of the curve.
+        title: title of the table.
+
+    Returns:
+        The table, for the terminal.
+    """
     table = Table(title=title, title_justify="left")
     for column in ("episodes", "timesteps", "success", "95 % interval", "return"):
         table.add_column(column, justify="right")
     for episodes, timesteps, result in curve:
-        low, high = wilson_interval(int(result.success.sum()), len(result.success))
-        success, interval = f"{result.success_rate:.1%}", f"{low:.1%} – {high:.1%}"
+        low, high = result.success_interval
         table.add_row(
-            f"{episodes:,}", f"{timesteps:,}", success, interval, f"{result.returns.mean():.3f}"
+            f"{episodes:,}",
+            f"{timesteps:,}",
+            f"{result.success_rate:.1%}",
+            f"{low:.1%} – {high:.1%}",
+            f"{result.mean_return:.3f}",
         )
     return table
 
 
 def adaptation_tasks(training: TrainConfig, name: str) -> list[tuple[SuiteConfig, TaskConfig]]:
-    """Each task with a suite that has it in its place: that of its name, or that of the first for a new task."""
+    """Return the tasks to adapt to, each with the suite that it is part of.
+
+    Args:
+        training: the configuration of the run.
+        name: a preset or an environment id; empty for the tasks that the run held out.
+
+    Returns:
+        For each task a suite with as many tasks as were trained. A new task takes the place of the
+        task with its name, else of the first.
+
+    Raises:
+        ConfigError: no task is named, and the run held none out.
+    """
     if name:
-        return [
-            (_with_task(training.task, task), task)
-            for task in compose_train([f"task={name}"]).task.tasks
-        ]
-    withheld = [task for task in training.task.tasks if task.name in training.split.tasks]
-    if not withheld:
+        named = compose_train([f"task={name}"]).task
+        return [(_with_task(training.task, task), task) for task in named.tasks]
+    held_out = [task for task in training.task.tasks if task.name in training.split.tasks]
+    if not held_out:
         raise ConfigError(
-            "adapt= needs task=…, a preset or an environment id: the run's split withheld no task"
+            "adapt= needs task=…, a preset or an environment id, because the run held out no task"
         )
-    return [(training.task, task) for task in withheld]
+    return [(training.task, task) for task in held_out]
 
 
 def _with_task(suite: SuiteConfig, task: TaskConfig) -> SuiteConfig:
+    """Replace one task; the number of tasks stays, because weights have it in their shapes."""
     tasks = list(suite.tasks)
-    place = next((i for i, each in enumerate(tasks) if each.name == task.name), 0)
-    # as many tasks as were trained: the weights have their number in their shapes
-    return suite.model_copy(update={"tasks": (*tasks[:place], task, *tasks[place + 1 :])})
+    names = [other.name for other in tasks]
+    index = names.index(task.name) if task.name in names else 0
+    tasks[index] = task
+    return suite.model_copy(update={"tasks": tuple(tasks)})
+
+
+# ----------------------------------------------------------------------------------------- one task
 
 
 def adapt(
-    config: EvalConfig, training: TrainConfig, suite: SuiteConfig, task: TaskConfig
-) -> list[Point]:
-    """The curve of one task: before practice, and after each of ``config.adapt_episodes``."""
-    if not isinstance(training.agent, PPOConfig | A2CConfig):
+    run: Run, checkpoint: Checkpoint, config: EvalConfig, suite: SuiteConfig, task: TaskConfig
+) -> list[CurvePoint]:
+    """Adapt a checkpoint to one task.
+
+    Args:
+        run: the run.
+        checkpoint: one of its checkpoints.
+        config: options of the adaptation.
+        suite: a suite that the task is part of.
+        task: the task.
+
+    Returns:
+        The evaluation before practice, and after each of ``config.adapt_episodes``.
+
+    Raises:
+        ConfigError: the run's agent cannot be adapted, or the task has other spaces.
+    """
+    agent_config = run.config.agent
+    if not isinstance(agent_config, PPOConfig | A2CConfig):
         raise ConfigError(
-            f"adapt= practices with PPO or A2C, and this run's agent is {training.agent.kind}"
+            f"adapt= practices with PPO or A2C, and this run's agent is {agent_config.kind}"
         )
-    practice = HoldoutConfig(name="adaptation", tasks=(task.name,))
+    n_test_envs = min(config.n_envs, config.episodes)
     with (
-        closing(_vec_env(config, suite, practice, N_ENVS, "train")) as env,
-        closing(
-            _vec_env(config, suite, practice, min(config.n_envs, config.episodes), "test")
-        ) as unseen,
+        closing(_build_env(config, suite, task, N_ENVS, "train")) as env,
+        closing(_build_env(config, suite, task, n_test_envs, "test")) as test_env,
     ):
-        agent = _load(config, training, env)
-        rate = agent.lr_schedule(1.0)
-        count = _EpisodeCount()
-        points = []
-        for budget in (0, *config.adapt_episodes):
-            while count.episodes < budget:
-                agent.lr_schedule = ConstantSchedule(
-                    rate * (1 - count.episodes / config.adapt_episodes[-1])
-                )
-                agent.learn(N_ENVS * N_STEPS, callback=count, reset_num_timesteps=False)
-            [result] = evaluate(
-                agent.policy,
-                unseen,
-                episodes=config.episodes,
-                seed=config.seed,
-                deterministic=config.deterministic,
-            )
-            points.append(Point(count.episodes, agent.num_timesteps, result))
-        return points
+        agent = _load(run.config, checkpoint, config, env)
+        return _practice(agent, test_env, config)
 
 
-def _vec_env(
-    config: EvalConfig, suite: SuiteConfig, split: HoldoutConfig, n_envs: int, seeds: Any
+def _practice(agent: PPO | A2C, test_env: SuiteVecEnv, config: EvalConfig) -> list[CurvePoint]:
+    first_rate = agent.lr_schedule(1.0)
+    last_budget = config.adapt_episodes[-1]
+    counter = _EpisodeCounter()
+    curve = []
+    for budget in (0, *config.adapt_episodes):
+        # a rollout ends several episodes, so a point may come after more than its budget
+        while counter.episodes < budget:
+            rate = first_rate * (1 - counter.episodes / last_budget)
+            agent.lr_schedule = ConstantSchedule(rate)
+            agent.learn(N_ENVS * N_STEPS, callback=counter, reset_num_timesteps=False)
+        [result] = evaluate(
+            agent.policy,
+            test_env,
+            episodes=config.episodes,
+            seed=config.seed,
+            deterministic=config.deterministic,
+        )
+        curve.append(CurvePoint(counter.episodes, agent.num_timesteps, result))
+    return curve
+
+
+def _build_env(
+    config: EvalConfig, suite: SuiteConfig, task: TaskConfig, n_envs: int, seed_split: SeedSplit
 ) -> SuiteVecEnv:
+    """Build environments that play one task of a suite only."""
     return SuiteVecEnv(
         suite,
         n_envs,
         backend=config.backend,
         seed=config.seed,
-        seed_split=seeds,
-        holdout=split,
+        seed_split=seed_split,
+        holdout=HoldoutConfig(name="adaptation", tasks=(task.name,)),
         subset="held_out",
     )
 
 
-def _load(config: EvalConfig, training: TrainConfig, env: SuiteVecEnv) -> PPO | A2C:
-    """The run's agent on another task, with only what is to be tuned left to the optimizer."""
-    options: dict[str, Any] = {
+def _load(
+    training: ResolvedConfig, checkpoint: Checkpoint, config: EvalConfig, env: SuiteVecEnv
+) -> PPO | A2C:
+    """Build the run's agent on another task, with an optimizer of the tuned parameters only."""
+    agent = build_agent(_adaptation_config(training, config), env)
+    assert isinstance(agent, PPO | A2C)
+    checkpoint.load_weights(agent.policy)
+    policy = agent.policy
+    if config.adapt == "context":
+        policy.requires_grad_(False)
+    trained_ids = training.split.task_indices(training.task, "trained")
+    for module in policy.modules():
+        if isinstance(module, FusionExtractor):
+            shifted = ShiftedContext(module.context, trained_ids)
+            module.context = shifted.to(policy.device)  # type: ignore[assignment]
+    tuned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    # the one that the policy built holds frozen parameters, and not the offset
+    policy.optimizer = policy.optimizer_class(  # type: ignore[call-arg]
+        tuned, lr=agent.lr_schedule(1.0), **policy.optimizer_kwargs
+    )
+    return agent
+
+
+def _adaptation_config(training: ResolvedConfig, config: EvalConfig) -> ResolvedConfig:
+    """Return the configuration of the run with the rollouts and the rate of the adaptation."""
+    options: dict[str, int | float] = {
         "n_envs": N_ENVS,
         "n_steps": N_STEPS,
-        "anneal": False,
+        "anneal": False,  # _practice lowers the rate itself
         "conflict_every": 0,
+        "sequence_length": 0,
+        "burn_in": 0,
     }
-    options |= {"sequence_length": 0, "burn_in": 0}
     if isinstance(training.agent, PPOConfig):
         options["batch_size"] = BATCH_SIZE
     if config.adapt == "context":
@@ -217,17 +345,4 @@ def _load(config: EvalConfig, training: TrainConfig, env: SuiteVecEnv) -> PPO | 
         "seed": config.seed,
         "precision": "fp32",
     }
-    agent = build_agent(training.model_copy(update=changes), env)
-    assert isinstance(agent, PPO | A2C)
-    load_weights(find_checkpoint(config.run / "checkpoints", config.checkpoint), agent.policy)
-    policy = agent.policy
-    if config.adapt == "context":
-        policy.requires_grad_(False)
-    trained = training.split.task_indices(training.task, "trained")
-    for module in policy.modules():
-        if isinstance(module, FusionExtractor):
-            module.context = ShiftedContext(module.context, trained).to(policy.device)  # type: ignore[assignment]
-    tuned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    rate = agent.lr_schedule(1.0)
-    policy.optimizer = policy.optimizer_class(tuned, lr=rate, **policy.optimizer_kwargs)  # type: ignore[call-arg]
-    return agent
+    return training.model_copy(update=changes)

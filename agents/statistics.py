@@ -1,7 +1,8 @@
-"""Statistics of episodes, tasks and runs: counts become rates with intervals, never rates alone."""
+"""Statistics over episodes, tasks and runs: rates come with intervals."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -11,15 +12,38 @@ from mirl.configs.tasks import Subset
 
 
 def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a success rate (Wilson, 1927)."""
+    """Return Wilson's score interval of a success rate.
+
+    Args:
+        successes: successful episodes.
+        episodes: all episodes, at least one.
+        confidence: probability that the interval covers the true rate.
+
+    Returns:
+        The lower and the upper bound.
+
+    References:
+        Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
+    """
     interval = binomtest(successes, episodes).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def interquartile_mean(values: Float[np.ndarray, " *shape"]) -> float:
-    """Mean of the middle half of the values, all axes together (IQM; Agarwal et al., 2021).
+    """Return the mean of the middle half of the values (IQM), over all axes together.
 
-    A quarter of n values, rounded down, is left out at either end, so of fewer than four it is the plain mean.
+    A quarter of the values, rounded down, is left out at either end; for fewer than four values it
+    is the plain mean.
+
+    Args:
+        values: the values.
+
+    Returns:
+        The interquartile mean.
+
+    References:
+        Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice",
+        NeurIPS 2021.
     """
     return float(trim_mean(np.ravel(values), 0.25))
 
@@ -32,37 +56,87 @@ def bootstrap_interval(
     confidence: float = 0.95,
     resamples: int = 2000,
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic of a score matrix, over the choice of seeds.
+    """Return the percentile bootstrap interval of a statistic, over the choice of seeds.
 
-    The bootstrap is stratified: each resample draws as many runs as there are, with replacement and for each task by
-    itself, so every task keeps its weight (Agarwal et al., 2021). The tasks are what they are: no interval over them.
+    The bootstrap is stratified: each resample draws as many runs as there are, with replacement and
+    separately for each task, so that every task keeps its weight. The tasks themselves are fixed.
+
+    Args:
+        scores: one score per run and task.
+        statistic: function of such a matrix.
+        generator: source of the resamples.
+        confidence: probability that the interval covers the true value.
+        resamples: number of resamples.
+
+    Returns:
+        The lower and the upper bound.
+
+    References:
+        Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice",
+        NeurIPS 2021.
     """
     runs, tasks = scores.shape
+    # for each resample and each task: which run each row is taken from
     drawn = generator.integers(runs, size=(resamples, runs, tasks))
     samples = [statistic(np.take_along_axis(scores, rows, axis=0)) for rows in drawn]
-    low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(samples, [tail, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+class TaskSummary(TypedDict):
+    """The numbers of one task, as ``eval/*.json`` holds them."""
+
+    task: str
+    subset: Subset
+    episodes: int
+    successes: int
+    success_rate: float
+    success_interval: list[float]
+    return_mean: float
+    return_std: float
+    score: float
+    length_mean: float
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """The episodes of one task."""
+    """The episodes of one task.
+
+    Args:
+        task: name of the task.
+        success: True for each successful episode.
+        returns: return of each episode.
+        lengths: timesteps of each episode.
+        score_low: return that counts as score 0.
+        score_high: return that counts as score 1.
+        subset: subset of the run's holdout that the episodes belong to.
+    """
 
     task: str
     success: Bool[np.ndarray, " episodes"]
     returns: Float[np.ndarray, " episodes"]
     lengths: Int[np.ndarray, " episodes"]
     score_low: float = 0.0
-    """Return that counts as score 0."""
     score_high: float = 1.0
-    """Return that counts as score 1."""
     subset: Subset = "trained"
-    """Whether the run's split left these episodes to training."""
 
     @property
     def label(self) -> str:
-        """Its name in tables: ``goto_obj``, ``goto_obj (held out)``."""
-        return self.task if self.subset == "trained" else f"{self.task} (held out)"
+        """Name in tables: ``goto_obj``, ``goto_obj (held out)``."""
+        if self.subset == "trained":
+            return self.task
+        return f"{self.task} (held out)"
+
+    @property
+    def n_episodes(self) -> int:
+        """Number of episodes."""
+        return len(self.success)
+
+    @property
+    def n_successes(self) -> int:
+        """Number of successful episodes."""
+        return int(self.success.sum())
 
     @property
     def success_rate(self) -> float:
@@ -70,54 +144,99 @@ class TaskResult:
         return float(self.success.mean())
 
     @property
-    def score(self) -> float:
-        """Mean return on the scale where ``score_low`` is 0 and ``score_high`` 1; it may lie outside."""
-        return (float(self.returns.mean()) - self.score_low) / (self.score_high - self.score_low)
+    def success_interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the success rate."""
+        return wilson_interval(self.n_successes, self.n_episodes)
 
-    def summary(self) -> dict[str, float | int | str | list[float]]:
-        """What tables and ``eval/*.json`` hold: the rate with its 95 % Wilson interval, means and deviations."""
+    @property
+    def mean_return(self) -> float:
+        """Mean return of the episodes."""
+        return float(self.returns.mean())
+
+    @property
+    def mean_length(self) -> float:
+        """Mean length of the episodes, in timesteps."""
+        return float(self.lengths.mean())
+
+    @property
+    def score(self) -> float:
+        """Mean return, scaled so that ``score_low`` is 0 and ``score_high`` is 1."""
+        return (self.mean_return - self.score_low) / (self.score_high - self.score_low)
+
+    def summary(self) -> TaskSummary:
+        """Return rates, means and deviations for tables and ``eval/*.json``.
+
+        Returns:
+            The numbers by name.
+        """
         return {
             "task": self.task,
             "subset": self.subset,
-            "episodes": len(self.success),
-            "successes": int(self.success.sum()),
+            "episodes": self.n_episodes,
+            "successes": self.n_successes,
             "success_rate": self.success_rate,
-            "success_interval": list(wilson_interval(int(self.success.sum()), len(self.success))),
-            "return_mean": float(self.returns.mean()),
+            "success_interval": list(self.success_interval),
+            "return_mean": self.mean_return,
             "return_std": float(self.returns.std()),
             "score": self.score,
-            "length_mean": float(self.lengths.mean()),
+            "length_mean": self.mean_length,
         }
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """One quantity over the tasks of a suite."""
+    """One quantity over the tasks of a suite.
+
+    Args:
+        mean: mean over the tasks.
+        iqm: interquartile mean, which neither solved nor hopeless tasks decide alone.
+        worst: value of the worst task.
+    """
 
     mean: float
     iqm: float
-    """Interquartile mean: neither solved nor hopeless tasks decide it alone."""
     worst: float
 
 
 def aggregate(values: Sequence[float]) -> Aggregate:
-    """Mean, interquartile mean and minimum over tasks, each task weighing the same."""
+    """Aggregate a quantity over tasks, each task weighing the same.
+
+    Args:
+        values: one value per task.
+
+    Returns:
+        Mean, interquartile mean and minimum.
+    """
     over_tasks = np.asarray(values, dtype=np.float64)
     return Aggregate(
-        float(over_tasks.mean()), interquartile_mean(over_tasks), float(over_tasks.min())
+        mean=float(over_tasks.mean()),
+        iqm=interquartile_mean(over_tasks),
+        worst=float(over_tasks.min()),
     )
 
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """The tasks of a suite, taken together."""
+    """The results of a suite's tasks, taken together.
+
+    Args:
+        success: the success rates.
+        score: the scores.
+    """
 
     success: Aggregate
     score: Aggregate
 
 
 def suite_result(results: Sequence[TaskResult]) -> SuiteResult:
-    """What a suite's tasks reached together."""
+    """Aggregate the results of a suite's tasks.
+
+    Args:
+        results: one result per task.
+
+    Returns:
+        Success rates and scores over the tasks.
+    """
     return SuiteResult(
         success=aggregate([result.success_rate for result in results]),
         score=aggregate([result.score for result in results]),

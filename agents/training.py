@@ -1,8 +1,10 @@
-"""A run from its configuration to its last checkpoint, as a recipe."""
+"""Training: a run from its configuration to its last checkpoint."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam, Logger
@@ -17,154 +19,237 @@ from mirl.agents.faults import NonFiniteError, explain_out_of_memory
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
 from mirl.agents.runs import metric_names as metrics
-from mirl.agents.runs.checkpoint import (
-    checkpoint_name,
-    delete_checkpoints_after,
-    latest_valid_checkpoint,
-    load_agent,
-)
+from mirl.agents.runs.checkpoint import Checkpoint, Episodes, checkpoint_name
 from mirl.agents.runs.logger import build_logger
-from mirl.agents.runs.run import open_run, run_lock
+from mirl.agents.runs.run import Run
 from mirl.agents.runs.synchronization import reseed_all
 from mirl.agents.runs.warm_start import warm_start
 from mirl.configs.errors import RunError
-from mirl.configs.schema import TrainConfig
+from mirl.configs.schema import ResolvedConfig, TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import count_parameters
 
 TIMESTEPS_PER_ROW = 1_000
-"""Timesteps between two rows of the log, per ``log_every``, where an iteration is only a few timesteps."""
+"""Timesteps between two rows of an off-policy algorithm's log, times ``log_every``."""
 MIN_VALIDATION_ENVS = 4
-"""Environments that evaluate at least; an off-policy agent often trains in a single one."""
+"""Smallest number of validation environments; an off-policy agent often trains in a single one."""
+
+Scalar = bool | int | float | str
 
 
 class TrainResult(NamedTuple):
-    """How a run stands after ``train``."""
+    """The state of a run after ``train``."""
 
     timesteps: int
+    """Timesteps of the last checkpoint."""
     finished: bool
+    """True if the run has reached its total timesteps, False if it was stopped."""
+    run: Run
+    checkpoint: Checkpoint
+    """The last checkpoint."""
 
 
-def train(config: TrainConfig, say: Callable[[str], None] = lambda _: None) -> TrainResult:
-    """Train, or resume the run of this configuration; stop after the iteration on Ctrl-C or SIGTERM.
+@dataclass(frozen=True)
+class Environments:
+    """The environments of a run."""
 
-    :param say: is told in a line what starts, once nothing can be wrong with the configuration any more.
-    :raises ConfigError: before anything is written, when the environments or the device cannot be had.
+    training: SuiteVecEnv
+    validation: SuiteVecEnv
+    held_out: SuiteVecEnv | None
+    """Validation environments of the held-out subset, if the run holds anything out."""
+
+
+# ------------------------------------------------------------------------------------------- recipe
+
+
+def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> TrainResult:
+    """Train a run, or resume it; stop after the current iteration on Ctrl-C or SIGTERM.
+
+    Args:
+        config: the configuration of the run.
+        log: called with one line when training begins, once the configuration is known to work.
+
+    Returns:
+        The state of the run.
+
+    Raises:
+        ConfigError: the environments or the device are not available, or the run directory belongs
+            to another configuration; nothing has been written then.
+        RunError: training failed; the checkpoints are kept.
     """
-    n_tasks, n_envs = len(config.trained_tasks), config.agent.n_envs
-    slots = min(config.evaluation.episodes * n_tasks, max(n_envs, MIN_VALIDATION_ENVS, n_tasks))
-    shared: dict[str, Any] = {
-        "backend": config.backend,
-        "seed": config.seed,
-        "holdout": config.split,
-        "max_restarts": config.max_restarts,
-        "timeout": config.env_timeout,
-        "restart_non_finite": config.on_fault == "skip",
-    }
-    with (
-        explain_out_of_memory(config),
-        ExitStack() as stack,
-        closing(SuiteVecEnv(config.task, n_envs, sampling=config.sampling, **shared)) as env,
-        closing(SuiteVecEnv(config.task, slots, seed_split="validation", **shared)) as validation,
-        closing(_held_out(config, slots // n_tasks, shared))
-        if config.split.holds_out_any
-        else nullcontext() as held_out,
-    ):
-        for unseen in (validation, held_out):
-            if unseen is not None and unseen.rejects:
-                unseen.reset()  # tells before anything is written if what is wanted never comes
-        config = resolve_auto(config, env.observation_space)
-        agent = build_agent(config, env)
-        checkpoints = config.run_dir / "checkpoints"
-        if config.start_from is not None and not any(checkpoints.glob("step_*")):
-            warm_start(agent.policy, config.start_from)
-        continued = open_run(config)
-        stack.enter_context(run_lock(config.run_dir))
-        episodes: Mapping[str, Any] = {}
-        if continued and (last := latest_valid_checkpoint(checkpoints)) is not None:
-            episodes = load_agent(last, agent)
-            delete_checkpoints_after(checkpoints, agent.num_timesteps)
-            reseed_all(agent)
-        start = f"Resuming at {agent.num_timesteps:,} of" if agent.num_timesteps else "Training for"
-        precision = agent.precision if isinstance(agent, PPO | A2C) else "fp32"
-        where = f"{agent.device} ({precision}) and {env.backend}"
-        say(f"{start} {config.total_timesteps:,} timesteps on {where}: {config.run_dir}")
-        return _learn(config, agent, validation, held_out, episodes if continued else None)
+    with explain_out_of_memory(config), _open_environments(config) as envs:
+        # from here on the configuration is complete; nothing is written before the agent is built
+        resolved = resolve_auto(config, envs.training.observation_space)
+        agent = build_agent(resolved, envs.training)
+        run = _create_or_resume(resolved, agent)
+        with run.lock():
+            checkpoint = run.latest_valid_checkpoint()
+            episodes = _load(run, checkpoint, agent)
+            # everything that can be wrong with the configuration has been checked
+            log(_first_line(run, agent, envs.training.backend))
+            if checkpoint is not None and agent.num_timesteps >= resolved.total_timesteps:
+                return TrainResult(agent.num_timesteps, True, run, checkpoint)
+            return _learn(run, agent, envs, episodes)
 
 
-def _held_out(config: TrainConfig, slots_per_task: int, shared: dict[str, Any]) -> SuiteVecEnv:
-    slots = slots_per_task * len(config.split.task_indices(config.task, "held_out"))
-    return SuiteVecEnv(config.task, slots, seed_split="validation", subset="held_out", **shared)
-
-
-def _learn(
-    config: TrainConfig,
-    agent: Agent,
-    validation: SuiteVecEnv,
-    held_out: SuiteVecEnv | None,
-    continued: Mapping[str, Any] | None,
-) -> TrainResult:
-    """Learn to the end; ``continued`` holds the last episodes of the run that goes on, if one does."""
-    start = agent.num_timesteps
-    if start >= config.total_timesteps:
-        return TrainResult(start, finished=True)
-    logger, board = build_logger(config.run_dir, resumed_at=None if continued is None else start)
-    agent.set_logger(logger)
-    if not start:
-        _log_hyperparameters(config, logger, count_parameters(agent.policy))
-    tasks = tuple(task.name for task in config.task.tasks)
-    on_policy = isinstance(agent, PPO | A2C)
-    rows = (
-        TaskStatistics(tasks)
-        if on_policy
-        else OffPolicyLogger(tasks, TIMESTEPS_PER_ROW * config.log_every)
+@contextmanager
+def _open_environments(config: TrainConfig) -> Iterator[Environments]:
+    """Open training and validation environments; close them on exit."""
+    n_tasks = len(config.trained_tasks)
+    n_envs = config.agent.n_envs
+    n_validation_envs = min(
+        config.evaluation.episodes * n_tasks, max(n_envs, MIN_VALIDATION_ENVS, n_tasks)
     )
-    rows.load(continued or {})
-    with stop_signals() as asked_to_stop:
-        evaluation = Evaluation(config, validation, held_out)
-        checkpointing = Checkpointing(config, board, rows, evaluation, asked_to_stop)
-        callbacks: list[BaseCallback] = [rows, ObservationStatistics(), evaluation, checkpointing]
+    # options that all environments of the run share
+    build = partial(
+        SuiteVecEnv,
+        config.task,
+        backend=config.backend,
+        seed=config.seed,
+        holdout=config.split,
+        max_restarts=config.max_restarts,
+        timeout=config.env_timeout,
+        restart_non_finite=config.on_fault == "skip",
+    )
+    with (
+        closing(build(n_envs=n_envs, sampling=config.sampling)) as training,
+        closing(build(n_envs=n_validation_envs, seed_split="validation")) as validation,
+    ):
+        if not config.split.holds_out_any:
+            _check_episodes_exist(validation)
+            yield Environments(training, validation, held_out=None)
+            return
+        # as many environments per task as for validation
+        n_held_out_tasks = len(config.split.task_indices(config.task, "held_out"))
+        n_held_out_envs = n_validation_envs // n_tasks * n_held_out_tasks
+        held_out = build(n_envs=n_held_out_envs, seed_split="validation", subset="held_out")
+        with closing(held_out):
+            _check_episodes_exist(validation)
+            _check_episodes_exist(held_out)
+            yield Environments(training, validation, held_out)
+
+
+def _check_episodes_exist(env: SuiteVecEnv) -> None:
+    """Raise, before anything is written, if no episode is on the wanted side of the holdout."""
+    if env.rejects:
+        env.reset()
+
+
+def _create_or_resume(config: ResolvedConfig, agent: Agent) -> Run:
+    """Open the run for training; load initial weights if it has no checkpoint yet."""
+    run = Run.find(config)
+    has_checkpoints = run is not None and not run.checkpoints.is_empty
+    if config.start_from is not None and not has_checkpoints:
+        warm_start(agent.policy, config.start_from)
+    return run or Run.create(config)
+
+
+def _load(run: Run, checkpoint: Checkpoint | None, agent: Agent) -> Episodes:
+    """Load a checkpoint into the agent; return the last episodes of each task."""
+    if checkpoint is None:
+        return {}
+    episodes = checkpoint.load_agent(agent)
+    # a run that was killed may have saved checkpoints that it does not resume from
+    run.checkpoints.delete_after(agent.num_timesteps)
+    reseed_all(agent)
+    return episodes
+
+
+def _first_line(run: Run, agent: Agent, backend: str) -> str:
+    start = "Training for"
+    if agent.num_timesteps:
+        start = f"Resuming at {agent.num_timesteps:,} of"
+    precision = agent.precision if isinstance(agent, PPO | A2C) else "fp32"
+    total = f"{run.config.total_timesteps:,} timesteps"
+    return f"{start} {total} on {agent.device} ({precision}) and {backend}: {run.path}"
+
+
+# ----------------------------------------------------------------------------------------- learning
+
+
+def _learn(run: Run, agent: Agent, envs: Environments, episodes: Episodes) -> TrainResult:
+    """Learn to the end, or until a signal; save the last checkpoint."""
+    config = run.config
+    start = agent.num_timesteps
+    logger, tensorboard = build_logger(run.path, resumed_at=None if run.is_new else start)
+    agent.set_logger(logger)
+    if not start:  # a resumed run has logged them
+        _log_hyperparameters(config, logger, count_parameters(agent.policy))
+    is_on_policy = isinstance(agent, PPO | A2C)
+    statistics = _build_statistics(config, is_on_policy)
+    statistics.load(episodes)
+    with stop_signals() as stop_requested:
+        evaluation = Evaluation(run, envs.validation, envs.held_out)
+        checkpointing = Checkpointing(run, tensorboard, statistics, evaluation, stop_requested)
         bar = ProgressBar(config.total_timesteps)
+        # statistics first and checkpoints after the evaluation; the timer must come last
+        callbacks: list[BaseCallback] = [
+            statistics,
+            ObservationStatistics(),
+            evaluation,
+            checkpointing,
+        ]
         if config.progress:
             callbacks.append(bar)
-        if isinstance(rows, OffPolicyLogger):
-            callbacks.append(rows.clock)
+        if isinstance(statistics, OffPolicyLogger):
+            callbacks.append(statistics.timer)
         with closing(logger), bar.progress if config.progress else nullcontext():
             try:
                 agent.learn(
                     config.total_timesteps - start,
                     callback=callbacks,
-                    log_interval=config.log_every if on_policy else None,  # type: ignore[arg-type]  # SB3 takes None
+                    # OffPolicyLogger writes the log itself
+                    log_interval=config.log_every if is_on_policy else None,  # type: ignore[arg-type]
+                    # SB3 would count and anneal from zero again
                     reset_num_timesteps=start == 0,
                 )
             except NonFiniteError as error:
-                try:
-                    kept = str(
-                        error.save(config.run_dir / "faults" / checkpoint_name(agent.num_timesteps))
-                    )
-                except OSError as full:
-                    kept = f"could not be kept, {full}"
-                raise RunError(f"{error}. What was learned from: {kept}") from error
-    return TrainResult(checkpointing.saved_at, finished=not checkpointing.stopping)
+                raise _with_evidence(error, run, agent) from error
+    assert checkpointing.last_saved is not None, "learning ends with a checkpoint or an error"
+    return TrainResult(
+        timesteps=checkpointing.saved_at,
+        finished=not checkpointing.is_stopping,
+        run=run,
+        checkpoint=checkpointing.last_saved,
+    )
 
 
-def _log_hyperparameters(config: TrainConfig, logger: Logger, parameters: int) -> None:
-    flat = dict(_flatten(config.model_dump(mode="json")))
+def _build_statistics(config: ResolvedConfig, is_on_policy: bool) -> TaskStatistics:
+    tasks = [task.name for task in config.task.tasks]
+    if is_on_policy:
+        return TaskStatistics(tasks)
+    return OffPolicyLogger(tasks, TIMESTEPS_PER_ROW * config.log_every)
+
+
+def _with_evidence(error: NonFiniteError, run: Run, agent: Agent) -> RunError:
+    """Save the evidence of a failure; return an error that names its folder."""
+    folder = run.path / "faults" / checkpoint_name(agent.num_timesteps)
+    try:
+        saved = str(error.save(folder))
+    except OSError as write_error:
+        saved = f"cannot be written, {write_error}"
+    return RunError(f"{error}. The tensors that caused it: {saved}")
+
+
+# --------------------------------------------------------------------------------- hyperparameters
+
+
+def _log_hyperparameters(config: ResolvedConfig, logger: Logger, n_parameters: int) -> None:
+    options = dict(_flatten(config.model_dump(mode="json")))
+    # TensorBoard compares runs by these metrics; their values are logged later
     shown = {metrics.EVAL_SUCCESS: 0.0, metrics.EVAL_RETURN: 0.0}
-    logger.record("hparams", HParam({**flat, "parameters": parameters}, shown), exclude=("csv",))
-    logger.record("model/parameters", parameters)
+    hyperparameters = HParam({**options, "parameters": n_parameters}, shown)
+    logger.record("hparams", hyperparameters, exclude=("csv",))
+    logger.record("model/parameters", n_parameters)
     logger.dump(0)
 
 
-def _flatten(
-    values: dict[str, Any], prefix: str = ""
-) -> Sequence[tuple[str, bool | int | float | str]]:
-    flat: list[tuple[str, bool | int | float | str]] = []
-    for key, value in values.items():
+def _flatten(options: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, Scalar]]:
+    """Yield options by dotted names; values that TensorBoard does not take become strings."""
+    for key, value in options.items():
         if isinstance(value, dict):
-            flat += _flatten(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, Scalar):
+            yield prefix + key, value
         else:
-            flat.append(
-                (prefix + key, value if isinstance(value, bool | int | float | str) else str(value))
-            )
-    return flat
+            yield prefix + key, str(value)

@@ -1,7 +1,8 @@
-"""A GIF of the agent at work, with its mission written under the picture."""
+"""GIFs of an agent's episodes, with the mission as a caption."""
 
 import io
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any, cast
@@ -19,19 +20,34 @@ from mirl.configs.tasks import SuiteConfig
 from mirl.envs import make_env
 from mirl.envs.actions import with_action_mask
 from mirl.envs.holdout import EpisodeFilter
-from mirl.envs.pools.backend import Observations
+from mirl.envs.pools.backend import EnvIndices, Observations
 from mirl.envs.vector import NO_HOLDOUT
 
 WIDTH = 256
+"""Width of a GIF, in pixels."""
 CAPTION_LINE = 16
+"""Height of a line of the caption, in pixels."""
+CAPTION_MARGIN = 8
+"""Height of the caption beside its lines, in pixels."""
 FRAMES_PER_SECOND = 6
+LAST_FRAME_MS = 1000
+"""Milliseconds that the last frame is shown."""
 MAX_FRAMES = 200
-"""An episode without an end is cut here."""
+"""Frames after which an episode without an end is cut."""
+
+Frame = UInt8[np.ndarray, "height width 3"]
+Env = gym.Env[Any, Any]
 
 
 @dataclass(frozen=True)
 class Gif:
-    """An encoded animation."""
+    """An encoded animation.
+
+    Args:
+        data: the content of the file.
+        width: width in pixels.
+        height: height in pixels, with the caption.
+    """
 
     data: bytes
     width: int
@@ -46,73 +62,122 @@ def record_episode(
     seed: int,
     deterministic: bool = False,
 ) -> Gif | None:
-    """Play one episode of a task and film it; None where the environment cannot be rendered to pixels."""
+    """Play one episode of a task and record it.
+
+    Args:
+        policy: the policy; its mode and torch's random state are restored.
+        suite: the suite that the policy was trained on.
+        task_index: index of the task in the suite.
+        seed: seed of the environment and of the actions.
+        deterministic: take the most probable actions.
+
+    Returns:
+        The animation; None if the environment cannot be rendered to pixels.
+    """
     task = suite.tasks[task_index]
-    probe = make_env(task, task_index, len(suite.tasks), suite.observation)
+    n_tasks = len(suite.tasks)
+    # rendering may need a display, so ask for it only where it is possible
+    probe = make_env(task, task_index, n_tasks, suite.observation)
     probe.close()
     if "rgb_array" not in probe.metadata.get("render_modes", ()):
         return None
-    env = make_env(task, task_index, len(suite.tasks), suite.observation, render_mode="rgb_array")
+    env = make_env(task, task_index, n_tasks, suite.observation, render_mode="rgb_array")
     try:
         observation = _first_observation(env, suite, seed)
         caption = str(getattr(env.unwrapped, "mission", task.name))
-        frames, over, remembered = [env.render()], False, None
-        with eval_mode(policy, seed):
-            while not over and len(frames) < MAX_FRAMES:
-                seen, start = _as_trained(observation, env, policy), np.array([remembered is None])
-                actions, remembered = policy.predict(seen, remembered, start, deterministic)
-                observation, _, terminated, truncated, _ = env.step(actions[0])
-                frames.append(env.render())
-                over = terminated or truncated
+        frames = _play(env, policy, observation, seed, deterministic)
     finally:
         env.close()
     return encode_gif(frames, caption)
 
 
-def _first_observation(env: gym.Env[Any, Any], suite: SuiteConfig, seed: int) -> Any:
-    """Of an episode with the task's mission, where it names one."""
-    seeds = chain([seed], repeat(None))
+def _play(
+    env: Env, policy: BasePolicy, observation: Observations, seed: int, deterministic: bool
+) -> list[Frame]:
+    """Play to the end of the episode; return its frames."""
+    frames = [_render(env)]
+    hidden_state = None
+    is_over = False
+    with eval_mode(policy, seed):
+        while not is_over and len(frames) < MAX_FRAMES:
+            actions, hidden_state = policy.predict(
+                _as_batch(observation, env, policy),
+                hidden_state,
+                np.array([hidden_state is None]),  # True at the first timestep
+                deterministic,
+            )
+            observation, _, terminated, truncated, _ = env.step(actions[0])
+            frames.append(_render(env))
+            is_over = terminated or truncated
+    return frames
 
-    def reset(_rows: Any) -> Observations:
+
+def _render(env: Env) -> Frame:
+    return cast(np.ndarray, env.render())
+
+
+def _first_observation(env: Env, suite: SuiteConfig, seed: int) -> Observations:
+    """Reset until the episode has the mission of the task, if the task names one."""
+    seeds = chain([seed], repeat(None))  # only the first reset is seeded
+
+    def reset(_rows: EnvIndices) -> Observations:
         observation, _ = env.reset(seed=next(seeds))
-        return {key: np.asarray(value)[None] for key, value in observation.items()}
+        return _add_batch_axis(observation)
 
     assert isinstance(env.observation_space, spaces.Dict), "the observation contract is a Dict"
-    drawn = EpisodeFilter(suite, NO_HOLDOUT, "trained", env.observation_space).draw(reset, 1)
-    return {key: value[0] for key, value in drawn.items()}
+    episode_filter = EpisodeFilter(suite, NO_HOLDOUT, "trained", env.observation_space)
+    batch = episode_filter.draw(reset, 1)
+    return {key: values[0] for key, values in batch.items()}
 
 
-def _as_trained(observation: Any, env: gym.Env[Any, Any], policy: BasePolicy) -> Observations:
-    """A batch of one observation as a suite gives it: with an action mask, where its tasks have different actions."""
-    batch = {key: np.asarray(value)[None] for key, value in observation.items()}
-    actions, joined = env.action_space, policy.action_space
-    if isinstance(actions, spaces.Discrete) and isinstance(joined, spaces.Discrete):
-        known = cast(spaces.Dict, policy.observation_space)
-        return (
-            with_action_mask(batch, int(actions.n), int(joined.n))
-            if ACTION_MASK_KEY in known.spaces
-            else batch
-        )
-    return batch
+def _as_batch(observation: Observations, env: Env, policy: BasePolicy) -> Observations:
+    """Return a batch of one observation, with an action mask if the policy expects one."""
+    batch = _add_batch_axis(observation)
+    task_actions = env.action_space
+    all_actions = policy.action_space
+    if not isinstance(task_actions, spaces.Discrete) or not isinstance(
+        all_actions, spaces.Discrete
+    ):
+        return batch
+    observation_space = cast(spaces.Dict, policy.observation_space)
+    if ACTION_MASK_KEY not in observation_space.spaces:
+        return batch
+    return with_action_mask(batch, int(task_actions.n), int(all_actions.n))
 
 
-def encode_gif(frames: list[Any], caption: str) -> Gif:
-    """Frames (H, W, 3), uint8, over a caption; the last frame stays for a second."""
+def _add_batch_axis(observation: Observations) -> Observations:
+    return {key: np.asarray(value)[None] for key, value in observation.items()}
+
+
+def encode_gif(frames: Sequence[Frame], caption: str) -> Gif:
+    """Encode frames as a GIF with a caption under them.
+
+    Args:
+        frames: the frames, each (H, W, 3).
+        caption: text, which is wrapped.
+
+    Returns:
+        The animation; its last frame is shown for a second.
+    """
     lines = textwrap.wrap(caption, width=36) or [""]
-    pictures = [_with_caption(frame, lines) for frame in frames]
+    images = [_with_caption(frame, lines) for frame in frames]
+    durations = [1000 // FRAMES_PER_SECOND] * (len(images) - 1) + [LAST_FRAME_MS]
     buffer = io.BytesIO()
-    durations = [1000 // FRAMES_PER_SECOND] * (len(pictures) - 1) + [1000]
-    pictures[0].save(
-        buffer, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0
+    images[0].save(
+        buffer, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0
     )
-    return Gif(buffer.getvalue(), *pictures[0].size)
+    width, height = images[0].size
+    return Gif(buffer.getvalue(), width, height)
 
 
-def _with_caption(frame: UInt8[np.ndarray, "height width 3"], lines: list[str]) -> Image.Image:
+def _with_caption(frame: Frame, lines: Sequence[str]) -> Image.Image:
     height = round(WIDTH * frame.shape[0] / frame.shape[1])
-    picture = Image.new("RGB", (WIDTH, height + CAPTION_LINE * len(lines) + 8), "white")
-    picture.paste(Image.fromarray(frame).resize((WIDTH, height)))
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    caption_height = CAPTION_LINE * len(lines) + CAPTION_MARGIN
+    image = Image.new("RGB", (WIDTH, height + caption_height), "white")
+    image.paste(Image.fromarray(frame).resize((WIDTH, height)))
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(13)
     for number, line in enumerate(lines):
-        draw.text((6, height + 4 + CAPTION_LINE * number), line, fill="black", font=font)
-    return picture
+        top = height + 4 + CAPTION_LINE * number
+        draw.text((6, top), line, fill="black", font=font)
+    return image

@@ -1,15 +1,20 @@
-"""Train agents, compare them, where asked at equal parameters, over several seeds: a JSON, a table, a picture.
+"""Train agents over several seeds and compare them in a results file, a table and a figure.
 
     python benchmarks/compare.py mt5 --seeds 3 --match encoder.features_dim \\
-        --agent "concat: fusion=concat" --agent "bilinear: fusion=bilinear" task=mt5 total_timesteps=1_000_000
+        --agent "concat: fusion=concat" --agent "bilinear: fusion=bilinear" \\
+        task=mt5 total_timesteps=1_000_000
 
-Every agent is trained with the words it has in common with the others and with its own. In the table stand the means
-over the seeds with their ranges; an interval is of the mean over the tasks, by a bootstrap over the seeds.
-``--match OPTION`` sets that option of each agent so that all have as many parameters as the largest: narrower ones are
-widened, and none is tuned. Results are written after each run, to ``benchmarks/results/NAME.json``, and the curves to
-``docs/pictures/NAME.png``. A benchmark that was cut off goes on: runs in ``--runs`` are resumed, and ``--continue``
-does not repeat those of the same words that the results hold already.
-``--jobs`` runs several at a time, each on one thread; no time is kept here, so it costs nothing.
+The options of an agent are those common to all and its own. ``--match OPTION`` gives all agents the
+same number of parameters: it widens each one by that option until it has as many as the largest.
+No agent is tuned.
+
+Each cell of the table is a mean over the seeds with minimum and maximum. The interval of the mean
+over several tasks is a bootstrap over the seeds. Training times are not recorded, so ``--jobs`` may
+train several agents at a time.
+
+After each run, the results are written to ``benchmarks/results/NAME.json`` and the learning curves
+to ``docs/pictures/NAME.png``. An interrupted benchmark can be repeated: unfinished runs in
+``--runs`` are resumed, and ``--continue`` skips those that are already among the results.
 """
 
 import argparse
@@ -18,16 +23,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import partial
 from itertools import product
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
-from machine import RESULTS, RSS_UNIT, write_results
+from machine import RESULTS, ROOT, RSS_UNIT, write_results
 from pictures import draw_range, picture
 from scipy.stats import trim_mean
 
@@ -38,93 +42,238 @@ from mirl.configs.compose import compose_train
 from mirl.envs import SuiteVecEnv
 from mirl.policies import count_parameters
 
-ROOT = Path(__file__).parent.parent
 SOLVED = 0.95
+"""Success rate whose first timestep the table reports."""
 METRICS = {"success_rate": "success", "return_mean": "return", "score": "score"}
+"""Names of the metrics in the table."""
 PARTS = {"trained": "", "held_out": "held out, "}
+"""Prefixes of the columns for trained and held-out episodes."""
+MAX_COLUMNS = 8
+"""A table with more columns than this is transposed."""
+
+Run = dict[str, Any]
 
 
-def parameters_of(words: list[str]) -> int:
-    """Of the untrained agent that a command line describes."""
-    config = compose_train(words)
-    env = SuiteVecEnv(config.task, max(len(config.task.tasks), 2), backend=config.backend)
+# ------------------------------------------------------------------------------- equal parameters
+
+
+def parameters_of(options: list[str]) -> int:
+    """Return the number of parameters of the agent of a command line.
+
+    Args:
+        options: Options of ``train.py``.
+    """
+    config = compose_train(options)
+    n_envs = max(len(config.task.tasks), 2)
+    env = SuiteVecEnv(config.task, n_envs, backend=config.backend)
     try:
-        return count_parameters(build_policy(config, env.observation_space, env.action_space))
+        policy = build_policy(config, env.observation_space, env.action_space)
     finally:
         env.close()
+    return count_parameters(policy)
 
 
-def matched(agents: dict[str, list[str]], shared: list[str], option: str | None) -> dict[str, list[str]]:
-    """The agents' words, with ``option`` set so that each has as many parameters as the largest, as near as can be."""
-    if option is None:
-        return agents
-    sizes = {name: parameters_of([*shared, *words]) for name, words in agents.items()}
+def match_parameters(
+    agents: dict[str, list[str]], shared: list[str], option: str
+) -> dict[str, list[str]]:
+    """Widen the agents until each has as many parameters as the largest.
+
+    Args:
+        agents: The own options of each agent.
+        shared: The options common to all agents.
+        option: The option that sets the width.
+
+    Returns:
+        The own options of each agent, with the width added where it changes.
+    """
+    sizes = {name: parameters_of([*shared, *own]) for name, own in agents.items()}
     target = max(sizes.values())
-    return {
-        name: words
-        if sizes[name] == target
-        else [*words, f"{option}={width_for(target, partial(parameters_with, [*shared, *words], option))}"]
-        for name, words in agents.items()
-    }
+    matched = {}
+    for name, own in agents.items():
+        matched[name] = own
+        if sizes[name] < target:
+            width = _matching_width(target, [*shared, *own], option)
+            matched[name] = [*own, f"{option}={width}"]
+    return matched
 
 
-def parameters_with(words: list[str], option: str, width: int) -> int:
-    """As ``parameters_of``, with an option set to a width."""
-    return parameters_of([*words, f"{option}={width}"])
+def _matching_width(target: int, options: list[str], option: str) -> int:
+    def parameters(width: int) -> int:
+        return parameters_of([*options, f"{option}={width}"])
+
+    return width_for(target, parameters)
 
 
 def width_for(target: int, parameters: Callable[[int], int]) -> int:
-    """The smallest from 2 that gives at least ``target`` parameters, by doubling and bisection: they grow with it."""
+    """Return the smallest width from 2 on that gives at least ``target`` parameters.
+
+    Args:
+        target: The number of parameters to reach.
+        parameters: Number of parameters at a width, increasing with the width.
+    """
     high = 2
     while parameters(high) < target:
         high *= 2
     low = high // 2
+    # parameters(low) < target <= parameters(high), except where high is still 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if parameters(middle) < target else (low, middle)
+        if parameters(middle) < target:
+            low = middle
+        else:
+            high = middle
     return high
 
 
-def train_and_evaluate(words: list[str], runs: Path, name: str, threads: int) -> dict[str, Any]:
-    """One run, from the command line as a user would; what is to be known of it."""
+# ------------------------------------------------------------------------------------------- runs
+
+
+def train_command(runs: Path, name: str, options: list[str]) -> list[str]:
+    """Return the command that trains a run.
+
+    Args:
+        runs: The folder of the run directories.
+        name: The name of the run.
+        options: Options of ``train.py``.
+    """
+    script = str(ROOT / "train.py")
+    return [sys.executable, script, f"runs_dir={runs}", f"name={name}", "progress=false", *options]
+
+
+def train_and_evaluate(options: list[str], runs: Path, name: str, threads: int) -> Run:
+    """Train and evaluate a run from the command line, as a user would.
+
+    Args:
+        options: Options of ``train.py``.
+        runs: The folder of the run directories.
+        name: The name of the run.
+        threads: Number of threads of the process.
+
+    Returns:
+        Options, parameters, timesteps, peak memory, learning curves and results of each task.
+
+    Raises:
+        CalledProcessError: If ``train.py`` fails.
+    """
     run_dir = runs / name
-    command = [sys.executable, str(ROOT / "train.py"), f"runs_dir={runs}", f"name={name}", "progress=false", *words]
+    command = train_command(runs, name, options)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    finished_before = any((run_dir / "eval").glob("step_*.json"))
+    was_interrupted = any((run_dir / "eval").glob("step_*.json"))
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    # wait4 also returns the peak memory of the process, which Popen.wait does not
     _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status):
-        raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
+    exit_code = os.waitstatus_to_exitcode(status)
+    if exit_code:
+        raise subprocess.CalledProcessError(exit_code, command)
+
     last = find_checkpoint(run_dir / "checkpoints", "last").name
     [report_path] = (run_dir / "eval").glob(f"{last}-*-seed0-*ep*.json")
-    report = json.loads(report_path.read_text())
+    report = json.loads(report_path.read_text(encoding="utf-8"))
     with (run_dir / "metrics.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    # logged whenever the training starts or resumes, in a row without timesteps
+    [parameters] = {row["model/parameters"] for row in rows if row["model/parameters"]}
+    peak_rss_bytes = None
+    if not was_interrupted:
+        peak_rss_bytes = usage.ru_maxrss * RSS_UNIT
     return {
-        "options": words,
-        "parameters": next(int(float(row["model/parameters"])) for row in rows if row["model/parameters"]),
+        "options": options,
+        "parameters": int(float(parameters)),
         "timesteps": int(last.removeprefix("step_")),
-        "peak_rss_bytes": None if finished_before else usage.ru_maxrss * RSS_UNIT,
-        "curve": curve(rows, "eval/success_rate"),
-        "held_out_curve": curve(rows, "eval/held_out/success_rate"),
+        "peak_rss_bytes": peak_rss_bytes,
+        "curve": column(rows, "eval/success_rate"),
+        "held_out_curve": column(rows, "eval/held_out/success_rate"),
         "tasks": report["tasks"],
     }
 
 
-def results_by_words(name: str) -> dict[tuple[str, ...], dict[str, Any]]:
-    """The runs that a benchmark's results hold, by the words of their command line."""
+def column(rows: list[dict[str, str]], name: str) -> list[tuple[int, float]]:
+    """Return the timesteps and the values of a metric, where it was logged.
+
+    Args:
+        rows: The rows of ``metrics.csv``.
+        name: The name of the metric.
+    """
+    points = []
+    for row in rows:
+        if row.get(name):
+            points.append((int(row["time/total_timesteps"]), float(row[name])))
+    return points
+
+
+def load_runs(name: str) -> dict[tuple[str, ...], Run]:
+    """Return the runs of an existing results file, by their options.
+
+    Args:
+        name: The name of the benchmark.
+    """
     path = RESULTS / f"{name}.json"
-    runs = json.loads(path.read_text(encoding="utf-8"))["measurements"].values() if path.exists() else ()
-    return {tuple(run["options"]): run for by_seed in runs for run in by_seed}
+    if not path.exists():
+        return {}
+    report = json.loads(path.read_text(encoding="utf-8"))
+    found = {}
+    for runs in report["measurements"].values():
+        for run in runs:
+            found[tuple(run["options"])] = run
+    return found
 
 
-def curve(rows: list[dict[str, str]], name: str) -> list[tuple[int, float]]:
-    """Timesteps and values of a column of ``metrics.csv``."""
-    return [(int(row["time/total_timesteps"]), float(row[name])) for row in rows if row.get(name)]
+# ------------------------------------------------------------------------------------------ table
 
 
-def scores(runs: list[dict[str, Any]], part: str, metric: str) -> dict[str, list[float]]:
-    """Each task's results over the seeds."""
+def summary_table(
+    agents: dict[str, list[Run]], metrics: list[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and the rows of the table: a row per agent, or a column if it is wide.
+
+    Args:
+        agents: The runs of each agent, one per seed.
+        metrics: The metrics to show.
+    """
+    cells = {name: describe(runs, metrics) for name, runs in agents.items()}
+    measures = list(next(iter(cells.values())))
+    table = [["agent", *measures]]
+    for name, found in cells.items():
+        table.append([name, *found.values()])
+    if len(measures) > MAX_COLUMNS:
+        table = [list(row) for row in zip(*table, strict=True)]
+    return table[0], table[1:]
+
+
+def describe(runs: list[Run], metrics: list[str]) -> dict[str, str]:
+    """Return the cells of an agent by their column: size, results and peak memory.
+
+    Args:
+        runs: The runs of the agent, one per seed.
+        metrics: The metrics to show.
+    """
+    cells = {"parameters": f"{runs[0]['parameters']:,}", "seeds": str(len(runs))}
+    for metric in metrics:
+        # a single metric needs no name in the columns
+        suffix = ""
+        if len(metrics) > 1:
+            suffix = f", {METRICS[metric]}"
+        for part, prefix in PARTS.items():
+            for measure, cell in part_cells(task_scores(runs, part, metric), metric).items():
+                cells[prefix + measure + suffix] = cell
+    if "success_rate" in metrics and len(runs[0]["tasks"]) == 1:
+        cells["timesteps to 95 %"] = timesteps_to(SOLVED, runs)
+    # the peak memory of an interrupted run is unknown
+    peaks = [run["peak_rss_bytes"] for run in runs if run["peak_rss_bytes"]]
+    cells["peak memory, MiB"] = "–"
+    if peaks:
+        cells["peak memory, MiB"] = f"{max(peaks) / 2**20:,.0f}"
+    return cells
+
+
+def task_scores(runs: list[Run], part: str, metric: str) -> dict[str, list[float]]:
+    """Return a metric of each task, one value per run.
+
+    Args:
+        runs: The runs of an agent.
+        part: ``trained`` or ``held_out``.
+        metric: The name of the metric.
+    """
     found: dict[str, list[float]] = {}
     for run in runs:
         for task in run["tasks"]:
@@ -133,126 +282,210 @@ def scores(runs: list[dict[str, Any]], part: str, metric: str) -> dict[str, list
     return found
 
 
-def summary_table(agents: dict[str, list[dict[str, Any]]], metrics: list[str]) -> tuple[list[str], list[list[str]]]:
-    """A row per agent; of many tasks a column per agent instead."""
-    described = {name: description(runs, metrics) for name, runs in agents.items()}
-    measures = list(next(iter(described.values())))
-    table = [["agent", *measures], *([name, *found.values()] for name, found in described.items())]
-    if len(measures) > 8:
-        table = [list(row) for row in zip(*table, strict=True)]
-    return table[0], table[1:]
+def part_cells(scores: dict[str, list[float]], metric: str) -> dict[str, str]:
+    """Return the cells of an agent for trained or held-out episodes, by their column.
 
+    Args:
+        scores: The metric of each task, one value per seed; may be empty.
+        metric: The name of the metric.
+    """
 
-def description(runs: list[dict[str, Any]], metrics: list[str]) -> dict[str, str]:
-    """What a table says of an agent: each task's mean over the seeds with its range, the tasks' mean, what it cost."""
-    cells = {"parameters": f"{runs[0]['parameters']:,}", "seeds": str(len(runs))}
-    for metric in metrics:
-        suffix = f", {METRICS[metric]}" if len(metrics) > 1 else ""
-        for part, prefix in PARTS.items():
-            found = scores(runs, part, metric)
-            cells |= {prefix + measure + suffix: cell for measure, cell in part_cells(found, metric)} if found else {}
-    if "success_rate" in metrics and len(runs[0]["tasks"]) == 1:
-        cells["timesteps to 95 %"] = timesteps_to(SOLVED, runs)
-    peaks = [run["peak_rss_bytes"] for run in runs if run["peak_rss_bytes"]]  # not of runs that were cut off
-    cells["peak memory, MiB"] = f"{max(peaks) / 2**20:,.0f}" if peaks else "–"
+    def text(value: float) -> str:
+        if metric == "success_rate":
+            return f"{value:.1%}"
+        return f"{value:.2f}"
+
+    cells = {}
+    for task, values in scores.items():
+        cells[task] = text(np.mean(values))
+        if len(values) > 1:
+            cells[task] += f" ({text(min(values))} – {text(max(values))})"
+    if len(scores) < 2:
+        return cells
+
+    matrix = np.array(list(scores.values())).T  # (seeds, tasks)
+    mean = text(matrix.mean())
+    if len(matrix) > 1:
+        low, high = bootstrap_interval(matrix, np.mean, np.random.default_rng(0))
+        cells["mean (95 % interval)"] = f"{mean} ({text(low)} – {text(high)})"
+    else:
+        # one seed says nothing about the variation between seeds
+        cells["mean"] = mean
+    cells["interquartile mean"] = text(trim_mean(matrix, 0.25, axis=None))
+    cells["worst task"] = text(matrix.mean(0).min())
     return cells
 
 
-def part_cells(found: dict[str, list[float]], metric: str) -> Iterator[tuple[str, str]]:
-    """Of one agent and part, (measure, cell)."""
-    form = "{:.1%}".format if metric == "success_rate" else "{:.2f}".format
-    matrix = np.array(list(found.values())).T  # (seeds, tasks)
-    for task, values in found.items():
-        spread = f" ({form(min(values))} – {form(max(values))})" if len(values) > 1 else ""
-        yield task, form(np.mean(values)) + spread
-    if len(found) > 1:
-        if len(matrix) > 1:
-            low, high = bootstrap_interval(matrix, np.mean, np.random.default_rng(0))
-            yield "mean (95 % interval)", f"{form(matrix.mean())} ({form(low)} – {form(high)})"
-        else:  # of one seed nothing is known of others
-            yield "mean", form(matrix.mean())
-        yield "interquartile mean", form(trim_mean(matrix, 0.25, axis=None))
-        yield "worst task", form(matrix.mean(0).min())
+def timesteps_to(rate: float, runs: list[Run]) -> str:
+    """Return the range of timesteps at which the learning curves first reach a success rate.
 
-
-def timesteps_to(rate: float, runs: list[dict[str, Any]]) -> str:
-    """When the seeds' curves first reach a rate."""
-    first = [next((step for step, success in run["curve"] if success >= rate), None) for run in runs]
-    reached = sorted(step for step in first if step is not None)
+    Args:
+        rate: The success rate.
+        runs: The runs of an agent.
+    """
+    reached = []
+    for run in runs:
+        steps = [step for step, success in run["curve"] if success >= rate]
+        if steps:
+            reached.append(steps[0])
     if not reached:
         return "not reached"
-    range_ = f"{reached[0]:,}" + (f" – {reached[-1]:,}" if reached[-1] > reached[0] else "")
-    return range_ if len(reached) == len(first) else f"{range_}; {len(first) - len(reached)} of {len(first)} never"
+    text = f"{min(reached):,}"
+    if max(reached) > min(reached):
+        text += f" – {max(reached):,}"
+    if len(reached) < len(runs):
+        text += f"; {len(runs) - len(reached)} of {len(runs)} never"
+    return text
 
 
-def draw(agents: dict[str, list[dict[str, Any]]], name: str) -> None:
-    """Success on unseen episodes against timesteps: each agent's mean over the seeds, and its range.
+def draw(agents: dict[str, list[Run]], name: str) -> None:
+    """Draw success on unseen episodes against timesteps: mean and range over the seeds.
 
-    Of what a split withholds too, in broken lines.
+    Dashed lines show the held-out episodes.
+
+    Args:
+        agents: The runs of each agent, one per seed.
+        name: The name of the figure.
     """
-    styles = {"curve": ("", "-"), "held_out_curve": (", held out", "--")}
-    labels = {"xlabel": "timesteps", "ylabel": "success on unseen episodes", "xlim": (0, None), "ylim": (0, 1.02)}
+    styles = (("curve", "", "-"), ("held_out_curve", ", held out", "--"))
+    labels = {
+        "xlabel": "timesteps",
+        "ylabel": "success on unseen episodes",
+        "xlim": (0, None),
+        "ylim": (0, 1.02),
+    }
     with picture(name, **labels) as axes:
         for number, (agent, runs) in enumerate(agents.items()):
-            for key, (mark, linestyle) in styles.items():
-                length = min(len(run.get(key, ())) for run in runs)
-                steps = [step for step, _ in runs[0].get(key, ())[:length]]
-                rates = np.array([[rate for _, rate in run.get(key, ())[:length]] for run in runs])
-                if steps:
-                    draw_range(axes, steps, rates, agent + mark, color=f"C{number}", linestyle=linestyle)
+            for key, suffix, linestyle in styles:
+                # some older results files have no held-out curves
+                curves = [run.get(key, []) for run in runs]
+                # the runs may differ in their number of evaluations: take the common ones
+                n_points = min(len(curve) for curve in curves)
+                if n_points == 0:
+                    continue
+                steps = [step for step, _ in curves[0][:n_points]]
+                # (runs, points, 2) -> (runs, points)
+                rates = np.array([curve[:n_points] for curve in curves])[:, :, 1]
+                style = {"color": f"C{number}", "linestyle": linestyle}
+                draw_range(axes, steps, rates, agent + suffix, **style)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k")
+
+
+# ------------------------------------------------------------------------------------ the command
+
+
+class Comparison:
+    """The runs so far, rewritten as results and figure after each new one.
+
+    Args:
+        name: The name of the benchmark.
+        agents: The names of the agents, in the order of the table.
+        metrics: The metrics of the table.
+    """
+
+    def __init__(self, name: str, agents: list[str], metrics: list[str]) -> None:
+        self.name = name
+        self.metrics = metrics
+        self.runs: dict[str, dict[int, Run]] = {agent: {} for agent in agents}
+        self.lock = Lock()
+
+    def add(self, agent: str, seed: int, run: Run) -> None:
+        """Add a new run, print its result and rewrite the files. Safe to call from threads.
+
+        Args:
+            agent: The name of the agent.
+            seed: The seed of the run.
+            run: The run, as ``train_and_evaluate`` returns it.
+        """
+        with self.lock:
+            self.runs[agent][seed] = run
+            self.write()
+            metric = self.metrics[0]
+            values = [task[metric] for task in run["tasks"] if task["part"] == "trained"]
+            result = f"{np.mean(values):.3f}, {run['parameters']:,} parameters"
+            print(f"{agent} seed {seed}: {result}", flush=True)  # noqa: T201
+
+    def write(self) -> None:
+        """Write the results file and the figure."""
+        agents = {}
+        for agent, by_seed in self.runs.items():
+            if by_seed:
+                agents[agent] = [by_seed[seed] for seed in sorted(by_seed)]
+        write_results(self.name, *summary_table(agents, self.metrics), agents)
+        draw(agents, self.name)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the arguments of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", help="of the results file and the figure")
+    parser.add_argument("options", nargs="*", metavar="option=value", help="common to all agents")
+    parser.add_argument("--agent", action="append", required=True, metavar="'NAME: option=value …'")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument(
+        "--match", metavar="OPTION", help="the option that makes the number of parameters equal"
+    )
+    parser.add_argument(
+        "--metric", action="append", choices=METRICS, help="in the table; may be repeated"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
+    parser.add_argument(
+        "--continue",
+        action="store_true",
+        dest="reuse_results",
+        help="keep the runs of the existing results file",
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=ROOT / "runs" / "benchmarks", help="folder of the runs"
+    )
+    # intermixed: the common options may stand anywhere
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:
     """Run the comparison that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name")
-    parser.add_argument("words", nargs="*", metavar="option=value")
-    parser.add_argument("--agent", action="append", required=True, metavar="'NAME: option=value …'")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--match", metavar="OPTION", help="the option that makes the parameters equal")
-    parser.add_argument("--metric", action="append", choices=METRICS, help="what the table has; may be repeated")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
-    parser.add_argument("--continue", action="store_true", dest="goes_on", help="keep what the results hold already")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "benchmarks")
-    arguments = parser.parse_args()
-    given = dict(agent.split(":", 1) for agent in arguments.agent)
-    agents = matched({name: words.split() for name, words in given.items()}, arguments.words, arguments.match)
+    arguments = parse_arguments()
+    agents = {}
+    for text in arguments.agent:
+        name, _, own = text.partition(":")
+        agents[name] = own.split()
+    if arguments.match is not None:
+        agents = match_parameters(agents, arguments.options, arguments.match)
     metrics = arguments.metric or ["success_rate"]
-    known = results_by_words(arguments.name) if arguments.goes_on else {}
-    finished: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in agents}
+
+    known = {}
+    if arguments.reuse_results:
+        known = load_runs(arguments.name)
+    comparison = Comparison(arguments.name, list(agents), metrics)
     missing = []
-    for seed, name in product(range(arguments.seeds), agents):
-        words = [*arguments.words, *agents[name], f"seed={seed}"]
-        if tuple(words) in known:
-            finished[name][seed] = known[tuple(words)]
+    for seed, agent in product(range(arguments.seeds), agents):
+        options = [*arguments.options, *agents[agent], f"seed={seed}"]
+        if tuple(options) in known:
+            comparison.runs[agent][seed] = known[tuple(options)]
         else:
-            missing.append((seed, name, words))
-    writing = Lock()
+            missing.append((agent, seed, options))
+    if not missing:
+        comparison.write()
+        return
 
-    def write() -> None:
-        runs = {name: [by_seed[s] for s in sorted(by_seed)] for name, by_seed in finished.items() if by_seed}
-        write_results(arguments.name, *summary_table(runs, metrics), runs)
-        draw(runs, arguments.name)
+    threads = 1
+    if arguments.jobs == 1:
+        threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
 
-    def one(seed: int, name: str, words: list[str]) -> None:
-        result = train_and_evaluate(words, arguments.runs, f"{arguments.name}-{name}-seed{seed}", threads)
-        with writing:
-            finished[name][seed] = result
-            write()
-            rate = np.mean([task[metrics[0]] for task in result["tasks"] if task["part"] == "trained"])
-            print(f"{name} seed {seed}: {rate:.3f}, {result['parameters']:,} parameters", flush=True)  # noqa: T201
+    def train(agent: str, seed: int, options: list[str]) -> None:
+        name = f"{arguments.name}-{agent}-seed{seed}"
+        comparison.add(agent, seed, train_and_evaluate(options, arguments.runs, name, threads))
 
-    threads = 1 if arguments.jobs > 1 else int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     with ThreadPoolExecutor(arguments.jobs) as jobs:
         try:
-            for done in as_completed([jobs.submit(one, *run) for run in missing]):
+            for done in as_completed([jobs.submit(train, *run) for run in missing]):
                 done.result()
         except BaseException:
-            jobs.shutdown(wait=False, cancel_futures=True)  # told when those that run are over, not when all are
+            # start no further runs; the error is raised when those under way have ended
+            jobs.shutdown(wait=False, cancel_futures=True)
             raise
-    if not missing:
-        write()
 
 
 if __name__ == "__main__":

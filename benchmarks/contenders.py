@@ -1,6 +1,11 @@
-"""What ``benchmarks/throughput.py`` times: agents at the same task, network and hyperparameters, one per process.
+"""Agents that ``throughput.py`` measures: the same task, network and hyperparameters.
 
-``python benchmarks/contenders.py mirl --seconds 10`` trains one and prints its speed as a line of JSON.
+    python benchmarks/contenders.py mirl --seconds 10
+    python benchmarks/contenders.py task=goto_local fusion=film --seconds 10
+
+Each call trains one agent and prints its throughput as one line of JSON. As ``throughput.py
+--against`` runs this script of two source trees, the names of the contenders and the form of the
+output must not change.
 """
 
 import argparse
@@ -18,6 +23,7 @@ import torch
 from gymnasium import spaces
 from machine import RSS_UNIT
 from minigrid.wrappers import ImgObsWrapper
+from peers.tutorial_cnn import FEATURES, extractor
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import A2C as SB3A2C
 from stable_baselines3 import PPO as SB3PPO
@@ -27,7 +33,7 @@ from stable_baselines3.common.env_util import make_vec_env as make_sb3_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
-from torch import Tensor, nn
+from torch import Tensor
 
 from mirl.agents import A2C, PPO
 from mirl.agents.building import build_agent
@@ -37,122 +43,182 @@ from mirl.configs.networks import RecurrentConfig, choose
 from mirl.envs import SuiteVecEnv, make_vec_env
 from mirl.policies import FusionExtractor, FusionPolicy, RecurrentFusionPolicy, count_parameters
 
-ROLLOUT, BATCH, EPOCHS = 8192, 1024, 4
-"""Timesteps per rollout and per minibatch, and passes over each rollout; the same for all."""
+ROLLOUT = 8192
+"""Timesteps per rollout."""
+BATCH = 1024
+"""Timesteps per minibatch."""
+EPOCHS = 4
+"""Passes over each rollout."""
 DOOR_KEY = "MiniGrid-DoorKey-8x8-v0"
-MEMORIES = ("lstm", "gru", "mi_lstm", "fast_weights", "attention")
+CORES = ("lstm", "gru", "mi_lstm", "fast_weights", "attention")
+"""Recurrent cores, as ``memory=`` names them."""
 WARM_UP = 2
-"""Iterations before the clock starts."""
+"""Iterations before the timing starts."""
 
 
 class TutorialCnn(BaseFeaturesExtractor):
-    """The network of MiniGrid's tutorial for Stable-Baselines3 (minigrid.farama.org, "Training Agents using SB3")."""
+    """The network of MiniGrid's tutorial "Training Agents using SB3" (minigrid.farama.org).
 
-    def __init__(self, observation_space: spaces.Box, features_dim: int = 128) -> None:
-        super().__init__(observation_space, features_dim)
-        self.cnn = nn.Sequential(
-            nn.Conv2d(observation_space.shape[0], 16, (2, 2)),
-            nn.ReLU(),
-            nn.Conv2d(16, 32, (2, 2)),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, (2, 2)),
-            nn.ReLU(),
-            nn.Flatten(),
-        )
-        self.linear = nn.Sequential(nn.Linear(64 * 4 * 4, features_dim), nn.ReLU())
+    Args:
+        observation_space: Images of shape (3, 7, 7).
+    """
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, FEATURES)
+        self.layers = extractor()
 
     def forward(self, observations: Tensor) -> Tensor:
-        features: Tensor = self.linear(self.cnn(observations))
+        """Return the features of images: (B, 3, 7, 7) -> (B, 128)."""
+        features: Tensor = self.layers(observations)
         return features
 
 
 class ImageOnly(VecEnvWrapper):
-    """What ``ImgObsWrapper`` and SB3's ``VecTransposeImage`` make of MiniGrid, over environments stepped by EnvPool."""
+    """The image alone, as ``ImgObsWrapper`` and SB3's ``VecTransposeImage`` give it.
+
+    Args:
+        venv: Environments whose observations hold MiniGrid's view as ``image``, (B, 7, 7, 3).
+        flat: Flatten each image to a vector of 147 numbers instead.
+    """
 
     def __init__(self, venv: VecEnv, *, flat: bool = False) -> None:
-        shape, high = ((147,), 10) if flat else ((3, 7, 7), 255)
-        super().__init__(venv, observation_space=spaces.Box(0, high, shape, np.uint8))
+        if flat:
+            space = spaces.Box(0, 10, (147,), np.uint8)
+        else:
+            space = spaces.Box(0, 255, (3, 7, 7), np.uint8)
+        super().__init__(venv, observation_space=space)
         self.flat = flat
 
     def _image(self, observation: Any) -> Any:
         image = observation["image"]
-        return image.reshape(len(image), -1) if self.flat else np.ascontiguousarray(image.transpose(0, 3, 1, 2))
+        if self.flat:
+            return image.reshape(len(image), -1)
+        # (B, H, W, C) -> (B, C, H, W)
+        return np.ascontiguousarray(image.transpose(0, 3, 1, 2))
 
     def reset(self) -> Any:
+        """Reset all environments and return their images."""
         return self._image(self.venv.reset())
 
     def step_wait(self) -> Any:
+        """Return images, rewards, dones and infos of the step under way."""
         observation, rewards, dones, infos = self.venv.step_wait()
-        for slot in np.flatnonzero(dones):
-            final = infos[slot]["terminal_observation"]
-            infos[slot]["terminal_observation"] = self._image({"image": final["image"][None]})[0]
+        for env_index in np.flatnonzero(dones):
+            info = infos[env_index]
+            image = info["terminal_observation"]["image"]
+            info["terminal_observation"] = self._image({"image": image[None]})[0]
         return self._image(observation), rewards, dones, infos
 
 
-class Clock(BaseCallback):
-    """Timesteps per second from the end of the warm-up on, and the split of the time where it is logged."""
+class ThroughputTimer(BaseCallback):
+    """Measure timesteps per second after the warm-up, and stop the training when the time is up.
+
+    Args:
+        seconds: How long to train after the warm-up.
+    """
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
-        self.seconds, self.iterations = seconds, 0
-        self.split: dict[str, list[float]] = {}
+        self.seconds = seconds
+        self.iterations = 0
+        self.start_time = 0.0
+        self.start_timesteps = 0
+        self.elapsed = 0.0
+        self.percent: dict[str, list[float]] = {}
+        """Share of each part of an iteration in its time, one value per iteration."""
 
     def _on_rollout_start(self) -> None:
         now = time.perf_counter()
         if self.iterations == WARM_UP:
-            self.start, self.before = now, self.num_timesteps
+            self.start_time = now
+            self.start_timesteps = self.num_timesteps
         self.iterations += 1
-        self.elapsed = now - self.start if self.iterations > WARM_UP else 0.0
+        if self.iterations > WARM_UP:
+            self.elapsed = now - self.start_time
         if isinstance(self.model, PPO | A2C):
             for part, percent in self.model.stopwatch.percent.items():
-                self.split.setdefault(part, []).append(percent)
+                self.percent.setdefault(part, []).append(percent)
 
     def _on_step(self) -> bool:
         return self.elapsed < self.seconds
 
     def result(self) -> dict[str, Any]:
-        """The speed, and the median share of each part."""
-        timesteps = self.model.num_timesteps - self.before
-        # an algorithm that counts the timestep that was broken off counts a few too many
-        timesteps -= timesteps % (self.model.n_steps * self.training_env.num_envs)  # type: ignore[attr-defined]
+        """Return the throughput, the median share of each part, and the memory used."""
+        timesteps = self.model.num_timesteps - self.start_timesteps
+        # SB3 also counts the timestep at which this callback stops the last rollout
+        n_steps: int = self.model.n_steps  # type: ignore[attr-defined]
+        timesteps -= timesteps % (n_steps * self.training_env.num_envs)
+        peak_cuda_bytes = None
+        if torch.cuda.is_available():
+            peak_cuda_bytes = torch.cuda.max_memory_allocated()
         return {
             "steps_per_second": timesteps / self.elapsed,
             "timesteps": timesteps,
             "seconds": self.elapsed,
-            "percent": {name: float(np.median(shares)) for name, shares in self.split.items()},
+            "percent": {part: float(np.median(shares)) for part, shares in self.percent.items()},
             "precision": getattr(self.model, "precision", "fp32"),
             "parameters": count_parameters(self.model.policy),
             "rollout_bytes": rollout_bytes(self.model.rollout_buffer),  # type: ignore[attr-defined]
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT,
-            "peak_cuda_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+            "peak_cuda_bytes": peak_cuda_bytes,
         }
 
 
 def rollout_bytes(buffer: RolloutBuffer) -> int:
-    """What a rollout holds."""
+    """Return the size of a rollout buffer in bytes.
+
+    Args:
+        buffer: A buffer of MIRL's or of SB3's.
+    """
     if isinstance(buffer, Rollouts):
         return buffer.nbytes
-    arrays = {**buffer.observations, **vars(buffer)} if isinstance(buffer.observations, dict) else vars(buffer)
+    arrays = dict(vars(buffer))
+    if isinstance(buffer.observations, dict):
+        arrays |= buffer.observations
     return sum(array.nbytes for array in arrays.values() if isinstance(array, np.ndarray))
 
 
-def stock(vec_env_cls: type[VecEnv]) -> Callable[[], VecEnv]:
-    """MiniGrid in Python, 16 environments, as SB3's own helper vectorises it."""
+# ----------------------------------------------------------------------------------- environments
+
+
+def make_python_envs(vec_env_cls: type[VecEnv]) -> VecEnv:
+    """Build 16 DoorKey environments in Python with SB3's own helper.
+
+    Args:
+        vec_env_cls: How SB3 vectorizes them.
+    """
 
     def make(env_id: str) -> gym.Env[Any, Any]:
         return ImgObsWrapper(gym.make(env_id))
 
-    return lambda: make_sb3_vec_env(make, 16, seed=0, vec_env_cls=vec_env_cls, env_kwargs={"env_id": DOOR_KEY})
+    return make_sb3_vec_env(
+        make, 16, seed=0, vec_env_cls=vec_env_cls, env_kwargs={"env_id": DOOR_KEY}
+    )
 
 
-def pooled(env_id: str = DOOR_KEY, *, flat: bool = False, seed: int = 0) -> Callable[[], VecEnv]:
-    """The same environments stepped by EnvPool, 256 of them."""
-    return lambda: ImageOnly(make_vec_env(env_id, 256, backend="envpool", seed=seed), flat=flat)
+def make_envpool_envs(env_id: str = DOOR_KEY, *, flat: bool = False, seed: int = 0) -> VecEnv:
+    """Build 256 environments of a MiniGrid task that EnvPool steps.
+
+    Args:
+        env_id: The registered id of the task.
+        flat: Flatten the images.
+        seed: The seed of the environments.
+    """
+    return ImageOnly(make_vec_env(env_id, 256, backend="envpool", seed=seed), flat=flat)
 
 
-def tutorial_ppo(algorithm: type[SB3PPO], make: Callable[[], VecEnv], **options: Any) -> OnPolicyAlgorithm:
-    """PPO with the tutorial's network."""
-    env = make()
+# ----------------------------------------------------------------------------------------- agents
+
+
+def tutorial_ppo(algorithm: type[SB3PPO], env: VecEnv, **options: Any) -> OnPolicyAlgorithm:
+    """Build PPO with the network of the tutorial.
+
+    Args:
+        algorithm: SB3's PPO or MIRL's.
+        env: Environments with images as observations.
+        **options: Further options of the algorithm.
+    """
+    options = {"seed": 0, **options}
     return algorithm(
         "CnnPolicy",
         env,
@@ -160,106 +226,183 @@ def tutorial_ppo(algorithm: type[SB3PPO], make: Callable[[], VecEnv], **options:
         batch_size=BATCH,
         n_epochs=EPOCHS,
         policy_kwargs={"features_extractor_class": TutorialCnn},
-        **{"seed": 0, **options},
+        **options,
     )
 
 
 def tutorial_a2c(algorithm: type[SB3A2C], **options: Any) -> OnPolicyAlgorithm:
-    """A2C with the tutorial's network, a gradient step every 8 timesteps of 256 environments."""
-    kwargs = {"features_extractor_class": TutorialCnn}
-    return algorithm("CnnPolicy", pooled()(), n_steps=8, policy_kwargs=kwargs, seed=0, **options)
+    """Build A2C with the network of the tutorial and a gradient step every 8 timesteps.
 
-
-def small_ppo(algorithm: type[SB3PPO], **options: Any) -> OnPolicyAlgorithm:
-    """PPO over the flattened view with two tanh layers of 64 for the actor and two for the critic; NAVIX's settings.
-
-    Those are one epoch of eight minibatches over rollouts of 8192 timesteps.
+    Args:
+        algorithm: SB3's A2C or MIRL's.
+        **options: Further options of the algorithm.
     """
-    env = pooled(flat=True)()
-    return algorithm("MlpPolicy", env, n_steps=32, batch_size=1024, n_epochs=1, seed=0, **options)
+    return algorithm(
+        "CnnPolicy",
+        make_envpool_envs(),
+        n_steps=8,
+        policy_kwargs={"features_extractor_class": TutorialCnn},
+        seed=0,
+        **options,
+    )
 
 
-def configured(*words: str) -> OnPolicyAlgorithm:
-    """The agent of a command line, as ``train.py`` builds it."""
-    config = compose_train([*words, "progress=false"])
-    return build_agent(config, SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend))
+def small_ppo(algorithm: type[SB3PPO]) -> OnPolicyAlgorithm:
+    """Build PPO on flattened images with two tanh layers of 64 each for actor and critic.
+
+    The settings are those of NAVIX: one epoch of eight minibatches over 8192 timesteps.
+
+    Args:
+        algorithm: SB3's PPO or MIRL's.
+    """
+    env = make_envpool_envs(flat=True)
+    return algorithm("MlpPolicy", env, n_steps=32, batch_size=1024, n_epochs=1, seed=0)
 
 
-def with_missions(algorithm: type[SB3PPO]) -> OnPolicyAlgorithm:
-    """A rollout of 1024 environments and 128 timesteps with missions, for the memory that it takes."""
+def agent_of_options(*options: str) -> OnPolicyAlgorithm:
+    """Build the agent of a command line, as ``train.py`` does.
+
+    Args:
+        *options: Options of ``train.py``.
+    """
+    config = compose_train([*options, "progress=false"])
+    env = SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend)
+    return build_agent(config, env)
+
+
+def mission_ppo(algorithm: type[SB3PPO]) -> OnPolicyAlgorithm:
+    """Build PPO with missions and 1024 environments, to measure the memory of its rollouts.
+
+    Args:
+        algorithm: SB3's PPO or MIRL's.
+    """
     env = make_vec_env("MiniGrid-GoToDoor-5x5-v0", 1024)
     return algorithm(FusionPolicy, env, n_steps=128, batch_size=4096, n_epochs=1, seed=0)
 
 
-def recurrent_ppo(algorithm: type[OnPolicyAlgorithm], backend: str, n_envs: int, **policy: Any) -> OnPolicyAlgorithm:
-    """PPO on MemoryS7, with a trunk and a memory each for actor and critic: the same networks for both algorithms."""
-    shared = {"net_arch": [64], "share_features_extractor": False, **policy}
+def recurrent_ppo(
+    algorithm: type[OnPolicyAlgorithm], backend: str, n_envs: int, **policy: Any
+) -> OnPolicyAlgorithm:
+    """Build recurrent PPO on MemoryS7, with separate networks for actor and critic.
+
+    Args:
+        algorithm: sb3-contrib's RecurrentPPO or MIRL's PPO.
+        backend: What steps the environments.
+        n_envs: Number of environments.
+        **policy: Further options of the policy.
+    """
     return algorithm(
         RecurrentFusionPolicy if algorithm is PPO else "MultiInputLstmPolicy",
         make_vec_env("MiniGrid-MemoryS7-v0", n_envs, backend=backend),
         n_steps=ROLLOUT // n_envs,
         batch_size=BATCH,
         n_epochs=EPOCHS,
-        policy_kwargs=shared,
+        policy_kwargs={"net_arch": [64], "share_features_extractor": False, **policy},
         seed=0,
     )
 
 
-CONTRIB_LSTM = {"features_extractor_class": FusionExtractor, "lstm_hidden_size": 128}
+def contrib_lstm(backend: str, n_envs: int) -> OnPolicyAlgorithm:
+    """Build sb3-contrib's RecurrentPPO with MIRL's features extractor.
+
+    Args:
+        backend: What steps the environments.
+        n_envs: Number of environments.
+    """
+    return recurrent_ppo(
+        RecurrentPPO,
+        backend,
+        n_envs,
+        features_extractor_class=FusionExtractor,
+        lstm_hidden_size=128,
+    )
 
 
-def remembering(memory: str) -> OnPolicyAlgorithm:
-    """MIRL's PPO with a memory, on EnvPool; without the norm before it, which sb3-contrib's has not."""
-    config = type(choose(memory, RecurrentConfig))(normalize=False)
+def mirl_recurrent(core: str) -> OnPolicyAlgorithm:
+    """Build MIRL's recurrent PPO on EnvPool.
+
+    Args:
+        core: The recurrent core, as ``memory=`` names it.
+    """
+    # without the normalization before the core, which sb3-contrib does not have
+    config = type(choose(core, RecurrentConfig))(normalize=False)
     return recurrent_ppo(PPO, "envpool", 256, memory=config, sites=("vector",))
 
 
 def compiled(agent: OnPolicyAlgorithm) -> OnPolicyAlgorithm:
-    """The same agent, its features extractor compiled by torch."""
-    agent.policy.features_extractor.forward = torch.compile(agent.policy.features_extractor.forward)
+    """Compile the features extractor of an agent with ``torch.compile``.
+
+    Args:
+        agent: The agent, which is changed and returned.
+    """
+    features_extractor = agent.policy.features_extractor
+    features_extractor.forward = torch.compile(features_extractor.forward)
     return agent
 
 
+def mirl(precision: str = "auto") -> OnPolicyAlgorithm:
+    """Build MIRL's PPO with the network of the tutorial, on EnvPool.
+
+    Args:
+        precision: The precision of the networks.
+    """
+    return tutorial_ppo(PPO, make_envpool_envs(), precision=precision)
+
+
 CONTENDERS: dict[str, Callable[[], OnPolicyAlgorithm]] = {
-    "sb3_dummy": lambda: tutorial_ppo(SB3PPO, stock(DummyVecEnv)),
-    "sb3_subproc": lambda: tutorial_ppo(SB3PPO, stock(SubprocVecEnv)),
-    "sb3_envpool": lambda: tutorial_ppo(SB3PPO, pooled()),
-    "mirl_fp32": lambda: tutorial_ppo(PPO, pooled()),
-    "mirl": lambda: tutorial_ppo(PPO, pooled(), precision="auto"),
-    "mirl_compiled": lambda: compiled(tutorial_ppo(PPO, pooled(), precision="auto")),
-    "sb3_envpool_a2c": lambda: tutorial_a2c(SB3A2C),
-    "mirl_a2c": lambda: tutorial_a2c(A2C, precision="auto"),
-    "sb3_envpool_small": lambda: small_ppo(SB3PPO),
-    "mirl_small": lambda: small_ppo(PPO),
-    "goto_local_concat": lambda: configured("task=goto_local", "fusion=concat"),
-    "goto_local_bilinear": lambda: configured("task=goto_local"),
-    "goto_local_bilinear_fp32": lambda: configured("task=goto_local", "precision=fp32"),
-    "goto_local_bilinear_a2c": lambda: configured("task=goto_local", "agent=a2c"),
-    "contrib_lstm_python": lambda: recurrent_ppo(RecurrentPPO, "gymnasium", 16, **CONTRIB_LSTM),
-    "contrib_lstm_envpool": lambda: recurrent_ppo(RecurrentPPO, "envpool", 256, **CONTRIB_LSTM),
-    **{f"mirl_{memory}": partial(remembering, memory) for memory in MEMORIES},
-    "missions_sb3": lambda: with_missions(SB3PPO),
-    "missions_mirl": lambda: with_missions(PPO),
+    "sb3_dummy": lambda: tutorial_ppo(SB3PPO, make_python_envs(DummyVecEnv)),
+    "sb3_subproc": lambda: tutorial_ppo(SB3PPO, make_python_envs(SubprocVecEnv)),
+    "sb3_envpool": lambda: tutorial_ppo(SB3PPO, make_envpool_envs()),
+    "mirl_fp32": partial(mirl, "fp32"),
+    "mirl": mirl,
+    "mirl_compiled": lambda: compiled(mirl()),
+    "sb3_envpool_a2c": partial(tutorial_a2c, SB3A2C),
+    "mirl_a2c": partial(tutorial_a2c, A2C, precision="auto"),
+    "sb3_envpool_small": partial(small_ppo, SB3PPO),
+    "mirl_small": partial(small_ppo, PPO),
+    "goto_local_concat": partial(agent_of_options, "task=goto_local", "fusion=concat"),
+    "goto_local_bilinear": partial(agent_of_options, "task=goto_local"),
+    "goto_local_bilinear_fp32": partial(agent_of_options, "task=goto_local", "precision=fp32"),
+    "goto_local_bilinear_a2c": partial(agent_of_options, "task=goto_local", "agent=a2c"),
+    "contrib_lstm_python": partial(contrib_lstm, "gymnasium", 16),
+    "contrib_lstm_envpool": partial(contrib_lstm, "envpool", 256),
+    **{f"mirl_{core}": partial(mirl_recurrent, core) for core in CORES},
+    "missions_sb3": partial(mission_ppo, SB3PPO),
+    "missions_mirl": partial(mission_ppo, PPO),
 }
+"""Function that builds the agent of each contender."""
 
 
 def measure(agent: OnPolicyAlgorithm, seconds: float) -> dict[str, Any]:
-    """Train for so long after the warm-up, and tell how fast."""
+    """Train an agent and measure its throughput.
+
+    Args:
+        agent: The agent.
+        seconds: How long to train after the warm-up.
+
+    Returns:
+        The measurement, as ``ThroughputTimer.result`` gives it.
+    """
     warnings.simplefilter("ignore")
-    clock = Clock(seconds)
-    agent.learn(10**12, callback=clock)
-    return clock.result()
+    timer = ThroughputTimer(seconds)
+    agent.learn(10**12, callback=timer)
+    return timer.result()
 
 
 def main() -> None:
-    """Train one contender, by its name or by options of train.py, and print its speed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("contender", nargs="+", help=f"options of train.py, or one of {', '.join(CONTENDERS)}")
-    parser.add_argument("--seconds", type=float, default=10)
-    options = parser.parse_args()
-    known = CONTENDERS.get(options.contender[0])
-    agent = configured(*options.contender) if known is None else known()
-    print(json.dumps(measure(agent, options.seconds)))  # noqa: T201
+    """Measure one contender, or the agent of a command line, and print the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "contender", nargs="+", help=f"options of train.py, or one of {', '.join(CONTENDERS)}"
+    )
+    parser.add_argument("--seconds", type=float, default=10, help="after the warm-up")
+    arguments = parser.parse_args()
+    build = CONTENDERS.get(arguments.contender[0])
+    if build is None:
+        build = partial(agent_of_options, *arguments.contender)
+    print(json.dumps(measure(build(), arguments.seconds)))  # noqa: T201
 
 
 if __name__ == "__main__":

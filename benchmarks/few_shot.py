@@ -1,10 +1,11 @@
-"""Few-shot adaptation, by the context alone and by the whole network: a JSON, a table, a picture.
+"""Compare few-shot adaptation of the context alone with that of the whole network.
 
     python benchmarks/few_shot.py few_shot_ode task=ode_circle split=angles --seeds 3
 
-Every word is an option of train.py; the split names tasks to withhold. A run per seed is trained, and practises each
-withheld task in both ways. Finished runs in ``--runs`` are not trained again. Results are written after each run, to
-``benchmarks/results/NAME.json``, and the curves to ``docs/pictures/NAME.png``.
+The options are those of ``train.py``; ``split`` must hold out whole tasks. Each seed trains one
+run and adapts it to every held-out task in both ways. Finished runs in ``--runs`` are not trained
+again. After each seed, the results are written to ``benchmarks/results/NAME.json`` and the curves
+to ``docs/pictures/NAME.png``.
 """
 
 import argparse
@@ -16,70 +17,115 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import write_results
+from compare import train_command
+from machine import ROOT, write_results
 from pictures import draw_range, picture
 
 from mirl.configs.schema import EvalConfig
 
-ROOT = Path(__file__).parent.parent
 BUDGETS = [0, *EvalConfig.model_fields["adapt_episodes"].default]
-"""Episodes of practice; what ends in the same rollout comes on top."""
+"""Episodes of adaptation. The rest of the rollout in which a budget ends comes on top."""
 WAYS = {"context": "context z + δ, weights frozen", "network": "all weights"}
+"""Values of ``adapt=`` and their labels."""
+
+Curve = dict[str, Any]
 
 
-def curves(words: list[str], runs: Path, name: str, episodes: int) -> list[dict[str, Any]]:
-    """Train a run, then its curve for each withheld task and way, from the command line as a user would."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def adaptation_curves(options: list[str], runs: Path, name: str, episodes: int) -> list[Curve]:
+    """Train a run and adapt it to each held-out task, from the command line as a user would.
 
-    def call(script: str, *arguments: str) -> None:
-        subprocess.run(
-            [sys.executable, str(ROOT / script), *arguments], check=True, stdout=subprocess.DEVNULL, env=environment
-        )
+    Args:
+        options: Options of ``train.py``.
+        runs: The folder of the run directories.
+        name: The name of the run.
+        episodes: Evaluation episodes per point.
 
-    call("train.py", f"runs_dir={runs}", f"name={name}", "progress=false", *words)
+    Returns:
+        The curve of each task and way of adaptation.
+    """
+    commands = [train_command(runs, name, options)]
     for way in WAYS:
-        call("eval.py", f"run={runs / name}", "checkpoint=last", f"adapt={way}", f"episodes={episodes}")
+        command = [sys.executable, str(ROOT / "eval.py"), f"run={runs / name}", "checkpoint=last"]
+        commands.append([*command, f"adapt={way}", f"episodes={episodes}"])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for command in commands:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     files = sorted((runs / name / "eval").glob(f"adapt-*-{episodes}ep.json"))
     return [json.loads(path.read_text(encoding="utf-8")) for path in files]
 
 
-def success(found: list[dict[str, Any]], way: str) -> tuple[list[int], np.ndarray]:
-    """Budgets of episodes (points,), and what was reached, (seeds and tasks, points)."""
-    of_way = [each["curve"] for each in found if each["adapt"] == way]
-    return BUDGETS, np.array([[point["success_rate"] for point in curve] for curve in of_way])
+def success_rates(curves: list[Curve], way: str) -> np.ndarray:
+    """Return the success rates of one way of adaptation, of shape (seeds · tasks, budgets).
+
+    Args:
+        curves: The curves of all seeds, tasks and ways.
+        way: The way of adaptation.
+    """
+    rates = []
+    for each in curves:
+        if each["adapt"] == way:
+            rates.append([point["success_rate"] for point in each["curve"]])
+    return np.array(rates)
 
 
-def draw(found: list[dict[str, Any]], name: str) -> None:
-    """Success on unseen episodes against episodes of practice: mean and range over seeds and tasks."""
-    with picture(name, xlabel="episodes of practice", ylabel="success on unseen episodes", ylim=(0, 1.02)) as axes:
+def table(curves: list[Curve], n_seeds: int) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and the rows of the table, one row per way of adaptation.
+
+    Args:
+        curves: The curves of all seeds, tasks and ways.
+        n_seeds: Number of seeds behind them.
+    """
+    columns = ["adapted", "seeds", *(f"after {budget:,} episodes" for budget in BUDGETS)]
+    rows = []
+    for way, label in WAYS.items():
+        row = [label, str(n_seeds)]
+        for at_budget in success_rates(curves, way).T:
+            low = at_budget.min()
+            high = at_budget.max()
+            row.append(f"{at_budget.mean():.1%} ({low:.1%} – {high:.1%})")
+        rows.append(row)
+    return columns, rows
+
+
+def draw(curves: list[Curve], name: str) -> None:
+    """Draw success against episodes of adaptation: mean and range over seeds and tasks.
+
+    Args:
+        curves: The curves of all seeds, tasks and ways.
+        name: The name of the figure.
+    """
+    labels = {
+        "xlabel": "episodes of adaptation",
+        "ylabel": "success on unseen episodes",
+        "ylim": (0, 1.02),
+    }
+    with picture(name, **labels) as axes:
         for way, label in WAYS.items():
-            budgets, rates = success(found, way)
-            draw_range(axes, budgets, rates, label, marker="o", markersize=4)
+            draw_range(axes, BUDGETS, success_rates(curves, way), label, marker="o", markersize=4)
         axes.set_xscale("symlog", linthresh=16)
-        axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
+        axes.set_xticks(BUDGETS, [f"{budget:,}" for budget in BUDGETS])
 
 
 def main() -> None:
-    """Train, adapt and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name")
-    parser.add_argument("words", nargs="*", metavar="option=value")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--episodes", type=int, default=200, help="unseen episodes behind each point of a curve")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "benchmarks")
-    arguments = parser.parse_args()
-    found: list[dict[str, Any]] = []
+    """Train, adapt and write the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", help="of the results file and the figure")
+    parser.add_argument("options", nargs="*", metavar="option=value")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--episodes", type=int, default=200, help="evaluation episodes per point")
+    parser.add_argument(
+        "--runs", type=Path, default=ROOT / "runs" / "benchmarks", help="folder of the runs"
+    )
+    arguments = parser.parse_intermixed_args()
+    curves: list[Curve] = []
     for seed in range(arguments.seeds):
         name = f"{arguments.name}-seed{seed}"
-        found += curves([*arguments.words, f"seed={seed}"], arguments.runs, name, arguments.episodes)
-        rows = []
-        for way, label in WAYS.items():
-            budgets, rates = success(found, way)
-            cells = zip(rates.mean(0), rates.min(0), rates.max(0), strict=True)
-            rows.append([label, str(seed + 1), *(f"{mean:.1%} ({low:.1%} – {high:.1%})" for mean, low, high in cells)])
-        columns = ["tuned", "seeds", *(f"after {budget:,} episodes" for budget in budgets)]
-        write_results(arguments.name, columns, rows, found)
-        draw(found, arguments.name)
+        options = [*arguments.options, f"seed={seed}"]
+        curves += adaptation_curves(options, arguments.runs, name, arguments.episodes)
+        write_results(arguments.name, *table(curves, seed + 1), curves)
+        draw(curves, arguments.name)
 
 
 if __name__ == "__main__":

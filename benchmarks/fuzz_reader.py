@@ -1,9 +1,10 @@
-"""Coverage-guided fuzzing of what reads a run directory; ``reliability.py`` runs it, with atheris.
+"""Fuzz the reader of run directories with atheris, guided by coverage.
 
     python benchmarks/fuzz_reader.py RUN_DIR -max_total_time=600
 
-Each input is a file of the run, by its first byte, in place of the true one. Whatever it holds, the reader must either
-load the checkpoint or raise the one documented error.
+The first byte of each input selects a file of the run, and the rest replaces its content. Whatever
+that is, the reader must either load the checkpoint or raise ``ConfigError``. This script is a part
+of ``reliability.py``.
 """
 
 import shutil
@@ -21,42 +22,55 @@ with atheris.instrument_imports(include=["mirl.agents", "mirl.configs", "yaml", 
 from mirl.configs.errors import ConfigError
 from mirl.envs import SuiteVecEnv
 
-FILES = ("config.yaml", "checkpoints/index.json", "state.json", "policy.safetensors", "optimizer.safetensors")
+RUN_FILES = ("config.yaml", "checkpoints/index.json")
+"""Files of the run directory to damage."""
+CHECKPOINT_FILES = ("state.json", "policy.safetensors", "optimizer.safetensors")
+"""Files of the newest checkpoint to damage."""
 
 
 def main() -> None:
-    """Fuzz, as libFuzzer's options say."""
-    source, options = Path(sys.argv[1]), sys.argv[2:]
+    """Fuzz until libFuzzer's options say to stop."""
+    source = Path(sys.argv[1])
+    libfuzzer_options = sys.argv[2:]
     config = read_config(source)
     env = SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend)
     agent = build_agent(config, env)
+
     folder = Path(tempfile.mkdtemp(prefix="fuzz"))
-    run_dir, corpus = Path(shutil.copytree(source, folder / "run")), folder / "corpus"
-    checkpoint = max((run_dir / "checkpoints").glob("step_*"))
-    paths = [run_dir / name if name.startswith("c") else checkpoint / name for name in FILES]
-    true = [path.read_bytes() for path in paths]
+    run_dir = Path(shutil.copytree(source, folder / "run"))
+    checkpoints = run_dir / "checkpoints"
+    checkpoint = max(checkpoints.glob("step_*"))
+    paths = [run_dir / name for name in RUN_FILES]
+    paths += [checkpoint / name for name in CHECKPOINT_FILES]
+    intact = [path.read_bytes() for path in paths]
+
+    # the intact files are the inputs that libFuzzer mutates
+    corpus = folder / "corpus"
     corpus.mkdir()
-    for number, data in enumerate(true):
+    for number, data in enumerate(intact):
         (corpus / str(number)).write_bytes(bytes([number]) + data)
 
     def read(data: bytes) -> None:
-        number = data[0] % len(paths) if data else 0
+        number = 0
+        if data:
+            number = data[0] % len(paths)
         paths[number].write_bytes(data[1:])
         try:
             if number == 0:
                 read_config(run_dir)
             elif number == 1:
-                read_index(run_dir / "checkpoints")
-                newest_intact(run_dir / "checkpoints")
+                read_index(checkpoints)
+                newest_intact(checkpoints)
             else:
                 load_agent(checkpoint, agent)
         except ConfigError:
             pass
         finally:
-            paths[number].write_bytes(true[number])
+            paths[number].write_bytes(intact[number])
 
-    longest = max(map(len, true)) + 1024
-    atheris.Setup([sys.argv[0], str(corpus), f"-max_len={longest}", "-len_control=0", "-timeout=10", *options], read)
+    max_length = max(len(data) for data in intact) + 1024
+    defaults = [f"-max_len={max_length}", "-len_control=0", "-timeout=10"]
+    atheris.Setup([sys.argv[0], str(corpus), *defaults, *libfuzzer_options], read)
     atheris.Fuzz()
 
 

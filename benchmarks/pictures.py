@@ -1,33 +1,69 @@
-"""Pictures of curves, one look for all."""
+"""Figures of the benchmarks, all in one style."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import ROOT
 
-PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
+PICTURES = ROOT / "docs" / "pictures"
+"""Folder of the figures."""
+
+
+@contextmanager
+def figure(
+    name: str, n_panels: int = 1, size: tuple[float, float] = (7, 3.6)
+) -> Iterator[list[Any]]:
+    """Create a figure, and write it to ``docs/pictures/NAME.png`` on exit.
+
+    Args:
+        name: The name of the file.
+        n_panels: Number of panels side by side.
+        size: Width and height in inches.
+
+    Yields:
+        The axes of each panel.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")  # draws without a display
+    from matplotlib import pyplot as plt
+
+    drawn, panels = plt.subplots(1, n_panels, figsize=size, layout="constrained", squeeze=False)
+    yield list(panels[0])
+    drawn.savefig(PICTURES / f"{name}.png", dpi=150)
+    plt.close(drawn)
 
 
 @contextmanager
 def picture(name: str, **labels: Any) -> Iterator[Any]:
-    """Axes of matplotlib, which ``labels`` are set on; written to ``docs/pictures/NAME.png`` at the end."""
-    import matplotlib as mpl
+    """Create a figure with one panel and a legend, and write it as ``figure`` does.
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    Args:
+        name: The name of the file.
+        **labels: Properties of the axes, such as ``xlabel`` and ``ylim``.
 
-    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    yield axes
-    axes.set(**labels)
-    axes.legend(loc="best", frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(PICTURES / f"{name}.png", dpi=150)
-    plt.close(figure)
+    Yields:
+        The axes.
+    """
+    with figure(name) as [axes]:
+        yield axes
+        axes.set(**labels)
+        axes.legend(loc="best", frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_range(axes: Any, x: list[int], values: np.ndarray, label: str, **style: Any) -> None:
-    """A line through the means of values (runs, points), over a band from the lowest to the highest."""
+    """Draw the mean of several runs as a line, over a band from their minimum to their maximum.
+
+    Args:
+        axes: The axes to draw on.
+        x: The points on the horizontal axis, of shape (points,).
+        values: The values, of shape (runs, points).
+        label: The entry of the legend.
+        **style: Properties of the line.
+    """
     [line] = axes.plot(x, values.mean(0), label=label, linewidth=1.6, **style)
-    axes.fill_between(x, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
+    color = line.get_color()
+    axes.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)

@@ -1,12 +1,13 @@
-"""What docs/reliability.md promises, tried on real processes: kills, strange configurations, fuzzing, a long run.
+"""Test the guarantees of ``docs/reliability.md`` on real processes.
 
     python benchmarks/reliability.py            # under an hour on two cores
-    python benchmarks/reliability.py --quick    # the same parts, a few minutes
-    python benchmarks/reliability.py soak       # one part again
+    python benchmarks/reliability.py --quick    # the same parts in a few minutes
+    python benchmarks/reliability.py soak       # one part alone
 
-Each part writes its rows into ``benchmarks/results/reliability.json`` when it is done (``--quick`` writes nothing);
-what does not hold makes the exit code 1. The long run needs the machine to itself: beside another process torch's
-threads wait for each other, and it trains too little to say anything.
+The parts are: killed runs, random command lines, fuzzed run directories and a long run. Each part
+writes its rows to ``benchmarks/results/reliability.json`` (``--quick`` writes nothing). The exit
+code is 1 if a guarantee does not hold. Run the long one on an otherwise idle machine: beside other
+processes torch's threads wait for each other, and it trains too little to show anything.
 """
 
 import argparse
@@ -28,34 +29,48 @@ from typing import NamedTuple
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machine import RESULTS, write_results
+from machine import RESULTS, ROOT, write_results
 from scipy.stats import theilslopes
 
-ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from command_words import TRAIN_WORDS  # noqa: E402
-from run_records import metrics_of, points_of, tensors_of  # noqa: E402
+from command_words import TRAIN_WORDS
+from run_records import metrics_of, points_of, tensors_of
 
-from mirl.agents.metrics import CHECKPOINT_SECONDS, SPEED  # noqa: E402
-from mirl.configs.compose import compose_train  # noqa: E402
-from mirl.configs.errors import ConfigError  # noqa: E402
+from mirl.agents.metrics import CHECKPOINT_SECONDS, SPEED
+from mirl.configs.compose import compose_train
+from mirl.configs.errors import ConfigError
 
-SMALL = ["agent.n_envs=8", "agent.n_steps=32", "encoder.channels=8", "encoder.features_dim=16", "context.dim=8"]
-KILLED_RUNS = [f"agent={agent} backend={backend}" for agent in ("ppo", "a2c") for backend in ("envpool", "gymnasium")]
-PAGE = os.sysconf("SC_PAGE_SIZE")
+SMALL = [
+    "agent.n_envs=8",
+    "agent.n_steps=32",
+    "encoder.channels=8",
+    "encoder.features_dim=16",
+    "context.dim=8",
+]
+"""Options of a small and fast agent."""
+KILLED_RUNS = [
+    "agent=ppo backend=envpool",
+    "agent=ppo backend=gymnasium",
+    "agent=a2c backend=envpool",
+    "agent=a2c backend=gymnasium",
+]
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 KEEP_FREED = {
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_ARENA_MAX": "1",
     "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python",
 }
-"""glibc gives tens of megabytes back now and then, mostly when protobuf, in which TensorBoard writes, asks, and
-within two minutes they are taken again; which hides a leak, or looks like one. Here all that was ever taken is kept."""
+"""Environment variables that keep glibc from returning freed memory to the operating system.
+
+Otherwise it returns tens of megabytes now and then, mostly when protobuf (which TensorBoard writes)
+requests memory, and takes them again within two minutes. That hides a leak or looks like one.
+"""
 
 
 class Scale(NamedTuple):
-    """How long each part tries."""
+    """How much each part tests."""
 
     kills: int
     configurations: int
@@ -64,225 +79,421 @@ class Scale(NamedTuple):
     killed_runs: list[str]
 
 
-FULL = Scale(kills=20, configurations=10_000, fuzz_seconds=600, soak_seconds=1800, killed_runs=KILLED_RUNS)
-QUICK = Scale(kills=3, configurations=300, fuzz_seconds=15, soak_seconds=40, killed_runs=KILLED_RUNS[:1])
+FULL = Scale(
+    kills=20,
+    configurations=10_000,
+    fuzz_seconds=600,
+    soak_seconds=1800,
+    killed_runs=KILLED_RUNS,
+)
+QUICK = Scale(
+    kills=3,
+    configurations=300,
+    fuzz_seconds=15,
+    soak_seconds=40,
+    killed_runs=KILLED_RUNS[:1],
+)
 
 
 class Row(NamedTuple):
-    """A line of the table."""
+    """A row of the table."""
 
-    promise: str
-    tried: str
-    found: str
+    guarantee: str
+    test: str
+    result: str
     holds: bool
 
 
-# --------------------------------------------------------------------------------------------------------------- kills
+# ------------------------------------------------------------------------------------------ kills
 
 
-def start(words: list[str], **variables: str) -> subprocess.Popen[str]:
-    """A training process, past its imports and on its way."""
-    command = [sys.executable, str(ROOT / "train.py"), "progress=false", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **variables})
+def start(options: list[str], **variables: str) -> subprocess.Popen[str]:
+    """Start a training process and wait until it trains.
+
+    Args:
+        options: Options of ``train.py``.
+        **variables: Environment variables to add.
+
+    Raises:
+        RuntimeError: If the process does not report that it trains.
+    """
+    command = [sys.executable, str(ROOT / "train.py"), "progress=false", *options]
+    environment = {**os.environ, **variables}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     line = process.stdout.readline()
-    assert re.match("Training for|Resuming at", line) or process.poll() == 0, f"{line!r} of {' '.join(command)}"
+    if not re.match("Training for|Resuming at", line) and process.poll() != 0:
+        raise RuntimeError(f"expected training to start, got {line!r} from: {' '.join(command)}")
     return process
 
 
-def names_in(folder: Path) -> list[str]:
-    """The names of a folder's entries."""
+def entry_names(folder: Path) -> list[str]:
+    """Return the names of the entries of a folder.
+
+    Args:
+        folder: The folder.
+    """
     return [path.name for path in folder.iterdir()]
 
 
 def is_writing(checkpoints: Path) -> bool:
-    """Whether a checkpoint is being written: it has no name of its own yet."""
-    return any(not re.fullmatch(r"step_\d+|index\.json", name) for name in names_in(checkpoints))
+    """Return whether a checkpoint is being written, which has a temporary name until it is whole.
+
+    Args:
+        checkpoints: The folder of the checkpoints.
+    """
+    if not checkpoints.exists():
+        return False
+    names = entry_names(checkpoints)
+    return any(not re.fullmatch(r"step_\d+|index\.json", name) for name in names)
 
 
-def kill(process: subprocess.Popen[str], checkpoints: Path, moments: random.Random) -> str:
-    """SIGKILL at a random moment, or as soon as a checkpoint is being written; which of the two."""
-    patience = time.monotonic() + moments.uniform(0.0, 1.5)
-    while_writing = moments.random() < 0.3
-    while process.poll() is None and (while_writing or time.monotonic() < patience):
-        if while_writing and checkpoints.exists() and is_writing(checkpoints):
-            break
-        time.sleep(0.0005 if while_writing else 0.01)
+def kill(process: subprocess.Popen[str], checkpoints: Path, rng: random.Random) -> str:
+    """Kill a process at a random moment, or in three of ten cases while it writes a checkpoint.
+
+    Args:
+        process: The training process.
+        checkpoints: The folder of its checkpoints.
+        rng: The generator of the moments.
+
+    Returns:
+        When it was killed: ``writing``, ``between`` or ``finished before``.
+    """
+    deadline = time.monotonic() + rng.uniform(0.0, 1.5)
+    while_writing = rng.random() < 0.3
+    while process.poll() is None:
+        if while_writing:
+            if is_writing(checkpoints):
+                break
+            time.sleep(0.0005)
+        else:
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.01)
     if process.poll() is not None:
         return "finished before"
     process.kill()
     process.wait()
-    return "writing" if checkpoints.exists() and is_writing(checkpoints) else "between"
+    if is_writing(checkpoints):
+        return "writing"
+    return "between"
 
 
-def kills(scale: Scale, folder: Path) -> Iterator[Row]:
-    """Runs that are killed again and again end as ones that are not."""
+def tensor_bytes(run_dir: Path) -> dict[str, bytes]:
+    """Return the bytes of each tensor of a run, so that NaN equals NaN.
+
+    Args:
+        run_dir: The run directory.
+    """
+    return {name: values.tobytes() for name, values in tensors_of(run_dir).items()}
+
+
+RECORDS: dict[str, Callable[[Path], object]] = {
+    "metrics.csv": metrics_of,
+    "TensorBoard's points": points_of,
+    "all tensors": tensor_bytes,
+}
+"""What two equal runs leave behind, and the functions that load it."""
+
+
+def check_kills(scale: Scale, folder: Path) -> Iterator[Row]:
+    """Check that runs killed again and again end exactly as uninterrupted ones.
+
+    Args:
+        scale: How much to test.
+        folder: A temporary folder.
+    """
     for run in scale.killed_runs:
-        batch = [] if "a2c" in run else ["agent.batch_size=64", "agent.n_epochs=2"]
-        shared = [*run.split(), *SMALL, *batch, f"runs_dir={folder}", "total_timesteps=30_720", "device=cpu"]
-        words = [*shared, "checkpoint_every=1_024", "evaluation.every=4_096", "evaluation.episodes=8", "precision=fp32"]
         name = re.sub(r"\W+", "-", run)
-        assert start([*words, f"name={name}-whole"], OMP_NUM_THREADS="1").communicate()[0]
-        cut, moments, when = folder / f"{name}-cut", random.Random(run), []
+        whole = folder / f"{name}-whole"
+        cut = folder / f"{name}-cut"
+        options = [*run.split(), *SMALL, f"runs_dir={folder}", "total_timesteps=30_720"]
+        options += ["device=cpu", "precision=fp32", "checkpoint_every=1_024"]
+        options += ["evaluation.every=4_096", "evaluation.episodes=8"]
+        if "ppo" in run:
+            options += ["agent.batch_size=64", "agent.n_epochs=2"]
+
+        output, _ = start([*options, f"name={whole.name}"], OMP_NUM_THREADS="1").communicate()
+        assert output
+        rng = random.Random(run)
+        moments = []
         for _ in range(scale.kills):
-            when.append(kill(start([*words, f"name={cut.name}"], OMP_NUM_THREADS="1"), cut / "checkpoints", moments))
-        start([*words, f"name={cut.name}"], OMP_NUM_THREADS="1").communicate()
-        same = [
-            of(cut) == of(folder / f"{name}-whole")
-            for of in (metrics_of, points_of, lambda each: {k: v.tobytes() for k, v in tensors_of(each).items()})
-        ]
-        happened = ", ".join(f"{when.count(each)} {each}" for each in dict.fromkeys(when))
+            process = start([*options, f"name={cut.name}"], OMP_NUM_THREADS="1")
+            moments.append(kill(process, cut / "checkpoints", rng))
+        start([*options, f"name={cut.name}"], OMP_NUM_THREADS="1").communicate()
+
+        counts = []
+        for moment in dict.fromkeys(moments):
+            counts.append(f"{moments.count(moment)} {moment}")
+        all_equal = True
+        verdicts = []
+        for record, load in RECORDS.items():
+            is_equal = load(cut) == load(whole)
+            verdicts.append(f"{record} {'equal' if is_equal else 'DIFFER'}")
+            all_equal = all_equal and is_equal
         yield Row(
             f"exact resume: {run}",
-            f"{scale.kills} SIGKILLs ({happened})",
-            ", ".join(
-                f"{what} {'equal' if equal else 'DIFFER'}"
-                for what, equal in zip(("metrics.csv", "TensorBoard's points", "all tensors"), same, strict=True)
-            ),
-            all(same),
+            f"{scale.kills} SIGKILLs ({', '.join(counts)})",
+            ", ".join(verdicts),
+            all_equal,
         )
 
 
-# ------------------------------------------------------------------------------------------ configurations and fuzzing
+# --------------------------------------------------------------------- configurations and fuzzing
 
 
-def configurations(scale: Scale, folder: Path) -> Iterator[Row]:
-    """Any words of the command line give a configuration or one documented error."""
-    valid = refused = 0
+def check_configurations(scale: Scale, folder: Path) -> Iterator[Row]:
+    """Check that random command lines give a configuration or ``ConfigError``.
+
+    Args:
+        scale: How much to test.
+        folder: Unused.
+    """
+    n_valid = 0
+    n_refused = 0
 
     @settings(max_examples=scale.configurations, deadline=None, database=None)
     @given(st.lists(TRAIN_WORDS, max_size=4))
-    def try_words(words: list[str]) -> None:
-        nonlocal valid, refused
+    def compose(options: list[str]) -> None:
+        nonlocal n_valid, n_refused
         try:
-            compose_train(words)
-            valid += 1
+            compose_train(options)
+            n_valid += 1
         except ConfigError:
-            refused += 1
+            n_refused += 1
 
-    failure = ""
+    failure = "no traceback"
+    holds = True
     try:
-        try_words()
-    except Exception as error:  # whatever is not documented
-        failure = f"; {type(error).__name__}: {error}"
+        compose()
+    except Exception as error:  # any other error is a failure to report
+        failure = f"a traceback; {type(error).__name__}: {error}"
+        holds = False
     yield Row(
-        "bad input is one clear error",
-        f"{valid + refused:,} generated command lines",
-        f"{valid:,} valid, {refused:,} refused, {'a traceback' + failure if failure else 'no traceback'}",
-        not failure and valid + refused >= scale.configurations,
+        "invalid input gives one clear error",
+        f"{n_valid + n_refused:,} generated command lines",
+        f"{n_valid:,} valid, {n_refused:,} refused, {failure}",
+        holds and n_valid + n_refused >= scale.configurations,
     )
 
 
-def fuzzing(scale: Scale, folder: Path) -> Iterator[Row]:
-    """Whatever the files of a run directory hold, reading them is a success or the documented error."""
-    script, golden = Path(__file__).with_name("fuzz_reader.py"), ROOT / "tests" / "golden" / "schema_1"
-    command = [sys.executable, str(script), str(golden), f"-max_total_time={scale.fuzz_seconds}"]
-    environment = {**os.environ, "TMPDIR": str(folder)}  # atheris ends the process before it could clean up
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    runs = re.search(r"Done (\d+) runs", done.stderr)
-    coverage = re.findall(r"cov: (\d+)", done.stderr)
-    found = re.findall(r"Uncaught Python exception.*\n.*|ERROR: .*", done.stderr)
-    yield Row(
-        "damaged and hostile files are refused",
-        f"{int(runs[1]):,} inputs in {scale.fuzz_seconds} s, coverage-guided" if runs else "fuzzing broke off",
-        f"nothing, {coverage[-1]} edges reached" if runs and not found else "; ".join(found) or done.stderr[-300:],
-        bool(runs) and not found and done.returncode == 0,
+def check_fuzzing(scale: Scale, folder: Path) -> Iterator[Row]:
+    """Check that reading damaged run directories succeeds or raises ``ConfigError``.
+
+    Args:
+        scale: How much to test.
+        folder: A temporary folder.
+    """
+    script = Path(__file__).with_name("fuzz_reader.py")
+    run_dir = ROOT / "tests" / "golden" / "schema_1"
+    command = [sys.executable, str(script), str(run_dir), f"-max_total_time={scale.fuzz_seconds}"]
+    # atheris ends the process without cleaning up: let it write where this process will
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    finished = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
+    output = finished.stderr
+    runs = re.search(r"Done (\d+) runs", output)
+    errors = re.findall(r"Uncaught Python exception.*\n.*|ERROR: .*", output)
+    test = "fuzzing stopped early"
+    if runs:
+        test = f"{int(runs[1]):,} inputs in {scale.fuzz_seconds} s, coverage-guided"
+    if runs and not errors:
+        edges = re.findall(r"cov: (\d+)", output)[-1]
+        result = f"no error, {edges} edges reached"
+    else:
+        result = "; ".join(errors) or output[-300:]
+    holds = bool(runs) and not errors and finished.returncode == 0
+    yield Row("damaged and hostile files are refused", test, result, holds)
 
 
-# ---------------------------------------------------------------------------------------------------------------- soak
+# ------------------------------------------------------------------------------------------- soak
 
 
 class Sample(NamedTuple):
-    """A training process at a moment."""
+    """The memory and the open files of a process at one moment."""
 
     seconds: float
     rss_bytes: int
     descriptors: int
 
 
-def sampled(process: subprocess.Popen[str], seconds: float) -> list[Sample]:
-    """Looks at it every half second for so long."""
-    samples, begin = [], time.monotonic()
+def sample(process: subprocess.Popen[str], seconds: float) -> list[Sample]:
+    """Sample a process every half second.
+
+    Args:
+        process: The process.
+        seconds: For how long, unless it ends before.
+    """
+    samples = []
+    proc = Path(f"/proc/{process.pid}")
+    begin = time.monotonic()
     while (now := time.monotonic() - begin) < seconds and process.poll() is None:
-        pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
-        samples.append(Sample(now, pages * PAGE, len(names_in(Path(f"/proc/{process.pid}/fd")))))
+        pages = int((proc / "statm").read_text(encoding="utf-8").split()[1])
+        samples.append(Sample(now, pages * PAGE_SIZE, len(entry_names(proc / "fd"))))
         time.sleep(0.5)
     return samples
 
 
-def soak(scale: Scale, folder: Path) -> Iterator[Row]:
-    """A long run with a checkpoint a minute: killed at random for a fifth of the time, then watched."""
-    moments, begin = random.Random(0), time.monotonic()
-    per_minute = 200_000 if scale is FULL else 20_000
-    words = [f"runs_dir={folder}", "name=soak", f"checkpoint_every={per_minute}", "total_timesteps=1_000_000_000"]
+def check_soak(scale: Scale, folder: Path) -> Iterator[Row]:
+    """Train for long, kill the run at random for a fifth of the time, then sample it.
+
+    Args:
+        scale: How much to test.
+        folder: A temporary folder.
+    """
+    begin = time.monotonic()
+    per_minute = 20_000
+    if scale is FULL:
+        per_minute = 200_000
+    options = [f"runs_dir={folder}", "name=soak", "total_timesteps=1_000_000_000"]
+    options += [f"checkpoint_every={per_minute}"]
+
+    rng = random.Random(0)
     n_kills = 0
     while time.monotonic() - begin < scale.soak_seconds / 5:
-        process = start(words)
-        time.sleep(moments.uniform(scale.soak_seconds / 120, scale.soak_seconds / 15))
+        process = start(options)
+        time.sleep(rng.uniform(scale.soak_seconds / 120, scale.soak_seconds / 15))
         process.kill()
         process.wait()
         n_kills += 1
-    process = start(words, **KEEP_FREED)
-    samples = sampled(process, scale.soak_seconds - (time.monotonic() - begin))
+    process = start(options, **KEEP_FREED)
+    samples = sample(process, scale.soak_seconds - (time.monotonic() - begin))
     process.send_signal(signal.SIGTERM)
     process.communicate()
-    warm = [sample for sample in samples if sample.seconds > samples[-1].seconds / 3]
-    seconds, rss = np.array([[each.seconds, each.rss_bytes] for each in warm]).T
-    growth = theilslopes(rss, seconds).slope * 3600 / rss.mean()
-    descriptors = {each.descriptors for each in warm}
+
+    # the first third warms up: caches fill, buffers reach their size
+    warm = [each for each in samples if each.seconds > samples[-1].seconds / 3]
+    watched = f"{warm[-1].seconds - warm[0].seconds:.0f} s after a warm-up"
+    yield descriptor_row(warm, watched)
+
     with (folder / "soak" / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    steps = [int(row["time/total_timesteps"]) for row in rows if row.get(SPEED)]
-    wrong = int((np.diff(steps) != steps[0]).sum())
-    spent = sum(float(row[CHECKPOINT_SECONDS]) for row in rows if row.get(CHECKPOINT_SECONDS))
-    trained = sum(steps[0] / float(row[SPEED]) for row in rows if row.get(SPEED))
-    share = spent / (spent + trained)
-    watched = f"{seconds[-1] - seconds[0]:.0f} s after a warm-up"
-    open_files = f"{min(descriptors)} – {max(descriptors)} descriptors"
-    yield Row("no file is left open", watched, open_files, max(descriptors) - min(descriptors) < 4)
-    yield Row("no timestep is lost", f"{n_kills} kills, {steps[-1]:,} timesteps", f"{wrong} lost or doubled", not wrong)
-    if scale is FULL:  # less than that says nothing
-        yield Row("no memory is lost", watched, f"{growth:+.2%} per hour", bool(growth < 0.01))
-        yield Row("checkpoints cost little", "one a minute", f"{share:.2%} of the time", 0 < share < 0.01)
+    iterations = [row for row in rows if row.get(SPEED)]
+    timesteps = [int(row["time/total_timesteps"]) for row in iterations]
+    n_wrong = int((np.diff(timesteps) != timesteps[0]).sum())
+    yield Row(
+        "no timestep is lost or repeated",
+        f"{n_kills} kills, {timesteps[-1]:,} timesteps",
+        f"{n_wrong} lost or repeated",
+        n_wrong == 0,
+    )
+    # a short run says nothing about the memory and the cost of checkpoints
+    if scale is FULL:
+        yield memory_row(warm, watched)
+        training_seconds = sum(timesteps[0] / float(row[SPEED]) for row in iterations)
+        yield checkpoint_row(rows, training_seconds)
 
 
-# ---------------------------------------------------------------------------------------------------------------- main
+def descriptor_row(samples: list[Sample], watched: str) -> Row:
+    """Return the row about open files.
+
+    Args:
+        samples: The samples after the warm-up.
+        watched: Over which time, as text.
+    """
+    low = min(each.descriptors for each in samples)
+    high = max(each.descriptors for each in samples)
+    return Row("no file stays open", watched, f"{low} – {high} descriptors", high - low < 4)
+
+
+def memory_row(samples: list[Sample], watched: str) -> Row:
+    """Return the row about memory leaks.
+
+    Args:
+        samples: The samples after the warm-up.
+        watched: Over which time, as text.
+    """
+    seconds = np.array([each.seconds for each in samples])
+    rss = np.array([each.rss_bytes for each in samples])
+    # the median of all pairwise slopes is robust to a few outliers
+    growth = theilslopes(rss, seconds).slope * 3600 / rss.mean()
+    return Row("no memory leak", watched, f"{growth:+.2%} per hour", bool(growth < 0.01))
+
+
+def checkpoint_row(rows: list[dict[str, str]], training_seconds: float) -> Row:
+    """Return the row about the cost of checkpoints.
+
+    Args:
+        rows: The rows of ``metrics.csv``.
+        training_seconds: The seconds of all iterations without their checkpoints.
+    """
+    logged = [row for row in rows if row.get(CHECKPOINT_SECONDS)]
+    seconds = sum(float(row[CHECKPOINT_SECONDS]) for row in logged)
+    share = seconds / (seconds + training_seconds)
+    return Row(
+        "checkpoints cost little",
+        "one a minute",
+        f"{share:.2%} of the time",
+        0 < share < 0.01,
+    )
+
+
+# ------------------------------------------------------------------------------------ the command
 
 PARTS: dict[str, Callable[[Scale, Path], Iterator[Row]]] = {
-    "kills": kills,
-    "configurations": configurations,
-    "fuzzing": fuzzing,
-    "soak": soak,
+    "kills": check_kills,
+    "configurations": check_configurations,
+    "fuzzing": check_fuzzing,
+    "soak": check_soak,
 }
 
 
-def earlier_results() -> dict[str, Row]:
-    """What was found before, by promise."""
+def load_rows() -> dict[str, Row]:
+    """Return the rows of the existing results file, by guarantee."""
     path = RESULTS / "reliability.json"
-    found = json.loads(path.read_text(encoding="utf-8"))["measurements"] if path.exists() else []
-    return {row["promise"]: Row(**row) for row in found}
+    if not path.exists():
+        return {}
+    measurements = json.loads(path.read_text(encoding="utf-8"))["measurements"]
+    return {row["guarantee"]: Row(**row) for row in measurements}
+
+
+def write_rows(rows: dict[str, Row]) -> None:
+    """Write the results file.
+
+    Args:
+        rows: The rows, by guarantee.
+    """
+    columns = ["guarantee", "test", "result"]
+    table = [[row.guarantee, row.test, row.result] for row in rows.values()]
+    measurements = [row._asdict() for row in rows.values()]
+    write_results("reliability", columns, table, measurements)
 
 
 def main() -> int:
-    """Try all, or what the command line names; the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="by default all")
-    parser.add_argument("--quick", action="store_true", help="a few minutes instead of an hour; nothing is written")
+    """Test all parts, or those that the command line names.
+
+    Returns:
+        The exit code: 1 if a guarantee does not hold, else 0.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all by default")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few minutes instead of an hour; writes nothing"
+    )
     arguments = parser.parse_args()
-    scale = QUICK if arguments.quick else FULL
-    rows = earlier_results() if arguments.parts and not arguments.quick else {}
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every restart that it reads about
+    scale = FULL
+    rows: dict[str, Row] = {}
+    if arguments.quick:
+        scale = QUICK
+    elif arguments.parts:
+        rows = load_rows()
+    # TensorBoard's reader warns about every restart of a run
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         for part in arguments.parts or PARTS:
             for row in PARTS[part](scale, Path(folder)):
-                rows[row.promise] = row
-                print(f"{'holds' if row.holds else 'FAILS'}: {row.promise}: {row.tried}: {row.found}", flush=True)  # noqa: T201
+                rows[row.guarantee] = row
+                verdict = "holds" if row.holds else "FAILS"
+                line = f"{verdict}: {row.guarantee}: {row.test}: {row.result}"
+                print(line, flush=True)  # noqa: T201
                 if not arguments.quick:
-                    table = [[each.promise, each.tried, each.found] for each in rows.values()]
-                    measurements = [each._asdict() for each in rows.values()]
-                    write_results("reliability", ["promise", "tried", "found"], table, measurements)
-    return 0 if all(row.holds for row in rows.values()) else 1
+                    write_rows(rows)
+    if all(row.holds for row in rows.values()):
+        return 0
+    return 1
 
 
 if __name__ == "__main__":

@@ -1,26 +1,28 @@
-"""Time training end to end, alternating: every contender once per round, each in a process of its own.
+"""Measure the throughput of training, end to end.
 
     python benchmarks/throughput.py tutorial [--rounds 5] [--seconds 8] [--peers cleanrl navix …]
+    python benchmarks/throughput.py missions --against WORKTREE [--rounds 5] [--json FILE]
 
-Within a family all have the same task, hyperparameters and network (``contenders.py``); ratios are those of one round,
-given as their median with the smallest and the largest. Peers are optional: ``--peers`` names those to install and run.
-Run it while the machine does nothing else. Results are written after each round, to ``benchmarks/results/NAME.json``.
+Every contender of a workload runs once per round, each in a fresh process. Within a workload, task,
+hyperparameters and network are the same for all (``contenders.py``). A speedup is the ratio within
+one round; the table gives the median with minimum and maximum. Peers are installed and measured
+only if ``--peers`` names them. Run it on an otherwise idle machine. After each round, the results
+are written to ``benchmarks/results/throughput_WORKLOAD.json``.
+
+With ``--against``, the last contender of the workload is measured in this source tree (new) and in
+another one (old), for example a ``git worktree`` of an earlier commit. The two take turns, and
+alternate in going first.
 """
 
 import argparse
-import json
-import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from machine import write_results
-from peers import run as run_peer
+from measurement import PEERS, run, spread
+from source_trees import compare_trees
 
-ROOT = Path(__file__).parent.parent
-FAMILIES: dict[str, tuple[str, ...]] = {
-    # the last one is what the others are compared with
+WORKLOADS: dict[str, tuple[str, ...]] = {
     "tutorial": (
         "sb3_dummy",
         "sb3_subproc",
@@ -34,7 +36,12 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "small": ("navix", "sb3_envpool_small", "mirl_small"),
     "compiled": ("mirl_compiled", "mirl"),
     "a2c": ("sb3_envpool_a2c", "mirl_a2c"),
-    "missions": ("goto_local_concat", "goto_local_bilinear_fp32", "goto_local_bilinear_a2c", "goto_local_bilinear"),
+    "missions": (
+        "goto_local_concat",
+        "goto_local_bilinear_fp32",
+        "goto_local_bilinear_a2c",
+        "goto_local_bilinear",
+    ),
     "memory": ("missions_sb3", "missions_mirl"),
     "recurrent": (
         "contrib_lstm_python",
@@ -47,67 +54,92 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     ),
     "split": ("mirl_small", "goto_local_bilinear", "mirl_fp32", "mirl"),
 }
-PEERS = ("cleanrl", "sample-factory", "torch-ac", "navix")
-
-
-def run(contender: list[str], seconds: float) -> dict[str, Any]:
-    """One measurement in a fresh process: of a contender or a peer by its name, or of options of ``train.py``."""
-    if contender[0] in PEERS:
-        return run_peer(contender[0], seconds, *contender[1:])
-    command = [sys.executable, str(ROOT / "benchmarks" / "contenders.py"), *contender, "--seconds", str(seconds)]
-    finished = subprocess.run(command, check=True, capture_output=True, text=True)
-    result: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
-    return result
-
-
-def spread(values: list[float], digits: int = 0) -> str:
-    """``median (smallest – largest)``."""
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:,.{digits}f} ({low:,.{digits}f} – {high:,.{digits}f})"
+"""The contenders of each workload; the last one, always MIRL's, is the reference of speedups."""
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> tuple[list[str], list[list[str]]]:
-    """Columns and a row per contender; the last one is what the others are compared with."""
-    name_of_reference, reference = list(results.items())[-1]
-    split = any(measured[-1].get("percent") for measured in results.values())
-    columns = ["contender", "steps/s", f"{name_of_reference} is faster by"]
-    columns += ["environment / forward / update / rest, %"] * split + ["rollout, MiB", "peak memory, MiB"]
+    """Return the columns and the rows of the table, one row per contender.
+
+    Args:
+        results: The measurements of each contender, one per round; the last one is the reference.
+    """
+    reference_name = list(results)[-1]
+    reference = results[reference_name]
+    has_shares = any(measured[-1].get("percent") for measured in results.values())
+    columns = ["contender", "steps/s", f"speedup of {reference_name}"]
+    if has_shares:
+        columns.append("environment / forward / update / rest, %")
+    columns += ["rollout, MiB", "peak memory, MiB"]
+
     rows = []
     for name, measured in results.items():
-        ratios = [
-            ours["steps_per_second"] / its["steps_per_second"] for ours, its in zip(reference, measured, strict=True)
-        ]
+        speeds = [result["steps_per_second"] for result in measured]
+        speedups = []
+        for speed, result in zip(speeds, reference, strict=True):
+            speedups.append(result["steps_per_second"] / speed)
         last = measured[-1]
-        shares = " / ".join(f"{share:.0f}" for share in (last.get("percent") or {}).values()) or "–"
-        rollout, memory = (last.get(key) for key in ("rollout_bytes", "peak_rss_bytes"))
-        rows.append(
-            [
-                name,
-                spread([result["steps_per_second"] for result in measured]),
-                spread(ratios, 2),
-                *([shares] if split else []),
-                f"{rollout / 2**20:.1f}" if rollout else "–",
-                f"{memory / 2**20:,.0f}" if memory else "–",
-            ]
-        )
+        row = [name, spread(speeds), spread(speedups, 2)]
+        if has_shares:
+            row.append(_shares(last))
+        row.append(_mebibytes(last.get("rollout_bytes"), digits=1))
+        row.append(_mebibytes(last.get("peak_rss_bytes"), digits=0))
+        rows.append(row)
     return columns, rows
 
 
+def _shares(result: dict[str, Any]) -> str:
+    # SB3's agents and the peers do not report the shares of an iteration
+    if not result.get("percent"):
+        return "–"
+    return " / ".join(f"{share:.0f}" for share in result["percent"].values())
+
+
+def _mebibytes(n_bytes: int | None, digits: int) -> str:
+    if not n_bytes:
+        return "–"
+    return f"{n_bytes / 2**20:,.{digits}f}"
+
+
 def main() -> None:
-    """Measure a family."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("family", choices=FAMILIES)
+    """Measure the workload that the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("workload", choices=WORKLOADS)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--seconds", type=float, default=8, help="per measurement")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=())
+    parser.add_argument(
+        "--against", type=Path, metavar="WORKTREE", help="compare this source tree with another"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="with --against: also write the results to a file"
+    )
     arguments = parser.parse_args()
-    contenders = [name for name in FAMILIES[arguments.family] if name not in PEERS or name in arguments.peers]
+
+    contenders = []
+    for name in WORKLOADS[arguments.workload]:
+        if name not in PEERS or name in arguments.peers:
+            contenders.append(name)
+
+    if arguments.against is not None:
+        compare_trees(
+            contenders[-1],
+            arguments.against,
+            arguments.rounds,
+            arguments.seconds,
+            arguments.json,
+        )
+        return
+
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for _ in range(arguments.rounds):
         for name in contenders:
-            results[name].append(run([name], arguments.seconds))
-            print(f"{name:<26}{results[name][-1]['steps_per_second']:>10,.0f} steps/s", flush=True)  # noqa: T201
-        write_results(f"throughput_{arguments.family}", *table(results), results)
+            result = run([name], arguments.seconds)
+            results[name].append(result)
+            speed = result["steps_per_second"]
+            print(f"{name:<26}{speed:>10,.0f} steps/s", flush=True)  # noqa: T201
+        write_results(f"throughput_{arguments.workload}", *table(results), results)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,4 @@
-"""Typed configuration: the schema, and the YAML presets that Hydra composes. Importing it never imports torch."""
+"""Typed configuration: the schema and the YAML presets composed by Hydra.
+
+Importing this package never imports torch.
+"""

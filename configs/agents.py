@@ -1,4 +1,4 @@
-"""The schema of agents: how to learn. Names and meanings are Stable-Baselines3's; a field's doc stands under it."""
+"""Schema of the algorithms. Names and meanings are those of Stable-Baselines3."""
 
 import math
 from typing import Annotated, Literal, Self
@@ -15,90 +15,119 @@ from pydantic import (
 from mirl.configs.config import Config, Widths
 from mirl.configs.errors import ConfigError
 
-Unit = Annotated[float, Field(ge=0.0, le=1.0)]
+UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
+"""A number between 0 and 1, both included."""
 
 
-# -------------------------------------------------------------------------------------------------------- on-policy
+# ---------------------------------------------------------------------------------------- on-policy
 
 
 class OnPolicyConfig(Config):
-    """What PPO and A2C share."""
+    """Options shared by PPO and A2C."""
 
     n_envs: PositiveInt = 256
-    """Environments stepped together, over all tasks."""
+    """Number of parallel environments, over all tasks."""
     n_steps: PositiveInt = 32
-    """Timesteps per environment and rollout."""
+    """Timesteps per environment in each rollout."""
     learning_rate: PositiveFloat = 1e-3
-    """Step size of the optimizer."""
+    """Learning rate of the optimizer."""
     anneal: bool = True
-    """Lower the learning rate linearly to zero over ``total_timesteps``."""
-    gamma: Unit = 0.99
-    """Discount."""
-    gae_lambda: Unit = 0.95
-    """λ of generalized advantage estimation."""
+    """Decrease the learning rate linearly to zero over ``total_timesteps``."""
+    gamma: UnitInterval = 0.99
+    """Discount factor."""
+    gae_lambda: UnitInterval = 0.95
+    """λ of generalized advantage estimation (GAE).
+
+    Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation",
+    ICLR 2016.
+    """
     ent_coef: NonNegativeFloat = 0.01
-    """Weight of the entropy bonus."""
+    """Coefficient of the entropy bonus in the loss."""
     vf_coef: NonNegativeFloat = 0.5
-    """Weight of the value loss."""
+    """Coefficient of the value loss in the loss."""
     max_grad_norm: PositiveFloat = 0.5
-    """Gradients are clipped to this norm."""
+    """Largest norm of the gradient; larger gradients are clipped."""
     normalize_advantage: bool = True
-    """Advantages to mean 0 and deviation 1."""
+    """Normalize the advantages to mean 0 and standard deviation 1."""
     sequence_length: NonNegativeInt = 0
-    """Timesteps that a memory is trained on in one piece, a divisor of ``n_steps``; 0 for ``n_steps``."""
+    """Timesteps of the sequences that a recurrent core is trained on (truncated backpropagation
+    through time), a divisor of ``n_steps``; 0 for ``n_steps``."""
     burn_in: NonNegativeInt = 0
-    """Timesteps before each piece that only bring the memory up to date with the present weights."""
+    """Timesteps before each sequence over which its initial hidden state is recomputed with the
+    current weights, without gradients; 0 to start from the stored hidden state.
+
+    Kapturowski et al., "Recurrent Experience Replay in Distributed Reinforcement Learning" (R2D2),
+    ICLR 2019.
+    """
     net_arch: Widths = (64,)
-    """Hidden layers of the policy and of the value network, above the features extractor."""
+    """Hidden layers of the policy network and of the value network, after the features
+    extractor."""
     share_features_extractor: bool = True
-    """One trunk for actor and critic, or one each."""
+    """Share one features extractor between actor and critic; false for one each."""
     popart: bool = False
-    """Values normalized per task (PopArt), for tasks whose rewards differ in scale."""
+    """Normalize the value targets per task (PopArt), for tasks with rewards of different scales.
+
+    Hessel et al., "Multi-Task Deep Reinforcement Learning with PopArt", AAAI 2019.
+    """
     advantages_per_task: bool = False
-    """Normalize the advantages of each task by themselves, over the rollout; needs ``normalize_advantage``."""
+    """Normalize the advantages per task over the whole rollout; requires
+    ``normalize_advantage``."""
     pcgrad: bool = False
-    """Project the gradients of tasks that conflict onto each other's normal plane (PCGrad)."""
+    """Project each task's gradient onto the normal plane of the gradients that conflict with it
+    (PCGrad).
+
+    Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020.
+    """
     conflict_every: NonNegativeInt = 20
-    """Iterations between two measurements of how the tasks' gradients conflict; 0 for none."""
+    """Iterations between measurements of the conflict between the tasks' gradients; 0 for
+    none."""
 
     @model_validator(mode="after")
-    def _rollout_has_a_deviation(self) -> Self:
+    def _advantages_can_be_normalized(self) -> Self:
         if self.normalize_advantage and self.rollout_size < 2:
-            raise ValueError("normalize_advantage needs n_envs × n_steps of at least 2, got 1")
+            raise ValueError(
+                f"normalize_advantage needs n_envs × n_steps of at least 2, got {self.rollout_size}"
+            )
         if self.advantages_per_task and not self.normalize_advantage:
             raise ValueError(
-                "advantages_per_task has_running_norm the advantages, so normalize_advantage must be true"
+                "advantages_per_task needs normalize_advantage=true, got normalize_advantage=false"
             )
         return self
 
     @model_validator(mode="after")
-    def _sequences_tile_the_rollout(self) -> Self:
+    def _sequences_divide_the_rollout(self) -> Self:
         check_sequences(self.n_steps, self.sequence_length, self.burn_in)
         return self
 
     @property
     def rollout_size(self) -> int:
-        """Timesteps of one rollout, all environments together."""
+        """Return the number of timesteps of one rollout, over all environments."""
         return self.n_envs * self.n_steps
 
 
 class PPOConfig(OnPolicyConfig):
-    """Proximal policy optimization."""
+    """Proximal policy optimization (PPO)."""
 
     kind: Literal["ppo"] = "ppo"
     batch_size: PositiveInt = 1024
-    """Timesteps per minibatch; it must divide ``n_envs × n_steps``."""
+    """Timesteps per minibatch, a divisor of ``n_envs × n_steps``."""
     n_epochs: PositiveInt = 4
     """Passes over each rollout."""
     clip_range: PositiveFloat = 0.2
-    """ε of the clipped objective."""
+    """ε of the clipped objective.
+
+    Schulman et al., "Proximal Policy Optimization Algorithms", 2017.
+    """
 
     @model_validator(mode="after")
-    def _batch_divides_rollout(self) -> Self:
+    def _batch_size_divides_the_rollout(self) -> Self:
         if self.rollout_size % self.batch_size:
+            divisor = math.gcd(self.rollout_size, self.batch_size)
+            if divisor == 1:  # minibatches of one timestep are refused below
+                divisor = self.rollout_size
             raise ValueError(
-                f"batch_size must divide the rollout, n_envs × n_steps = {self.rollout_size}, got {self.batch_size}; "
-                f"agent.batch_size={math.gcd(self.rollout_size, self.batch_size)} would"
+                f"batch_size must divide the rollout, n_envs × n_steps = {self.rollout_size}, "
+                f"got {self.batch_size}; use for example agent.batch_size={divisor}"
             )
         if self.batch_size == 1:
             raise ValueError("batch_size must be at least 2, got 1")
@@ -106,133 +135,180 @@ class PPOConfig(OnPolicyConfig):
 
 
 class A2CConfig(OnPolicyConfig):
-    """Advantage actor-critic: one gradient step per rollout; λ = 1 and raw advantages, as SB3 has them."""
+    """Advantage actor-critic (A2C): one gradient step per rollout.
+
+    λ = 1 and no normalization of the advantages, as in Stable-Baselines3.
+    """
 
     kind: Literal["a2c"] = "a2c"
     n_envs: PositiveInt = 64
-    """Environments stepped together, over all tasks."""
+    """Number of parallel environments, over all tasks."""
     n_steps: PositiveInt = 8
-    """Timesteps per environment and rollout."""
+    """Timesteps per environment in each rollout."""
     learning_rate: PositiveFloat = 7e-4
-    """Step size of the optimizer."""
-    gae_lambda: Unit = 1.0
-    """λ of generalized advantage estimation."""
+    """Learning rate of the optimizer."""
+    gae_lambda: UnitInterval = 1.0
+    """λ of generalized advantage estimation (GAE)."""
     normalize_advantage: bool = False
-    """Advantages to mean 0 and deviation 1."""
+    """Normalize the advantages to mean 0 and standard deviation 1."""
     rms_prop_eps: PositiveFloat = 1e-5
-    """ε of RMSprop."""
+    """ε of RMSprop, added to the denominator for numerical stability."""
 
 
-# ------------------------------------------------------------------------------------------------------- off-policy
+# --------------------------------------------------------------------------------------- off-policy
 
 
 class OffPolicyConfig(Config):
-    """What SAC, TD3, TQC and DQN share; they are Stable-Baselines3's own, with MIRL's networks."""
+    """Options shared by SAC, TD3, TQC and DQN.
+
+    The algorithms are Stable-Baselines3's own, with MIRL's networks.
+    """
 
     n_envs: PositiveInt = 1
-    """Environments stepped together, over all tasks."""
+    """Number of parallel environments, over all tasks."""
     learning_rate: PositiveFloat = 1e-3
-    """Step size of the optimizer."""
+    """Learning rate of the optimizers."""
     buffer_size: PositiveInt = 1_000_000
-    """Timesteps that the replay buffer holds."""
+    """Capacity of the replay buffer, in timesteps."""
     learning_starts: NonNegativeInt = 1_000
-    """Timesteps of random play before the first gradient step."""
+    """Timesteps of random actions before the first gradient step."""
     batch_size: PositiveInt = 256
     """Timesteps per minibatch."""
-    tau: Unit = 0.05
-    """Part of the way that the target network moves with each update."""
-    gamma: Unit = 0.95
-    """Discount."""
+    tau: UnitInterval = 0.05
+    """Coefficient of the soft update of the target network (Polyak averaging); 1 copies the
+    weights."""
+    gamma: UnitInterval = 0.95
+    """Discount factor."""
     train_freq: PositiveInt = 1
-    """Timesteps per environment between two updates."""
+    """Timesteps per environment between updates."""
     gradient_steps: Literal[-1] | PositiveInt = -1
-    """Gradient steps per update; -1 for as many as there were timesteps."""
+    """Gradient steps per update; -1 for as many as there were timesteps since the last update."""
     her: bool = True
-    """Hindsight experience replay, where the task states a goal: what was reached is relabelled as what was wanted."""
+    """Use hindsight experience replay (HER) in tasks with goals: replay transitions also with
+    achieved goals in place of the desired goal.
+
+    Andrychowicz et al., "Hindsight Experience Replay", NeurIPS 2017.
+    """
     n_sampled_goal: PositiveInt = 4
-    """Relabelled timesteps per true one."""
+    """Virtual transitions (with an achieved goal) per real transition in hindsight experience
+    replay."""
     goal_selection_strategy: Literal["future", "final", "episode"] = "future"
-    """Which of the goals reached in an episode to relabel with."""
+    """Achieved goals to relabel with: those later in the episode, its last one, or any of the
+    episode."""
     net_arch: Widths = (256, 256)
-    """Hidden layers of the actor and of each critic, above the features extractor."""
+    """Hidden layers of the actor and of each critic, after the features extractor."""
 
 
 class SACConfig(OffPolicyConfig):
-    """Soft actor-critic."""
+    """Soft actor-critic (SAC), for continuous actions."""
 
     kind: Literal["sac"] = "sac"
     ent_coef: NonNegativeFloat | Literal["auto"] = "auto"
-    """Weight of the entropy; ``auto`` learns it."""
+    """Entropy coefficient; ``auto`` to learn it."""
 
 
 class TD3Config(OffPolicyConfig):
-    """Twin delayed deep deterministic policy gradient."""
+    """Twin delayed deep deterministic policy gradient (TD3), for continuous actions."""
 
     kind: Literal["td3"] = "td3"
     action_noise: NonNegativeFloat = 0.1
-    """Deviation of the Gaussian noise on actions, in units of half the action range."""
+    """Standard deviation of the Gaussian exploration noise, for actions scaled to [-1, 1]."""
     policy_delay: PositiveInt = 2
     """Updates of the critics per update of the actor."""
 
 
 class TQCConfig(OffPolicyConfig):
-    """Truncated quantile critics."""
+    """Truncated quantile critics (TQC), for continuous actions."""
 
     kind: Literal["tqc"] = "tqc"
     ent_coef: NonNegativeFloat | Literal["auto"] = "auto"
-    """Weight of the entropy; ``auto`` learns it."""
+    """Entropy coefficient; ``auto`` to learn it."""
     n_critics: PositiveInt = 2
     """Number of critics."""
     n_quantiles: PositiveInt = 25
-    """Quantiles of each critic."""
+    """Quantiles per critic."""
     top_quantiles_to_drop: NonNegativeInt = 2
-    """Highest quantiles per critic that the target leaves out."""
+    """Largest quantiles per critic to drop from the target."""
 
 
 class DQNConfig(OffPolicyConfig):
-    """Deep Q-network, for discrete actions."""
+    """Deep Q-network (DQN), for discrete actions."""
 
     kind: Literal["dqn"] = "dqn"
     learning_rate: PositiveFloat = 5e-4
-    """Step size of the optimizer."""
-    exploration_fraction: Unit = 0.1
-    """Part of the training over which random actions become rarer."""
-    exploration_final_eps: Unit = 0.05
-    """Share of random actions after that."""
+    """Learning rate of the optimizer."""
+    exploration_fraction: UnitInterval = 0.1
+    """Fraction of the training over which the exploration rate ε decreases."""
+    exploration_final_eps: UnitInterval = 0.05
+    """Final exploration rate ε, the probability of a random action."""
     target_update_interval: PositiveInt = 1
-    """Timesteps between two moves of the target network."""
+    """Timesteps between updates of the target network."""
 
 
 AgentConfig = PPOConfig | A2CConfig | SACConfig | TD3Config | TQCConfig | DQNConfig
 
 
 def check_sequences(n_steps: int, sequence_length: int, burn_in: int) -> None:
-    """:raises ConfigError: unless rollouts consist of such sequences, with so many timesteps before each."""
+    """Check that rollouts can be cut into sequences.
+
+    Args:
+        n_steps: timesteps per environment and rollout.
+        sequence_length: timesteps per sequence; 0 for ``n_steps``.
+        burn_in: timesteps before each sequence that recompute its hidden state.
+
+    Raises:
+        ConfigError: if the sequences do not divide the rollout, or ``burn_in`` is longer than the
+            preceding sequence.
+    """
     if sequence_length and n_steps % sequence_length:
         raise ConfigError(f"sequence_length must divide n_steps={n_steps}, got {sequence_length}")
-    longest = sequence_length if sequence_length < n_steps else 0
-    if burn_in > longest:
+    max_burn_in = sequence_length
+    remedy = ""
+    if sequence_length in (0, n_steps):  # one sequence per rollout, so that none precedes it
+        max_burn_in = 0
+        remedy = f"; a sequence_length below n_steps={n_steps} makes room for it"
+    if burn_in > max_burn_in:
         raise ConfigError(
-            f"burn_in reads timesteps of the sequence before, at most {longest}, got {burn_in}"
-            + ("" if longest else f"; a sequence_length below n_steps={n_steps} makes room for it")
+            f"burn_in reads timesteps of the sequence before, at most {max_burn_in}, got {burn_in}"
+            f"{remedy}"
         )
 
 
 def check_minibatches(
-    batch_size: int, length: int, n_steps: int, n_envs: int, prefix: str = ""
+    batch_size: int,
+    length: int,
+    n_steps: int,
+    n_envs: int,
+    prefix: str = "",
 ) -> None:
-    """:raises ConfigError: where minibatches of ``batch_size`` timesteps are no whole sequences, saying what would do.
+    """Check that minibatches consist of whole sequences.
 
-    It is the largest minibatch up to that size, or one sequence, into which the rollout divides; or shorter sequences.
+    The error suggests the largest batch size up to ``batch_size`` that does (or one sequence), and
+    a shorter sequence length if there is one.
+
+    Args:
+        batch_size: timesteps per minibatch.
+        length: timesteps per sequence.
+        n_steps: timesteps per environment and rollout.
+        n_envs: number of parallel environments.
+        prefix: text before the names of the options in the error, e.g. ``agent.``.
+
+    Raises:
+        ConfigError: if ``batch_size`` is not a multiple of ``length``.
     """
     if batch_size % length == 0:
         return
     n_sequences = n_steps // length * n_envs
-    at_a_time = max(k for k in range(1, max(batch_size // length, 1) + 1) if n_sequences % k == 0)
+    # largest number of sequences that fits into a minibatch and divides the rollout
+    n_per_batch = 1
+    for candidate in range(1, batch_size // length + 1):
+        if n_sequences % candidate == 0:
+            n_per_batch = candidate
+    remedies = f"{prefix}batch_size={length * n_per_batch}"
     shorter = math.gcd(n_steps, batch_size)
-    remedies = [f"batch_size={length * at_a_time}"] + [f"sequence_length={shorter}"] * (shorter > 1)
+    if shorter > 1:
+        remedies += f" or {prefix}sequence_length={shorter}"
     raise ConfigError(
-        f"{prefix}batch_size must be a multiple of a sequence's {length} timesteps, got {batch_size}; "
-        + " or ".join(prefix + remedy for remedy in remedies)
-        + " would do"
+        f"{prefix}batch_size must be a multiple of a sequence's {length} timesteps, "
+        f"got {batch_size}; {remedies} would do"
     )

@@ -1,81 +1,123 @@
 """Old spellings of presets and option values, accepted for one release.
 
-Delete this module, and its uses, in the release after 0.2.
+Delete this module and its uses in the release after 0.2.
 """
 
 import warnings
-from typing import Any
 
-PRESETS = {
+RENAMED_PRESETS = {
     "split": {"new_colour": "new_color"},
     "task": {"door_colours": "door_colors"},
 }
-"""By group: the old and the new name of a preset."""
-SAMPLING = {"slots": "fixed"}
-"""Old and new values of ``sampling``."""
-SUCCESS = {"ever": "any_step"}
-"""Old and new values of a task's ``success``."""
+"""Old and current names of presets, per group."""
+RENAMED_VALUES = {
+    "sampling": {"slots": "fixed"},
+    "success": {"ever": "any_step"},
+}
+"""Old and current values, per option."""
 
 _warned: set[str] = set()
 
 
+class RenamedWarning(FutureWarning):
+    """An old name was used. The commands print the message as one plain line."""
+
+
 def replace_preset(group: str, name: str) -> str:
-    """Return the current name of a preset, and warn once if ``name`` is an old one."""
-    return _replace(PRESETS.get(group, {}), name, f"{group}=")
+    """Return the current name of a preset, and warn once if ``name`` is an old one.
 
+    Args:
+        group: group of the preset, e.g. ``split``.
+        name: name as given by the user.
 
-def replace_value(option: str, value: Any) -> Any:
-    """Return the current spelling of an option's value, and warn once if ``value`` is an old one."""
-    values = {"sampling": SAMPLING, "success": SUCCESS}[option]
-    return _replace(values, value, f"{option}=")
-
-
-def _replace(renamed: dict[str, str], value: Any, prefix: str) -> Any:
-    if not isinstance(value, str) or value not in renamed:
-        return value
-    current = renamed[value]
-    if prefix + value not in _warned:
-        _warned.add(prefix + value)
-        message = f"{prefix}{value} is now {prefix}{current}; the old name will be removed"
-        warnings.warn(message, FutureWarning, stacklevel=3)
+    Returns:
+        The current name; ``name`` itself if it was not renamed.
+    """
+    current = RENAMED_PRESETS.get(group, {}).get(name)
+    if current is None:
+        return name
+    _warn_once(f"{group}={name}", f"{group}={current}")
     return current
 
 
-def migrate_config(values: Any) -> Any:
-    """Return the values of a run's config.yaml with every old spelling replaced, without a warning.
+def replace_value(option: str, value: object) -> object:
+    """Return the current spelling of an option's value, and warn once if ``value`` is an old one.
 
-    Values that are not of the expected form are returned as they are; validation reports them.
+    Args:
+        option: name of the option, a key of ``RENAMED_VALUES``.
+        value: value as given by the user, not validated yet.
+
+    Returns:
+        The current value; ``value`` itself if it was not renamed.
+    """
+    if not isinstance(value, str):
+        return value
+    current = RENAMED_VALUES[option].get(value)
+    if current is None:
+        return value
+    _warn_once(f"{option}={value}", f"{option}={current}")
+    return current
+
+
+def _warn_once(old: str, current: str) -> None:
+    """Warn about an old spelling, once per process."""
+    if old in _warned:
+        return
+    _warned.add(old)
+    message = f"{old} was renamed, use {current}; the old name will be removed in a later release"
+    warnings.warn(message, RenamedWarning, stacklevel=3)
+
+
+def migrate_config(values: object) -> object:
+    """Return the content of a run's ``config.yaml`` with every old spelling replaced.
+
+    It never warns, because nobody typed these spellings in this version. Values of an unexpected
+    form are returned unchanged; the validation that follows reports them.
+
+    Args:
+        values: content of ``config.yaml``, not validated yet.
+
+    Returns:
+        A migrated copy.
     """
     if not isinstance(values, dict):
         return values
     migrated = dict(values)
-    sampling = migrated.get("sampling")
-    if isinstance(sampling, str):
-        migrated["sampling"] = SAMPLING.get(sampling, sampling)
-    suite = migrated.get("task")
-    if isinstance(suite, dict):
-        migrated["task"] = _migrate_suite(suite)
-    holdout = migrated.get("split")
-    if isinstance(holdout, dict):
-        migrated["split"] = {**holdout, **_renamed("split", holdout)}
+    if "sampling" in migrated:
+        migrated["sampling"] = _current_value("sampling", migrated["sampling"])
+    if "task" in migrated:
+        migrated["task"] = _migrate_suite(migrated["task"])
+    if "split" in migrated:
+        migrated["split"] = _migrate_preset_name("split", migrated["split"])
     return migrated
 
 
-def _migrate_suite(suite: dict[str, Any]) -> dict[str, Any]:
-    migrated = {**suite, **_renamed("task", suite)}
-    tasks = suite.get("tasks")
-    if isinstance(tasks, list):
-        migrated["tasks"] = [_migrate_task(task) for task in tasks]
-    return migrated
+def _migrate_suite(suite: object) -> object:
+    """Return a suite with current spellings of its own name and of its tasks' ``success``."""
+    suite = _migrate_preset_name("task", suite)
+    if not isinstance(suite, dict) or not isinstance(suite.get("tasks"), list):
+        return suite
+    tasks = [_migrate_task(task) for task in suite["tasks"]]
+    return {**suite, "tasks": tasks}
 
 
-def _migrate_task(task: Any) -> Any:
-    if not isinstance(task, dict) or not isinstance(task.get("success"), str):
+def _migrate_task(task: object) -> object:
+    """Return a task with the current spelling of its ``success``."""
+    if not isinstance(task, dict) or "success" not in task:
         return task
-    return {**task, "success": SUCCESS.get(task["success"], task["success"])}
+    return {**task, "success": _current_value("success", task["success"])}
 
 
-def _renamed(group: str, preset: dict[str, Any]) -> dict[str, Any]:
-    """Return the ``name`` of a preset under its current spelling, if it has a text as its name."""
-    name = preset.get("name")
-    return {"name": PRESETS[group].get(name, name)} if isinstance(name, str) else {}
+def _migrate_preset_name(group: str, preset: object) -> object:
+    """Return a preset with the current spelling of its ``name``."""
+    if not isinstance(preset, dict) or not isinstance(preset.get("name"), str):
+        return preset
+    name = preset["name"]
+    return {**preset, "name": RENAMED_PRESETS[group].get(name, name)}
+
+
+def _current_value(option: str, value: object) -> object:
+    """Return the current spelling of a value."""
+    if not isinstance(value, str):
+        return value
+    return RENAMED_VALUES[option].get(value, value)

@@ -1,120 +1,180 @@
-"""The face of the commands: ``--help`` from the schema itself; mistakes and failures told in one message.
+"""Entry point of the commands: ``--help`` from the schema, errors as one message.
 
-The exit code is 2 after a mistake, 1 after a failure that no word of the command is to blame for.
+Exit codes: 0 for success, 1 for a failure that no argument caused, 2 for an invalid argument, 130
+after Ctrl-C.
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mirl.configs.compose import GROUPS, PRESETS, models_of, presets
+from mirl.configs.aliases import RenamedWarning
+from mirl.configs.compose import GROUPS, PRESETS_DIR, presets
 from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.schema import EvalConfig, TrainConfig
+from mirl.configs.validation_messages import config_classes
+
+TRAIN_USAGE = """\
+Train an agent, or resume a run that was stopped.
+
+usage: train.py [group=preset | option=value] …
+
+examples:
+  train.py                                       the default agent on GoToDoor
+  train.py task=goto_local fusion=film seed=3    presets and an option
+  train.py task=BabyAI-GoToObj-v0                any environment id with a mission or goal
+  train.py fusion=low_rank fusion.rank=64        an option of the chosen preset
+  train.py sites=[map,vector,heads] agent=a2c    where to fuse, and the algorithm
+"""
+EVAL_USAGE = """\
+Evaluate a checkpoint on test episodes; prints a table and writes eval/*.json in the run directory.
+
+usage: eval.py run=DIRECTORY [option=value] …
+
+examples:
+  eval.py run=runs/goto_door-bilinear-ppo-seed0
+  eval.py run=runs/goto_door-bilinear-ppo-seed0 checkpoint=last episodes=200 gif=true
+  eval.py run=runs/goto_door-bilinear-ppo-seed0 export="go to the red door"
+"""
 
 
 def console_entry(run: Callable[[list[str]], int], help_text: Callable[[], str]) -> int:
-    """Run a command over ``sys.argv``; the exit code."""
+    """Run a command on ``sys.argv``.
+
+    Args:
+        run: takes the command-line arguments and returns the exit code.
+        help_text: returns the text of ``--help``.
+
+    Returns:
+        The exit code.
+    """
     argv = sys.argv[1:]
-    if {"-h", "--help"} & set(argv):
+    if "-h" in argv or "--help" in argv:
         sys.stdout.write(help_text())
         return 0
     try:
-        return run(argv)
+        with _plain_renamed_warnings():
+            return run(argv)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except RunError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    except KeyboardInterrupt:  # outside of training, which saves first
+    except KeyboardInterrupt:  # outside of the training loop, which saves a checkpoint first
         sys.stderr.write("stopped\n")
         return 130
 
 
+@contextmanager
+def _plain_renamed_warnings() -> Iterator[None]:
+    """Print warnings about old names as one line, without Python's file name and source line."""
+    show_as_usual = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, RenamedWarning):
+            sys.stderr.write(f"warning: {message}\n")
+        else:
+            show_as_usual(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = show_as_usual
+
+
 def command(name: str) -> str:
-    """A command installed beside this Python, as one would type it here: ``.venv/bin/tensorboard``."""
+    """Return how to call a command that is installed beside this Python interpreter.
+
+    Args:
+        name: name of the command, e.g. ``tensorboard``.
+
+    Returns:
+        Its path, relative to the current folder if it is inside: ``.venv/bin/tensorboard``.
+    """
     path = Path(sys.executable).with_name(name)
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return str(path)
 
 
 def train_help() -> str:
-    """What ``train.py --help`` prints."""
-    chosen = _default_presets()
-    lines = [
-        "Train an agent, or go on with a run that was stopped.",
-        "",
-        "usage: train.py [group=preset | option=value] …",
-        "",
-        "examples:",
-        "  train.py                                       the default agent, on GoToDoor",
-        "  train.py task=goto_local fusion=film seed=3    presets and an option",
-        "  train.py task=BabyAI-GoToObj-v0                any environment id that states a mission",
-        "  train.py fusion=low_rank fusion.rank=64        an option of the chosen preset",
-        "  train.py sites=[map,vector,heads] agent=a2c    where to fuse, and how to learn",
-        "",
-        "groups (presets; * is the default):",
-    ]
+    """Return the text of ``train.py --help``."""
+    defaults = _default_presets()
+    lines = [TRAIN_USAGE, "groups (presets; * is the default):"]
     for group in GROUPS:
-        names = (f"{name}*" if name == chosen[group] else name for name in presets(group))
+        names: list[str] = []
+        for name in presets(group):
+            mark = "*" if name == defaults[group] else ""
+            names.append(name + mark)
         lines.append(f"  {group:<9}{'  '.join(names)}")
-    lines += ["", "options (default):", *_options(TrainConfig)]
+    lines += ["", "options (default):", *_option_lines(TrainConfig)]
     return "\n".join(lines) + "\n"
 
 
 def eval_help() -> str:
-    """What ``eval.py --help`` prints."""
-    lines = [
-        "Evaluate a checkpoint of a run on unseen episodes: a table, and eval/*.json in the run directory.",
-        "",
-        "usage: eval.py run=DIRECTORY [option=value] …",
-        "",
-        "examples:",
-        "  eval.py run=runs/goto_door-bilinear-ppo-seed0",
-        "  eval.py run=runs/goto_door-bilinear-ppo-seed0 checkpoint=last episodes=200 gif=true",
-        '  eval.py run=runs/goto_door-bilinear-ppo-seed0 export="go to the red door"',
-        "",
-        "options (default):",
-        *_options(EvalConfig),
-    ]
+    """Return the text of ``eval.py --help``."""
+    lines = [EVAL_USAGE, "options (default):", *_option_lines(EvalConfig)]
     return "\n".join(lines) + "\n"
 
 
 def _default_presets() -> dict[str, str]:
-    """The preset that each group takes by itself, by the defaults list of train.yaml."""
-    entries = yaml.safe_load((PRESETS / "train.yaml").read_text(encoding="utf-8"))["defaults"]
-    return {
-        group: preset
-        for entry in entries
-        if isinstance(entry, dict)
-        for group, preset in entry.items()
-    }
+    """Return the default preset of each group, from the defaults list of train.yaml."""
+    content = yaml.safe_load((PRESETS_DIR / "train.yaml").read_text(encoding="utf-8"))
+    chosen: dict[str, str] = {}
+    for entry in content["defaults"]:
+        if isinstance(entry, dict):  # the other entry is Hydra's "_self_"
+            chosen.update(entry)
+    return chosen
 
 
-def _options(model: type[BaseModel]) -> Iterator[str]:
-    """One line per option; those of a union's members stand under the name of the member."""
+def _option_lines(model: type[BaseModel]) -> Iterator[str]:
+    """Yield one line per option; the options of a union's members follow the member's name."""
     for name, field in model.model_fields.items():
-        models = models_of(field.annotation)
-        if not models:
-            yield "  " + _option(name, field)
+        members = config_classes(field.annotation)
+        if not members:
+            yield "  " + _option_line(name, field)
             continue
-        yield f"  {name}:  {_first_line(field.description)}"
-        for member in models:
+        yield f"  {name}:  {_first_paragraph(field.description)}"
+        for member in members:
             if "kind" in member.model_fields:
-                yield f"    {member.model_fields['kind'].default}:  {_first_line(member.__doc__)}"
-            for option, part in member.model_fields.items():
+                kind = member.model_fields["kind"].default
+                yield f"    {kind}:  {_first_paragraph(member.__doc__)}"
+            for option, inner in member.model_fields.items():
                 if option != "kind":
-                    yield "      " + _option(f"{name}.{option}", part)
+                    yield "      " + _option_line(f"{name}.{option}", inner)
 
 
-def _option(name: str, field: FieldInfo) -> str:
-    default = "required" if field.is_required() else field.get_default(call_default_factory=True)
-    shown = f"[{','.join(map(str, default))}]" if isinstance(default, tuple) else str(default)
-    return f"{name} ({shown})  {_first_line(field.description)}"
+def _option_line(name: str, field: FieldInfo) -> str:
+    """Return an option's name, default and description."""
+    default = field.get_default(call_default_factory=True)
+    if field.is_required():
+        shown = "required"
+    elif isinstance(default, tuple):
+        shown = f"[{','.join(map(str, default))}]"
+    else:
+        shown = str(default)
+    return f"{name} ({shown})  {_first_paragraph(field.description)}"
 
 
-def _first_line(text: str | None) -> str:
-    return (text or "").replace("``", "").split("\n\n")[0].replace("\n", " ").strip()
+def _first_paragraph(text: str | None) -> str:
+    """Return the first paragraph of a docstring as one line without markup."""
+    if text is None:
+        return ""
+    paragraph = text.split("\n\n")[0].replace("``", "")
+    return " ".join(paragraph.split())

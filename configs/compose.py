@@ -1,183 +1,186 @@
-"""From the command line to a valid configuration: Hydra composes the presets, the schema judges the result.
+"""From command-line arguments to a valid configuration.
 
-Every mistake ends in one ``ConfigError`` that says what was expected, what came and the nearest valid name.
+Hydra composes the YAML presets, the schema validates the result. Every invalid argument raises a
+``ConfigError`` that says what was expected, what was given, and the nearest valid name.
 """
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from mirl.configs.aliases import replace_preset
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.schema import TrainConfig
+from mirl.configs.validation_messages import config_classes, explain
 
-PRESETS = Path(__file__).parent
+PRESETS_DIR = Path(__file__).parent
+"""Folder of train.yaml and of the groups' folders."""
 GROUPS = ("task", "fusion", "context", "encoder", "memory", "agent", "split")
-LONGEST = 200
-"""Characters of a value that a message shows."""
+"""Options that take the name of a preset."""
 
-ModelT = TypeVar("ModelT", bound=BaseModel)
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 def presets(group: str) -> list[str]:
-    """The names that ``group=`` takes."""
-    return sorted(path.stem for path in (PRESETS / group).glob("*.yaml"))
+    """Return the names of a group's presets in alphabetical order.
+
+    Args:
+        group: one of ``GROUPS``.
+    """
+    return sorted(path.stem for path in (PRESETS_DIR / group).glob("*.yaml"))
 
 
-def models_of(annotation: Any) -> list[type[BaseModel]]:
-    """The config classes behind a field's annotation: one, the members of a union, or those inside a tuple."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) in (Annotated, tuple, UnionType):
-        return [model for part in get_args(annotation) for model in models_of(part)]
-    return []
+def option_names(classes: Sequence[type[BaseModel]], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every option of some config classes: ``agent.n_steps``.
 
+    Tuples of configs are set as a whole, so the options of their items are left out.
 
-def fields_of(models: Sequence[type[BaseModel]], prefix: str = "") -> Iterator[str]:
-    """Every dotted name below these config classes: ``agent.n_steps``. A tuple is set as a whole."""
-    for model in models:
-        for name, field in model.model_fields.items():
+    Args:
+        classes: config classes that can stand at the same place, e.g. the members of a union.
+        prefix: text before each name, e.g. ``agent.``.
+    """
+    for config_class in classes:
+        for name, field in config_class.model_fields.items():
             yield prefix + name
             if get_origin(field.annotation) is not tuple:
-                yield from fields_of(models_of(field.annotation), f"{prefix}{name}.")
+                yield from option_names(config_classes(field.annotation), f"{prefix}{name}.")
 
 
-def validate(model: type[ModelT], values: Any) -> ModelT:
-    """The config that these values make; the first mistake raises a ConfigError."""
+def validate(model: type[ConfigT], values: object) -> ConfigT:
+    """Build a config from plain values.
+
+    Args:
+        model: config class.
+        values: nested dictionaries and lists, as from a YAML file.
+
+    Returns:
+        The valid config.
+
+    Raises:
+        ConfigError: if a value is invalid, with one line per error.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(
-            "\n".join(dict.fromkeys(_explain(model, detail) for detail in error.errors()))
-        ) from None
-
-
-def _shown(value: Any) -> str:
-    """As Python writes it, and no longer than a line."""
-    text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
-
-
-def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
-    """One line for one of pydantic's findings."""
-    models: list[type[BaseModel]] = [model]
-    siblings: dict[str, type[BaseModel]] = {}
-    path: list[str] = []
-    for part in detail["loc"]:
-        kinds = {m.model_fields["kind"].default: m for m in models if "kind" in m.model_fields}
-        if part in kinds:  # pydantic names the member of the union, the user does not
-            models, siblings = [kinds[part]], kinds
-            continue
-        path.append(str(part))
-        fields = [m.model_fields[part] for m in models if part in m.model_fields]
-        if detail["type"] == "extra_forbidden" and not fields and not isinstance(part, int):
-            valid = [name for m in models for name in m.model_fields if name != "kind"]
-            kind = f" of {next(iter(kinds))}" if len(kinds) == 1 else ""
-            others = [name for name, other in siblings.items() if part in other.model_fields]
-            hint = (
-                f" It is one of {', '.join(others)}."
-                if kind and others
-                else nearest(str(part), valid)
-            )
-            return f"unknown option '{'.'.join(path)}'{kind}.{hint}"
-        models = [m for field in fields for m in models_of(field.annotation)] or models
-    where = ".".join(path)
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "union_tag_invalid":
-        tag = str(detail["ctx"]["tag"])
-        return f"unknown {where} '{tag}'." + nearest(
-            tag, [k.strip("' ") for k in detail["ctx"]["expected_tags"].split(",")]
-        )
-    if detail["type"] == "literal_error":
-        valid = [
-            choice.strip("' ")
-            for choice in detail["ctx"]["expected"].replace(" or ", ",").split(",")
-        ]
-        return (
-            f"{where}: expected {detail['ctx']['expected']}, got {_shown(detail['input'])}."
-            + nearest(str(detail["input"]), valid)
-        )
-    if detail["type"] == "missing":
-        return f"{where}=… is required"
-    if detail["type"] == "value_error":
-        return message if not where or message.startswith(path[-1]) else f"{where}: {message}"
-    return f"{where}: {message[:1].lower()}{message[1:]}, got {_shown(detail['input'])}"
+        # dictionary keys: pydantic may report one error once per member of a union
+        lines = dict.fromkeys(explain(model, detail) for detail in error.errors())
+    raise ConfigError("\n".join(lines))
 
 
 def parse_overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
-    """``key=value`` words as pairs; leading ``+`` marks are allowed and mean nothing here."""
-    pairs = []
+    """Split ``key=value`` arguments into pairs.
+
+    Args:
+        argv: command-line arguments. Hydra's leading ``+`` is accepted and ignored.
+
+    Returns:
+        The keys and values in the given order.
+
+    Raises:
+        ConfigError: if an argument is not of the form ``key=value``.
+    """
+    pairs: list[tuple[str, str]] = []
     for word in argv:
         key, equals, value = word.partition("=")
-        if not equals or not key.strip("+"):
+        key = key.lstrip("+")
+        if not equals or not key:
             raise ConfigError(f"expected key=value, got '{word}'. See --help.")
-        pairs.append((key.lstrip("+"), value))
+        pairs.append((key, value))
     return pairs
 
 
 def compose_train(argv: Sequence[str]) -> TrainConfig:
-    """The configuration of ``train.py key=value …``.
+    """Compose the configuration of ``train.py key=value ...``.
 
-    A group takes a preset (``fusion=film``), a field a value (``agent.n_steps=64``), and ``task`` also environment ids,
-    one or several (``task=BabyAI-GoToObj-v0+BabyAI-GoToLocal-v0``). Context and encoder are then those that their
-    observations call for, unless the command line says something of them.
+    A group takes a preset (``fusion=film``), any other option a value (``agent.n_steps=64``).
+    ``task`` also takes environment ids, one or several
+    (``task=BabyAI-GoToObj-v0+BabyAI-GoToLocal-v0``); context and encoder are then chosen by the
+    observation space, unless an argument sets them.
 
-    :raises ConfigError: for the first thing that is wrong.
+    Args:
+        argv: command-line arguments.
+
+    Returns:
+        The valid configuration.
+
+    Raises:
+        ConfigError: if an argument is invalid.
     """
-    known = sorted({*fields_of([TrainConfig])})
-    overrides = []
     pairs = parse_overrides(argv)
+    known = set(option_names([TrainConfig]))
+    # "context.dim=32" sets the group "context"
+    groups_set = {key.partition(".")[0] for key, _ in pairs}
+    overrides: list[str] = []
     for key, value in pairs:
         if key not in known:
             raise ConfigError(f"unknown option '{key}'." + nearest(key, known))
         if key == "task" and "-v" in value:
-            tasks = ", ".join(_task(env_id) for env_id in value.split("+"))
-            overrides += ["++task.name=" + value, f"++task.tasks=[{tasks}]"]
-            said = {other.partition(".")[0] for other, _ in pairs}
-            overrides += [f"{group}=auto" for group in ("context", "encoder") if group not in said]
+            overrides += _override_environments(value)
+            for group in ("context", "encoder"):
+                if group not in groups_set:
+                    overrides.append(f"{group}=auto")
         elif key in GROUPS:
-            value = replace_preset(key, value)
-            if value not in presets(key):
-                ids = " or an environment id" if key == "task" else ""
-                raise ConfigError(
-                    f"unknown {key} '{value}': expected a preset{ids}."
-                    + nearest(value, presets(key))
-                )
-            overrides.append(f"{key}={value}")
+            overrides.append(_override_preset(key, value))
         else:
             overrides.append(f"++{key}={value}")
     return validate(TrainConfig, _compose(overrides))
 
 
-def _task(env_id: str) -> str:
-    # Meta-World's own rule: reaching the goal counts, staying there does not
-    success = ", success: any_step" if env_id.startswith("Meta-World/") else ""
-    return f"{{name: {env_id}, env_id: {env_id}{success}}}"
+def _override_preset(group: str, value: str) -> str:
+    """Return Hydra's override for a preset."""
+    name = replace_preset(group, value)
+    names = presets(group)
+    if name not in names:
+        expected = "a preset"
+        if group == "task":
+            expected = "a preset or an environment id"
+        raise ConfigError(f"unknown {group} '{name}': expected {expected}." + nearest(name, names))
+    return f"{group}={name}"
 
 
-def _compose(overrides: list[str]) -> Any:
+def _override_environments(value: str) -> list[str]:
+    """Return Hydra's overrides for a suite of environment ids that are joined by ``+``."""
+    tasks: list[str] = []
+    for env_id in value.split("+"):
+        task = f"name: {env_id}, env_id: {env_id}"
+        if env_id.startswith("Meta-World/"):
+            # Meta-World counts an episode as a success if any of its timesteps is one
+            task += ", success: any_step"
+        tasks.append(f"{{{task}}}")
+    return [f"++task.name={value}", f"++task.tasks=[{', '.join(tasks)}]"]
+
+
+def _compose(overrides: list[str]) -> object:
+    """Return the plain values of train.yaml after Hydra applied the overrides."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        with initialize_config_dir(str(PRESETS), version_base="1.3"):
-            return OmegaConf.to_container(
-                compose("train", overrides), resolve=True, throw_on_missing=True
-            )
+        with initialize_config_dir(str(PRESETS_DIR), version_base="1.3"):
+            config = compose("train", overrides)
+            return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(
-            f"the command line could not be read: {str(error).splitlines()[0]}"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"the command line could not be parsed: {reason}") from None
 
 
-def parse_flat(model: type[ModelT], argv: Sequence[str]) -> ModelT:
-    """The configuration of a command without presets (``eval.py``), from ``key=value`` words."""
+def parse_flat(model: type[ConfigT], argv: Sequence[str]) -> ConfigT:
+    """Build the configuration of a command without presets (``eval.py``).
+
+    Args:
+        model: config class whose options have no options of their own.
+        argv: ``key=value`` arguments.
+
+    Returns:
+        The valid configuration.
+
+    Raises:
+        ConfigError: if an argument is invalid.
+    """
     pairs = parse_overrides(argv)
     for key, _ in pairs:
         if key not in model.model_fields:

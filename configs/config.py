@@ -1,19 +1,30 @@
-"""What every configuration is: frozen, closed to unknown fields, documented by the text under each field."""
+"""Base class and shared field types of every configuration."""
 
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+
+def _to_tuple(value: object) -> object:
+    """Return a single name as a tuple of one; return any other value unchanged."""
+    if isinstance(value, str):
+        return (value,)
+    return value
+
+
 Width = Annotated[int, Field(ge=1, le=2**16)]
-"""Of a layer; a number beyond is a slip, or a stranger's."""
+"""Size of a layer. The upper bound rejects typing errors and hostile files."""
 Widths = Annotated[tuple[Width, ...], Field(max_length=16)]
-"""Of layers, one upon the other."""
-NoBrackets = BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)
-"""Of a list of names: a single one may stand by itself."""
+"""Sizes of consecutive layers, first layer first."""
+AllowSingleName = BeforeValidator(_to_tuple)
+"""Accept ``sites=map`` for ``sites=[map]``."""
 
 
 class Config(BaseModel):
-    """Frozen, closed to unknown fields, documented by the text under each field."""
+    """A frozen configuration without unknown fields.
+
+    The string under a field is its documentation; ``--help`` prints its first paragraph.
+    """
 
     model_config = ConfigDict(
         frozen=True,
@@ -21,5 +32,5 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         allow_inf_nan=False,
         validate_default=True,
-        coerce_numbers_to_str=True,  # name=123
+        coerce_numbers_to_str=True,  # name=123 is a valid name
     )

@@ -1,23 +1,35 @@
-"""What a user reads after a mistake: what was expected, what came, and the nearest valid name."""
+"""Errors shown to users, and the suggestion of the nearest valid name."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MAX_LISTED_NAMES = 40
+"""Largest number of valid names that an error message lists."""
+
 
 class ConfigError(ValueError):
-    """A user's mistake, told in one message; the command line prints it without a traceback and exits with 2."""
+    """An invalid option or argument. The commands print the message and exit with code 2."""
 
 
 class RunError(RuntimeError):
-    """What no word of the user's is to blame for; the command line prints it without a traceback and exits with 1."""
+    """A failure not caused by an option. The commands print the message and exit with code 1."""
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:
-    """``name`` against the valid names: `` Did you mean 'film'?`` or, with nothing near, `` Valid: bilinear, film.``"""
+    """Return a hint to append to an error message about an unknown name.
+
+    Args:
+        name: the unknown name.
+        valid: the valid names.
+
+    Returns:
+        `` Did you mean 'film'?`` if a valid name is similar, otherwise the list of valid names,
+        `` Valid: bilinear, film.``; an empty string if there are none or too many to list.
+    """
     options = sorted(set(valid))
-    if not options:
-        return ""
     close = get_close_matches(str(name), options, n=1, cutoff=0.5)
     if close:
         return f" Did you mean '{close[0]}'?"
-    return f" Valid: {', '.join(options)}." if len(options) <= 40 else ""
+    if 0 < len(options) <= MAX_LISTED_NAMES:
+        return f" Valid: {', '.join(options)}."
+    return ""

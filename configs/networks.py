@@ -1,21 +1,24 @@
-"""The schema of networks: how observation and context are encoded, and how they are fused.
+"""Schema of the networks: encoders, fusion, and recurrent core.
 
-Each group is a closed union, told apart by ``kind``.
+Each group is a closed union of config classes, discriminated by ``kind``. In the equations, x are
+the observation features, z is the context and y is the output.
 """
 
 from collections.abc import Sequence
+from types import UnionType
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from mirl.configs.config import Config, NoBrackets, Width, Widths
+from mirl.configs.config import AllowSingleName, Config, Width, Widths
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.keys import DESIRED_GOAL_KEY, MISSION_KEY, TASK_KEY
 
 Site = Literal["map", "vector", "heads"]
+"""Place where observation and context are fused."""
 
 
-# ----------------------------------------------------------------------------------------------------- interactions
+# ------------------------------------------------------------------------------------------ fusions
 
 
 class ConcatConfig(Config):
@@ -23,25 +26,32 @@ class ConcatConfig(Config):
 
     kind: Literal["concat"] = "concat"
     hidden: Literal[0] | Width = 0
-    """Width of a hidden ReLU layer over [x, z], to match the parameters of another fusion; 0 is the affine form."""
+    """Size of a hidden ReLU layer over [x, z], to match the parameter count of another fusion; 0
+    for the affine form."""
 
 
 class BilinearConfig(Config):
-    """y = zᵀ𝕎x + Uᵀz + Vx + b, the general multiplicative interaction."""
+    """y = zᵀ𝕎x + Uᵀz + Vx + b, the general multiplicative interaction.
+
+    Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
+    """
 
     kind: Literal["bilinear"] = "bilinear"
 
 
 class LowRankConfig(Config):
-    """y = P((A x) ⊙ (B z)) + Uᵀz + Vx + b, a rank-R factorization of 𝕎."""
+    """y = P((A x) ⊙ (B z)) + Uᵀz + Vx + b, a factorization of 𝕎 with rank R."""
 
     kind: Literal["low_rank"] = "low_rank"
     rank: Width = 32
-    """R, the number of products."""
+    """Rank R of the factorization."""
 
 
 class HyperConfig(Config):
-    """y = W′(z) x + b′(z) with (W′, b′) = g(z); an affine g makes it equal to ``bilinear``."""
+    """y = W′(z) x + b′(z) with (W′, b′) = g(z), a hypernetwork.
+
+    With an affine generator g it equals ``bilinear``. Ha et al., "HyperNetworks", ICLR 2017.
+    """
 
     kind: Literal["hyper"] = "hyper"
     hidden: Widths = (32,)
@@ -49,37 +59,44 @@ class HyperConfig(Config):
 
 
 class FilmConfig(Config):
-    """y = (1 + γ(z)) ⊙ (V x + b) + β(z), feature-wise linear modulation."""
+    """y = (1 + γ(z)) ⊙ (V x + b) + β(z), feature-wise linear modulation (FiLM).
+
+    Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", AAAI 2018.
+    """
 
     kind: Literal["film"] = "film"
 
 
 class GateConfig(Config):
-    """y = σ(g(x, z)) ⊙ (V x + b), a bounded diagonal form."""
+    """y = σ(g(x, z)) ⊙ (V x + b), a bounded gate per feature."""
 
     kind: Literal["gate"] = "gate"
 
 
 class AttentionConfig(Config):
-    """On a vector a bounded mask, y = V (m ⊙ x) + b with m from M(x, z); on cells, multi-head cross-attention."""
+    """y = V (m ⊙ x) + b with a mask m from M(x, z); on the feature map, cross-attention.
+
+    The context is the query of the multi-head cross-attention, the cells are its keys and values.
+    """
 
     kind: Literal["attention"] = "attention"
     heads: Width = 4
-    """Heads of the cross-attention over cells."""
+    """Heads of the cross-attention over the feature map."""
     mask: Literal["sigmoid", "softmax"] = "sigmoid"
-    """On a vector: weights bounded by (0, 1), or on the simplex (times the number of features)."""
+    """Function of the mask m on a feature vector: ``sigmoid`` for weights in (0, 1), ``softmax``
+    for weights that sum to the number of features."""
     rank: Width = 32
-    """Rank of the interaction M(x, z) that makes the mask."""
+    """Rank of the interaction M(x, z) that computes the mask."""
 
 
 class MetricConfig(Config):
-    """y = V x + b + W s(x, z), with s the similarities of x and z under several learned projections."""
+    """y = V x + b + W s(x, z), with similarities s of learned projections of x and z."""
 
     kind: Literal["metric"] = "metric"
     projections: Width = 8
-    """Number of learned metrics; each gives an inner product and a Mahalanobis distance."""
+    """Number of learned projections; each gives an inner product and a squared distance."""
     rank: Width = 16
-    """Dimension in which each metric compares."""
+    """Size of each projection."""
 
 
 FusionConfig = (
@@ -94,33 +111,34 @@ FusionConfig = (
 )
 
 
-# ------------------------------------------------------------------------------------------- contexts and encoders
+# ----------------------------------------------------------------------------------------- contexts
 
 
 class TaskIdContextConfig(Config):
-    """z = relu(MLP(one-hot task id)), or the one-hot id itself; a mission, if the tasks state one, is not read."""
+    """z = relu(MLP(one-hot task id)), or the one-hot task id itself; missions are ignored."""
 
     kind: Literal["task_id"] = "task_id"
     key: str = TASK_KEY
-    """Key of the observation that holds the task index."""
+    """Observation key of the task id."""
     dim: Width = 64
-    """Z, the size of the context."""
+    """Size Z of the context."""
     hidden: Widths = (64,)
-    """Hidden ReLU layers before the last; empty for z = one-hot, which makes ``bilinear`` heads one head per task."""
+    """Hidden ReLU layers before the output layer; empty for the one-hot task id itself, which
+    turns ``bilinear`` heads into one head per task."""
 
 
 class MissionContextConfig(Config):
-    """z from the words of the mission."""
+    """z = encoder(words of the mission)."""
 
     kind: Literal["mission"] = "mission"
     key: str = MISSION_KEY
-    """Key of the observation that holds the mission's token ids."""
+    """Observation key of the mission's token ids."""
     encoder: Literal["attention", "gru", "bag"] = "attention"
-    """Self-attention with sinusoidal positions, a recurrent network, or a bag of words."""
+    """Encoder of the words: self-attention with sinusoidal positions, a GRU, or a bag of words."""
     dim: Width = 64
-    """Z, the size of the context."""
+    """Size Z of the context."""
     heads: Width = 4
-    """Heads of the self-attention; they must divide ``dim``."""
+    """Heads of the self-attention, a divisor of ``dim``."""
     layers: Width = 1
     """Layers of the self-attention or of the GRU."""
 
@@ -134,26 +152,32 @@ class MissionContextConfig(Config):
 
 
 class GoalContextConfig(Config):
-    """z = relu(MLP(goal)), or for a picture of the goal what an encoder of its own reads from it."""
+    """z = relu(MLP(goal)), or a convolutional encoder of a goal in MiniGrid's symbolic form."""
 
     kind: Literal["goal"] = "goal"
     key: str = DESIRED_GOAL_KEY
-    """Key of the observation that holds the goal."""
+    """Observation key of the goal."""
     relative_to: str = ""
-    """Key of what is subtracted from the goal first, as ``achieved_goal``: what is left to do; nothing if empty."""
+    """Observation key to subtract from the goal, e.g. ``achieved_goal``; empty for the goal as it
+    is."""
     encoder: Literal["mlp", "grid"] = "mlp"
-    """An MLP over the flattened goal; or, for a goal in MiniGrid's symbolic form, cells and convolutions."""
+    """Encoder of the goal: an MLP over the flattened goal, or convolutions over a symbolic
+    grid."""
     dim: Width = 64
-    """Z, the size of the context."""
+    """Size Z of the context."""
     normalize: bool = False
-    """Bring each number of the goal to mean 0 and deviation 1, by all that training has seen so far."""
+    """Normalize each number of the goal to mean 0 and standard deviation 1, by running statistics
+    of the training."""
 
     @model_validator(mode="after")
-    def _codes_are_no_numbers(self) -> Self:
+    def _grid_goals_are_not_normalized(self) -> Self:
+        if self.encoder != "grid":
+            return self
         for option in ("normalize", "relative_to"):
-            if getattr(self, option) and self.encoder == "grid":
+            if getattr(self, option):
                 raise ValueError(
-                    f"{option} is for goals of real numbers, and encoder=grid reads codes"
+                    f"{option} is for goals of real numbers, but encoder=grid reads integer codes; "
+                    "use encoder=mlp"
                 )
         return self
 
@@ -162,33 +186,36 @@ ContextConfig = TaskIdContextConfig | MissionContextConfig | GoalContextConfig
 
 
 class AutoContextConfig(Config):
-    """The goal, else the mission, else the task id, whichever the observation has."""
+    """The goal if the observation has one, otherwise the mission, otherwise the task id."""
 
     kind: Literal["auto"] = "auto"
 
 
+# ----------------------------------------------------------------------------------------- encoders
+
+
 class GridEncoderConfig(Config):
-    """MiniGrid's symbolic view: an embedding per channel, then convolutions; gives cells and a vector."""
+    """MiniGrid's symbolic view: embeddings, then convolutions; gives a feature map and a vector."""
 
     kind: Literal["grid"] = "grid"
     channels: Width = 32
-    """Features of each cell."""
+    """Features per cell of the feature map."""
     features_dim: Width = 128
     """Size of the feature vector."""
 
 
 class ImageEncoderConfig(Config):
-    """RGB pixels: strided convolutions; gives cells and a vector."""
+    """RGB pixels: strided convolutions; gives a feature map and a vector."""
 
     kind: Literal["image"] = "image"
     channels: Width = 32
-    """Features of each cell."""
+    """Features per cell of the feature map."""
     features_dim: Width = 128
     """Size of the feature vector."""
 
 
 class VectorEncoderConfig(Config):
-    """Everything flattened, then an MLP; gives a vector and no cells."""
+    """Any observation, flattened: an MLP; gives a vector and no feature map."""
 
     kind: Literal["vector"] = "vector"
     hidden: Widths = (128,)
@@ -196,70 +223,82 @@ class VectorEncoderConfig(Config):
     features_dim: Width = 128
     """Size of the feature vector."""
     normalize: bool = False
-    """Bring each number of the observation to mean 0 and deviation 1, by all that training has seen so far."""
+    """Normalize each number of the observation to mean 0 and standard deviation 1, by running
+    statistics of the training."""
 
 
 EncoderConfig = GridEncoderConfig | ImageEncoderConfig | VectorEncoderConfig
 
 
 class AutoEncoderConfig(Config):
-    """By what is seen: a symbolic grid, pixels, or neither; without cells, fusion on the map moves to the vector."""
+    """``grid``, ``image`` or ``vector``, chosen by the observation space.
+
+    Where ``vector`` is chosen, fusion on the map moves to the feature vector.
+    """
 
     kind: Literal["auto"] = "auto"
 
 
-# ------------------------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------- memory
 
 
 class NoMemoryConfig(Config):
-    """The policy reads the present observation alone."""
+    """A feed-forward policy."""
 
     kind: Literal["none"] = "none"
 
 
 class RecurrentCoreConfig(Config):
-    """What all memories share."""
+    """Options shared by all recurrent cores."""
 
     size: Width = 128
-    """Size of what is remembered."""
+    """Size of the output."""
     normalize: bool = True
-    """LayerNorm, without weights, of the features that are read: what those of all observations have in common would
-    drown what differs."""
+    """Apply layer normalization (without learned weights) to the input features.
+
+    The component that all observations share would otherwise dominate what differs between them.
+    """
     skip_connection: bool = False
-    """Add what is remembered to the features, by a projection that starts at zero, and let these learn as without a
-    memory: no gradient flows to them through it."""
+    """Add the output, projected by weights that start at zero, to the input features; the core
+    then passes no gradients to the features extractor."""
 
 
 class LstmConfig(RecurrentCoreConfig):
-    """A long short-term memory."""
+    """Long short-term memory (LSTM)."""
 
     kind: Literal["lstm"] = "lstm"
 
 
 class GruConfig(RecurrentCoreConfig):
-    """A gated recurrent unit."""
+    """Gated recurrent unit (GRU)."""
 
     kind: Literal["gru"] = "gru"
 
 
 Gate = Literal["input", "forget", "cell", "output"]
+"""Gate of an LSTM, in the order of ``torch.nn.LSTM``."""
 
 
 class MiLstmConfig(RecurrentCoreConfig):
-    """An LSTM whose gates take an interaction M(x_t, h_{t−1}), scaled by the context."""
+    """An LSTM with a multiplicative interaction M(x_t, h_{t−1}) in its gates, scaled by z."""
 
     kind: Literal["mi_lstm"] = "mi_lstm"
     form: Literal["full", "low_rank", "diagonal"] = "low_rank"
-    """The multiplicative term: hᵀ𝕎x; P((A x) ⊙ (B h)); or α ⊙ (V x) ⊙ (U h)."""
+    """Multiplicative term: ``full`` is hᵀ𝕎x, ``low_rank`` is P((A x) ⊙ (B h)), ``diagonal`` is
+    α ⊙ (V x) ⊙ (U h).
+
+    ``diagonal`` is Wu et al., "On Multiplicative Integration with Recurrent Neural Networks",
+    NeurIPS 2016.
+    """
     rank: Width = 32
-    """R of the form ``low_rank``."""
-    gates: Annotated[tuple[Gate, ...], NoBrackets] = get_args(Gate)
-    """The gates that have the multiplicative term."""
+    """Rank R of the form ``low_rank``."""
+    gates: Annotated[tuple[Gate, ...], AllowSingleName] = get_args(Gate)
+    """Gates with the multiplicative term."""
     scaled_by_context: bool = True
-    """The context z scales what each gate takes, by 1 + γ(z)."""
+    """Scale the input of each gate by 1 + γ(z), a function of the context z."""
 
     @model_validator(mode="after")
-    def _gates_are_distinct(self) -> Self:
+    def _gates_are_unique(self) -> Self:
         if not self.gates or len(set(self.gates)) != len(self.gates):
             raise ValueError(
                 f"gates must name at least one gate and none twice, got {list(self.gates)}"
@@ -268,10 +307,10 @@ class MiLstmConfig(RecurrentCoreConfig):
 
 
 class MultiHeadCoreConfig(RecurrentCoreConfig):
-    """A memory whose heads share its size among them."""
+    """Options shared by recurrent cores with several heads."""
 
     heads: Width = 4
-    """Heads, of size/heads each; they must divide ``size``."""
+    """Number of heads, a divisor of ``size``."""
 
     @model_validator(mode="after")
     def _heads_divide_size(self) -> Self:
@@ -281,7 +320,10 @@ class MultiHeadCoreConfig(RecurrentCoreConfig):
 
 
 class FastWeightsConfig(MultiHeadCoreConfig):
-    """A matrix of associations for each head, written by the delta rule and read by a query: linear attention."""
+    """Linear attention: a weight matrix per head, updated by the delta rule.
+
+    Schlag et al., "Linear Transformers Are Secretly Fast Weight Programmers", ICML 2021.
+    """
 
     kind: Literal["fast_weights"] = "fast_weights"
 
@@ -291,45 +333,48 @@ class AttentionMemoryConfig(MultiHeadCoreConfig):
 
     kind: Literal["attention"] = "attention"
     window: Annotated[int, Field(ge=1, le=1024)] = 32
-    """L, the timesteps that are looked at, the present one included."""
+    """Length L of the attention window in timesteps, including the current one."""
     positions: Literal["relative", "sinusoidal"] = "relative"
-    """How the time of a timestep is known: by its distance, or by its number in the episode."""
+    """Positional encoding: by the distance between timesteps (Transformer-XL), or by the timestep's
+    number in the episode."""
 
 
 RecurrentConfig = LstmConfig | GruConfig | MiLstmConfig | FastWeightsConfig | AttentionMemoryConfig
 MemoryConfig = NoMemoryConfig | RecurrentConfig
 
 
-class NetworkConfig(Config):
-    """The networks of a policy: what is encoded, how observation and context are fused, and where.
+# ---------------------------------------------------------------------------------- all in one part
 
-    The single argument that travels from the builder down to the features extractor.
+
+class NetworkConfig(Config):
+    """The networks of a policy: encoders, fusion, sites, and recurrent core.
+
+    It is the single argument that the builders pass down to the features extractor.
     """
 
     fusion: Annotated[FusionConfig, Field(discriminator="kind")] = BilinearConfig()
-    """How the observation and the context are fused."""
+    """Fusion of observation and context."""
     context: Annotated[ContextConfig | AutoContextConfig, Field(discriminator="kind")] = (
         AutoContextConfig()
     )
-    """How the context is encoded."""
+    """Encoder of the context."""
     encoder: Annotated[EncoderConfig | AutoEncoderConfig, Field(discriminator="kind")] = (
         AutoEncoderConfig()
     )
-    """How the observation is encoded."""
-    sites: Annotated[tuple[Site, ...], NoBrackets] = ("vector", "heads")
-    """Where to fuse: the feature map, the feature vector, the heads; one or several."""
+    """Encoder of the observation."""
+    sites: Annotated[tuple[Site, ...], AllowSingleName] = ("vector", "heads")
+    """Sites of the fusion: the feature map, the feature vector, the policy and value heads."""
     memory: Annotated[MemoryConfig, Field(discriminator="kind")] = NoMemoryConfig()
-    """Recurrent core between the features extractor and the MLPs."""
+    """Recurrent core between the features extractor and the policy and value networks."""
     observation_keys: tuple[str, ...] | None = None
-    """Keys of the observation that are inputs; None for every key that is neither the context nor
-    the action mask."""
+    """Observation keys that are inputs; None for every key that is neither a context nor the
+    action mask."""
 
     @property
     def is_resolved(self) -> bool:
         """Return True if neither the context nor the encoder is ``auto``."""
-        return not isinstance(self.context, AutoContextConfig) and not isinstance(
-            self.encoder, AutoEncoderConfig
-        )
+        auto = AutoContextConfig | AutoEncoderConfig
+        return not isinstance(self.context, auto) and not isinstance(self.encoder, auto)
 
 
 def network_config(
@@ -345,32 +390,44 @@ def network_config(
 
     Args:
         fusion: name of a fusion, or its config with options.
-        context: name or config of the context encoder; None to choose it from the observation space.
-        encoder: name or config of the encoder; None to choose it from the observation space.
+        context: name or config of the context encoder; None to choose it by the observation space.
+        encoder: name or config of the encoder; None to choose it by the observation space.
         sites: one or several of "map", "vector" and "heads".
         memory: name or config of the recurrent core; "none" for a feed-forward policy.
-        observation_keys: keys of the observation that are inputs; None for all that are left.
+        observation_keys: observation keys that are inputs; None for every key that is neither a
+            context nor the action mask.
 
     Returns:
         The frozen configuration.
 
     Raises:
-        ConfigError: if a name is unknown; names the nearest one.
+        ConfigError: if a name is unknown; the message suggests the nearest one.
     """
+    keys = None
+    if observation_keys is not None:
+        keys = tuple(observation_keys)
     return NetworkConfig(
         fusion=choose(fusion, FusionConfig),
         context=choose(context or "auto", ContextConfig | AutoContextConfig),
         encoder=choose(encoder or "auto", EncoderConfig | AutoEncoderConfig),
         sites=tuple(sites),
         memory=choose(memory, MemoryConfig),
-        observation_keys=None if observation_keys is None else tuple(observation_keys),
+        observation_keys=keys,
     )
 
 
-def choose(part: str | Config, union: Any) -> Any:
-    """A member of a union of configs by its ``kind``, with its defaults; a config is passed through.
+def choose(part: str | Config, union: UnionType) -> Any:
+    """Return a member of a union of config classes.
 
-    :raises ConfigError: naming the nearest kind.
+    Args:
+        part: the ``kind`` of a member, or a config object.
+        union: union of config classes, e.g. ``FusionConfig``.
+
+    Returns:
+        The member of that kind with its default options; a config object of the union as it is.
+
+    Raises:
+        ConfigError: if ``part`` is neither; the message suggests the nearest kind.
     """
     members = get_args(union)
     if isinstance(part, members):

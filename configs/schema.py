@@ -1,11 +1,12 @@
-"""The schema of runs: frozen once built, valid or an error. The doc of a field stands under it.
+"""Schema of the commands: ``TrainConfig`` for train.py, ``EvalConfig`` for eval.py.
 
-Each builder receives its own part (``build_fusion(config.fusion, …)``), never the whole.
+A configuration is frozen and valid once it is built. Each builder receives only its own part
+(``build_fusion(config.fusion, ...)``), never the whole.
 """
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -25,7 +26,7 @@ from mirl.configs.agents import (
     check_minibatches,
 )
 from mirl.configs.aliases import replace_value
-from mirl.configs.config import Config, NoBrackets
+from mirl.configs.config import AllowSingleName, Config
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
     AutoContextConfig,
@@ -33,6 +34,7 @@ from mirl.configs.networks import (
     ContextConfig,
     EncoderConfig,
     FusionConfig,
+    GridEncoderConfig,
     ImageEncoderConfig,
     MemoryConfig,
     NetworkConfig,
@@ -44,167 +46,227 @@ from mirl.configs.networks import (
 from mirl.configs.tasks import HoldoutConfig, SuiteConfig, file_name
 
 BackendName = Literal["auto", "gymnasium", "envpool"]
+"""Library that steps the environments."""
 SamplingName = Literal["fixed", "uniform", "lowest_success", "learning_progress"]
+"""Rule that chooses the task of each new episode."""
 DeviceName = Literal["auto", "cpu", "cuda"]
+"""Device of the network."""
 PrecisionName = Literal["auto", "fp32", "bf16"]
+"""Floating-point precision of the training."""
+
+RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
+"""Pattern of the name of a run directory."""
 
 
 class EvaluationConfig(Config):
-    """Evaluation on unseen seeds while training; it selects the ``best`` checkpoint."""
+    """Evaluation during training, on environment seeds that are not trained on."""
 
     every: PositiveInt = 50_000
     """Timesteps between evaluations."""
     episodes: PositiveInt = 256
-    """Episodes per evaluation and task."""
+    """Episodes per task in each evaluation during training."""
     deterministic: bool = False
-    """Take the most probable action, or sample from the policy."""
+    """Take the most probable action (the mean of a Gaussian); false to sample from the policy."""
     test_episodes: PositiveInt = 1000
-    """Episodes per task, of other seeds, of the evaluation after training."""
+    """Episodes per task in the final evaluation after training, on test seeds."""
     best_by: Literal["mean", "worst"] = "mean"
-    """What makes a checkpoint the ``best``: the success rate's mean over the tasks, or that of the worst task."""
+    """Criterion of the ``best`` checkpoint: the mean success rate over the tasks, or the success
+    rate of the worst task."""
 
 
 class TrainConfig(Config):
-    """One run."""
+    """A training run."""
 
     task: SuiteConfig
-    """What to learn."""
+    """Tasks to train on: a preset, or one or several environment ids joined by ``+``."""
     fusion: Annotated[FusionConfig, Field(discriminator="kind")]
-    """How the observation meets the context."""
+    """Fusion of the observation features x and the context z into y."""
     context: Annotated[ContextConfig | AutoContextConfig, Field(discriminator="kind")]
-    """What the context is made of."""
+    """Encoder of the context z: task id, mission or goal."""
     encoder: Annotated[EncoderConfig | AutoEncoderConfig, Field(discriminator="kind")]
-    """What the observation passes through."""
+    """Encoder of the observation into the features x."""
     agent: Annotated[AgentConfig, Field(discriminator="kind")]
-    """How to learn."""
+    """Algorithm and its hyperparameters, named as in Stable-Baselines3."""
     memory: Annotated[MemoryConfig, Field(discriminator="kind")] = NoMemoryConfig()
-    """What the policy remembers of the episode."""
+    """Recurrent core of the policy (PPO and A2C)."""
     split: HoldoutConfig = HoldoutConfig()
-    """What to withhold from training."""
+    """Missions, goals or tasks to hold out of training and to evaluate separately."""
     sampling: Annotated[
         SamplingName, BeforeValidator(lambda value: replace_value("sampling", value))
     ] = "fixed"
-    """Which task an environment plays next: always the same, any, or rather those that fail or that change."""
-    sites: Annotated[tuple[Site, ...], NoBrackets] = ("map", "heads")
-    """Where to fuse: the feature map, the feature vector, the policy and value heads; one or several."""
+    """Task of each new episode: ``fixed`` keeps one task per environment, ``uniform`` draws any,
+    ``lowest_success`` and ``learning_progress`` prefer tasks with a low or a changing success
+    rate."""
+    sites: Annotated[tuple[Site, ...], AllowSingleName] = ("map", "heads")
+    """Sites of the fusion, one or several: the feature map, the feature vector, the policy and
+    value heads."""
     name: str = ""
-    """Name of the run directory; empty for ``<task>-<fusion>[-<memory>]-<agent>-seed<seed>``."""
+    """Name of the run directory; empty for
+    ``<task>-<fusion>[-<memory>]-<agent>[-<split>]-seed<seed>``."""
     runs_dir: Path = Path("runs")
-    """Folder of the run directories."""
+    """Parent folder of the run directories."""
     start_from: Path | None = None
-    """Weights to start from: a run directory, for its best checkpoint, or a .zip that Stable-Baselines3 saved."""
+    """Initial weights: a run directory (its best checkpoint), or a .zip file saved by
+    Stable-Baselines3; None for random weights."""
     total_timesteps: PositiveInt = 500_000
-    """Timesteps to train for, all environments together, rounded up to whole rollouts."""
+    """Timesteps to train for, over all environments, rounded up to whole rollouts."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of the weights, the actions, the minibatches and the training environments."""
+    """Seed of the weights, the actions, the minibatches and the training environments."""
     device: DeviceName = "auto"
-    """Where the network lives; ``auto`` takes CUDA where there is one."""
+    """Device of the network; ``auto`` for CUDA if it is available."""
     precision: PrecisionName = "auto"
-    """What the network trains in; ``auto`` takes bfloat16 where a short trial finds it clearly faster."""
+    """Precision of the training; ``auto`` for bfloat16 if a short measurement finds it clearly
+    faster."""
     on_fault: Literal["stop", "skip"] = "stop"
-    """What to do about numbers that are NaN or infinite, after an update (PPO, A2C) or gradient step that would make
-    weights so was undone or left out, or when an environment gives such: stop the run, or go on without them."""
+    """Reaction to NaN or infinite weights, observations or rewards: ``stop`` ends the run with an
+    error, ``skip`` continues without the update, gradient step or episode that caused them."""
     max_restarts: NonNegativeInt = 10
-    """How many failures of environments are survived in one go: one raised, or its process died or hung."""
+    """Maximum number of environment restarts, per start of the command, after an environment raised
+    an error or its process died or hung."""
     env_timeout: PositiveFloat = 300.0
-    """Seconds without an answer after which a process that steps environments is held to hang."""
+    """Seconds without an answer after which a worker process counts as hung."""
     backend: BackendName = "auto"
-    """What steps the environments; ``auto`` takes EnvPool where it is installed and knows the tasks."""
+    """Library that steps the environments; ``auto`` for EnvPool if it is installed and has all
+    tasks."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """Evaluation while training."""
+    """Evaluation during training."""
     checkpoint_every: PositiveInt = 100_000
     """Timesteps between checkpoints."""
     log_every: PositiveInt = 1
-    """Iterations between two rows of the log."""
+    """Iterations between rows of the log."""
     progress: bool = True
     """Show a progress bar."""
 
     @field_validator("name")
     @classmethod
     def _name_is_a_folder_name(cls, name: str) -> str:
-        if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}", name):
+        if name and not re.fullmatch(RUN_NAME, name):
             raise ValueError(
-                f"name must be a plain folder name (letters, digits, . _ + -), got '{name}'"
+                "name must be a plain folder name (at most 128 letters, digits, . _ + -, "
+                f"the first a letter or digit), got '{name}'"
             )
         return name
 
     @model_validator(mode="after")
-    def _parts_fit_together(self) -> Self:
+    def _sites_are_unique(self) -> Self:
         if len(set(self.sites)) != len(self.sites) or not self.sites:
             raise ValueError(
                 f"sites must name at least one site and none twice, got {list(self.sites)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _encoder_has_the_map_to_fuse(self) -> Self:
         if "map" in self.sites and isinstance(self.encoder, VectorEncoderConfig):
             raise ValueError(
-                "sites=[map] fuses over cells, and encoder=vector has none; use encoder=grid or sites=[vector]"
-            )
-        if isinstance(self.context, TaskIdContextConfig) and len(self.task.tasks) == 1:
-            raise ValueError(
-                f"context=task_id needs several tasks, and '{self.task.name}' has one; use context=mission"
-            )
-        if isinstance(self.encoder, ImageEncoderConfig) != (
-            self.task.observation == "rgb"
-        ) and not isinstance(self.encoder, VectorEncoderConfig | AutoEncoderConfig):
-            raise ValueError(
-                f"encoder={self.encoder.kind} cannot read task.observation={self.task.observation}; "
-                "grid reads grid, image reads rgb"
-            )
-        if self.task.observation == "rgb" and self.backend == "envpool":
-            raise ValueError(
-                "task.observation=rgb is rendered by backend=gymnasium, not by envpool"
-            )
-        if len(self.trained_tasks) > self.agent.n_envs:
-            raise ValueError(
-                f"agent.n_envs must be at least one per task, {len(self.trained_tasks)}, got {self.agent.n_envs}"
+                "sites=[map] fuses a feature map, and encoder=vector has none; "
+                "use encoder=grid or sites=[vector]"
             )
         return self
 
     @model_validator(mode="after")
-    def _memory_fits_the_agent(self) -> Self:
+    def _task_id_distinguishes_tasks(self) -> Self:
+        if isinstance(self.context, TaskIdContextConfig) and len(self.task.tasks) == 1:
+            raise ValueError(
+                f"context=task_id needs several tasks, and '{self.task.name}' has one; "
+                "use context=mission"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _encoder_accepts_the_observation(self) -> Self:
+        observation = self.task.observation
+        match self.encoder:
+            case GridEncoderConfig():
+                accepted = "grid"
+            case ImageEncoderConfig():
+                accepted = "rgb"
+            case _:  # the others accept both
+                return self
+        if observation != accepted:
+            raise ValueError(
+                f"encoder={self.encoder.kind} needs task.observation={accepted}, "
+                f"got task.observation={observation}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _backend_renders_pixels(self) -> Self:
+        if self.task.observation == "rgb" and self.backend == "envpool":
+            raise ValueError(
+                "task.observation=rgb needs backend=gymnasium, got backend=envpool, "
+                "which renders no pixels"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_task_has_an_environment(self) -> Self:
+        if len(self.trained_tasks) > self.agent.n_envs:
+            raise ValueError(
+                f"agent.n_envs must be at least one per task, {len(self.trained_tasks)}, "
+                f"got {self.agent.n_envs}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sequence_options_have_a_recurrent_core(self) -> Self:
+        if not isinstance(self.memory, NoMemoryConfig):
+            return self
+        if not isinstance(self.agent, OnPolicyConfig):
+            return self
+        if self.agent.sequence_length or self.agent.burn_in:
+            raise ValueError(
+                "agent.sequence_length and agent.burn_in need a recurrent core, got memory=none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _agent_trains_the_recurrent_core(self) -> Self:
         if isinstance(self.memory, NoMemoryConfig):
-            if isinstance(self.agent, OnPolicyConfig) and (
-                self.agent.sequence_length or self.agent.burn_in
-            ):
-                raise ValueError(
-                    "agent.sequence_length and agent.burn_in are for a memory, and memory=none"
-                )
             return self
         if isinstance(self.agent, OffPolicyConfig):
             raise ValueError(
-                f"memory={self.memory.kind} is for agent=ppo and agent=a2c, got agent={self.agent.kind}"
+                f"memory={self.memory.kind} needs agent=ppo or agent=a2c, "
+                f"got agent={self.agent.kind}"
             )
         length = self.agent.sequence_length or self.agent.n_steps
         if isinstance(self.agent, PPOConfig):
             check_minibatches(
-                self.agent.batch_size, length, self.agent.n_steps, self.agent.n_envs, "agent."
+                self.agent.batch_size,
+                length,
+                self.agent.n_steps,
+                self.agent.n_envs,
+                prefix="agent.",
             )
         return self
 
     @model_validator(mode="after")
-    def _one_task_needs_no_choice(self) -> Self:
-        if len(self.trained_tasks) == 1:
-            projects = isinstance(self.agent, OnPolicyConfig) and self.agent.pcgrad
-            for option, chosen in (
-                ("sampling", self.sampling != "fixed"),
-                ("agent.pcgrad", projects),
-            ):
-                if chosen:
-                    raise ValueError(
-                        f"{option} is for several tasks, and '{self.task.name}' trains one"
-                    )
+    def _multitask_options_have_several_tasks(self) -> Self:
+        if len(self.trained_tasks) != 1:
+            return self
+        if self.sampling != "fixed":
+            raise ValueError(
+                f"sampling={self.sampling} needs several trained tasks, "
+                f"and '{self.task.name}' has one; use sampling=fixed"
+            )
+        if isinstance(self.agent, OnPolicyConfig) and self.agent.pcgrad:
+            raise ValueError(
+                "agent.pcgrad=true needs several trained tasks, "
+                f"and '{self.task.name}' has one; use agent.pcgrad=false"
+            )
         return self
 
     @model_validator(mode="after")
-    def _what_is_withheld_is_not_relabelled(self) -> Self:
+    def _held_out_goals_are_not_relabeled(self) -> Self:
         if isinstance(self.agent, OffPolicyConfig) and self.agent.her and self.split.goal_low:
             raise ValueError(
-                "hindsight experience replay relabels with whatever goals were reached, those that split.goal_low and "
-                "split.goal_high withhold included; use agent.her=false"
+                "agent.her=true would train on every achieved goal, including those that "
+                "split.goal_low and split.goal_high hold out; use agent.her=false"
             )
         return self
 
     @model_validator(mode="after")
-    def _split_leaves_something_to_learn(self) -> Self:
+    def _split_leaves_a_task_to_train(self) -> Self:
         names = [task.name for task in self.task.tasks]
         for name in self.split.tasks:
             if name not in names:
@@ -213,12 +275,14 @@ class TrainConfig(Config):
                     + nearest(name, names)
                 )
         if not self.trained_tasks:
-            raise ValueError(f"split.tasks withholds every task of suite '{self.task.name}'")
+            raise ValueError(
+                f"split.tasks must leave a task to train on, got every task of '{self.task.name}'"
+            )
         return self
 
     @property
     def network(self) -> NetworkConfig:
-        """The networks of the policy, as one argument for the builders."""
+        """Return the networks of the policy, as one argument for the builders."""
         return NetworkConfig(
             fusion=self.fusion,
             context=self.context,
@@ -229,85 +293,104 @@ class TrainConfig(Config):
 
     @property
     def trained_tasks(self) -> tuple[str, ...]:
-        """The names of the tasks that are trained."""
-        return tuple(self.task.tasks[i].name for i in self.split.task_indices(self.task, "trained"))
+        """Return the names of the tasks that are trained on."""
+        indices = self.split.task_indices(self.task, "trained")
+        return tuple(self.task.tasks[index].name for index in indices)
 
     @property
     def run_name(self) -> str:
-        """Name of the run directory."""
+        """Return the name of the run directory."""
+        if self.name:
+            return self.name
         parts = [file_name(self.task.name), self.fusion.kind]
-        parts += [] if isinstance(self.memory, NoMemoryConfig) else [self.memory.kind]
-        parts += [self.agent.kind]
+        if not isinstance(self.memory, NoMemoryConfig):
+            parts.append(self.memory.kind)
+        parts.append(self.agent.kind)
         if self.split.holds_out_any:
-            parts += ["split" if self.split.name == "none" else self.split.name]
-        return self.name or "-".join([*parts, f"seed{self.seed}"])
+            # a split written on the command line keeps the default name "none"
+            parts.append("split" if self.split.name == "none" else self.split.name)
+        parts.append(f"seed{self.seed}")
+        return "-".join(parts)
 
     @property
     def run_dir(self) -> Path:
-        """The run directory."""
+        """Return the path of the run directory."""
         return self.runs_dir / self.run_name
 
 
 class ResolvedConfig(TrainConfig):
-    """A run's configuration after ``auto`` was resolved against the environment's spaces.
+    """A training run after ``auto`` was resolved against the environments' spaces.
 
-    A run directory stores this one: its context and its encoder are known without an environment.
+    Run directories store this one, so that nothing that reads them needs an environment to know
+    the networks.
     """
 
     context: Annotated[ContextConfig, Field(discriminator="kind")]
-    """How the context is encoded."""
+    """Encoder of the context z: task id, mission or goal."""
     encoder: Annotated[EncoderConfig, Field(discriminator="kind")]
-    """How the observation is encoded."""
+    """Encoder of the observation into the features x."""
 
 
 class EvalConfig(Config):
-    """One evaluation of a checkpoint."""
+    """An evaluation, few-shot adaptation or export of a checkpoint."""
 
     run: Path
     """Run directory, e.g. ``runs/goto_door-bilinear-ppo-seed0``."""
     checkpoint: str = "best"
-    """``best``, ``last``, or a number of timesteps."""
+    """Checkpoint: ``best``, ``last``, or its number of timesteps."""
     episodes: PositiveInt = 1000
     """Episodes per task."""
     n_envs: PositiveInt = 250
-    """Environments stepped together, over all tasks, but at least one for each."""
+    """Number of parallel environments, over all tasks; at least one per task is used."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Chooses the unseen episodes; no value of it meets a training episode's seed."""
+    """Seed of the test episodes; every value gives episodes that are not trained on."""
     backend: BackendName = "auto"
-    """What steps the environments; need not be the training's."""
+    """Library that steps the environments; it may differ from the training's."""
     device: DeviceName = "auto"
-    """Where the network lives; need not be the training's."""
+    """Device of the network; it may differ from the training's."""
     deterministic: bool = False
-    """Take the most probable action, or sample from the policy."""
+    """Take the most probable action (the mean of a Gaussian); false to sample from the policy."""
     gif: bool = False
     """Also write a GIF of one episode per task."""
     adapt: Literal["no", "context", "network"] = "no"
-    """Do not evaluate as it is: learn a task from few episodes by tuning the context z alone, or the whole network."""
+    """Few-shot adaptation to a task in place of an evaluation: train its context z alone, or the
+    whole network."""
     task: str = ""
-    """What to adapt to, a preset or an environment id; empty for what the run's split withheld."""
+    """Task to adapt to, a preset or an environment id; empty for the run's held-out tasks."""
     adapt_episodes: tuple[PositiveInt, ...] = (16, 64, 256, 1024)
-    """Episodes of practice after which adaptation is evaluated."""
+    """Numbers of training episodes after which the adapted policy is evaluated, ascending."""
     export: str = ""
-    """Do not evaluate; write the policy of this one mission or task as a program, ``exports/<name>.pt2``."""
+    """Export the policy for this mission or task in place of an evaluation, as a ``torch.export``
+    program ``exports/<name>.pt2``."""
 
     @field_validator("adapt_episodes", mode="before")
     @classmethod
-    def _list_needs_no_brackets(cls, numbers: Any) -> Any:
-        return numbers.strip("[]").split(",") if isinstance(numbers, str) else numbers
+    def _brackets_may_be_omitted(cls, numbers: object) -> object:
+        if isinstance(numbers, str):
+            return numbers.strip("[]").split(",")
+        return numbers
 
     @model_validator(mode="after")
-    def _episodes_ascend(self) -> Self:
+    def _adapt_episodes_ascend(self) -> Self:
         if sorted(set(self.adapt_episodes)) != list(self.adapt_episodes):
             raise ValueError(f"adapt_episodes must ascend, got {list(self.adapt_episodes)}")
+        return self
+
+    @model_validator(mode="after")
+    def _task_is_adapted_to(self) -> Self:
         if self.task and self.adapt == "no":
             raise ValueError("task= is what to adapt to; it needs adapt=context or adapt=network")
-        asked = [
-            f"{name}="
-            for name in ("adapt", "export", "gif")
-            if getattr(self, name) not in ("no", "", False)
-        ]
+        return self
+
+    @model_validator(mode="after")
+    def _one_result_is_asked_for(self) -> Self:
+        asked: list[str] = []
+        if self.adapt != "no":
+            asked.append("adapt=")
+        if self.export:
+            asked.append("export=")
+        if self.gif:
+            asked.append("gif=")
         if len(asked) > 1:
-            raise ValueError(
-                f"{' and '.join(asked)} are different things to do; ask for one at a time"
-            )
+            raise ValueError(f"{' and '.join(asked)} cannot be combined; choose one of them")
         return self

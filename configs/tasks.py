@@ -1,4 +1,4 @@
-"""The schema of tasks: what is learned, how success is told, and what is withheld to be asked of the agent later."""
+"""Schema of tasks: environments, success rules, score bounds, and what is held out of training."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from mirl.configs.aliases import replace_value
 from mirl.configs.config import Config
 
 REFERENCES = Path(__file__).with_name("references.json")
-"""What random play and an expert reach, per environment id; written by ``benchmarks/references.py``."""
+"""Results of a random agent and of an expert per environment id; see benchmarks/references.py."""
 
 Success = Annotated[
     Literal["auto", "reward", "info", "any_step"],
@@ -20,35 +20,46 @@ Success = Annotated[
 ]
 """Rule that decides whether an episode succeeded."""
 Subset = Literal["trained", "held_out"]
-"""The episodes that a split leaves to training, and those that it withholds."""
+"""Subset of the episodes: those that are trained on, and those that are held out."""
 
 
 def file_name(name: str) -> str:
-    """A task's name as part of a file's name: ``ALE/Pong-v5`` must not become a folder."""
+    """Return a task's name in a form that can be part of a file name.
+
+    Args:
+        name: name of a task, which may contain slashes: ``ALE/Pong-v5``.
+
+    Returns:
+        The name with every character but letters, digits, ``.``, ``_``, ``+`` and ``-`` replaced
+        by ``-``.
+    """
     return re.sub(r"[^A-Za-z0-9._+-]", "-", name)
 
 
 class TaskConfig(Config):
-    """One task: an environment, how to build it, and what counts as success."""
+    """A task: an environment, its keyword arguments, and its success rule."""
 
     name: Annotated[str, Field(pattern=r'^[^,"\r\n]+$')]
     """Name in logs and tables."""
     env_id: str
-    """Registered gymnasium id, e.g. ``MiniGrid-GoToDoor-5x5-v0``."""
+    """Registered Gymnasium id, e.g. ``MiniGrid-GoToDoor-5x5-v0``."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the environment (the ``gymnasium`` backend only)."""
+    """Keyword arguments for ``gym.make``; they require the ``gymnasium`` backend."""
     mission: str = ""
-    """Play only episodes whose mission contains this phrase: tasks of one environment that differ in nothing else."""
+    """Keep only episodes whose mission contains this phrase; empty keeps all. It makes several
+    tasks out of one environment, e.g. one task per door color."""
     success: Success = "auto"
-    """What says that an episode succeeded: a positive last reward, the last info, or the info of any timestep; ``auto``
-    asks the last info, and the reward where that says nothing."""
+    """Success rule: ``reward`` requires a positive last reward, ``info`` reads ``is_success`` or
+    ``success`` from the last info, ``any_step`` reads it from the info of every timestep, ``auto``
+    reads the last info and falls back to the last reward."""
     score_low: float | None = None
-    """Return that counts as score 0; by default random play's, where it has been measured, else 0."""
+    """Return with score 0; by default the measured return of a random agent, or 0 if there is
+    none."""
     score_high: float | None = None
-    """Return that counts as score 1; by default the expert's, where one has been measured, else 1."""
+    """Return with score 1; by default the measured return of an expert, or 1 if there is none."""
 
     @model_validator(mode="after")
-    def _bounds_are_ordered(self) -> Self:
+    def _score_high_exceeds_score_low(self) -> Self:
         low, high = score_bounds(self)
         if high <= low:
             raise ValueError(f"score_high must exceed score_low={low}, got {high}")
@@ -56,91 +67,120 @@ class TaskConfig(Config):
 
 
 def score_bounds(task: TaskConfig) -> tuple[float, float]:
-    """The returns that count as score 0 and 1: the task's own, else those measured of its id, else 0 and 1.
+    """Return the returns with score 0 and score 1.
 
-    What was measured holds for an environment as it is registered, so not for one with ``kwargs``.
+    Args:
+        task: the task. Its own bounds come first, then the measured ones, then 0 and 1.
+
+    Returns:
+        The lower and the upper bound, in units of the episode return.
     """
-    measured = {} if task.kwargs else _references().get(task.env_id, {})
-    low = (
-        measured.get("random", {}).get("return", 0.0) if task.score_low is None else task.score_low
-    )
-    high = (
-        measured.get("expert", {}).get("return", 1.0)
-        if task.score_high is None
-        else task.score_high
-    )
+    measured: dict[str, dict[str, float]] = {}
+    # The measurements hold for an environment as registered, not for one with other kwargs.
+    if not task.kwargs:
+        measured = _references().get(task.env_id, {})
+    low = task.score_low
+    if low is None:
+        low = measured.get("random", {}).get("return", 0.0)
+    high = task.score_high
+    if high is None:
+        high = measured.get("expert", {}).get("return", 1.0)
     return low, high
 
 
 @cache
 def _references() -> dict[str, dict[str, dict[str, float]]]:
-    if not REFERENCES.exists():  # it is being written for the first time
+    """Return the measured results: environment id, then ``random`` or ``expert``, then number."""
+    if not REFERENCES.exists():  # benchmarks/references.py is writing it for the first time
         return {}
-    environments: dict[str, dict[str, dict[str, float]]] = json.loads(
-        REFERENCES.read_text("utf-8")
-    )["environments"]
+    content = json.loads(REFERENCES.read_text("utf-8"))
+    environments: dict[str, dict[str, dict[str, float]]] = content["environments"]
     return environments
 
 
 class SuiteConfig(Config):
-    """An ordered tuple of tasks, trained together."""
+    """An ordered tuple of tasks that are trained together."""
 
     name: str
     """Name of the suite."""
     tasks: tuple[TaskConfig, ...]
-    """Its tasks; the position of a task is its task index."""
+    """Tasks of the suite; a task's position is its task index."""
     observation: Literal["grid", "rgb"] = "grid"
-    """MiniGrid's symbolic view, or the same view as pixels (the ``gymnasium`` backend only)."""
+    """MiniGrid observations: the symbolic grid, or the same view as RGB pixels (which require the
+    ``gymnasium`` backend)."""
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> Self:
+    def _task_names_are_unique(self) -> Self:
         names = [task.name for task in self.tasks]
         if not names:
             raise ValueError("tasks must list at least one task, got []")
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"task names must be unique, these come twice: {', '.join(twice)}")
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(
+                f"task names must be unique, got more than once: {', '.join(repeated)}"
+            )
         return self
 
 
 class HoldoutConfig(Config):
-    """What is withheld from training, and evaluated apart: can the agent do what it was never asked?"""
+    """Missions, goals or tasks that are held out of training and evaluated separately.
+
+    They measure generalization to instructions that the agent was never trained on.
+    """
 
     name: str = "none"
     """Name of the split."""
     missions: tuple[str, ...] = ()
-    """Withheld are the episodes whose mission contains one of these phrases, e.g. ``red ball``."""
+    """Hold out episodes whose mission contains one of these phrases, e.g. ``red ball``."""
     goal_low: tuple[float, ...] = ()
-    """Lower corner of the box of withheld goals."""
+    """Lower corner of the box of held-out goals (inclusive), in the units of ``desired_goal``."""
     goal_high: tuple[float, ...] = ()
-    """Upper corner of the box of withheld goals."""
+    """Upper corner of the box of held-out goals (inclusive), in the units of ``desired_goal``."""
     tasks: tuple[str, ...] = ()
-    """Withheld tasks of the suite, by name."""
+    """Names of the held-out tasks of the suite."""
 
     @model_validator(mode="after")
-    def _goals_are_a_box(self) -> Self:
-        corners = (self.goal_low, self.goal_high)
-        if len(corners[0]) != len(corners[1]) or any(
-            low > high for low, high in zip(*corners, strict=True)
-        ):
+    def _goal_bounds_form_a_box(self) -> Self:
+        is_box = len(self.goal_low) == len(self.goal_high)
+        for low, high in zip(self.goal_low, self.goal_high, strict=False):
+            is_box = is_box and low <= high
+        if not is_box:
             raise ValueError(
-                f"goal_low and goal_high must be corners of one box, got {list(corners[0])} and {list(corners[1])}"
+                "goal_low and goal_high must be opposite corners of one box, got "
+                f"{list(self.goal_low)} and {list(self.goal_high)}"
             )
         return self
 
     @property
     def holds_out_episodes(self) -> bool:
-        """Some episodes of a task are withheld, others are not."""
+        """Return True if only some episodes of a task are held out."""
         return bool(self.missions or self.goal_low)
 
     @property
     def holds_out_any(self) -> bool:
-        """Anything is withheld at all."""
+        """Return True if anything is held out."""
         return bool(self.tasks) or self.holds_out_episodes
 
     def task_indices(self, suite: SuiteConfig, subset: Subset) -> tuple[int, ...]:
-        """The tasks that a subset of the split has, as indices into the suite."""
-        withheld = tuple(i for i, task in enumerate(suite.tasks) if task.name in self.tasks)
-        others = tuple(i for i in range(len(suite.tasks)) if i not in withheld)
+        """Return the tasks that have episodes in a subset.
+
+        Args:
+            suite: the suite that this holdout belongs to.
+            subset: ``trained`` or ``held_out``.
+
+        Returns:
+            Task indices in ascending order.
+        """
+        trained: list[int] = []
+        held_out: list[int] = []
+        for index, task in enumerate(suite.tasks):
+            if task.name in self.tasks:
+                held_out.append(index)
+            else:
+                trained.append(index)
         if subset == "trained":
-            return others
-        return tuple(sorted((*withheld, *others))) if self.holds_out_episodes else withheld
+            return tuple(trained)
+        if self.holds_out_episodes:
+            # every trained task may have held-out episodes as well
+            return tuple(range(len(suite.tasks)))
+        return tuple(held_out)

@@ -1,4 +1,4 @@
-"""What every test module shares: the shapes in the networks' signatures are checked while the tests run."""
+"""Checks of the array shapes in signatures at run time, and settings of all tests."""
 
 import sys
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-# extractor, policy and routing stay out: they tell users' mistakes in their own words, before a type checker should
-CHECKED = (
+# extractor, policy and routing are left out: they report invalid arguments in their own words
+POLICY_MODULES = (
     "contexts",
     "encoders",
     "features",
@@ -22,25 +22,30 @@ CHECKED = (
     "memory.window_attention",
     "positions",
 )
-# by PEP 484 an int will do where a float is asked for
+# beartype accepts an int for a float only with this option (PEP 484)
 TYPE_CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-LOOP = [
+ON_POLICY_MODULES = [
     "mirl.agents.on_policy.a2c",
     "mirl.agents.on_policy.advantages",
     "mirl.agents.on_policy.losses",
     "mirl.agents.on_policy.ppo",
     "mirl.agents.on_policy.rollout_buffer",
 ]
-install_import_hook([*(f"mirl.policies.{module}" for module in CHECKED), *LOOP], TYPE_CHECKER)
+CHECKED = [f"mirl.policies.{module}" for module in POLICY_MODULES] + ON_POLICY_MODULES
+for checked in CHECKED:  # the hook ignores a module that does not exist
+    path = Path(__file__).parents[1].joinpath(*checked.split(".")[1:]).with_suffix(".py")
+    assert path.exists(), f"conftest.py checks shapes in {checked}, which does not exist"
+install_import_hook(CHECKED, TYPE_CHECKER)
 
-sys.path.insert(0, str(Path(__file__).parent))  # for the helper modules beside this file
+sys.path.insert(0, str(Path(__file__).parent))  # to import the helper modules in this folder
 torch.set_num_threads(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # gymnasium's Dict derives from typing.Mapping, which beartype finds old-fashioned
+    """Ignore two warnings that are of no interest in tests."""
+    # gymnasium's Dict derives from typing.Mapping, which beartype calls deprecated
     config.addinivalue_line(
         "filterwarnings", "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning"
     )
-    # true of tiny networks, or of a busy machine
+    # expected of tiny networks, or on a busy machine
     config.addinivalue_line("filterwarnings", "ignore:the network is idle")

@@ -1,11 +1,11 @@
-"""What a stranger might hide in a file."""
+"""Malicious pickles for hostile files."""
 
 import os
 from pathlib import Path
 
 
 class Payload:
-    """Whoever unpickles it makes a folder."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker

@@ -1,4 +1,4 @@
-"""Training that is killed at chosen moments, in this process."""
+"""Training runs that are killed at chosen moments, within the test process."""
 
 import itertools
 import random
@@ -18,11 +18,11 @@ from mirl.envs import SuiteVecEnv
 
 
 class Killed(BaseException):
-    """As if the process were gone: nothing that handles errors handles it."""
+    """Simulated death of the process; no handler of errors catches it."""
 
 
 def kill_at(patch: pytest.MonkeyPatch, moment: int) -> None:
-    """Die at a timestep, or while a file is being flushed, whichever event is number ``moment``."""
+    """Raise ``Killed`` at the event number ``moment``: a timestep or the flush of a file."""
     events = 0
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,8 +43,8 @@ def kill_at(patch: pytest.MonkeyPatch, moment: int) -> None:
 def assert_kills_change_nothing(
     monkeypatch: pytest.MonkeyPatch, whole: TrainConfig, cut: TrainConfig
 ) -> None:
-    """Two runs of one configuration end alike, though the second is killed five times on its way."""
-    # TensorBoard orders the files of a folder by the second in which each was begun: let no two be of the same
+    """Check that two runs of a configuration end alike, one of which is killed five times."""
+    # TensorBoard orders event files by the second of their creation, so each needs another one
     clock = SimpleNamespace(time=itertools.count(1_000_000_000).__next__)
     monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time", clock)
     train(whole)
@@ -55,7 +55,8 @@ def assert_kills_change_nothing(
             with pytest.raises(Killed):
                 train(cut)
     assert train(cut).finished
-    kept, expected = tensors_of(cut.run_dir), tensors_of(whole.run_dir)
+    kept = tensors_of(cut.run_dir)
+    expected = tensors_of(whole.run_dir)
     assert kept.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_array_equal(kept[name], values, err_msg=name)

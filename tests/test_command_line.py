@@ -1,4 +1,4 @@
-"""The commands as users run them: in processes of their own."""
+"""The commands train.py and eval.py, run as processes."""
 
 import csv
 import hashlib
@@ -29,6 +29,7 @@ TINY = (
     "encoder.features_dim=16",
     "context.dim=8",
 )
+"""Arguments of a run that takes seconds."""
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
 
 
@@ -37,7 +38,7 @@ def command(script: str, *argv: str) -> list[str]:
 
 
 def run(folder: Path, script: str, *argv: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a folder, as a user without a GPU would."""
+    """Run a script in a folder, without a GPU."""
     return subprocess.run(
         command(script, *argv),
         cwd=folder,
@@ -49,11 +50,13 @@ def run(folder: Path, script: str, *argv: str) -> subprocess.CompletedProcess[st
 
 
 def hashes(folder: Path) -> dict[str, str]:
+    """Return the hash of every file in a folder, by its path."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def assert_one_message(code: int, out: str, err: str, message: str) -> None:
+    """Check that a command reported an invalid argument, in one message and nothing else."""
     assert (code, out) == (2, ""), err
     assert err.startswith("error: ")
     assert err.count("error: ") == 1
@@ -71,9 +74,7 @@ def assert_one_message(code: int, out: str, err: str, message: str) -> None:
         ),
     ],
 )
-def test_a_mistake_on_the_command_line_leaves_nothing_behind(
-    tmp_path: Path, argv: list[str], message: str
-) -> None:
+def test_invalid_argument_writes_nothing(tmp_path: Path, argv: list[str], message: str) -> None:
     done = run(tmp_path, "train.py", *argv)
     assert_one_message(done.returncode, done.stdout, done.stderr, message)
     assert not list(tmp_path.iterdir())
@@ -86,15 +87,14 @@ def test_a_mistake_on_the_command_line_leaves_nothing_behind(
         (["device=cuda"], "device=cuda: torch finds no CUDA device here"),
     ],
 )
-def test_what_this_machine_lacks_is_told_and_leaves_nothing_behind(
-    tmp_path: Path, argv: list[str], message: str
-) -> None:
+def test_missing_requirement_writes_nothing(tmp_path: Path, argv: list[str], message: str) -> None:
+    """An environment or a device that this machine lacks is an error, and no run is created."""
     done = run(tmp_path, "train.py", *argv)
     assert_one_message(done.returncode, "", done.stderr, message)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_evaluation_of_a_missing_run_is_one_message(tmp_path: Path) -> None:
+def test_missing_run_is_one_message(tmp_path: Path) -> None:
     done = run(tmp_path, "eval.py", "run=runs/nowhere")
     assert_one_message(
         done.returncode, done.stdout, done.stderr, "runs/nowhere is not a run directory"
@@ -104,7 +104,7 @@ def test_an_evaluation_of_a_missing_run_is_one_message(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, str]]:
-    """``trained(backend)``: the folder of a run that ``train.py`` made, and what it printed; once per backend."""
+    """Return a function: backend -> run directory and output of train.py, one run per backend."""
     made: dict[str, tuple[Path, str]] = {}
 
     def train(backend: str) -> tuple[Path, str]:
@@ -120,15 +120,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[P
 
 
 @pytest.mark.parametrize("backend", ["gymnasium", "envpool"])
-def test_training_writes_all_its_files_and_a_table(
+def test_training_writes_files_and_table(
     trained: Callable[[str], tuple[Path, str]], backend: str
 ) -> None:
-    folder, said = trained(backend)
-    found = {
-        re.sub(r"tfevents\..*", "tfevents", str(p.relative_to(folder)))
-        for p in folder.rglob("*")
-        if p.is_file()
-    }
+    folder, output = trained(backend)
+    found: set[str] = set()
+    for path in folder.rglob("*"):
+        if path.is_file():  # the names of TensorBoard's files end with the time and the host
+            name = str(path.relative_to(folder))
+            found.add(re.sub(r"tfevents\..*", "tfevents", name))
     assert found == {
         ".lock",
         "config.yaml",
@@ -142,13 +142,13 @@ def test_training_writes_all_its_files_and_a_table(
         "videos/goto_door_000000512.gif",
         f"eval/step_000000512-{backend}-seed0-1000ep.json",
     }
-    assert re.search(r"│ goto_door +│ +1000 │", said)
-    assert "tensorboard --logdir runs" in said
-    assert "mirl-eval run=runs/mine checkpoint=last" in said
+    assert re.search(r"│ goto_door +│ +1000 │", output)
+    assert "tensorboard --logdir runs" in output
+    assert "mirl-eval run=runs/mine checkpoint=last" in output
 
 
 @pytest.mark.parametrize("backend", ["gymnasium", "envpool"])
-def test_a_run_can_be_evaluated(trained: Callable[[str], tuple[Path, str]], backend: str) -> None:
+def test_run_can_be_evaluated(trained: Callable[[str], tuple[Path, str]], backend: str) -> None:
     folder, _ = trained(backend)
     words = (f"run={folder}", "episodes=12", "seed=3", "gif=true", f"backend={backend}")
     done = run(folder.parent, "eval.py", *words)
@@ -160,7 +160,7 @@ def test_a_run_can_be_evaluated(trained: Callable[[str], tuple[Path, str]], back
     assert path.with_name(f"{path.stem}-goto_door.gif").read_bytes().startswith(b"GIF89a")
 
 
-def test_a_run_can_be_exported_for_one_mission(trained: Callable[[str], tuple[Path, str]]) -> None:
+def test_run_can_be_exported(trained: Callable[[str], tuple[Path, str]]) -> None:
     folder, _ = trained("gymnasium")
     done = run(folder.parent, "eval.py", "run=mine", "checkpoint=last", "export=go to the red door")
     assert (done.returncode, done.stderr) == (0, "")
@@ -172,8 +172,9 @@ def test_a_run_can_be_exported_for_one_mission(trained: Callable[[str], tuple[Pa
     assert found is not None, done.stdout
     after, before = (int(number.replace(",", "")) for number in found.groups())
     assert after < before
-    said = json.loads((folder / "exports" / "go-to-the-red-door.json").read_text())
-    assert (said["mission"], said["checkpoint"]) == ("go to the red door", "step_000000512")
+    description = json.loads((folder / "exports" / "go-to-the-red-door.json").read_text())
+    assert description["mission"] == "go to the red door"
+    assert description["checkpoint"] == "step_000000512"
     assert (folder / "exports" / "go-to-the-red-door.pt2").stat().st_size > 4 * after
 
 
@@ -188,7 +189,7 @@ def test_a_run_can_be_exported_for_one_mission(trained: Callable[[str], tuple[Pa
         (["export=go to the red door", "checkpoint=511"], "Did you mean '512'?\n"),
     ],
 )
-def test_a_mistake_in_an_evaluation_changes_nothing(
+def test_invalid_evaluation_changes_nothing(
     trained: Callable[[str], tuple[Path, str]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -198,30 +199,37 @@ def test_a_mistake_in_an_evaluation_changes_nothing(
     folder, _ = trained("envpool")
     before = hashes(folder)
     monkeypatch.setattr(sys, "argv", ["eval.py", f"run={folder}", *argv])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as caught:
         eval_command.main()
-    said = capsys.readouterr()
-    assert isinstance(left.value.code, int)
-    assert_one_message(
-        left.value.code, said.out, said.err, message.format(checkpoints=folder / "checkpoints")
-    )
+    out, err = capsys.readouterr()
+    code = caught.value.code
+    assert isinstance(code, int)
+    assert_one_message(code, out, err, message.format(checkpoints=folder / "checkpoints"))
     assert hashes(folder) == before
 
 
 def iteration_steps(folder: Path) -> list[int]:
+    """Return the timesteps of the iterations in metrics.csv."""
     with (folder / "metrics.csv").open(newline="") as file:
-        return [
-            int(row["time/total_timesteps"]) for row in csv.DictReader(file) if row["train/loss"]
-        ]
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    return [int(row["time/total_timesteps"]) for row in rows]
 
 
 def event_steps(folder: Path) -> list[int]:
+    """Return the timesteps of the iterations in the TensorBoard events."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     return [point.step for point in events.Scalars("train/loss")]
 
 
 def stopped_by(number: signal.Signals, folder: Path, run_dir: Path, argv: list[str]) -> str:
-    """What a training says that gets a signal, with its whole process group, once two iterations are logged."""
+    """Train until two iterations are logged, send a signal to the process group, return the output.
+
+    Args:
+        number: signal to send.
+        folder: folder to run the command in.
+        run_dir: directory of the run.
+        argv: arguments of train.py.
+    """
     process = subprocess.Popen(
         command("train.py", *argv),
         cwd=folder,
@@ -239,22 +247,30 @@ def stopped_by(number: signal.Signals, folder: Path, run_dir: Path, argv: list[s
             assert time.monotonic() < deadline, "the training did not start"
             time.sleep(0.01)
         os.killpg(process.pid, number)
-        said, _ = process.communicate(timeout=60)
-        assert process.returncode == 130, said
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, output
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-    return said
+    return output
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def assert_resumed_without_gap(folder: Path) -> None:
+    """Check that metrics.csv and the events have every iteration once."""
+    expected = list(range(128, 4097, 128))
+    assert iteration_steps(folder) == expected
+    assert event_steps(folder) == expected
+
+
+def test_ctrl_c_saves_and_resumes(tmp_path: Path) -> None:
+    """Ctrl-C saves a checkpoint, and the same command resumes the run."""
     argv = [*TINY, "name=mine", "backend=gymnasium", "total_timesteps=4096"]
     folder = tmp_path / "runs" / "mine"
-    said = stopped_by(signal.SIGINT, tmp_path, folder, argv)
-    assert "Traceback" not in said
+    output = stopped_by(signal.SIGINT, tmp_path, folder, argv)
+    assert "Traceback" not in output
     (stopped_at,) = re.findall(
-        r"Stopped and saved at ([\d,]+) timesteps; the same command again resumes\.", said
+        r"Stopped and saved at ([\d,]+) timesteps; the same command again resumes\.", output
     )
     assert iteration_steps(folder) == list(range(128, int(stopped_at.replace(",", "")) + 1, 128))
     rows = [row.rstrip(",") for row in (folder / "metrics.csv").read_text().splitlines()[1:]]
@@ -262,20 +278,15 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     again = run(tmp_path, "train.py", *argv)
     assert (again.returncode, again.stderr) == (0, "")
     assert "After 4,096 timesteps" in again.stdout
-    assert (
-        json.loads((folder / "checkpoints" / "step_000004096" / "state.json").read_text())[
-            "num_timesteps"
-        ]
-        == 4096
-    )
+    state = json.loads((folder / "checkpoints" / "step_000004096" / "state.json").read_text())
+    assert state["num_timesteps"] == 4096
     after = [row.rstrip(",") for row in (folder / "metrics.csv").read_text().splitlines()[1:]]
     assert after[: len(rows)] == rows
-    assert iteration_steps(folder) == event_steps(folder) == list(range(128, 4097, 128))
+    assert_resumed_without_gap(folder)
 
 
-def test_sigterm_saves_and_the_same_words_go_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sigterm_saves_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SIGTERM saves a checkpoint, and the same arguments resume the run, here in-process."""
     argv = [
         *TINY,
         "backend=envpool",
@@ -285,22 +296,22 @@ def test_sigterm_saves_and_the_same_words_go_on(
         "progress=false",
     ]
     folder = tmp_path / "mine"
-    said = stopped_by(signal.SIGTERM, tmp_path, folder, argv)
-    assert "Traceback" not in said
+    output = stopped_by(signal.SIGTERM, tmp_path, folder, argv)
+    assert "Traceback" not in output
     stopped_at = iteration_steps(folder)[-1]
-    assert f"Stopped and saved at {stopped_at:,} timesteps; the same command again resumes." in said
-    assert (
-        json.loads((folder / "checkpoints" / "index.json").read_text())["last"]
-        == f"step_{stopped_at:09d}"
-    )
+    message = f"Stopped and saved at {stopped_at:,} timesteps; the same command again resumes."
+    assert message in output
+    index = json.loads((folder / "checkpoints" / "index.json").read_text())
+    assert index["last"] == f"step_{stopped_at:09d}"
     assert train_command.run(argv) == 0
     assert "After 4,096 timesteps" in capsys.readouterr().out
-    assert iteration_steps(folder) == event_steps(folder) == list(range(128, 4097, 128))
+    assert_resumed_without_gap(folder)
 
 
-def test_another_configuration_under_the_name_changes_nothing(
+def test_other_configuration_is_refused(
     trained: Callable[[str], tuple[Path, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A run directory of another configuration is not changed; the error lists the differences."""
     folder, _ = trained("envpool")
     before = hashes(folder)
     words = [*TINY, "name=mine", "backend=envpool", "total_timesteps=512", "fusion=film", "seed=2"]

@@ -1,4 +1,4 @@
-"""What an installed MIRL holds, and that its pins agree with what it asks for."""
+"""Contents of the wheel, the list of packages, and the pinned versions."""
 
 import re
 import shutil
@@ -7,6 +7,7 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,9 +17,25 @@ FOLDERS = ("agents", "configs", "envs", "policies")
 ROOT_MODULES = {"__init__.py", "train.py", "eval.py"}
 
 
+def modules() -> list[Path]:
+    """Return the Python files of the package's folders."""
+    files: list[Path] = []
+    for folder in FOLDERS:
+        files += (ROOT / folder).rglob("*.py")
+    return files
+
+
+def pyproject() -> dict[str, Any]:
+    """Return the content of pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The names of the files in a wheel, built from a copy: in place it would leave build/ behind, and read it."""
+    """Return the names of the files in a wheel.
+
+    It is built from a copy: a build in place leaves a build/ folder that the next build reads.
+    """
     source = tmp_path_factory.mktemp("source")
     for path in ROOT.iterdir():
         if path.is_file():
@@ -35,18 +52,24 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         return set(archive.namelist())
 
 
-def test_the_wheel_holds_every_module_and_no_other(wheel: set[str]) -> None:
-    modules = {
-        path.relative_to(ROOT).as_posix()
-        for folder in FOLDERS
-        for path in (ROOT / folder).rglob("*.py")
-    }
-    assert {name for name in wheel if name.endswith(".py")} == {
-        f"mirl/{name}" for name in modules | ROOT_MODULES
-    }
+def test_wheel_has_exactly_the_modules(wheel: set[str]) -> None:
+    expected = {f"mirl/{name}" for name in ROOT_MODULES}
+    for path in modules():
+        expected.add(f"mirl/{path.relative_to(ROOT).as_posix()}")
+    assert {name for name in wheel if name.endswith(".py")} == expected
 
 
-def test_the_wheel_holds_every_preset(wheel: set[str]) -> None:
+def test_packages_match_the_folders() -> None:
+    """Every folder with modules is listed as a package in pyproject.toml, and no other is."""
+    expected = {"mirl"}
+    for path in modules():
+        expected.add(".".join(["mirl", *path.relative_to(ROOT).parent.parts]))
+        assert (path.parent / "__init__.py").exists()
+    packages = pyproject()["tool"]["setuptools"]["packages"]
+    assert packages == sorted(expected)
+
+
+def test_wheel_has_every_preset(wheel: set[str]) -> None:
     presets = {
         f"mirl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")
     }
@@ -54,23 +77,24 @@ def test_the_wheel_holds_every_preset(wheel: set[str]) -> None:
     assert {name for name in wheel if name.endswith(".yaml")} == presets
 
 
-def test_the_wheel_says_that_it_is_typed_and_how_it_may_be_used(wheel: set[str]) -> None:
+def test_wheel_has_type_marker_and_license(wheel: set[str]) -> None:
     assert "mirl/py.typed" in wheel
     assert any(name.endswith("licenses/LICENSE") for name in wheel)
 
 
-def test_the_wheel_holds_no_tests(wheel: set[str]) -> None:
+def test_wheel_has_no_tests(wheel: set[str]) -> None:
     assert not [name for name in wheel if {"tests", "benchmarks", "docs"} & set(name.split("/"))]
 
 
 def canonical(requirement: str) -> str:
-    """The name of a requirement as package indexes compare it: ``Stable_Baselines3>=2`` -> ``stable-baselines3``."""
+    """Return the normalized name: ``stable-baselines3`` for ``Stable_Baselines3>=2``."""
     match = re.match(r"[A-Za-z0-9._-]+", requirement)
     assert match, requirement
     return re.sub(r"[-_.]+", "-", match[0]).lower()
 
 
 def pins() -> dict[str, str]:
+    """Return the pinned versions of constraints.txt by the normalized name."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     requirements = [line for line in lines if line and not line.startswith("#")]
     assert all(line.count("==") == 1 for line in requirements)
@@ -78,22 +102,25 @@ def pins() -> dict[str, str]:
 
 
 def test_every_requirement_is_pinned() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = pyproject()["project"]
     extras = project["optional-dependencies"]
-    required = {
-        canonical(name) for name in [*project["dependencies"], *extras["fast"], *extras["dev"]]
-    }
+    requirements = [*project["dependencies"], *extras["fast"], *extras["dev"]]
+    required = {canonical(name) for name in requirements}
     assert required - {"mirl"} <= set(pins())
 
 
-def test_no_pin_ties_users_to_one_build_of_torch() -> None:
+def test_pins_fit_every_torch_build() -> None:
+    """No pin is for one build of torch, with or without CUDA."""
     assert not [version for version in pins().values() if "+" in version]
     assert not [name for name in pins() if name.startswith(("nvidia", "cuda", "triton"))]
 
 
-def test_hooks_run_the_pinned_ruff() -> None:
+@pytest.mark.parametrize(
+    ("repository", "package"), [("ruff-pre-commit", "ruff"), ("codespell", "codespell")]
+)
+def test_hooks_use_pinned_versions(repository: str, package: str) -> None:
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     (revision,) = [
-        repo["rev"] for repo in config["repos"] if repo["repo"].endswith("/ruff-pre-commit")
+        repo["rev"] for repo in config["repos"] if repo["repo"].endswith(f"/{repository}")
     ]
-    assert revision == f"v{pins()['ruff']}"
+    assert revision == f"v{pins()[package]}"

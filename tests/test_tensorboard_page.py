@@ -1,4 +1,4 @@
-"""The curves and the animation are on TensorBoard's page, seen with a real browser."""
+"""TensorBoard's page shows the curves and the GIF of a run, in a real browser."""
 
 import os
 import shutil
@@ -18,8 +18,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from mirl.agents import train
 from mirl.configs.compose import compose_train
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium or google-chrome on this machine"
@@ -35,28 +35,30 @@ ARGUMENTS = (
     "--disable-sync",
 )
 TIMEOUT = 30_000
-"""Milliseconds that the page may take to show something."""
+"""Milliseconds within which the page must show something."""
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of a TensorBoard server over a tiny run."""
+    """Return the address of a TensorBoard server over a tiny run."""
     runs = tmp_path_factory.mktemp("runs")
-    words = (
+    argv = [
         "agent.n_envs=8",
         "agent.n_steps=16",
         "agent.batch_size=64",
         "total_timesteps=512",
         "progress=false",
-    )
-    small = ("encoder.channels=8", "encoder.features_dim=16", "context.dim=8", "device=cpu")
-    train(
-        compose_train(
-            [*words, *small, "evaluation.episodes=8", "evaluation.every=128", f"runs_dir={runs}"]
-        )
-    )
+        "encoder.channels=8",
+        "encoder.features_dim=16",
+        "context.dim=8",
+        "device=cpu",
+        "evaluation.episodes=8",
+        "evaluation.every=128",
+        f"runs_dir={runs}",
+    ]
+    train(compose_train(argv))
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind(("127.0.0.1", 0))  # the system chooses a free port
         port = free.getsockname()[1]
     command = [
         "-m",
@@ -82,7 +84,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def wait_for(url: str, server: "subprocess.Popen[bytes]") -> None:
-    """Until the server has found the run."""
+    """Wait until the server has found the run."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert server.poll() is None, "TensorBoard ended"
@@ -108,7 +110,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A page of a browser, whose last look is kept as a picture in ``tmp_path``."""
+    """Return a page of the browser; a screenshot of its final state is saved in ``tmp_path``."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(TIMEOUT)
     yield page
@@ -120,17 +122,16 @@ def page(browser: Browser, tmp_path: Path, request: pytest.FixtureRequest) -> It
 @pytest.mark.parametrize(
     "tag", ["train/loss", "task/goto_door/success_rate", "eval/goto_door/success_rate"]
 )
-def test_the_curve_has_a_card_with_its_last_point(page: Page, address: str, tag: str) -> None:
+def test_curve_shows_its_last_point(page: Page, address: str, tag: str) -> None:
     page.goto(f"{address}/?tagFilter={quote(f'^{tag}$')}#timeseries")
     card = page.locator("scalar-card", has=page.get_by_title(tag, exact=True)).first
     expect(card).to_be_visible(timeout=TIMEOUT)
     expect(card.locator("line-chart")).to_be_visible(timeout=TIMEOUT)
-    expect(card.locator("tb-data-table, data-table").first).to_contain_text(
-        "512", timeout=TIMEOUT
-    )  # its last point
+    table = card.locator("tb-data-table, data-table").first
+    expect(table).to_contain_text("512", timeout=TIMEOUT)
 
 
-def test_the_animation_is_shown_under_its_tag(page: Page, address: str) -> None:
+def test_gif_is_shown(page: Page, address: str) -> None:
     page.goto(f"{address}/?tagFilter={quote('^video/')}#timeseries")
     card = page.locator("image-card", has=page.get_by_title("video/goto_door", exact=True)).first
     expect(card).to_be_visible(timeout=TIMEOUT)

@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""Stable-Baselines3 callbacks of a training run."""

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Checkpoints and videos while training, and stopping on a signal."""
 
 import time
 import warnings
@@ -8,113 +8,132 @@ from mirl.agents.callbacks.evaluation import Evaluation
 from mirl.agents.callbacks.schedule import BetweenIterations, Interval
 from mirl.agents.callbacks.statistics import TaskStatistics
 from mirl.agents.runs import metric_names as metrics
-from mirl.agents.runs.checkpoint import load_index, save_checkpoint
+from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.logger import TensorBoard, WarnOnWriteError
+from mirl.agents.runs.run import Run
 from mirl.agents.runs.synchronization import reseed_all
-from mirl.agents.video import record_episode
+from mirl.agents.video import Gif, record_episode
 from mirl.configs.errors import RunError
-from mirl.configs.schema import TrainConfig
 from mirl.configs.tasks import file_name
 from mirl.envs import env_seeds
 
 
 class Checkpointing(BetweenIterations):
-    """Saves every so many timesteps and at the end, with a GIF per task, and what was the best; stops when asked to.
+    """Checkpoints at intervals, after a new best evaluation and at the end, with videos.
 
-    It comes after ``evaluation``: a checkpoint holds all that went before, so that nothing is lost behind it.
+    It comes after ``evaluation``, so that a checkpoint includes everything before it.
+
+    Args:
+        run: the run.
+        tensorboard: the TensorBoard writer, for the videos.
+        statistics: the statistics whose episodes are saved.
+        evaluation: the evaluation that selects the best checkpoint.
+        stop_requested: returns True once the run is to stop.
     """
 
     def __init__(
         self,
-        config: TrainConfig,
-        board: TensorBoard,
+        run: Run,
+        tensorboard: TensorBoard,
         statistics: TaskStatistics,
         evaluation: Evaluation,
-        asked_to_stop: Callable[[], bool],
+        stop_requested: Callable[[], bool],
     ) -> None:
         super().__init__()
-        self.run_dir, self.seed, self.suite, self.board = (
-            config.run_dir,
-            config.seed,
-            config.task,
-            board,
-        )
-        self.total_timesteps = config.total_timesteps
-        self.every = Interval(config.checkpoint_every)
-        self.statistics, self.evaluation = statistics, evaluation
-        self.asked_to_stop, self.stopping, self.saved_at = asked_to_stop, False, 0
-        self.films, self.tolerant = True, WarnOnWriteError(str(config.run_dir / "videos"))
+        self.run = run
+        self.tensorboard = tensorboard
+        self.statistics = statistics
+        self.evaluation = evaluation
+        self.stop_requested = stop_requested
+        self.interval = Interval(run.config.checkpoint_every)
+        self.is_stopping = False
+        self.saved_at = 0
+        """Timesteps of the last checkpoint that was saved."""
+        self.last_saved: Checkpoint | None = None
+        """The last checkpoint that this process saved."""
+        self.can_render = True
+        self.video_errors = WarnOnWriteError(str(run.path / "videos"))
 
     def _on_training_start(self) -> None:
-        self.every.last = self.saved_at = self.num_timesteps
+        self.interval.last = self.num_timesteps
+        self.saved_at = self.num_timesteps
 
-    def act(self) -> None:
-        self.stopping = self.asked_to_stop()
-        due = self.every.due(self.num_timesteps)
-        if due:
-            self.film()
-        if due or self.stopping or self.evaluation.improved is not None:
+    def on_iteration(self) -> None:
+        """Save a checkpoint if one is due, then restart episodes and random generators."""
+        # asked once, so that saving and stopping agree
+        self.is_stopping = self.stop_requested()
+        is_due = self.interval.due(self.num_timesteps)
+        if is_due:
+            self.record_videos()
+        if is_due or self.is_stopping or self.evaluation.new_best is not None:
             start = time.perf_counter()
+            # in every run, stopped or not, so that a resumed run draws the same numbers
             self.save()
             reseed_all(self.model)
             self.logger.record(metrics.CHECKPOINT_SECONDS, time.perf_counter() - start)
 
     def _on_step(self) -> bool:
-        return not self.stopping
+        return not self.is_stopping
 
     def _on_training_end(self) -> None:
-        if not self.stopping:
-            self.film()
+        # a run that is stopping has just saved
+        if not self.is_stopping:
+            self.record_videos()
             self.save()
 
     def save(self) -> None:
-        """The last checkpoint is now."""
-        best, folder, episodes = (
-            self.evaluation.improved,
-            self.run_dir / "checkpoints",
-            self.statistics.state(),
-        )
+        """Save a checkpoint; if that fails, warn, or raise if it would have been the last.
+
+        Raises:
+            RunError: the last checkpoint of the run cannot be written.
+        """
         try:
-            save_checkpoint(folder, self.model, best=best, episodes=episodes)
+            self.last_saved = self.run.save_checkpoint(
+                self.model, score=self.evaluation.new_best, episodes=self.statistics.state()
+            )
         except OSError as error:
-            self.fail(error)
-            self.evaluation.best = load_index(folder).get("best_score", -1.0)
+            self._handle_write_error(error)
+            self.evaluation.reset_best()
         else:
             self.saved_at = self.num_timesteps
-        self.evaluation.improved = None
+        # a checkpoint that failed is not repeated: the weights will have changed
+        self.evaluation.new_best = None
 
-    def fail(self, error: OSError) -> None:
-        """Go on without this checkpoint, unless it was to be the last."""
-        stands = (
-            f"the one of {self.saved_at:,} timesteps stands"
-            if self.saved_at
-            else "there is none yet"
+    def _handle_write_error(self, error: OSError) -> None:
+        previous = "there is none yet"
+        if self.saved_at:
+            previous = f"that of {self.saved_at:,} timesteps is kept"
+        message = (
+            f"the checkpoint of {self.num_timesteps:,} timesteps cannot be written ({error}); "
+            f"{previous}"
         )
-        message = f"the checkpoint of {self.num_timesteps:,} timesteps cannot be written ({error}); {stands}"
-        if self.stopping or self.num_timesteps >= self.total_timesteps:
-            raise RunError(f"{message}. Make room, and the same command again goes on from there")
-        warnings.warn(f"{message}; training goes on and tries again at the next", stacklevel=2)
+        if self.is_stopping or self.num_timesteps >= self.run.config.total_timesteps:
+            raise RunError(
+                f"{message}. Free some disk space and run the same command again to resume"
+            )
+        warnings.warn(f"{message}; training continues until the next one", stacklevel=3)
 
-    def film(self) -> None:
-        """A GIF per task, in ``videos/`` and in TensorBoard; none where this machine cannot render."""
-        for i, task in enumerate(self.suite.tasks if self.films else ()):
-            seed = env_seeds(self.seed, "validation", i, 1)[0]
+    def record_videos(self) -> None:
+        """Record a GIF per task, for ``videos/`` and TensorBoard, if this machine can render."""
+        suite = self.run.config.task
+        for index, task in enumerate(suite.tasks if self.can_render else ()):
+            [seed] = env_seeds(self.run.config.seed, "validation", index, 1)
             try:
-                gif = record_episode(self.model.policy, self.suite, i, seed=seed)
-            except (
-                Exception
-            ) as error:  # renderers raise what they like, and training should not end for a picture
-                self.films = False
+                gif = record_episode(self.model.policy, suite, index, seed=seed)
+            except Exception as error:
+                # renderers can raise anything, and a picture is not worth ending a run for
+                self.can_render = False
                 warnings.warn(
-                    f"no videos, since task '{task.name}' cannot be rendered here: {error}",
+                    f"no videos, because task '{task.name}' cannot be rendered here: {error}",
                     stacklevel=2,
                 )
                 return
             if gif is not None:
-                path = (
-                    self.run_dir / "videos" / f"{file_name(task.name)}_{self.num_timesteps:09d}.gif"
-                )
-                with self.tolerant:
-                    path.parent.mkdir(exist_ok=True)
-                    path.write_bytes(gif.data)
-                self.board.write_gif(f"video/{task.name}", gif, self.num_timesteps)
+                self._write_video(task.name, gif)
+
+    def _write_video(self, task: str, gif: Gif) -> None:
+        path = self.run.path / "videos" / f"{file_name(task)}_{self.num_timesteps:09d}.gif"
+        with self.video_errors:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(gif.data)
+        self.tensorboard.write_gif(f"video/{task}", gif, self.num_timesteps)

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Progress bar of a training run."""
 
 import time
 
@@ -6,9 +6,16 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 
+REFRESH_SECONDS = 0.1
+"""Time between two updates of the bar; an off-policy iteration is shorter."""
+
 
 class ProgressBar(BaseCallback):
-    """Timesteps done, speed and rolling success rate."""
+    """A progress bar with timesteps, speed and rolling success rate.
+
+    Args:
+        total_timesteps: timesteps of the run.
+    """
 
     def __init__(self, total_timesteps: int) -> None:
         super().__init__()
@@ -22,24 +29,23 @@ class ProgressBar(BaseCallback):
         self.bar = self.progress.add_task("", total=total_timesteps, speed=0.0, success=0.0)
 
     def _on_training_start(self) -> None:
-        self.start = self.shown_at = time.perf_counter()
+        self.start = time.perf_counter()
+        self.updated_at = self.start
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
-        if (
-            time.perf_counter() - self.shown_at < 0.1
-        ):  # the eye is slower than an off-policy iteration
+        now = time.perf_counter()
+        if now - self.updated_at < REFRESH_SECONDS:
             return
-        self.shown_at = time.perf_counter()
+        self.updated_at = now
         episodes = self.model.ep_success_buffer
-        elapsed = time.perf_counter() - self.start
-        speed = (self.num_timesteps - self.model._num_timesteps_at_start) / elapsed
+        timesteps = self.num_timesteps - self.model._num_timesteps_at_start
         self.progress.update(
             self.bar,
             completed=self.num_timesteps,
-            speed=speed,
+            speed=timesteps / (now - self.start),
             success=float(np.mean(episodes)) if episodes else 0.0,
         )
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Timing of callbacks: intervals, work between iterations, and stop signals."""
 
 import signal
 import threading
@@ -13,13 +13,25 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 
 class Interval:
-    """Says when another ``interval`` timesteps are over."""
+    """A condition that is due once per interval of timesteps.
+
+    Args:
+        interval: timesteps of an interval.
+    """
 
     def __init__(self, interval: int) -> None:
-        self.interval, self.last = interval, 0
+        self.interval = interval
+        self.last = 0
 
     def due(self, timesteps: int) -> bool:
-        """True once per interval."""
+        """Return True once in each interval.
+
+        Args:
+            timesteps: timesteps of training so far.
+
+        Returns:
+            True if another interval has begun since the last time.
+        """
         if timesteps // self.interval == self.last // self.interval:
             return False
         self.last = timesteps
@@ -27,15 +39,19 @@ class Interval:
 
 
 class IterationTimer(BaseCallback):
-    """The time since the last iteration began, once the callbacks before this one were through."""
+    """A timer that restarts whenever an iteration begins, after the callbacks before it."""
 
     def start(self) -> None:
-        """Begin now."""
-        self.began = time.perf_counter()
+        """Restart the timer."""
+        self._start = time.perf_counter()
 
     def seconds(self) -> float:
-        """Since then."""
-        return time.perf_counter() - self.began
+        """Return the time since the last start.
+
+        Returns:
+            The time in seconds.
+        """
+        return time.perf_counter() - self._start
 
     def _on_step(self) -> bool:
         return True
@@ -45,9 +61,10 @@ class IterationTimer(BaseCallback):
 
 
 class BetweenIterations(BaseCallback):
-    """A callback that acts on the state between two iterations, which is complete: no rollout is half-way.
+    """Base of callbacks that run between two iterations, when no rollout is unfinished.
 
-    An off-policy algorithm begins a rollout every few timesteps: ``act`` must be quick where nothing is due.
+    An off-policy algorithm begins a rollout every few timesteps, so ``on_iteration`` must be fast
+    when nothing is due.
     """
 
     model: BaseAlgorithm
@@ -56,31 +73,37 @@ class BetweenIterations(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        self.act()
+        self.on_iteration()
 
     @abstractmethod
-    def act(self) -> None:
-        """What to do between two iterations."""
+    def on_iteration(self) -> None:
+        """Do the work between two iterations."""
 
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within it, Ctrl-C and SIGTERM only make a note, which the function given tells; a second one acts at once."""
-    noted: list[int] = []
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # only the main thread may handle signals
+    """Defer the first Ctrl-C or SIGTERM inside the context; a second one acts at once.
+
+    Yields:
+        A function that returns True once a signal has arrived.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        # only the main thread may handle signals
         yield lambda: False
         return
 
-    def note(number: int, _frame: FrameType | None) -> None:
-        noted.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    received: list[int] = []
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(noted)
-    finally:
-        for number, handler in before.items():
+    def defer(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in previous.items():
             signal.signal(number, handler)
+
+    previous = {number: signal.signal(number, defer) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        restore()

@@ -1,11 +1,10 @@
-"""TODO docstring."""
+"""Rolling statistics of training: episodes per task, and observations for normalization."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.preprocessing import preprocess_obs
@@ -14,123 +13,147 @@ from torch import Tensor
 
 from mirl.agents.callbacks.schedule import Interval, IterationTimer
 from mirl.agents.runs import metric_names as metrics
+from mirl.agents.runs.checkpoint import Episodes
 from mirl.agents.runs.metric_names import task_metric
+from mirl.envs.pools.backend import Observations
 from mirl.policies import FusionExtractor
 
 WINDOW = 256
 """Episodes per task behind each rolling mean."""
+EPISODE_METRICS = ("success_rate", "return", "length")
+"""Metrics of a task, in the order of an episode's numbers."""
+
+Episode = tuple[bool, float, int]
+"""Success, return and length."""
 
 
 class TaskStatistics(BaseCallback):
-    """Rolling success rate, return and length of each task's last episodes."""
+    """Rolling success rate, return and length over the last episodes of each task.
 
-    def __init__(self, tasks: tuple[str, ...]) -> None:
+    Args:
+        tasks: names of the tasks.
+    """
+
+    def __init__(self, tasks: Sequence[str]) -> None:
         super().__init__()
-        self._episodes: dict[str, deque[tuple[bool, float, int]]] = {
-            task: deque(maxlen=WINDOW) for task in tasks
-        }
+        self._episodes: dict[str, deque[Episode]] = {task: deque(maxlen=WINDOW) for task in tasks}
 
     def _on_step(self) -> bool:
         infos = self.locals["infos"]
-        for slot in np.flatnonzero(self.locals["dones"]):
-            episode = infos[slot]["episode"]
-            self._episodes[infos[slot]["task"]].append(
-                (infos[slot]["is_success"], episode["r"], episode["l"])
-            )
+        for env_index in np.flatnonzero(self.locals["dones"]):
+            info = infos[env_index]
+            episode = info["episode"]
+            self._episodes[info["task"]].append((info["is_success"], episode["r"], episode["l"]))
         return True
 
     def _on_rollout_end(self) -> None:
         self.record()
 
-    def state(self) -> dict[str, list[tuple[bool, float, int]]]:
-        """The episodes that count, by task, for JSON."""
+    def state(self) -> dict[str, list[Episode]]:
+        """Return the episodes behind the means.
+
+        Returns:
+            The episodes by task, for JSON.
+        """
         return {task: list(episodes) for task, episodes in self._episodes.items()}
 
-    def load(self, state: Mapping[str, Sequence[Sequence[Any]]]) -> None:
-        """Go on from a ``state()``."""
+    def load(self, state: Episodes) -> None:
+        """Continue from a saved state.
+
+        Args:
+            state: what ``state`` returned.
+        """
         for task, episodes in state.items():
-            self._episodes[task].extend(
-                (bool(won), float(total), int(length)) for won, total, length in episodes
-            )
+            for success, episode_return, length in episodes:
+                self._episodes[task].append((bool(success), float(episode_return), int(length)))
 
     def record(self) -> None:
-        """Put the means into the row of the log that is written next."""
+        """Record the means for the next row of the log."""
         for task, episodes in self._episodes.items():
-            if episodes:
-                for name, value in zip(
-                    ("success_rate", "return", "length"),
-                    np.mean(list(episodes), axis=0),
-                    strict=True,
-                ):
-                    self.logger.record(task_metric("task", task, name), float(value))
+            if not episodes:
+                continue
+            means = np.mean(list(episodes), axis=0)
+            for name, mean in zip(EPISODE_METRICS, means, strict=True):
+                self.logger.record(task_metric("task", task, name), float(mean))
 
 
 class OffPolicyLogger(TaskStatistics):
-    """Writes a row of the log every so many timesteps: an iteration of an off-policy algorithm is a single one of them.
+    """Task statistics that also write the log, because an off-policy iteration is a few timesteps.
 
-    It is the first of the callbacks, and its ``clock`` the last: the speed leaves out what others do between the two.
+    It is the first of the callbacks, and its ``timer`` the last, so that the speed leaves out the
+    time that the callbacks between them take.
+
+    Args:
+        tasks: names of the tasks.
+        interval: timesteps between two rows of the log.
     """
 
     model: OffPolicyAlgorithm
 
-    def __init__(self, tasks: tuple[str, ...], interval: int) -> None:
+    def __init__(self, tasks: Sequence[str], interval: int) -> None:
         super().__init__(tasks)
-        self.every, self.clock, self.seconds, self.timesteps = (
-            Interval(interval),
-            IterationTimer(),
-            0.0,
-            0,
-        )
+        self.interval = Interval(interval)
+        self.timer = IterationTimer()
+        self.seconds = 0.0
+        """Time since the last row, without other callbacks."""
+        self.logged_at = 0
+        """Timesteps of the last row."""
 
     def _on_training_start(self) -> None:
-        self.every.last = self.timesteps = self.num_timesteps
-        self.clock.start()
+        self.interval.last = self.num_timesteps
+        self.logged_at = self.num_timesteps
+        self.timer.start()
 
     def _on_rollout_end(self) -> None:
-        pass
+        pass  # a rollout is a few timesteps; see ``write``
 
     def _on_rollout_start(self) -> None:
-        self.seconds += self.clock.seconds()
-        if self.every.due(self.num_timesteps):
+        self.seconds += self.timer.seconds()
+        if self.interval.due(self.num_timesteps):
             self.write()
 
     def _on_training_end(self) -> None:
-        self.seconds += self.clock.seconds()
-        if self.num_timesteps > self.timesteps:
+        self.seconds += self.timer.seconds()
+        if self.num_timesteps > self.logged_at:
             self.write()
 
     def write(self) -> None:
-        """One row."""
+        """Write a row of the log."""
         self.record()
-        self.logger.record(metrics.SPEED, (self.num_timesteps - self.timesteps) / self.seconds)
-        self.seconds, self.timesteps = 0.0, self.num_timesteps
+        speed = (self.num_timesteps - self.logged_at) / self.seconds
+        self.logger.record(metrics.SPEED, speed)
+        self.seconds = 0.0
+        self.logged_at = self.num_timesteps
         self.model.dump_logs()
 
 
 class ObservationStatistics(BaseCallback):
-    """Shows the policy each rollout before the next begins, for the statistics by which it has_running_norm, if it does.
+    """Updates of the running statistics by which networks normalize observations.
 
-    Within a rollout and its update they stay as they are: PPO compares probabilities of the same network.
+    The observations of a rollout are added before the next one begins. Within a rollout and its
+    update the statistics stay fixed, because PPO compares probabilities of the same network.
     """
 
     def _on_training_start(self) -> None:
-        modules = self.model.policy.modules()
-        self.extractors = [
-            each for each in modules if isinstance(each, FusionExtractor) and each.has_running_norm
-        ]
-        self.seen: list[dict[str, NDArray[Any]]] = []
+        self.extractors: list[FusionExtractor] = []
+        for module in self.model.policy.modules():
+            if isinstance(module, FusionExtractor) and module.has_running_norm:
+                self.extractors.append(module)
+        self.seen: list[Observations] = []
 
     def _on_step(self) -> bool:
         if self.extractors:
-            self.seen.append(
-                dict(self.locals["new_obs"])
-            )  # a replay buffer reshapes what is in SB3's own
+            # a copy of the dictionary: a replay buffer reshapes the arrays in SB3's own
+            self.seen.append(dict(self.locals["new_obs"]))
         return True
 
     def _on_rollout_start(self) -> None:
         if not self.seen:
             return
-        joined = {key: np.concatenate([each[key] for each in self.seen]) for key in self.seen[0]}
+        # (timesteps, environments, ...) -> (timesteps · environments, ...)
+        joined = {}
+        for key in self.seen[0]:
+            joined[key] = np.concatenate([observations[key] for observations in self.seen])
         self.seen.clear()
         policy = self.model.policy
         tensors = preprocess_obs(

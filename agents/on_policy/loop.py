@@ -178,7 +178,7 @@ class OnPolicyLoop(RolloutCollector):
                 break
             iteration += 1
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-            with self.profiler.part("update"):
+            with self.profiler.section("update"):
                 self._train_with_rollback()
             self.profiler.record(self.logger, self.n_steps * self.n_envs)
             if log_interval is not None and iteration % log_interval == 0:

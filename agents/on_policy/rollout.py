@@ -94,7 +94,7 @@ class RolloutCollector(OnPolicyAlgorithm):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
             with (
-                self.profiler.part("forward"),
+                self.profiler.section("forward"),
                 torch.no_grad(),
                 autocast(self.precision, self.device),
             ):
@@ -102,7 +102,7 @@ class RolloutCollector(OnPolicyAlgorithm):
                 actions_tensor, values, log_probs, hidden_state = self._act(obs_tensor)
                 actions = actions_tensor.cpu().numpy()
             clipped_actions = to_env_actions(self.policy, actions)
-            with self.profiler.part("environment"):
+            with self.profiler.section("environment"):
                 new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())
@@ -119,7 +119,7 @@ class RolloutCollector(OnPolicyAlgorithm):
             self._last_episode_starts = dones
             self.hidden_state = hidden_state
         with (
-            self.profiler.part("forward"),
+            self.profiler.section("forward"),
             torch.no_grad(),
             autocast(self.precision, self.device),
         ):

@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""Run directories: configuration, checkpoints, logs and profiling."""

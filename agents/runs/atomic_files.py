@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders that tell when they are no longer what was written."""
+"""Files that are written atomically, and folders that are sealed with checksums."""
 
 import hashlib
 import json
@@ -9,24 +9,42 @@ from typing import Any
 
 from mirl.configs.errors import ConfigError
 
+JsonObject = dict[str, Any]
+"""A JSON object; its values are checked where they are used."""
+
 MANIFEST = "manifest.json"
-"""Of a sealed folder: the length and the SHA-256 of each other file."""
+"""File with the size and the SHA-256 of every other file of a sealed folder."""
 MAX_JSON_BYTES = 2**26
-"""Bytes; no JSON file of ours comes near, and a larger one is not read."""
+"""Size up to which a JSON file is loaded; none that MIRL writes comes near it."""
 
 
-def write_json(path: Path, value: Any) -> None:
-    """A JSON file, written atomically."""
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file atomically.
+
+    Args:
+        path: the file.
+        value: its content; anything that ``json.dumps`` takes.
+    """
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file, written atomically."""
+    """Write a UTF-8 text file atomically.
+
+    Args:
+        path: the file.
+        text: its content.
+    """
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Atomically: a reader sees the old file or the new one."""
+    """Write a file atomically: a reader sees either the old file or the new one.
+
+    Args:
+        path: the file.
+        data: its content.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(data)
     flush(temporary)
@@ -35,9 +53,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def flush(path: Path) -> None:
-    """A file's content, or a folder's entries, are on the disk when this returns."""
+    """Force a file's content, or a folder's list of entries, onto the disk.
+
+    Args:
+        path: the file or folder.
+    """
     if os.name == "nt" and path.is_dir():
-        return  # Windows has no handle to flush a directory by
+        return  # Windows has no handle to flush a folder by
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -45,17 +67,23 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def load_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+def load_json(path: Path) -> JsonObject:
+    """Load a JSON object.
 
-    :raises ConfigError: when the file holds none.
+    Args:
+        path: the file.
+
+    Returns:
+        The object.
+
+    Raises:
+        ConfigError: the file is missing, is a link, is too large, or holds no JSON object.
     """
     try:
         check_regular(path)
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(
-                f"it has {path.stat().st_size:,} bytes, expected at most {MAX_JSON_BYTES:,}"
-            )
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise ValueError(f"it has {size:,} bytes, expected at most {MAX_JSON_BYTES:,}")
         value = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ConfigError(f"{path} cannot be read: it is nested too deeply") from None
@@ -67,49 +95,65 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path) -> None:
-    """Write a folder's manifest, and put all of it on the disk."""
-    files = sorted(folder.iterdir())
-    described = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
-    }
-    write_json(folder / MANIFEST, {"files": described})
-    for path in files:
+    """Seal a folder: write its manifest and force all of its files onto the disk.
+
+    Args:
+        folder: the folder; it must hold files only.
+    """
+    paths = sorted(folder.iterdir())
+    files = {}
+    for path in paths:
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    write_json(folder / MANIFEST, {"files": files})
+    for path in paths:
         flush(path)
     flush(folder)
 
 
 def verify_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Check that files of a sealed folder are what was written: these, or all.
+    """Check that files of a sealed folder are unchanged since it was sealed.
 
-    :raises ConfigError: naming the first that is not, and how it differs.
+    Args:
+        folder: the sealed folder.
+        names: files to check; None for all that the manifest lists.
+
+    Raises:
+        ConfigError: a file is missing, is a link, or differs from the manifest; says which and how.
     """
-    described = load_json(folder / MANIFEST).get("files")
-    if not isinstance(described, dict):
-        raise ConfigError(f"{folder / MANIFEST} should list files, got {type(described).__name__}")
-    for name in described if names is None else names:
-        path, expected = folder / name, described.get(name)
+    files = load_json(folder / MANIFEST).get("files")
+    if not isinstance(files, dict):
+        raise ConfigError(f"{folder / MANIFEST} should list files, got {type(files).__name__}")
+    for name in files if names is None else names:
+        path = folder / name
+        expected = files.get(name)
+        # a name with a path in it would lead out of the folder
         if not isinstance(expected, dict) or Path(name).name != name:
             raise ConfigError(f"{path} is not among the files of its manifest")
         check_regular(path)
-        if path.stat().st_size != expected.get("bytes"):
-            raise ConfigError(
-                f"{path} has {path.stat().st_size:,} bytes, expected {expected.get('bytes')!r}"
-            )
+        size = path.stat().st_size
+        if size != expected.get("bytes"):
+            raise ConfigError(f"{path} has {size:,} bytes, expected {expected.get('bytes')!r}")
         if _sha256(path) != expected.get("sha256"):
             raise ConfigError(
-                f"{path} is not what was written: its SHA-256 differs from its manifest's"
+                f"{path} was changed or damaged: its SHA-256 differs from the manifest's"
             )
 
 
 def check_regular(path: Path) -> None:
-    """Check that a path is a file and no link, which could lead anywhere.
+    """Check that a path is a regular file and not a link, which could lead anywhere.
 
-    :raises ConfigError: when it is missing, or something else.
+    Args:
+        path: the path.
+
+    Raises:
+        ConfigError: it is missing, a link, or something else than a file.
     """
     if path.is_symlink():
-        raise ConfigError(f"{path} is a link; expected a file")
+        raise ConfigError(f"{path} is a link, expected a file")
+    if not path.exists():
+        raise ConfigError(f"{path} is missing")
     if not path.is_file():
-        raise ConfigError(f"{path} is {'no file' if path.exists() else 'missing'}")
+        raise ConfigError(f"{path} is not a file")
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""SB3's logger over a CSV table and TensorBoard events that a resumed run continues."""
 
 import csv
 import warnings
@@ -17,12 +17,22 @@ from torch.utils.tensorboard import SummaryWriter
 from mirl.agents.runs.metric_names import TIMESTEPS
 from mirl.agents.video import Gif
 
+RGB = 3
+"""``colorspace`` of TensorBoard's image summaries."""
+
 
 class WarnOnWriteError:
-    """Goes on where a log cannot be written, and says so once: no run ends for its curves."""
+    """A context that turns the first ``OSError`` into a warning and ignores the others.
 
-    def __init__(self, what: str) -> None:
-        self.what, self.said = what, False
+    Logs are not worth ending a run for.
+
+    Args:
+        target: what is written, for the warning.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.has_warned = False
 
     def __enter__(self) -> None:
         pass
@@ -30,78 +40,120 @@ class WarnOnWriteError:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if not isinstance(error, OSError):
             return False
-        if not self.said:
+        if not self.has_warned:
             warnings.warn(
-                f"{self.what} cannot be written ({error}); training goes on without", stacklevel=3
+                f"{self.target} cannot be written ({error}); training continues without it",
+                stacklevel=3,
             )
-        self.said = True
+        self.has_warned = True
         return True
 
 
 class FaultTolerantWriter(KVWriter):
-    """What the two logs share: neither ends a run."""
+    """A writer of SB3's logger that never ends a run."""
 
-    tolerant: WarnOnWriteError
+    write_errors: WarnOnWriteError
 
     def write(
         self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
     ) -> None:
-        with self.tolerant:
+        """Write a row.
+
+        Args:
+            key_values: values by metric.
+            key_excluded: writers that leave a metric out, by metric.
+            step: timesteps.
+        """
+        with self.write_errors:
             super().write(key_values, key_excluded, step)
 
     def close(self) -> None:
-        with self.tolerant:
+        """Close the file."""
+        with self.write_errors:
             super().close()
 
 
 class MetricsCsv(FaultTolerantWriter, CSVOutputFormat):
-    """SB3's CSV table; a continued run keeps its rows up to the checkpoint that it goes on from."""
+    """SB3's CSV table; a resumed run keeps the rows up to its checkpoint.
+
+    Args:
+        path: the file.
+        resumed_at: timesteps of the checkpoint that the run is resumed from; 0 or None if there is
+            none.
+    """
 
     def __init__(self, path: Path, resumed_at: int | None) -> None:
+        # instead of SB3's constructor, which empties the file
         self.keys: list[str] = []
-        self.separator, self.quotechar = ",", '"'
+        self.separator = ","
+        self.quotechar = '"'
         if resumed_at and path.exists():
-            with path.open(encoding="utf-8", newline="") as old:
-                table = csv.DictReader(old)
-                rows = [row for row in table if int(row.get(TIMESTEPS) or 0) <= resumed_at]
-            self.keys = list(table.fieldnames or [])
-            temporary = path.with_name(f".{path.name}.tmp")
-            with temporary.open("w", encoding="utf-8", newline="") as kept:
-                writer = csv.DictWriter(kept, self.keys, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-            temporary.replace(path)
+            self.keys = _drop_rows_after(path, resumed_at)
         self.file = path.open("r+" if self.keys else "w+", encoding="utf-8")
-        self.file.seek(0, 2)
-        self.tolerant = WarnOnWriteError(str(path))
+        self.file.seek(0, 2)  # to the end
+        self.write_errors = WarnOnWriteError(str(path))
+
+
+def _drop_rows_after(path: Path, timesteps: int) -> list[str]:
+    """Rewrite a table without the rows after ``timesteps``; return its columns."""
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        rows = [row for row in reader if int(row.get(TIMESTEPS) or 0) <= timesteps]
+    columns = list(reader.fieldnames or [])
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)
+    return columns
 
 
 class TensorBoard(FaultTolerantWriter, TensorBoardOutputFormat):
-    """SB3's TensorBoard writer; points behind ``resumed_at``, left by a run that was cut off, are hidden."""
+    """SB3's TensorBoard writer; a resumed run hides the points after its checkpoint.
+
+    Args:
+        folder: folder of the event files.
+        resumed_at: timesteps of the checkpoint that the run is resumed from, 0 if there is no
+            checkpoint yet; None for a new run.
+    """
 
     def __init__(self, folder: Path, resumed_at: int | None) -> None:
-        purge_from = None if resumed_at is None else resumed_at + 1 if resumed_at else 0
-        self.writer = SummaryWriter(str(folder), purge_step=purge_from)
+        # TensorBoard hides the points of earlier files from purge_step on
+        purge_step = resumed_at + 1 if resumed_at else resumed_at
+        self.writer = SummaryWriter(str(folder), purge_step=purge_step)
         self._is_closed = False
-        self.tolerant = WarnOnWriteError(f"TensorBoard's events in {folder}")
+        self.write_errors = WarnOnWriteError(f"TensorBoard's events in {folder}")
 
     def write_gif(self, tag: str, gif: Gif, step: int) -> None:
-        """An animation, as the image summary that the page plays (``add_video`` needs an old moviepy)."""
+        """Write an animation as an image summary; ``add_video`` needs an old moviepy.
+
+        Args:
+            tag: name of the animation.
+            gif: the animation.
+            step: timesteps.
+        """
         image = Summary.Image(
-            encoded_image_string=gif.data, width=gif.width, height=gif.height, colorspace=3
+            encoded_image_string=gif.data, width=gif.width, height=gif.height, colorspace=RGB
         )
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
         assert self.writer.file_writer is not None
-        with self.tolerant:
-            self.writer.file_writer.add_summary(
-                Summary(value=[Summary.Value(tag=tag, image=image)]), step
-            )
-            self.writer.flush()
+        with self.write_errors:
+            self.writer.file_writer.add_summary(summary, step)
+            self.writer.flush()  # videos are rare; show them at once
 
 
 def build_logger(run_dir: Path, resumed_at: int | None) -> tuple[Logger, TensorBoard]:
-    """SB3's logger over ``metrics.csv`` and TensorBoard events in the run directory.
+    """Build SB3's logger over ``metrics.csv`` and TensorBoard events in a run directory.
 
-    :param resumed_at: the timestep that a continued run goes on from, 0 where it has no checkpoint; None for a new run.
+    Args:
+        run_dir: the run directory.
+        resumed_at: timesteps of the checkpoint that the run is resumed from, 0 if there is no
+            checkpoint yet; None for a new run.
+
+    Returns:
+        The logger, and its TensorBoard writer.
     """
-    board = TensorBoard(run_dir, resumed_at)
-    return Logger(str(run_dir), [board, MetricsCsv(run_dir / "metrics.csv", resumed_at)]), board
+    tensorboard = TensorBoard(run_dir, resumed_at)
+    table = MetricsCsv(run_dir / "metrics.csv", resumed_at)
+    return Logger(str(run_dir), [tensorboard, table]), tensorboard

@@ -1,4 +1,4 @@
-"""Names of what MIRL logs beside SB3's own scalars (docs/metrics.md explains each), and the two files they go to."""
+"""Names of the metrics that MIRL logs beside SB3's own; docs/metrics.md explains each."""
 
 SPEED = "speed/steps_per_second"
 DISTINCT = "speed/distinct_percent"
@@ -14,11 +14,27 @@ EVAL_RETURN = "eval/return"
 HELD_OUT_SUCCESS = "eval/held_out/success_rate"
 
 
-def task_metric(split: str, task: str, metric: str) -> str:
-    """``task/<task>/success_rate`` and its like; ``split`` is ``task`` while training and ``eval`` on unseen seeds."""
-    return f"{split}/{task}/{metric}"
+def task_metric(group: str, task: str, metric: str) -> str:
+    """Return the name of a metric of one task, such as ``task/goto_door/success_rate``.
+
+    Args:
+        group: "task" for training episodes, "eval" for evaluation episodes.
+        task: name of the task.
+        metric: name of the metric.
+
+    Returns:
+        The name.
+    """
+    return f"{group}/{task}/{metric}"
 
 
-def time_metric(part: str) -> str:
-    """``speed/environment_percent`` and its like."""
-    return f"speed/{part}_percent"
+def time_metric(section: str) -> str:
+    """Return the name of a section's share of the wall time, such as ``speed/update_percent``.
+
+    Args:
+        section: section of an iteration.
+
+    Returns:
+        The name.
+    """
+    return f"speed/{section}_percent"

@@ -1,4 +1,4 @@
-"""Where the wall time of an iteration goes."""
+"""Shares of an iteration's wall time: environment, forward pass, update and the rest."""
 
 import time
 import warnings
@@ -10,69 +10,92 @@ from stable_baselines3.common.logger import Logger
 
 from mirl.agents.runs import metric_names as metrics
 
-Part = Literal["environment", "forward", "update"]
+Section = Literal["environment", "forward", "update"]
 
 WARM_UP = 4
-"""Iterations that are not judged: they also load and compile."""
+"""First iterations, which also load and compile and are not judged."""
 PATIENCE = 30.0
-"""Seconds of iterations behind a judgement: a neighbor on the processor makes any single one look bad."""
+"""Seconds of iterations behind a judgment; other processes make a single one look bad."""
+MAX_IDLE_PERCENT = 50
+"""Share of the time that the network may wait before a warning."""
 
 
 class IterationProfiler:
-    """Splits each iteration into environment, forward, update and the rest (bookkeeping and callbacks' steps).
+    """A timer that splits each iteration into environment, forward, update and the rest.
 
-    What callbacks do between two iterations, such as evaluation, belongs to neither.
+    The rest is bookkeeping and the callbacks' steps. What callbacks do between two iterations, such
+    as evaluation, is not counted.
     """
 
     def __init__(self) -> None:
-        self._iterations, self._warned = 0, False
-        self._check_idled: dict[str, float] = {}
         self.percent: dict[str, float] = {}
-        """Of the last iteration, by part."""
+        """Shares of the last iteration, by section."""
+        self._n_iterations = 0
+        self._has_warned = False
+        self._total = 0.0
+        """Seconds of the iterations since the last check."""
+        self._totals: dict[str, float] = {}
+        """The same by section."""
         self.start()
 
     def start(self) -> None:
         """Begin an iteration."""
         self._start = time.perf_counter()
-        self._seconds: dict[Part, float] = {"environment": 0.0, "forward": 0.0, "update": 0.0}
+        self._seconds: dict[Section, float] = {"environment": 0.0, "forward": 0.0, "update": 0.0}
 
     @contextmanager
-    def part(self, part: Part) -> Iterator[None]:
-        """Count the time within it to ``part``."""
+    def section(self, section: Section) -> Iterator[None]:
+        """Count the time spent inside the context.
+
+        Args:
+            section: the section that it counts for.
+        """
         begin = time.perf_counter()
         yield
-        self._seconds[part] += time.perf_counter() - begin
+        self._seconds[section] += time.perf_counter() - begin
 
     def record(self, logger: Logger, timesteps: int) -> None:
-        """Log the speed of the iteration and its parts in percent; warn once when the network mostly waits."""
+        """Log speed and shares of the iteration; warn once if the network mostly waits.
+
+        Args:
+            logger: SB3's logger.
+            timesteps: timesteps of the iteration, all environments together.
+        """
+        # SB3 logs its speed over the whole training, not of the last iteration
         total = time.perf_counter() - self._start
         logger.record(metrics.SPEED, timesteps / total)
-        percent: dict[str, float] = {
-            part: 100 * seconds / total for part, seconds in self._seconds.items()
-        }
-        waiting = 100 - percent["forward"] - percent["update"]
-        self.percent = {**percent, "rest": waiting - percent["environment"]}
-        for part, share in self.percent.items():
-            logger.record(metrics.time_metric(part), share)
-        self._iterations += 1
-        if self._iterations > WARM_UP and not self._warned:
-            self._check_idle({"total": total} | dict(self._seconds.items()))
+        self.percent = {}
+        for section, seconds in self._seconds.items():
+            self.percent[section] = 100 * seconds / total
+        self.percent["rest"] = _idle_percent(self.percent) - self.percent["environment"]
+        for name, share in self.percent.items():
+            logger.record(metrics.time_metric(name), share)
+        self._n_iterations += 1
+        if self._n_iterations > WARM_UP and not self._has_warned:
+            self._check_idle(total)
 
-    def _check_idle(self, seconds: Mapping[str, float]) -> None:
-        """Warn once if the network waited for most of a long enough time."""
-        self._check_idled = {
-            name: self._check_idled.get(name, 0.0) + value for name, value in seconds.items()
-        }
-        total = self._check_idled["total"]
-        if total < PATIENCE:
+    def _check_idle(self, total: float) -> None:
+        """Warn if the network waited for most of at least ``PATIENCE`` seconds."""
+        self._total += total
+        for section, seconds in self._seconds.items():
+            self._totals[section] = self._totals.get(section, 0.0) + seconds
+        if self._total < PATIENCE:
             return
-        percent = {name: 100 * value / total for name, value in self._check_idled.items()}
-        self._check_idled = {}
-        waiting = 100 - percent["forward"] - percent["update"]
-        if waiting > 50:
-            self._warned = True
+        percent: dict[str, float] = {}
+        for name, seconds in self._totals.items():
+            percent[name] = 100 * seconds / self._total
+        self._total = 0.0
+        self._totals = {}
+        idle = _idle_percent(percent)
+        if idle > MAX_IDLE_PERCENT:
+            self._has_warned = True
             warnings.warn(
-                f"the network is idle {waiting:.0f} % of the time, of which {percent['environment']:.0f} % go to "
-                "stepping environments; backend=envpool or more of them (agent.n_envs) would use it better",
+                f"the network is idle {idle:.0f} % of the time; {percent['environment']:.0f} % are "
+                "spent on stepping environments; backend=envpool or more of them "
+                "(agent.n_envs) would use it better",
                 stacklevel=3,
             )
+
+
+def _idle_percent(percent: Mapping[str, float]) -> float:
+    return 100 - percent["forward"] - percent["update"]

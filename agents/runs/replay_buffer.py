@@ -1,8 +1,7 @@
-"""What an off-policy agent has seen, in safetensors: the replay buffers of SB3 can only pickle themselves."""
+"""Replay buffers as safetensors files; SB3 itself can only pickle them."""
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,61 +9,95 @@ from safetensors.numpy import load_file, save_file
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 REPLAY_BUFFER = "replay_buffer.safetensors"
-"""Name of the file."""
+"""File with the replay buffer."""
 
 _COLUMNS = ("actions", "rewards", "dones", "timeouts")
-_EPISODES = ("ep_start", "ep_length")  # of a HerReplayBuffer
+_HER_COLUMNS = ("ep_start", "ep_length")
 
 
 def save_replay_buffer(agent: BaseAlgorithm, folder: Path) -> None:
-    """Write the timesteps that an agent's replay buffer holds; nothing for an agent that has none."""
-    buffer = getattr(agent, "replay_buffer", None)
-    if isinstance(buffer, DictReplayBuffer):
-        filled = buffer.size()
-        tensors = {name: column[:filled] for name, column in _columns(buffer).items()}
-        tensors["position"] = np.array([buffer.pos, int(buffer.full)])
-        if isinstance(buffer, HerReplayBuffer):
-            tensors["episode_under_way"] = buffer._current_ep_start
-        save_file(tensors, folder / REPLAY_BUFFER)
+    """Save the filled part of an agent's replay buffer; an agent without one saves nothing.
+
+    Args:
+        agent: the agent.
+        folder: the folder of the checkpoint.
+    """
+    buffer = _get_buffer(agent)
+    if buffer is None:
+        return
+    # the rest of the arrays was allocated and never written
+    n_filled = buffer.size()
+    arrays = {name: column[:n_filled] for name, column in _columns(buffer).items()}
+    arrays["position"] = np.array([buffer.pos, int(buffer.full)])
+    if isinstance(buffer, HerReplayBuffer):
+        arrays["episode_under_way"] = buffer._current_ep_start
+    save_file(arrays, folder / REPLAY_BUFFER)
 
 
 def load_replay_buffer(agent: BaseAlgorithm, folder: Path) -> None:
-    """Read them back; episodes that were under way count as cut off by time, since their environments are gone.
+    """Load an agent's replay buffer and truncate its unfinished episodes.
 
-    :raises ValueError: when the file is of a buffer of another size, or of other spaces.
+    Args:
+        agent: the agent; without a replay buffer nothing is loaded.
+        folder: the folder of the checkpoint.
+
+    Raises:
+        ValueError: the file holds a buffer of another size or of other spaces.
     """
-    buffer = getattr(agent, "replay_buffer", None)
-    if not isinstance(buffer, DictReplayBuffer):
+    buffer = _get_buffer(agent)
+    if buffer is None:
         return
     saved = load_file(folder / REPLAY_BUFFER)
     for name, column in _columns(buffer).items():
-        if saved[name].shape[1:] != column.shape[1:] or len(saved[name]) > len(column):
+        values = saved[name]
+        if values.shape[1:] != column.shape[1:] or len(values) > len(column):
             raise ValueError(
-                f"its replay buffer holds '{name}' of shape {saved[name].shape}, expected {column.shape}"
+                f"its replay buffer holds '{name}' of shape {values.shape}, expected {column.shape}"
             )
-        column[: len(saved[name])] = saved[name]
-    position, full = saved["position"].tolist()
-    buffer.pos, buffer.full = position, bool(full)
+        column[: len(values)] = values
+    position, is_full = saved["position"].tolist()
+    buffer.pos = position
+    buffer.full = bool(is_full)
     if isinstance(buffer, HerReplayBuffer):
         buffer._current_ep_start[:] = saved["episode_under_way"]
-    end_episodes_under_way(agent)
+    truncate_unfinished_episodes(agent)
 
 
-def end_episodes_under_way(agent: BaseAlgorithm) -> None:
-    """What an agent will not go on with counts as cut off by time, where its replay buffer knows of episodes."""
-    buffer = getattr(agent, "replay_buffer", None)
+def truncate_unfinished_episodes(agent: BaseAlgorithm) -> None:
+    """Mark unfinished episodes in a ``HerReplayBuffer`` as truncated.
+
+    Their environments are gone or reset, so that nothing will follow.
+
+    Args:
+        agent: the agent; without such a buffer nothing is done.
+    """
+    buffer = _get_buffer(agent)
     if isinstance(buffer, HerReplayBuffer):
-        with warnings.catch_warnings(action="ignore"):  # it warns of what it is asked to do
+        # SB3 warns that the trajectory is truncated, which is intended here
+        with warnings.catch_warnings(action="ignore"):
             buffer.truncate_last_trajectory()
 
 
-def _columns(buffer: DictReplayBuffer) -> dict[str, NDArray[Any]]:
-    """The arrays of a buffer, (timesteps, environments, …)."""
-    names = (*_COLUMNS, *(_EPISODES if isinstance(buffer, HerReplayBuffer) else ()))
-    seen = {f"observations.{key}": column for key, column in buffer.observations.items()}
-    next_seen = {
-        f"next_observations.{key}": column for key, column in buffer.next_observations.items()
-    }
-    return {**seen, **next_seen, **{name: getattr(buffer, name) for name in names}}
+def _get_buffer(agent: BaseAlgorithm) -> DictReplayBuffer | None:
+    if not isinstance(agent, OffPolicyAlgorithm):
+        return None
+    buffer = agent.replay_buffer
+    return buffer if isinstance(buffer, DictReplayBuffer) else None
+
+
+def _columns(buffer: DictReplayBuffer) -> dict[str, NDArray[np.generic]]:
+    """Return the arrays of a buffer, (timesteps, environments, ...), by their names in the file."""
+    columns: dict[str, NDArray[np.generic]] = {}
+    for key, column in buffer.observations.items():
+        columns[f"observations.{key}"] = column
+    for key, column in buffer.next_observations.items():
+        columns[f"next_observations.{key}"] = column
+    names = list(_COLUMNS)
+    if isinstance(buffer, HerReplayBuffer):
+        names += _HER_COLUMNS
+    for name in names:
+        columns[name] = getattr(buffer, name)
+    return columns

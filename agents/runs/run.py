@@ -1,114 +1,238 @@
-"""The run directory: ``config.yaml``, written before the first step, whose run it holds, and who trains in it."""
+"""Run directories: a configuration, its checkpoints, and a lock for the training process."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import yaml
 from filelock import FileLock, Timeout
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from mirl.agents.runs.atomic_files import check_regular, write_text
+from mirl.agents.runs.checkpoint import Checkpoint, Episodes
+from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
+from mirl.configs.aliases import migrate_config
 from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import TrainConfig
+from mirl.configs.schema import ResolvedConfig
 
+CONFIG = "config.yaml"
+"""File with the configuration of the run."""
 FREE_FIELDS = frozenset(
     {"device", "progress", "runs_dir", "name", "on_fault", "max_restarts", "env_timeout"}
 )
-"""Fields in which a continued run may differ: they do not change what is learned."""
-
+"""Fields in which a resumed run may differ, because they do not change what is learned."""
 MAX_CONFIG_BYTES = 2**18
-"""Bytes; a suite of fifty tasks takes a twentieth."""
+"""Size up to which a config.yaml is loaded; a suite of fifty tasks takes a twentieth of it."""
 
 
-def open_run(config: TrainConfig) -> bool:
-    """Create the run directory, or check that the one there belongs to this configuration; True if it was there.
+class Run:
+    """A run directory: its path, its configuration and its checkpoints.
 
-    :raises ConfigError: listing the differences, when another configuration has the name.
+    ``Run.open`` opens an existing run for reading; ``Run.create_or_resume`` opens the run of a
+    configuration for training.
+
+    Args:
+        path: the run directory.
+        config: the configuration that it holds.
+        is_new: True if the directory was created just now.
     """
-    path = config.run_dir / "config.yaml"
-    if path.exists():
-        if differences := list(
-            _differences(load_config(config.run_dir).model_dump(), config.model_dump())
-        ):
-            listed = "\n".join(
-                f"  {name}: {old!r} there, {new!r} now" for name, old, new in differences
-            )
+
+    def __init__(self, path: Path, config: ResolvedConfig, *, is_new: bool = False) -> None:
+        self.path = path
+        self.config = config
+        self.is_new = is_new
+        self.checkpoints = CheckpointDirectory(path / "checkpoints")
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open an existing run.
+
+        Args:
+            path: the run directory.
+
+        Returns:
+            The run.
+
+        Raises:
+            ConfigError: the folder is not a run directory, or its configuration is not valid.
+        """
+        return cls(path, validate(ResolvedConfig, migrate_config(_load_yaml(path))))
+
+    @classmethod
+    def create(cls, config: ResolvedConfig) -> Self:
+        """Create the run directory of a configuration.
+
+        Args:
+            config: the configuration, which is written to the directory.
+
+        Returns:
+            The run.
+
+        Raises:
+            ConfigError: the directory holds something else, or cannot be created.
+        """
+        path = config.run_dir
+        try:
+            if path.is_dir() and any(path.iterdir()):
+                raise ConfigError(f"{path} exists and is not a run directory; choose a name=…")
+            path.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            write_text(path / CONFIG, text)
+        except OSError as error:
             raise ConfigError(
-                f"{config.run_dir} holds a run of another configuration; choose a name=…\n{listed}"
-            )
-        return True
-    try:
-        if config.run_dir.is_dir() and any(config.run_dir.iterdir()):
+                f"the run directory {path} cannot be created: {error.strerror}"
+            ) from None
+        return cls(path, config, is_new=True)
+
+    @classmethod
+    def find(cls, config: ResolvedConfig) -> Self | None:
+        """Find the existing run of a configuration, to resume it.
+
+        Args:
+            config: the configuration; it may differ from that of the directory in ``FREE_FIELDS``.
+
+        Returns:
+            The run, with ``config`` as its configuration; None if there is none yet.
+
+        Raises:
+            ConfigError: the directory holds a run of another configuration; lists the differences.
+        """
+        # the stored configuration is read here and nowhere else in a training command
+        path = config.run_dir
+        if not (path / CONFIG).exists():
+            return None
+        differences = _differences(cls.open(path).config, config)
+        if differences:
+            listed = "\n".join(differences)
             raise ConfigError(
-                f"{config.run_dir} exists and is not a run directory; choose a name=…"
+                f"{path} holds a run of another configuration; choose another name=…\n{listed}"
             )
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-        write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    except OSError as error:
-        raise ConfigError(
-            f"the run directory {config.run_dir} cannot be made: {error.strerror}"
-        ) from None
-    return False
+        return cls(path, config)
+
+    @classmethod
+    def create_or_resume(cls, config: ResolvedConfig) -> Self:
+        """Open the run of a configuration for training, and create its directory if needed.
+
+        Args:
+            config: the configuration.
+
+        Returns:
+            The run.
+
+        Raises:
+            ConfigError: the directory holds something else, or cannot be created.
+        """
+        return cls.find(config) or cls.create(config)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training in the run directory.
+
+        The operating system releases the lock when the process ends, however it ends.
+
+        Raises:
+            ConfigError: another process trains in the run directory.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"another process is training in {self.path}; wait for it, or choose a name=…"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def checkpoint(self, which: str) -> Checkpoint:
+        """Find a checkpoint.
+
+        Args:
+            which: "last", "best", or a number of timesteps.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            ConfigError: there is no such checkpoint, or its state is damaged; names the nearest.
+        """
+        return self.checkpoints.find(which)
+
+    def latest_valid_checkpoint(self) -> Checkpoint | None:
+        """Return the newest checkpoint that is not damaged, to resume from it.
+
+        Returns:
+            The checkpoint, verified; None if there is none yet.
+
+        Raises:
+            ConfigError: there are checkpoints, and all of them are damaged.
+        """
+        return self.checkpoints.latest_valid()
+
+    def save_checkpoint(
+        self, agent: BaseAlgorithm, *, score: float | None = None, episodes: Episodes | None = None
+    ) -> Checkpoint:
+        """Save an agent as the last checkpoint, and as the best one if a score is given.
+
+        Args:
+            agent: the agent.
+            score: success rate of the evaluation that made it the best.
+            episodes: the last episodes of each task.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            OSError: it cannot be written; the earlier checkpoints are unchanged.
+        """
+        return self.checkpoints.save(agent, score=score, episodes=episodes)
 
 
-@contextmanager
-def run_lock(run_dir: Path) -> Iterator[None]:
-    """Within it no other process trains in the run directory; the operating system ends it with its process.
-
-    :raises ConfigError: when another process does.
-    """
-    lock = FileLock(run_dir / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(
-            f"another process is training in {run_dir}; wait for it, or choose a name=…"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def load_config(run_dir: Path) -> TrainConfig:
-    """The configuration of a run.
-
-    :raises ConfigError: when the folder is not a run directory.
-    """
-    path = run_dir / "config.yaml"
+def _load_yaml(run_dir: Path) -> object:
+    path = run_dir / CONFIG
     try:
         check_regular(path)
-        if path.stat().st_size > MAX_CONFIG_BYTES:
+        size = path.stat().st_size
+        if size > MAX_CONFIG_BYTES:
             raise ConfigError(
-                f"its config.yaml has {path.stat().st_size:,} bytes, expected at most {MAX_CONFIG_BYTES:,}"
+                f"its config.yaml has {size:,} bytes, expected at most {MAX_CONFIG_BYTES:,}"
             )
-        values = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
+        return yaml.load(path.read_text(encoding="utf-8"), _LoaderWithoutAliases)
     except RecursionError:
         raise ConfigError(
             f"{run_dir} is not a run directory: its config.yaml is nested too deeply"
         ) from None
     except (ConfigError, OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{run_dir} is not a run directory: {error}") from None
-    return validate(TrainConfig, values)
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Without aliases: a few lines of them unfold to any size."""
+class _LoaderWithoutAliases(yaml.SafeLoader):
+    """PyYAML's safe loader without aliases, a few lines of which can expand to any size."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it has an alias (*), which no configuration needs")
         return super().compose_node(parent, index)
 
 
-def _differences(
-    old: dict[str, Any], new: dict[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    for key in sorted({*old, *new} - (FREE_FIELDS if not prefix else set())):
-        before, after = old.get(key), new.get(key)
+def _differences(stored: ResolvedConfig, current: ResolvedConfig) -> list[str]:
+    """Return a line for each option that differs and is not among ``FREE_FIELDS``."""
+    old = stored.model_dump(exclude=set(FREE_FIELDS))
+    new = current.model_dump(exclude=set(FREE_FIELDS))
+    return list(_differing_options(old, new, prefix=""))
+
+
+def _differing_options(
+    old: Mapping[str, object], new: Mapping[str, object], prefix: str
+) -> Iterator[str]:
+    # a key may be missing on one side: kinds of fusions have different options
+    for key in sorted({*old, *new}):
+        before = old.get(key)
+        after = new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differences(before, after, f"{prefix}{key}.")
+            yield from _differing_options(before, after, f"{prefix}{key}.")
         elif before != after:
-            yield prefix + key, before, after
+            yield f"  {prefix}{key}: {before!r} there, {after!r} now"

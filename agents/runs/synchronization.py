@@ -1,31 +1,37 @@
-"""A checkpoint is a synchronization point: what follows depends on what it holds, and on nothing else.
+"""Synchronization points: after a checkpoint, training depends only on what the checkpoint holds.
 
-Environments cannot be copied on every backend. So at each checkpoint, in every run, whether it was interrupted or not,
-episodes and random generators start anew from seeds that are derived from the run's seed and its timesteps.
-On a CPU a run that was killed and continued therefore ends with the same weights, to the bit, as one that was not.
+Not every backend can copy the state of its environments. Therefore every run, interrupted or not,
+restarts its episodes and its random generators at each checkpoint, from seeds that are derived from
+the run's seed and the timesteps. On a CPU a run that was killed and resumed ends with exactly the
+same weights as one that was not.
 """
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 
-from mirl.agents.runs.replay_buffer import end_episodes_under_way
+from mirl.agents.runs.replay_buffer import truncate_unfinished_episodes
 
-SEEDS = 2**31
-"""Seeds of environments lie below."""
+MAX_SEED = 2**31
+"""Exclusive upper bound of the seeds of environments."""
 
 
 def reseed_all(agent: BaseAlgorithm) -> None:
-    """Start episodes and generators anew, as they start at these timesteps in every run of this seed."""
+    """Restart episodes and random generators from seeds that depend on seed and timesteps only.
+
+    Args:
+        agent: an agent with a seed and an environment.
+    """
     assert agent.env is not None
     assert agent.seed is not None, "a run has a seed"
     sequence = np.random.SeedSequence((agent.seed, agent.num_timesteps))
-    of_agent, of_actions, of_environments = (
-        int(number) % SEEDS for number in sequence.generate_state(3, np.uint64)
-    )
-    set_random_seed(of_agent, using_cuda=agent.device.type == "cuda")
-    agent.action_space.seed(of_actions)
-    agent.env.seed(of_environments)
+    # one seed each for torch and NumPy, for random actions, and for the environments
+    numbers = sequence.generate_state(3, np.uint64)
+    torch_seed, action_seed, env_seed = (int(number) % MAX_SEED for number in numbers)
+    set_random_seed(torch_seed, using_cuda=agent.device.type == "cuda")
+    agent.action_space.seed(action_seed)
+    agent.env.seed(env_seed)
+    # SB3 keeps the last observation between rollouts
     agent._last_obs = agent.env.reset()  # type: ignore[assignment]
     agent._last_episode_starts = np.ones(agent.n_envs, dtype=np.bool_)
-    end_episodes_under_way(agent)
+    truncate_unfinished_episodes(agent)

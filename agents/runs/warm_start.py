@@ -1,112 +1,115 @@
-"""Weights to start from: those of another run, or of an archive that Stable-Baselines3 saved.
+"""Initial weights from another run, or from a .zip file that Stable-Baselines3 saved.
 
-An archive holds pickles. Of the archive nothing is read but the policy's weights; their pickle may name tensors and
-what they are stored in, and nothing else; and what PyTorch's restricted unpickler gets is a copy of what was checked.
+Such a file contains pickles. Only the policy's weights are read from it: their pickle may name
+tensors and their storages and nothing else, and what PyTorch's restricted unpickler loads is a copy
+of exactly the bytes that were checked.
 """
 
 import io
 import pickletools
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mirl.agents.runs.atomic_files import check_regular
-from mirl.agents.runs.checkpoint import find_checkpoint, load_weights
+from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
+from mirl.agents.runs.migration import current_weight_name
 from mirl.configs.errors import ConfigError
 
-SPARE = 2**20
+SPARE_BYTES = 2**20
 """Bytes that an archive may hold beside the weights."""
-LONGEST_PICKLE = 2**18
-"""Bytes; it holds names and shapes."""
+MAX_PICKLE_BYTES = 2**18
+"""Largest pickle that is checked; it holds names and shapes only."""
 MEMBER = "policy.pth"
-"""Where SB3 puts a policy's weights."""
+"""File of the policy's weights in an archive of SB3."""
 GLOBALS = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch (Float|Double|Long|Bool|Byte)Storage"
+    r"collections OrderedDict"
+    r"|torch\._utils _rebuild_tensor_v2"
+    r"|torch (Float|Double|Long|Bool|Byte)Storage"
 )
-OPCODES = {
-    *(
-        "PROTO",
-        "MARK",
-        "STOP",
-        "GLOBAL",
-        "BINPERSID",
-        "REDUCE",
-        "BUILD",
-        "EMPTY_DICT",
-        "SETITEM",
-        "SETITEMS",
-    ),
-    *(
-        "EMPTY_TUPLE",
-        "TUPLE",
-        "TUPLE1",
-        "TUPLE2",
-        "TUPLE3",
-        "BINUNICODE",
-        "BININT",
-        "BININT1",
-        "BININT2",
-    ),
-    *("NEWTRUE", "NEWFALSE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
-}
-"""What ``torch.save`` writes for a ``state_dict``."""
+"""Names that the pickle of a state dict refers to."""
+OPCODES = frozenset(
+    (
+        *("PROTO", "MARK", "STOP", "GLOBAL", "BINPERSID", "REDUCE", "BUILD", "EMPTY_DICT"),
+        *("SETITEM", "SETITEMS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+        *("BINUNICODE", "BININT", "BININT1", "BININT2", "NEWTRUE", "NEWFALSE"),
+        *("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
+    )
+)
+"""Pickle opcodes that ``torch.save`` writes for a state dict."""
 
 
 def warm_start(policy: nn.Module, path: Path) -> None:
-    """Give an untrained policy the weights of a run's best checkpoint, or of a .zip that SB3 saved.
+    """Load initial weights into a policy.
 
-    :raises ConfigError: when there are none, or not those of this policy; it is unchanged then.
+    Args:
+        policy: an untrained policy.
+        path: a run directory, for its best checkpoint, or a .zip file that SB3 saved.
+
+    Raises:
+        ConfigError: there are no weights, or they do not fit; the policy is unchanged then.
     """
     if path.suffix.lower() == ".zip":
         load_archive(policy, path)
     else:
-        load_weights(find_checkpoint(path / "checkpoints", "best"), policy)
+        CheckpointDirectory(path / "checkpoints").find("best").load_weights(policy)
 
 
 def load_archive(policy: nn.Module, path: Path) -> None:
-    """Load the policy's weights, and nothing else, from a file that ``save()`` of an SB3 algorithm wrote.
+    """Load the policy's weights, and nothing else, from a file that SB3's ``save`` wrote.
 
-    :raises ConfigError: when it holds none, or not those of this policy; it is unchanged then.
+    Args:
+        policy: an untrained policy.
+        path: the .zip file.
+
+    Raises:
+        ConfigError: it holds no weights, or they do not fit; the policy is unchanged then.
     """
     check_regular(path)
     expected = policy.state_dict()
-    most = sum(tensor.numel() * tensor.element_size() for tensor in expected.values()) + SPARE
+    n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
+    # a compressed file could expand to any size
+    max_bytes = n_bytes + SPARE_BYTES
     try:
         with zipfile.ZipFile(path) as archive:
-            packed = _read(archive, MEMBER, most)
-        found = torch.load(_checked_copy(packed, most), map_location="cpu", weights_only=True)
-        _check_fits(found, expected)
-    except Exception as error:  # whatever is met in a file of a stranger's
-        said = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise ConfigError(f"{path} does not hold the weights of this policy: {said}") from None
-    policy.load_state_dict(found)
+            packed = _read_member(archive, MEMBER, max_bytes)
+        copy = _checked_copy(packed, max_bytes)
+        loaded = torch.load(copy, map_location="cpu", weights_only=True)
+        weights = _checked_weights(loaded, expected)
+    except Exception as error:  # a file from a stranger can cause any
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise ConfigError(f"{path} does not hold the weights of this policy: {reason}") from None
+    policy.load_state_dict(weights)
 
 
-def _read(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+def _read_member(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
     if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        # the others unfold all that they have read before they can be stopped
-        raise ValueError(f"{name} is packed in a way that SB3 does not use")
+        # the other methods decompress everything they have read before they can be stopped
+        raise ValueError(f"{name} is compressed by a method that SB3 does not use")
     with archive.open(name) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"{name} unfolds to more than {most:,} bytes")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"{name} decompresses to more than {max_bytes:,} bytes")
     return data
 
 
-def _checked_copy(packed: bytes, most: int) -> io.BytesIO:
-    """What ``torch.save`` packed, member by member as it was checked: a zip file may say two things to two readers."""
+def _checked_copy(packed: bytes, max_bytes: int) -> io.BytesIO:
+    """Copy what ``torch.save`` wrote, file by file, after checking each.
+
+    Two readers may find different content in one zip file, so the original is not loaded.
+    """
     copy = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(packed)) as given, zipfile.ZipFile(copy, "w") as checked:
         names = given.namelist()
         if len(set(names)) < len(names):
             raise ValueError("it holds a file twice")
         for name in names:
-            data = _read(given, name, most)
-            most -= len(data)
+            data = _read_member(given, name, max_bytes)
+            max_bytes -= len(data)  # the limit holds for all files together
             if name.endswith("data.pkl"):
                 _check_pickle(data)
             checked.writestr(name, data)
@@ -115,37 +118,45 @@ def _checked_copy(packed: bytes, most: int) -> io.BytesIO:
 
 
 def _check_pickle(data: bytes) -> None:
-    """Nothing is unpickled here; what comes after may rely on there being nothing but names, tensors and dicts."""
-    if len(data) > LONGEST_PICKLE:
-        raise ValueError(f"weights only: its pickle is longer than {LONGEST_PICKLE:,} bytes")
+    """Check, without unpickling, that a pickle holds only names, tensors and dictionaries."""
+    if len(data) > MAX_PICKLE_BYTES:
+        raise ValueError(f"weights only: its pickle is longer than {MAX_PICKLE_BYTES:,} bytes")
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name not in OPCODES or (
-            opcode.name == "GLOBAL" and not GLOBALS.fullmatch(str(argument))
-        ):
+        is_known = opcode.name in OPCODES
+        if opcode.name == "GLOBAL":
+            is_known = GLOBALS.fullmatch(str(argument)) is not None
+        if not is_known:
             raise ValueError(f"weights only: its pickle has {opcode.name} {argument or ''}".strip())
-        # memory would be made for all numbers up to the one that is remembered
+        # the unpickler allocates memory for every index up to the one that is stored
         if opcode.name == "LONG_BINPUT" and int(argument or 0) > len(data):
-            raise ValueError(f"weights only: its pickle remembers number {argument}")
+            raise ValueError(f"weights only: its pickle stores memo {argument}")
 
 
-def _check_fits(found: Any, expected: dict[str, torch.Tensor]) -> None:
-    if not isinstance(found, dict):
-        raise ValueError(f"expected tensors by name, got {type(found).__name__}")
-    for name in (*expected, *found):
-        if name not in found:
+def _checked_weights(loaded: object, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Check names, shapes, types and values; return the weights under today's names."""
+    if not isinstance(loaded, dict):
+        raise ValueError(f"expected tensors by name, got {type(loaded).__name__}")
+    # a file does not say which version wrote it: only unknown names are migrated
+    weights: dict[str, object] = {}
+    for name, value in loaded.items():
+        weights[name if name in expected else current_weight_name(str(name))] = value
+    for name in expected:
+        if name not in weights:
             raise ValueError(f"it lacks '{name}'")
+    checked = {}
+    for name, value in weights.items():
         if name not in expected:
-            raise ValueError(f"it has '{name}', which the policy has not")
-        theirs, ours = found[name], expected[name]
-        if not isinstance(theirs, torch.Tensor) or (theirs.shape, theirs.dtype) != (
-            ours.shape,
-            ours.dtype,
-        ):
-            what = (
-                f"{theirs.dtype} {list(theirs.shape)}"
-                if isinstance(theirs, torch.Tensor)
-                else type(theirs).__name__
-            )
-            raise ValueError(f"'{name}' should be {ours.dtype} {list(ours.shape)}, got {what}")
-        if not theirs.isfinite().all():
-            raise ValueError(f"'{name}' has numbers that are not finite")
+            raise ValueError(f"it has '{name}', which the policy does not have")
+        checked[name] = _checked_weight(name, value, expected[name])
+    return checked
+
+
+def _checked_weight(name: str, value: object, expected: Tensor) -> Tensor:
+    wanted = f"{expected.dtype} {list(expected.shape)}"
+    if not isinstance(value, Tensor):
+        raise ValueError(f"'{name}' should be {wanted}, got {type(value).__name__}")
+    if value.shape != expected.shape or value.dtype != expected.dtype:
+        raise ValueError(f"'{name}' should be {wanted}, got {value.dtype} {list(value.shape)}")
+    if not value.isfinite().all():
+        raise ValueError(f"'{name}' has non-finite values")
+    return value

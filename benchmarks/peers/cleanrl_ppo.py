@@ -1,8 +1,9 @@
-"""CleanRL's ``ppo_atari_envpool.py`` with DoorKey-8x8 in Atari's place, and the CNN of MiniGrid's SB3 tutorial.
+"""Measure CleanRL's ``ppo_atari_envpool.py`` on DoorKey-8x8 with MiniGrid's tutorial CNN.
 
-The script is CleanRL's as installed, loop, optimiser and logging included; only two names that it looks up while it
-runs, its EnvPool and its network, are exchanged. 256 environments, 32 steps a rollout, 4 epochs of batches of 1,024;
-all else is CleanRL's default. Timed are whole iterations, the first two left out.
+The script runs as installed, with its own loop, optimizer and logging. Only two names are replaced
+that it looks up at run time: its EnvPool and its network. 256 environments, 32 steps per rollout, 4
+epochs of minibatches of 1,024; all else is CleanRL's default. Whole iterations are timed, after the
+first two.
 """
 
 import argparse
@@ -22,68 +23,116 @@ import gym
 import numpy as np
 from report import report
 from torch import nn
-from tutorial_cnn import extractor, head
+from tutorial_cnn import DOOR_KEY, TUTORIAL, extractor, head
 
-N_ENVS, N_STEPS, N_EPOCHS, BATCH_SIZE = 256, 32, 4, 1024
+N_ENVS = 256
+N_STEPS = 32
+N_EPOCHS = 4
+BATCH_SIZE = 1024
 WARM_UP = 2
 """Iterations that are not timed."""
 
 
-class TimeIsUp(Exception):  # noqa: N818
-    """Leaves CleanRL's loop between two iterations."""
+class TimeIsUpError(Exception):
+    """Leave CleanRL's loop between two iterations."""
 
 
 class DoorKey(gym.Env):
-    """EnvPool's DoorKey as the script expects EnvPool's Atari, and the clock.
+    """EnvPool's DoorKey with the interface of EnvPool's Atari; it also keeps the time.
 
-    Images come channels first, episodes end by ``done``, and ``info`` has what the script reads.
+    Images have their channels first, ``done`` ends episodes, and ``info`` has the keys that the
+    script reads.
+
+    Args:
+        seconds: How long to train after the warm-up.
+        num_envs: Number of environments.
+        seed: Their seed.
     """
 
     def __init__(self, seconds: float, num_envs: int, seed: int) -> None:
-        self.pool = envpool.make_gymnasium("MiniGrid-DoorKey-8x8-v0", num_envs=num_envs, seed=seed)
+        self.pool = envpool.make_gymnasium(DOOR_KEY, num_envs=num_envs, seed=seed)
         self.observation_space = gym.spaces.Box(0, 255, (3, 7, 7), np.uint8)
         self.action_space = gym.spaces.Discrete(int(self.pool.action_space.n))
         self.lives = np.zeros(num_envs, dtype=np.int32)
         self.seconds = seconds
         self.steps = 0
-        self.start = self.elapsed = 0.0
+        self.start = 0.0
+        self.elapsed = 0.0
 
     def reset(self) -> np.ndarray:
-        return self.pool.reset()[0]["image"].transpose(0, 3, 1, 2)
+        """Reset all environments and return their images, (B, C, H, W)."""
+        observation, _ = self.pool.reset()
+        # (B, H, W, C) -> (B, C, H, W)
+        return observation["image"].transpose(0, 3, 1, 2)
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    def step(
+        self, action: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Step all environments.
+
+        Args:
+            action: The actions, of shape (B,).
+
+        Returns:
+            Images, rewards, dones and infos.
+
+        Raises:
+            TimeIsUpError: At the end of an iteration, when the time is up.
+        """
         iteration, step = divmod(self.steps, N_STEPS)
         if step == 0 and iteration == WARM_UP:
             self.start = time.perf_counter()
         elif step == 0 and iteration > WARM_UP:
             self.elapsed = time.perf_counter() - self.start
             if self.elapsed >= self.seconds:
-                raise TimeIsUp
+                raise TimeIsUpError
         self.steps += 1
         observation, reward, terminated, truncated, _ = self.pool.step(action)
         done = terminated | truncated
         info = {"reward": reward, "terminated": done, "lives": self.lives}
+        # (B, H, W, C) -> (B, C, H, W)
         return observation["image"].transpose(0, 3, 1, 2), reward, done, info
 
 
-def split(path: Path) -> tuple[ast.Module, ast.Module]:
-    """The script's definitions, and what it does when run."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    mains = [node for node in tree.body if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)]
+def split_script(path: Path) -> tuple[ast.Module, ast.Module]:
+    """Return the definitions of a script, and the body of ``if __name__ == "__main__"``.
+
+    Args:
+        path: The script.
+
+    Raises:
+        ValueError: If the script has no such statement or several.
+    """
+    definitions = []
+    mains = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
+            mains.append(node)
+        else:
+            definitions.append(node)
     if len(mains) != 1:
-        raise ValueError(f"expected one `if __name__ == '__main__'` in {path}, found {len(mains)}")
-    definitions = [node for node in tree.body if node is not mains[0]]
+        raise ValueError(
+            f"expected one `if __name__ == '__main__'` in {path}, found {len(mains)}; "
+            "install the pinned version of CleanRL"
+        )
     return ast.Module(definitions, type_ignores=[]), ast.Module(mains[0].body, type_ignores=[])
 
 
-def agent_class(names: dict[str, Any]) -> type[nn.Module]:
-    """CleanRL's agent with the tutorial's network, initialised as CleanRL initialises."""
+def tutorial_agent(names: dict[str, Any]) -> type[nn.Module]:
+    """Return CleanRL's agent with the network of the tutorial and CleanRL's initialization.
+
+    Args:
+        names: The definitions of the script.
+    """
     layer_init = names["layer_init"]
 
     class Agent(names["Agent"]):  # type: ignore[misc]
         def __init__(self, envs: DoorKey) -> None:
+            # not CleanRL's __init__, which would build its own network
             nn.Module.__init__(self)
-            self.network, self.actor, self.critic = extractor(), head(envs.single_action_space.n), head(1)
+            self.network = extractor()
+            self.actor = head(envs.single_action_space.n)
+            self.critic = head(1)
             for layer in self.modules():
                 if isinstance(layer, nn.Conv2d | nn.Linear):
                     layer_init(layer)
@@ -95,18 +144,26 @@ def agent_class(names: dict[str, Any]) -> type[nn.Module]:
 
 def main() -> None:
     """Measure and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=20)
     seconds = parser.parse_args().seconds
 
     spec = find_spec("cleanrl.ppo_atari_envpool")
     if spec is None or spec.origin is None:
-        raise FileNotFoundError("expected CleanRL's ppo_atari_envpool.py in this environment")
-    definitions, loop = split(Path(spec.origin))
+        raise FileNotFoundError(
+            "expected CleanRL's ppo_atari_envpool.py in this environment, found none; "
+            "install it by python -m benchmarks.peers cleanrl --install"
+        )
+    definitions, loop = split_script(Path(spec.origin))
     names: dict[str, Any] = {"__name__": "ppo_atari_envpool", "__file__": spec.origin}
     exec(compile(definitions, spec.origin, "exec"), names)
     if missing := {"Agent", "envpool", "layer_init"} - names.keys():
-        raise ValueError(f"expected {spec.origin} to define {', '.join(sorted(missing))}")
+        raise ValueError(
+            f"expected {spec.origin} to define {', '.join(sorted(missing))}; "
+            "install the pinned version of CleanRL"
+        )
 
     made: list[DoorKey] = []
 
@@ -114,16 +171,22 @@ def main() -> None:
         made.append(DoorKey(seconds, num_envs, seed))
         return made[0]
 
-    names.update(Agent=agent_class(names), envpool=SimpleNamespace(make=make))
-    options = {"num-envs": N_ENVS, "num-steps": N_STEPS, "update-epochs": N_EPOCHS}
-    options |= {"num-minibatches": N_ENVS * N_STEPS // BATCH_SIZE, "total-timesteps": 10**9}
-    sys.argv = [spec.origin, "--cuda=False", *(f"--{key}={value}" for key, value in options.items())]
+    names.update(Agent=tutorial_agent(names), envpool=SimpleNamespace(make=make))
+    options = {
+        "num-envs": N_ENVS,
+        "num-steps": N_STEPS,
+        "update-epochs": N_EPOCHS,
+        "num-minibatches": N_ENVS * N_STEPS // BATCH_SIZE,
+        "total-timesteps": 10**9,
+        "cuda": False,
+    }
+    sys.argv = [spec.origin, *(f"--{key}={value}" for key, value in options.items())]
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.chdir(folder),  # the script writes its curves to ./runs
         Path(os.devnull).open("w") as nowhere,
         contextlib.redirect_stdout(nowhere),
-        contextlib.suppress(TimeIsUp),
+        contextlib.suppress(TimeIsUpError),
     ):
         exec(compile(loop, spec.origin, "exec"), names)
 
@@ -133,9 +196,7 @@ def main() -> None:
         (env.steps - WARM_UP * N_STEPS) * N_ENVS,
         env.elapsed,
         ("envpool", "torch"),
-        environment="MiniGrid-DoorKey-8x8-v0",
-        observation="image 7 x 7 x 3",
-        network="CNN of MiniGrid's SB3 tutorial",
+        **TUTORIAL,
         n_envs=N_ENVS,
         n_steps=N_STEPS,
         n_epochs=N_EPOCHS,

@@ -1,8 +1,9 @@
-"""torch-ac's PPO on MiniGrid's own DoorKey-8x8, each environment a process, with the CNN of MiniGrid's SB3 tutorial.
+"""Measure torch-ac's PPO on MiniGrid's DoorKey-8x8 with the CNN of MiniGrid's SB3 tutorial.
 
-torch-ac takes a list of Python environments, so EnvPool does not fit. 16 of them, 128 steps a rollout, 4 epochs of
-minibatches of 1,024. One torch thread: on two cores a second one spins where an environment needs the core, and is far
-slower. Timed are whole iterations, the first left out.
+torch-ac takes a list of Python environments, one process each, so it cannot use EnvPool. 16
+environments, 128 steps per rollout, 4 epochs of minibatches of 1,024. One torch thread: on two
+cores, a second one competes with the environments for a core and is far slower. Whole iterations
+are timed, after the first.
 """
 
 import argparse
@@ -17,38 +18,64 @@ from report import report
 from torch import nn
 from torch.distributions import Categorical
 from torch_ac import ACModel, PPOAlgo
-from tutorial_cnn import extractor, head
+from tutorial_cnn import DOOR_KEY, TUTORIAL, extractor, head
 
-N_ENVS, N_STEPS, N_EPOCHS, BATCH_SIZE = 16, 128, 4, 1024
+N_ENVS = 16
+N_STEPS = 128
+N_EPOCHS = 4
+BATCH_SIZE = 1024
 
 
 class TutorialModel(nn.Module, ACModel):
-    """The tutorial's network as torch-ac's model."""
+    """The network of the tutorial as a model of torch-ac.
+
+    Args:
+        n_actions: Number of actions.
+    """
 
     recurrent = False
 
     def __init__(self, n_actions: int) -> None:
         super().__init__()
-        self.extractor, self.actor, self.critic = extractor(), head(n_actions), head(1)
+        self.extractor = extractor()
+        self.actor = head(n_actions)
+        self.critic = head(1)
 
     def forward(self, images: torch.Tensor) -> tuple[Categorical, torch.Tensor]:
+        """Return the action distribution and the values, (B,).
+
+        Args:
+            images: Images of shape (B, 3, 7, 7).
+        """
         features = self.extractor(images)
-        return Categorical(logits=self.actor(features)), self.critic(features).squeeze(1)
+        values = self.critic(features).squeeze(1)  # (B, 1) -> (B,)
+        return Categorical(logits=self.actor(features)), values
 
 
-def to_images(observations: Sequence[np.ndarray], device: torch.device | None = None) -> torch.Tensor:
-    """(B, H, W, C) of bytes -> (B, C, H, W) in 0..1."""
-    return torch.from_numpy(np.stack(observations)).to(device).permute(0, 3, 1, 2) / 255
+def to_images(
+    observations: Sequence[np.ndarray], device: torch.device | None = None
+) -> torch.Tensor:
+    """Return observations as images in 0..1.
+
+    Args:
+        observations: B images of bytes, each of shape (H, W, C).
+        device: The device of the images.
+    """
+    images = torch.from_numpy(np.stack(observations)).to(device)
+    # (B, H, W, C) -> (B, C, H, W)
+    return images.permute(0, 3, 1, 2) / 255
 
 
 def main() -> None:
     """Measure and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=20)
     limit = parser.parse_args().seconds
 
     torch.set_num_threads(1)
-    envs = [ImgObsWrapper(gym.make("MiniGrid-DoorKey-8x8-v0")) for _ in range(N_ENVS)]
+    envs = [ImgObsWrapper(gym.make(DOOR_KEY)) for _ in range(N_ENVS)]
     for seed, env in enumerate(envs):
         env.reset(seed=seed)
     algo = PPOAlgo(
@@ -61,20 +88,21 @@ def main() -> None:
         batch_size=BATCH_SIZE,
         preprocess_obss=to_images,
     )
-    algo.update_parameters(algo.collect_experiences()[0])
+    experiences, _ = algo.collect_experiences()
+    algo.update_parameters(experiences)
 
-    timesteps, start = 0, time.perf_counter()
+    timesteps = 0
+    start = time.perf_counter()
     while (seconds := time.perf_counter() - start) < limit:
-        algo.update_parameters(algo.collect_experiences()[0])
+        experiences, _ = algo.collect_experiences()
+        algo.update_parameters(experiences)
         timesteps += algo.num_frames
     report(
         "torch-ac",
         timesteps,
         seconds,
         ("minigrid", "torch"),
-        environment="MiniGrid-DoorKey-8x8-v0",
-        observation="image 7 x 7 x 3",
-        network="CNN of MiniGrid's SB3 tutorial",
+        **TUTORIAL,
         n_envs=N_ENVS,
         n_steps=N_STEPS,
         n_epochs=N_EPOCHS,

@@ -1,4 +1,4 @@
-"""Tiny runs: a few seconds of training at most, in a folder of the test's own."""
+"""Fixtures for tiny runs: at most a few seconds of training, in a folder of the test's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from mirl.configs.compose import compose_train
 from mirl.configs.schema import TrainConfig
 
-if TYPE_CHECKING:  # imported before pytest is configured, the networks would be checked without its warning filters
+if TYPE_CHECKING:  # at run time the networks must not be imported before pytest is configured
     from mirl.agents import A2C, PPO
     from mirl.envs import SuiteVecEnv
 
@@ -33,7 +33,7 @@ Build = Callable[..., TrainConfig]
 
 @pytest.fixture(scope="session")
 def tiny_in() -> Callable[..., TrainConfig]:
-    """``tiny_in(folder, *words)``: a tiny configuration, runs in a folder; four iterations of 128 timesteps."""
+    """``tiny_in(folder, *words)``: a tiny configuration of four iterations of 128 timesteps."""
 
     def build(folder: Path, *words: str) -> TrainConfig:
         batch = () if "agent=a2c" in words else ("agent.batch_size=64", "agent.n_epochs=2")
@@ -50,8 +50,8 @@ def tiny(tmp_path: Path, tiny_in: Build) -> Build:
 
 @pytest.fixture
 def make_agent() -> Iterator[Callable[[TrainConfig], PPO | A2C]]:
-    """``make_agent(config)``: an untrained agent over its training environment, which is closed after the test."""
-    from mirl.agents.builder import build_agent
+    """``make_agent(config)``: an untrained agent; its environments are closed after the test."""
+    from mirl.agents.builder import build_agent, resolve_auto
     from mirl.envs import SuiteVecEnv
 
     opened: list[SuiteVecEnv] = []
@@ -61,7 +61,7 @@ def make_agent() -> Iterator[Callable[[TrainConfig], PPO | A2C]]:
             config.task, config.agent.n_envs, backend=config.backend, seed=config.seed
         )
         opened.append(env)
-        return build_agent(config, env)
+        return build_agent(resolve_auto(config, env.observation_space), env)
 
     yield make
     for env in opened:

@@ -1,6 +1,5 @@
-"""Evaluation: fixed quotas of unseen episodes, and rates with honest intervals."""
+"""Evaluation plays fixed quotas of unseen episodes and reports rates with intervals."""
 
-import csv
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -14,15 +13,14 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
+from run_setup import evaluate_at
 from stable_baselines3.common.policies import BasePolicy, MultiInputActorCriticPolicy
 
 from mirl.agents import evaluate, train
-from mirl.agents.evaluation import evaluate_run, results_table
-from mirl.agents.runs.checkpoint import find_checkpoint
+from mirl.agents.evaluation import results_table
 from mirl.agents.statistics import TaskResult, suite_result
-from mirl.configs.errors import ConfigError
 from mirl.configs.schema import EvalConfig, TrainConfig
-from mirl.configs.tasks import HoldoutConfig, Subset, SuiteConfig, TaskConfig
+from mirl.configs.tasks import HoldoutConfig, SuiteConfig, TaskConfig
 from mirl.envs import SeedSplit, SuiteVecEnv, env_seeds
 
 Build = Callable[..., TrainConfig]
@@ -31,7 +29,7 @@ SPLITS: tuple[SeedSplit, ...] = ("train", "validation", "test")
 
 
 class SlowSuccessEnv(gym.Env[Any, Any]):
-    """Whatever is done, half of the episodes fail after 2 timesteps and half succeed after 20."""
+    """Half of the episodes fail after 2 timesteps and half succeed after 20, whatever the actions."""
 
     def __init__(self) -> None:
         self.observation_space = spaces.Box(-1, 1, (2,), np.float32)
@@ -80,7 +78,7 @@ def make_policy(env: SuiteVecEnv) -> BasePolicy:
 
 
 def first_outcomes(seed: int, split: SeedSplit, slots: int, quotas: list[int]) -> list[bool]:
-    """What each slot's first episodes of the slow task are, replayed one environment at a time."""
+    """Replay the first episodes of the slow task, one environment at a time."""
     outcomes = []
     for slot_seed, quota in zip(env_seeds(seed, split, 0, slots), quotas, strict=True):
         env = SlowSuccessEnv()
@@ -101,9 +99,10 @@ def evaluated(suite: SuiteConfig, n_envs: int, **options: Any) -> list[TaskResul
 @pytest.mark.parametrize(
     ("slots", "episodes", "quotas"), [(64, 64, [1] * 64), (3, 8, [3, 3, 2]), (4, 2, [1, 1, 0, 0])]
 )
-def test_every_slot_plays_its_quota_so_that_short_failures_are_not_favored(
+def test_every_environment_plays_its_quota(
     suite: SuiteConfig, slots: int, episodes: int, quotas: list[int]
 ) -> None:
+    """Every environment plays its quota, so that short failures are not favored."""
     slow, guess = evaluated(suite, 2 * slots, episodes=episodes, seed=3)
     expected = first_outcomes(3, "validation", slots, quotas)
     assert slow.success.tolist() == expected
@@ -115,16 +114,16 @@ def test_every_slot_plays_its_quota_so_that_short_failures_are_not_favored(
     assert (slow.task, guess.task) == ("slow", "guess")
 
 
-def test_the_success_rate_is_not_biased_by_the_length_of_episodes(suite: SuiteConfig) -> None:
+def test_success_rate_ignores_episode_length(suite: SuiteConfig) -> None:
+    """The success rate is not biased by the lengths of episodes."""
     slow, _ = evaluated(suite, 800, episodes=400, seed=0)
     assert abs(slow.success_rate - 0.5) < 4 * 0.5 / np.sqrt(
         400
     )  # of the first 400 to finish next to none succeed
 
 
-def test_as_slots_come_to_rest_the_policy_is_asked_in_few_sizes(
-    suite: SuiteConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_policy_sees_few_batch_sizes(suite: SuiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy sees few batch sizes while environments become inactive."""
     sizes: set[int] = set()
     predict = BasePolicy.predict
 
@@ -141,7 +140,8 @@ def test_as_slots_come_to_rest_the_policy_is_asked_in_few_sizes(
     assert [len(result.success) for result in results] == [150, 150]
 
 
-def test_an_evaluation_leaves_torchs_generator_and_the_policys_mode(suite: SuiteConfig) -> None:
+def test_evaluation_restores_generator_and_mode(suite: SuiteConfig) -> None:
+    """An evaluation restores torch's generator and the mode of the policy."""
     env = SuiteVecEnv(suite, 4, workers=0)
     policy = make_policy(env)
     policy.set_training_mode(True)
@@ -152,7 +152,7 @@ def test_an_evaluation_leaves_torchs_generator_and_the_policys_mode(suite: Suite
     env.close()
 
 
-def test_an_evaluation_can_be_repeated(suite: SuiteConfig) -> None:
+def test_evaluation_is_reproducible(suite: SuiteConfig) -> None:
     env = SuiteVecEnv(suite, 4, workers=0)
     policy = make_policy(env)
 
@@ -167,7 +167,7 @@ def test_an_evaluation_can_be_repeated(suite: SuiteConfig) -> None:
     env.close()
 
 
-def test_deterministic_takes_the_most_probable_action(suite: SuiteConfig) -> None:
+def test_deterministic_takes_most_probable_action(suite: SuiteConfig) -> None:
     env = SuiteVecEnv(suite, 4, workers=0)
     policy = make_policy(env)
     rates = {
@@ -183,7 +183,7 @@ SEEDS = st.integers(0, 2**31 - 1)
 
 
 @given(SEEDS, SEEDS, st.integers(0, 9), st.integers(0, 9))
-def test_no_two_splits_share_a_seed(first: int, second: int, task: int, other_task: int) -> None:
+def test_seed_splits_are_disjoint(first: int, second: int, task: int, other_task: int) -> None:
     one, two, three = (
         {*env_seeds(seed, split, index, 64)}
         for seed, split, index in zip(
@@ -193,7 +193,8 @@ def test_no_two_splits_share_a_seed(first: int, second: int, task: int, other_ta
     assert len(one | two | three) == len(one) + len(two) + len(three)
 
 
-def test_a_task_and_a_seed_have_seeds_of_their_own() -> None:
+def test_tasks_and_seeds_have_own_seeds() -> None:
+    """Every task and every seed has environment seeds of its own."""
     drawn = [tuple(env_seeds(seed, "train", task, 8)) for seed in range(3) for task in range(3)]
     assert len(set(drawn)) == 9
     assert env_seeds(0, "train", 0, 8)[:4] == env_seeds(0, "train", 0, 4)
@@ -211,7 +212,7 @@ def rows_of(table: Table) -> list[list[str]]:
     ]
 
 
-def test_the_table_has_a_row_per_task() -> None:
+def test_table_has_row_per_task() -> None:
     result = TaskResult(
         "door", np.array([True, False]), np.array([1.0, 0.0]), np.array([3, 5]), 0.25, 0.75
     )
@@ -220,7 +221,8 @@ def test_the_table_has_a_row_per_task() -> None:
     ]
 
 
-def test_under_several_tasks_stand_mean_interquartile_mean_and_worst() -> None:
+def test_table_ends_with_summary_rows() -> None:
+    """Below several tasks stand their mean, interquartile mean and worst."""
     results = [one(str(successes), successes, 4) for successes in (0, 2, 3, 4)]
     rows = rows_of(results_table(results, "title"))
     assert [row[0] for row in rows] == ["0", "2", "3", "4", "mean", "IQM", "worst"]
@@ -231,7 +233,8 @@ def test_under_several_tasks_stand_mean_interquartile_mean_and_worst() -> None:
     ]
 
 
-def test_the_held_out_part_has_rows_of_its_own() -> None:
+def test_held_out_subset_has_own_rows() -> None:
+    """The held-out subset has rows of its own."""
     results = [
         one("a", 2),
         one("b", 2),
@@ -247,14 +250,15 @@ def test_the_held_out_part_has_rows_of_its_own() -> None:
     )
 
 
-def test_only_tasks_that_were_played_have_results(suite: SuiteConfig) -> None:
+def test_only_active_tasks_have_results(suite: SuiteConfig) -> None:
     env = SuiteVecEnv(suite, 2, workers=0, holdout=HoldoutConfig(tasks=("slow",)))
     [result] = evaluate(make_policy(env), env, episodes=3, seed=0)
     env.close()
     assert (result.task, set(result.lengths.tolist())) == ("guess", {1})
 
 
-def test_results_carry_the_scale_of_their_task(suite: SuiteConfig) -> None:
+def test_results_use_task_score_bounds(suite: SuiteConfig) -> None:
+    """Results are scored on the scale of their task."""
     scaled = suite.tasks[1].model_copy(update={"score_low": -1.0, "score_high": 3.0})
     slow, guess = evaluated(
         suite.model_copy(update={"tasks": (suite.tasks[0], scaled)}), 2, episodes=8, seed=0
@@ -263,19 +267,18 @@ def test_results_carry_the_scale_of_their_task(suite: SuiteConfig) -> None:
     assert guess.score == (guess.returns.mean() + 1) / 4
 
 
-def test_a_runs_evaluation_is_on_test_seeds_and_written_down(
-    tiny: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_is_evaluated_on_test_seeds(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is evaluated on the test seeds, and the results are written."""
     config, splits = tiny("total_timesteps=128"), list[SeedSplit]()
     train(config)
     reset = SuiteVecEnv.reset
 
-    def noted(env: SuiteVecEnv) -> Any:
-        splits.append(env.split)
+    def recorded(env: SuiteVecEnv) -> Any:
+        splits.append(env.seed_split)
         return reset(env)
 
-    monkeypatch.setattr(SuiteVecEnv, "reset", noted)
-    results, (path, gif) = evaluate_run(
+    monkeypatch.setattr(SuiteVecEnv, "reset", recorded)
+    results, (path, gif) = evaluate_at(
         EvalConfig(run=config.run_dir, checkpoint="last", episodes=6, n_envs=3, gif=True)
     )
     assert set(splits) == {"test"}
@@ -293,7 +296,8 @@ def test_a_runs_evaluation_is_on_test_seeds_and_written_down(
     assert gif.read_bytes().startswith(b"GIF89a")
 
 
-def test_evaluations_of_another_kind_get_files_of_their_own(tiny: Build) -> None:
+def test_other_options_write_other_files(tiny: Build) -> None:
+    """Evaluations with other options write other files."""
     config = tiny("total_timesteps=128")
     train(config)
     common = {"run": config.run_dir, "checkpoint": "last", "episodes": 2}
@@ -304,80 +308,19 @@ def test_evaluations_of_another_kind_get_files_of_their_own(tiny: Build) -> None
         {"backend": "gymnasium"},
         {"backend": "gymnasium"},
     ):
-        evaluate_run(EvalConfig(**common, **options))
+        evaluate_at(EvalConfig(**common, **options))
     assert len(list((config.run_dir / "eval").glob("*.json"))) == 4
 
 
-def test_what_a_split_withholds_is_evaluated_apart(tiny: Build) -> None:
+def test_held_out_episodes_are_evaluated_separately(tiny: Build) -> None:
     config = tiny(
         "total_timesteps=128", "task=goto_local", "split.name=red", "split.missions=[red]"
     )
     train(config)
-    results, [path] = evaluate_run(
+    results, [path] = evaluate_at(
         EvalConfig(run=config.run_dir, checkpoint="last", episodes=4, n_envs=2)
     )
     assert [result.label for result in results] == ["goto_local", "goto_local (held out)"]
     report = json.loads(path.read_text())
     assert [task["subset"] for task in report["tasks"]] == ["trained", "held_out"]
     assert set(report["summary"]) == {"trained", "held_out"}
-
-
-def test_a_split_whose_episodes_never_come_is_told_before_anything_is_written(tiny: Build) -> None:
-    config = tiny("split.name=blur", "split.missions=[blur]")
-    with pytest.raises(ConfigError, match=r"no episode with a mission with one of \['blur'\] came"):
-        train(config)
-    assert not config.run_dir.exists()
-
-
-def scripted_evaluation(**rates: list[list[float]]) -> Callable[..., list[TaskResult]]:
-    """Stands in for ``evaluate``: the tasks' success rates, evaluation by evaluation, of each subset."""
-    plays = {subset: iter(script) for subset, script in rates.items()}
-
-    def play(*_: Any, subset: Subset, **__: Any) -> list[TaskResult]:
-        return [
-            one(str(i), round(rate * 4), 4, subset=subset)
-            for i, rate in enumerate(next(plays[subset]))
-        ]
-
-    return play
-
-
-@pytest.mark.parametrize(
-    ("best_by", "best"), [("mean", "step_000000128"), ("worst", "step_000000256")]
-)
-def test_the_best_checkpoint_is_that_of_the_best_mean_or_of_the_best_worst_task(
-    tiny: Build, monkeypatch: pytest.MonkeyPatch, best_by: str, best: str
-) -> None:
-    script = scripted_evaluation(trained=[[1.0, 0.25], [0.5, 0.5], [1.0, 0.0]])
-    monkeypatch.setattr("mirl.agents.callbacks.evaluation.evaluate", script)
-    config = tiny("total_timesteps=384", "evaluation.every=128", f"evaluation.best_by={best_by}")
-    train(config)
-    assert find_checkpoint(config.run_dir / "checkpoints", "best").name == best
-
-
-def test_held_out_episodes_are_logged_and_never_choose(
-    tiny: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = scripted_evaluation(trained=[[0.75], [0.5], [0.25]], held_out=[[0.0], [0.5], [1.0]])
-    monkeypatch.setattr("mirl.agents.callbacks.evaluation.evaluate", script)
-    config = tiny("task=goto_local", "split=objects", "total_timesteps=384", "evaluation.every=128")
-    train(config)
-    with (config.run_dir / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["eval/success_rate"]]
-    assert [float(row["eval/held_out/success_rate"]) for row in rows] == [0.0, 0.5, 1.0]
-    assert find_checkpoint(config.run_dir / "checkpoints", "best").name == "step_000000128"
-
-
-def test_an_evaluation_logs_the_suites_summary(
-    tiny: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "mirl.agents.callbacks.evaluation.evaluate",
-        scripted_evaluation(trained=[[0.0, 0.5, 0.75, 1.0]]),
-    )
-    config = tiny("total_timesteps=128", "evaluation.every=128")
-    train(config)
-    with (config.run_dir / "metrics.csv").open() as file:
-        [row] = [row for row in csv.DictReader(file) if row["eval/success_rate"]]
-    names = ("success_rate", "success_iqm", "success_worst", "score", "return")
-    assert [float(row[f"eval/{name}"]) for name in names] == [0.5625, 0.625, 0.0, 0.5625, 0.5625]

@@ -1,4 +1,4 @@
-"""An update that would make weights NaN or infinite is undone; the run says why, keeps evidence, ends or goes on."""
+"""A non-finite update is rolled back and reported; the run stops or continues."""
 
 import json
 import warnings
@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from run_setup import checkpoint_of
 from safetensors.torch import load_file
 
 from mirl.agents import A2C, PPO, train
 from mirl.agents.faults import NonFiniteError
 from mirl.agents.on_policy import a2c, ppo
 from mirl.agents.on_policy.rollback import Snapshot, are_finite
-from mirl.agents.runs.checkpoint import find_checkpoint
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import RunError
 from mirl.configs.schema import TrainConfig
@@ -53,7 +53,7 @@ def state_of(agent: PPO | A2C) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize(("kind", "losses"), [("ppo", "ppo_losses"), ("a2c", "a2c_losses")])
-def test_the_update_is_undone_and_said_to_be(
+def test_non_finite_update_is_rolled_back(
     tiny: Build,
     make_agent: Agents,
     monkeypatch: pytest.MonkeyPatch,
@@ -61,6 +61,7 @@ def test_the_update_is_undone_and_said_to_be(
     losses: str,
     value: float,
 ) -> None:
+    """A non-finite update is rolled back and reported."""
     agent = make_agent(tiny(f"agent={kind}"))
     agent.learn(128)
     before = state_of(agent)
@@ -74,13 +75,12 @@ def test_the_update_is_undone_and_said_to_be(
     assert agent.learn(128, reset_num_timesteps=False).num_timesteps == 384
 
 
-def test_a_run_stops_with_the_evidence_and_goes_on_from_its_last_checkpoint(
-    tiny: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_stops_and_saves_evidence(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run stops with the evidence saved, and resumes from its last checkpoint."""
     config = tiny("checkpoint_every=128", "evaluation.every=10000")
     with monkeypatch.context() as patch:
         break_losses(patch, "ppo_losses", 10, float("nan"))
-        with pytest.raises(RunError, match=r"What was learned from: .*faults/step_000000384"):
+        with pytest.raises(RunError, match=r"The tensors that caused it: .*faults/step_000000384"):
             train(config)
     folder = config.run_dir / "faults" / "step_000000384"
     assert "train/value_loss" in json.loads((folder / "fault.json").read_text())["message"]
@@ -90,14 +90,15 @@ def test_a_run_stops_with_the_evidence_and_goes_on_from_its_last_checkpoint(
     assert train(config).finished
 
 
-def test_a_run_may_skip_the_rollout(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_may_skip_the_update(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny("on_fault=skip")
     break_losses(monkeypatch, "ppo_losses", 10, float("nan"))
     with pytest.warns(UserWarning, match=r"was undone.*training goes on with the next rollout"):
         assert train(config).finished
 
 
-def test_what_was_wrong_first_is_named_with_its_task(tiny: Build, make_agent: Agents) -> None:
+def test_first_fault_is_named_with_task(tiny: Build, make_agent: Agents) -> None:
+    """The first non-finite value is named with its task."""
     agent = make_agent(tiny())
     agent.learn(128)
     collect = agent.collect_rollouts
@@ -116,7 +117,8 @@ def test_what_was_wrong_first_is_named_with_its_task(tiny: Build, make_agent: Ag
         agent.learn(128, reset_num_timesteps=False)
 
 
-def test_a_snapshot_is_restored_into_the_same_tensors() -> None:
+def test_snapshot_restores_same_tensors() -> None:
+    """A snapshot is restored into the same tensors."""
     module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
     optimizer = torch.optim.Adam(module.parameters())
 
@@ -145,16 +147,15 @@ def test_a_snapshot_is_restored_into_the_same_tensors() -> None:
 
 
 @pytest.mark.parametrize("agent", ["ppo", "a2c"])
-def test_weights_that_are_finite_and_far_too_large_are_told(
-    agent: str, tiny: Callable[..., TrainConfig]
-) -> None:
+def test_huge_weights_are_reported(agent: str, tiny: Callable[..., TrainConfig]) -> None:
+    """Weights that are finite and far too large are reported."""
     huge = (f"agent={agent}", "agent.learning_rate=1e30")
     with pytest.raises(RunError, match=r"a smaller agent\.learning_rate may help"):
         train(tiny(*huge, "name=stops"))
     with (
         warnings.catch_warnings(),
         suppress(RunError),
-    ):  # it goes on for as long as the policy can act
+    ):  # it continues while the policy can act
         warnings.simplefilter("ignore")
         assert train(tiny(*huge, "name=skips", "on_fault=skip")).finished
 
@@ -192,21 +193,23 @@ class PoisonEnv(gym.Env[dict[str, Any], int]):
 
 
 @pytest.mark.parametrize(
-    ("poison", "what"), [("reward", "a reward"), ("observation", "an observation 'observation'")]
+    ("poison", "subject"), [("reward", "a reward"), ("observation", "an observation 'observation'")]
 )
-def test_an_environment_that_gives_no_number_is_named(poison: str, what: str) -> None:
+def test_non_finite_environment_is_named(poison: str, subject: str) -> None:
+    """An environment with a non-finite reward or observation is named."""
     gym.register(f"ToyPoison-{poison}-v0", PoisonEnv, kwargs={"poison": poison})
     env = make_vec_env(f"ToyPoison-{poison}-v0", 2)
     env.reset()
     for _ in range(2):
         env.step(np.zeros(2, np.int64))
     with pytest.raises(
-        EnvironmentFailedError, match=rf"gave {what} that is no finite number, in timestep 3"
+        EnvironmentFailedError, match=rf"gave {subject} that is no finite number, in timestep 3"
     ):
         env.step(np.zeros(2, np.int64))
 
 
-def test_a_first_observation_that_is_no_number_is_told_or_drawn_again() -> None:
+def test_non_finite_first_observation() -> None:
+    """A non-finite first observation is reported, or the environment is reset again."""
     gym.register("ToyPoison-reset-v0", PoisonEnv, kwargs={"poison": "reset"})
     suite = SuiteConfig(name="toy", tasks=(TaskConfig(name="toy", env_id="ToyPoison-reset-v0"),))
     with closing(SuiteVecEnv(suite, 2)) as env:
@@ -217,9 +220,9 @@ def test_a_first_observation_that_is_no_number_is_told_or_drawn_again() -> None:
             env.step(np.zeros(2, np.int64))
     with closing(SuiteVecEnv(suite, 2, max_restarts=2, restart_non_finite=True)) as env:
         env.reset()
-        with pytest.warns(RuntimeWarning, match="restart [12] of 2") as told:
+        with pytest.warns(RuntimeWarning, match="restart [12] of 2") as warned:
             obs, _, dones, infos = env.step(np.zeros(2, np.int64))
-        assert len(told) == 2
+        assert len(warned) == 2
         assert dones.all()
         assert not any("failed" in info for info in infos)
         assert np.isfinite(obs["observation"]).all()
@@ -229,7 +232,7 @@ def test_a_first_observation_that_is_no_number_is_told_or_drawn_again() -> None:
     ("agent", "words"),
     [("ppo", ["agent.n_steps=32", "agent.batch_size=32"]), ("dqn", ["agent.learning_starts=32"])],
 )
-def test_training_goes_on_with_environments_that_fail(
+def test_training_survives_failing_environments(
     agent: str, words: list[str], tmp_path: Path
 ) -> None:
     gym.register(f"ToyPoison-{agent}-v0", PoisonEnv, kwargs={"poison": "reward"})
@@ -248,9 +251,9 @@ def test_training_goes_on_with_environments_that_fail(
         *fixed,
         *words,
     ]
-    with pytest.warns(RuntimeWarning, match=r"restart \d+ of 1000") as told:
+    with pytest.warns(RuntimeWarning, match=r"restart \d+ of 1000") as warned:
         assert train(compose_train([*words, "max_restarts=1000", "name=goes_on"])).finished
-    assert len(told) > 128 // 3 - 4
+    assert len(warned) > 128 // 3 - 4
     with (
         pytest.warns(RuntimeWarning),
         pytest.raises(EnvironmentFailedError, match="no finite number"),
@@ -258,13 +261,12 @@ def test_training_goes_on_with_environments_that_fail(
         train(compose_train([*words, "max_restarts=2", "name=stops"]))
 
 
-def test_memory_that_is_not_to_be_had_says_what_may_be_smaller(
-    tiny: Callable[..., TrainConfig],
-) -> None:
+def test_out_of_memory_names_options(tiny: Callable[..., TrainConfig]) -> None:
+    """An out-of-memory error names the options to reduce."""
     config = tiny("agent.n_steps=1_000_000_000_000", "agent.batch_size=64")
     with pytest.raises(
         RunError,
-        match=r"out of memory: .*\nWhat may be smaller: agent.n_envs=4, agent.n_steps=1,000",
+        match=r"out of memory: .*\nReduce agent.n_envs=4, agent.n_steps=1,000",
     ):
         train(config)
     assert not config.run_dir.exists()
@@ -273,9 +275,10 @@ def test_memory_that_is_not_to_be_had_says_what_may_be_smaller(
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nMore"), MemoryError()]
 )
-def test_memory_that_ends_in_the_middle_keeps_the_last_checkpoint(
+def test_out_of_memory_keeps_last_checkpoint(
     error: Exception, tiny: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Running out of memory while training keeps the last checkpoint."""
     config = tiny("checkpoint_every=128")
     update = PPO.train
 
@@ -285,8 +288,8 @@ def test_memory_that_ends_in_the_middle_keeps_the_last_checkpoint(
         update(agent)
 
     monkeypatch.setattr(PPO, "train", ends)
-    with pytest.raises(RunError, match=r"out of memory.*\nWhat may be smaller"):
+    with pytest.raises(RunError, match=r"out of memory.*\nReduce agent.n_envs"):
         train(config)
     monkeypatch.undo()
-    assert find_checkpoint(config.run_dir / "checkpoints", "last").name == "step_000000256"
-    assert train(config) == (512, True)
+    assert checkpoint_of(config.run_dir, "last").name == "step_000000256"
+    assert train(config)[:2] == (512, True)

@@ -1,4 +1,4 @@
-"""SAC, TD3, TQC and DQN as runs: built from a configuration, logged, saved, stopped, continued and evaluated."""
+"""Runs of SAC, TD3, TQC and DQN: built, logged, saved, stopped, resumed and evaluated."""
 
 import copy
 import csv
@@ -16,91 +16,45 @@ import pytest
 import torch
 from gymnasium import spaces
 from killing import assert_kills_change_nothing
+from off_policy_setup import LIMIT, build_off_policy_agent, tiny_off_policy
+from run_setup import checkpoint_of, resolve
 from safetensors.torch import load_file
 from sb3_contrib import TQC
 from stable_baselines3 import DQN, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from toy_goal_envs import FlipGoalEnv, MirrorReachEnv
+from toy_goal_envs import FlipGoalEnv
 
 from mirl.agents import evaluate, load_policy, train
 from mirl.agents import training as training_module
-from mirl.agents.builder import build_agent, build_policy
+from mirl.agents.builder import build_policy
 from mirl.agents.faults import NonFiniteError
 from mirl.agents.on_policy.rollback import are_finite
-from mirl.agents.runs.checkpoint import find_checkpoint, load_agent, save_checkpoint
+from mirl.agents.runs.checkpoint import Checkpoint
+from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
 from mirl.agents.runs.replay_buffer import REPLAY_BUFFER
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
 
-LIMIT = 5
-"""Timesteps of an episode of ``ToyReach``."""
-
-
-class LeverEnv(MirrorReachEnv):
-    """``MirrorReachEnv`` with a lever that is pushed or pulled."""
-
-    def __init__(self, n_steps: int = 2) -> None:
-        super().__init__(n_steps)
-        self.action_space = spaces.Discrete(2)  # type: ignore[assignment]
-
-    def step(self, action: Any) -> Any:
-        return super().step(np.array([1.5 * int(action) - 0.75]))
-
-
-gym.register("ToyGoalReach-v0", MirrorReachEnv, max_episode_steps=LIMIT, kwargs={"n_steps": LIMIT})
-gym.register("ToyGoalLever-v0", LeverEnv, max_episode_steps=LIMIT, kwargs={"n_steps": LIMIT})
-gym.register("ToyFlip-v0", FlipGoalEnv)
-
 KINDS: dict[str, type[OffPolicyAlgorithm]] = {"sac": SAC, "td3": TD3, "tqc": TQC, "dqn": DQN}
-TINY = (
-    "context=goal",
-    "encoder=vector",
-    "encoder.hidden=[]",
-    "encoder.features_dim=8",
-    "context.dim=4",
-    "sites=[vector, heads]",
-    "agent.net_arch=[8]",
-    "agent.learning_starts=20",
-    "agent.batch_size=16",
-    "total_timesteps=80",
-    "evaluation.episodes=4",
-    "progress=false",
-    "device=cpu",
-)
 Build = Callable[..., TrainConfig]
 Agents = Callable[[TrainConfig], Any]
 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Build:
-    """``tiny(kind, *words)``: a tiny configuration of an algorithm, on a task that fits its actions."""
+    """``tiny(kind, *words)``: a tiny configuration of an algorithm."""
 
-    def build(kind: str, *words: str) -> TrainConfig:
-        env_id = "ToyGoalLever-v0" if kind == "dqn" else "ToyGoalReach-v0"
-        reach = (
-            "task.name=reach",
-            f"task.tasks=[{{name: reach, env_id: {env_id}, success: info}}]",
-        )
-        chosen = () if any(word.startswith("task.tasks") for word in words) else reach
-        return compose_train([f"agent={kind}", *TINY, f"runs_dir={tmp_path}", *chosen, *words])
-
-    return build
+    return lambda kind, *words: tiny_off_policy(tmp_path, kind, *words)
 
 
 @pytest.fixture
 def make_agent() -> Iterator[Agents]:
+    """``make_agent(config)``: an untrained agent; its environments are closed after the test."""
     opened: list[SuiteVecEnv] = []
-
-    def make(config: TrainConfig) -> Any:
-        opened.append(
-            SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend, seed=config.seed)
-        )
-        return build_agent(config, opened[-1])
-
-    yield make
+    yield lambda config: build_off_policy_agent(config, opened)
     for env in opened:
         env.close()
 
@@ -118,13 +72,12 @@ def same(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
-# ------------------------------------------------------------------------------------------------------------ building
+# ----------------------------------------------------------------------------------------- building
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_algorithms_are_sb3s_own_with_the_options_of_the_configuration(
-    tiny: Build, make_agent: Agents, kind: str
-) -> None:
+def test_options_reach_sb3_algorithms(tiny: Build, make_agent: Agents, kind: str) -> None:
+    """The algorithms are SB3's own, with the options of the configuration."""
     words = (
         "agent.learning_rate=0.002",
         "agent.tau=0.03",
@@ -143,7 +96,8 @@ def test_the_algorithms_are_sb3s_own_with_the_options_of_the_configuration(
     ) == (2, 4, 16, 20)
 
 
-def test_options_of_single_algorithms_arrive(tiny: Build, make_agent: Agents) -> None:
+def test_options_of_single_algorithms(tiny: Build, make_agent: Agents) -> None:
+    """Options that only one algorithm has reach it."""
     assert make_agent(tiny("sac", "agent.ent_coef=0.3")).ent_coef_tensor == pytest.approx(0.3)
     td3 = make_agent(tiny("td3", "agent.action_noise=0.4", "agent.policy_delay=3"))
     assert td3.policy_delay == 3
@@ -163,21 +117,20 @@ def test_options_of_single_algorithms_arrive(tiny: Build, make_agent: Agents) ->
     assert (dqn.exploration_fraction, dqn.exploration_final_eps) == (0.5, 0.2)
 
 
-def test_dqn_with_several_environments_does_not_warn_of_its_target(
-    tiny: Build, make_agent: Agents
-) -> None:
+def test_dqn_target_interval_covers_environments(tiny: Build, make_agent: Agents) -> None:
+    """DQN with several environments does not warn about its target network."""
     assert make_agent(tiny("dqn", "agent.n_envs=3")).target_update_interval == 3
 
 
-def test_more_dropped_quantiles_than_there_are_is_a_message(
-    tiny: Build, make_agent: Agents
-) -> None:
+def test_too_many_dropped_quantiles(tiny: Build, make_agent: Agents) -> None:
+    """Dropping all quantiles is refused."""
     with pytest.raises(ConfigError, match=r"must leave some of agent\.n_quantiles=2, got 2"):
         make_agent(tiny("tqc", "agent.n_quantiles=2", "agent.top_quantiles_to_drop=2"))
 
 
 @pytest.mark.parametrize("her", [True, False])
-def test_goals_are_relabelled_if_asked_for(tiny: Build, make_agent: Agents, her: bool) -> None:
+def test_her_is_optional(tiny: Build, make_agent: Agents, her: bool) -> None:
+    """Goals are relabelled if the option says so."""
     words = ("agent.n_sampled_goal=3", "agent.goal_selection_strategy=final")
     buffer = make_agent(tiny("sac", f"agent.her={her}", *words)).replay_buffer
     assert type(buffer) is (HerReplayBuffer if her else DictReplayBuffer)
@@ -185,7 +138,8 @@ def test_goals_are_relabelled_if_asked_for(tiny: Build, make_agent: Agents, her:
         assert (buffer.n_sampled_goal, buffer.goal_selection_strategy.name) == (3, "FINAL")
 
 
-def test_a_task_without_goals_is_replayed_as_it_was(make_agent: Agents, tmp_path: Path) -> None:
+def test_task_without_goals_has_plain_buffer(make_agent: Agents, tmp_path: Path) -> None:
+    """A task without goals has a plain replay buffer."""
     words = [
         "agent=dqn",
         "task=MiniGrid-GoToDoor-5x5-v0",
@@ -196,7 +150,8 @@ def test_a_task_without_goals_is_replayed_as_it_was(make_agent: Agents, tmp_path
     assert type(make_agent(compose_train(words)).replay_buffer) is DictReplayBuffer
 
 
-def test_the_replay_buffer_is_no_larger_than_the_run(tiny: Build, make_agent: Agents) -> None:
+def test_replay_buffer_fits_the_run(tiny: Build, make_agent: Agents) -> None:
+    """The replay buffer is no larger than the run."""
     assert make_agent(tiny("sac", "agent.n_envs=2")).replay_buffer.buffer_size == (80 + 2) // 2
     assert make_agent(tiny("sac", "agent.buffer_size=30")).replay_buffer.buffer_size == 30
 
@@ -222,9 +177,8 @@ def test_dqn_refuses_continuous_actions(tiny: Build, make_agent: Agents) -> None
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
-def test_learning_starts_once_an_episode_can_be_relabelled(
-    tiny: Build, make_agent: Agents, n_envs: int
-) -> None:
+def test_learning_starts_after_first_episode(tiny: Build, make_agent: Agents, n_envs: int) -> None:
+    """Learning starts once an episode can be relabelled."""
     least = n_envs * (LIMIT - 1)  # SB3 begins when more timesteps are over
     make_agent(tiny("sac", f"agent.n_envs={n_envs}", f"agent.learning_starts={least}")).learn(40)
     config = tiny("sac", f"agent.n_envs={n_envs}", f"agent.learning_starts={least - 1}")
@@ -253,9 +207,8 @@ def test_several_tasks_train_without_relabelling(tiny: Build) -> None:
     }
 
 
-def test_a_reward_that_goals_alone_do_not_tell_is_a_message_before_the_run_begins(
-    tmp_path: Path,
-) -> None:
+def test_reward_beyond_goals_is_refused(tmp_path: Path) -> None:
+    """A reward that goals alone do not determine is refused before the run begins."""
     suite = "task.tasks=[{name: reach, env_id: MIRL/ReachCell-v0, kwargs: {reward: time}}]"
     words = [
         "agent=dqn",
@@ -271,12 +224,14 @@ def test_a_reward_that_goals_alone_do_not_tell_is_a_message_before_the_run_begin
     assert not config.run_dir.exists()
 
 
-def test_several_tasks_with_relabelling_are_a_message(tiny: Build, make_agent: Agents) -> None:
+def test_her_refuses_several_tasks(tiny: Build, make_agent: Agents) -> None:
+    """Relabelling over several tasks is refused."""
     with pytest.raises(ConfigError, match=r"suite 'two' has 2 tasks; use agent\.her=false"):
         make_agent(tiny("sac", *SUITE))
 
 
-def test_dqn_refuses_tasks_with_different_actions(tiny: Build, make_agent: Agents) -> None:
+def test_dqn_refuses_differing_action_counts(tiny: Build, make_agent: Agents) -> None:
+    """DQN refuses tasks with different numbers of actions."""
     gym.register(
         "ToyThree-v0", lambda: gym.wrappers.TransformAction(FlipGoalEnv(), int, spaces.Discrete(3))
     )
@@ -285,19 +240,19 @@ def test_dqn_refuses_tasks_with_different_actions(tiny: Build, make_agent: Agent
         "dqn", "task.name=both", words, "agent.n_envs=2", "context=task_id", "sites=[heads]"
     )
     with pytest.raises(
-        ConfigError, match=r"agent=dqn plays any action in any task, .*; use agent=ppo or a2c"
+        ConfigError, match=r"agent=dqn cannot mask actions, .*; use agent=ppo or a2c"
     ):
         make_agent(config)
 
 
-def test_envpool_cannot_be_asked_for_goals(tiny: Build) -> None:
+def test_envpool_has_no_goals(tiny: Build) -> None:
     config = tiny("sac", "backend=envpool")
     with pytest.raises(ConfigError, match="backend=envpool cannot step suite"):
         train(config)
     assert not config.run_dir.exists()
 
 
-# ----------------------------------------------------------------------------------------------------------------- log
+# ---------------------------------------------------------------------------------------------- log
 
 
 def rows_of(config: TrainConfig) -> list[dict[str, str]]:
@@ -306,9 +261,10 @@ def rows_of(config: TrainConfig) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(("log_every", "steps"), [(1, [20, 40, 60, 80, 90]), (2, [40, 80, 90])])
-def test_a_row_is_written_every_so_many_timesteps_and_at_the_end(
+def test_rows_come_at_intervals(
     tiny: Build, monkeypatch: pytest.MonkeyPatch, log_every: int, steps: list[int]
 ) -> None:
+    """A row is written at every interval and at the end."""
     monkeypatch.setattr(training_module, "TIMESTEPS_PER_ROW", 20)
     config = tiny("sac", f"log_every={log_every}", "total_timesteps=90")
     train(config)
@@ -318,19 +274,18 @@ def test_a_row_is_written_every_so_many_timesteps_and_at_the_end(
     assert [bool(row["train/critic_loss"]) for row in rows] == [step > 20 for step in steps]
 
 
-def test_the_success_rate_is_that_of_the_episodes_so_far(
-    tiny: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_success_rate_counts_all_episodes(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The success rate is that of the episodes so far."""
     ended: list[dict[str, Any]] = []
     step_wait = SuiteVecEnv.step_wait
 
-    def noted(env: SuiteVecEnv) -> Any:
+    def recorded(env: SuiteVecEnv) -> Any:
         result = step_wait(env)
-        if env.split == "train":
+        if env.seed_split == "train":
             ended.extend(info for info in result[3] if info)
         return result
 
-    monkeypatch.setattr(SuiteVecEnv, "step_wait", noted)
+    monkeypatch.setattr(SuiteVecEnv, "step_wait", recorded)
     config = tiny("sac", "total_timesteps=200")
     train(config)
     [row] = [row for row in rows_of(config) if row["task/reach/success_rate"]]
@@ -343,7 +298,7 @@ def test_the_success_rate_is_that_of_the_episodes_so_far(
     )
 
 
-# --------------------------------------------------------------------------------------------------------- checkpoints
+# -------------------------------------------------------------------------------------- checkpoints
 
 
 def optimizers(agent: Any) -> dict[str, Any]:
@@ -359,14 +314,14 @@ def optimizers(agent: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("her", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_loaded_agent_equals_the_saved_one(
+def test_loaded_agent_equals_saved(
     tiny: Build, make_agent: Agents, tmp_path: Path, kind: str, her: bool
 ) -> None:
     words = (f"agent.her={her}", "agent.n_envs=2")
     saved, loaded = make_agent(tiny(kind, *words)), make_agent(tiny(kind, *words, "seed=1"))
     saved.learn(40)  # four whole episodes in each environment
     assert not same(saved.policy.state_dict(), loaded.policy.state_dict())
-    load_agent(save_checkpoint(tmp_path, saved), loaded)
+    CheckpointDirectory(tmp_path).save(saved).load_agent(loaded)
     assert same(saved.policy.state_dict(), loaded.policy.state_dict())
     assert len(optimizers(saved)) == {"sac": 3, "td3": 2, "tqc": 3, "dqn": 1}[kind]
     for name, optimizer in optimizers(saved).items():
@@ -388,53 +343,19 @@ def test_a_loaded_agent_equals_the_saved_one(
     assert (loaded.replay_buffer.pos, loaded.replay_buffer.full) == (20, False)
 
 
-def test_the_learned_weight_of_the_entropy_goes_on_learning(
+def test_entropy_coefficient_keeps_learning(
     tiny: Build, make_agent: Agents, tmp_path: Path
 ) -> None:
+    """The learned entropy coefficient still learns after loading."""
     saved, agent = make_agent(tiny("sac")), make_agent(tiny("sac"))
-    load_agent(save_checkpoint(tmp_path, saved.learn(40)), agent)
+    CheckpointDirectory(tmp_path).save(saved.learn(40)).load_agent(agent)
     before = agent.log_ent_coef.item()
     agent.learn(20, reset_num_timesteps=False)
     assert agent.log_ent_coef.item() != before
 
 
-def test_an_episode_under_way_counts_as_cut_off_by_time(
-    tiny: Build, make_agent: Agents, tmp_path: Path
-) -> None:
-    config = tiny("sac")
-    saved, loaded = make_agent(config).learn(33), make_agent(config)
-    load_agent(save_checkpoint(tmp_path, saved), loaded)
-    buffer = loaded.replay_buffer
-    assert saved.replay_buffer.ep_length[30:33].tolist() == [[0], [0], [0]]
-    assert buffer.ep_length[30:33].tolist() == [[3], [3], [3]]
-    assert (buffer.dones[32, 0], buffer.timeouts[32, 0], buffer._current_ep_start[0]) == (1, 1, 33)
-
-
-def test_a_full_buffer_is_continued_where_it_was(
-    tiny: Build, make_agent: Agents, tmp_path: Path
-) -> None:
-    config = tiny("sac", "agent.buffer_size=30")
-    saved, loaded = make_agent(config).learn(45), make_agent(config)
-    load_agent(save_checkpoint(tmp_path, saved), loaded)
-    assert (loaded.replay_buffer.pos, loaded.replay_buffer.full) == (15, True)
-    np.testing.assert_array_equal(loaded.replay_buffer.rewards, saved.replay_buffer.rewards)
-
-
-def test_only_the_last_checkpoint_holds_the_replay_buffer(
-    tiny: Build, make_agent: Agents, tmp_path: Path
-) -> None:
-    agent = make_agent(tiny("td3"))
-    for best in (0.5, None, None):
-        save_checkpoint(tmp_path, agent.learn(30, reset_num_timesteps=False), best=best)
-    [path] = tmp_path.rglob(REPLAY_BUFFER)
-    assert path.parent == find_checkpoint(tmp_path, "last")
-    assert find_checkpoint(tmp_path, "best").name == "step_000000030"
-
-
-def test_nothing_in_a_checkpoint_is_a_pickle(
-    tiny: Build, make_agent: Agents, tmp_path: Path
-) -> None:
-    folder = save_checkpoint(tmp_path, make_agent(tiny("sac")).learn(30))
+def test_no_file_is_a_pickle(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
+    folder = CheckpointDirectory(tmp_path).save(make_agent(tiny("sac")).learn(30)).folder
     optimizers = {
         f"{name}.safetensors"
         for name in ("actor.optimizer", "critic.optimizer", "ent_coef_optimizer")
@@ -458,28 +379,17 @@ def test_nothing_in_a_checkpoint_is_a_pickle(
 @pytest.mark.parametrize(
     "damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-7])]
 )
-def test_a_damaged_checkpoint_is_a_message(
+def test_damaged_file_is_refused(
     tiny: Build, make_agent: Agents, tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     agent = make_agent(tiny("sac")).learn(30)
-    folder = save_checkpoint(tmp_path, agent)
+    folder = CheckpointDirectory(tmp_path).save(agent).folder
     damage(folder / name)
     with pytest.raises(ConfigError, match=rf"{name} (is missing|has [\d,]+ bytes, expected)"):
-        load_agent(folder, agent)
+        Checkpoint.open(folder).load_agent(agent)
 
 
-@pytest.mark.parametrize("words", [("agent.buffer_size=20",), ("agent.n_envs=2",)])
-def test_a_replay_buffer_of_another_size_is_a_message(
-    tiny: Build, make_agent: Agents, tmp_path: Path, words: tuple[str, ...]
-) -> None:
-    folder = save_checkpoint(tmp_path, make_agent(tiny("sac")).learn(40))
-    with pytest.raises(
-        ConfigError, match=r"its replay buffer holds 'observations\.achieved_goal' of shape"
-    ):
-        load_agent(folder, make_agent(tiny("sac", *words)))
-
-
-# ---------------------------------------------------------------------------------------------------------------- runs
+# --------------------------------------------------------------------------------------------- runs
 
 
 def stop_at(patch: pytest.MonkeyPatch, kind: str, step: int) -> None:
@@ -495,34 +405,33 @@ def stop_at(patch: pytest.MonkeyPatch, kind: str, step: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_that_was_stopped_goes_on_where_it_stopped(tiny: Build, kind: str) -> None:
+def test_stopped_run_resumes(tiny: Build, kind: str) -> None:
+    """A run that was stopped resumes where it stopped."""
     config = tiny(kind)
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, kind, 47)
-        assert train(config) == (47, False)
-    said: list[str] = []
-    assert train(config, said.append) == (80, True)
-    assert said[0].startswith("Resuming at 47 of 80 timesteps on cpu (fp32) and gymnasium")
-    checkpoint = find_checkpoint(config.run_dir / "checkpoints", "last")
+        assert train(config)[:2] == (47, False)
+    lines: list[str] = []
+    assert train(config, lines.append)[:2] == (80, True)
+    assert lines[0].startswith("Resuming at 47 of 80 timesteps on cpu (fp32) and gymnasium")
+    checkpoint = checkpoint_of(config.run_dir, "last")
     assert checkpoint.name == "step_000000080"
-    assert json.loads((checkpoint / "state.json").read_text())["n_updates"] == 60
-    assert train(config) == (80, True)  # and now there is nothing left to do
+    assert checkpoint.state["n_updates"] == 60
+    assert train(config)[:2] == (80, True)  # and now there is nothing left to do
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_policy_is_loaded_with_its_class_ready_to_act(
-    tiny: Build, make_agent: Agents, kind: str
-) -> None:
+def test_policy_is_loaded_with_its_class(tiny: Build, make_agent: Agents, kind: str) -> None:
+    """A policy is loaded with its class, ready to act."""
     config = tiny(kind)
     train(config)
     trained = make_agent(config)
-    load_agent(find_checkpoint(config.run_dir / "checkpoints", "last"), trained)
+    checkpoint = checkpoint_of(config.run_dir, "last")
+    checkpoint.load_agent(trained)
     with closing(SuiteVecEnv(config.task, 3, seed_split="test")) as env:
-        policy, folder = load_policy(
-            config.run_dir, "last", env.observation_space, env.action_space, "cpu"
-        )
+        policy = load_policy(config.run_dir, "last", "cpu")
         observation = env.reset()
-    assert folder.name == "step_000000080"
+    assert checkpoint.name == "step_000000080"
     assert type(policy) is type(trained.policy)
     assert not policy.training
     actions = [
@@ -532,29 +441,27 @@ def test_a_policy_is_loaded_with_its_class_ready_to_act(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_policy_of_a_configuration_has_the_shapes_of_its_agent(
-    tiny: Build, make_agent: Agents, kind: str
-) -> None:
+def test_built_policy_has_agents_shapes(tiny: Build, make_agent: Agents, kind: str) -> None:
+    """A policy that is built alone has the shapes of its agent's."""
     config = tiny(kind)
     agent = make_agent(config)
-    fresh = build_policy(config, agent.observation_space, agent.action_space)
+    fresh = build_policy(resolve(config), agent.observation_space, agent.action_space)
     shapes = [{name: w.shape for name, w in p.state_dict().items()} for p in (agent.policy, fresh)]
     assert shapes[0] == shapes[1]
 
 
-def test_the_best_checkpoint_of_an_off_policy_run_is_kept(tiny: Build) -> None:
+def test_best_checkpoint_is_kept(tiny: Build) -> None:
     config = tiny("dqn", "evaluation.every=40")
     train(config)
-    assert find_checkpoint(config.run_dir / "checkpoints", "best")
+    assert checkpoint_of(config.run_dir, "best")
     evaluated = [row["time/total_timesteps"] for row in rows_of(config) if row["eval/success_rate"]]
     assert evaluated == ["40", "80"]
 
 
 @pytest.mark.learning
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_goal_that_turns_the_lever_over_is_learned(
-    tiny: Build, make_agent: Agents, kind: str
-) -> None:
+def test_goal_dependent_action_is_learned(tiny: Build, make_agent: Agents, kind: str) -> None:
+    """Actions that depend on the goal are learned."""
     sizes = (
         "encoder.features_dim=32",
         "agent.net_arch=[32]",
@@ -569,7 +476,7 @@ def test_a_goal_that_turns_the_lever_over_is_learned(
     assert result.success_rate > 0.9
 
 
-# -------------------------------------------------------------------------------------------------------------- faults
+# ------------------------------------------------------------------------------------------- faults
 
 
 def break_gradient(agent: Any, kind: str, factor: float = torch.inf) -> None:
@@ -581,9 +488,10 @@ def break_gradient(agent: Any, kind: str, factor: float = torch.inf) -> None:
 @pytest.mark.parametrize(
     ("kind", "factor"), [*((kind, torch.inf) for kind in KINDS), ("sac", torch.nan), ("sac", 1e20)]
 )
-def test_a_step_along_what_is_no_number_is_not_taken(
+def test_non_finite_step_is_not_taken(
     tiny: Build, make_agent: Agents, kind: str, factor: float
 ) -> None:
+    """A gradient step along non-finite gradients is not taken."""
     agent = make_agent(tiny(kind))
     agent.learn(30)
     break_gradient(agent, kind, factor)
@@ -602,19 +510,20 @@ def test_a_step_along_what_is_no_number_is_not_taken(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_goes_on_without_such_a_step(tiny: Build, make_agent: Agents, kind: str) -> None:
+def test_non_finite_step_may_be_skipped(tiny: Build, make_agent: Agents, kind: str) -> None:
+    """Training may continue without such a step."""
     agent = make_agent(tiny(kind, "on_fault=skip"))
     agent.learn(30)
     network = agent.q_net if kind == "dqn" else agent.critic
     before = copy.deepcopy(network.state_dict())
     break_gradient(agent, kind)
-    with pytest.warns(UserWarning, match="training goes on with the next"):
+    with pytest.warns(UserWarning, match="training continues with the next"):
         agent.learn(30, reset_num_timesteps=False)
     assert agent.num_timesteps == 60
     assert same(before, dict(network.state_dict()))
 
 
-def test_a_run_keeps_the_evidence(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_saves_the_evidence(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny("sac")
     learn = SAC.learn
 
@@ -623,20 +532,21 @@ def test_a_run_keeps_the_evidence(tiny: Build, monkeypatch: pytest.MonkeyPatch) 
         return learn(agent, *args, **kwargs)
 
     monkeypatch.setattr(SAC, "learn", broken)
-    with pytest.raises(RunError, match=r"was not taken.* What was learned from: .*step_"):
+    with pytest.raises(RunError, match=r"was not taken.* The tensors that caused it: .*step_"):
         train(config)
     [folder] = (config.run_dir / "faults").iterdir()
     assert "critic." in json.loads((folder / "fault.json").read_text())["message"]
     assert load_file(folder / "evidence.safetensors")
 
 
-# ------------------------------------------------------------------------------------------------------------- resuming
+# ----------------------------------------------------------------------------------------- resuming
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_run_ends_as_one_that_was_not(
+def test_killed_run_ends_bit_identical(
     tiny: Build, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
+    """A run that was killed several times ends like one that was not."""
     often = ("checkpoint_every=20", "evaluation.every=50", "total_timesteps=160")
     assert_kills_change_nothing(
         monkeypatch, *(tiny(kind, *often, f"name={name}") for name in ("whole", "cut"))

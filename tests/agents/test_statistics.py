@@ -1,4 +1,4 @@
-"""Statistics of episodes, tasks and runs, against tables, formulas and plain numpy."""
+"""Statistics agree with published tables, formulas and plain numpy."""
 
 import math
 
@@ -37,15 +37,15 @@ def result(successes: int, episodes: int, low: float = 0.0, high: float = 1.0) -
         (1, 29, 0.0061, 0.1718),
     ],
 )
-def test_the_wilson_interval_equals_a_published_table(
+def test_wilson_interval_equals_published_table(
     successes: int, episodes: int, low: float, high: float
 ) -> None:
-    # Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I, method 3
+    # Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I
     assert wilson_interval(successes, episodes) == pytest.approx((low, high), abs=6e-5)
 
 
 @given(st.integers(1, 2000), st.data())
-def test_the_wilson_interval_equals_its_formula(episodes: int, data: st.DataObject) -> None:
+def test_wilson_interval_equals_formula(episodes: int, data: st.DataObject) -> None:
     successes = data.draw(st.integers(0, episodes))
     z, p = 1.959963984540054, successes / episodes
     center = (p + z**2 / (2 * episodes)) / (1 + z**2 / episodes)
@@ -66,26 +66,27 @@ def test_the_wilson_interval_equals_its_formula(episodes: int, data: st.DataObje
         ([0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 50.0, 60.0], 2.5),
     ],
 )
-def test_the_interquartile_mean_leaves_out_a_quarter_at_either_end(
-    values: list[float], expected: float
-) -> None:
+def test_iqm_drops_quarter_at_each_end(values: list[float], expected: float) -> None:
+    """The interquartile mean leaves out a quarter of the values at either end."""
     assert interquartile_mean(np.array(values)) == expected
 
 
 @given(LISTS)
-def test_the_interquartile_mean_equals_its_plain_form(values: list[float]) -> None:
+def test_iqm_equals_plain_form(values: list[float]) -> None:
     cut = len(values) // 4
     expected = np.mean(np.sort(values)[cut : len(values) - cut])
     assert interquartile_mean(np.array(values)) == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 @given(MATRICES)
-def test_the_interquartile_mean_of_a_matrix_is_that_of_all_its_numbers(scores: np.ndarray) -> None:
+def test_iqm_of_matrix_is_flat(scores: np.ndarray) -> None:
+    """The interquartile mean of a matrix is that of all its values."""
     assert interquartile_mean(scores) == interquartile_mean(scores.ravel())
 
 
 @given(LISTS)
-def test_an_aggregate_lies_between_the_worst_and_the_best(values: list[float]) -> None:
+def test_aggregate_lies_within_values(values: list[float]) -> None:
+    """An aggregate lies between the worst and the best value."""
     over_tasks = aggregate(values)
     assert over_tasks.worst == min(values)
     assert over_tasks.mean == pytest.approx(sum(values) / len(values), abs=1e-9)
@@ -94,14 +95,15 @@ def test_an_aggregate_lies_between_the_worst_and_the_best(values: list[float]) -
 
 
 @given(LISTS.flatmap(lambda values: st.tuples(st.just(values), st.permutations(values))))
-def test_the_order_of_tasks_does_not_matter(both: tuple[list[float], list[float]]) -> None:
+def test_aggregate_ignores_task_order(both: tuple[list[float], list[float]]) -> None:
     one, other = (aggregate(values) for values in both)
     assert (one.mean, one.iqm, one.worst) == pytest.approx(
         (other.mean, other.iqm, other.worst), abs=1e-9
     )
 
 
-def test_a_suite_weighs_tasks_equally_whatever_their_number_of_episodes() -> None:
+def test_suite_weighs_tasks_equally() -> None:
+    """A suite weighs its tasks equally, whatever their numbers of episodes."""
     together = suite_result([result(90, 90), result(0, 10), result(1, 2, low=-1.0, high=2.0)])
     assert together.success == Aggregate(mean=0.5, iqm=0.5, worst=0.0)
     assert together.score == Aggregate(mean=0.5, iqm=0.5, worst=0.0)
@@ -110,13 +112,12 @@ def test_a_suite_weighs_tasks_equally_whatever_their_number_of_episodes() -> Non
 @pytest.mark.parametrize(
     ("low", "high", "score"), [(0, 1, 0.25), (0.25, 1, 0.0), (0, 0.25, 1.0), (0.5, 1, -0.5)]
 )
-def test_a_score_is_the_mean_return_on_the_scale_of_the_task(
-    low: float, high: float, score: float
-) -> None:
+def test_score_is_scaled_mean_return(low: float, high: float, score: float) -> None:
+    """A score is the mean return on the scale of the task."""
     assert result(1, 4, low, high).score == pytest.approx(score)
 
 
-def test_a_summary_is_computed_from_the_episodes() -> None:
+def test_summary_is_computed_from_episodes() -> None:
     summary = TaskResult(
         "door",
         np.array([True, False, False, True]),
@@ -125,7 +126,7 @@ def test_a_summary_is_computed_from_the_episodes() -> None:
         -1.0,
         1.0,
     ).summary()
-    assert (summary["task"], summary["part"]) == ("door", "trained")
+    assert (summary["task"], summary["subset"]) == ("door", "trained")
     assert (summary["episodes"], summary["successes"], summary["success_rate"]) == (4, 2, 0.5)
     assert (summary["return_mean"], summary["length_mean"], summary["score"]) == (
         0.375,
@@ -136,22 +137,23 @@ def test_a_summary_is_computed_from_the_episodes() -> None:
     assert summary["success_interval"] == pytest.approx(wilson_interval(2, 4))
 
 
-# ------------------------------------------------------------------------------------------------------- bootstrap
+# ---------------------------------------------------------------------------------------- bootstrap
 
 
-def test_the_bootstrap_of_a_mean_comes_near_the_normal_interval() -> None:
+def test_bootstrap_approaches_normal_interval() -> None:
+    """The bootstrap interval of a mean is near the normal interval."""
     scores = np.random.default_rng(0).normal(size=(400, 3))
     low, high = bootstrap_interval(scores, np.mean, np.random.default_rng(1))
-    error = (
-        np.sqrt(scores.var(axis=0).sum() / 400) / 3
-    )  # of the mean over tasks of the tasks' means
+    # standard error of the mean over tasks of the tasks' means
+    error = np.sqrt(scores.var(axis=0).sum() / 400) / 3
     assert (low, high) == pytest.approx(
         (scores.mean() - 1.96 * error, scores.mean() + 1.96 * error), abs=0.2 * error
     )
 
 
-def test_the_bootstrap_equals_every_resample_of_a_small_matrix() -> None:
-    # One task, two runs: the mean of a resample is 0, 1/2, 1/2 or 1, so the middle half of them is 1/2 alone ...
+def test_bootstrap_equals_all_resamples() -> None:
+    """The bootstrap agrees with all resamples of a small matrix."""
+    # one task, two runs: the mean of a resample is 0, 1/2, 1/2 or 1, so the middle half is 1/2
     scores = np.array([[0.0], [1.0]])
     assert bootstrap_interval(scores, np.mean, np.random.default_rng(0), confidence=0.4) == (
         0.5,
@@ -161,7 +163,7 @@ def test_the_bootstrap_equals_every_resample_of_a_small_matrix() -> None:
         0.0,
         1.0,
     )
-    # ... and of two tasks, drawn apart, 1/2 has a share of 3/8, and 1/4 and 3/4 of 1/4 each; drawn together, 0 has 1/4.
+    # two tasks, drawn separately: 1/2 has a share of 3/8, and 1/4 and 3/4 have 1/4 each
     pair = np.array([[0.0, 0.0], [1.0, 1.0]])
     assert bootstrap_interval(pair, np.mean, np.random.default_rng(0), confidence=0.5) == (
         0.25,
@@ -169,7 +171,8 @@ def test_the_bootstrap_equals_every_resample_of_a_small_matrix() -> None:
     )
 
 
-def test_no_resample_takes_a_score_from_another_task() -> None:
+def test_resamples_keep_scores_of_task() -> None:
+    """No resample takes a score from another task."""
     scores = np.array([[0.0, 10.0, 200.0], [1.0, 11.0, 201.0]])
 
     def tasks_kept(resample: np.ndarray) -> float:
@@ -187,23 +190,22 @@ def test_no_resample_takes_a_score_from_another_task() -> None:
 
 
 @given(MATRICES, st.sampled_from([np.mean, interquartile_mean]), st.integers(0, 9))
-def test_the_bootstrap_stays_within_the_scores(
-    scores: np.ndarray, statistic: object, seed: int
-) -> None:
+def test_bootstrap_stays_within_scores(scores: np.ndarray, statistic: object, seed: int) -> None:
     low, high = bootstrap_interval(scores, statistic, np.random.default_rng(seed), resamples=20)  # type: ignore[arg-type]
     assert scores.min() - 1e-9 <= low <= high + 1e-9
     assert high <= scores.max() + 1e-9
 
 
 @given(MATRICES)
-def test_a_single_run_or_equal_runs_leave_nothing_to_choose(scores: np.ndarray) -> None:
+def test_equal_runs_have_empty_interval(scores: np.ndarray) -> None:
+    """A single run, or equal runs, leave no uncertainty."""
     same = np.repeat(scores[:1], 3, axis=0)
     expected = pytest.approx((same.mean(), same.mean()), abs=1e-9)
     assert bootstrap_interval(same, np.mean, np.random.default_rng(0), resamples=10) == expected
     assert bootstrap_interval(same[:1], np.mean, np.random.default_rng(0), resamples=10) == expected
 
 
-def test_the_same_generator_gives_the_same_interval() -> None:
+def test_same_generator_gives_same_interval() -> None:
     scores = np.random.default_rng(0).random((5, 4))
     first, again, other = (
         bootstrap_interval(scores, np.mean, np.random.default_rng(seed)) for seed in (1, 1, 2)

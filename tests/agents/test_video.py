@@ -34,14 +34,14 @@ def pictures(gif: Gif) -> list[np.ndarray]:
 
 
 def caption_of(gif: Gif) -> np.ndarray:
-    """What stands below the square picture."""
+    """Return the pixels below the square image."""
     return pictures(gif)[0][WIDTH:]
 
 
 FRAMES = [np.full((8, 8, 3), shade, np.uint8) for shade in (0, 90, 180)]
 
 
-def test_every_frame_has_its_picture_and_the_caption() -> None:
+def test_every_frame_has_image_and_caption() -> None:
     gif = encode_gif(FRAMES, "go to the red door")
     shown = pictures(gif)
     assert len(shown) == 3
@@ -51,7 +51,7 @@ def test_every_frame_has_its_picture_and_the_caption() -> None:
         assert (picture[WIDTH:] < 100).any()
 
 
-def test_the_caption_is_the_text() -> None:
+def test_caption_shows_the_text() -> None:
     red, blue, none = (
         caption_of(encode_gif(FRAMES, text))
         for text in ("go to the red door", "go to the blue door", "")
@@ -60,7 +60,7 @@ def test_the_caption_is_the_text() -> None:
     assert (none > 200).all()
 
 
-def test_a_long_caption_takes_more_lines() -> None:
+def test_long_caption_takes_more_lines() -> None:
     short, long = (
         encode_gif(FRAMES, "pick up"),
         encode_gif(FRAMES, "pick up the ball, then open the door " * 3),
@@ -74,7 +74,8 @@ def test_frames_keep_their_proportions() -> None:
     assert pictures(gif)[0][WIDTH // 2 + 2 :].min() > 200
 
 
-def test_an_episode_is_filmed_from_its_start_to_its_end(tiny: Build, make_agent: Agents) -> None:
+def test_episode_is_recorded_from_start(tiny: Build, make_agent: Agents) -> None:
+    """An episode is recorded from its first frame, reproducibly."""
     config = tiny()
     agent = make_agent(config)
     before = torch.get_rng_state()
@@ -92,7 +93,7 @@ def test_an_episode_is_filmed_from_its_start_to_its_end(tiny: Build, make_agent:
 
 
 class BlindEnv(gym.Env[Any, Any]):
-    """Has no picture."""
+    """An environment that cannot be rendered."""
 
     def __init__(self) -> None:
         self.observation_space, self.action_space = (
@@ -110,7 +111,7 @@ class BlindEnv(gym.Env[Any, Any]):
 
 
 class TextEnv(BlindEnv):
-    """Renders, but not to pixels."""
+    """An environment that is rendered to text only."""
 
     metadata = {"render_modes": ["ansi"]}  # noqa: RUF012
 
@@ -123,9 +124,10 @@ class TextEnv(BlindEnv):
 
 
 @pytest.mark.parametrize("entry_point", [BlindEnv, TextEnv])
-def test_an_environment_without_pictures_gives_no_gif(
+def test_environment_without_pixels_has_none(
     tiny: Build, make_agent: Agents, entry_point: type[gym.Env[Any, Any]]
 ) -> None:
+    """An environment that cannot be rendered to pixels gives no GIF."""
     gym.register("ToyBlind-v0", entry_point=entry_point)
     suite = SuiteConfig(name="blind", tasks=(TaskConfig(name="blind", env_id="ToyBlind-v0"),))
     try:
@@ -135,7 +137,10 @@ def test_an_environment_without_pictures_gives_no_gif(
 
 
 class PagesEnv(gym.Env[Any, Any]):
-    """Ten timesteps and n actions; shows a grey picture. ``taken`` holds the actions of all of them."""
+    """An environment of ten timesteps and n actions that shows a gray image.
+
+    ``taken`` holds the actions of all instances, by their number of actions.
+    """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
     taken: ClassVar[dict[int, list[int]]] = {}
@@ -160,7 +165,8 @@ class PagesEnv(gym.Env[Any, Any]):
         return np.full((8, 8, 3), 128, np.uint8)
 
 
-def test_a_task_with_fewer_actions_is_filmed_with_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_with_fewer_actions_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task with fewer actions is recorded with its own actions only."""
     monkeypatch.setattr(PagesEnv, "taken", {})
     gym.register("ToyPages-v0", entry_point=PagesEnv)
     try:
@@ -184,18 +190,19 @@ def test_a_task_with_fewer_actions_is_filmed_with_its_own(monkeypatch: pytest.Mo
     assert max(PagesEnv.taken[12]) > 1
 
 
-def test_the_episode_that_is_filmed_has_the_mission_of_its_task(
+def test_recorded_episode_has_task_mission(
     tiny: Build, make_agent: Agents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The recorded episode has the mission of its task."""
     config = tiny()
     policy = make_agent(config).policy
     captions: list[str] = []
 
-    def noted(frames: list[Any], caption: str) -> Gif:
+    def recorded(frames: list[Any], caption: str) -> Gif:
         captions.append(caption)
         return Gif(b"", 0, 0)
 
-    monkeypatch.setattr("mirl.agents.video.encode_gif", noted)
+    monkeypatch.setattr("mirl.agents.video.encode_gif", recorded)
     [door] = config.task.tasks
     red = door.model_copy(update={"name": "red", "mission": "red door"})
     for task in (door, red):

@@ -1,108 +1,149 @@
-"""The config classes by themselves: frozen, closed, documented."""
+"""Options that must fit each other, and the names of run directories."""
 
 from pathlib import Path
-from typing import get_args
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from config_errors import error_message
+from pydantic import ValidationError
 
-from mirl.configs.agents import A2CConfig, AgentConfig, PPOConfig
-from mirl.configs.compose import compose_train, models_of
-from mirl.configs.errors import ConfigError, nearest
-from mirl.configs.networks import (
-    BilinearConfig,
-    ContextConfig,
-    EncoderConfig,
-    FilmConfig,
-    FusionConfig,
-    choose,
+from mirl.configs.compose import compose_train
+from mirl.configs.schema import ResolvedConfig
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["agent.batch_size=1000"], "batch_size must divide the rollout, n_envs × n_steps = "),
+        (["agent.n_envs=1", "agent.batch_size=1"], "batch_size must be at least 2, got 1"),
+        (["context=task_id"], "context=task_id needs several tasks, and 'goto_door' has one"),
+        (
+            ["sites=[map]", "encoder=vector"],
+            "encoder=vector has none; use encoder=grid or sites=[vector]",
+        ),
+        (
+            ["encoder=image"],
+            "encoder=image needs task.observation=rgb, got task.observation=grid",
+        ),
+        (
+            ["encoder=grid", "task.observation=rgb"],
+            "encoder=grid needs task.observation=grid, got task.observation=rgb",
+        ),
+        (
+            ["encoder=image", "task.observation=rgb", "backend=envpool"],
+            "task.observation=rgb needs backend=gymnasium, got backend=envpool",
+        ),
+        (
+            ["task=doors", "agent=a2c", "agent.n_envs=2"],
+            "agent.n_envs must be at least one per task, 3, got 2",
+        ),
+        (
+            ["task.tasks=[{name: a, env_id: X-v0}, {name: a, env_id: Y-v0}]"],
+            "task names must be unique",
+        ),
+        (["task.tasks=[]"], "tasks must list at least one task"),
+        (
+            ["task.tasks=[{name: a, env_id: X-v0, score_low: 2}]"],
+            "score_high must exceed score_low=2.0, got 1.0",
+        ),
+        (
+            [
+                "task=doors",
+                "split=rooms",
+                "split.tasks=[goto_door_5x5,goto_door_6x6,goto_door_8x8]",
+            ],
+            "must leave a task to train on, got every task of",
+        ),
+        (
+            ["split.goal_low=[0,0]", "split.goal_high=[1]"],
+            "opposite corners of one box, got [0.0, 0.0] and [1.0]",
+        ),
+        (
+            ["sampling=uniform"],
+            "sampling=uniform needs several trained tasks, and 'goto_door' has one",
+        ),
+        (
+            ["agent.pcgrad=true"],
+            "agent.pcgrad=true needs several trained tasks, and 'goto_door' has one",
+        ),
+        (
+            ["agent=sac", "split.goal_low=[0]", "split.goal_high=[1]"],
+            "those that split.goal_low and split.goal_high hold out; use agent.her=false",
+        ),
+        (["agent=sac", "agent.gradient_steps=0"], "agent.gradient_steps"),
+        (["memory=lsmt"], "unknown memory 'lsmt': expected a preset. Did you mean 'lstm'?"),
+        (["memory=lstm", "agent=sac"], "memory=lstm needs agent=ppo or agent=a2c, got agent=sac"),
+        (
+            ["memory=lstm", "agent.n_steps=48", "agent.batch_size=1024"],
+            "agent.batch_size=768 or agent.sequence_length=16 would do",
+        ),
+        (["memory=lstm", "agent.n_envs=25", "agent.batch_size=25"], "agent.batch_size=32 would do"),
+        (
+            ["memory=lstm", "agent.burn_in=8"],
+            "at most 0, got 8; a sequence_length below n_steps=32",
+        ),
+        (
+            ["memory=lstm", "agent.sequence_length=5"],
+            "sequence_length must divide n_steps=32, got 5",
+        ),
+        (
+            ["agent.sequence_length=8"],
+            "agent.sequence_length and agent.burn_in need a recurrent core, got memory=none",
+        ),
+        (["memory=attention", "memory.window=4096"], "memory.window"),
+        (
+            ["memory=mi_lstm", "memory.gates=[input,input]"],
+            "gates must name at least one gate and none twice",
+        ),
+        (["memory=mi_lstm", "memory.gates=[inptu]"], "Did you mean 'input'?"),
+        (["memory=mi_lstm", "memory.gates=inptu"], "Did you mean 'input'?"),
+        (["memory=attention", "memory.heads=3"], "size must be a multiple of heads=3, got 128"),
+        (["memory=fast_weights", "memory.heads=3"], "size must be a multiple of heads=3, got 128"),
+        (
+            ["memory=lstm", "memory.rank=3"],
+            "unknown option 'memory.rank' of lstm. It is an option of mi_lstm",
+        ),
+        (
+            ["memory.window=8"],
+            "unknown option 'memory.window' of none. It is an option of attention",
+        ),
+        (["sites=[]"], "sites must name at least one site"),
+        (["sites=[map,map]"], "none twice"),
+        (["context.dim=30"], "dim must be even and a multiple of heads=4, got 30"),
+        (["name=../elsewhere"], "name must be a plain folder name"),
+        (["name=.hidden"], "name must be a plain folder name"),
+        (["name=a/b"], "name must be a plain folder name"),
+        (["name=" + "a" * 200], "name must be a plain folder name"),
+    ],
 )
-from mirl.configs.schema import EvalConfig, TrainConfig
-from mirl.configs.tasks import SuiteConfig, TaskConfig
+def test_invalid_combination_explains_itself(argv: list[str], message: str) -> None:
+    """Options that do not fit each other are an error that says why, and often what to do."""
+    assert message in error_message(*argv)
 
 
-def all_models() -> list[type[BaseModel]]:
-    found: list[type[BaseModel]] = []
-    waiting: list[type[BaseModel]] = [TrainConfig, EvalConfig]
-    while waiting:
-        model = waiting.pop()
-        if model not in found:
-            found.append(model)
-            waiting += [
-                inner
-                for field in model.model_fields.values()
-                for inner in models_of(field.annotation)
-            ]
-    return found
+def test_unnamed_split_is_in_run_name() -> None:
+    """A split written on the command line has no name, and appears as ``split``."""
+    assert (
+        compose_train(["split.missions=[red door]"]).run_name
+        == "goto_door-bilinear-ppo-split-seed0"
+    )
 
 
-def test_the_walk_over_the_schema_meets_every_member_of_every_union() -> None:
-    members = {
-        m
-        for union in (FusionConfig, ContextConfig, EncoderConfig, AgentConfig)
-        for m in get_args(union)
-    }
-    assert members | {SuiteConfig, TaskConfig} <= {*all_models()}
-
-
-@pytest.mark.parametrize("model", all_models())
-def test_every_config_class_is_frozen_and_closed(model: type[BaseModel]) -> None:
-    assert model.model_config["frozen"]
-    assert model.model_config["extra"] == "forbid"
-
-
-@pytest.mark.parametrize("model", all_models())
-def test_every_field_is_documented(model: type[BaseModel]) -> None:
-    for name, field in model.model_fields.items():
-        assert name == "kind" or field.description, name
-
-
-def test_a_built_config_cannot_be_changed() -> None:
-    config = compose_train([])
-    with pytest.raises(ValidationError, match="frozen"):
-        config.seed = 1
-    with pytest.raises(ValidationError, match="frozen"):
-        config.agent.n_envs = 1
-
-
-def test_the_rollout_size_is_derived() -> None:
-    assert PPOConfig(n_envs=6, n_steps=5, batch_size=10).rollout_size == 30
-
-
-def test_a_given_name_wins_over_the_derived_one(tmp_path: Path) -> None:
+def test_given_name_replaces_derived_name(tmp_path: Path) -> None:
     config = compose_train(["name=mine", f"runs_dir={tmp_path}"])
     assert config.run_dir == tmp_path / "mine"
 
 
-def test_choose_takes_names_and_configs() -> None:
-    film = FilmConfig()
-    assert choose("bilinear", FusionConfig) == BilinearConfig()
-    assert choose(film, FusionConfig) is film
-    assert choose("a2c", AgentConfig) == A2CConfig()
+@pytest.mark.parametrize("name", ["ALE/Pong-v5", "../../x-v0", "a b/c-v1", "/etc/x-v0"])
+def test_run_dir_stays_in_runs_dir(name: str) -> None:
+    """No task name leads out of the parent folder of the run directories."""
+    config = compose_train([f"task={name}"])
+    assert config.run_dir.parent == config.runs_dir
+    assert config.run_dir.name == config.run_name
 
 
-def test_choose_names_the_nearest_kind() -> None:
-    with pytest.raises(ConfigError, match=r"got 'biliner'\. Did you mean 'bilinear'"):
-        choose("biliner", FusionConfig)
-
-
-def test_choose_refuses_a_config_of_another_family() -> None:
-    with pytest.raises(
-        ConfigError, match="expected one of ppo, a2c, sac, td3, tqc, dqn, got FilmConfig"
-    ):
-        choose(FilmConfig(), AgentConfig)
-
-
-@pytest.mark.parametrize(
-    ("name", "valid", "hint"),
-    [
-        ("flim", ["film", "gate"], " Did you mean 'film'?"),
-        ("xyz", ["film", "gate"], " Valid: film, gate."),
-        ("xyz", [], ""),
-        ("xyz", [f"option{i}" for i in range(50)], ""),
-    ],
-)
-def test_the_hint_is_the_nearest_name_or_a_short_list(
-    name: str, valid: list[str], hint: str
-) -> None:
-    assert nearest(name, valid) == hint
+def test_resolved_config_refuses_auto() -> None:
+    values = compose_train([]).model_dump()
+    assert ResolvedConfig.model_validate(values).network.is_resolved
+    for part in ("context", "encoder"):
+        with pytest.raises(ValidationError, match="'auto' found using 'kind'"):
+            ResolvedConfig.model_validate({**values, part: {"kind": "auto"}})

@@ -1,31 +1,37 @@
-"""Tasks and splits: what counts as score 0 and 1, and what a split leaves to which part."""
+"""Score bounds of tasks, and the tasks of each subset of a split."""
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mirl.configs import tasks
-from mirl.configs.compose import PRESETS, compose_train, presets
+from mirl.configs.compose import PRESETS_DIR, compose_train, presets
 from mirl.configs.keys import TASK_KEY
 from mirl.configs.tasks import REFERENCES, HoldoutConfig, SuiteConfig, TaskConfig, score_bounds
 from mirl.envs import SuiteVecEnv
 
 MEASURED = json.loads(REFERENCES.read_text(encoding="utf-8"))["environments"]
-FITS = [
-    (split, task)
-    for split in presets("split")
-    for task in re.findall(
-        r"task=(\w+)", (PRESETS / "split" / f"{split}.yaml").read_text(encoding="utf-8")
-    )
-]
-"""Splits, and the suites that their comments name."""
+
+
+def splits_and_tasks() -> list[tuple[str, str]]:
+    """Return each split preset with each task preset that its comment names."""
+    pairs: list[tuple[str, str]] = []
+    for split in presets("split"):
+        text = (PRESETS_DIR / "split" / f"{split}.yaml").read_text(encoding="utf-8")
+        for task in re.findall(r"task=(\w+)", text):
+            pairs.append((split, task))
+    return pairs
+
+
+SPLITS_AND_TASKS = splits_and_tasks()
 
 
 @pytest.fixture
-def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for references.json: one id with an expert, one without."""
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Replace references.json: one id with the results of an expert, one without."""
     environments = {"Both-v0": {"random": {"return": 0.125}, "expert": {"return": 0.875}}}
     environments["Random-v0"] = {"random": {"return": 0.25}}
     path = tmp_path / "references.json"
@@ -46,26 +52,25 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"env_id": "Both-v0", "score_low": -50}, (-50, 0.875)),
         ({"env_id": "Both-v0", "score_high": 2}, (0.125, 2)),
         ({"env_id": "Both-v0", "score_low": 0, "score_high": 1}, (0, 1)),
-        (
-            {"env_id": "Both-v0", "kwargs": {"size": 16}},
-            (0.0, 1.0),
-        ),  # another environment than the measured one
+        # with other keyword arguments it is not the measured environment
+        ({"env_id": "Both-v0", "kwargs": {"size": 16}}, (0.0, 1.0)),
     ],
 )
-def test_bounds_are_the_tasks_own_else_measured_else_zero_and_one(
+def test_score_bounds_have_defaults(
     options: dict[str, object], bounds: tuple[float, float]
 ) -> None:
+    """Score bounds are the task's own, otherwise the measured ones, otherwise 0 and 1."""
     assert score_bounds(TaskConfig(name="task", **options)) == bounds
 
 
 @pytest.mark.usefixtures("measured")
-def test_a_bound_beyond_a_measured_one_is_refused() -> None:
+def test_bound_beyond_measured_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"score_high must exceed score_low=0\.9, got 0\.875"):
         TaskConfig(name="task", env_id="Both-v0", score_low=0.9)
 
 
 @pytest.mark.parametrize("env_id", sorted(MEASURED))
-def test_what_was_measured_is_a_scale(env_id: str) -> None:
+def test_measured_results_form_a_scale(env_id: str) -> None:
     low, high = score_bounds(TaskConfig(name="task", env_id=env_id, score_high=None))
     assert low < high
     for reference in MEASURED[env_id].values():
@@ -74,7 +79,8 @@ def test_what_was_measured_is_a_scale(env_id: str) -> None:
 
 
 @pytest.mark.parametrize("preset", presets("task"))
-def test_every_minigrid_task_of_a_preset_was_measured(preset: str) -> None:
+def test_preset_tasks_were_measured(preset: str) -> None:
+    """MiniGrid's tasks have results of a random agent, BabyAI's of an expert as well."""
     for task in compose_train([f"task={preset}"]).task.tasks:
         if task.env_id.startswith(("MiniGrid-", "BabyAI-")):
             assert "random" in MEASURED[task.env_id]
@@ -82,7 +88,12 @@ def test_every_minigrid_task_of_a_preset_was_measured(preset: str) -> None:
 
 
 SUITE = SuiteConfig(
-    name="three", tasks=tuple(TaskConfig(name=name, env_id=f"{name}-v0") for name in "abc")
+    name="three",
+    tasks=(
+        TaskConfig(name="a", env_id="a-v0"),
+        TaskConfig(name="b", env_id="b-v0"),
+        TaskConfig(name="c", env_id="c-v0"),
+    ),
 )
 
 
@@ -96,26 +107,27 @@ SUITE = SuiteConfig(
         (HoldoutConfig(goal_low=(0.0,), goal_high=(1.0,)), (0, 1, 2), (0, 1, 2)),
     ],
 )
-def test_a_withheld_task_is_trained_in_no_episode_and_a_withheld_mission_in_no_task(
+def test_holdout_assigns_tasks_to_subsets(
     split: HoldoutConfig, trained: tuple[int, ...], held_out: tuple[int, ...]
 ) -> None:
+    """A held-out task is not trained at all; held-out missions or goals can be of any task."""
     assert split.task_indices(SUITE, "trained") == trained
     assert split.task_indices(SUITE, "held_out") == held_out
 
 
-def test_every_split_names_a_suite_that_it_fits() -> None:
-    assert {split for split, _ in FITS} == {*presets("split")} - {"none"}
+def test_split_preset_names_its_tasks() -> None:
+    """The comment of every split preset names a task preset that it is for."""
+    assert {split for split, _ in SPLITS_AND_TASKS} == {*presets("split")} - {"none"}
 
 
-@pytest.mark.parametrize(("split", "task"), FITS)
-@pytest.mark.parametrize("part", ["trained", "held_out"])
-def test_a_split_leaves_every_task_it_fits_some_episodes_of_both_parts(
-    split: str, task: str, subset: tasks.Subset
-) -> None:
+@pytest.mark.parametrize(("split", "task"), SPLITS_AND_TASKS)
+@pytest.mark.parametrize("subset", ["trained", "held_out"])
+def test_split_leaves_episodes_in_subset(split: str, task: str, subset: tasks.Subset) -> None:
+    """Every task of a subset has episodes; drawing one raises an error otherwise."""
     config = compose_train([f"split={split}", f"task={task}"])
-    slots = 4 * len(config.split.task_indices(config.task, subset))
-    env = SuiteVecEnv(config.task, slots, workers=0, holdout=config.split, subset=subset)
+    n_envs = 4 * len(config.split.task_indices(config.task, subset))
+    env = SuiteVecEnv(config.task, n_envs, workers=0, holdout=config.split, subset=subset)
     try:
-        assert len(env.reset()[TASK_KEY]) == slots  # where none is left, drawing ends in an error
+        assert len(env.reset()[TASK_KEY]) == n_envs
     finally:
         env.close()

@@ -1,0 +1,157 @@
+"""Policies from checkpoints, ready to act."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.vec_env import VecTransposeImage
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from mirl.agents.builder import Policy, build_policy, resolve_device
+from mirl.agents.runs.atomic_files import check_regular
+from mirl.agents.runs.checkpoint import Checkpoint, Spaces
+from mirl.agents.runs.run import Run
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import DeviceName, ResolvedConfig
+from mirl.envs import SuiteVecEnv, choose_backend
+from mirl.envs.actions import ActionSpace
+from mirl.envs.suite_spaces import suite_spaces
+
+BYTES_PER_FILE_BYTE = 8
+"""Size that a network may have while it is built, relative to the file of its weights.
+
+The file holds neither target networks nor the layers that a policy replaces.
+"""
+SPARE_BYTES = 2**26
+"""Size that a network may have beside that."""
+
+
+def load_policy(run: Path | str, checkpoint: str = "best", device: DeviceName = "auto") -> Policy:
+    """Load the policy of a run, ready to act.
+
+    Args:
+        run: the run directory.
+        checkpoint: "best", "last", or a number of timesteps.
+        device: where the policy is to live.
+
+    Returns:
+        The policy in evaluation mode: a ``FusionPolicy`` for PPO and A2C, a
+        ``RecurrentFusionPolicy`` if the run has a memory, and one of ``mirl.policies.off_policy``
+        for the other algorithms.
+
+    Raises:
+        ConfigError: there is no such run or checkpoint, or it is damaged.
+    """
+    opened = Run.open(Path(run))
+    return restore_policy(opened.config, opened.checkpoint(checkpoint), device)
+
+
+def restore_policy(
+    config: ResolvedConfig,
+    checkpoint: Checkpoint,
+    device: DeviceName,
+    env: SuiteVecEnv | None = None,
+) -> Policy:
+    """Build the policy of a run and load a checkpoint's weights into it.
+
+    Args:
+        config: the configuration of the run.
+        checkpoint: one of its checkpoints.
+        device: where the policy is to live.
+        env: environments that the policy is to act in, whose spaces are compared with its own.
+
+    Returns:
+        The policy in evaluation mode.
+
+    Raises:
+        ConfigError: the checkpoint is damaged, or the environments have other spaces.
+    """
+    env_spaces = None
+    if env is not None:
+        env_spaces = _trained_spaces(env.observation_space, env.action_space)
+    saved_spaces = checkpoint.spaces() or env_spaces or _spaces_of_run(config)
+    if env_spaces is not None:
+        _check_same_spaces(checkpoint, saved_spaces, env_spaces)
+    with _limit_parameters(checkpoint.policy_path):
+        policy = build_policy(config, *saved_spaces)
+    checkpoint.load_weights(policy)
+    policy.to(resolve_device(device))
+    policy.set_training_mode(False)
+    return policy
+
+
+def _check_same_spaces(checkpoint: Checkpoint, saved: Spaces, env: Spaces) -> None:
+    differing = []
+    for key in sorted({*saved.observation, *env.observation}):
+        if saved.observation.spaces.get(key) != env.observation.spaces.get(key):
+            differing.append(f"observation '{key}'")
+    if saved.action != env.action:
+        differing.append("actions")
+    if differing:
+        raise ConfigError(
+            f"{checkpoint.folder} was trained on other spaces than these environments have, which "
+            f"differ in {', '.join(differing)}; use the environments that it was trained on"
+        )
+
+
+def _spaces_of_run(config: ResolvedConfig) -> Spaces:
+    """Return the spaces of a run's environments, for checkpoints that do not store them."""
+    backend = choose_backend(config.task, config.backend)
+    return _trained_spaces(*suite_spaces(config.task, backend))
+
+
+def _trained_spaces(
+    observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+) -> Spaces:
+    """Return the spaces that SB3 trains on: it transposes images to channels first."""
+    assert isinstance(observation_space, spaces.Dict), "the observation contract is a Dict"
+    assert isinstance(action_space, ActionSpace)
+    parts: list[tuple[str, spaces.Space[Any]]] = []
+    for key, part in observation_space.items():
+        if isinstance(part, spaces.Box) and _has_channels_last(part):
+            # (H, W, C) -> (C, H, W)
+            part = VecTransposeImage.transpose_space(part, key)
+        parts.append((key, part))
+    return Spaces(spaces.Dict(parts), action_space)
+
+
+def _has_channels_last(space: spaces.Box) -> bool:
+    return is_image_space(space) and not is_image_space_channels_first(space)
+
+
+@contextmanager
+def _limit_parameters(weights: Path) -> Iterator[None]:
+    """Refuse to build a network that is far larger than a file of weights.
+
+    The configuration may come from a stranger. Memory that torch has allocated costs nothing before
+    it is written to, and each parameter is registered before that.
+    """
+    check_regular(weights)
+    file_bytes = weights.stat().st_size
+    max_bytes = BYTES_PER_FILE_BYTE * file_bytes + SPARE_BYTES
+    n_bytes = 0
+
+    def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal n_bytes
+        if parameter is not None:
+            n_bytes += parameter.numel() * parameter.element_size()
+        if n_bytes > max_bytes:
+            raise ConfigError(
+                f"the configuration asks for a network of more than {n_bytes:,} bytes, "
+                f"and {weights} has {file_bytes:,}"
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        # torch cannot allocate the weights
+        raise ConfigError(
+            f"the configuration asks for a network that cannot be built: {error}"
+        ) from None
+    finally:
+        hook.remove()

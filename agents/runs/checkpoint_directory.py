@@ -1,0 +1,199 @@
+"""The folder ``checkpoints/`` of a run: its checkpoints and the index of the last and the best.
+
+Only the last checkpoint holds the replay buffer, which is large.
+"""
+
+import shutil
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from mirl.agents.runs.atomic_files import JsonObject, load_json, write_json
+from mirl.agents.runs.checkpoint import Checkpoint, Episodes, checkpoint_name, write_checkpoint
+from mirl.agents.runs.replay_buffer import REPLAY_BUFFER
+from mirl.configs.errors import ConfigError, nearest
+
+INDEX = "index.json"
+"""JSON file with the names of the last and the best checkpoint, and the score of the best."""
+PREFIX = "step_"
+
+
+class CheckpointDirectory:
+    """The checkpoints of a run.
+
+    Args:
+        path: the folder that holds them; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def is_empty(self) -> bool:
+        """True if there is no checkpoint yet."""
+        return not self._folders()
+
+    @property
+    def best_score(self) -> float | None:
+        """Success rate of the best checkpoint; None if there is none yet."""
+        score = self.load_index().get("best_score")
+        return score if isinstance(score, int | float) else None
+
+    def save(
+        self, agent: BaseAlgorithm, *, score: float | None = None, episodes: Episodes | None = None
+    ) -> Checkpoint:
+        """Save an agent as the last checkpoint, and as the best one if a score is given.
+
+        Args:
+            agent: the agent.
+            score: success rate of the evaluation that made it the best.
+            episodes: the last episodes of each task.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            OSError: it cannot be written; the earlier checkpoints are unchanged.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        folder = self.path / checkpoint_name(agent.num_timesteps)
+        if not folder.exists():
+            write_checkpoint(folder, agent, score, episodes or {})
+        # the index names the checkpoint only once it is complete
+        index = self.load_index()
+        index["last"] = folder.name
+        if score is not None:
+            index["best"] = folder.name
+            index["best_score"] = score
+        write_json(self.path / INDEX, index)
+        # replay buffers are large, and only the last one is ever loaded
+        for other in self._folders():
+            if other != folder:
+                (other / REPLAY_BUFFER).unlink(missing_ok=True)
+        return Checkpoint.open(folder)
+
+    def find(self, which: str) -> Checkpoint:
+        """Find a checkpoint.
+
+        Args:
+            which: "last", "best", or a number of timesteps.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            ConfigError: there is no such checkpoint, or its state is damaged; names the nearest.
+        """
+        index = self.load_index()
+        by_name = {}
+        found = {}
+        for folder in self._folders():
+            timesteps = folder.name.removeprefix(PREFIX)
+            if timesteps.isdecimal():
+                by_name[folder.name] = folder
+                found[str(int(timesteps))] = folder
+        # the index may name a folder that was deleted
+        for key in ("last", "best"):
+            if index.get(key) in by_name:
+                found[key] = by_name[index[key]]
+        key = str(int(which)) if which.isdecimal() else which
+        if key not in found:
+            hint = nearest(which, found) or " It holds none."
+            raise ConfigError(f"no checkpoint '{which}' in {self.path}.{hint}")
+        return Checkpoint.open(found[key])
+
+    def latest_valid(self) -> Checkpoint | None:
+        """Return the last checkpoint, or the newest before it that is not damaged.
+
+        Warns of each damaged checkpoint, and rebuilds a damaged index.
+
+        Returns:
+            The checkpoint, verified; None if there is none yet.
+
+        Raises:
+            ConfigError: there are checkpoints, and all of them are damaged.
+        """
+        folders = self._folders()
+        if not folders:
+            return None
+        last = self._name_of_last(folders)
+        for folder in reversed(folders):
+            if folder.name > last:
+                continue  # the process died before the index named it
+            try:
+                checkpoint = Checkpoint.open(folder)
+                checkpoint.verify()
+            except ConfigError as error:
+                warnings.warn(f"a damaged checkpoint is skipped: {error}", stacklevel=3)
+            else:
+                return checkpoint
+        raise ConfigError(
+            f"every checkpoint in {self.path} is damaged; choose another name=… to start again"
+        )
+
+    def delete_after(self, timesteps: int) -> None:
+        """Delete the checkpoints that were saved after the one that a run is resumed from.
+
+        Args:
+            timesteps: timesteps of the checkpoint that the run is resumed from.
+        """
+        for folder in self._folders():
+            if folder.name > checkpoint_name(timesteps):
+                shutil.rmtree(folder)
+
+    def load_index(self) -> JsonObject:
+        """Load the index.
+
+        Returns:
+            ``last``, ``best`` and ``best_score``, those that are known; empty before the first
+            checkpoint.
+
+        Raises:
+            ConfigError: the index is damaged.
+        """
+        path = self.path / INDEX
+        if not path.exists():
+            return {}
+        index = load_json(path)
+        for key in ("last", "best"):
+            name = index.get(key, "")
+            # a path would lead out of the folder
+            if not isinstance(name, str) or Path(name).name != name:
+                raise ConfigError(f"{path}: '{key}' must name a folder beside it, got {name!r}")
+        return index
+
+    def _folders(self) -> list[Path]:
+        """Return the folders of the checkpoints, oldest first; refuse links."""
+        found = sorted(self.path.glob(f"{PREFIX}*"))
+        for path in (self.path, *found):
+            if path.is_symlink():
+                raise ConfigError(f"{path} is a link; a run directory must not contain links")
+        return found
+
+    def _name_of_last(self, folders: Sequence[Path]) -> str:
+        try:
+            index = self.load_index()
+        except ConfigError as error:
+            reason = str(error)
+        else:
+            if "last" in index:
+                return str(index["last"])
+            reason = f"{self.path / INDEX} names no last checkpoint"
+        warnings.warn(f"{reason}; it is rebuilt from the checkpoints", stacklevel=4)
+        return self._rebuild_index(folders)
+
+    def _rebuild_index(self, folders: Sequence[Path]) -> str:
+        """Rebuild the index from the checkpoints that can be read; return the name of the last."""
+        index: JsonObject = {"last": folders[-1].name}
+        for folder in folders:
+            with suppress(ConfigError):
+                score = Checkpoint.open(folder).score
+                index["last"] = folder.name
+                if score is not None and score >= index.get("best_score", score):
+                    index["best"] = folder.name
+                    index["best_score"] = score
+        write_json(self.path / INDEX, index)
+        return str(index["last"])

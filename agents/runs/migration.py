@@ -1,0 +1,105 @@
+"""Migration of run directories that earlier versions wrote.
+
+===== ============================================================================================
+ 1    no manifest; names and option values as in 2
+ 2    a manifest; ``read`` and ``normalise`` in names of weights, ``sampling`` "slots"; no spaces
+ 3    spaces in state.json; ``output`` and ``normalize`` in names of weights, ``sampling`` "fixed"
+===== ============================================================================================
+
+Option values in config.yaml are renamed by ``mirl.configs.aliases.migrate_config``.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+from mirl.agents.runs.atomic_files import JsonObject
+from mirl.configs.aliases import RENAMED_VALUES
+
+SCHEMA_VERSION = 3
+"""Schema version of the checkpoints that are written."""
+FIRST_SEALED = 2
+"""First schema version whose checkpoints have a manifest."""
+FIRST_WITH_CURRENT_NAMES = 3
+"""First schema version whose weights have today's names."""
+
+_RENAMED = (
+    (re.compile(r"(^|\.)read\.(weight|bias)$"), r"\1output.\2"),
+    (re.compile(r"(^|\.)normalise\.(mean|variance|count)$"), r"\1normalize.\2"),
+)
+
+ValueT = TypeVar("ValueT")
+
+
+def check_schema_version(version: object, owner: object) -> int:
+    """Check that a schema version can be read.
+
+    Args:
+        version: the version that a file states.
+        owner: the checkpoint, for the message.
+
+    Returns:
+        The version.
+
+    Raises:
+        ValueError: the version is unknown.
+    """
+    if isinstance(version, int) and version in range(1, SCHEMA_VERSION + 1):
+        return version
+    raise ValueError(
+        f"{owner} has schema version {version!r}, expected one from 1 to {SCHEMA_VERSION}; "
+        "a newer MIRL wrote it, or the file is damaged"
+    )
+
+
+def migrate_state(state: JsonObject, version: int) -> JsonObject:
+    """Return the state.json of an earlier schema version in today's form.
+
+    Args:
+        state: the content of the file.
+        version: its schema version.
+
+    Returns:
+        The state; the argument itself if nothing has changed since its version.
+    """
+    if version >= FIRST_WITH_CURRENT_NAMES:
+        return state
+    sampling = state.get("sampling")
+    if not isinstance(sampling, dict):
+        return state
+    name = sampling.get("sampling")
+    if not isinstance(name, str):
+        return state
+    return {**state, "sampling": {**sampling, "sampling": RENAMED_VALUES["sampling"].get(name, name)}}
+
+
+def current_weight_name(name: str) -> str:
+    """Return today's name of a weight that an earlier version saved.
+
+    Args:
+        name: its name in the state dict of that version.
+
+    Returns:
+        The name in today's state dict.
+    """
+    for pattern, replacement in _RENAMED:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def migrate_weight_names(weights: Mapping[str, ValueT]) -> dict[str, ValueT]:
+    """Return weights under today's names.
+
+    Args:
+        weights: values by the names of an earlier version.
+
+    Returns:
+        The same values by their names in today's state dict.
+
+    Raises:
+        ValueError: two weights would have the same name.
+    """
+    migrated = {current_weight_name(name): value for name, value in weights.items()}
+    if len(migrated) < len(weights):
+        raise ValueError("two weights have the same name after the migration of their names")
+    return migrated

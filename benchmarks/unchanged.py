@@ -1,0 +1,200 @@
+"""Check that a change of the code changes nothing that is computed.
+
+    python benchmarks/unchanged.py [--against TREE] [--only CASE ...] [--jobs 1] [--cache FOLDER]
+
+Each case is a short training run on one CPU thread, once with the reference and once with this
+source tree. The tensors of the two last checkpoints (weights, optimizers, replay buffer) must be
+bit-identical. They are matched by file, dtype, shape and bytes, and not by name, so that a module
+may be renamed. Exits with 1 if a case differs or fails.
+"""
+
+import argparse
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from safetensors.numpy import load_file
+
+REFERENCE = "5b07d77"
+"""Commit to compare with. A change meant to alter what is learned moves it; its ADR says why."""
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMON = "device=cpu precision=fp32 progress=false evaluation.episodes=1 evaluation.test_episodes=1"
+ON_POLICY = f"{COMMON} backend=envpool total_timesteps=1024 agent.n_envs=8 agent.n_steps=16"
+PPO = f"{ON_POLICY} agent.batch_size=64 agent.n_epochs=2 checkpoint_every=512"
+OFF_POLICY = f"{COMMON} total_timesteps=400 agent.learning_starts=150 agent.batch_size=64"
+OFF_POLICY += " agent.train_freq=4 agent.gradient_steps=1"
+GYMNASIUM = f"{PPO} backend=gymnasium agent.n_envs=4 agent.n_steps=32"  # the last word counts
+MT3 = f"task=mt3 {PPO} total_timesteps=512 agent.popart=true agent.pcgrad=true"
+MEMORY = f"task=memory_s7 {PPO}"
+FUSIONS = ("concat", "bilinear", "low_rank", "hyper", "film", "gate", "attention", "metric")
+
+CASES = {
+    **{name: f"task=goto_door fusion={name} {PPO}" for name in FUSIONS},
+    "bilinear-gymnasium": f"task=goto_door fusion=bilinear {GYMNASIUM}",
+    "encoder_vector": f"task=goto_door encoder=vector sites=vector {PPO}",
+    "encoder_image": f"task=goto_door encoder=image task.observation=rgb {GYMNASIUM}",
+    "mission_gru": f"task=goto_door context=mission_gru {PPO}",
+    "mission_bag": f"task=goto_door context=mission_bag {PPO}",
+    "two_extractors": f"task=goto_door {PPO} agent.share_features_extractor=false",
+    "split_objects": f"task=goto_local split=objects {PPO}",
+    "goal_cell": f"task=reach_cell {GYMNASIUM}",
+    "mt3": MT3,
+    "mt3-gymnasium": f"{MT3} backend=gymnasium agent.advantages_per_task=true",  # in workers
+    "mt3-sampling": f"task=mt3 sampling=lowest_success context=one_hot sites=heads {PPO}",
+    "lstm": f"{MEMORY} memory=lstm agent.sequence_length=8 agent.burn_in=4",
+    "gru": f"{MEMORY} memory=gru {GYMNASIUM}",
+    "mi_lstm": f"{MEMORY} memory=mi_lstm memory.skip_connection=true",
+    "fast_weights": f"{MEMORY} memory=fast_weights",
+    "memory_attention": f"{MEMORY} memory=attention",
+    "a2c": f"task=goto_door agent=a2c {ON_POLICY}",
+    "a2c-gru": f"task=goto_door agent=a2c memory=gru {ON_POLICY}",
+    "sac_her": f"task=fetch_reach {OFF_POLICY}",
+    "td3_her": f"task=fetch_reach agent=td3 {OFF_POLICY}",
+    "tqc_her": f"task=fetch_reach agent=tqc {OFF_POLICY}",
+    "dqn": f"task=goto_door agent=dqn backend=envpool {OFF_POLICY}",
+}
+
+PRELOADED = (
+    *("torch", "torch._dynamo", "torch.utils.tensorboard", "stable_baselines3", "sb3_contrib"),
+    *("gymnasium", "gymnasium_robotics", "minigrid", "envpool", "hydra", "matplotlib.pyplot"),
+    *("mirl.train", "mirl.envs", "mirl.policies", "mirl.agents"),
+)
+"""Modules that are imported once for all runs of a source tree. They take longer than a run."""
+
+
+def tensors_of(run_dir: Path) -> list[Any]:
+    """Return file, dtype, shape and hash of each tensor of a run's last checkpoint, sorted."""
+    last = max((run_dir / "checkpoints").glob("step_*"))
+    found = []
+    for path in last.glob("*.safetensors"):
+        for tensor in load_file(path).values():
+            digest = hashlib.sha256(tensor.tobytes()).hexdigest()
+            found.append([path.name, str(tensor.dtype), list(tensor.shape), digest])
+    return sorted(found)
+
+
+def train_case(words: list[str]) -> None:
+    """Do in this process what ``python -m mirl.train WORD ...`` does, but show errors only."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    warnings.simplefilter("ignore")
+    # Videos take half of the time, and train.py does without them where rendering fails.
+    gymnasium.Wrapper.render = None
+    sys.argv = ["train.py", *words]
+    runpy.run_module("mirl.train", run_name="__main__")
+
+
+def train_cases(cases: Mapping[str, list[str]], jobs: int) -> None:
+    """Train each case in a forked process; print its name, exit code and seconds in JSON."""
+    for module in PRELOADED:
+        importlib.import_module(module)
+    fork = multiprocessing.get_context("fork")
+    waiting = list(cases)
+    running: dict[Any, Any] = {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            name = waiting.pop(0)
+            process = fork.Process(target=train_case, args=(cases[name],))
+            process.start()
+            running[process.sentinel] = (name, process, time.perf_counter())
+        for sentinel in wait(list(running)):
+            name, process, start = running.pop(sentinel)
+            process.join()
+            seconds = time.perf_counter() - start
+            print(json.dumps([name, process.exitcode, seconds]), flush=True)  # noqa: T201
+
+
+def results_of(tree: Path, cases: Mapping[str, list[str]], jobs: int) -> Iterator[Any]:
+    """Train the cases with a source tree; yield the name, the tensors and the seconds of each."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "path").mkdir()
+        (folder / "path" / "mirl").symlink_to(tree)
+        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        variables = os.environ | one_thread | {"PYTHONPATH": str(folder / "path")}
+        # -P: the modules beside this file must not hide others of the same name
+        command = [sys.executable, "-P", __file__, "--train", json.dumps([cases, jobs])]
+        with subprocess.Popen(command, cwd=folder, env=variables, stdout=subprocess.PIPE) as worker:
+            for line in worker.stdout or ():
+                case, exit_code, seconds = json.loads(line)
+                yield case, [] if exit_code else tensors_of(folder / "runs" / case), seconds
+        if worker.returncode:
+            sys.exit(f"training with {tree} ended with exit code {worker.returncode}")
+
+
+@contextmanager
+def tree_of(reference: str) -> Iterator[Path]:
+    """Yield a source tree: a folder itself, or a temporary worktree of a commit."""
+    if Path(reference).is_dir():
+        yield Path(reference).resolve()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        git = ["git", "-C", str(ROOT), "worktree"]
+        tree = Path(folder) / "tree"
+        subprocess.run([*git, "add", "--quiet", "--detach", tree, reference], check=True)
+        try:
+            yield tree
+        finally:
+            subprocess.run([*git, "remove", "--force", tree], check=True)
+
+
+def main() -> None:
+    """Train with the reference, then with this tree, and compare case by case."""
+    if sys.argv[1:2] == ["--train"]:
+        train_cases(*json.loads(sys.argv[2]))
+        return
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--against", default=REFERENCE, help="a commit or a folder")
+    parser.add_argument("--only", nargs="+", default=CASES, choices=CASES, metavar="CASE")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--cache", type=Path, help="folder that keeps the reference's results")
+    arguments = parser.parse_args()
+
+    cases = {name: [*CASES[name].split(), f"name={name}"] for name in arguments.only}
+    expected: dict[str, list[Any]] = {}
+    files: dict[str, Path] = {}
+    if arguments.cache:
+        arguments.cache.mkdir(parents=True, exist_ok=True)
+        git = ["git", "-C", str(ROOT), "rev-parse", "--verify", f"{arguments.against}^{{commit}}"]
+        commit = subprocess.check_output(git, text=True)
+        for name, words in cases.items():
+            key = hashlib.sha256(" ".join([commit, *words]).encode()).hexdigest()
+            files[name] = arguments.cache / f"{key}.json"
+            if files[name].exists():
+                expected[name] = json.loads(files[name].read_text("utf-8"))
+    missing = {name: words for name, words in cases.items() if name not in expected}
+    if missing:
+        with tree_of(arguments.against) as tree:
+            for name, tensors, _ in results_of(tree, missing, arguments.jobs):
+                expected[name] = tensors
+                if tensors and name in files:
+                    files[name].write_text(json.dumps(tensors), encoding="utf-8")
+
+    differing = []
+    for name, tensors, seconds in results_of(ROOT, cases, arguments.jobs):
+        verdict = "ok"
+        if not tensors or tensors != expected[name]:
+            verdict = "DIFFERS"
+            differing.append(name)
+        print(f"{name:<20} {verdict:<8} {seconds:5.1f} s", flush=True)  # noqa: T201
+    if differing:
+        sys.exit(f"{len(differing)} of {len(cases)} cases differ: {' '.join(differing)}")
+
+
+if __name__ == "__main__":
+    main()

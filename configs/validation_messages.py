@@ -1,0 +1,155 @@
+"""One-line messages from pydantic's validation errors, and the config classes behind a field."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Annotated, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from mirl.configs.errors import nearest
+
+MAX_SHOWN_CHARACTERS = 200
+"""Longest value that a message shows in full."""
+
+
+def config_classes(annotation: object) -> list[type[BaseModel]]:
+    """Return the config classes in the annotation of a field.
+
+    Args:
+        annotation: a config class, a union of them, or a tuple of them; any other annotation has
+            no config classes.
+
+    Returns:
+        The classes in the order of the annotation.
+    """
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) not in (Annotated, tuple, UnionType):
+        return []
+    classes: list[type[BaseModel]] = []
+    for part in get_args(annotation):
+        classes += config_classes(part)
+    return classes
+
+
+@dataclass
+class _Place:
+    """Place of an error in the schema."""
+
+    path: list[str] = field(default_factory=list)
+    """Names as the user types them, from the outside in: ``["fusion", "rank"]``."""
+    classes: list[type[BaseModel]] = field(default_factory=list)
+    """Config classes that can stand at this place."""
+    kind: str = ""
+    """Selected member of the innermost union, e.g. ``low_rank``; empty outside of a union."""
+    union: dict[str, type[BaseModel]] = field(default_factory=dict)
+    """Members of the innermost union by their ``kind``."""
+
+
+def explain(model: type[BaseModel], detail: ErrorDetails) -> str:
+    """Return one line about one of pydantic's validation errors.
+
+    Args:
+        model: config class that was validated.
+        detail: item of ``ValidationError.errors()``.
+
+    Returns:
+        The option, what was expected, what came, and the nearest valid name if there is one.
+    """
+    location = detail["loc"]
+    if detail["type"] == "extra_forbidden":
+        # the last part is the unknown name itself, which the schema does not contain
+        return _explain_unknown_option(_find(model, location[:-1]), str(location[-1]))
+    place = _find(model, location)
+    where = ".".join(place.path)
+    match detail["type"]:
+        case "union_tag_invalid":
+            tag = str(detail["ctx"]["tag"])
+            kinds = _quoted_names(detail["ctx"]["expected_tags"])
+            return f"unknown {where} '{tag}'." + nearest(tag, kinds)
+        case "literal_error":
+            expected = detail["ctx"]["expected"]
+            given = detail["input"]
+            hint = nearest(given, _quoted_names(expected))
+            return f"{where}: expected {expected}, got {_shorten(given)}.{hint}"
+        case "missing":
+            return f"{where}=… is required"
+        case "value_error":
+            message = detail["msg"].removeprefix("Value error, ")
+            if not where or message.startswith(place.path[-1]):
+                return message
+            return f"{where}: {message}"
+        case _:
+            message = detail["msg"]
+            return f"{where}: {message[:1].lower()}{message[1:]}, got {_shorten(detail['input'])}"
+
+
+def _find(model: type[BaseModel], location: Sequence[str | int]) -> _Place:
+    """Follow the location of an error into the schema.
+
+    In a union, pydantic adds the ``kind`` of the member to the location; users do not type it.
+    """
+    place = _Place(classes=[model])
+    for part in location:
+        members = _members_by_kind(place.classes)
+        if part in members:
+            place.kind = str(part)
+            place.union = members
+            place.classes = [members[place.kind]]
+            continue
+        place.path.append(str(part))
+        inner: list[type[BaseModel]] = []
+        for config_class in place.classes:
+            if part in config_class.model_fields:
+                inner += config_classes(config_class.model_fields[str(part)].annotation)
+        if inner:  # an index into a tuple has no field, and its items have the same classes
+            place.classes = inner
+    return place
+
+
+def _members_by_kind(classes: Sequence[type[BaseModel]]) -> dict[str, type[BaseModel]]:
+    """Return the classes that have a ``kind``, by its value."""
+    members: dict[str, type[BaseModel]] = {}
+    for config_class in classes:
+        if "kind" in config_class.model_fields:
+            members[config_class.model_fields["kind"].default] = config_class
+    return members
+
+
+def _explain_unknown_option(place: _Place, name: str) -> str:
+    """Return the message about a name that the config class at this place does not have."""
+    path = ".".join([*place.path, name])
+    if not place.kind:
+        return f"unknown option '{path}'." + nearest(name, _options(place.classes))
+    owners: list[str] = []
+    for kind, config_class in place.union.items():
+        if name in config_class.model_fields:
+            owners.append(kind)
+    if owners:
+        hint = f" It is an option of {', '.join(owners)}."
+    else:
+        hint = nearest(name, _options(place.classes))
+    return f"unknown option '{path}' of {place.kind}.{hint}"
+
+
+def _options(classes: Sequence[type[BaseModel]]) -> list[str]:
+    """Return the names of the fields that users set; ``kind`` is set by the preset."""
+    names: list[str] = []
+    for config_class in classes:
+        names += [name for name in config_class.model_fields if name != "kind"]
+    return names
+
+
+def _quoted_names(text: str) -> list[str]:
+    """Return the names in pydantic's list ``'a', 'b' or 'c'``."""
+    return [name.strip("' ") for name in text.replace(" or ", ",").split(",")]
+
+
+def _shorten(value: object) -> str:
+    """Return the ``repr`` of a value, cut to one line of reasonable length."""
+    text = repr(value)
+    if len(text) <= MAX_SHOWN_CHARACTERS:
+        return text
+    return f"{text[:MAX_SHOWN_CHARACTERS]}…"

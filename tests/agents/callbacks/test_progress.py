@@ -1,0 +1,36 @@
+"""The progress bar shows timesteps, speed and success."""
+
+from collections import deque
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from mirl.agents.callbacks import progress
+from mirl.agents.callbacks.progress import ProgressBar
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def test_bar_shows_speed_and_success(clock: SimpleNamespace) -> None:
+    bar = ProgressBar(1000)
+    model = SimpleNamespace(ep_success_buffer=deque([1, 0]), _num_timesteps_at_start=100)
+    bar.model = cast(Any, model)
+    bar._on_training_start()
+    clock.now = 2.0
+    bar.num_timesteps = 500
+    bar._on_rollout_start()
+    [task] = bar.progress.tasks
+    assert (task.completed, task.total) == (500, 1000)
+    assert task.fields == {"speed": 200.0, "success": 0.5}
+    clock.now = 2.05
+    bar.num_timesteps = 600
+    bar._on_rollout_start()
+    assert task.completed == 500, "it is not refreshed that often"
+    bar._on_training_end()
+    assert task.completed == 600

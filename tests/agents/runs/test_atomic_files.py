@@ -1,0 +1,119 @@
+"""Files are written atomically, and a seal detects every change."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mirl.agents.runs import atomic_files
+from mirl.agents.runs.atomic_files import (
+    MANIFEST,
+    check_regular,
+    load_json,
+    verify_manifest,
+    write_bytes,
+    write_json,
+    write_manifest,
+)
+from mirl.configs.errors import ConfigError
+
+
+def test_write_replaces_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": [1, 2]})
+    write_json(path, {"b": "ü"})
+    assert load_json(path) == {"b": "ü"}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_failed_write_keeps_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    write_bytes(path, b"old")
+
+    def fail(_: Path) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(atomic_files, "flush", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[1]", "should hold a JSON object, got list"),
+        (b"{", "cannot be read"),
+        (b"\xff", "cannot be read"),
+        (b"[" * 10**6, "nested too deeply"),
+    ],
+)
+def test_odd_json_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        load_json(path)
+
+
+def test_large_json_is_not_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ConfigError, match="bytes, expected at most"):
+        load_json(path)
+
+
+def test_only_regular_files_pass(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    check_regular(file)
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    for path, message in (
+        (link, "is a link, expected a file"),
+        (tmp_path / "no", "is missing"),
+        (tmp_path, "is not a file"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_regular(path)
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Path:
+    """A sealed folder with two files."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name * 100)
+    write_manifest(tmp_path)
+    return tmp_path
+
+
+def change(path: Path) -> None:
+    path.write_text("c" * 100)
+
+
+def cut(path: Path) -> None:
+    path.write_text("a")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(change, "SHA-256 differs"), (cut, "has 1 bytes, expected 100"), (Path.unlink, "is missing")],
+)
+def test_manifest_detects_damage(
+    sealed: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    verify_manifest(sealed)
+    damage(sealed / "a")
+    with pytest.raises(ConfigError, match=message):
+        verify_manifest(sealed)
+    verify_manifest(sealed, ["b"])
+
+
+def test_manifest_lists_no_path(sealed: Path) -> None:
+    """A name that leads out of the folder is refused."""
+    manifest = json.loads((sealed / MANIFEST).read_text())
+    manifest["files"] = {"../a": manifest["files"]["a"]}
+    (sealed / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match="is not among the files of its manifest"):
+        verify_manifest(sealed)

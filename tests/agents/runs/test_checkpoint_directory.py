@@ -1,0 +1,212 @@
+"""The directory of checkpoints finds the last, the best and the newest valid one."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from run_setup import resolve
+from safetensors.torch import load_file
+
+from mirl.agents import train
+from mirl.agents.builder import build_agent
+from mirl.agents.on_policy.ppo import PPO
+from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
+from mirl.agents.runs.run import Run
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import TrainConfig
+from mirl.envs import SuiteVecEnv
+
+Build = Callable[..., TrainConfig]
+LAST_POLICY = "step_000000512/policy.safetensors"
+
+
+@pytest.fixture(scope="module")
+def agent(tiny_in: Build, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPO]:
+    """An agent after one iteration; tests do not change it."""
+    config = tiny_in(tmp_path_factory.mktemp("unused"))
+    env = SuiteVecEnv(config.task, config.agent.n_envs, seed=config.seed)
+    agent = build_agent(resolve(config), env)
+    assert isinstance(agent, PPO)
+    yield agent.learn(128)
+    env.close()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> CheckpointDirectory:
+    """An empty directory of checkpoints."""
+    return CheckpointDirectory(tmp_path / "checkpoints")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path: Path) -> None:
+    """Flip one bit in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+# --------------------------------------------------------------------------------------------- find
+
+
+def test_saved_checkpoint_is_not_rewritten(agent: PPO, directory: CheckpointDirectory) -> None:
+    folder = directory.save(agent).folder
+    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    directory.save(agent, score=0.5)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
+    assert directory.load_index() == {"last": folder.name, "best": folder.name, "best_score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("which", "name"),
+    [("last", "step_000000256"), ("128", "step_000000128"), ("00128", "step_000000128")],
+)
+def test_find_by_name_and_timesteps(
+    agent: PPO,
+    directory: CheckpointDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    which: str,
+    name: str,
+) -> None:
+    directory.save(agent)
+    monkeypatch.setattr(agent, "num_timesteps", 256)
+    directory.save(agent)
+    assert directory.find(which).name == name
+
+
+@pytest.mark.parametrize(
+    ("which", "hint"),
+    [
+        ("lst", "Did you mean 'last'?"),
+        ("129", "Did you mean '128'?"),
+        ("best", "Did you mean 'last'?"),
+        ("??", "Valid: 128"),
+    ],
+)
+def test_unknown_checkpoint_names_nearest(
+    agent: PPO, directory: CheckpointDirectory, which: str, hint: str
+) -> None:
+    directory.save(agent)
+    with pytest.raises(ConfigError) as caught:
+        directory.find(which)
+    assert str(caught.value).startswith(f"no checkpoint '{which}' in {directory.path}.")
+    assert hint in str(caught.value)
+
+
+def test_empty_directory_is_reported(directory: CheckpointDirectory) -> None:
+    with pytest.raises(ConfigError, match=r"no checkpoint 'best' in .*\. It holds none\.$"):
+        directory.find("best")
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "a/b", ".", 3, None])
+def test_index_cannot_point_elsewhere(
+    agent: PPO, directory: CheckpointDirectory, name: Any
+) -> None:
+    folder = directory.save(agent).folder
+    shutil.copytree(folder, directory.path.parent / "x")
+    (directory.path / "index.json").write_text(json.dumps({"last": name}))
+    with pytest.raises(ConfigError, match="'last' must name a folder beside it"):
+        directory.find("last")
+
+
+@pytest.mark.parametrize("name", ["..", "", "index.json", "step_000000999"])
+def test_index_without_checkpoint_finds_none(
+    agent: PPO, directory: CheckpointDirectory, name: str
+) -> None:
+    """An index that names something else than a checkpoint finds none."""
+    directory.save(agent)
+    (directory.path / "index.json").write_text(json.dumps({"last": name}))
+    with pytest.raises(ConfigError, match="no checkpoint 'last'"):
+        directory.find("last")
+
+
+def test_delete_after_removes_later_checkpoints(
+    agent: PPO, directory: CheckpointDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for steps in (100, 1000):
+        monkeypatch.setattr(agent, "num_timesteps", steps)
+        directory.save(agent)
+    directory.delete_after(100)
+    assert [path.name for path in directory.path.glob("step_*")] == ["step_000000100"]
+
+
+# ------------------------------------------------------------------------------------- latest valid
+
+
+def test_training_resumes_from_newest_valid(tiny: Build) -> None:
+    """Training resumes from the newest checkpoint that is not damaged."""
+    config = tiny("checkpoint_every=128", "evaluation.every=10000")
+    train(config)
+    checkpoints = config.run_dir / "checkpoints"
+    saved = load_file(checkpoints / LAST_POLICY)
+    # load_file maps the file, which is to change
+    expected = {name: weight.clone() for name, weight in saved.items()}
+    flip(checkpoints / LAST_POLICY)
+    cut(checkpoints / "step_000000384" / "state.json")
+    with pytest.warns(UserWarning, match="a damaged checkpoint is skipped") as warned:
+        assert train(config)[:2] == (512, True)
+    assert [str(warning.message).count("step_000000") for warning in warned] == [1, 1]
+    again = load_file(checkpoints / LAST_POLICY)
+    assert all(torch.equal(again[name], weight) for name, weight in expected.items())
+
+
+def test_damaged_index_is_rebuilt(tiny: Build) -> None:
+    config = tiny("checkpoint_every=128", "evaluation.every=128")
+    run = train(config).run
+    path = config.run_dir / "checkpoints" / "index.json"
+    whole = json.loads(path.read_text())
+    assert {"last", "best", "best_score"} <= set(whole)
+    cut(path)
+    with pytest.warns(UserWarning, match=r"index\.json cannot be read.*rebuilt"):
+        last = run.latest_valid_checkpoint()
+    assert last is not None
+    assert last.name == "step_000000512"
+    assert json.loads(path.read_text()) == whole
+
+
+def test_missing_index_is_rebuilt(tiny: Build) -> None:
+    config = tiny("checkpoint_every=128")
+    train(config)
+    (config.run_dir / "checkpoints" / "index.json").unlink()
+    with pytest.warns(UserWarning, match="names no last checkpoint"):
+        assert train(config)[:2] == (512, True)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/step_000000128"])
+def test_run_with_links_is_not_resumed(tiny: Build, tmp_path: Path, name: str) -> None:
+    config = tiny("checkpoint_every=128")
+    train(config)
+    elsewhere = (config.run_dir / name).rename(tmp_path / "elsewhere")
+    (config.run_dir / name).symlink_to(elsewhere)
+    before = {path: path.stat().st_mtime_ns for path in elsewhere.rglob("*")}
+    with pytest.raises(ConfigError, match="is a link; a run directory must not contain links"):
+        train(config)
+    assert {path: path.stat().st_mtime_ns for path in elsewhere.rglob("*")} == before
+
+
+def test_all_damaged_deletes_nothing(tiny: Build) -> None:
+    """If every checkpoint is damaged, training refuses to start and deletes nothing."""
+    config = tiny("total_timesteps=128")
+    train(config)
+    flip(config.run_dir / "checkpoints" / "step_000000128" / "policy.safetensors")
+    with (
+        pytest.warns(UserWarning, match="SHA-256 differs"),
+        pytest.raises(
+            ConfigError, match=r"every checkpoint in .* is damaged; choose another name="
+        ),
+    ):
+        train(config)
+    assert (config.run_dir / "checkpoints" / "step_000000128").exists()
+
+
+def test_run_without_checkpoints_has_none(tmp_path: Path, tiny: Build) -> None:
+    run = Run.create_or_resume(resolve(tiny()))
+    assert run.latest_valid_checkpoint() is None
+    assert run.checkpoints.is_empty
+    assert run.checkpoints.best_score is None

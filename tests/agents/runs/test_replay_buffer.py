@@ -1,0 +1,75 @@
+"""Replay buffers are saved with the last checkpoint and continued where they were."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from off_policy_setup import build_off_policy_agent, tiny_off_policy
+
+from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
+from mirl.agents.runs.replay_buffer import REPLAY_BUFFER
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import TrainConfig
+from mirl.envs import SuiteVecEnv
+
+Build = Callable[..., TrainConfig]
+Agents = Callable[[TrainConfig], Any]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Build:
+    """``tiny(kind, *words)``: a tiny configuration of an off-policy algorithm."""
+    return lambda kind, *words: tiny_off_policy(tmp_path, kind, *words)
+
+
+@pytest.fixture
+def make_agent() -> Iterator[Agents]:
+    """``make_agent(config)``: an untrained agent; its environments are closed after the test."""
+    opened: list[SuiteVecEnv] = []
+    yield lambda config: build_off_policy_agent(config, opened)
+    for env in opened:
+        env.close()
+
+
+def test_unfinished_episode_is_truncated(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
+    """An unfinished episode is truncated when the buffer is loaded."""
+    config = tiny("sac")
+    saved, loaded = make_agent(config).learn(33), make_agent(config)
+    CheckpointDirectory(tmp_path).save(saved).load_agent(loaded)
+    buffer = loaded.replay_buffer
+    assert saved.replay_buffer.ep_length[30:33].tolist() == [[0], [0], [0]]
+    assert buffer.ep_length[30:33].tolist() == [[3], [3], [3]]
+    assert (buffer.dones[32, 0], buffer.timeouts[32, 0], buffer._current_ep_start[0]) == (1, 1, 33)
+
+
+def test_full_buffer_keeps_its_position(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
+    """A full buffer is continued at its position."""
+    config = tiny("sac", "agent.buffer_size=30")
+    saved, loaded = make_agent(config).learn(45), make_agent(config)
+    CheckpointDirectory(tmp_path).save(saved).load_agent(loaded)
+    assert (loaded.replay_buffer.pos, loaded.replay_buffer.full) == (15, True)
+    np.testing.assert_array_equal(loaded.replay_buffer.rewards, saved.replay_buffer.rewards)
+
+
+def test_only_last_checkpoint_holds_buffer(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
+    """Only the last checkpoint holds the replay buffer."""
+    agent = make_agent(tiny("td3"))
+    directory = CheckpointDirectory(tmp_path)
+    for score in (0.5, None, None):
+        directory.save(agent.learn(30, reset_num_timesteps=False), score=score)
+    [path] = tmp_path.rglob(REPLAY_BUFFER)
+    assert path.parent == directory.find("last").folder
+    assert directory.find("best").name == "step_000000030"
+
+
+@pytest.mark.parametrize("words", [("agent.buffer_size=20",), ("agent.n_envs=2",)])
+def test_buffer_of_other_size_is_refused(
+    tiny: Build, make_agent: Agents, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    checkpoint = CheckpointDirectory(tmp_path).save(make_agent(tiny("sac")).learn(40))
+    with pytest.raises(
+        ConfigError, match=r"its replay buffer holds 'observations\.achieved_goal' of shape"
+    ):
+        checkpoint.load_agent(make_agent(tiny("sac", *words)))

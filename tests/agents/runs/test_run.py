@@ -1,0 +1,125 @@
+"""A run directory belongs to one configuration, and the same command resumes its run."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from run_setup import start_run
+
+from mirl.agents import train
+from mirl.agents.runs.run import Run
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import TrainConfig
+
+Build = Callable[..., TrainConfig]
+ITERATIONS = [128, 256, 384, 512]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from mirl.agents.runs.run import Run
+with Run.open(Path(sys.argv[1])).lock():
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_lock_keeps_other_processes_out(tiny: Build) -> None:
+    """Two processes do not train in one run directory, and a lock ends with its process."""
+    config = tiny("total_timesteps=128")
+    start_run(config)
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(config.run_dir)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(
+            ConfigError, match=r"another process is training in .*; wait for it, or choose a name="
+        ):
+            train(config)
+        assert not (config.run_dir / "metrics.csv").exists()
+    finally:
+        other.kill()
+        other.communicate()
+    assert train(config).finished
+
+
+def test_free_fields_may_change(tiny: Build, tmp_path: Path) -> None:
+    """A run may be resumed elsewhere, and with more patience."""
+    first = tiny("name=mine")
+    start_run(first)
+    moved = first.run_dir.rename(tmp_path / "moved")
+    patient = ("on_fault=skip", "max_restarts=99", "env_timeout=1e4", "progress=true")
+    run = start_run(tiny(f"name={moved.name}", f"runs_dir={moved.parent}", *patient))
+    assert not run.is_new
+
+
+def test_other_configuration_lists_differences(tiny: Build) -> None:
+    """Another configuration under the same name lists every difference."""
+    start_run(tiny("name=mine", "agent.gamma=0.99"))
+    with pytest.raises(ConfigError) as caught:
+        start_run(
+            tiny(
+                "name=mine",
+                "fusion=low_rank",
+                "fusion.rank=9",
+                "seed=4",
+                "agent.gamma=0.9",
+                "evaluation.episodes=5",
+            )
+        )
+    first, *differences = str(caught.value).splitlines()
+    assert first.endswith("holds a run of another configuration; choose another name=…")
+    assert differences == [
+        "  agent.gamma: 0.99 there, 0.9 now",
+        "  evaluation.episodes: 4 there, 5 now",
+        "  fusion.kind: 'bilinear' there, 'low_rank' now",
+        "  fusion.rank: None there, 9 now",
+        "  seed: 0 there, 4 now",
+    ]
+
+
+def test_device_and_progress_may_change(tiny: Build) -> None:
+    assert start_run(tiny()).is_new is True
+    assert start_run(tiny("device=auto", "progress=true")).is_new is False
+
+
+def test_foreign_folder_is_refused(tiny: Build) -> None:
+    """A folder that is not a run directory is refused and left unchanged."""
+    config = tiny()
+    config.run_dir.mkdir()
+    (config.run_dir / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="exists and is not a run directory"):
+        start_run(config)
+    assert [path.name for path in config.run_dir.iterdir()] == ["thesis.tex"]
+
+
+def test_impossible_directory_is_refused(tiny_in: Build, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be created: Not a directory"):
+        start_run(tiny_in(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is not a run directory"),
+        (b"\xff\xfe\x00", "is not a run directory"),
+        (b"a: [", "is not a run directory"),
+        (b"a: 1", "unknown option 'a'"),
+        (b"[1]", "valid dictionary"),
+        (b"", "valid dictionary"),
+        (b"!!python/object/apply:os.system ['true']", "is not a run directory"),
+    ],
+)
+def test_invalid_config_file_is_refused(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        Run.open(tmp_path)

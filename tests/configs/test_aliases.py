@@ -1,0 +1,176 @@
+"""Old spellings keep working with one warning each."""
+
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import pytest
+import yaml
+
+from mirl.configs import aliases
+from mirl.configs.aliases import (
+    RENAMED_PRESETS,
+    RENAMED_VALUES,
+    RenamedWarning,
+    migrate_config,
+    replace_preset,
+    replace_value,
+)
+from mirl.configs.compose import compose_train, presets, validate
+from mirl.configs.schema import TrainConfig
+from mirl.configs.tasks import SuiteConfig, TaskConfig
+
+OLD_SUCCESS = "task.tasks=[{name: reach, env_id: Meta-World/reach-v3, success: ever}]"
+NEW_SUCCESS = "task.tasks=[{name: reach, env_id: Meta-World/reach-v3, success: any_step}]"
+SPELLINGS = [
+    (
+        ["split=new_colour", "task=door_colors"],
+        ["split=new_color", "task=door_colors"],
+        "split=new_colour was renamed, use split=new_color;",
+    ),
+    (
+        ["task=door_colours"],
+        ["task=door_colors"],
+        "task=door_colours was renamed, use task=door_colors;",
+    ),
+    (
+        ["task=doors", "sampling=slots"],
+        ["task=doors", "sampling=fixed"],
+        "sampling=slots was renamed, use sampling=fixed;",
+    ),
+    ([OLD_SUCCESS], [NEW_SUCCESS], "success=ever was renamed, use success=any_step;"),
+]
+"""Arguments with an old spelling, the current ones, and the warning."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_warned_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the warnings that other tests caused."""
+    monkeypatch.setattr(aliases, "_warned", set())
+
+
+@pytest.mark.parametrize(("old", "current", "message"), SPELLINGS)
+def test_old_spelling_composes_with_warning(
+    old: list[str], current: list[str], message: str
+) -> None:
+    """An old spelling gives the same configuration as the current one, and one FutureWarning."""
+    with pytest.warns(FutureWarning) as caught:
+        config = compose_train(old)
+    assert config == compose_train(current)
+    [warning] = caught
+    assert issubclass(warning.category, RenamedWarning)
+    assert str(warning.message).startswith(message)
+
+
+@pytest.mark.parametrize("old", [old for old, _, _ in SPELLINGS])
+def test_second_use_does_not_warn(old: list[str]) -> None:
+    with pytest.warns(FutureWarning):
+        compose_train(old)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compose_train(old)
+
+
+def test_several_tasks_warn_once() -> None:
+    """A suite of tasks with the same old value causes one warning, not one per task."""
+    tasks = [{"name": name, "env_id": "X-v0", "success": "ever"} for name in "ab"]
+    with pytest.warns(FutureWarning) as caught:
+        suite = SuiteConfig.model_validate({"name": "two", "tasks": tasks})
+    assert [task.success for task in suite.tasks] == ["any_step", "any_step"]
+    assert len(caught) == 1
+
+
+def test_current_spelling_does_not_warn() -> None:
+    assert replace_preset("split", "new_color") == "new_color"
+    assert replace_preset("fusion", "film") == "film"
+    assert replace_value("sampling", "uniform") == "uniform"
+    assert replace_value("success", 3) == 3
+
+
+def test_aliases_lead_to_valid_names() -> None:
+    """Every alias leads to an existing preset or value, and hides none."""
+    for group, renamed in RENAMED_PRESETS.items():
+        assert set(renamed.values()) <= set(presets(group))
+        assert not set(renamed) & set(presets(group))
+    assert set(RENAMED_VALUES) == {"sampling", "success"}
+    for value in RENAMED_VALUES["sampling"].values():
+        assert compose_train(["task=doors", f"sampling={value}"]).sampling == value
+    for value in RENAMED_VALUES["success"].values():
+        task = TaskConfig.model_validate({"name": "a", "env_id": "X-v0", "success": value})
+        assert task.success == value
+
+
+def test_command_prints_warning_as_line() -> None:
+    """The commands show the warning as one line without a file name or a source line.
+
+    The arguments end in an error, so that nothing is trained.
+    """
+    code = "import mirl.train as train; train.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "split=new_colour", "fusion=flim"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    warning, error = done.stderr.splitlines()
+    assert warning == (
+        "warning: split=new_colour was renamed, use split=new_color; "
+        "the old name will be removed in a later release"
+    )
+    assert error.startswith("error: unknown fusion 'flim'")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def saved_config(*argv: str) -> dict[str, Any]:
+    """Return the content of a config.yaml as a run directory holds it."""
+    values: dict[str, Any] = compose_train(argv).model_dump(mode="json")
+    return values
+
+
+def test_saved_config_is_migrated() -> None:
+    """A config.yaml with old spellings becomes the current one without a warning."""
+    current = saved_config("task=door_colors", "split=new_color")
+    old = yaml.safe_load(yaml.safe_dump(current))
+    old["sampling"] = "slots"
+    old["task"]["name"] = "door_colours"
+    old["split"]["name"] = "new_colour"
+    for task in old["task"]["tasks"]:
+        task["success"] = "ever"
+    expected = yaml.safe_load(yaml.safe_dump(current))
+    for task in expected["task"]["tasks"]:
+        task["success"] = "any_step"
+
+    assert migrate_config(old) == expected
+    assert (
+        validate(TrainConfig, migrate_config(old)).run_name
+        == compose_train(["task=door_colors", "split=new_color"]).run_name
+    )
+
+
+def test_migration_copies_its_input() -> None:
+    old = {"sampling": "slots", "task": {"name": "door_colours", "tasks": [{"success": "ever"}]}}
+    before = yaml.safe_dump(old)
+    assert migrate_config(old) != old
+    assert yaml.safe_dump(old) == before
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        None,
+        3,
+        "text",
+        [],
+        {},
+        {"sampling": ["slots"]},
+        {"task": 3, "split": None},
+        {"task": {"name": 3, "tasks": 4}},
+        {"task": {"tasks": [1, None, {}, {"success": 2}, {"success": ["ever"]}]}},
+        {"split": {"name": ["new_colour"]}},
+    ],
+)
+def test_unexpected_values_pass_unchanged(values: object) -> None:
+    """Migration leaves it to the validation to report values of an unexpected form."""
+    assert migrate_config(values) == values

@@ -1,0 +1,89 @@
+"""Config classes of the networks, chosen by name or given as objects."""
+
+import pytest
+
+from mirl.configs.agents import A2CConfig, AgentConfig
+from mirl.configs.compose import compose_train
+from mirl.configs.errors import ConfigError
+from mirl.configs.networks import (
+    AutoContextConfig,
+    AutoEncoderConfig,
+    BilinearConfig,
+    FilmConfig,
+    FusionConfig,
+    GridEncoderConfig,
+    LstmConfig,
+    NetworkConfig,
+    NoMemoryConfig,
+    TaskIdContextConfig,
+    choose,
+    network_config,
+)
+
+
+def test_choose_accepts_names_and_configs() -> None:
+    film = FilmConfig()
+    assert choose("bilinear", FusionConfig) == BilinearConfig()
+    assert choose(film, FusionConfig) is film
+    assert choose("a2c", AgentConfig) == A2CConfig()
+
+
+def test_choose_suggests_nearest_kind() -> None:
+    with pytest.raises(ConfigError, match=r"got 'biliner'\. Did you mean 'bilinear'"):
+        choose("biliner", FusionConfig)
+
+
+def test_choose_refuses_other_family() -> None:
+    """A config object of another union is an error, even if it is valid by itself."""
+    with pytest.raises(
+        ConfigError, match="expected one of ppo, a2c, sac, td3, tqc, dqn, got FilmConfig"
+    ):
+        choose(FilmConfig(), AgentConfig)
+
+
+def test_network_config_has_defaults() -> None:
+    config = network_config()
+    assert config == NetworkConfig()
+    assert isinstance(config.fusion, BilinearConfig)
+    assert isinstance(config.memory, NoMemoryConfig)
+    assert config.observation_keys is None
+
+
+def test_network_config_builds_parts_by_name() -> None:
+    config = network_config(
+        fusion="film",
+        context="task_id",
+        encoder=GridEncoderConfig(channels=4),
+        sites=["map"],
+        memory="lstm",
+        observation_keys=["image"],
+    )
+    assert config.fusion == FilmConfig()
+    assert config.context == TaskIdContextConfig()
+    assert config.encoder == GridEncoderConfig(channels=4)
+    assert config.sites == ("map",)
+    assert config.memory == LstmConfig()
+    assert config.observation_keys == ("image",)
+
+
+def test_network_config_suggests_nearest_name() -> None:
+    with pytest.raises(ConfigError, match=r"got 'gird'\. Did you mean 'grid'"):
+        network_config(encoder="gird")
+
+
+def test_auto_parts_are_not_resolved() -> None:
+    context = TaskIdContextConfig()
+    encoder = GridEncoderConfig()
+    assert NetworkConfig(context=context, encoder=encoder).is_resolved
+    assert not NetworkConfig(context=AutoContextConfig(), encoder=encoder).is_resolved
+    assert not NetworkConfig(context=context, encoder=AutoEncoderConfig()).is_resolved
+
+
+def test_train_config_gives_its_network() -> None:
+    config = compose_train(["fusion=film", "memory=lstm", "sites=[vector]"])
+    network = config.network
+    assert network.fusion == config.fusion
+    assert network.context == config.context
+    assert network.encoder == config.encoder
+    assert network.memory == config.memory
+    assert network.sites == ("vector",)

@@ -1,0 +1,69 @@
+"""Messages about invalid values: what was expected, what was given, and the nearest name."""
+
+import pytest
+from config_errors import error_message
+
+from mirl.configs.networks import FilmConfig, GateConfig
+from mirl.configs.schema import TrainConfig
+from mirl.configs.tasks import SuiteConfig, TaskConfig
+from mirl.configs.validation_messages import MAX_SHOWN_CHARACTERS, config_classes
+
+
+def test_config_classes_of_an_annotation() -> None:
+    """A class, the members of a union, or the items of a tuple; other types have none."""
+    assert config_classes(FilmConfig) == [FilmConfig]
+    assert config_classes(FilmConfig | GateConfig) == [FilmConfig, GateConfig]
+    assert config_classes(tuple[TaskConfig, ...]) == [TaskConfig]
+    assert config_classes(TrainConfig.model_fields["task"].annotation) == [SuiteConfig]
+    assert config_classes(int) == []
+    assert config_classes(dict[str, int]) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["agent.n_envs=many"], "agent.n_envs: input should be a valid integer"),
+        (["agent.n_envs=2.5"], "got 2.5"),
+        (["agent.n_envs=0"], "agent.n_envs: input should be greater than 0, got 0"),
+        (["agent.learning_rate=nan"], "agent.learning_rate: input should be a finite number"),
+        (["agent.gamma=1.5"], "agent.gamma: input should be less than or equal to 1, got 1.5"),
+        (["progress=perhaps"], "progress: input should be a valid boolean"),
+        (["seed=-1"], "seed: input should be greater than or equal to 0, got -1"),
+        (["seed=4294967296"], "seed: input should be less than 2147483648"),
+        (["sites=3"], "sites: input should be a valid tuple, got 3"),
+        (["fusion=low_rank", "fusion.rank=[1]"], "fusion.rank: input should be a valid integer"),
+        (["evaluation=3"], "evaluation: input should be a valid dictionary"),
+    ],
+)
+def test_wrong_type_shows_given_value(argv: list[str], message: str) -> None:
+    """A value of a wrong type, or out of range, is reported with what was expected."""
+    assert message in error_message(*argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["fusion=film", "fusion.rank=8"], "unknown option 'fusion.rank' of film."),
+        (["agent=a2c", "agent.clip_range=0.1"], "unknown option 'agent.clip_range' of a2c."),
+        (
+            ["context=task_id", "task=doors", "context.heads=2"],
+            "unknown option 'context.heads' of task_id.",
+        ),
+    ],
+)
+def test_option_of_other_preset_is_refused(argv: list[str], message: str) -> None:
+    assert message in error_message(*argv)
+
+
+def test_error_inside_task_is_one_line() -> None:
+    (line,) = error_message("task.tasks=[{name: a, env_id: X-v0, success: rewrad}]").splitlines()
+    assert line == (
+        "task.tasks.0.success: expected 'auto', 'reward', 'info' or 'any_step', got 'rewrad'. "
+        "Did you mean 'reward'?"
+    )
+
+
+def test_long_value_is_shortened() -> None:
+    message = error_message(f"agent.n_envs={'x' * 1000}")
+    assert message.endswith("…")
+    assert len(message) < MAX_SHOWN_CHARACTERS + 100

@@ -1,0 +1,49 @@
+"""Runs and checkpoints for tests, from configurations and paths."""
+
+from pathlib import Path
+
+from mirl.agents.builder import resolve_auto
+from mirl.agents.evaluation import evaluate_run
+from mirl.agents.export import Export, export_run
+from mirl.agents.few_shot import Adaptation, adapt_run
+from mirl.agents.runs.checkpoint import Checkpoint
+from mirl.agents.runs.run import Run
+from mirl.agents.statistics import TaskResult
+from mirl.configs.schema import EvalConfig, ResolvedConfig, TrainConfig
+from mirl.envs import choose_backend
+from mirl.envs.suite_spaces import suite_spaces
+
+
+def resolve(config: TrainConfig) -> ResolvedConfig:
+    """Resolve ``auto`` against the spaces of the configuration's environments."""
+    backend = choose_backend(config.task, config.backend)
+    observation_space, _ = suite_spaces(config.task, backend)
+    return resolve_auto(config, observation_space)
+
+
+def start_run(config: TrainConfig) -> Run:
+    """Create or resume the run of a configuration."""
+    return Run.create_or_resume(resolve(config))
+
+
+def checkpoint_of(run_dir: Path, which: str) -> Checkpoint:
+    """Find a checkpoint of a run."""
+    return Run.open(run_dir).checkpoint(which)
+
+
+def evaluate_at(config: EvalConfig) -> tuple[list[TaskResult], list[Path]]:
+    """Open the run and the checkpoint of an evaluation, and evaluate it."""
+    run = Run.open(config.run)
+    return evaluate_run(run, run.checkpoint(config.checkpoint), config)
+
+
+def adapt_at(config: EvalConfig) -> list[Adaptation]:
+    """Open the run and the checkpoint of an adaptation, and adapt it."""
+    run = Run.open(config.run)
+    return list(adapt_run(run, run.checkpoint(config.checkpoint), config))
+
+
+def export_at(config: EvalConfig) -> Export:
+    """Open the run and the checkpoint of an export, and export it."""
+    run = Run.open(config.run)
+    return export_run(run, run.checkpoint(config.checkpoint), config)
