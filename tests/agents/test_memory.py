@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from sb3_contrib import RecurrentPPO
 from run_setup import adapt_at, evaluate_at, export_at
+from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO as SB3PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
