@@ -73,7 +73,7 @@ def validate_actions(actions: ArrayLike, space: ActionSpace, n_envs: int) -> Arr
             raise ValueError(f"actions must be integers, got {array.dtype}")
         valid = (array >= 0) & (array < _n_choices(space))
     if not valid.all():
-        env_index = int(np.argwhere(~valid)[0][0])
+        env_index = int(np.argwhere(~valid)[0][0])  # the row of the first invalid entry
         raise ValueError(
             f"actions must be in {space}, got {np.asarray(actions)[env_index]} "
             f"for environment {env_index}"
@@ -103,33 +103,58 @@ def _n_choices(space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinar
             assert_never(space)
 
 
-def check_available_actions(
-    actions: Array,
-    task_ids: NDArray[np.int64],
-    n_actions: NDArray[np.int64],
-    task_names: Sequence[str],
-) -> None:
-    """Raise an error if an action is not available in its environment's task.
+class ActionValidator:
+    """Validator of the actions of a suite, whose tasks may have different numbers of actions.
 
     Args:
-        actions: discrete actions, (n_envs,).
-        task_ids: index of each environment's task, (n_envs,).
-        n_actions: number of actions of each task, (n_tasks,).
+        space: the action space of the suite.
+        n_actions: number of actions of each task, (n_tasks,), if they differ.
         task_names: name of each task, for the error message.
-
-    Raises:
-        ValueError: if an action is not below the number of actions of its task.
     """
-    unavailable = np.flatnonzero(actions >= n_actions[task_ids])
-    if unavailable.size:
-        env_index = int(unavailable[0])
-        task_index = int(task_ids[env_index])
-        n_available = n_actions[task_index]
-        raise ValueError(
-            f"actions of task '{task_names[task_index]}' must be from 0 to {n_available - 1}, got "
-            f"{actions[env_index]} for environment {env_index}; the observation "
-            f"'{ACTION_MASK_KEY}' marks the available actions"
-        )
+
+    def __init__(
+        self,
+        space: ActionSpace,
+        n_actions: NDArray[np.int64] | None,
+        task_names: Sequence[str],
+    ) -> None:
+        self._space = space
+        self._n_actions = n_actions
+        self._task_names = task_names
+
+    def validate(self, actions: ArrayLike, task_ids: NDArray[np.int64]) -> Array:
+        """Return valid actions as an array of the space's kind.
+
+        Args:
+            actions: one action per environment, (n_envs, …).
+            task_ids: task of each environment, (n_envs,).
+
+        Returns:
+            The actions, (n_envs, …). Continuous actions are clipped to their bounds.
+
+        Raises:
+            ValueError: if an action is not in the space, or is not available in its task.
+        """
+        valid = validate_actions(actions, self._space, len(task_ids))
+        if self._n_actions is not None:
+            self._check_available(valid, task_ids, self._n_actions)
+        return valid
+
+    def _check_available(
+        self, actions: Array, task_ids: NDArray[np.int64], n_actions: NDArray[np.int64]
+    ) -> None:
+        """Raise an error if an action (n_envs,) is not available in its environment's task."""
+        # (n_tasks,) -> (n_envs,): the number of actions of each environment's task
+        unavailable = np.flatnonzero(actions >= n_actions[task_ids])
+        if unavailable.size:
+            env_index = int(unavailable[0])
+            task_index = int(task_ids[env_index])
+            n_available = n_actions[task_index]
+            raise ValueError(
+                f"actions of task '{self._task_names[task_index]}' must be from 0 to "
+                f"{n_available - 1}, got {actions[env_index]} for environment {env_index}; the "
+                f"observation '{ACTION_MASK_KEY}' marks the available actions"
+            )
 
 
 def with_action_mask(obs: Observations, n_actions: int, n_actions_max: int) -> Observations:
@@ -144,6 +169,7 @@ def with_action_mask(obs: Observations, n_actions: int, n_actions_max: int) -> O
         The observations with a mask (k, n_actions_max) under ``action_mask``.
     """
     k = len(next(iter(obs.values())))
+    # (k, n_actions) -> (k, n_actions_max): actions that the task lacks stay masked
     mask = np.zeros((k, n_actions_max), dtype=np.int8)
     mask[:, :n_actions] = obs.get(ACTION_MASK_KEY, 1)
     return {**obs, ACTION_MASK_KEY: mask}

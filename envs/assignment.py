@@ -55,6 +55,7 @@ class TaskAssignment:
         self._active_tasks = list(active_tasks)
         self._n_tasks = len(suite.tasks)
         self._n_envs = n_envs
+        # The first shares are larger by one if the division leaves a remainder.
         shares = np.array_split(np.arange(n_envs), len(active_tasks))
         share_sizes = [len(share) for share in shares]
         self.task_ids: NDArray[np.int64] = np.repeat(self._active_tasks, share_sizes)

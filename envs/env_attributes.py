@@ -49,7 +49,7 @@ class EnvAttributes(VecEnv):
             goal_env.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[None]:
-        """Return None per environment for ``render_mode``; there is no other attribute.
+        """Return None per environment for ``render_mode``; no other attribute exists.
 
         Args:
             attr_name: name of the attribute.
@@ -100,6 +100,7 @@ class EnvAttributes(VecEnv):
             raise _no_access(method_name)
         if self._goal_env is None:
             self._goal_env = self._make_goal_env()
+        # The rewards depend on the goals alone, so each environment gives the same.
         compute_reward = self._goal_env.get_wrapper_attr("compute_reward")
         return [compute_reward(*method_args, **method_kwargs) for _ in self._get_indices(indices)]
 

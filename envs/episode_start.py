@@ -45,6 +45,7 @@ class EpisodeStarter:
         self, env_indices: EnvIndices, task_ids: NDArray[np.int64]
     ) -> Observations:
         obs = self._backend.reset(env_indices, task_ids)
+        # Each non-finite row uses up a restart, so the loop ends at the latest with an error.
         while True:
             is_bad = self._faults.find_non_finite(obs, env_indices, task_ids)
             if not is_bad.any():

@@ -69,9 +69,11 @@ class EpisodeStatistics:
         """
         successes = self._success.evaluate(step, ended, task_ids)
         infos: list[Info] = [{} for _ in step.rewards]
+        # (n_envs, …) -> (k, …), a copy: the first observations of the next episodes replace these.
         final_obs = {key: values[ended] for key, values in step.obs.items()}
         elapsed = round(time.perf_counter() - self._start_time, 6)
         for row, env_index in enumerate(ended.tolist()):
+            # Python's own numbers, as SB3's Monitor gives them and JSON needs them.
             terminated = bool(step.terminated[env_index])
             truncated = bool(step.truncated[env_index])
             info: Info = {

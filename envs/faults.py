@@ -16,7 +16,7 @@ from mirl.envs.type_aliases import Array, EnvIndices, Observations
 
 @dataclass(frozen=True)
 class FaultPolicy:
-    """Which faults of environments are survived, and how many of them.
+    """Limits within which faults of environments are survived.
 
     Args:
         max_restarts: number of failures after which environments are restarted; the next one is
@@ -45,16 +45,14 @@ class FaultHandler:
 
     Args:
         tasks: the tasks of the suite.
-        restarts: counter of the failures that are survived.
-        restart_non_finite: whether a non-finite value is a failure that is survived.
+        policy: limits within which faults are survived.
     """
 
-    def __init__(
-        self, tasks: Sequence[TaskConfig], restarts: Restarts, restart_non_finite: bool
-    ) -> None:
+    def __init__(self, tasks: Sequence[TaskConfig], policy: FaultPolicy) -> None:
         self._tasks = tasks
-        self._restarts = restarts
-        self._restart_non_finite = restart_non_finite
+        self._restart_non_finite = policy.restart_non_finite
+        self.restarts = Restarts(policy.max_restarts)
+        """Counter of the failures that are survived, shared with the backends."""
         self._last_obs: Observations = {}
 
     def check_step(
@@ -70,7 +68,7 @@ class FaultHandler:
         Raises:
             EnvironmentFailedError: as in ``find_non_finite``.
         """
-        env_indices = np.arange(len(task_ids))
+        env_indices = np.arange(len(task_ids))  # a step has a row for every environment
         is_bad = self.find_non_finite(step.obs, env_indices, task_ids, timesteps, step.rewards)
         step.failed[is_bad] = True
         if step.failed.any():
@@ -110,6 +108,7 @@ class FaultHandler:
             # One check of the whole array first: almost always everything is finite.
             if values.dtype.kind != "f" or np.isfinite(values).all():
                 continue
+            # (k, …) -> the distinct rows with a non-finite entry
             bad_rows = np.unique(np.argwhere(~np.isfinite(values))[:, 0])
             for row in bad_rows.tolist():
                 task = self._tasks[task_ids[row]]
@@ -122,7 +121,7 @@ class FaultHandler:
                     raise failure
                 # A row with several non-finite arrays is one failure.
                 if not is_bad[row]:
-                    self._restarts.count(failure)
+                    self.restarts.count(failure)
                 is_bad[row] = True
         return is_bad
 
@@ -132,7 +131,7 @@ class FaultHandler:
         Args:
             obs: the observations of all environments, (n_envs, …).
         """
-        if self._restarts.max_restarts:
+        if self.restarts.max_restarts:
             self._last_obs = {key: values.copy() for key, values in obs.items()}
 
     def _truncate_failed(self, step: Step) -> None:

@@ -118,6 +118,7 @@ class EpisodeFilter:
         obs = reset(np.arange(n))
         if not self.rejects:
             return obs
+        # The indices of rejected rows shrink from draw to draw.
         rejected = np.flatnonzero(~self.accepts(obs))
         n_draws = 1
         while rejected.size:
@@ -149,6 +150,7 @@ class EpisodeFilter:
 
     def _is_held_out(self, obs: Observations) -> NDArray[np.bool_]:
         """Return True for each episode that is held out, (k,)."""
+        # (n_tasks,) -> (k,), a copy
         is_held_out: NDArray[np.bool_] = self._is_held_out_task[obs[TASK_KEY]]
         if self._held_out_phrases:
             is_held_out |= [
@@ -245,6 +247,7 @@ def _cached_contains_any(mission: bytes, dtype: str, phrases: tuple[Phrase, ...]
     tokens = tuple(np.frombuffer(mission, dtype).tolist())
     for phrase in phrases:
         length = len(phrase)
+        # Compare the phrase with each run of as many tokens.
         for start in range(len(tokens) - length + 1):
             if tokens[start : start + length] == phrase:
                 return True

@@ -72,6 +72,7 @@ def words(text: str) -> list[str]:
 
 @lru_cache(maxsize=8192)
 def _token_ids(text: str) -> NDArray[np.int16]:
+    # Few missions are distinct, so the work is done once for each.
     ids = np.zeros(MAX_TOKENS, dtype=np.int16)
     used = [token_id(word) for word in words(text)[:MAX_TOKENS]]
     ids[: len(used)] = used

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from mirl.configs.errors import ConfigError
 
 SamplingStrategy = Literal["uniform", "lowest_success", "learning_progress"]
-"""How strongly each task is preferred; see ``TaskSampler``."""
+"""Preference among the tasks; see ``TaskSampler``."""
 SamplingState = Mapping[str, Any]
 """Everything that decides the next tasks, for JSON."""
 
@@ -49,7 +49,7 @@ class TaskSampler:
 
     def __init__(self, strategy: SamplingStrategy, tasks: Sequence[int], seed: int) -> None:
         self._strategy: SamplingStrategy = strategy
-        self._tasks = np.array(tasks, dtype=np.int64)
+        self._tasks = np.array(tasks, dtype=np.int64)  # (n,)
         self._row_of = {task_index: row for row, task_index in enumerate(tasks)}
         self._recent = np.zeros(len(tasks))
         self._long_term = np.zeros(len(tasks))
@@ -82,15 +82,17 @@ class TaskSampler:
             success: whether it succeeded.
         """
         row = self._row_of[task_index]
+        # Exponential moving averages with two rates.
         self._recent[row] += FAST_RATE * (success - self._recent[row])
         self._long_term[row] += SLOW_RATE * (success - self._long_term[row])
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
         """Probability of each task to be sampled next, (n,)."""
-        weights = self._weights()
+        weights = self._weights()  # (n,)
         n = len(weights)
         total = weights.sum()
+        # Before the first success (or failure), all weights may be 0.
         shares = np.full(n, 1 / n)
         if total > 0:
             shares = weights / total
@@ -98,6 +100,7 @@ class TaskSampler:
 
     def state(self) -> SamplingState:
         """Return everything that the next samples depend on, for JSON."""
+        # The keys are part of every checkpoint, so they keep their names.
         return {
             "sampling": self._strategy,
             "tasks": self._tasks.tolist(),

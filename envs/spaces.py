@@ -92,6 +92,7 @@ def _contract_space(key: str, space: AnySpace, env: AnyEnv) -> AnySpace:
             f"got {type(space).__name__}; flatten it with a wrapper"
         )
     if key == "image" and isinstance(space, spaces.Box) and _is_symbolic(space, env):
+        # (3,) -> (W, H, 3)
         high = np.broadcast_to(np.asarray(GRID_HIGH, dtype=np.uint8), space.shape)
         return spaces.Box(np.zeros_like(high), high.copy(), space.shape, np.uint8)
     return space
@@ -103,6 +104,7 @@ def _is_symbolic(space: spaces.Box, env: AnyEnv) -> bool:
         return False
     if space.dtype != np.uint8 or space.shape[2:] != (3,):
         return False
+    # Wrappers may render the codes to pixels.
     wrapper: AnyEnv = env
     while isinstance(wrapper, gym.Wrapper):
         if isinstance(wrapper, (RGBImgObsWrapper, RGBImgPartialObsWrapper)):

@@ -56,6 +56,7 @@ class SuccessTracker:
             ConfigError: if the success rule needs a report that the environment does not give.
         """
         successes = []
+        # Few episodes end in a timestep, so this loop is short.
         for env_index in ended.tolist():
             success = False
             if not step.failed[env_index]:

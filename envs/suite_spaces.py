@@ -62,6 +62,7 @@ def joined_spaces(suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]) 
         observation, action = _task_spaces(suite, task_index, backend)
         observations.append(observation)
         actions.append(action)
+    # Differing numbers of actions are allowed; the mask hides those that a task lacks.
     n_actions = _differing_counts(actions)
     _check_observations(suite, observations, n_actions)
     if n_actions is None:

@@ -9,16 +9,14 @@ from numpy.typing import ArrayLike, NDArray
 from mirl.configs.compose import validate
 from mirl.configs.schema import BackendName, SamplingName
 from mirl.configs.tasks import HoldoutConfig, Subset, SuiteConfig
-from mirl.envs.actions import check_available_actions, validate_actions
+from mirl.envs.actions import ActionValidator
 from mirl.envs.assignment import TaskAssignment
 from mirl.envs.env_attributes import EnvAttributes
 from mirl.envs.episode_start import EpisodeStarter
 from mirl.envs.episode_statistics import EpisodeStatistics
 from mirl.envs.faults import FaultHandler, FaultPolicy, close_on_error
 from mirl.envs.holdout import EpisodeFilter, active_tasks
-from mirl.envs.pools.backend import Restarts
-from mirl.envs.pools.selection import choose_backend, make_backends, make_workers
-from mirl.envs.pools.suite import SuiteBackend
+from mirl.envs.pools.selection import choose_backend, make_suite_backend
 from mirl.envs.pools.workers import DEFAULT_TIMEOUT
 from mirl.envs.sampling import SamplingState
 from mirl.envs.seeds import SeedSplit
@@ -35,7 +33,7 @@ _NEXT_CALL: dict[_State, str] = {
     "all_inactive": "reset()",
     "closed": "a new SuiteVecEnv",
 }
-"""What is needed before ``step_async()``, by state."""
+"""Call that is missing before ``step_async()``, by state."""
 
 
 class SuiteVecEnv(EnvAttributes):
@@ -90,6 +88,7 @@ class SuiteVecEnv(EnvAttributes):
         timeout: float = DEFAULT_TIMEOUT,
         restart_non_finite: bool = False,
     ) -> None:
+        # Each group of arguments goes to the part that it concerns, which validates it.
         fault_policy = FaultPolicy(max_restarts, timeout, restart_non_finite)
         backend_name = choose_backend(suite, backend)
         if backend_name == "envpool":
@@ -101,8 +100,8 @@ class SuiteVecEnv(EnvAttributes):
         self.task_index = self._assignment.task_ids
         """Index of the task that each environment plays now, (n_envs,)."""
         joined = joined_spaces(suite, backend_name)
-        self._valid_actions = joined.action
-        self._n_actions = joined.n_actions
+        task_names = [task.name for task in suite.tasks]
+        self._actions = ActionValidator(joined.action, joined.n_actions, task_names)
         episode_filter = EpisodeFilter(suite, holdout, subset, joined.observation)
         self.rejects = episode_filter.rejects
         """True if some episodes are rejected at their start and drawn again."""
@@ -111,17 +110,15 @@ class SuiteVecEnv(EnvAttributes):
         self._state: _State = "new"
         super().__init__(suite, backend_name, n_envs, joined.observation, joined.action)
         self.seed(seed)
-        restarts = Restarts(fault_policy.max_restarts)
-        self._faults = FaultHandler(suite.tasks, restarts, fault_policy.restart_non_finite)
-        self._workers = make_workers(backend_name, n_envs, workers, restarts, fault_policy.timeout)
-        sizes = self._assignment.backend_sizes
-        backends = make_backends(suite, sizes, backend_name, self._workers, restarts)
-        first_env_indices = self._assignment.first_env_indices
-        self._backend = SuiteBackend(backends, first_env_indices, n_envs, joined.n_actions)
+        self._faults = FaultHandler(suite.tasks, fault_policy)
+        restarts = self._faults.restarts
+        self._backend = make_suite_backend(
+            suite, backend_name, self._assignment, joined.n_actions, workers, restarts, timeout
+        )
         self._starter = EpisodeStarter(self._backend, episode_filter, self._faults)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Restart the random streams, of the sampler now, of the environments at the next reset.
+        """Restart the random streams: that of the sampler now, the others at the next reset.
 
         Args:
             seed: the new seed; None changes nothing.
@@ -168,10 +165,7 @@ class SuiteVecEnv(EnvAttributes):
         """
         if self._state != "ready":
             raise RuntimeError(f"step_async() needs {_NEXT_CALL[self._state]} first")
-        valid = validate_actions(actions, self._valid_actions, self.num_envs)
-        if self._n_actions is not None:
-            names = [task.name for task in self.suite.tasks]
-            check_available_actions(valid, self.task_index, self._n_actions, names)
+        valid = self._actions.validate(actions, self.task_index)
         with close_on_error(self.close):
             self._backend.send(valid)
         self._state = "stepping"
@@ -190,6 +184,7 @@ class SuiteVecEnv(EnvAttributes):
             raise RuntimeError("step_wait() needs step_async() first")
         with close_on_error(self.close):
             step = self._backend.recv()
+            # Faults come first: they change rewards, ends and last observations.
             self._statistics.add_timestep()
             self._faults.check_step(step, self.task_index, self._statistics.lengths)
             self._statistics.update(step)
@@ -197,6 +192,7 @@ class SuiteVecEnv(EnvAttributes):
             ended = np.flatnonzero(done)
             infos = self._statistics.infos(step, ended, self.task_index)
             if ended.size:
+                # The success rates decide the tasks of the next episodes.
                 self._assignment.record(ended, [infos[i]["is_success"] for i in ended])
                 self._start_next_episodes(ended, step.obs)
         self._state = "all_inactive" if self._backend.all_inactive else "ready"
@@ -219,8 +215,6 @@ class SuiteVecEnv(EnvAttributes):
         """End processes and threads; a second call does nothing."""
         self._state = "closed"
         self._backend.close()
-        if self._workers is not None:
-            self._workers.close()
         super().close()
 
     @property
@@ -262,6 +256,7 @@ class SuiteVecEnv(EnvAttributes):
             self._backend.deactivate(ended[deactivated])
         active = ended[~deactivated]
         if active.size:
+            # (k, …) -> the k rows of (n_envs, …)
             for key, values in self._start_episodes(active).items():
                 obs[key][active] = values
 

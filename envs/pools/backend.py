@@ -192,6 +192,7 @@ def scatter_rows(values: Array, rows: EnvIndices | RowMask, n: int) -> Array:
     Returns:
         The rows, (n, …).
     """
+    # (k, …) -> (n, …)
     out = np.zeros((n, *values.shape[1:]), values.dtype)
     out[rows] = values
     return out

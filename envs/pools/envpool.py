@@ -114,6 +114,7 @@ class EnvPoolBackend:
     def recv_reset(self) -> Observations:
         """Return the first observations of these episodes, (k, …)."""
         raw, info = self._envs.recv(reset=True, return_info=True)
+        # EnvPool returns environments in the order in which they finished.
         order = np.argsort(info["env_id"])
         env_indices = info["env_id"][order]
         # Missions change only at resets, so they are decoded here.

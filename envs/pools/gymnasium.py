@@ -109,6 +109,7 @@ class GymnasiumBackend:
         success = np.zeros(k, np.int8)
         failed = np.zeros(k, np.bool_)
         rows: dict[int, Observation] = {}
+        # rows has no entry for a failed environment; its row in the result is zeros.
         for i, env_index in enumerate(env_indices):
             env_step = self._step_env(env_index, self._actions[i])
             if env_step is None:
@@ -118,6 +119,7 @@ class GymnasiumBackend:
             success[i] = _reported_success(info)
         obs = self._stack(rows)
         if failed.any():
+            # (working environments, …) -> (k, …)
             obs = {key: scatter_rows(values, ~failed, k) for key, values in obs.items()}
         return Step(obs, rewards, terminated, truncated, success, failed)
 

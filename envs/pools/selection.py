@@ -3,12 +3,17 @@
 from collections.abc import Mapping
 from typing import Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.schema import BackendName
 from mirl.configs.tasks import SuiteConfig
+from mirl.envs.assignment import TaskAssignment
 from mirl.envs.pools.backend import Backend, Restarts
 from mirl.envs.pools.envpool import EnvPoolBackend, envpool_obstacle
 from mirl.envs.pools.gymnasium import GymnasiumBackend
+from mirl.envs.pools.suite import SuiteBackend
 from mirl.envs.pools.workers import WorkerBackend, Workers, available_cpus
 
 MAX_IN_PROCESS_ENVS = 4
@@ -36,6 +41,35 @@ def choose_backend(suite: SuiteConfig, backend: BackendName) -> Literal["gymnasi
     if backend == "auto":
         return "gymnasium"
     raise ConfigError(f"backend=envpool cannot step suite '{suite.name}': {obstacle}")
+
+
+def make_suite_backend(
+    suite: SuiteConfig,
+    backend: Literal["gymnasium", "envpool"],
+    assignment: TaskAssignment,
+    n_actions: NDArray[np.int64] | None,
+    n_workers: int | None,
+    restarts: Restarts,
+    timeout: float,
+) -> SuiteBackend:
+    """Return the backend of a whole suite, with its worker processes.
+
+    Args:
+        suite: the tasks.
+        backend: kind of the backends.
+        assignment: assignment of the environments to the tasks.
+        n_actions: number of actions of each task, (n_tasks,), if they differ.
+        n_workers: number of worker processes; None chooses it by the number of environments.
+        restarts: counter of the failures that are survived.
+        timeout: seconds without a reply after which a worker process counts as hung.
+
+    Raises:
+        ConfigError: if the number of workers is negative.
+    """
+    n_envs = len(assignment.task_ids)
+    workers = make_workers(backend, n_envs, n_workers, restarts, timeout)
+    backends = make_backends(suite, assignment.backend_sizes, backend, workers, restarts)
+    return SuiteBackend(backends, assignment.first_env_indices, n_envs, n_actions, workers)
 
 
 def make_workers(

@@ -16,6 +16,7 @@ from mirl.envs.pools.backend import (
     join_steps,
     scatter_rows,
 )
+from mirl.envs.pools.workers import Workers
 from mirl.envs.type_aliases import Array, EnvIndices, Observations
 
 NO_TASK = -1
@@ -33,6 +34,7 @@ class SuiteBackend:
         n: number of environments.
         n_actions: number of actions of each task, (n_tasks,), if they differ; observations then
             gain ``action_mask``.
+        workers: worker processes of the backends, which are closed with them; None for none.
     """
 
     def __init__(
@@ -41,8 +43,10 @@ class SuiteBackend:
         first_env_indices: Mapping[int, int],
         n: int,
         n_actions: NDArray[np.int64] | None = None,
+        workers: Workers | None = None,
     ) -> None:
         self._backends = dict(backends)
+        self._workers = workers
         self._first_env_indices = dict(first_env_indices)
         self._n_actions = n_actions
         self._task_ids = np.full(n, NO_TASK, dtype=np.int64)
@@ -69,6 +73,7 @@ class SuiteBackend:
             The first observations, (k, …).
         """
         groups = _TaskGroups(task_ids)
+        # All backends start before the first is waited for, so that they work at the same time.
         for task_index, rows in groups.rows_by_task:
             backend_indices = env_indices[rows] - self._first_env_indices[task_index]
             self._backends[task_index].send_reset(backend_indices)
@@ -76,6 +81,7 @@ class SuiteBackend:
         for task_index, _ in groups.rows_by_task:
             obs = self._backends[task_index].recv_reset()
             batches.append(self._add_action_mask(obs, task_index))
+        # The groups for stepping change only if a task or the activity changes.
         any_inactive = self._inactive[env_indices].any()
         if any_inactive or not np.array_equal(self._task_ids[env_indices], task_ids):
             self._task_ids[env_indices] = task_ids
@@ -94,7 +100,7 @@ class SuiteBackend:
 
     @property
     def all_inactive(self) -> bool:
-        """True if there is no environment to step."""
+        """True if every environment is inactive."""
         return bool(self._inactive.all())
 
     def send(self, actions: Array) -> None:
@@ -105,7 +111,7 @@ class SuiteBackend:
         """
         for task_index, rows in self._groups.rows_by_task:
             backend_indices = rows - self._first_env_indices[task_index]
-            self._backends[task_index].send(backend_indices, actions[rows])
+            self._backends[task_index].send(backend_indices, actions[rows])  # (n, …) -> (k, …)
 
     def recv(self) -> Step:
         """Finish the timestep and return it."""
@@ -119,6 +125,8 @@ class SuiteBackend:
         """End processes and threads; a second call does nothing."""
         for backend in self._backends.values():
             backend.close()
+        if self._workers is not None:
+            self._workers.close()
 
     def _add_action_mask(self, obs: Observations, task_index: int) -> Observations:
         """Return the observations of a task, with an action mask if the tasks need one."""
@@ -167,6 +175,7 @@ class _TaskGroups:
         if self._is_in_order:
             return joined
         restored = {}
+        # (rows in order of their task, …) -> (n, …)
         for key, values in joined.items():
             restored[key] = scatter_rows(values, self._order, self._n)
         return restored

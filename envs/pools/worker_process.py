@@ -19,7 +19,7 @@ from mirl.envs.pools.gymnasium import GymnasiumBackend
 from mirl.envs.type_aliases import Observations
 
 Command = Literal["reset", "step"]
-"""What a worker is asked to do with one of its shards."""
+"""Command to a worker about one of its shards."""
 Reply = tuple[str | None, Observations | Step | None, Sequence[tuple[str, int]]]
 """Error message or None, the result, and the failures that were survived (message, env index)."""
 

@@ -180,6 +180,7 @@ class WorkerBackend:
         Yields:
             The shard, its rows among the k, and the indices of its environments in the shard.
         """
+        # Both are ascending, so the environments of a shard are a slice of the k.
         starts = np.searchsorted(env_indices, self._first_env_indices).tolist()
         bounds = pairwise([*starts, len(env_indices)])
         for shard, first, (start, end) in zip(
@@ -228,6 +229,7 @@ class _Shard:
 
     def send_reset(self, env_indices: EnvIndices) -> None:
         self._sync_with_worker()
+        # Seeds are sent once; the environments keep their streams after that.
         seeds = self._seeds if self._seeds_are_new else None
         self._seeds_are_new = False
         self._send_command("reset", env_indices, seeds)

@@ -180,6 +180,7 @@ class ReachEnv(MiniGridEnv):
         self.goal_pos = self.agent_pos
         self.goal_dir = self.agent_dir
         self._desired = self._achieved_goal()
+        # Another cell can show the same picture, so the start is compared by its goal.
         while self.is_reached(self._achieved_goal(), self._desired):
             self.agent_pos, self.agent_dir = self._random_pose(free)
         self.mission = f"reach cell {self.goal_pos}"
@@ -205,8 +206,10 @@ def _four_rooms(size: int, rng: np.random.Generator) -> Grid:
     grid.vert_wall(middle, 0)
     grid.horz_wall(0, middle)
     halves = (range(1, middle), range(middle + 1, size - 1))
+    # The order of the random draws decides the layouts of all seeds: colors, then gaps.
     colors = iter(rng.permutation(COLOR_NAMES).tolist())
     for columns in halves:
+        # One gap in the vertical wall and one in the horizontal wall.
         grid.set(middle, int(rng.choice(columns)), None)
         grid.set(int(rng.choice(columns)), middle, None)
         for rows in halves:

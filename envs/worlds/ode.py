@@ -116,12 +116,13 @@ class ODEEnv(gym.Env[FloatObservation, NDArray[np.float32]]):
         Returns:
             Observation, reward, terminated, truncated and info.
         """
-        scaled = self._force * complex(*action)
+        scaled = self._force * complex(*action)  # F a
         velocity = 0.0
         for power, coefficient in enumerate(self.context.tolist(), start=1):
             velocity += coefficient * (scaled**power).real
         self.x = float(np.clip(self.x + velocity * DT, -X_LIMIT, X_LIMIT))
         reward = 0.0
+        # The innermost band that contains x decides.
         for distance, band_reward in BANDS:
             if abs(self.x) < distance:
                 reward = band_reward
