@@ -64,7 +64,8 @@ def encode(module: nn.Module, observation: Tensor) -> Tensor:
 @example([[0, 0], [0, 0]])
 @example([[1, 2], [2, 1], [1, 2]])
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_distinct_rows_are_those_of_torchs_unique(rows: list[list[int]]) -> None:
+def test_unique_rows_equal_torch_unique(rows: list[list[int]]) -> None:
+    """The distinct rows are those that ``torch.unique`` finds."""
     tokens = torch.tensor(rows)
     distinct, groups = unique_rows(tokens)
     close(distinct.index_select(0, groups.index), tokens)
@@ -72,7 +73,8 @@ def test_distinct_rows_are_those_of_torchs_unique(rows: list[list[int]]) -> None
     assert groups.count == len(distinct)
 
 
-def test_distinct_rows_of_long_missions_are_few() -> None:
+def test_unique_rows_of_long_missions() -> None:
+    """A large batch of few long missions is reduced to the distinct missions."""
     texts = torch.randint(0, 111, (17, 80), generator=torch.Generator().manual_seed(0))
     index = torch.randint(0, 17, (2048,), generator=torch.Generator().manual_seed(1))
     distinct, groups = unique_rows(texts[index])
@@ -80,7 +82,8 @@ def test_distinct_rows_of_long_missions_are_few() -> None:
     close(distinct[groups.index], texts[index])
 
 
-def test_a_collision_of_hashes_is_noticed() -> None:
+def test_hash_collision_falls_back_to_unique() -> None:
+    """After a hash collision the rows themselves are compared."""
     tokens = torch.tensor([[1, 2], [3, 4], [1, 2], [5, 6]])
     unique = torch.unique
 
@@ -102,7 +105,8 @@ def test_a_collision_of_hashes_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_each_distinct_mission_is_read_once(words: Words) -> None:
+def test_distinct_missions_are_encoded_once(words: Words) -> None:
+    """The mission encoder gets every distinct mission exactly once."""
     context = mission_context(words)
     read: list[Tensor] = []
     context.get_submodule("words").register_forward_pre_hook(
@@ -117,14 +121,16 @@ def test_each_distinct_mission_is_read_once(words: Words) -> None:
 
 @given(st.integers(1, N_TOKENS - 1))
 @settings(max_examples=30, deadline=None, derandomize=True)
-def test_missions_are_read_in_few_sizes(count: int) -> None:
+def test_missions_are_padded_to_buckets(count: int) -> None:
+    """The number of encoded missions is a multiple of the bucket size."""
     result = mission_context("bag")(missions(*([token] for token in range(1, count + 1))))
     assert result.groups.count == count <= len(result.values) < count + MISSION_BUCKET
     assert len(result.values) % MISSION_BUCKET == 0
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_a_mission_among_others_is_what_it_is_alone(words: Words) -> None:
+def test_mission_is_independent_of_the_batch(words: Words) -> None:
+    """A mission is encoded in a batch as it is alone."""
     context = mission_context(words)
     texts = missions([1, 2, 3, 4, 5], [3], [7, 8], [3])
     close(encode(context, texts), torch.cat([encode(context, text.unsqueeze(0)) for text in texts]))
@@ -133,6 +139,7 @@ def test_a_mission_among_others_is_what_it_is_alone(words: Words) -> None:
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("words", WORDS)
 def test_padding_does_not_change_the_context(words: Words, layers: int) -> None:
+    """Neither padding columns nor a longer mission in the batch change the context."""
     context = mission_context(words, layers=layers)
     alone = encode(context, missions([4, 9, 2]))
     beside_a_longer_one = encode(context, missions([4, 9, 2], [1] * LENGTH))
@@ -141,7 +148,8 @@ def test_padding_does_not_change_the_context(words: Words, layers: int) -> None:
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_a_gap_in_a_mission_does_not_make_it_depend_on_the_others(words: Words) -> None:
+def test_gap_keeps_missions_independent(words: Words) -> None:
+    """A mission with padding between its words does not depend on the rest of the batch."""
     context = mission_context(words)
     alone = encode(context, missions([4, 0, 0, 9]))
     close(encode(context, missions([4, 0, 0, 9], [1] * LENGTH))[:1], alone, rtol=1e-5, atol=1e-6)
@@ -156,19 +164,22 @@ def test_word_order_matters(words: Words) -> None:
     assert (near - far).abs().max() > 1e-3
 
 
-def test_word_order_does_not_matter_to_a_bag_of_words() -> None:
+def test_bag_ignores_word_order() -> None:
+    """The bag of words gives one context for any order of the words."""
     near, far = encode(mission_context("bag"), missions([4, 9, 2], [2, 4, 9]))
     close(near, far)
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_other_words_make_another_context(words: Words) -> None:
+def test_different_words_change_the_context(words: Words) -> None:
+    """Another word gives another context."""
     one, other = encode(mission_context(words), missions([4, 9, 2], [4, 9, 3]))
     assert (one - other).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_an_empty_mission_has_a_finite_context_and_finite_gradients(words: Words) -> None:
+def test_empty_mission_is_finite(words: Words) -> None:
+    """An empty mission has a finite context and finite gradients."""
     context = mission_context(words)
     z = encode(context, missions([], [1, 2], []))
     z.square().sum().backward()
@@ -178,18 +189,21 @@ def test_an_empty_mission_has_a_finite_context_and_finite_gradients(words: Words
     )
 
 
-def test_a_batch_of_only_empty_missions_is_finite() -> None:
+def test_batch_of_empty_missions_is_finite() -> None:
+    """A batch that contains only empty missions has finite contexts."""
     for words in WORDS:
         assert encode(mission_context(words), missions([], [])).isfinite().all()
 
 
-def test_the_largest_token_has_an_embedding() -> None:
+def test_largest_token_has_an_embedding() -> None:
+    """The vocabulary includes the largest token id of the space."""
     for words in WORDS:
         assert encode(mission_context(words), missions([N_TOKENS - 1])).isfinite().all()
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_the_weights_that_read_words_get_a_gradient(words: Words) -> None:
+def test_used_embeddings_get_a_gradient(words: Words) -> None:
+    """The embeddings of the words in the batch get a gradient, and no others."""
     context = mission_context(words)
     (encode(context, missions([1, 2], [3])) ** 3).sum().backward()
     embedding = context.get_parameter("words.embedding.weight").grad
@@ -199,14 +213,16 @@ def test_the_weights_that_read_words_get_a_gradient(words: Words) -> None:
     assert not embedding[4:].any()
 
 
-def test_the_bag_is_the_normalised_mean_of_its_words() -> None:
+def test_bag_is_normalized_mean_embedding() -> None:
+    """The bag of words is the LayerNorm of the mean embedding."""
     context = mission_context("bag")
     table = context.get_parameter("words.embedding.weight")
     expected = nn.functional.layer_norm((table[4] + table[9] + table[9]) / 3, (8,))
     close(encode(context, missions([4, 9, 9]))[0], expected)
 
 
-def test_the_recurrent_context_is_the_state_after_the_last_word() -> None:
+def test_gru_context_is_last_state() -> None:
+    """The GRU's context is its state after the last word."""
     context = mission_context("gru")
     gru, table = context.get_submodule("words.gru"), context.get_parameter("words.embedding.weight")
     cell = nn.GRUCell(8, 8)
@@ -222,7 +238,8 @@ def test_the_recurrent_context_is_the_state_after_the_last_word() -> None:
     )
 
 
-def test_self_attention_is_the_transformer_layer_of_the_words_alone() -> None:
+def test_attention_equals_unpadded_transformer_layer() -> None:
+    """Self-attention equals torch's transformer layer on the words without padding."""
     context = mission_context("attention")
     table = context.get_parameter("words.embedding.weight")
     layer = nn.TransformerEncoderLayer(
@@ -235,7 +252,8 @@ def test_self_attention_is_the_transformer_layer_of_the_words_alone() -> None:
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_distinct_missions_are_read_as_they_are_given(words: Words) -> None:
+def test_given_distinct_missions_are_used(words: Words) -> None:
+    """Distinct missions that are given as such are not searched again."""
     context, texts = mission_context(words), missions([1, 2], [3], [1, 2], [4, 5, 6])
     rows, groups = unique_rows(texts.long())
     with patch.object(
@@ -253,7 +271,8 @@ def one_hot(tasks: list[int]) -> Tensor:
     return torch.nn.functional.one_hot(torch.tensor(tasks), N_TASKS).float()
 
 
-def test_the_task_of_rollouts_and_of_minibatches_agree() -> None:
+def test_task_shapes_of_sb3_agree() -> None:
+    """The one-hot task gives one context in SB3's rollout form and its minibatch form."""
     context = build_context(TaskIdContextConfig(dim=8), SPACE)
     tasks = one_hot([2, 0, 3, 2])
     of_rollouts, of_minibatches = context(tasks), context(tasks.unsqueeze(1))
@@ -261,7 +280,8 @@ def test_the_task_of_rollouts_and_of_minibatches_agree() -> None:
     assert of_minibatches.per_row().shape == (4, 8)
 
 
-def test_the_context_of_a_task_is_an_mlp_of_its_one_hot() -> None:
+def test_task_context_equals_mlp() -> None:
+    """The context of a task is an MLP of its one-hot id."""
     context = build_context(TaskIdContextConfig(dim=8), SPACE)
     tasks = one_hot([2, 0, 3, 2])
     mlp = context.get_submodule("mlp")
@@ -269,7 +289,8 @@ def test_the_context_of_a_task_is_an_mlp_of_its_one_hot() -> None:
     assert isinstance(mlp[-1], nn.ReLU)  # type: ignore[index]
 
 
-def test_the_default_mlp_is_the_one_that_older_checkpoints_hold() -> None:
+def test_default_task_mlp_fits_old_checkpoints() -> None:
+    """The default MLP has the parameters that older checkpoints contain."""
     context = build_context(TaskIdContextConfig(), SPACE)
     assert {name: tuple(weight.shape) for name, weight in context.named_parameters()} == {
         "mlp.0.weight": (64, N_TASKS),
@@ -279,14 +300,16 @@ def test_the_default_mlp_is_the_one_that_older_checkpoints_hold() -> None:
     }
 
 
-def test_hidden_layers_are_as_wide_as_asked_and_dim_is_the_last() -> None:
+def test_task_mlp_has_requested_sizes() -> None:
+    """The hidden layers have the requested sizes, and ``dim`` is the size of the last layer."""
     context = build_context(TaskIdContextConfig(hidden=(6, 7), dim=5), SPACE)
     widths = [layer.out_features for layer in context.modules() if isinstance(layer, nn.Linear)]
     assert (widths, context.out_dim) == ([6, 7, 5], 5)
     assert encode(context, one_hot([1, 2])).shape == (2, 5)
 
 
-def test_without_hidden_layers_the_context_is_the_one_hot_itself() -> None:
+def test_no_hidden_layers_give_one_hot() -> None:
+    """Without hidden layers the context is the one-hot id itself."""
     context, tasks = (
         build_context(TaskIdContextConfig(hidden=(), dim=9), SPACE),
         one_hot([2, 0, 3, 2]),
@@ -298,12 +321,14 @@ def test_without_hidden_layers_the_context_is_the_one_hot_itself() -> None:
 
 
 def test_each_task_is_encoded_once() -> None:
+    """A batch of one task still encodes each task once, not each row."""
     context = build_context(TaskIdContextConfig(dim=8), SPACE)
     assert context(one_hot([1] * 20)).values.shape == (N_TASKS, 8)
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 1)])
-def test_distinct_tasks_are_encoded_as_they_are_given(shape: tuple[int, ...]) -> None:
+def test_given_distinct_tasks_are_used(shape: tuple[int, ...]) -> None:
+    """Distinct tasks that are given as such are the ones that are encoded."""
     context = build_context(TaskIdContextConfig(dim=8), SPACE)
     groups = ContextGroups(torch.tensor([1, 0, 1]), 2)
     given = context(UniqueRows(torch.tensor([3, 0]).reshape(shape), groups))
@@ -311,7 +336,8 @@ def test_distinct_tasks_are_encoded_as_they_are_given(shape: tuple[int, ...]) ->
     close(given.per_row(), encode(context, one_hot([0, 3, 0])))
 
 
-def test_the_context_of_a_goal_is_its_own() -> None:
+def test_goals_are_encoded_row_by_row() -> None:
+    """Every goal has its own context, which does not depend on the batch."""
     context = build_context(GoalContextConfig(dim=8), SPACE)
     goals = torch.randn(5, 2, 3)
     result = context(goals)
@@ -334,7 +360,8 @@ def pictures(size: int, distinct: int) -> tuple[Tensor, Tensor]:
     )
 
 
-def test_a_goal_that_is_a_picture_is_read_by_convolutions_over_its_embedded_codes() -> None:
+def test_goal_image_context_equals_manual_encoding() -> None:
+    """A symbolic goal image is encoded by convolutions over its embedded codes."""
     torch.manual_seed(0)
     context = build_context(GoalContextConfig(encoder="grid", dim=8), PICTURES)
     goals, _ = pictures(1, 3)
@@ -352,7 +379,8 @@ def test_a_goal_that_is_a_picture_is_read_by_convolutions_over_its_embedded_code
     assert expected.std(dim=0).max() > 1e-3
 
 
-def test_each_distinct_picture_is_read_once() -> None:
+def test_distinct_goal_images_are_encoded_once() -> None:
+    """Every distinct goal image is encoded once, found or given."""
     context = build_context(GoalContextConfig(encoder="grid", dim=8), PICTURES)
     goals, index = pictures(40, 3)
     result = context(goals[index])
@@ -385,13 +413,13 @@ def test_each_distinct_picture_is_read_once() -> None:
         ),
     ],
 )
-def test_a_space_that_does_not_fit_the_context_is_refused(
-    config: ContextConfig, message: str
-) -> None:
+def test_space_must_fit_the_context(config: ContextConfig, message: str) -> None:
+    """A space that does not fit the context encoder raises an error that says what is needed."""
     with pytest.raises(ConfigError, match=message):
         build_context(config, SPACE)
 
 
-def test_raw_text_is_sent_to_the_contract() -> None:
+def test_raw_text_error_names_the_wrapper() -> None:
+    """The error for a raw text names the wrapper that tokenizes it."""
     with pytest.raises(ConfigError, match="ContractObservation"):
         build_context(MissionContextConfig(), spaces.Dict({"mission": spaces.Text(20)}))

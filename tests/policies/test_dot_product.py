@@ -57,26 +57,30 @@ def assert_only_bilinear_fits(dim: int, steps: int) -> None:
 
 
 @pytest.mark.parametrize("dim", [2, 8])
-def test_a_bilinear_layer_fits_the_inner_product_where_an_mlp_of_its_size_does_not(
+def test_only_bilinear_fits_the_inner_product(
     dim: int,
 ) -> None:
+    """A bilinear layer fits the inner product, and an MLP of its size does not."""
     assert_only_bilinear_fits(dim, steps=400)
 
 
 @pytest.mark.learning
 @pytest.mark.parametrize("dim", [2, 4, 8, 16, 32])
-def test_longer_training_does_not_help_the_mlp(dim: int) -> None:
+def test_longer_training_does_not_help_mlp(dim: int) -> None:
+    """The same holds after five times as many steps."""
     assert_only_bilinear_fits(dim, steps=2_000)
 
 
 @pytest.mark.parametrize("dim", [2, 8, 32])
-def test_the_mlp_has_no_fewer_parameters(dim: int) -> None:
+def test_mlp_has_as_many_parameters(dim: int) -> None:
+    """The MLP has at least as many parameters as the bilinear layer."""
     bilinear = build_fusion(BilinearConfig(), dim, dim, 1)
     concat = build_fusion(ConcatConfig(hidden=matched_hidden(dim)), dim, dim, 1)
     assert 1 <= count_parameters(concat) / count_parameters(bilinear) < 1.5
 
 
-def test_the_bilinear_layer_represents_the_inner_product_exactly() -> None:
+def test_bilinear_represents_inner_product_exactly() -> None:
+    """With the identity as its weights the bilinear layer is the inner product."""
     fusion = build_fusion(BilinearConfig(), 32, 32, 1).double()
     with torch.no_grad():
         fusion.get_parameter("main.weight").zero_()

@@ -108,7 +108,7 @@ def rows_per_chunk(rows: int) -> Iterator[None]:
 @example(grouping=(1, [0]), in_order=True, chunk=9, outputs=4).via("a batch of one row")
 @example(grouping=(3, [2, 0, 2, 1, 0]), in_order=False, chunk=1, outputs=1).via("few outputs")
 @settings(max_examples=15, deadline=None, derandomize=True)
-def test_both_forms_are_the_trilinear_form(
+def test_both_forms_equal_trilinear_form(
     form: Form,
     reference: Form,
     dtype: torch.dtype,
@@ -118,6 +118,7 @@ def test_both_forms_are_the_trilinear_form(
     chunk: int,
     outputs: int,
 ) -> None:
+    """Both forms equal the trilinear form, in value and gradients."""
     count, rows = grouping
     groups = ContextGroups(
         torch.tensor(sorted(rows) if in_order else rows), count, ordered=in_order
@@ -129,7 +130,8 @@ def test_both_forms_are_the_trilinear_form(
 
 
 @pytest.mark.parametrize("in_order", [False, True])
-def test_the_positions_of_a_row_share_its_matrix_and_its_shift(in_order: bool) -> None:
+def test_positions_share_matrix_and_shift(in_order: bool) -> None:
+    """All positions of a row use the matrix and the shift of the row's context."""
     index = torch.tensor(sorted(ROWS) if in_order else ROWS)
     groups = ContextGroups(index, 4, ordered=in_order, counts=[2, 1, 4, 0])
     tensors = (normal(len(ROWS), 3, X), normal(4, X, 2, seed=1), normal(4, 2, seed=2))
@@ -143,7 +145,8 @@ def test_the_positions_of_a_row_share_its_matrix_and_its_shift(in_order: bool) -
 
 @pytest.mark.parametrize("wanted", ["", "x", "z", "w", "xz", "xw", "zw"])
 @BOTH_FORMS
-def test_what_needs_no_gradient_gets_none(form: Form, wanted: str) -> None:
+def test_only_required_gradients_are_computed(form: Form, wanted: str) -> None:
+    """Inputs that need no gradient get none."""
     groups, tensors = ContextGroups(torch.tensor(ROWS), 3), inputs(len(ROWS), 3)
     with rows_per_chunk(2):
         got = with_gradients(form, groups, *tensors, wanted=wanted)
@@ -159,7 +162,8 @@ def test_what_needs_no_gradient_gets_none(form: Form, wanted: str) -> None:
     ],
 )
 @BOTH_FORMS
-def test_gradients_may_arrive_in_any_layout(form: Form, loss: Callable[[Tensor], Tensor]) -> None:
+def test_gradients_of_any_layout(form: Form, loss: Callable[[Tensor], Tensor]) -> None:
+    """The gradient of the output may have any memory layout."""
     groups = ContextGroups(torch.tensor(ROWS), 3)
     ours, theirs = ([each.requires_grad_() for each in inputs(len(ROWS), 3)] for _ in range(2))
     with rows_per_chunk(2):
@@ -169,7 +173,8 @@ def test_gradients_may_arrive_in_any_layout(form: Form, loss: Callable[[Tensor],
 
 
 @BOTH_FORMS
-def test_inputs_may_have_any_layout(form: Form) -> None:
+def test_inputs_of_any_layout(form: Form) -> None:
+    """The inputs may have any memory layout."""
     x, z, weight = inputs(len(ROWS), 3)
     odd = (x.T.contiguous().T, z, weight.permute(2, 1, 0).contiguous().permute(2, 1, 0))
     groups = ContextGroups(torch.tensor(sorted(ROWS)), 3, ordered=True)
@@ -178,7 +183,8 @@ def test_inputs_may_have_any_layout(form: Form) -> None:
 
 
 @BOTH_FORMS
-def test_autocast_multiplies_in_its_own_type_and_keeps_that_of_the_gradients(form: Form) -> None:
+def test_autocast_keeps_gradient_dtype(form: Form) -> None:
+    """Autocast computes in its own dtype, and gradients keep the dtype of the inputs."""
     groups, tensors = (
         ContextGroups(torch.tensor(ROWS), 3),
         inputs(len(ROWS), 3, dtype=torch.float32),
@@ -211,7 +217,8 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_row_by_row_never_holds_the_products_of_all_rows() -> None:
+def test_row_by_row_limits_memory() -> None:
+    """The row-by-row form never holds the outer products of all rows."""
     rows = 10 * X
     groups, tensors = ContextGroups(torch.arange(rows), rows), inputs(rows, rows)
     largest: dict[Form, int] = {}
@@ -226,7 +233,9 @@ def test_row_by_row_never_holds_the_products_of_all_rows() -> None:
 # ----------------------------------------------------------------------------------------------------------- the rule
 
 
-def test_groups_are_worth_it_where_many_rows_share_a_context_or_their_matrix_is_large() -> None:
+def test_prefer_grouped_depends_on_sizes() -> None:
+    """Grouping is preferred if many rows share a context and the matrix is large."""
+
     def worth(count: int, rows: int, multiplications: int) -> bool:
         return ContextGroups(torch.zeros(rows, dtype=torch.int64), count).prefer_grouped(
             multiplications
@@ -240,9 +249,10 @@ def test_groups_are_worth_it_where_many_rows_share_a_context_or_their_matrix_is_
 
 @pytest.mark.parametrize("cells", [(), (3,)], ids=["vector", "cells"])
 @pytest.mark.parametrize("member", ["bilinear", "hyper", "hyper-affine"])
-def test_the_rule_chooses_between_equals(
+def test_both_choices_are_equivalent(
     member: str, cells: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Both choices of ``prefer_grouped`` give the same output and gradients."""
     fusion, groups = randomized(member), ContextGroups(torch.tensor(ROWS), 3)
     x, z = normal(len(ROWS), *cells, X, seed=1), normal(3, Z, seed=2)
     results = []
@@ -266,9 +276,10 @@ def test_the_rule_chooses_between_equals(
 @example(grouping=(4, [3, 0, 0, 3]), cells=(2,)).via("empty groups")
 @example(grouping=(1, [0]), cells=()).via("a batch of one row")
 @settings(max_examples=12, deadline=None, derandomize=True)
-def test_grouped_equals_one_context_per_row(
+def test_grouped_equals_context_per_row(
     member: str, grouping: tuple[int, list[int]], cells: tuple[int, ...]
 ) -> None:
+    """Contexts with an index equal one context per row, in value and gradients."""
     groups, rows = grouping
     fusion, index = randomized(member), torch.tensor(rows)
     x, z = normal(len(rows), *cells, X, seed=1), normal(groups, Z, seed=2)
@@ -284,7 +295,8 @@ def test_grouped_equals_one_context_per_row(
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-def test_a_context_without_rows_gets_no_gradient(member: str) -> None:
+def test_unused_context_gets_no_gradient(member: str) -> None:
+    """A context that no row has gets no gradient."""
     fusion, index = randomized(member), torch.tensor([0, 2, 0])
     _, (_, z_gradient, *_) = value_and_gradients(
         fusion, (normal(3, 2, X), normal(3, Z)), lambda x, z: fusion(x, z, index)
@@ -295,14 +307,16 @@ def test_a_context_without_rows_gets_no_gradient(member: str) -> None:
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-def test_the_contexts_order_does_not_matter(member: str) -> None:
+def test_context_order_is_irrelevant(member: str) -> None:
+    """The order of the distinct contexts does not matter."""
     fusion, x, z = randomized(member), normal(5, 2, X), normal(3, Z)
     index, order = torch.tensor([0, 2, 2, 1, 0]), torch.tensor([1, 2, 0])
     close(fusion(x, z[order], torch.argsort(order)[index]), fusion(x, z, index))
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-def test_every_member_runs_and_learns_under_autocast(member: str) -> None:
+def test_fusions_support_autocast(member: str) -> None:
+    """Every fusion computes its output and gradients under autocast."""
     fusion, index = randomized(member).float(), torch.tensor(ROWS)
     x, z = normal(len(ROWS), 2, X, seed=1).float(), normal(3, Z, seed=2).float()
     with torch.autocast("cpu", torch.bfloat16):

@@ -118,7 +118,8 @@ def seen(network: Any, obs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TD3])
-def test_q_is_the_bilinear_form_of_hidden_layer_and_goal(algorithm: Any) -> None:
+def test_critic_is_bilinear_form(algorithm: Any) -> None:
+    """Q is the bilinear form of the hidden layer and the goal."""
     policy = awake(build(algorithm, HEADS).policy)
     critic = cast(Any, policy).critic
     obs, actions = batch(policy)
@@ -135,7 +136,8 @@ def test_q_is_the_bilinear_form_of_hidden_layer_and_goal(algorithm: Any) -> None
     torch.testing.assert_close(critic.q1_forward(obs, actions), expected[0])
 
 
-def test_the_quantiles_are_bilinear_forms_of_hidden_layer_and_goal() -> None:
+def test_quantiles_are_bilinear_forms() -> None:
+    """The quantiles of TQC are bilinear forms of the hidden layer and the goal."""
     policy = awake(build(TQC, {**HEADS, "n_critics": 3, "n_quantiles": 4}).policy)
     critic = cast(Any, policy).critic
     obs, actions = batch(policy)
@@ -152,7 +154,8 @@ def test_the_quantiles_are_bilinear_forms_of_hidden_layer_and_goal() -> None:
     torch.testing.assert_close(critic(obs, actions), torch.stack(by_hand, dim=1))
 
 
-def test_the_q_head_of_dqn_is_a_bilinear_form_with_an_output_per_action() -> None:
+def test_dqn_head_is_bilinear_form() -> None:
+    """The head of DQN is a bilinear form with one output per action."""
     policy = awake(build(DQN, HEADS).policy)
     q_net = cast(Any, policy).q_net
     obs, _ = batch(policy)
@@ -163,7 +166,8 @@ def test_the_q_head_of_dqn_is_a_bilinear_form_with_an_output_per_action() -> Non
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TQC])
-def test_mean_and_deviation_of_the_actor_are_bilinear_forms(algorithm: Any) -> None:
+def test_gaussian_actor_heads_are_bilinear(algorithm: Any) -> None:
+    """The mean and the log standard deviation of the actor are bilinear forms."""
     policy = awake(build(algorithm, HEADS).policy)
     actor = cast(Any, policy).actor
     obs, _ = batch(policy)
@@ -174,7 +178,8 @@ def test_mean_and_deviation_of_the_actor_are_bilinear_forms(algorithm: Any) -> N
     torch.testing.assert_close(log_std, bilinear(actor.log_std, hidden, z).clamp(-20, 2))
 
 
-def test_the_actor_of_td3_squashes_a_bilinear_form() -> None:
+def test_td3_actor_squashes_bilinear_form() -> None:
+    """The actor of TD3 is the tanh of a bilinear form."""
     policy = awake(build(TD3, HEADS).policy)
     actor = cast(Any, policy).actor
     obs, _ = batch(policy)
@@ -187,9 +192,10 @@ def test_the_actor_of_td3_squashes_a_bilinear_form() -> None:
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TD3])
-def test_without_hidden_layers_the_critic_fuses_features_and_action_themselves(
+def test_critic_without_hidden_layers(
     algorithm: Any,
 ) -> None:
+    """Without hidden layers the critic fuses the features and the action themselves."""
     policy = awake(build(algorithm, {**HEADS, "net_arch": []}).policy)
     critic = cast(Any, policy).critic
     obs, actions = batch(policy)
@@ -199,9 +205,10 @@ def test_without_hidden_layers_the_critic_fuses_features_and_action_themselves(
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_first_networks_do_not_depend_on_the_goal_and_have_a_gradient_to_it(
+def test_initial_networks_ignore_the_goal(
     algorithm: Any,
 ) -> None:
+    """The initial networks ignore the goal, and the weights of the goal get a gradient."""
     policy = build(algorithm, HEADS).policy
     obs, actions = batch(policy)
     for network in networks(policy):
@@ -218,7 +225,8 @@ def test_the_first_networks_do_not_depend_on_the_goal_and_have_a_gradient_to_it(
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_training_reaches_the_context_of_actor_and_critic(algorithm: Any) -> None:
+def test_training_updates_both_context_encoders(algorithm: Any) -> None:
+    """Training changes the context encoders of the actor and of the critic."""
     agent = build(algorithm, HEADS)
     before = [
         [w.clone() for w in network.features_extractor.context.parameters()]
@@ -234,7 +242,8 @@ def test_training_reaches_the_context_of_actor_and_critic(algorithm: Any) -> Non
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_fusion_in_every_algorithm_takes_gradient_steps(algorithm: Any, fusion: str) -> None:
+def test_every_fusion_trains_everywhere(algorithm: Any, fusion: str) -> None:
+    """Every fusion trains in every algorithm and at both sites."""
     agent = build(algorithm, {**TINY, "fusion": fusion, "sites": ("vector", "heads")})
     before = {name: weight.clone() for name, weight in agent.policy.named_parameters()}
     agent.learn(20)
@@ -255,9 +264,8 @@ def test_every_fusion_in_every_algorithm_takes_gradient_steps(algorithm: Any, fu
 
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
-def test_actor_and_critic_share_their_extractor_only_if_asked_to(
-    algorithm: Any, share: bool
-) -> None:
+def test_extractor_sharing_follows_the_option(algorithm: Any, share: bool) -> None:
+    """Actor and critic share their extractor only if the option says so."""
     agent = build(algorithm, {**HEADS, "share_features_extractor": share})
     assert (agent.actor.features_extractor is agent.critic.features_extractor) == share
     agent.learn(12)
@@ -268,9 +276,8 @@ def test_actor_and_critic_share_their_extractor_only_if_asked_to(
 
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
-def test_an_actor_that_asks_the_critic_gets_its_gradient_and_leaves_none_there(
-    algorithm: Any, share: bool
-) -> None:
+def test_actor_loss_leaves_critic_gradients_empty(algorithm: Any, share: bool) -> None:
+    """The actor's loss gets the gradient of the actions, and the critic's weights get none."""
     policy = cast(Any, awake(build(algorithm, {**TINY, "share_features_extractor": share}).policy))
     obs, actions = batch(policy)
     ask = policy.critic.q1_forward if algorithm is TD3 else policy.critic
@@ -302,7 +309,8 @@ def test_an_actor_that_asks_the_critic_gets_its_gradient_and_leaves_none_there(
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_networks_start_with_targets_equal_to_them(algorithm: Any) -> None:
+def test_targets_start_equal(algorithm: Any) -> None:
+    """The target networks start as separate copies of the networks."""
     policy = build(algorithm, HEADS).policy
     name = "q_net" if algorithm is DQN else "critic"
     network, target = (
@@ -315,7 +323,8 @@ def test_the_networks_start_with_targets_equal_to_them(algorithm: Any) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_optimisers_hold_the_weights_of_the_fused_heads(algorithm: Any) -> None:
+def test_optimizers_contain_fused_heads(algorithm: Any) -> None:
+    """The optimizers contain all weights, those of the fused heads included."""
     policy = build(algorithm, HEADS).policy
     for network in networks(policy):
         optimizer = policy.optimizer if algorithm is DQN else network.optimizer
@@ -324,7 +333,8 @@ def test_the_optimisers_hold_the_weights_of_the_fused_heads(algorithm: Any) -> N
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_without_heads_the_policy_is_sb3s_own_with_the_extractor(algorithm: Any) -> None:
+def test_without_heads_equals_sb3_policy(algorithm: Any) -> None:
+    """Without fused heads the policy is SB3's own with the extractor."""
     ours = build(algorithm, {**TINY, "sites": ("vector",)}).policy
     extractor = {key: value for key, value in TINY.items() if key != "net_arch"}
     plain = {
@@ -337,7 +347,7 @@ def test_without_heads_the_policy_is_sb3s_own_with_the_extractor(algorithm: Any)
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
-def test_a_concat_head_computes_sb3s_own_critic_over_features_action_and_context(
+def test_concat_critic_equals_linear_critic(
     algorithm: Any,
 ) -> None:
     """With no hidden layers both are affine in (features, action, context), and of one size."""
@@ -357,9 +367,8 @@ def test_a_concat_head_computes_sb3s_own_critic_over_features_action_and_context
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_saved_policy_and_a_saved_agent_are_loaded_as_they_were(
-    algorithm: Any, tmp_path: Path
-) -> None:
+def test_saved_policy_and_agent_are_restored(algorithm: Any, tmp_path: Path) -> None:
+    """A saved policy and a saved agent act as before after they are loaded."""
     options = {**TINY, "fusion": HyperConfig(hidden=(3,)), "sites": ("vector", "heads")}
     agent = build(algorithm, options).learn(20)
     agent.policy.save(tmp_path / "policy")
@@ -375,21 +384,22 @@ def test_a_saved_policy_and_a_saved_agent_are_loaded_as_they_were(
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
-def test_a_saved_policy_with_a_shared_extractor_is_loaded_with_one(
-    algorithm: Any, tmp_path: Path
-) -> None:
+def test_shared_extractor_survives_saving(algorithm: Any, tmp_path: Path) -> None:
+    """A policy with a shared extractor has one after it is loaded."""
     build(algorithm, {**HEADS, "share_features_extractor": True}).policy.save(tmp_path / "policy")
     policy = POLICIES[algorithm].load(tmp_path / "policy", device="cpu")
     assert policy.actor.features_extractor is policy.critic.features_extractor
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TQC])
-def test_state_dependent_noise_with_fused_heads_is_refused(algorithm: Any) -> None:
+def test_gsde_with_fused_heads_raises(algorithm: Any) -> None:
+    """State-dependent exploration with fused heads raises an error with alternatives."""
     with pytest.raises(ConfigError, match="use_sde=True does not work with fused heads here"):
         build(algorithm, HEADS, use_sde=True)
 
 
-def test_specialising_is_refused() -> None:
+def test_specialize_is_refused() -> None:
+    """Off-policy policies have no specialized form."""
     with pytest.raises(ConfigError, match="policies of PPO and A2C can be specialized"):
         specialize(build(SAC, HEADS).policy, np.zeros(1, np.float32))
 
@@ -405,14 +415,16 @@ NORMALISED = {
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_network_normalises_what_is_seen_and_the_goal(algorithm: Any) -> None:
+def test_all_networks_have_running_norms(algorithm: Any) -> None:
+    """Every network normalizes its inputs and the goal."""
     policy = build(algorithm, NORMALISED).policy
     extractors = [module for module in policy.modules() if isinstance(module, FusionExtractor)]
     assert len(extractors) == {SAC: 3, TD3: 4, TQC: 3, DQN: 2}[algorithm]
     assert all(extractor.has_running_norm for extractor in extractors)
 
 
-def test_what_a_policy_normalises_by_is_saved_with_it(tmp_path: Path) -> None:
+def test_running_norms_are_saved(tmp_path: Path) -> None:
+    """The statistics of the normalization are saved with the policy."""
     policy = build(SAC, NORMALISED).policy
     obs, actions = batch(policy)
     before = policy.critic(obs, actions)

@@ -17,7 +17,8 @@ SPACE = spaces.Dict(
 
 
 @pytest.mark.parametrize("size", [5, 600], ids=["row by row", "grouped"])
-def test_bilinear_heads_over_the_one_hot_are_one_head_per_task(size: int) -> None:
+def test_one_hot_gives_head_per_task(size: int) -> None:
+    """Bilinear heads over a one-hot context are one linear head per task."""
     torch.manual_seed(0)
     policy = FusionPolicy(
         SPACE,

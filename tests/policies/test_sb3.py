@@ -134,7 +134,8 @@ ALGORITHMS = ("PPO", "A2C", "FusionPolicy", "DQN", "SAC", "TD3")
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_training_changes_every_part(name: str) -> None:
+def test_training_changes_every_fusion(name: str) -> None:
+    """Training keeps all weights finite and moves the fusions off their initial zeros."""
     torch.manual_seed(0)
     model = a_few_steps(name)
     trained = [part for name, part in model.policy.named_modules() if "target" not in name]
@@ -150,7 +151,8 @@ def test_training_changes_every_part(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_a_saved_model_acts_as_before(name: str, tmp_path: Path) -> None:
+def test_saved_model_acts_as_before(name: str, tmp_path: Path) -> None:
+    """A saved model has the same weights and outputs after it is loaded."""
     model = a_few_steps(name)
     model.save(tmp_path / "model.zip")
     env = model.get_env()
@@ -175,7 +177,8 @@ def test_a_saved_model_acts_as_before(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
 @pytest.mark.parametrize("sites", [("vector",), ("heads",), ("map", "vector", "heads")])
-def test_a_saved_policy_acts_as_before(sites: tuple[str, ...], share: bool, tmp_path: Path) -> None:
+def test_saved_policy_acts_as_before(sites: tuple[str, ...], share: bool, tmp_path: Path) -> None:
+    """A saved policy has the same weights and values after it is loaded."""
     options = {
         **TINY,
         "sites": sites,
@@ -194,9 +197,8 @@ def test_a_saved_policy_acts_as_before(sites: tuple[str, ...], share: bool, tmp_
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("policy", ["MultiInputPolicy", FusionPolicy], ids=["extractor", "policy"])
 @pytest.mark.parametrize("key", ["task", "mission"])
-def test_minibatches_give_the_log_probabilities_and_values_of_the_rollout(
-    policy: Any, fusion: str, key: str
-) -> None:
+def test_minibatches_reproduce_the_rollout(policy: Any, fusion: str, key: str) -> None:
+    """Minibatches give the log-probabilities and values of the rollout."""
     context = TaskIdContextConfig(dim=8) if key == "task" else MissionContextConfig(dim=8, heads=2)
     parts = {**TINY, "context": context, "fusion": fusion}
     if policy is FusionPolicy:
@@ -225,7 +227,8 @@ def test_minibatches_give_the_log_probabilities_and_values_of_the_rollout(
 
 
 @pytest.mark.parametrize("policy", ["MultiInputPolicy", FusionPolicy], ids=["extractor", "policy"])
-def test_separate_trunks_are_separate_and_both_train(policy: Any) -> None:
+def test_separate_extractors_both_train(policy: Any) -> None:
+    """Separate extractors share no weight, and both are trained."""
     parts = {**TINY, "sites": ("map",)}
     options = parts if policy is FusionPolicy else with_extractor(**parts)
     model = ppo({**options, "share_features_extractor": False, "net_arch": [8]}, policy)
@@ -243,7 +246,8 @@ def test_separate_trunks_are_separate_and_both_train(policy: Any) -> None:
         assert not still
 
 
-def test_separate_trunks_with_fused_heads_train_both() -> None:
+def test_separate_extractors_train_fused_heads() -> None:
+    """Separate extractors and both fused heads are trained."""
     model = ppo(
         {**TINY, "sites": ("map", "heads"), "share_features_extractor": False, "net_arch": [8]}
     ).learn(32)
@@ -254,18 +258,21 @@ def test_separate_trunks_with_fused_heads_train_both() -> None:
         assert trunk.get_parameter("map_fusion.weight").any()
 
 
-def test_actor_and_critic_share_their_trunk_by_default() -> None:
+def test_extractor_is_shared_by_default() -> None:
+    """Actor and critic share their extractor by default."""
     policy = ppo({**TINY, "sites": ("map", "heads")}).policy
     assert policy.pi_features_extractor is policy.vf_features_extractor
 
 
-def test_the_optimiser_holds_the_weights_of_the_fused_heads() -> None:
+def test_optimizer_contains_fused_heads() -> None:
+    """The optimizer contains all weights, those of the fused heads included."""
     policy = ppo({**TINY, "sites": ("heads",)}).policy
     held = {id(weight) for group in policy.optimizer.param_groups for weight in group["params"]}
     assert held == {id(weight) for weight in policy.parameters()}
 
 
-def test_a_fused_head_reads_the_hidden_layer_and_the_context_of_its_row() -> None:
+def test_fused_head_equals_einsum() -> None:
+    """A fused head is the bilinear form of the hidden layer and the context of each row."""
     policy = ppo({**TINY, "sites": ("heads",), "net_arch": {"pi": [8], "vf": [6]}}).policy
     for head in (policy.action_net, policy.value_net):
         nn.init.normal_(head.get_parameter("fusion.weight"))
@@ -285,7 +292,8 @@ def test_a_fused_head_reads_the_hidden_layer_and_the_context_of_its_row() -> Non
     close(policy.predict_values(observation), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_first_policy_of_fused_heads_is_nearly_uniform() -> None:
+def test_initial_policy_is_nearly_uniform() -> None:
+    """The initial policy of fused heads is nearly uniform."""
     policy = ppo({**TINY, "sites": ("map", "heads")}).policy
     observation, _ = policy.obs_to_tensor(grid_env().reset())
     distribution = policy.get_distribution(observation).distribution
@@ -304,9 +312,10 @@ def test_the_first_policy_of_fused_heads_is_nearly_uniform() -> None:
     ids=lambda space: type(space).__name__,
 )
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
-def test_fused_heads_take_every_action_space(
+def test_fused_heads_support_all_action_spaces(
     algorithm: Any, action_space: spaces.Space[Any]
 ) -> None:
+    """Fused heads train and act in every action space of PPO and A2C."""
     options = {**TINY, "sites": ("heads",), "net_arch": [8]}
     minibatches = {"batch_size": 8} if algorithm is PPO else {}
     model = algorithm(
@@ -323,9 +332,10 @@ def test_fused_heads_take_every_action_space(
 
 
 @pytest.mark.parametrize("sites", [("heads",), ("map", "vector", "heads")])
-def test_state_dependent_noise_of_fused_heads_depends_on_their_hidden_layer(
+def test_gsde_noise_depends_on_hidden_layer(
     sites: tuple[str, ...],
 ) -> None:
+    """The state-dependent noise of fused heads is a function of the hidden layer."""
     env = grid_env(spaces.Box(-1, 1, (2,), np.float32))
     options = {**TINY, "sites": sites, "net_arch": [8]}
     model = PPO(
@@ -352,7 +362,8 @@ def test_state_dependent_noise_of_fused_heads_depends_on_their_hidden_layer(
     close(distribution.variance, hidden.square() @ model.policy.log_std.exp().square() + 1e-6)
 
 
-def test_without_heads_the_policy_is_sb3s_own_with_the_extractor_but_for_the_first_values() -> None:
+def test_without_heads_equals_sb3_policy() -> None:
+    """Without fused heads the policy is SB3's own, except for the initial value head."""
     ours = ppo({**TINY, "sites": ("map",), "net_arch": [8]}).policy
     theirs = ppo(with_extractor(**TINY, sites=("map",)), "MultiInputPolicy").policy
     assert isinstance(ours, MultiInputActorCriticPolicy)
@@ -363,7 +374,8 @@ def test_without_heads_the_policy_is_sb3s_own_with_the_extractor_but_for_the_fir
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_cuda_gives_the_outputs_of_the_cpu(fusion: str) -> None:
+def test_cuda_equals_cpu(fusion: str) -> None:
+    """The outputs on a CUDA device equal those on the CPU."""
     options = {
         **TINY,
         "context": MissionContextConfig(dim=8, heads=2),
@@ -384,6 +396,7 @@ def test_cuda_gives_the_outputs_of_the_cpu(fusion: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_ppo_trains_on_cuda() -> None:
+    """PPO trains on a CUDA device."""
     options = {**TINY, "sites": ("map", "heads")}
     model = PPO(
         FusionPolicy, grid_env(), n_steps=16, batch_size=8, policy_kwargs=options, device="cuda"

@@ -144,9 +144,10 @@ WAYS = [
 @pytest.mark.parametrize("ortho_init", [True, False], ids=["sb3s-init", "own-init"])
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize(("policy", "sites", "key"), WAYS)
-def test_the_first_policy_and_value_ignore_the_context(
+def test_initial_outputs_ignore_the_context(
     policy: Any, sites: tuple[str, ...], key: str, fusion: str, ortho_init: bool
 ) -> None:
+    """The initial policy and value do not depend on the context, but on the inputs."""
     model = build(policy, fusion, sites, key, ortho_init=ortho_init)
     seen = observations(12)
     with torch.no_grad():
@@ -159,7 +160,8 @@ def test_the_first_policy_and_value_ignore_the_context(
 
 @pytest.mark.parametrize("popart", [False, True], ids=["one-scale", "popart"])
 @pytest.mark.parametrize("sites", [("map",), ("map", "heads")], ids=str)
-def test_the_first_values_are_near_zero(sites: tuple[str, ...], popart: bool) -> None:
+def test_initial_values_are_near_zero(sites: tuple[str, ...], popart: bool) -> None:
+    """The initial values are near zero."""
     values = outputs(
         build(FusionPolicy, "bilinear", sites, "task", popart=popart).policy, observations(12)
     )[:, -1]
@@ -169,9 +171,10 @@ def test_the_first_values_are_near_zero(sites: tuple[str, ...], popart: bool) ->
 @pytest.mark.parametrize("ortho_init", [True, False], ids=["sb3s-init", "own-init"])
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize(("policy", "sites", "key"), WAYS)
-def test_the_first_two_gradients_reach_the_context(
+def test_first_gradients_reach_the_context(
     policy: Any, sites: tuple[str, ...], key: str, fusion: str, ortho_init: bool
 ) -> None:
+    """The first gradient reaches the weights of the context, the second the context encoder."""
     model = build(policy, fusion, sites, key, ortho_init=ortho_init)
     seen, target = observations(12), torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 
