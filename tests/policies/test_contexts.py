@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -51,54 +51,6 @@ def mission_context(words: Words, seed: int = 0, layers: int = 1) -> nn.Module:
 def encode(module: nn.Module, observation: Tensor) -> Tensor:
     context: Context = module(observation)
     return context.per_row()
-
-
-# ----------------------------------------------------------------------------------------------------- distinct rows
-
-
-@given(
-    st.integers(1, 4).flatmap(
-        lambda n: st.lists(st.lists(st.integers(0, 2), min_size=n, max_size=n), min_size=1)
-    )
-)
-@example([[0, 0], [0, 0]])
-@example([[1, 2], [2, 1], [1, 2]])
-@settings(max_examples=60, deadline=None, derandomize=True)
-def test_unique_rows_equal_torch_unique(rows: list[list[int]]) -> None:
-    """The distinct rows are those that ``torch.unique`` finds."""
-    tokens = torch.tensor(rows)
-    distinct, groups = unique_rows(tokens)
-    close(distinct.index_select(0, groups.index), tokens)
-    assert sorted(distinct.tolist()) == torch.unique(tokens, dim=0).tolist()
-    assert groups.count == len(distinct)
-
-
-def test_unique_rows_of_long_missions() -> None:
-    """A large batch of few long missions is reduced to the distinct missions."""
-    texts = torch.randint(0, 111, (17, 80), generator=torch.Generator().manual_seed(0))
-    index = torch.randint(0, 17, (2048,), generator=torch.Generator().manual_seed(1))
-    distinct, groups = unique_rows(texts[index])
-    assert len(distinct) == groups.count == 17
-    close(distinct[groups.index], texts[index])
-
-
-def test_hash_collision_falls_back_to_unique() -> None:
-    """After a hash collision the rows themselves are compared."""
-    tokens = torch.tensor([[1, 2], [3, 4], [1, 2], [5, 6]])
-    unique = torch.unique
-
-    def collide(values: Tensor, **options: object) -> tuple[Tensor, ...]:
-        """Every hash is the same; rows are compared as they are."""
-        result: tuple[Tensor, ...] = unique(
-            values if "dim" in options else torch.zeros_like(values), **options
-        )  # type: ignore[arg-type]
-        return result
-
-    with patch.object(torch, "unique", side_effect=collide) as spy:
-        distinct, groups = unique_rows(tokens)
-    assert spy.call_args.kwargs["dim"] == 0, "the hashes collided, and nobody compared the rows"
-    close(distinct.index_select(0, groups.index), tokens)
-    assert len(distinct) == groups.count == 3
 
 
 # ---------------------------------------------------------------------------------------------------------- missions

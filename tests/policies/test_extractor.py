@@ -20,13 +20,16 @@ from mirl.configs.networks import (
     GridEncoderConfig,
     ImageEncoderConfig,
     MissionContextConfig,
+    NetworkConfig,
     TaskIdContextConfig,
     VectorEncoderConfig,
+    network_config,
 )
 from mirl.envs import ContractObservation
-from mirl.policies import FusionExtractor, specialize_extractor
+from mirl.policies import FusionExtractor
 from mirl.policies.contexts import GoalContext, MissionContext, TaskIdContext
 from mirl.policies.encoders import CellsEncoder, GridCells, ImageCells, VectorEncoder
+from mirl.policies.extractor import extractor_part
 from mirl.policies.features import UniqueRows
 from mirl.policies.fusions import AttentionMask, CrossAttention, Film, Fusion
 from mirl.policies.grouped_matmul import ContextGroups
@@ -334,6 +337,43 @@ def test_fusion_per_cell_type_is_equivalent(context: str, fusion: str) -> None:
     close(*results, rtol=1e-4, atol=1e-5)
 
 
+# --------------------------------------------------------------------------------------- arguments
+
+
+def test_network_equals_separate_options() -> None:
+    """A network config builds the same extractor as the separate options."""
+    parts: dict[str, Any] = {"fusion": "film", "context": "task_id", "sites": ("map", "vector")}
+    torch.manual_seed(0)
+    separate = FusionExtractor(GRID, **parts)
+    torch.manual_seed(0)
+    single = FusionExtractor(GRID, network_config(**parts))
+    close(single.state_dict(), separate.state_dict(), rtol=0, atol=0)
+    assert single.network == separate.network
+    assert single.network.is_resolved
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        (network_config(sites=("map",)), {"fusion": "film"}, "got network and fusion"),
+        (network_config(), {}, "site 'heads' is outside a features extractor"),
+        (network_config(sites=(), memory="gru"), {}, "has no memory, got memory=gru"),
+    ],
+)
+def test_unfit_network_raises(
+    network: NetworkConfig, options: dict[str, Any], message: str
+) -> None:
+    """A network beside separate options, with heads, or with a memory raises an error."""
+    with pytest.raises(ConfigError, match=message):
+        FusionExtractor(GRID, network, **options)
+
+
+def test_policy_network_without_heads() -> None:
+    """The extractor's part of a policy's network has neither heads nor a memory."""
+    part = extractor_part(network_config(sites=("map", "heads"), memory="lstm", fusion="gate"))
+    assert part == network_config(sites=("map",), fusion="gate")
+
+
 # ------------------------------------------------------------------------------------------------------------- errors
 
 
@@ -427,10 +467,3 @@ def test_relative_goal_needs_equal_shapes(config: GoalContextConfig, message: st
     space = spaces.Dict({**GOAL.spaces, "task": spaces.Discrete(3)})
     with pytest.raises(ConfigError, match=message):
         FusionExtractor(space, context=config)
-
-
-def test_relative_goal_cannot_be_specialized() -> None:
-    """An extractor whose goal changes at every step has no specialized form."""
-    extractor = FusionExtractor(GOAL, context=GoalContextConfig(relative_to="achieved_goal"))
-    with pytest.raises(ConfigError, match="changes at every step"):
-        specialize_extractor(extractor, np.zeros(3, np.float32))

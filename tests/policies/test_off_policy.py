@@ -1,5 +1,6 @@
 """Actors and critics of SAC, TD3, TQC and DQN as interactions: what they compute, learn, save and load."""
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,13 @@ from torch import Tensor, nn
 from toy_goal_envs import MirrorReachEnv
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.networks import ConcatConfig, GoalContextConfig, HyperConfig, VectorEncoderConfig
+from mirl.configs.networks import (
+    ConcatConfig,
+    GoalContextConfig,
+    HyperConfig,
+    VectorEncoderConfig,
+    network_config,
+)
 from mirl.policies import FusionExtractor, specialize
 from mirl.policies.features import Features
 from mirl.policies.heads import FusionHead
@@ -437,3 +444,44 @@ def test_running_norms_are_saved(tmp_path: Path) -> None:
         loaded.critic(obs, actions), policy.critic(obs, actions), rtol=0, atol=0
     )
     assert not torch.equal(policy.critic(obs, actions)[0], before[0])
+
+
+# --------------------------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_constructor_lists_sb3_parameters(algorithm: Any) -> None:
+    """Every parameter of SB3's policy has its own name and default in the signature."""
+    policy = POLICIES[algorithm]
+    ours = inspect.signature(policy).parameters
+    theirs = inspect.signature(policy.__mro__[2]).parameters
+    assert policy.__mro__[2].__module__.startswith(("stable_baselines3", "sb3_contrib"))
+    fixed = {"features_extractor_class", "features_extractor_kwargs"}
+    assert not fixed & set(ours)
+    for name in set(theirs) - fixed:
+        assert ours[name].default == theirs[name].default, name
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_network_equals_separate_options(algorithm: Any) -> None:
+    """A network config builds the same policy as the separate options."""
+    parts = {key: value for key, value in HEADS.items() if key != "net_arch"}
+    network = network_config(**parts, fusion="film")
+    separate = build(algorithm, {**HEADS, "fusion": "film"}).policy
+    single = build(algorithm, {"network": network, "net_arch": [6]}).policy
+    torch.testing.assert_close(single.state_dict(), separate.state_dict(), rtol=0, atol=0)
+    assert single.network == separate.network
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_network_excludes_separate_options(algorithm: Any) -> None:
+    """A network config together with a separate option raises an error."""
+    with pytest.raises(ConfigError, match="got network and fusion"):
+        build(algorithm, {"network": network_config(), "fusion": "film"})
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_memory_is_refused(algorithm: Any) -> None:
+    """A network with a memory raises an error that names the algorithms without one."""
+    with pytest.raises(ConfigError, match="memory=lstm is for PPO and A2C"):
+        build(algorithm, {"network": network_config(memory="lstm")})

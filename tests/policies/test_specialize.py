@@ -371,6 +371,15 @@ def test_context_must_fit_its_space(key: str, context: Any, message: str) -> Non
         specialize(policy_of(key=key), context)
 
 
+def test_relative_goal_cannot_be_specialized() -> None:
+    """An extractor whose goal changes at every step has no specialized form."""
+    point = spaces.Box(-1, 1, (3,), np.float32)
+    space = spaces.Dict({"observation": point, "achieved_goal": point, "desired_goal": point})
+    extractor = FusionExtractor(space, context=GoalContextConfig(relative_to="achieved_goal"))
+    with pytest.raises(ConfigError, match="changes at every step"):
+        specialize_extractor(extractor, np.zeros(3, np.float32))
+
+
 def test_observations_must_fit() -> None:
     """Observations with missing keys or other shapes raise an error."""
     specialized, observation = specialize(policy_of(), 2), tensors(asked(SPACE, "task"))
