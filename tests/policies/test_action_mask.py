@@ -1,4 +1,4 @@
-"""Masked actions are never taken, and everything else is what sb3_contrib's masked distribution says."""
+"""Action masks, compared with sb3_contrib's masked distribution."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ def batch_of(size: int = 64) -> dict[str, Tensor]:
 
 
 def unmasked(policy: FusionPolicy, batch: dict[str, Tensor]) -> Tensor:
-    """The logits before masking."""
+    """Return the logits before masking."""
     features = policy.extract_features(batch)
     actor = features if policy.share_features_extractor else features[0]
     logits: Tensor = policy.action_net(policy.mlp_extractor.forward_actor(actor))
@@ -75,7 +75,7 @@ def oracle_of(policy: FusionPolicy, batch: dict[str, Tensor]) -> MaskableCategor
     return MaskableCategorical(logits=unmasked(policy, batch), masks=batch["action_mask"].numpy())
 
 
-# ------------------------------------------------------------------------------------------------------------ logits
+# ------------------------------------------------------------------------------------------- logits
 
 
 @given(
@@ -130,7 +130,7 @@ def test_empty_mask_is_uniform_without_gradient() -> None:
     assert gradient[1, [0, 2]].all()
 
 
-# ------------------------------------------------------------------------------------------------------------ policy
+# ------------------------------------------------------------------------------------------- policy
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
@@ -154,7 +154,7 @@ def test_policy_equals_sb3_contrib(sites: tuple[Any, ...], share: bool) -> None:
     arrays = {key: value.numpy() for key, value in batch.items()}
     best, _ = policy.predict(arrays, deterministic=True)
     close(torch.from_numpy(best), oracle.probs.argmax(-1))
-    assert (best != unmasked(policy, batch).argmax(-1).numpy()).any(), "the mask changes nothing"
+    assert (best != unmasked(policy, batch).argmax(-1).numpy()).any(), "the mask changes no action"
     for _ in range(20):
         drawn, _ = policy.predict(arrays)
         assert mask[torch.arange(len(mask)), torch.from_numpy(drawn)].all()

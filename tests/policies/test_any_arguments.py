@@ -1,4 +1,4 @@
-"""Whatever spaces and arguments the networks are given: they work, or say what is wrong in the documented error."""
+"""Networks with arbitrary spaces and arguments: they work, or raise the documented error."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the agent is asked to do, as a vector: tasks, missions and goals."""
+"""Context encoders of tasks, missions and goals."""
 
 from typing import Literal
 from unittest.mock import patch
@@ -53,7 +53,7 @@ def encode(module: nn.Module, observation: Tensor) -> Tensor:
     return context.per_row()
 
 
-# ---------------------------------------------------------------------------------------------------------- missions
+# ----------------------------------------------------------------------------------------- missions
 
 
 @pytest.mark.parametrize("words", WORDS)
@@ -209,14 +209,14 @@ def test_given_distinct_missions_are_used(words: Words) -> None:
     context, texts = mission_context(words), missions([1, 2], [3], [1, 2], [4, 5, 6])
     rows, groups = unique_rows(texts.long())
     with patch.object(
-        contexts, "unique_rows", side_effect=AssertionError("they are distinct already")
+        contexts, "unique_rows", side_effect=AssertionError("the rows are distinct already")
     ):
         given = context(UniqueRows(rows.to(torch.int16), groups))
     assert given.groups is groups
     close(given.per_row(), encode(context, texts))
 
 
-# ------------------------------------------------------------------------------------------------------- tasks, goals
+# ------------------------------------------------------------------------------------- tasks, goals
 
 
 def one_hot(tasks: list[int]) -> Tensor:
@@ -303,8 +303,8 @@ PICTURES = spaces.Dict(
 )
 
 
-def pictures(size: int, distinct: int) -> tuple[Tensor, Tensor]:
-    """(distinct, 5, 6, 2) pictures as SB3 gives them, and which one each of ``size`` rows has."""
+def goal_images(size: int, distinct: int) -> tuple[Tensor, Tensor]:
+    """Return goal images (distinct, 5, 6, 2) as SB3 gives them, and the index of each row."""
     generator = torch.Generator().manual_seed(0)
     codes = [torch.randint(0, high, (distinct, 5, 6), generator=generator) for high in (5, 3)]
     return torch.stack(codes, dim=-1).float(), torch.randint(
@@ -316,7 +316,7 @@ def test_goal_image_context_equals_manual_encoding() -> None:
     """A symbolic goal image is encoded by convolutions over its embedded codes."""
     torch.manual_seed(0)
     context = build_context(GoalContextConfig(encoder="grid", dim=8), PICTURES)
-    goals, _ = pictures(1, 3)
+    goals, _ = goal_images(1, 3)
     embedding = context.get_parameter("encoder.to_cells.embedding.weight")
     by_code = embedding[:, :5].T[goals[..., 0].long()] + embedding[:, 5:].T[goals[..., 1].long()]
     cells = (
@@ -334,7 +334,7 @@ def test_goal_image_context_equals_manual_encoding() -> None:
 def test_distinct_goal_images_are_encoded_once() -> None:
     """Every distinct goal image is encoded once, found or given."""
     context = build_context(GoalContextConfig(encoder="grid", dim=8), PICTURES)
-    goals, index = pictures(40, 3)
+    goals, index = goal_images(40, 3)
     result = context(goals[index])
     assert result.values.shape == (3, 8)
     close(result.per_row(), encode(context, goals)[index], rtol=1e-4, atol=1e-5)
@@ -344,7 +344,7 @@ def test_distinct_goal_images_are_encoded_once() -> None:
     close(given.per_row(), result.per_row(), rtol=1e-4, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------------ errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""One bilinear layer is the inner product of observation and goal; an additive network of its size is not.
+"""Inner product of observation and goal: a bilinear layer represents it, an MLP does not.
 
-Jayakumar et al. (2020), section 3 and figure 2: the multiplicative interaction represents x · z exactly, a multi-layer
-perceptron needs far more parameters to come near.
+Jayakumar et al. (2020), section 3 and figure 2: the multiplicative interaction represents x · z
+exactly; a multilayer perceptron needs many more parameters to approximate it.
 """
 
 import pytest
@@ -15,11 +15,11 @@ TARGET = 1e-4
 """Mean squared error below which x · z counts as fitted; its variance is d."""
 
 LEARNING_RATES = (1e-2, 3e-2, 1e-1)
-"""Both networks are given each of them, and keep the best result."""
+"""Both networks are trained with each of them, and the best result counts."""
 
 
 def matched_hidden(dim: int) -> int:
-    """The narrowest hidden layer with which the concatenation has at least as many parameters."""
+    """Return the smallest hidden layer with which ``concat`` has as many parameters."""
     size = count_parameters(build_fusion(BilinearConfig(), dim, dim, 1))
     return next(
         hidden

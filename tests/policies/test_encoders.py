@@ -1,4 +1,4 @@
-"""What is seen, as cells and as a vector."""
+"""Observation encoders: cells and vectors."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def encoder_of(
     return encoder
 
 
-# -------------------------------------------------------------------------------------------------------------- grid
+# --------------------------------------------------------------------------------------------- grid
 
 
 def test_cell_is_relu_of_summed_embeddings() -> None:
@@ -114,7 +114,7 @@ def test_every_cell_reaches_the_vector() -> None:
         encoder = encoder_of(GridEncoderConfig(channels=6, features_dim=64), grid_space(size, size))
         with torch.no_grad():
             for weight in encoder.parameters():
-                weight.abs_()  # no ReLU is closed
+                weight.abs_()  # so that no ReLU has a zero gradient
         cells = torch.rand(1, size * size, 6, requires_grad=True)
         encoder.to_vector(cells, torch.zeros(1, 0)).sum().backward()
         assert cells.grad is not None
@@ -135,7 +135,7 @@ def test_grid_encoder_needs_codes(space: spaces.Box) -> None:
         encoder_of(GridEncoderConfig(), space)
 
 
-# ------------------------------------------------------------------------------------------------------------- image
+# -------------------------------------------------------------------------------------------- image
 
 
 def test_channels_first_or_last() -> None:
@@ -174,7 +174,7 @@ def test_images_of_any_size(size: int) -> None:
     assert vector.shape == (2, 10)
 
 
-# ------------------------------------------------------------------------------------------------------------ vector
+# ------------------------------------------------------------------------------------------- vector
 
 
 @pytest.mark.parametrize("hidden", [(), (7,), (7, 9)])

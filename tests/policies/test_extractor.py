@@ -1,4 +1,4 @@
-"""``FusionExtractor``: which keys go where, what a user reads after a mistake, and the shapes that SB3 gives."""
+"""``FusionExtractor``: use of the keys, shapes that SB3 gives, and errors."""
 
 from typing import Any
 from unittest.mock import patch
@@ -61,15 +61,15 @@ TASKS = spaces.Dict(
 )
 
 
-def away_from_the_start(extractor: FusionExtractor) -> FusionExtractor:
-    """With weights at which the context counts."""
+def with_random_weights(extractor: FusionExtractor) -> FusionExtractor:
+    """Move the weights off their start, where the output ignores the context."""
     with torch.no_grad():
         for weight in extractor.parameters():
             weight.add_(0.05 * torch.randn_like(weight))
     return extractor
 
 
-# ----------------------------------------------------------------------------------------------------------- routing
+# ------------------------------------------------------------------------------------------ routing
 
 
 def test_minigrid_keys() -> None:
@@ -163,7 +163,7 @@ def test_every_input_changes_the_features(key: str, sites: Any) -> None:
     assert (extractor(batch) - extractor({**batch, key: other[key]})).abs().max() > 1e-4
 
 
-# -------------------------------------------------------------------------------------------------------------- parts
+# -------------------------------------------------------------------------------------------- parts
 
 
 def test_configs_equal_names() -> None:
@@ -274,7 +274,7 @@ def test_action_mask_is_no_default_input() -> None:
 @pytest.mark.parametrize(("context", "key"), [("task_id", "task"), ("mission", "mission")])
 def test_unique_rows_equal_plain_contexts(context: str, key: str) -> None:
     """Contexts given as ``UniqueRows`` give the same features as one context per row."""
-    extractor = away_from_the_start(FusionExtractor(GRID, context=context, sites=("map", "vector")))
+    extractor = with_random_weights(FusionExtractor(GRID, context=context, sites=("map", "vector")))
     batch = batch_of(GRID, 6)
     rows, index = torch.unique(batch[key], dim=0, return_inverse=True)
     distinct = rows.argmax(-1) if key == "task" else rows.long()
@@ -288,7 +288,7 @@ def test_unique_rows_equal_plain_contexts(context: str, key: str) -> None:
 @pytest.mark.parametrize("sites", [("map",), ("vector",), ("map", "vector")])
 def test_sb3_shapes_agree(context: str, sites: Any) -> None:
     """SB3's shapes of rollouts, minibatches and single rows give the same features."""
-    extractor = away_from_the_start(
+    extractor = with_random_weights(
         FusionExtractor(GRID, context=context, sites=sites, return_features=True)
     )
 
@@ -315,11 +315,11 @@ def test_fusion_per_cell_type_is_equivalent(context: str, fusion: str) -> None:
     """Fusing every cell type once equals fusing every cell, in value and gradients."""
     codes = np.broadcast_to(
         np.array([2, 1], np.uint8), (4, 4, 2)
-    )  # 6 kinds, 3 tasks, 16 cells in each of 4 rows
+    )  # 6 cell types, 3 tasks, 4 rows of 16 cells
     space = spaces.Dict(
         {**GRID, "image": spaces.Box(np.zeros_like(codes), codes.copy(), (4, 4, 2), np.uint8)}
     )
-    extractor = away_from_the_start(
+    extractor = with_random_weights(
         FusionExtractor(space, fusion=fusion, context=context, sites=("map",))
     )
     batch = {**batch_of(space, 4), "mission": torch.tensor([[1.0], [2], [1], [2]])}
@@ -327,17 +327,17 @@ def test_fusion_per_cell_type_is_equivalent(context: str, fusion: str) -> None:
     sizes: list[torch.Size] = []
     extractor.map_fusion.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape))
     results = []
-    for per_kind in (True, False):
-        with patch.object(Fusion, "is_positionwise", per_kind):
+    for per_type in (True, False):
+        with patch.object(Fusion, "is_positionwise", per_type):
             features = extractor(batch)
-        assert sizes.pop()[-2] == (6 if per_kind else 16)
+        assert sizes.pop()[-2] == (6 if per_type else 16)
         extractor.zero_grad()
         features.square().sum().backward()
         results.append((features, [weight.grad for weight in extractor.parameters()]))
     close(*results, rtol=1e-4, atol=1e-5)
 
 
-# --------------------------------------------------------------------------------------- arguments
+# ---------------------------------------------------------------------------------------- arguments
 
 
 def test_network_equals_separate_options() -> None:
@@ -374,7 +374,7 @@ def test_policy_network_without_heads() -> None:
     assert part == network_config(sites=("map",), fusion="gate")
 
 
-# ------------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_hash_collision_falls_back_to_unique() -> None:
     unique = torch.unique
 
     def collide(values: Tensor, **options: object) -> tuple[Tensor, ...]:
-        """Every hash is the same; rows are compared as they are."""
+        """Give all hashes one value, and compare rows as usual."""
         result: tuple[Tensor, ...] = unique(
             values if "dim" in options else torch.zeros_like(values), **options
         )  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ def test_hash_collision_falls_back_to_unique() -> None:
 
     with patch.object(torch, "unique", side_effect=collide) as spy:
         distinct, groups = unique_rows(tokens)
-    assert spy.call_args.kwargs["dim"] == 0, "the hashes collided, and nobody compared the rows"
+    assert spy.call_args.kwargs["dim"] == 0, "the hashes collided, and the rows were not compared"
     close(distinct.index_select(0, groups.index), tokens)
     assert len(distinct) == groups.count == 3
 

@@ -1,4 +1,4 @@
-"""Each member of the family against forms that we did not write, in float64, with random weights."""
+"""Every fusion, compared with independent forms in float64 and with random weights."""
 
 import math
 
@@ -53,7 +53,7 @@ close = torch.testing.assert_close
 Array = NDArray[np.float64]
 
 
-# ------------------------------------------------------------------------------- naive loops, one number at a time
+# ---------------------------------------------------------------- naive loops, one number at a time
 
 
 def weights_of(fusion: nn.Module) -> dict[str, Array]:
@@ -96,7 +96,7 @@ def low_rank_by_loop(w: dict[str, Array], x: Array, z: Array, prefix: str = "") 
 
 
 def by_loop(fusion: Fusion, x: Array, z: Array) -> Array:
-    """y (O,) of one feature vector and one context, by the equation in the paper."""
+    """Compute y (O,) for one feature vector and one context by the equation of the paper."""
     w = weights_of(fusion)
     match fusion:
         case Concat(project=None):
@@ -153,7 +153,7 @@ def by_loop(fusion: Fusion, x: Array, z: Array) -> Array:
 
 
 def cross_attention_by_loop(fusion: CrossAttention, x: Array, z: Array) -> Array:
-    """y (P, O) of the P cells of one row."""
+    """Compute y (P, O) for the P cells of one row."""
     w = weights_of(fusion)
     located = np.array(
         [
@@ -211,7 +211,7 @@ def test_cross_attention_equals_loop() -> None:
     close(fusion(x, z), torch.from_numpy(expected))
 
 
-# ------------------------------------------------------------------------------------------------- torch's own forms
+# -------------------------------------------------------------------------------- torch's own forms
 
 
 def test_concat_equals_linear_layer() -> None:
@@ -258,7 +258,7 @@ def test_bilinear_equals_torch_layers() -> None:
 
 
 def multi_head_attention(fusion: CrossAttention) -> nn.MultiheadAttention:
-    """torch's own layer with our weights, which asks for a query as wide as the features."""
+    """Return torch's layer with the weights of ours; its query is as wide as the features."""
     layer = nn.MultiheadAttention(fusion.features_dim, fusion.heads, batch_first=True).double()
     assert fusion.query.bias is not None
     assert fusion.key_value.bias is not None
@@ -285,7 +285,7 @@ def test_cross_attention_equals_torch_multihead() -> None:
     expected, _ = multi_head_attention(fusion)(z.unsqueeze(1), located, located)
     close(
         fusion.attend(x, z, None), expected, rtol=1e-6, atol=1e-6
-    )  # our positions are computed in float32
+    )  # the positions are computed in float32
 
 
 def test_cross_attention_equals_torch_dot_product() -> None:
@@ -309,11 +309,11 @@ def test_cross_attention_equals_torch_dot_product() -> None:
     close(fusion(x, z), expected, rtol=1e-6, atol=1e-6)
 
 
-# ------------------------------------------------------------------------- special cases of the bilinear interaction
+# -------------------------------------------------------- special cases of the bilinear interaction
 
 
 def constrained_bilinear(weight: Tensor, shift: Tensor, main: Tensor, bias: Tensor) -> Bilinear:
-    """The general layer with given 𝕎 (Z, X, O), U (Z, O), V (X, O) and b (O)."""
+    """Return a bilinear layer with 𝕎 (Z, X, O), U (Z, O), V (X, O) and b (O)."""
     fusion = build_fusion(BilinearConfig(), main.shape[0], shift.shape[0], main.shape[1]).double()
     fusion.load_state_dict(
         {"weight": weight, "shift.weight": shift, "main.weight": main, "main.bias": bias}
@@ -398,7 +398,7 @@ def test_one_hot_gate_equals_bilinear_form() -> None:
     fusion.gate_features.weight.data.zero_()
     gates = torch.sigmoid(
         fusion.gate_context.weight + fusion.gate_features.bias
-    )  # (Z, O), a row per context
+    )  # (Z, O), one row per context
     full = constrained_bilinear(
         torch.einsum("zo,xo->zxo", gates, fusion.main.weight),
         gates * fusion.main.bias,
@@ -408,11 +408,11 @@ def test_one_hot_gate_equals_bilinear_form() -> None:
     assert_same_function(fusion, full, torch.eye(Z, dtype=torch.float64))
 
 
-# ------------------------------------------------------------------------------------------------------------ metric
+# ------------------------------------------------------------------------------------------- metric
 
 
 def one_metric(projection: Tensor) -> MetricSimilarity:
-    """Both sides projected by the same matrix: y = [inner product, distance]."""
+    """Project both sides by one matrix, so that y = [inner product, distance]."""
     dim = len(projection)
     fusion = build_fusion(MetricConfig(projections=1, rank=dim), dim, dim, 2).double()
     assert isinstance(fusion, MetricSimilarity)
@@ -441,7 +441,7 @@ def test_metric_gives_mahalanobis_distance() -> None:
     close(fusion(x, z)[:, 1], torch.tensor(expected))
 
 
-# -------------------------------------------------------------------------------------------------------------- mask
+# --------------------------------------------------------------------------------------------- mask
 
 
 def attention_mask(mask: str) -> AttentionMask:
@@ -475,7 +475,7 @@ def test_softmax_mask_starts_as_identity() -> None:
     close(fusion(x, normal(4, Z)), x @ fusion.main.weight + fusion.main.bias)
 
 
-# ------------------------------------------------------------------------------------------------- the whole family
+# --------------------------------------------------------------------------------- the whole family
 
 
 @pytest.mark.parametrize("member", MEMBERS)
@@ -580,7 +580,7 @@ def test_sb3_initialization_leaves_fusions_unchanged(member: str) -> None:
     close(fusion.state_dict(), before, rtol=0, atol=0)
 
 
-# ------------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(

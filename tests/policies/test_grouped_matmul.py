@@ -1,4 +1,4 @@
-"""One context per row, or distinct contexts with an index: the same function, with the same gradients."""
+"""Products for one context per row and for distinct contexts with an index."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mirl.policies import grouped_matmul as grouping
+from mirl.policies import grouped_matmul
 from mirl.policies.grouped_matmul import ContextGroups, multiply_row_by_row
 
 close = torch.testing.assert_close
@@ -22,12 +22,12 @@ close = torch.testing.assert_close
 
 @st.composite
 def groupings(draw: st.DrawFn) -> tuple[int, list[int]]:
-    """A number of contexts, and for each row which of them is its own; some may have no row."""
+    """Draw a number of contexts and the context of each row; some may have no row."""
     groups = draw(st.integers(1, 5))
     return groups, draw(st.lists(st.integers(0, groups - 1), min_size=1, max_size=8))
 
 
-# --------------------------------------------------------------------------------------------- the two forms of zᵀ𝕎x
+# ---------------------------------------------------------------------------- the two forms of zᵀ𝕎x
 
 Form = Callable[[Tensor, Tensor, Tensor, ContextGroups], Tensor]
 
@@ -58,7 +58,7 @@ ROWS = [2, 0, 2, 1, 2, 2, 0]
 def inputs(
     rows: int, groups: int, outputs: int = 4, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, ...]:
-    """x (rows, 6), z (groups, 5) and 𝕎 (5, 6, outputs)."""
+    """Return x (rows, 6), z (groups, 5) and 𝕎 (5, 6, outputs)."""
     return tuple(
         normal(*shape, seed=i).to(dtype)
         for i, shape in enumerate([(rows, X), (groups, Z), (Z, X, outputs)])
@@ -68,7 +68,10 @@ def inputs(
 def with_gradients(
     form: Form, groups: ContextGroups, *tensors: Tensor, wanted: str = "xzw"
 ) -> list[Tensor | None]:
-    """y, and the gradients of a fixed random projection of it for those of x, z and 𝕎 that are wanted."""
+    """Return y and the gradients of a fixed random projection of it.
+
+    ``wanted`` names the inputs x, z and w that need a gradient.
+    """
     leaves = [
         tensor.detach().clone().requires_grad_(name in wanted)
         for name, tensor in zip("xzw", tensors, strict=True)
@@ -81,7 +84,7 @@ def with_gradients(
 
 @contextmanager
 def rows_per_chunk(rows: int) -> Iterator[None]:
-    with patch.dict(grouping.CHUNK_ELEMENTS, cpu=rows * Z * X):
+    with patch.dict(grouped_matmul.CHUNK_ELEMENTS, cpu=rows * Z * X):
         yield
 
 
@@ -205,7 +208,7 @@ def test_autocast_keeps_gradient_dtype(form: Form) -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation gave."""
+    """Records the size of the largest tensor that an operation returned."""
 
     elements = 0
 
@@ -227,24 +230,24 @@ def test_row_by_row_limits_memory() -> None:
             with_gradients(form, groups, *tensors)
         largest[form] = seen.elements
     assert largest[row_by_row] == max(tensor.numel() for tensor in tensors) == rows * X
-    assert largest[by_einsum] >= 4 * rows * X, "the measure sees nothing"
+    assert largest[by_einsum] >= 4 * rows * X, "the measurement misses large tensors"
 
 
-# ----------------------------------------------------------------------------------------------------------- the rule
+# ----------------------------------------------------------------------------------------- the rule
 
 
 def test_prefer_grouped_depends_on_sizes() -> None:
     """Grouping is preferred if many rows share a context and the matrix is large."""
 
-    def worth(count: int, rows: int, multiplications: int) -> bool:
+    def prefers(count: int, rows: int, multiplications: int) -> bool:
         return ContextGroups(torch.zeros(rows, dtype=torch.int64), count).prefer_grouped(
             multiplications
         )
 
-    assert worth(24, 1024, 64 * 128 * 128)
-    assert not worth(1024, 1024, 64 * 128 * 128), "a context per row"
-    assert not worth(24, 1024, 8 * 8 * 8), "calls would cost more than the products"
-    assert worth(2, 1024, 8 * 64 * 8)
+    assert prefers(24, 1024, 64 * 128 * 128)
+    assert not prefers(1024, 1024, 64 * 128 * 128), "every row has its own context"
+    assert not prefers(24, 1024, 8 * 8 * 8), "the calls cost more than the products"
+    assert prefers(2, 1024, 8 * 64 * 8)
 
 
 @pytest.mark.parametrize("cells", [(), (3,)], ids=["vector", "cells"])
@@ -256,17 +259,17 @@ def test_both_choices_are_equivalent(
     fusion, groups = randomized(member), ContextGroups(torch.tensor(ROWS), 3)
     x, z = normal(len(ROWS), *cells, X, seed=1), normal(3, Z, seed=2)
     results = []
-    for worth in (True, False):
-        monkeypatch.setattr(ContextGroups, "prefer_grouped", lambda *_, worth=worth: worth)
+    for prefer in (True, False):
+        monkeypatch.setattr(ContextGroups, "prefer_grouped", lambda *_, prefer=prefer: prefer)
         with patch.object(
             ContextGroups, "multiply", autospec=True, side_effect=ContextGroups.multiply
         ) as grouped:
             results.append(value_and_gradients(fusion, (x, z), lambda x, z: fusion(x, z, groups)))
-        assert grouped.called is worth
+        assert grouped.called is prefer
     close(*results)
 
 
-# --------------------------------------------------------------------------------------------------- the whole family
+# --------------------------------------------------------------------------------- the whole family
 
 
 @pytest.mark.parametrize("member", MEMBERS)
@@ -285,7 +288,7 @@ def test_grouped_equals_context_per_row(
     x, z = normal(len(rows), *cells, X, seed=1), normal(groups, Z, seed=2)
     with patch.object(
         ContextGroups, "prefer_grouped", return_value=True
-    ):  # so few rows would not be
+    ):  # too few rows for the rule to choose it
         grouped, gradients = value_and_gradients(fusion, (x, z), lambda x, z: fusion(x, z, index))
     expected, expected_gradients = value_and_gradients(
         fusion, (x, z), lambda x, z: fusion(x, z[index])

@@ -1,4 +1,4 @@
-"""Actors and critics of SAC, TD3, TQC and DQN as interactions: what they compute, learn, save and load."""
+"""Policies for SAC, TD3, TQC and DQN: outputs, training, saving and loading."""
 
 import inspect
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ HEADS = {**TINY, "sites": ("heads",)}
 
 
 class PushReachEnv(MirrorReachEnv):
-    """``MirrorReachEnv`` with a lever that is pushed or pulled."""
+    """``MirrorReachEnv`` with two discrete actions: push and pull."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class PushReachEnv(MirrorReachEnv):
 
 
 def build(algorithm: type[OffPolicyAlgorithm], options: dict[str, Any], **others: Any) -> Any:
-    """The algorithm with HER in a toy world, on the CPU."""
+    """Build the algorithm with HER and a toy environment, on the CPU."""
     her = {
         "replay_buffer_class": HerReplayBuffer,
         "learning_starts": 8,
@@ -78,11 +78,13 @@ def build(algorithm: type[OffPolicyAlgorithm], options: dict[str, Any], **others
         **her,
         **others,
     }
-    return cast(Any, algorithm)(env=env, policy_kwargs=dict(options), **kinds)  # SB3 adds to them
+    return cast(Any, algorithm)(
+        env=env, policy_kwargs=dict(options), **kinds
+    )  # SB3 changes the dictionary
 
 
 def networks(policy: BasePolicy) -> Iterator[Any]:
-    """Actor and critic, or the Q network."""
+    """Yield the actor and the critic, or the Q-network."""
     for name in ("actor", "critic", "q_net"):
         if hasattr(policy, name):
             yield getattr(policy, name)
@@ -92,8 +94,8 @@ def heads(module: nn.Module) -> list[FusionHead]:
     return [part for part in module.modules() if isinstance(part, FusionHead)]
 
 
-def awake(policy: BasePolicy) -> BasePolicy:
-    """With random weights in place of those that start at zero."""
+def with_random_weights(policy: BasePolicy) -> BasePolicy:
+    """Replace all weights by random ones, since some start at zero."""
     torch.manual_seed(1)
     for weight in policy.parameters():
         nn.init.normal_(weight, std=0.5)
@@ -101,7 +103,7 @@ def awake(policy: BasePolicy) -> BasePolicy:
 
 
 def batch(policy: BasePolicy, n: int = 4) -> tuple[dict[str, Tensor], Tensor]:
-    """Observations and actions at random."""
+    """Return random observations and actions."""
     space = cast(spaces.Dict, policy.observation_space)
     generator = torch.Generator().manual_seed(2)
     obs = {
@@ -112,14 +114,14 @@ def batch(policy: BasePolicy, n: int = 4) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def bilinear(head: FusionHead, x: Tensor, z: Tensor) -> Tensor:
-    """zᵀ𝕎x + Uᵀz + Vx + b with the weights of the head's fusion."""
+    """Compute zᵀ𝕎x + Uᵀz + Vx + b with the weights of the head's fusion."""
     weights = dict(head.fusion.named_parameters())
     product = torch.einsum("bz,zxo,bx->bo", z, weights["weight"], x)
     return product + z @ weights["shift.weight"] + x @ weights["main.weight"] + weights["main.bias"]
 
 
 def seen(network: Any, obs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Features and context of each row."""
+    """Return the features and the context of each row."""
     features = network.extract_features(obs, network.features_extractor)
     return features.vector, features.context.per_row()
 
@@ -127,7 +129,7 @@ def seen(network: Any, obs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("algorithm", [SAC, TD3])
 def test_critic_is_bilinear_form(algorithm: Any) -> None:
     """Q is the bilinear form of the hidden layer and the goal."""
-    policy = awake(build(algorithm, HEADS).policy)
+    policy = with_random_weights(build(algorithm, HEADS).policy)
     critic = cast(Any, policy).critic
     obs, actions = batch(policy)
     vector, z = seen(critic, obs)
@@ -145,7 +147,7 @@ def test_critic_is_bilinear_form(algorithm: Any) -> None:
 
 def test_quantiles_are_bilinear_forms() -> None:
     """The quantiles of TQC are bilinear forms of the hidden layer and the goal."""
-    policy = awake(build(TQC, {**HEADS, "n_critics": 3, "n_quantiles": 4}).policy)
+    policy = with_random_weights(build(TQC, {**HEADS, "n_critics": 3, "n_quantiles": 4}).policy)
     critic = cast(Any, policy).critic
     obs, actions = batch(policy)
     vector, z = seen(critic, obs)
@@ -163,7 +165,7 @@ def test_quantiles_are_bilinear_forms() -> None:
 
 def test_dqn_head_is_bilinear_form() -> None:
     """The head of DQN is a bilinear form with one output per action."""
-    policy = awake(build(DQN, HEADS).policy)
+    policy = with_random_weights(build(DQN, HEADS).policy)
     q_net = cast(Any, policy).q_net
     obs, _ = batch(policy)
     vector, z = seen(q_net, obs)
@@ -175,7 +177,7 @@ def test_dqn_head_is_bilinear_form() -> None:
 @pytest.mark.parametrize("algorithm", [SAC, TQC])
 def test_gaussian_actor_heads_are_bilinear(algorithm: Any) -> None:
     """The mean and the log standard deviation of the actor are bilinear forms."""
-    policy = awake(build(algorithm, HEADS).policy)
+    policy = with_random_weights(build(algorithm, HEADS).policy)
     actor = cast(Any, policy).actor
     obs, _ = batch(policy)
     vector, z = seen(actor, obs)
@@ -187,7 +189,7 @@ def test_gaussian_actor_heads_are_bilinear(algorithm: Any) -> None:
 
 def test_td3_actor_squashes_bilinear_form() -> None:
     """The actor of TD3 is the tanh of a bilinear form."""
-    policy = awake(build(TD3, HEADS).policy)
+    policy = with_random_weights(build(TD3, HEADS).policy)
     actor = cast(Any, policy).actor
     obs, _ = batch(policy)
     vector, z = seen(actor, obs)
@@ -203,7 +205,7 @@ def test_critic_without_hidden_layers(
     algorithm: Any,
 ) -> None:
     """Without hidden layers the critic fuses the features and the action themselves."""
-    policy = awake(build(algorithm, {**HEADS, "net_arch": []}).policy)
+    policy = with_random_weights(build(algorithm, {**HEADS, "net_arch": []}).policy)
     critic = cast(Any, policy).critic
     obs, actions = batch(policy)
     vector, z = seen(critic, obs)
@@ -285,7 +287,10 @@ def test_extractor_sharing_follows_the_option(algorithm: Any, share: bool) -> No
 @pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
 def test_actor_loss_leaves_critic_gradients_empty(algorithm: Any, share: bool) -> None:
     """The actor's loss gets the gradient of the actions, and the critic's weights get none."""
-    policy = cast(Any, awake(build(algorithm, {**TINY, "share_features_extractor": share}).policy))
+    policy = cast(
+        Any,
+        with_random_weights(build(algorithm, {**TINY, "share_features_extractor": share}).policy),
+    )
     obs, actions = batch(policy)
     ask = policy.critic.q1_forward if algorithm is TD3 else policy.critic
 
@@ -358,7 +363,9 @@ def test_concat_critic_equals_linear_critic(
     algorithm: Any,
 ) -> None:
     """With no hidden layers both are affine in (features, action, context), and of one size."""
-    policy = awake(build(algorithm, {**HEADS, "fusion": ConcatConfig(), "net_arch": []}).policy)
+    policy = with_random_weights(
+        build(algorithm, {**HEADS, "fusion": ConcatConfig(), "net_arch": []}).policy
+    )
     critic = cast(Any, policy).critic
     obs, actions = batch(policy)
     vector, z = seen(critic, obs)
@@ -411,7 +418,7 @@ def test_specialize_is_refused() -> None:
         specialize(build(SAC, HEADS).policy, np.zeros(1, np.float32))
 
 
-# ------------------------------------------------------------------------------------------------------ normalization
+# ------------------------------------------------------------------------------------ normalization
 
 
 NORMALISED = {
@@ -446,7 +453,7 @@ def test_running_norms_are_saved(tmp_path: Path) -> None:
     assert not torch.equal(policy.critic(obs, actions)[0], before[0])
 
 
-# --------------------------------------------------------------------------------------- arguments
+# ---------------------------------------------------------------------------------------- arguments
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -26,16 +26,20 @@ def test_separate_extractors_both_train(policy: Any) -> None:
     parts = {**TINY, "sites": ("map",)}
     options = parts if policy is FusionPolicy else with_extractor(**parts)
     model = ppo({**options, "share_features_extractor": False, "net_arch": [8]}, policy)
-    trunks = (model.policy.pi_features_extractor, model.policy.vf_features_extractor)
-    assert not {id(w) for w in trunks[0].parameters()} & {id(w) for w in trunks[1].parameters()}
+    extractors = (model.policy.pi_features_extractor, model.policy.vf_features_extractor)
+    assert not {id(w) for w in extractors[0].parameters()} & {
+        id(w) for w in extractors[1].parameters()
+    }
     before = [
-        {name: weight.detach().clone() for name, weight in trunk.named_parameters()}
-        for trunk in trunks
+        {name: weight.detach().clone() for name, weight in extractor.named_parameters()}
+        for extractor in extractors
     ]
     model.learn(32)
-    for trunk, start in zip(trunks, before, strict=True):
+    for extractor, start in zip(extractors, before, strict=True):
         still = [
-            name for name, weight in trunk.named_parameters() if torch.equal(weight, start[name])
+            name
+            for name, weight in extractor.named_parameters()
+            if torch.equal(weight, start[name])
         ]
         assert not still
 
@@ -48,8 +52,8 @@ def test_separate_extractors_train_fused_heads() -> None:
     for head in (model.policy.action_net, model.policy.value_net):
         assert isinstance(head, FusionHead)
         assert head.fusion.get_parameter("weight").any()
-    for trunk in (model.policy.pi_features_extractor, model.policy.vf_features_extractor):
-        assert trunk.get_parameter("map_fusion.weight").any()
+    for extractor in (model.policy.pi_features_extractor, model.policy.vf_features_extractor):
+        assert extractor.get_parameter("map_fusion.weight").any()
 
 
 def test_extractor_is_shared_by_default() -> None:
@@ -144,7 +148,7 @@ def test_without_heads_equals_sb3_policy() -> None:
     close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
 
 
-# --------------------------------------------------------------------------------------- arguments
+# ---------------------------------------------------------------------------------------- arguments
 
 
 def build(network: NetworkConfig | None = None, **options: Any) -> FusionPolicy:

@@ -1,4 +1,4 @@
-"""PopArt: values stay what they were whatever is learned of their scale, and targets become normal."""
+"""PopArt: updates preserve values and normalize targets."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ SITES: list[tuple[Any, ...]] = [("vector",), ("vector", "heads")]
 def head_of(
     config: FusionConfig | None = None, dtype: torch.dtype = torch.float64, **options: Any
 ) -> PopArtHead:
-    """With random weights, different for each task."""
+    """Return a head with random weights, different for each task."""
     torch.manual_seed(0)
     fusion = None if config is None else randomize(build_fusion(config, X, Z, HIDDEN))
     head = PopArtHead(N_TASKS, X if fusion is None else HIDDEN, fusion, **options)
@@ -41,7 +41,7 @@ def head_of(
         head.bias.copy_(normal(N_TASKS, seed=2))
     return (
         head.double() if dtype == torch.float64 else head
-    )  # whose statistics are float64 all the same
+    )  # the statistics are float64 in either case
 
 
 def features_of(dtype: torch.dtype = torch.float64) -> Features:
@@ -55,7 +55,7 @@ def returns_of(size: int, mean: float, deviation: float, seed: int = 0) -> Tenso
 
 @st.composite
 def rollouts(draw: st.DrawFn) -> list[tuple[Tensor, Tensor]]:
-    """Returns and tasks of several updates, at very different scales, and not of every task."""
+    """Draw returns and tasks of several updates, at different scales and with tasks missing."""
     updates = []
     for seed in range(draw(st.integers(1, 4))):
         of_tasks = draw(st.lists(st.integers(0, N_TASKS - 1), min_size=1, max_size=20))
@@ -64,7 +64,7 @@ def rollouts(draw: st.DrawFn) -> list[tuple[Tensor, Tensor]]:
     return updates
 
 
-# -------------------------------------------------------------------------------------------------------------- head
+# --------------------------------------------------------------------------------------------- head
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -79,7 +79,8 @@ def test_update_preserves_values(
     for returns, tasks in updates:
         before, mean = head(features), head.mean[TASKS].unsqueeze(1)
         head.update(returns.to(dtype), tasks)
-        # a value is a sum in which the means stand: what is lost is lost relative to the largest of these
+        # a value is a sum that contains the mean: the rounding error is relative to the largest
+        # term
         terms = torch.stack([before.double(), mean, head.mean[TASKS].unsqueeze(1)]).abs().amax(0)
         assert ((head(features) - before).abs() <= tolerance * terms).all()
 
@@ -184,7 +185,7 @@ def test_statistics_are_saved_with_weights() -> None:
     close(other.state_dict(), head.state_dict(), rtol=0, atol=0)
 
 
-# ------------------------------------------------------------------------------------------------------------ policy
+# ------------------------------------------------------------------------------------------- policy
 
 SPACE = spaces.Dict(
     {
@@ -205,7 +206,7 @@ def ppo(
     sde: bool = False,
     **options: Any,
 ) -> PPO:
-    """Unmodified SB3's."""
+    """Return SB3's own PPO with a PopArt policy."""
     env = DummyVecEnv(
         [lambda seed=seed: SampledEnv(SPACE, ACTIONS[actions], seed) for seed in (0, 1)]
     )

@@ -1,4 +1,4 @@
-"""Positional encodings against the formula of Vaswani et al. (2017)."""
+"""Positional encodings, compared with the formula of Vaswani et al. (2017)."""
 
 import math
 

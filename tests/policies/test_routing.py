@@ -46,7 +46,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-# ----------------------------------------------------------------------------------------- network
+# ------------------------------------------------------------------------------------------ network
 
 
 def test_separate_options_build_a_network() -> None:
@@ -82,7 +82,7 @@ def test_network_and_option_exclude_each_other(option: dict[str, Any]) -> None:
 
 def test_unknown_site_suggests_the_nearest() -> None:
     """An unknown site raises an error with the nearest name."""
-    with pytest.raises(ConfigError, match="unknown site 'haeds'. Did you mean 'heads'"):
+    with pytest.raises(ConfigError, match=r"unknown site 'haeds'\. Did you mean 'heads'"):
         choose_network(None, **{**OPTIONS, "sites": ("haeds",)})
 
 
@@ -161,7 +161,7 @@ def test_unresolvable_space_raises(space: Any, message: str) -> None:
         resolve_network(network_config(), space)
 
 
-# ------------------------------------------------------------------------------------------- keys
+# --------------------------------------------------------------------------------------------- keys
 
 
 def test_keys_are_assigned_by_use() -> None:

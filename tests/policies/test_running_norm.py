@@ -1,4 +1,4 @@
-"""Normalization: what ``observe`` was shown has mean 0 and deviation 1, whatever the pieces it came in."""
+"""Normalization by running statistics."""
 
 import numpy as np
 import pytest

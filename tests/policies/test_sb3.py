@@ -32,8 +32,8 @@ def mission_env() -> gym.Env[Any, Any]:
     return ContractObservation(FlipMissionEnv())
 
 
-def a_few_steps(name: str) -> BaseAlgorithm:
-    """One of SB3's algorithms with our extractor, trained for a few gradient steps."""
+def train_briefly(name: str) -> BaseAlgorithm:
+    """Train one of SB3's algorithms with our extractor for a few gradient steps."""
     match name:
         case "PPO":
             model: BaseAlgorithm = ppo(
@@ -87,7 +87,7 @@ ALGORITHMS = ("PPO", "A2C", "FusionPolicy", "DQN", "SAC", "TD3")
 def test_training_changes_every_fusion(name: str) -> None:
     """Training keeps all weights finite and moves the fusions off their initial zeros."""
     torch.manual_seed(0)
-    model = a_few_steps(name)
+    model = train_briefly(name)
     trained = [part for name, part in model.policy.named_modules() if "target" not in name]
     extractors = [part for part in trained if isinstance(part, FusionExtractor)]
     assert extractors
@@ -103,7 +103,7 @@ def test_training_changes_every_fusion(name: str) -> None:
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_saved_model_acts_as_before(name: str, tmp_path: Path) -> None:
     """A saved model has the same weights and outputs after it is loaded."""
-    model = a_few_steps(name)
+    model = train_briefly(name)
     model.save(tmp_path / "model.zip")
     env = model.get_env()
     assert env is not None
@@ -155,14 +155,14 @@ def test_minibatches_reproduce_the_rollout(policy: Any, fusion: str, key: str) -
         model = ppo({**parts, "sites": ("map", "vector", "heads"), "net_arch": [8]})
     else:
         model = ppo(with_extractor(**parts, sites=("map", "vector")), policy)
-    with torch.no_grad():  # away from the start, where the context does not count
+    with torch.no_grad():  # at initialization the output ignores the context
         for weight in model.policy.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
     model.train = lambda: None  # type: ignore[method-assign]
     model.learn(32)
     seen = 0
     for batch in model.rollout_buffer.get(8):
-        assert batch.observations["task"].shape == (8, 1)  # type: ignore[index]  # one-hot (8, 1, 3) in the networks
+        assert batch.observations["task"].shape == (8, 1)  # type: ignore[index]
         values, log_probs, _ = model.policy.evaluate_actions(
             batch.observations, batch.actions.long().flatten()
         )

@@ -1,4 +1,4 @@
-"""One context's plain network: the outputs of the general one, with nothing of the context left to compute."""
+"""Specialized networks: outputs of the general network for one context."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def assert_equal_to_scale(got: Tensor, expected: Tensor, tolerance: float = 1e-6
     close(got, expected, rtol=0, atol=tolerance * max(1.0, expected.abs().max().item()))
 
 
-# ---------------------------------------------------------------------------------------------------------- fusions
+# ------------------------------------------------------------------------------------------ fusions
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_specialized_fusion_equals_general_one(
     plain = specialize_fusion(fusion, z)
     cells = normal(9, 4, sizes[0], seed=1).to(dtype)
     assert_equal_to_scale(plain(cells), fusion(cells, z.expand(9, -1)), tolerance)
-    if member != CROSS:  # which looks over cells
+    if member != CROSS:  # which needs cells
         vector = cells[:, 0]
         assert_equal_to_scale(plain(vector), fusion(vector, z.expand(9, -1)), tolerance)
 
@@ -109,7 +109,7 @@ def test_unknown_fusion_raises_type_error() -> None:
         fold(Another(X, Z, X), normal(1, Z))
 
 
-# ------------------------------------------------------------------------------------------- extractors and policies
+# -------------------------------------------------------------------------- extractors and policies
 
 CODES = np.broadcast_to(np.array([10, 5, 3], np.uint8), (5, 5, 3))
 SPACE = spaces.Dict(
@@ -155,7 +155,7 @@ def policy_of(
     action_space: spaces.Space[Any] | None = None,
     **options: Any,
 ) -> FusionPolicy:
-    """With random weights, at which the context counts."""
+    """Return a policy with random weights, so that its output depends on the context."""
     torch.manual_seed(0)
     encoder_config, space = SEEN[encoder]
     parts = {
@@ -179,7 +179,7 @@ def policy_of(
 
 
 def asked(space: spaces.Dict, key: str, size: int = 7) -> dict[str, np.ndarray]:
-    """Random observations that share a context."""
+    """Return random observations that share a context."""
     space.seed(1)
     samples = [
         {**space.sample(), key: np.asarray(ASKED[key][1], space[key].dtype)} for _ in range(size)
@@ -191,7 +191,7 @@ def tensors(observation: dict[str, np.ndarray], but: str = "") -> dict[str, Tens
     return {name: torch.from_numpy(array) for name, array in observation.items() if name != but}
 
 
-def assert_specialised_equals(
+def assert_specialized_equals(
     policy: FusionPolicy, key: str, value_tolerance: float = 1e-6
 ) -> None:
     space = policy.observation_space
@@ -203,25 +203,27 @@ def assert_specialised_equals(
         distribution = policy.get_distribution(general).distribution
         assert_equal_to_scale(values, policy.predict_values(general), value_tolerance)
         assert_equal_to_scale(logits.log_softmax(-1), distribution.logits)  # type: ignore[union-attr]
-        assert logits.std(dim=0).min() > 1e-3, "it does not see"
+        assert logits.std(dim=0).min() > 1e-3, "the output ignores the inputs"
     others = specialize(
         policy, {"task": 0, "mission": [1] * 6, "desired_goal": np.ones((2, 2))}[key]
     )
-    assert (others(tensors(observation))[1] - values).abs().max() > 1e-3, "it does not listen"
+    assert (others(tensors(observation))[1] - values).abs().max() > 1e-3, (
+        "the output ignores the context"
+    )
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_specialized_policy_equals_general_one(fusion: str, share: bool) -> None:
     """A specialized policy equals the general one, for every fusion."""
-    assert_specialised_equals(policy_of(fusion, share_features_extractor=share), "task")
+    assert_specialized_equals(policy_of(fusion, share_features_extractor=share), "task")
 
 
 @pytest.mark.parametrize("key", ASKED)
 @pytest.mark.parametrize("sites", [("map",), ("vector",), ("heads",), ("map", "heads")], ids=str)
 def test_every_context_at_every_site(sites: tuple[str, ...], key: str) -> None:
     """A specialized policy equals the general one, for every context and site."""
-    assert_specialised_equals(policy_of(sites=sites, key=key), key)
+    assert_specialized_equals(policy_of(sites=sites, key=key), key)
 
 
 @pytest.mark.parametrize("net_arch", [[], {"pi": [8, 6], "vf": [7]}], ids=str)
@@ -229,7 +231,7 @@ def test_every_context_at_every_site(sites: tuple[str, ...], key: str) -> None:
 def test_every_encoder_and_architecture(encoder: str, net_arch: Any) -> None:
     """A specialized policy equals the general one, for every encoder and architecture."""
     sites = ("vector", "heads") if encoder == "vector" else ("map", "vector", "heads")
-    assert_specialised_equals(policy_of(sites=sites, encoder=encoder, net_arch=net_arch), "task")
+    assert_specialized_equals(policy_of(sites=sites, encoder=encoder, net_arch=net_arch), "task")
 
 
 @pytest.mark.parametrize(
@@ -256,7 +258,7 @@ def test_parameters_give_the_policy_distribution(
     parameters, _ = specialize(policy, 2)(tensors(observation))
     if isinstance(action_space, spaces.Box):
         assert_equal_to_scale(parameters, mode)
-    else:  # the same distribution, made from our logits
+    else:  # the same distribution, made from the returned logits
         assert_equal_to_scale(
             policy.action_dist.proba_distribution(parameters).log_prob(actions), log_prob
         )  # type: ignore[call-arg]
@@ -393,17 +395,17 @@ def test_observations_must_fit() -> None:
         specialized({**observation, "image": observation["image"][0]})
 
 
-# ------------------------------------------------------------------------------------- values per task, action masks
+# -------------------------------------------------------------------- values per task, action masks
 
 HEADS: list[tuple[Any, ...]] = [("vector",), ("vector", "heads")]
 ROUNDING = 1e-5
-"""Of values that are σ n + μ, with a mean μ of the size of the values."""
+"""Tolerance of values σ n + μ with a mean μ as large as the values."""
 
 
 def popart_policy(
     sites: tuple[Any, ...], key: str, fusion: str = "bilinear", **options: Any
 ) -> FusionPolicy:
-    """Whose tasks differ in scale."""
+    """Return a policy whose tasks have different scales."""
     policy = policy_of(fusion, sites=sites, key=key, popart=True, **options)
     assert isinstance(policy.value_net, PopArtHead)
     tasks = torch.arange(60) % 3
@@ -429,7 +431,7 @@ def test_popart_value_of_the_task(sites: tuple[Any, ...], key: str, share: bool)
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_popart_with_every_fusion(fusion: str) -> None:
     """A specialized PopArt policy equals the general one, for every fusion."""
-    assert_specialised_equals(
+    assert_specialized_equals(
         popart_policy(("map", "vector", "heads"), "task", fusion), "task", ROUNDING
     )
 
@@ -462,9 +464,9 @@ def test_specialized_policy_masks_actions(
 def test_goal_image_as_context() -> None:
     """A goal image can be the context of a specialized policy."""
     codes = np.full((5, 5, 2), 2, np.uint8)
-    picture = spaces.Box(np.zeros_like(codes), codes, (5, 5, 2), np.uint8)
+    goal_space = spaces.Box(np.zeros_like(codes), codes, (5, 5, 2), np.uint8)
     space = spaces.Dict(
-        {"desired_goal": picture, "observation": spaces.Box(-1, 1, (3,), np.float32)}
+        {"desired_goal": goal_space, "observation": spaces.Box(-1, 1, (3,), np.float32)}
     )
     torch.manual_seed(0)
     context = GoalContextConfig(encoder="grid", dim=8)
@@ -473,14 +475,14 @@ def test_goal_image_as_context() -> None:
         for weight in policy.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
     space.seed(0)
-    goals, seen = picture.sample(), np.stack([space["observation"].sample() for _ in range(4)])
+    goals, seen = goal_space.sample(), np.stack([space["observation"].sample() for _ in range(4)])
     general, _ = policy.obs_to_tensor({"observation": seen, "desired_goal": np.stack([goals] * 4)})
     values = specialize(policy, goals)({"observation": torch.from_numpy(seen)})[1]
     assert_equal_to_scale(values, policy.predict_values(general))
-    assert policy.grouped_context_key == "desired_goal", "few pictures are distinct"
+    assert policy.grouped_context_key == "desired_goal", "a batch has few distinct goal images"
 
 
-# ----------------------------------------------------------------------------------------------------------- export
+# ------------------------------------------------------------------------------------------- export
 
 
 @pytest.mark.parametrize("encoder", ["grid", "image", "masked"])
