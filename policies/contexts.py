@@ -237,7 +237,7 @@ class MissionContext(nn.Module):
         config: options of the context.
 
     Raises:
-        ConfigError: if the space is none of token ids.
+        ConfigError: if the space is not one of token ids.
     """
 
     def __init__(self, space: spaces.Space[object], config: MissionContextConfig) -> None:
@@ -339,7 +339,7 @@ class GoalImageContext(nn.Module):
         config: options of the context.
 
     Raises:
-        ConfigError: if the space is none of symbolic images.
+        ConfigError: if the space is not one of symbolic images.
     """
 
     def __init__(self, space: spaces.Space[object], config: GoalContextConfig) -> None:
@@ -363,6 +363,7 @@ class GoalImageContext(nn.Module):
         Returns:
             The distinct goals, encoded.
         """
+        # (B, H, W, codes) -> (B, H * W * codes)
         distinct = goal if isinstance(goal, UniqueRows) else unique_rows(goal.flatten(1).long())
         # (goals, H * W * codes) -> (goals, H, W, codes)
         images = distinct.rows.reshape(-1, *self.shape).float()

@@ -39,7 +39,7 @@ class GridCells(nn.Module):
         channels: C, the features of each cell.
 
     Raises:
-        ConfigError: if the codes have too many combinations, or are no codes.
+        ConfigError: if the codes have too many combinations, or if the space is not one of codes.
     """
 
     MAX_CELL_TYPES = 4096
@@ -185,7 +185,7 @@ class CellsEncoder(nn.Module):
         self.out_dim = config.features_dim
         # without padding the two convolutions take off 4 rows and 4 columns
         padding = 0 if min(cells.height, cells.width) >= 5 else 1
-        shrink = 4 - 4 * padding
+        shrink = 4 * (1 - padding)
         self.convolutions = nn.Sequential(
             nn.Conv2d(self.channels, self.channels, 3, padding=padding),
             nn.ReLU(),
@@ -270,7 +270,9 @@ def build_encoder(
 
 
 def _image_space(config: EncoderConfig, space: spaces.Dict, routing: Routing) -> spaces.Box:
-    image = None if routing.image is None else space[routing.image]
+    image = None
+    if routing.image is not None:
+        image = space[routing.image]
     if not isinstance(image, spaces.Box):
         raise ConfigError(
             f"encoder={config.kind} needs an observation of rank 3, found none; use encoder=vector"

@@ -248,9 +248,10 @@ def _tensor(observations: Observations, key: str) -> Tensor:
 
 
 def _apply_fusion(fusion: nn.Module, features: Tensor, context: Context | None) -> Tensor:
-    """Apply a fusion, or the plain layers that it was specialized to if there is no context."""
-    fused: Tensor = fusion(features) if context is None else fusion(features, *context)
-    return fused
+    """Apply a fusion; without a context, apply the plain layers that replaced it."""
+    if context is None:
+        return fusion(features)
+    return fusion(features, *context)
 
 
 def extractor_part(network: NetworkConfig) -> NetworkConfig:

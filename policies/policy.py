@@ -135,6 +135,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         self.popart = popart
         self.masks_actions = has_action_mask(observation_space, action_space)
         self.n_tasks = get_n_tasks(observation_space) if popart else 1
+        # the heads take ``Features`` if they need more than the vector
         self.heads_use_features = (
             self.is_recurrent or self.fuses_in_heads or self.popart or self.masks_actions
         )

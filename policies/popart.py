@@ -131,6 +131,7 @@ class PopArtHead(nn.Module):
         old_mean = self.mean.clone()
         old_std = self.std
 
+        # new statistics; the step size is bias-corrected, as in Adam
         self.n_updates += present
         step = self.rate / (1 - (1 - self.rate) ** self.n_updates.double())
         step = torch.where(present, step, 0.0)
@@ -138,6 +139,7 @@ class PopArtHead(nn.Module):
         self.mean += step * (sums / n_rows - self.mean)
         self.mean_of_squares += step * (sums_of_squares / n_rows - self.mean_of_squares)
 
+        # new weights, so that σ n(h) + μ stays the same
         std = self.std
         weight = self.weight.double() * (old_std / std).unsqueeze(1)
         bias = (old_std * self.bias.double() + old_mean - self.mean) / std

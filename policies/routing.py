@@ -62,6 +62,7 @@ def choose_network(
         ConfigError: if both ``network`` and a separate option are given, or if a name is unknown.
     """
     if network is None:
+        # named here, because a wrong name inside a config raises a longer error
         for site in sites:
             if site not in get_args(Site):
                 raise ConfigError(f"unknown site '{site}'." + nearest(site, get_args(Site)))
@@ -73,6 +74,7 @@ def choose_network(
             memory=default_memory if memory is None else memory,
             observation_keys=observation_keys,
         )
+    # an option at its default does not contradict the network
     given = {
         "fusion": fusion not in ("bilinear", BilinearConfig()),
         "context": context is not None,
@@ -105,7 +107,7 @@ def resolve_network(
         The configuration without an ``auto`` member.
 
     Raises:
-        ConfigError: if the space is no Dict, or if it has no context.
+        ConfigError: if the space is not a Dict, or if it lacks a context or an input.
     """
     if not isinstance(observation_space, spaces.Dict):
         raise ConfigError(
@@ -155,8 +157,8 @@ def route(
         The keys by their use.
 
     Raises:
-        ConfigError: if a key is unknown, if Stable-Baselines3 does not support a space, or if there
-            is no input.
+        ConfigError: if a key is unknown, if Stable-Baselines3 does not support a space, or if an
+            input is missing.
     """
     for key, subspace in space.items():
         _check_supported(key, subspace)
@@ -197,7 +199,7 @@ def input_keys(
             nor the action mask.
 
     Raises:
-        ConfigError: if a key is unknown, or if there is no input.
+        ConfigError: if a key is unknown, or if an input is missing.
     """
     known = space.spaces
     if observation_keys:
@@ -270,7 +272,7 @@ def default_encoder(
         observation_keys: keys that are inputs; None for the default of ``input_keys``.
 
     Raises:
-        ConfigError: if a key is unknown, or if there is no input.
+        ConfigError: if a key is unknown, or if an input is missing.
     """
     key = image_key(space, input_keys(space, context_key, observation_keys))
     if key is None:

@@ -148,10 +148,13 @@ def fold(fusion: Fusion, z: Float[Tensor, "1 context"]) -> nn.Module:
             return Product(nn.Sequential(gate, nn.Sigmoid()), as_linear(fusion.main, x_dim))
         case AttentionMask():
             logits = fold(fusion.to_mask, z)
-            mask = nn.Sequential(logits, nn.Softmax(-1) if fusion.simplex else nn.Sigmoid())
-            # m = X * softmax: the factor X goes into the main path
-            scale = x_dim if fusion.simplex else 1
-            main = as_linear(lambda x: fusion.main(scale * x), x_dim)
+            if fusion.simplex:
+                mask = nn.Sequential(logits, nn.Softmax(-1))
+                # m = X * softmax: the factor X goes into the main path
+                main = as_linear(lambda x: fusion.main(x_dim * x), x_dim)
+            else:
+                mask = nn.Sequential(logits, nn.Sigmoid())
+                main = as_linear(fusion.main, x_dim)
             return nn.Sequential(Product(mask, nn.Identity()), main)
         case MetricSimilarity():
             return SpecializedMetric(fusion, z)
@@ -306,13 +309,17 @@ def encode_one_context(
     if isinstance(extractor.context, GoalContext) and extractor.context.relative_to is not None:
         raise ConfigError(
             f"context.relative_to={extractor.context.relative_to}: the relative goal changes at "
-            "every step, so there is no policy for one context; use the policy itself"
+            "every step, so a policy for one context does not exist; use the policy itself"
         )
     space = extractor.observation_space[key]
     row = np.asarray(context)
     is_integer = space.dtype is not None and space.dtype.kind in "iu"
-    if row.shape != space.shape or row.dtype.kind not in ("iu" if is_integer else "iuf"):
-        hint = "; mirl.envs.tokenize makes token ids of a text" if row.dtype.kind == "U" else ""
+    # integers fit a space of floats, but not the other way round
+    kinds = "iu" if is_integer else "iuf"
+    if row.shape != space.shape or row.dtype.kind not in kinds:
+        hint = ""
+        if row.dtype.kind == "U":
+            hint = "; mirl.envs.tokenize makes token ids of a text"
         raise ConfigError(
             f"expected one context as the observation holds it under '{key}', shape {space.shape} "
             f"of {space.dtype}, got shape {row.shape} of {row.dtype}{hint}"
@@ -347,6 +354,7 @@ class SpecializedExtractor(nn.Module):
         others = extractor.routing.others
         self.keys = others if image is None else (image, *others)
         self.trunk = copy.deepcopy(extractor)
+        # z replaces it
         del self.trunk.context
         if isinstance(extractor.map_fusion, Fusion):
             self.trunk.map_fusion = specialize_fusion(extractor.map_fusion, z)
