@@ -1,14 +1,14 @@
-"""Each memory against a form that we did not write, one timestep after the other, in float64, gradients included."""
+"""Recurrent cores computed one timestep after the other, in float64, as reference for ours."""
 
 import math
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mirl.configs.errors import ConfigError
+from mirl.agents import A2C, PPO
 from mirl.configs.networks import (
     AttentionMemoryConfig,
     FastWeightsConfig,
@@ -17,16 +17,22 @@ from mirl.configs.networks import (
     MiLstmConfig,
     RecurrentConfig,
 )
-from mirl.policies.grouped_matmul import ContextGroups
+from mirl.configs.schema import TrainConfig
 from mirl.policies.memory.build import build_core
 from mirl.policies.memory.chunks import ChunkedCore
 from mirl.policies.memory.core import Core
 from mirl.policies.memory.mi_lstm import MiLstm
 
 close = torch.testing.assert_close
+exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
+CPU = torch.device("cpu")
+Build = Callable[..., TrainConfig]
+Agents = Callable[[TrainConfig], PPO | A2C]
+
 X, Z, SIZE, T, N = 5, 3, 8, 9, 4
+"""Sizes of features, context and core; timesteps and sequences."""
 Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(x (X,), state, z (Z,)) → (y, state), for one timestep of one sequence; None is the state of nothing."""
+"""(x (X,), state, z (Z,)) -> (y, state), for one timestep of one sequence."""
 
 MEMBERS: dict[str, RecurrentConfig] = {
     "lstm": LstmConfig(size=SIZE),
@@ -51,10 +57,11 @@ MEMBERS: dict[str, RecurrentConfig] = {
     "gru, skip connection": GruConfig(size=SIZE, skip_connection=True),
     "fast_weights, skip connection": FastWeightsConfig(size=SIZE, heads=2, skip_connection=True),
 }
+"""Every kind of core, with different options."""
 
 
-def randomized(config: RecurrentConfig) -> Core:
-    """A core in float64 whose weights are all random."""
+def build_random_core(config: RecurrentConfig) -> Core:
+    """Build a core in float64 whose weights are all random."""
     torch.manual_seed(0)
     core = build_core(config, X, Z).double()
     for parameter in core.parameters():
@@ -63,16 +70,18 @@ def randomized(config: RecurrentConfig) -> Core:
 
 
 def some_episodes() -> Tensor:
-    """One sequence goes on from before; one starts; one starts twice more; one starts at the last timestep."""
+    """Return (T, N) episode starts.
+
+    One sequence continues an episode; one starts one; one starts two more inside; one starts one in
+    its last timestep.
+    """
     starts = torch.zeros(T, N, dtype=torch.bool)
     starts[0, 1] = starts[0, 2] = starts[3, 2] = starts[4, 2] = starts[T - 1, 3] = True
     return starts
 
 
-# ------------------------------------------------------------------------------------------------- one step by itself
-
-
 def lstm_step(core: Any, config: Any) -> Step:
+    """Return one timestep of ``torch.nn.LSTMCell``."""
     cell = nn.LSTMCell(X, SIZE).double()
     own = {name.removesuffix("_l0"): weight for name, weight in core.network.named_parameters()}
 
@@ -85,6 +94,7 @@ def lstm_step(core: Any, config: Any) -> Step:
 
 
 def gru_step(core: Any, config: Any) -> Step:
+    """Return one timestep of ``torch.nn.GRUCell``."""
     cell = nn.GRUCell(X, SIZE).double()
     own = {name.removesuffix("_l0"): weight for name, weight in core.network.named_parameters()}
 
@@ -96,7 +106,7 @@ def gru_step(core: Any, config: Any) -> Step:
 
 
 def mi_lstm_step(core: MiLstm, config: MiLstmConfig) -> Step:
-    """By the full three-dimensional form of the interaction, gate after gate."""
+    """Return one timestep by the three-dimensional form of the interaction, gate after gate."""
     names = ("input", "forget", "cell", "output")
     v, u, b = (
         weight.unflatten(-1, (4, SIZE))
@@ -138,6 +148,8 @@ def mi_lstm_step(core: MiLstm, config: MiLstmConfig) -> Step:
 
 
 def fast_weights_step(core: Any, config: FastWeightsConfig) -> Step:
+    """Return one timestep of the delta rule, head after head."""
+
     def step(x: Tensor, state: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         qkv = x @ core.query_key_value.weight + core.query_key_value.bias
         strength = torch.sigmoid(x @ core.write_strength.weight + core.write_strength.bias)
@@ -156,6 +168,7 @@ def fast_weights_step(core: Any, config: FastWeightsConfig) -> Step:
 
 
 def encoding(position: float, dim: int) -> Tensor:
+    """Return the sinusoidal encoding of a position."""
     angles = [position / 10_000 ** (2 * (i // 2) / dim) for i in range(dim)]
     return torch.tensor(
         [math.cos(a) if i % 2 else math.sin(a) for i, a in enumerate(angles)], dtype=torch.float64
@@ -163,6 +176,7 @@ def encoding(position: float, dim: int) -> Tensor:
 
 
 def attention_step(core: Any, config: AttentionMemoryConfig) -> Step:
+    """Return one timestep of attention, head after head and pair after pair."""
     dim, past = SIZE // config.heads, config.window - 1
 
     def step(x: Tensor, state: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,8 +221,8 @@ STEPS: dict[str, Callable[[Any, Any], Step]] = {
 }
 
 
-def as_read(features: Tensor, config: RecurrentConfig) -> Tensor:
-    """What a core makes of the features before anything else."""
+def as_input(features: Tensor, config: RecurrentConfig) -> Tensor:
+    """Return the features as a core takes them: detached and normalized, if it does that."""
     read = features.detach() if config.skip_connection else features
     centered = read - read.mean(-1, keepdim=True)
     return (
@@ -218,9 +232,10 @@ def as_read(features: Tensor, config: RecurrentConfig) -> Tensor:
     )
 
 
-def one_after_the_other(
+def run_single_steps(
     step: Step, features: Tensor, state: Tensor, starts: Tensor, context: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Run one timestep after the other, sequence after sequence."""
     outputs, states = [], []
     for n in range(features.shape[1]):
         of_sequence, row = [], state[n]
@@ -233,13 +248,13 @@ def one_after_the_other(
     return torch.stack(outputs, dim=1), torch.stack(states)
 
 
-def as_given(features: Tensor, remembered: Tensor, core: Core) -> Tensor:
-    """What a core makes of what is remembered, after everything else."""
-    return remembered if core.add is None else features + remembered @ core.add.weight
+def as_output(features: Tensor, y: Tensor, core: Core) -> Tensor:
+    """Return what a core makes of the output of its memory."""
+    return y if core.add is None else features + y @ core.add.weight
 
 
-def a_state(core: Core, config: RecurrentConfig) -> Tensor:
-    """What three timesteps before leave."""
+def played_state(core: Core, config: RecurrentConfig) -> Tensor:
+    """Return the hidden state after three timesteps."""
     before = torch.randn(3, N, X, dtype=torch.float64)
     context = torch.randn(3 * N, Z, dtype=torch.float64)
     empty = torch.zeros(N, core.state_dim, dtype=torch.float64)
@@ -247,34 +262,27 @@ def a_state(core: Core, config: RecurrentConfig) -> Tensor:
         return core(before, empty, torch.zeros(3, N, dtype=torch.bool), context)[1]
 
 
-# -------------------------------------------------------------------------------------------------------------- tests
-
-
-@pytest.mark.parametrize("name", MEMBERS)
-@pytest.mark.parametrize(
-    "starts", [some_episodes(), torch.zeros(T, N, dtype=torch.bool)], ids=["episodes", "whole"]
-)
-@pytest.mark.parametrize("chunk", [64, 2])
-def test_many_timesteps_at_once_equal_one_after_the_other(
+def assert_matches_single_steps(
     monkeypatch: pytest.MonkeyPatch, name: str, starts: Tensor, chunk: int
 ) -> None:
+    """Check outputs, states and gradients of a core against single timesteps."""
     monkeypatch.setattr(ChunkedCore, "CHUNK", chunk)
     config = MEMBERS[name]
-    core = randomized(config)
+    core = build_random_core(config)
     step = STEPS[config.kind](core, config)
     inputs = (
         torch.randn(T, N, X, dtype=torch.float64, requires_grad=True),
-        a_state(core, config).requires_grad_(),
+        played_state(core, config).requires_grad_(),
         torch.randn(T, N, Z, dtype=torch.float64, requires_grad=True),
     )
     weights = dict(core.named_parameters())
     results = []
 
-    def theirs_of(x: Tensor, s: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        remembered, after = one_after_the_other(step, as_read(x, config), s, starts, z)
-        return as_given(x, remembered, core), after
+    def run_reference(x: Tensor, s: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        remembered, after = run_single_steps(step, as_input(x, config), s, starts, z)
+        return as_output(x, remembered, core), after
 
-    for run in (lambda x, s, z: core(x, s, starts, z.flatten(0, 1)), theirs_of):
+    for run in (lambda x, s, z: core(x, s, starts, z.flatten(0, 1)), run_reference):
         y, state = run(*inputs)
         aim = torch.Generator().manual_seed(1)
         loss = sum(
@@ -294,126 +302,3 @@ def test_many_timesteps_at_once_equal_one_after_the_other(
             *(zero if result[2][key] is None else result[2][key] for result in results),
             msg=lambda m, k=key: f"{k}: {m}",
         )
-
-
-@pytest.mark.parametrize("form", ["full", "low_rank", "diagonal"])
-def test_without_its_multiplicative_weights_mi_lstm_is_an_lstm(form: Any) -> None:
-    core = build_core(MiLstmConfig(size=SIZE, form=form, rank=3, normalize=False), X, Z)
-    assert isinstance(core, MiLstm)
-    plain = nn.LSTM(X, SIZE)
-    with torch.no_grad():
-        plain.weight_ih_l0.copy_(core.main.weight.T)
-        plain.weight_hh_l0.copy_(core.recur.weight.T)
-        plain.bias_ih_l0.copy_(core.bias)
-        plain.bias_hh_l0.zero_()
-    x, state = torch.randn(T, N, X), torch.randn(N, 2 * SIZE)
-    y, last = core(x, state, torch.zeros(T, N, dtype=torch.bool), torch.randn(T * N, Z))
-    expected, (h, c) = plain(x, tuple(part[None].contiguous() for part in state.chunk(2, dim=1)))
-    close((y, last), (expected, torch.cat([h[0], c[0]], dim=1)))
-
-
-@pytest.mark.parametrize("name", MEMBERS)
-def test_distinct_contexts_may_come_once(name: str) -> None:
-    core = randomized(MEMBERS[name])
-    each, index = torch.randn(2, Z, dtype=torch.float64), torch.randint(2, (T * N,))
-    x, starts, state = (
-        torch.randn(T, N, X, dtype=torch.float64),
-        some_episodes(),
-        a_state(core, MEMBERS[name]),
-    )
-    close(
-        core(x, state, starts, each, ContextGroups(index, 2)), core(x, state, starts, each[index])
-    )
-
-
-@pytest.mark.parametrize("name", MEMBERS)
-def test_what_was_before_an_episode_leaves_no_trace(name: str) -> None:
-    core = randomized(MEMBERS[name])
-    x, z = torch.randn(T, N, X, dtype=torch.float64), torch.randn(T, N, Z, dtype=torch.float64)
-    starts = torch.zeros(T, N, dtype=torch.bool)
-    starts[4] = True
-    nothing = torch.zeros(N, core.state_dim, dtype=torch.float64)
-    never = torch.full_like(nothing, torch.nan)
-    close(
-        core(x[4:], never, starts[4:], z[4:].flatten(0, 1)),
-        core(x[4:], nothing, starts[4:], z[4:].flatten(0, 1)),
-    )
-    y, last = core(x, a_state(core, MEMBERS[name]), starts, z.flatten(0, 1))
-    alone = core(x[4:], nothing, starts[4:], z[4:].flatten(0, 1))
-    close((y[4:], last), alone)
-
-
-@pytest.mark.parametrize("name", MEMBERS)
-def test_at_the_start_the_output_does_not_depend_on_the_context_and_its_gradient_is_there(
-    name: str,
-) -> None:
-    config = MEMBERS[name]
-    core = build_core(config, X, Z)
-    x, state, starts = torch.randn(T, N, X), torch.zeros(N, core.state_dim), some_episodes()
-    z, other = torch.randn(2, T * N, Z).unbind()
-    y, _ = core(x, state, starts, z)
-    close(core(x, state, starts, other)[0], y)
-    if isinstance(core, MiLstm) and core.to_scale is not None:
-        y.sum().backward()
-        assert core.to_scale.weight.grad is not None
-        assert core.to_scale.weight.grad.abs().min() > 0
-
-
-@pytest.mark.parametrize("kind", get_args(RecurrentConfig))
-def test_with_a_skip_connection_it_starts_as_no_memory_and_learns_to_remember(kind: Any) -> None:
-    core = build_core(kind(skip_connection=True), X, Z)
-    x, state, z = torch.randn(T, N, X), torch.zeros(N, core.state_dim), torch.randn(T * N, Z)
-    y, _ = core(x, state, some_episodes(), z)
-    close(y, x)
-    y.square().sum().backward()
-    assert core.add is not None
-    assert core.add.weight.grad is not None
-    assert core.add.weight.grad.abs().min() > 0
-
-
-@pytest.mark.parametrize("name", ["lstm", "mi_lstm"])
-def test_at_the_start_an_lstm_keeps_most_of_its_cell(name: str) -> None:
-    core = build_core(MEMBERS[name], X, Z)
-    for weight in core.parameters():
-        if weight.dim() > 1:  # the biases alone
-            nn.init.zeros_(weight)
-    remembered = torch.ones(N, core.state_dim)
-    _, after = core(
-        torch.zeros(1, N, X), remembered, torch.zeros(1, N, dtype=torch.bool), torch.zeros(N, Z)
-    )
-    close(after[:, -SIZE:], torch.full((N, SIZE), 1 / (1 + math.exp(-1))))
-
-
-@pytest.mark.parametrize("name", MEMBERS)
-def test_autocast_changes_nothing(name: str) -> None:
-    core = randomized(MEMBERS[name]).float()
-    x, state, z = (
-        torch.randn(T, N, X).bfloat16(),
-        torch.zeros(N, core.state_dim),
-        torch.randn(T * N, Z).bfloat16(),
-    )
-    expected = core(x.float(), state, some_episodes(), z.float())
-    with torch.autocast("cpu", torch.bfloat16):
-        close(core(x, state, some_episodes(), z), expected)
-
-
-def test_one_feature_is_not_normalised_away() -> None:
-    with pytest.raises(ConfigError, match=r"needs two features or more, got 1; normalize=false"):
-        build_core(LstmConfig(size=SIZE), 1, 0)
-    build_core(LstmConfig(size=SIZE, normalize=False), 1, 0)
-
-
-def test_sizes_that_do_not_fit_are_told() -> None:
-    core = build_core(LstmConfig(size=SIZE), X, Z)
-    starts = torch.zeros(T, N, dtype=torch.bool)
-    with pytest.raises(
-        ValueError, match=r"Recurrent expects features \(9, 4, 5\) and state \(4, 16\), got"
-    ):
-        core(torch.randn(T, N, X), torch.zeros(N, SIZE), starts)
-    with pytest.raises(
-        ValueError, match=r"expected a context for each of \(9, 4\) timesteps, got 4"
-    ):
-        core(torch.randn(T, N, X), torch.zeros(N, 2 * SIZE), starts, torch.randn(4, Z))
-    scaled = build_core(MiLstmConfig(size=SIZE), X, Z)
-    with pytest.raises(ValueError, match="the context scales the gates"):
-        scaled(torch.randn(T, N, X), torch.zeros(N, 2 * SIZE), starts)

@@ -1,15 +1,24 @@
-"""What holds on the CPU holds on a CUDA device: the loop's rollouts, losses, gradients and mixed precision."""
+"""On a CUDA device the rollouts, losses, gradients and precision are those of the CPU."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from multitask_setup import evaluate_samples
 from stable_baselines3.common.vec_env import VecEnv
 
 from mirl.agents import A2C, PPO
+from mirl.configs.schema import TrainConfig
 from mirl.envs import make_vec_env
 from mirl.policies import FusionPolicy
+
+close = torch.testing.assert_close
+exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
+CPU = torch.device("cpu")
+Build = Callable[..., TrainConfig]
+Agents = Callable[[TrainConfig], PPO | A2C]
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,7 +44,8 @@ def ppo(device: str, **options: Any) -> PPO:
     )
 
 
-def test_a_rollout_is_judged_as_on_the_cpu() -> None:
+def test_evaluation_matches_the_cpu() -> None:
+    """A rollout is evaluated as on the CPU."""
     on_cpu, on_gpu = ppo("cpu"), ppo("cuda")
     on_cpu.learn(128)
     on_gpu.policy.load_state_dict(on_cpu.policy.state_dict())
@@ -51,18 +61,18 @@ def test_a_rollout_is_judged_as_on_the_cpu() -> None:
         on_gpu.rollout_buffer.pos += 1
     for name in ("actions", "values", "log_probs", "advantages"):
         getattr(on_gpu.rollout_buffer, name).copy_(getattr(on_cpu.rollout_buffer, name))
-    judged = [
-        agent._evaluate_actions(agent.rollout_buffer.take(np.arange(128)))
+    evaluations = [
+        evaluate_samples(agent, agent.rollout_buffer.minibatch(np.arange(128)))
         for agent in (on_cpu, on_gpu)
     ]
-    for expected, got in zip(*judged, strict=True):
+    for expected, got in zip(*evaluations, strict=True):
         assert got.is_cuda
         torch.testing.assert_close(got.cpu(), expected, rtol=1e-3, atol=1e-4)
     gradients = [
         torch.autograd.grad(
             (each.values + each.log_probs).sum(), list(agent.policy.parameters()), allow_unused=True
         )
-        for each, agent in zip(judged, (on_cpu, on_gpu), strict=True)
+        for each, agent in zip(evaluations, (on_cpu, on_gpu), strict=True)
     ]
     for expected, got in zip(*gradients, strict=True):
         assert (got is None) == (expected is None)

@@ -1,7 +1,7 @@
-"""The oracle: with all options off and the same data, our PPO and A2C do what Stable-Baselines3's own do, to 1e-5.
+"""With all options off and the same data, PPO and A2C compute what SB3's compute, to 1e-5.
 
-The same seed draws the same actions, episodes and permutations for both. They are compared over one iteration of a few
-gradient steps: over more of them, a unit of a ReLU that rounding puts on the other side of zero would be compared.
+The same seed draws the same actions, episodes and permutations for both. They are compared over one
+iteration of a few gradient steps. Over more steps a rounding error could switch a ReLU.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ SITES = ("map", "vector", "heads")
 
 @dataclass(frozen=True)
 class World:
-    """What is trained on, and with what."""
+    """Environments, policy and options of a comparison."""
 
     env: Callable[[], VecEnv]
     policy: Any = "MlpPolicy"
@@ -44,18 +44,18 @@ class World:
 
 
 def short(env_id: str, limit: int = 11) -> Callable[[], VecEnv]:
-    """Four environments whose episodes are cut off early."""
+    """Return four environments whose episodes are truncated early."""
     return lambda: sb3_vec_env(env_id, 4, env_kwargs={"max_episode_steps": limit})
 
 
 def sampled(action_space: spaces.Space[Any], observation_space: Any = None) -> Callable[[], VecEnv]:
-    """Random observations and rewards."""
-    seen = observation_space or spaces.Dict(
+    """Return environments with random observations and rewards."""
+    observed = observation_space or spaces.Dict(
         number=spaces.Box(-1, 1, (3,)),
         code=spaces.MultiDiscrete([3, 2]),
         flags=spaces.MultiBinary(2),
     )
-    return lambda: DummyVecEnv([lambda: SampledEnv(seen, action_space)] * 4)
+    return lambda: DummyVecEnv([lambda: SampledEnv(observed, action_space)] * 4)
 
 
 def on_missions(*env_ids: str, backend: Any, policy: Any = FusionPolicy, **fusion: Any) -> World:
@@ -98,14 +98,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class Iteration(NamedTuple):
-    """What one iteration did."""
+    """Results of one iteration."""
 
     losses: dict[str, float]
     gradients: list[dict[str, Tensor]]
-    """By gradient step."""
+    """The gradients of each step."""
     weights: dict[str, Tensor]
     ends: dict[str, int]
-    """How many episodes terminated, and how many were cut off."""
+    """Number of episodes that were terminated and truncated."""
 
 
 class CountEnds(BaseCallback):
@@ -121,13 +121,13 @@ class CountEnds(BaseCallback):
         return True
 
 
-def one_iteration(algorithm: type[OnPolicyAlgorithm], world: World, **options: Any) -> Iteration:
+def run_iteration(algorithm: type[OnPolicyAlgorithm], world: World, **options: Any) -> Iteration:
     env = world.env()
     model = algorithm(world.policy, env, **{**ROLLOUT, **world.options, **options})  # type: ignore[arg-type]
     update, step = model.train, model.policy.optimizer.step
     losses, gradients, count = dict[str, float](), list[dict[str, Tensor]](), CountEnds()
 
-    def noted_update() -> None:
+    def recorded_update() -> None:
         update()
         losses.update(
             {
@@ -137,56 +137,59 @@ def one_iteration(algorithm: type[OnPolicyAlgorithm], world: World, **options: A
             }
         )
 
-    def noted_step() -> None:
+    def recorded_step() -> None:
         named = model.policy.named_parameters()
         gradients.append(
             {name: weight.grad.clone() for name, weight in named if weight.grad is not None}
         )
         step()
 
-    model.train, model.policy.optimizer.step = noted_update, noted_step  # type: ignore[method-assign, assignment]
+    model.train, model.policy.optimizer.step = recorded_update, recorded_step  # type: ignore[method-assign, assignment]
     model.learn(model.n_steps * env.num_envs, callback=count)
     env.close()
     return Iteration(losses, gradients, model.policy.state_dict(), count.ends)
 
 
-def both(name: str, world: World, **options: Any) -> Iteration:
-    """Our iteration, which equals SB3's."""
-    ours, theirs = (one_iteration(algorithm, world, **options) for algorithm in PAIRS[name])
+def compare(name: str, world: World, **options: Any) -> Iteration:
+    """Check that our iteration equals SB3's, and return it."""
+    ours, theirs = (run_iteration(algorithm, world, **options) for algorithm in PAIRS[name])
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     return ours
 
 
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("world", WORLDS)
-def test_an_iteration_is_that_of_sb3(name: str, world: str) -> None:
-    both(name, WORLDS[world], **(PPO_STEPS if name == "ppo" else {}))
+def test_iteration_matches_sb3(name: str, world: str) -> None:
+    compare(name, WORLDS[world], **(PPO_STEPS if name == "ppo" else {}))
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("world", ["discrete", "continuous"])
-def test_every_option_of_ppo_does_what_sb3s_does(world: str, option: str) -> None:
+def test_ppo_options_match_sb3(world: str, option: str) -> None:
+    """Every option of PPO changes the weights, as it does in SB3."""
     plain, changed = (
-        one_iteration(PPO, WORLDS[world], **PPO_STEPS),
-        both("ppo", WORLDS[world], **PPO_STEPS, **OPTIONS[option]),
+        run_iteration(PPO, WORLDS[world], **PPO_STEPS),
+        compare("ppo", WORLDS[world], **PPO_STEPS, **OPTIONS[option]),
     )
     with pytest.raises(AssertionError):
         torch.testing.assert_close(plain.weights, changed.weights, rtol=1e-5, atol=1e-5)
 
 
-def test_terminations_and_truncations_are_both_among_what_was_compared() -> None:
-    ends = one_iteration(PPO, WORLDS["discrete"], **PPO_STEPS).ends
+def test_comparison_includes_truncations() -> None:
+    """Both terminations and truncations occur in the comparison."""
+    ends = run_iteration(PPO, WORLDS["discrete"], **PPO_STEPS).ends
     assert min(ends.values()) >= 3
 
 
-def test_an_update_that_goes_too_far_stops_at_the_same_minibatch() -> None:
+def test_target_kl_stops_same_minibatch() -> None:
+    """With target_kl the update stops at the same minibatch as in SB3."""
     steps = {"n_epochs": 4, "batch_size": 32, "learning_rate": 2e-3}
-    stopped = both("ppo", WORLDS["discrete"], **steps, target_kl=0.0005)
+    stopped = compare("ppo", WORLDS["discrete"], **steps, target_kl=0.0005)
     assert len(stopped.gradients) % 4, "should stop within an epoch"
     assert 4 < len(stopped.gradients) < 16
 
 
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 @pytest.mark.parametrize("world", ["discrete", "missions"])
-def test_the_last_minibatch_may_be_smaller(world: str) -> None:
-    assert len(both("ppo", WORLDS[world], batch_size=50, n_epochs=2).gradients) == 6
+def test_last_minibatch_may_be_smaller(world: str) -> None:
+    assert len(compare("ppo", WORLDS[world], batch_size=50, n_epochs=2).gradients) == 6

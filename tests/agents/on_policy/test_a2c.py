@@ -1,0 +1,52 @@
+"""A2C's parameters."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from multitask_setup import build_multitask_agent
+from stable_baselines3 import A2C as SB3A2C
+
+from mirl.agents import A2C, PPO
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import TrainConfig
+
+close = torch.testing.assert_close
+exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
+CPU = torch.device("cpu")
+Build = Callable[..., TrainConfig]
+Agents = Callable[[TrainConfig], PPO | A2C]
+
+
+def test_signature_contains_sb3s_parameters() -> None:
+    """A2C lists every parameter of SB3's A2C with the same default, and takes no others by **."""
+    ours = inspect.signature(A2C.__init__).parameters
+    for name, parameter in inspect.signature(SB3A2C.__init__).parameters.items():
+        assert name in ours
+        assert ours[name].default == parameter.default
+        assert ours[name].kind == parameter.kind
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    assert not any(parameter.kind in variable for parameter in ours.values())
+
+
+def test_options_reach_a2c(tiny: Build, make_agent: Agents) -> None:
+    """Every option of the command line reaches A2C."""
+    agent = make_agent(
+        tiny(
+            "agent=a2c",
+            "agent.rms_prop_eps=0.001",
+            "agent.anneal=false",
+            "agent.learning_rate=0.002",
+        )
+    )
+    assert isinstance(agent, A2C)
+    assert agent.policy.optimizer.defaults["eps"] == 0.001
+    assert agent.lr_schedule(0.5) == 0.002
+
+
+def test_advantages_per_task_needs_normalization() -> None:
+    """advantages_per_task without normalize_advantage is an error."""
+    with pytest.raises(ConfigError, match="normalize_advantage must be true"):
+        build_multitask_agent(A2C, 1.0, 1.0, advantages_per_task=True)

@@ -1,0 +1,85 @@
+"""Loss terms that PPO and A2C share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import A2C as SB3A2C
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor
+from toy_goal_envs import FlipTaskEnv
+
+from mirl.agents import A2C, PPO
+from mirl.agents.on_policy.action_evaluation import ActionEvaluation
+from mirl.agents.on_policy.losses import value_losses_of
+from mirl.agents.on_policy.minibatch import (
+    Samples,
+)
+from mirl.configs.schema import TrainConfig
+
+close = torch.testing.assert_close
+exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
+CPU = torch.device("cpu")
+Build = Callable[..., TrainConfig]
+Agents = Callable[[TrainConfig], PPO | A2C]
+
+
+def make_samples(**given: Tensor) -> Samples:
+    """Return two samples; everything that is not given is zero."""
+    names = ("actions", "old_values", "old_log_prob", "advantages", "returns")
+    return Samples(None, **{name: given.get(name, torch.zeros(2)) for name in names})
+
+
+def test_value_loss_uses_task_scale() -> None:
+    """Errors of values are divided by σ of their task."""
+    evaluation = ActionEvaluation(
+        torch.tensor([1.0, 1.0]), torch.zeros(2), torch.zeros(2), torch.tensor([1.0, 100.0])
+    )
+    close(
+        value_losses_of(evaluation, make_samples(returns=torch.tensor([3.0, 201.0]))),
+        torch.tensor([4.0, 4.0]),
+    )
+
+
+def test_value_clipping_uses_task_scale() -> None:
+    """The clipping range of values is in units of σ of their task."""
+    evaluation = ActionEvaluation(
+        torch.tensor([1.0, 500.0]), torch.zeros(2), torch.zeros(2), torch.tensor([1.0, 100.0])
+    )
+    given = make_samples(old_values=torch.zeros(2), returns=torch.tensor([2.0, 200.0]))
+    close(value_losses_of(evaluation, given, clip_range_vf=0.5), torch.tensor([1.5**2, 1.5**2]))
+
+
+def logged_updates(model: OnPolicyAlgorithm, timesteps: int) -> list[dict[str, Any]]:
+    """Return what each update recorded."""
+    update, updates = model.train, list[dict[str, Any]]()
+
+    def noted() -> None:
+        update()
+        updates.append(dict(model.logger.name_to_value))
+
+    model.train = noted  # type: ignore[method-assign]
+    model.learn(timesteps)
+    return updates
+
+
+def unrewarded() -> gym.Env[Any, Any]:
+    """Return episodes of one timestep without a reward: each return is zero."""
+    return gym.wrappers.TransformReward(FlipTaskEnv(), lambda _: 0.0)
+
+
+@pytest.mark.parametrize(
+    ("env", "n_steps"), [(unrewarded, 8), (FlipTaskEnv, 1)], ids=["equal returns", "one return"]
+)
+def test_constant_returns_explain_nothing(env: Callable[[], Any], n_steps: int) -> None:
+    """The explained variance of constant returns is NaN, as in SB3."""
+    for algorithm in (A2C, SB3A2C):
+        model = algorithm(
+            "MultiInputPolicy", DummyVecEnv([env]), n_steps=n_steps, device="cpu", seed=0
+        )
+        (update,) = logged_updates(model, n_steps)
+        assert np.isnan(update["train/explained_variance"])

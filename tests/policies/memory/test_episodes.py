@@ -1,0 +1,69 @@
+"""Episode boundaries inside sequences."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from mirl.agents import A2C, PPO
+from mirl.configs.schema import TrainConfig
+from mirl.policies.memory.episodes import Episodes
+
+close = torch.testing.assert_close
+exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
+CPU = torch.device("cpu")
+Build = Callable[..., TrainConfig]
+Agents = Callable[[TrainConfig], PPO | A2C]
+
+
+STARTS = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 0, 1]], np.bool_)
+"""(T, N) = (4, 3): segments of 2 + 2, 4, and 1 + 2 + 1 timesteps."""
+
+
+def test_unpack_undoes_pack() -> None:
+    episodes = Episodes(STARTS)
+    values = torch.randn(4, 3, 2)
+    close(episodes.unpack(episodes.pack(values)), values, **exactly)
+
+
+def test_segments_are_packed_by_length() -> None:
+    """The longest segment comes first, and each row of the packing holds one timestep."""
+    episodes = Episodes(STARTS)
+    assert episodes.batch_sizes == [6, 4, 1, 1]
+    assert episodes.packing.sequence.tolist() == [1, 0, 0, 2, 2, 2]
+    assert episodes.packing.starts_episode.flatten().tolist() == [0, 0, 1, 1, 0, 1]
+    assert episodes.packing.last.tolist() == [2, 0, 5]
+
+
+def test_states_of_segments() -> None:
+    """Segments inside a sequence start from zeros; the last segments give the final states."""
+    episodes = Episodes(STARTS)
+    state = episodes.reset_state(torch.tensor([[1.0], [2.0], [3.0]]))
+    close(state, torch.tensor([[1.0], [0.0], [3.0]]))
+    close(episodes.first_states(state).flatten(), torch.tensor([0.0, 1.0, 0.0, 0.0, 3.0, 0.0]))
+    last = episodes.last_states(torch.arange(6.0).unsqueeze(1))
+    close(last.flatten(), torch.tensor([2.0, 0.0, 5.0]))
+
+
+def test_unbroken_sequences_are_not_moved() -> None:
+    """Sequences without an episode start inside are one segment each."""
+    starts = np.zeros((4, 3), np.bool_)
+    starts[0, 1] = True
+    episodes = Episodes(starts)
+    assert episodes.are_unbroken
+    assert episodes.batch_sizes == [3] * 4
+    state = torch.randn(3, 2)
+    assert episodes.first_states(state) is state
+    assert episodes.last_states(state) is state
+
+
+def test_age_counts_timesteps_of_episode() -> None:
+    age = Episodes(STARTS).age(torch.tensor([5.0, 7.0, 1.0]))
+    expected = [[5, 0, 1], [6, 1, 0], [0, 2, 1], [1, 3, 0]]
+    close(age, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_episodes_are_numbered() -> None:
+    expected = [[0, 1, 0], [0, 1, 1], [1, 1, 1], [1, 1, 2]]
+    assert Episodes(STARTS).number.tolist() == expected
