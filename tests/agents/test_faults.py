@@ -31,7 +31,7 @@ Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 def break_losses(patch: pytest.MonkeyPatch, name: str, at: int, value: float) -> None:
-    """The losses of gradient step number ``at`` are multiplied by ``value``."""
+    """Multiply the losses of gradient step number ``at`` by ``value``."""
     module = {"ppo_losses": ppo, "a2c_losses": a2c}[name]
     losses_of, calls = getattr(module, name), []
 
@@ -161,7 +161,7 @@ def test_huge_weights_are_reported(agent: str, tiny: Callable[..., TrainConfig])
 
 
 class PoisonEnv(gym.Env[dict[str, Any], int]):
-    """The third timestep's observation or reward is no number."""
+    """An environment whose third observation or reward is non-finite."""
 
     def __init__(self, poison: str) -> None:
         goal = spaces.Box(-1, 1, (2,), np.float32)
