@@ -16,7 +16,7 @@ from mirl.envs.type_aliases import Array, EnvIndices, Observations
 
 @dataclass(frozen=True)
 class FaultPolicy:
-    """Limits within which faults of environments are survived.
+    """Limits within which faults of environments are tolerated.
 
     Args:
         max_restarts: number of failures after which environments are restarted; the next one is
@@ -45,14 +45,14 @@ class FaultHandler:
 
     Args:
         tasks: the tasks of the suite.
-        policy: limits within which faults are survived.
+        policy: limits within which faults are tolerated.
     """
 
     def __init__(self, tasks: Sequence[TaskConfig], policy: FaultPolicy) -> None:
         self._tasks = tasks
         self._restart_non_finite = policy.restart_non_finite
         self.restarts = Restarts(policy.max_restarts)
-        """Counter of the failures that are survived, shared with the backends."""
+        """Counter of the tolerated failures, shared with the backends."""
         self._last_obs: Observations = {}
 
     def check_step(

@@ -60,7 +60,7 @@ class SuiteVecEnv(EnvAttributes):
         holdout: what is held out from training.
         subset: whether to play the episodes that training has, or those that are held out; tasks
             keep their index in the suite.
-        max_restarts: number of failures that are survived on the ``gymnasium`` backend. An
+        max_restarts: number of tolerated failures on the ``gymnasium`` backend. An
             environment that raises is made again, a worker process that dies or hangs is
             restarted, each with a warning. Their episodes are truncated and marked ``failed`` in
             the info; the next ones use new seeds.

@@ -32,10 +32,10 @@ class EnvironmentFailedError(RunError):
 
 
 class Restarts:
-    """Counter of the failures that are survived, each with a warning.
+    """Counter of the tolerated failures, each with a warning.
 
     Args:
-        max_restarts: number of failures that are survived; the next one is raised.
+        max_restarts: number of tolerated failures; the next one is raised.
     """
 
     def __init__(self, max_restarts: int = 0) -> None:

@@ -60,7 +60,7 @@ def make_suite_backend(
         assignment: assignment of the environments to the tasks.
         n_actions: number of actions of each task, (n_tasks,), if they differ.
         n_workers: number of worker processes; None chooses it by the number of environments.
-        restarts: counter of the failures that are survived.
+        restarts: counter of the tolerated failures.
         timeout: seconds without a reply after which a worker process counts as hung.
 
     Raises:
@@ -85,7 +85,7 @@ def make_workers(
         backend: backend of the suite; only ``gymnasium`` uses worker processes.
         n_envs: number of environments.
         n_workers: number of worker processes; None chooses it by the number of environments.
-        restarts: counter of the failures that are survived.
+        restarts: counter of the tolerated failures.
         timeout: seconds without a reply after which a worker process counts as hung.
 
     Raises:
@@ -116,7 +116,7 @@ def make_backends(
         sizes: number of environments of each task that is played, by its index.
         backend: kind of the backends.
         workers: worker processes that step the environments; None for the calling process.
-        restarts: counter of the failures that are survived.
+        restarts: counter of the tolerated failures.
     """
     n_tasks = len(suite.tasks)
     threads = max(1, available_cpus() // len(sizes))

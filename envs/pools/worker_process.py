@@ -21,7 +21,7 @@ from mirl.envs.type_aliases import Observations
 Command = Literal["reset", "step"]
 """Command to a worker about one of its shards."""
 Reply = tuple[str | None, Observations | Step | None, Sequence[tuple[str, int]]]
-"""Error message or None, the result, and the failures that were survived (message, env index)."""
+"""Error message or None, the result, and the tolerated failures (message, env index)."""
 
 POLL_SECONDS = 1.0
 """Time between two checks whether a silent worker process is still alive."""
@@ -51,7 +51,7 @@ class Worker:
     The process starts with the first command, and another one after it was lost.
 
     Args:
-        max_restarts: number of failures of environments that one command survives.
+        max_restarts: number of failures of environments that one command tolerates.
         timeout: seconds without a reply after which the process counts as hung.
     """
 
@@ -184,32 +184,32 @@ def _serve(
     Args:
         connection: connection to the owner.
         builders: one function per shard that makes its backend.
-        max_restarts: number of failures of environments that one command survives.
+        max_restarts: number of failures of environments that one command tolerates.
     """
     # Both signals may reach the whole process group; the owner decides when to end.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, signal.SIG_IGN)
     backends: dict[int, GymnasiumBackend] = {}
-    survived: list[tuple[str, int]] = []
+    tolerated: list[tuple[str, int]] = []
 
-    def survive(failure: EnvironmentFailedError) -> None:
-        if len(survived) == max_restarts:
+    def tolerate(failure: EnvironmentFailedError) -> None:
+        if len(tolerated) == max_restarts:
             raise failure
-        survived.append((str(failure), failure.env_index))
+        tolerated.append((str(failure), failure.env_index))
 
     try:
         while True:
             shard, command, argument = connection.recv()
             if command == "close":
                 break
-            survived.clear()
+            tolerated.clear()
             try:
                 if shard not in backends:
-                    backend = builders[shard].fn(on_failure=survive)
+                    backend = builders[shard].fn(on_failure=tolerate)
                     backends[shard] = cast(GymnasiumBackend, backend)
                 result = _execute(backends[shard], command, argument)
                 # Inside the block, because a result that cannot be pickled is an error as well.
-                connection.send((None, result, survived))
+                connection.send((None, result, tolerated))
             except EnvironmentFailedError as error:
                 connection.send(_error_reply(str(error), error))
             except Exception as error:

@@ -51,7 +51,7 @@ class Workers:
 
     Args:
         n_workers: number of processes.
-        restarts: counter of the failures that are survived; by default none is.
+        restarts: counter of the tolerated failures; by default no failure is tolerated.
         timeout: seconds without a reply after which a process counts as hung.
     """
 
@@ -200,7 +200,7 @@ class _Shard:
         task: the task.
         build: function that makes the backend of some number of environments in the process.
         n: number of environments.
-        restarts: counter of the failures that are survived.
+        restarts: counter of the tolerated failures.
     """
 
     def __init__(
@@ -289,14 +289,14 @@ class _Shard:
 
     def _recv_reply(self) -> Observations | Step | None:
         try:
-            failure, result, survived = self._worker.recv(self._generation)
+            failure, result, tolerated = self._worker.recv(self._generation)
         except WorkerLostError as lost:
             if lost.reason:
                 self._count_loss(lost)
             raise
         if failure is not None:
             raise EnvironmentFailedError(failure)
-        for message, env_index in survived:
+        for message, env_index in tolerated:
             self._restarts.count(EnvironmentFailedError(message))
             # The backend in the worker has replaced the seed in the same way.
             self._seeds[env_index] = replacement_seed(self._seeds[env_index])

@@ -158,7 +158,7 @@ def test_phrase_is_tokenized_like_missions() -> None:
     assert not make_filter(HoldoutConfig(missions=("RED  Door",))).accepts(obs).any()
 
 
-def test_border_of_goal_box_is_held_out() -> None:
+def test_goal_box_includes_its_border() -> None:
     """Goals on the border of the box are held out."""
     space = spaces.Dict(
         {"desired_goal": spaces.Box(-1, 1, (2,), np.float32), "task": spaces.Discrete(1)}

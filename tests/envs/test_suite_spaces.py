@@ -77,7 +77,7 @@ def test_own_masks_are_widened() -> None:
         assert env.observation_space["action_mask"] == spaces.MultiBinary(4)
 
 
-def test_mask_of_one_task_is_an_error() -> None:
+def test_single_mask_is_an_error() -> None:
     """A mask that only one of the tasks observes is an error."""
     tasks = tuple(
         TaskConfig(name=f"own_mask={own}", env_id="ToyChoice-v0", kwargs={"own_mask": own})

@@ -69,7 +69,7 @@ def test_failed_episode_is_truncated(workers: int, action: int) -> None:
             env.step(np.array([GO_ON, GO_ON, GO_ON, action]))
 
 
-def test_tasks_share_the_loss_of_a_process() -> None:
+def test_tasks_share_a_lost_process() -> None:
     """The tasks that share a process lose their episodes with it, the others lose nothing.
 
     Tasks 0, 2 and 4 share the process. Task 0 has replied before it dies, so its loss shows in
@@ -127,7 +127,7 @@ def test_dead_process_does_not_hang() -> None:
     env.close()
 
 
-def test_death_at_the_start_is_an_error() -> None:
+def test_death_at_start_is_an_error() -> None:
     """A process that dies before its first reply is not restarted."""
     message = r"exit code 7, at its start\. The script .*__main__"
     with (
