@@ -85,7 +85,7 @@ class EnvAttributes(VecEnv):
         """Return rewards for other goals, as SB3's HerReplayBuffer asks for them.
 
         Args:
-            method_name: ``compute_reward``; there is no other method.
+            method_name: ``compute_reward``, the only method.
             *method_args: passed on to it.
             indices: the environments; None for all.
             **method_kwargs: passed on to it.
