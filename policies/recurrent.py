@@ -1,55 +1,74 @@
-"""``RecurrentFusionPolicy``: a ``FusionPolicy`` that remembers what it has seen of the episode."""
+"""Recurrent actor-critic policy: a ``FusionPolicy`` with a hidden state.
 
-from typing import Any, NamedTuple, cast
+Shapes: B rows of a batch, T timesteps and N sequences (or environments), B = T * N time first, U
+    unique observations,
+H hidden state.
+"""
+
+from typing import NamedTuple, NoReturn, cast
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
 from mirl.configs.networks import MemoryConfig, RecurrentConfig, choose
 from mirl.policies.extractor import FusionExtractor
-from mirl.policies.features import Features
+from mirl.policies.features import Features, Observations
 from mirl.policies.memory.build import build_core
 from mirl.policies.memory.core import Core
 from mirl.policies.memory.episodes import Episodes
 from mirl.policies.policy import FusionPolicy, latents, to_env_actions
 
-STATELESS = (
-    "RecurrentFusionPolicy needs what it remembers, which Stable-Baselines3's own algorithms do not keep: train it "
-    "with mirl.agents.PPO or A2C, and act by predict(observation, state, episode_start)"
+PolicyFeatures = Features | tuple[Features, Features]
+"""Features for actor and critic, or a pair if their extractors are separate."""
+EpisodeStart = Episodes | Bool[Tensor, "time batch"]
+
+NEEDS_STATE = (
+    "RecurrentFusionPolicy expected a hidden state and got none, because Stable-Baselines3's own "
+    "algorithms keep no hidden state; train it with mirl.agents.PPO or A2C, and act by "
+    "predict(observation, state, episode_start)"
 )
 
 
 class BurnIn(NamedTuple):
-    """Timesteps before some of the sequences, which bring their states up to date with the present weights."""
+    """Timesteps before some sequences, over which their hidden states are recomputed."""
 
     sequences: Int[Tensor, " some"]
-    """Which of the sequences."""
-    observations: Any
-    rows: Int[Tensor, " steps"]
-    """For each timestep, time first, which of the observations is its own."""
+    """Indices of the sequences that have a burn-in, N' of N."""
+    observations: Observations
+    """(U, ...), the unique observations of the burn-in."""
+    inverse: Int[Tensor, " steps"]
+    """(T * N',), the index of each timestep's observation, time first."""
     episodes: Episodes
+    """Episode starts, (T, N')."""
 
 
 class Sequences(NamedTuple):
-    """Whole pieces of rollouts: with what state each begins, and where in it episodes do."""
+    """N sequences of T timesteps of a rollout."""
 
     state: Float[Tensor, "batch state"]
+    """(N, H), the hidden state that was stored before each sequence, or before its burn-in."""
     episodes: Episodes
+    """Episode starts, (T, N)."""
     burn_in: BurnIn | None = None
+    """Timesteps before the sequences; None to start from the stored states."""
 
 
 class RecurrentFusionPolicy(FusionPolicy):
-    """For MIRL's PPO and A2C: a recurrent core stands between ``FusionPolicy``'s extractor and its MLPs.
+    """Policy for MIRL's PPO and A2C with a recurrent core between features extractor and MLPs.
 
-    With ``share_features_extractor=False`` actor and critic have a core each. What is remembered is one row of numbers
-    per environment; zeros are the memory of nothing.
+    It takes the parameters of ``FusionPolicy``, where ``memory`` is "lstm" (the default), "gru",
+    "mi_lstm", "fast_weights" or "attention", or its config with options. With
+    ``share_features_extractor=False`` actor and critic have a core each.
 
-    :param memory: "lstm", "gru", "mi_lstm", "fast_weights" or "attention", or a frozen config class with its options.
-    :param others: as for ``FusionPolicy``.
-    :raises ConfigError: when the spaces do not fit.
+    The hidden state is one row of numbers per environment; zeros are the state before an episode.
+
+    Raises:
+        ConfigError: if the spaces or the options do not fit.
     """
 
     is_recurrent = True
@@ -59,154 +78,245 @@ class RecurrentFusionPolicy(FusionPolicy):
         choose(memory, RecurrentConfig)
 
     def _build_mlp_extractor(self) -> None:
-        self.core = self._core(self.pi_features_extractor)
-        self.critic_core = (
-            None if self.share_features_extractor else self._core(self.vf_features_extractor)
-        )
+        self.core = self._build_core(self.pi_features_extractor)
+        self.critic_core: Core | None = None
+        if not self.share_features_extractor:
+            self.critic_core = self._build_core(self.vf_features_extractor)
+        # The MLPs take the output of the core.
         self.features_dim = self.core.out_dim
         super()._build_mlp_extractor()
 
-    def _core(self, extractor: Any) -> Core:
-        below = cast(FusionExtractor, extractor)
+    def _build_core(self, extractor: BaseFeaturesExtractor) -> Core:
+        assert isinstance(extractor, FusionExtractor)
         memory: RecurrentConfig = choose(self.network.memory, RecurrentConfig)
-        return build_core(memory, below.features_dim, below.context_dim)
+        return build_core(memory, extractor.features_dim, extractor.context_dim)
 
     @property
     def state_dim(self) -> int:
-        """Size of what is remembered of an environment, by the actor and then by a critic of its own."""
-        return self.core.state_dim + (0 if self.critic_core is None else self.critic_core.state_dim)
+        """Return H, the size of the hidden state: the actor's, then that of a separate critic."""
+        if self.critic_core is None:
+            return self.core.state_dim
+        return self.core.state_dim + self.critic_core.state_dim
 
     def run_cores(
         self,
-        features: Any,
+        features: PolicyFeatures,
         state: Float[Tensor, "batch state"],
-        episode_start: Episodes | Bool[Tensor, "time batch"],
-    ) -> tuple[Any, Float[Tensor, "batch state"]]:
-        """The cores, over the features that ``extract_features`` gives of T · N observations, time first."""
+        episode_start: EpisodeStart,
+    ) -> tuple[PolicyFeatures, Float[Tensor, "batch state"]]:
+        """Run the recurrent cores over T timesteps of N sequences.
+
+        Args:
+            features: output of ``extract_features`` for T * N observations, time first.
+            state: (N, H), the hidden state before the first timestep.
+            episode_start: (T, N), where episodes start; the state is reset there.
+
+        Returns:
+            The features with the outputs of the cores; (N, H), the hidden state afterwards.
+        """
         if self.critic_core is None:
+            assert isinstance(features, Features)
             return run_core(self.core, features, state, episode_start)
-        of_actor, of_critic = state.split([self.core.state_dim, self.critic_core.state_dim], dim=1)
-        actor, of_actor = run_core(self.core, features[0], of_actor, episode_start)
-        critic, of_critic = run_core(self.critic_core, features[1], of_critic, episode_start)
-        return (actor, critic), torch.cat([of_actor, of_critic], dim=1)
+        actor_features, critic_features = cast(tuple[Features, Features], features)
+        sizes = [self.core.state_dim, self.critic_core.state_dim]
+        actor_state, critic_state = state.split(sizes, dim=1)
+        actor_features, actor_state = run_core(
+            self.core, actor_features, actor_state, episode_start
+        )
+        critic_features, critic_state = run_core(
+            self.critic_core, critic_features, critic_state, episode_start
+        )
+        return (actor_features, critic_features), torch.cat([actor_state, critic_state], dim=1)
 
     def run_sequences(
-        self, features: Any, rows: Int[Tensor, " steps"], sequences: Sequences
-    ) -> Any:
-        """What is remembered at each timestep of some sequences, given the features of their distinct observations."""
-        state, burn_in = sequences.state, sequences.burn_in
+        self, features: PolicyFeatures, inverse: Int[Tensor, " steps"], sequences: Sequences
+    ) -> PolicyFeatures:
+        """Run the recurrent cores over sequences of a rollout.
+
+        Args:
+            features: output of ``extract_features`` for the U unique observations.
+            inverse: (T * N,), the index of each timestep's observation, time first.
+            sequences: hidden states, episode starts and burn-in.
+
+        Returns:
+            The features of T * N timesteps with the outputs of the cores, time first.
+
+        References:
+            Kapturowski et al., "Recurrent Experience Replay in Distributed Reinforcement Learning"
+            (R2D2), ICLR 2019, for the burn-in.
+        """
+        state = sequences.state
+        burn_in = sequences.burn_in
         if burn_in is not None:
+            # The stored states were computed with the weights at the time of the rollout. The
+            # burn-in recomputes them with the current weights, and no gradient flows through it.
             with torch.no_grad():
-                before = gather_features(self.extract_features(burn_in.observations), burn_in.rows)
-                _, refreshed = self.run_cores(
-                    before, state.index_select(0, burn_in.sequences), burn_in.episodes
-                )
-                state = state.index_copy(0, burn_in.sequences, refreshed)
-        remembered, _ = self.run_cores(gather_features(features, rows), state, sequences.episodes)
-        return remembered
+                unique = self.extract_features(burn_in.observations)
+                before = gather_features(unique, burn_in.inverse)
+                stored = state.index_select(0, burn_in.sequences)
+                _, recomputed = self.run_cores(before, stored, burn_in.episodes)
+                state = state.index_copy(0, burn_in.sequences, recomputed)
+        gathered = gather_features(features, inverse)
+        outputs, _ = self.run_cores(gathered, state, sequences.episodes)
+        return outputs
 
     def forward(  # type: ignore[override]
         self,
-        obs: Any,
+        obs: PyTorchObs | Observations,
         state: Float[Tensor, "batch state"] | None = None,
         episode_start: Episodes | Bool[Tensor, "1 batch"] | None = None,
         deterministic: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Float[Tensor, "batch state"]]:
-        """Actions, values, log-probabilities of the actions, and the state after this timestep."""
+        """Choose actions for one timestep of N environments.
+
+        Args:
+            obs: (N, ...) for each key.
+            state: (N, H), the hidden state before the timestep.
+            episode_start: (1, N), whether an episode starts.
+            deterministic: take the most likely action instead of a sample.
+
+        Returns:
+            (N, ...), the actions; (N, 1), their values; (N,), their log-probabilities; (N, H), the
+            hidden state after the timestep.
+
+        Raises:
+            TypeError: if there is no state, which SB3's algorithms do not keep.
+        """
         if state is None or episode_start is None:
-            raise TypeError(STATELESS)
+            raise TypeError(NEEDS_STATE)
         features, state = self.run_cores(self.extract_features(obs), state, episode_start)
         latent_pi, latent_vf = latents(self, features)
         distribution = self._get_action_dist_from_latent(latent_pi)
         actions = distribution.get_actions(deterministic=deterministic)
         log_probs = distribution.log_prob(actions)
-        return (
-            actions.reshape((-1, *self.action_space.shape)),  # type: ignore[misc]
-            self.value_net(latent_vf),
-            log_probs,
-            state,
-        )
+        actions = actions.reshape((-1, *self.action_space.shape))  # type: ignore[misc]
+        return actions, self.value_net(latent_vf), log_probs, state
 
-    def predict_values(self, obs: Any, state: Float[Tensor, "batch state"]) -> Tensor:  # type: ignore[override]
-        """The values of observations that go on from the states."""
-        goes_on = Episodes(np.zeros((1, len(state)), np.bool_), self.device)
-        features, _ = self.run_cores(self.extract_features(obs), state, goes_on)
-        values: Tensor = self.value_net(latents(self, features)[1])
+    def predict_values(  # type: ignore[override]
+        self, obs: PyTorchObs | Observations, state: Float[Tensor, "batch state"]
+    ) -> Float[Tensor, "batch 1"]:
+        """Return the values of observations inside an episode.
+
+        Args:
+            obs: (N, ...) for each key.
+            state: (N, H), the hidden states before the observations.
+        """
+        no_start = Episodes(np.zeros((1, len(state)), np.bool_), self.device)
+        features, _ = self.run_cores(self.extract_features(obs), state, no_start)
+        _, latent_vf = latents(self, features)
+        values: Tensor = self.value_net(latent_vf)
         return values
 
-    def evaluate_actions(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(STATELESS)
+    def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> NoReturn:
+        """Raise, because there is no hidden state; MIRL's algorithms use ``run_sequences``.
 
-    def get_distribution(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(STATELESS)
+        Args:
+            obs: ignored.
+            actions: ignored.
+        """
+        raise TypeError(NEEDS_STATE)
 
-    def _predict(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(STATELESS)
+    def get_distribution(self, obs: PyTorchObs) -> NoReturn:
+        """Raise, because there is no hidden state; use ``forward`` or ``predict``.
+
+        Args:
+            obs: ignored.
+        """
+        raise TypeError(NEEDS_STATE)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> NoReturn:
+        raise TypeError(NEEDS_STATE)
 
     def predict(
         self,
-        observation: Any,
-        state: tuple[NDArray[Any], ...] | None = None,
+        observation: NDArray[np.generic] | dict[str, NDArray[np.generic]],
+        state: tuple[NDArray[np.generic], ...] | None = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
-    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
-        """Actions, and what the actor remembers: to be given back at the next timestep.
+    ) -> tuple[NDArray[np.generic], tuple[NDArray[np.generic], ...] | None]:
+        """Choose actions outside of training, with the interface of SB3's recurrent policies.
 
-        :param state: what the last call gave; None for nothing.
-        :param episode_start: where an episode starts, what the state says of it is forgotten.
-        :raises ValueError: when either is not of as many environments as the observation.
+        Args:
+            observation: one observation, or (N, ...) for each key.
+            state: what the last call returned; None before the first timestep.
+            episode_start: (N,), whether an episode starts; the state is reset there.
+            deterministic: take the most likely action instead of a sample.
+
+        Returns:
+            The actions, and the actor's hidden state for the next call.
+
+        Raises:
+            ValueError: if ``state`` or ``episode_start`` does not fit the number of environments.
         """
         self.set_training_mode(False)
-        observed, vectorized = self.obs_to_tensor(observation)
-        batch = len(next(iter(cast(dict[str, Tensor], observed).values())))
-        before = (np.zeros((batch, self.core.state_dim)),) if state is None else state
-        if [np.shape(part) for part in before] != [(batch, self.core.state_dim)]:
+        obs, is_vectorized = self.obs_to_tensor(observation)
+        n_envs = len(next(iter(cast(dict[str, Tensor], obs).values())))
+        size = (n_envs, self.core.state_dim)
+        before: tuple[NDArray[np.generic], ...] = (np.zeros(size),) if state is None else state
+        if [np.shape(part) for part in before] != [size]:
             raise ValueError(
-                f"state must be what predict gave, a tuple of one array {(batch, self.core.state_dim)}"
+                f"expected a state as predict returned it, a tuple of one array {size}, got shapes "
+                f"{[np.shape(part) for part in before]}; pass None to start an episode"
             )
+        # Without a state every episode starts here.
         starts = np.asarray(state is None if episode_start is None else episode_start, np.bool_)
-        if starts.shape not in ((), (batch,)):
+        if starts.shape not in ((), (n_envs,)):
             raise ValueError(
-                f"expected episode_start for {batch} environments, got shape {starts.shape}"
+                f"expected episode_start for {n_envs} environments, got shape {starts.shape}"
             )
+        episodes = Episodes(np.full((1, n_envs), starts), self.device)
+        hidden_state = torch.as_tensor(before[0], dtype=torch.float32, device=self.device)
         with torch.no_grad():
-            features = self.extract_features(observed, self.pi_features_extractor)
-            episodes = Episodes(np.full((1, batch), starts), self.device)
-            features, after = run_core(
-                self.core,
-                features,
-                torch.as_tensor(before[0], dtype=torch.float32, device=self.device),
-                episodes,
-            )
-            latent = self.mlp_extractor.forward_actor(features)  # type: ignore[arg-type]
-            actions = (
-                self._get_action_dist_from_latent(latent)
-                .get_actions(deterministic=deterministic)
-                .cpu()
-                .numpy()
-            )
-        actions = to_env_actions(
-            self, actions.reshape(-1, *cast(tuple[int, ...], self.action_space.shape))
-        )
-        return actions if vectorized else actions.squeeze(axis=0), (after.cpu().numpy(),)
+            features = self.extract_features(obs, self.pi_features_extractor)
+            features, after = run_core(self.core, features, hidden_state, episodes)
+            latent_pi = self.mlp_extractor.forward_actor(features)  # type: ignore[arg-type]
+            distribution = self._get_action_dist_from_latent(latent_pi)
+            sampled = distribution.get_actions(deterministic=deterministic).cpu().numpy()
+        action_shape = cast(tuple[int, ...], self.action_space.shape)
+        actions = to_env_actions(self, sampled.reshape(-1, *action_shape))
+        if not is_vectorized:
+            actions = actions.squeeze(axis=0)
+        return actions, (after.cpu().numpy(),)
 
 
-def gather_features(features: Any, rows: Int[Tensor, " steps"]) -> Any:
-    """The features of distinct observations, of actor and critic or of both, for every timestep that has them."""
+def gather_features(features: PolicyFeatures, inverse: Int[Tensor, " steps"]) -> PolicyFeatures:
+    """Return the features of every timestep, given those of the unique observations.
+
+    Args:
+        features: features of U unique observations, or those of actor and critic.
+        inverse: (B,), the index of each timestep's observation.
+
+    Returns:
+        The features of B timesteps.
+    """
     if isinstance(features, Features):
-        return features.index_select(0, rows, keep_order=False)
-    return tuple(gather_features(part, rows) for part in features)
+        return features.index_select(0, inverse, keep_order=False)
+    actor_features, critic_features = features
+    return (
+        actor_features.index_select(0, inverse, keep_order=False),
+        critic_features.index_select(0, inverse, keep_order=False),
+    )
 
 
 def run_core(
     core: Core,
     features: Features,
     state: Float[Tensor, "batch state"],
-    episode_start: Episodes | Bool[Tensor, "time batch"],
+    episode_start: EpisodeStart,
 ) -> tuple[Features, Float[Tensor, "batch state"]]:
-    """A core over the features of T · N observations, time first."""
-    shape = episode_start.shape
-    vectors, state = core(
-        features.vector.unflatten(0, tuple(shape)), state, episode_start, *features.context
-    )
-    return features._replace(vector=vectors.flatten(0, 1)), state
+    """Run a core over T timesteps of N sequences.
+
+    Args:
+        core: the core.
+        features: features of T * N observations, time first.
+        state: (N, H), the hidden state before the first timestep.
+        episode_start: (T, N), where episodes start.
+
+    Returns:
+        The features with the outputs of the core; (N, H), the hidden state afterwards.
+    """
+    # (T * N, X) -> (T, N, X)
+    sequences = features.vector.unflatten(0, tuple(episode_start.shape))
+    outputs, state = core(sequences, state, episode_start, *features.context)
+    # (T, N, O) -> (T * N, O)
+    return features._replace(vector=outputs.flatten(0, 1)), state

@@ -16,7 +16,7 @@ from mirl.agents.on_policy.precision import autocast, in_float32
 from mirl.configs.schema import PrecisionName
 from mirl.policies.policy import latents
 from mirl.policies.popart import PopArtHead
-from mirl.policies.recurrent import RecurrentFusionPolicy
+from mirl.policies.recurrent import PolicyFeatures, RecurrentFusionPolicy
 
 PerSample = Float[Tensor, " batch"]
 T = TypeVar("T")
@@ -64,13 +64,13 @@ def _evaluate_unique(
     """Do what ``policy.evaluate_actions`` does, with one forward pass per unique observation."""
     inverse = samples.inverse
     # FusionPolicy also takes UniqueRows, which SB3's type does not say.
-    features = policy.extract_features(cast(PyTorchObs, samples.observations))
+    features: object = policy.extract_features(cast(PyTorchObs, samples.observations))
     if samples.sequences is not None:
         assert isinstance(policy, RecurrentFusionPolicy)
         assert inverse is not None
         # (U, ...) -> (B, ...): equal observations have different hidden states, so that only the
         # features extractor is shared among them.
-        unique = _to_gather(features, precision)
+        unique = cast(PolicyFeatures, _to_gather(features, precision))
         features = policy.run_sequences(unique, inverse, samples.sequences)
         inverse = None
     latent_pi, latent_vf = latents(policy, features)

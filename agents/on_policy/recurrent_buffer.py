@@ -7,6 +7,7 @@ sequences of a minibatch, H hidden state. The B = L * S samples of a minibatch a
 
 from collections.abc import Iterator
 from numbers import Integral
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from mirl.agents.on_policy.rollout_buffer import RolloutBuffer
 from mirl.agents.on_policy.storage import PolicyInput, Rows, on_device
 from mirl.configs.agents import check_minibatches, check_sequences
 from mirl.configs.errors import ConfigError
+from mirl.policies.features import Observations
 from mirl.policies.memory.episodes import Episodes
 from mirl.policies.recurrent import BurnIn, Sequences
 
@@ -163,7 +165,10 @@ class RecurrentRolloutBuffer(RolloutBuffer):
         rows, episodes = self._segment(first_timestep, env_index[chosen], self.burn_in)
         observations, inverse = self._unique_observations(rows)
         return BurnIn(
-            on_device(chosen, self.device), observations, on_device(inverse, self.device), episodes
+            on_device(chosen, self.device),
+            cast(Observations, observations),
+            on_device(inverse, self.device),
+            episodes,
         )
 
     def _segment(self, start: Rows, env_index: Rows, length: int) -> tuple[Rows, Episodes]:

@@ -146,7 +146,7 @@ class RolloutBuffer(SB3RolloutBuffer):
         stored: dict[str, Tensor | UniqueRows] = {}
         for key, column in self.columns.items():
             stored[key] = column.store(self.pos, keyed[key])
-        return stored if isinstance(observation, Mapping) else stored[NO_KEY]
+        return self._without_no_key(stored)
 
     def add(  # type: ignore[override]
         self,
@@ -274,7 +274,15 @@ class RolloutBuffer(SB3RolloutBuffer):
 
     def _observations(self, rows: Rows) -> PolicyInput:
         observations = {key: column.take(rows) for key, column in self.columns.items()}
-        return observations.get(NO_KEY, observations)
+        return self._without_no_key(observations)
+
+    def _without_no_key(self, observations: dict[str, Tensor | UniqueRows]) -> PolicyInput:
+        """Return the single tensor of an observation space that is not ``Dict``."""
+        if NO_KEY not in observations:
+            return observations
+        tensor = observations[NO_KEY]
+        assert isinstance(tensor, Tensor)
+        return tensor
 
     def _samples(self, rows: Rows, observations: PolicyInput, inverse: Rows | None) -> Samples:
         index = on_device(rows, self.device)

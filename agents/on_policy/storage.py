@@ -17,13 +17,13 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor
 
 from mirl.agents.on_policy.bit_packing import BitPacking, Space, Values
-from mirl.policies.features import UniqueRows
+from mirl.policies.features import Observations, UniqueRows
 from mirl.policies.grouped_matmul import ContextGroups
 
 Rows = NDArray[np.int64]
 """Indices of rows of a rollout, t * N + n."""
-PolicyInput = Tensor | UniqueRows | dict[str, Tensor | UniqueRows]
-"""Observations on the training device; a dictionary if the observation space is ``Dict``."""
+PolicyInput = Tensor | Observations
+"""Observations on the training device; a mapping if the observation space is ``Dict``."""
 
 SIGNED_DTYPE = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 """Stand-ins of the same width for data types that ``index_select`` does not support."""

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Builder of recurrent cores from their configs."""
 
 from typing import assert_never
 
@@ -20,7 +20,19 @@ from mirl.policies.memory.window_attention import WindowAttention
 
 
 def build_core(config: RecurrentConfig, features_dim: int, context_dim: int) -> Core:
-    """The core that ``config`` names."""
+    """Build the recurrent core that a config describes.
+
+    Args:
+        config: kind and options of the core.
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context; used by ``mi_lstm`` only.
+
+    Returns:
+        The core with its initial weights.
+
+    Raises:
+        ConfigError: if there is a single feature and it is to be normalized.
+    """
     match config:
         case LstmConfig():
             return Recurrent(nn.LSTM(features_dim, config.size), config)

@@ -1,4 +1,7 @@
-"""TODO docstring."""
+"""Recurrent cores that compute a chunk of timesteps at once.
+
+Shapes: T timesteps of a chunk, N sequences, X features, S hidden state.
+"""
 
 from abc import abstractmethod
 
@@ -12,9 +15,13 @@ from mirl.policies.memory.episodes import Episodes
 
 
 class ChunkedCore(Core):
-    """A memory that computes some timesteps at once: what it costs grows with their square."""
+    """A core whose cost grows with the square of the timesteps that it computes at once.
+
+    Longer sequences are split into chunks, which are computed one after the other.
+    """
 
     CHUNK = 64
+    """Timesteps of a chunk."""
 
     def run(
         self,
@@ -24,12 +31,12 @@ class ChunkedCore(Core):
         z: Tensor | None,
         groups: ContextGroups | None,
     ) -> tuple[Tensor, Tensor]:
-        outputs = []
-        for begin in range(0, len(x), self.CHUNK):
-            chunk = slice(begin, begin + self.CHUNK)
-            y, state = self.forward_chunk(
-                x[chunk], state, Episodes(episodes.starts[chunk], episodes.device)
-            )
+        """Run the chunks one after the other; see ``Core.run``."""
+        outputs: list[Tensor] = []
+        for start in range(0, len(x), self.CHUNK):
+            chunk = slice(start, start + self.CHUNK)
+            own_episodes = Episodes(episodes.starts[chunk], episodes.device)
+            y, state = self.forward_chunk(x[chunk], state, own_episodes)
             outputs.append(y)
         return torch.cat(outputs), state
 
@@ -40,4 +47,13 @@ class ChunkedCore(Core):
         state: Float[Tensor, "batch state"],
         episodes: Episodes,
     ) -> tuple[Float[Tensor, "time batch size"], Float[Tensor, "batch state"]]:
-        """What is read, and the state afterwards."""
+        """Compute a chunk.
+
+        Args:
+            x: (T, N, X), the features.
+            state: (N, S), the hidden state before the chunk.
+            episodes: where episodes start in the chunk.
+
+        Returns:
+            (T, N, size), the output; (N, S), the hidden state after the chunk.
+        """

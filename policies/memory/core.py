@@ -1,4 +1,8 @@
-"""TODO docstring."""
+"""Interface of recurrent cores.
+
+Shapes: T timesteps, N sequences, X features, Z context, G distinct contexts, S hidden state of one
+sequence, O output.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -17,34 +21,48 @@ from mirl.policies.memory.episodes import Episodes
 
 
 class Core(nn.Module, ABC):
-    """The one interface of memories: (features, state, episode_start, context) → (features, state).
+    """A recurrent core: (features, state, episode_start, context) -> (output, state).
 
-    The state of a sequence is one row of numbers, and zeros are the memory of nothing: where an episode starts, all
-    that was before is as if it had not been. What a core gives for T timesteps at once is what it gives for one after
-    the other, as long as all numbers are finite. Under autocast it computes in float32: rounding would add up.
+    The hidden state of a sequence is one row of numbers. It is reset to zeros where an episode
+    starts. The output for T timesteps at once equals that of T calls for one timestep each, as long
+    as all numbers are finite. Under autocast the core computes in float32, because rounding errors
+    would accumulate over time.
 
-    With a skip connection it gives x + P y, the features and what is remembered of them, where P starts at zero: the
-    agent first learns to react, as one without a memory (the identity map of Parisotto et al., 2020). No gradient
-    flows through what the memory reads: what is not yet worth remembering would drown what the features learn from.
+    With a skip connection the output is x + P y, where y is the output of the memory and P starts
+    at zero: the agent first learns to react, like one without memory. No gradient flows from y to
+    x, so that an untrained memory does not disturb the features.
+
+    Args:
+        features_dim: X, the size of the features.
+        state_dim: S, the size of the hidden state.
+        config: the options that all cores share.
+
+    Raises:
+        ConfigError: if there is a single feature and it is to be normalized.
+
+    References:
+        Parisotto et al., "Stabilizing Transformers for Reinforcement Learning", ICML 2020, for the
+        identity map at the start.
     """
 
     def __init__(self, features_dim: int, state_dim: int, config: RecurrentCoreConfig) -> None:
         super().__init__()
         if config.normalize and features_dim < 2:
             raise ConfigError(
-                "a memory with normalize needs two features or more, got 1; normalize=false takes it"
+                "a memory with normalize=true needs two features or more, got 1; "
+                "normalize=false takes it"
             )
-        self.features_dim, self.size, self.state_dim = features_dim, config.size, state_dim
+        self.features_dim = features_dim
+        self.size = config.size
+        self.state_dim = state_dim
         self.normalize = config.normalize
-        self.add = (
-            Affine(config.size, features_dim, gain=0, bias=False)
-            if config.skip_connection
-            else None
-        )
+        self.add: Affine | None = None
+        if config.skip_connection:
+            self.add = Affine(config.size, features_dim, gain=0, bias=False)
 
     @property
     def out_dim(self) -> int:
-        """Size of what it gives: of what it remembers or, with a skip connection, of the features."""
+        """Return O: the size of the memory or, with a skip connection, that of the features."""
         return self.size if self.add is None else self.features_dim
 
     def forward(
@@ -55,40 +73,35 @@ class Core(nn.Module, ABC):
         context: Float[Tensor, "rows context"] | None = None,
         groups: ContextGroups | None = None,
     ) -> tuple[Float[Tensor, "time batch out"], Float[Tensor, "batch state"]]:
-        """Read T timesteps of N sequences.
+        """Run the core over T timesteps of N sequences.
 
-        :param state: what is remembered from before.
-        :param episode_start: whether a timestep is the first of an episode.
-        :param context: (T · N, Z), of each timestep, time first; or (G, Z), with ``groups`` to say which is whose.
-        :raises ValueError: when the sizes do not fit.
+        Args:
+            features: (T, N, X).
+            state: (N, S), the hidden state before the first timestep.
+            episode_start: (T, N), whether a timestep is the first of an episode.
+            context: (T * N, Z), time first; or (G, Z), the distinct contexts, with ``groups``.
+            groups: which of the G contexts each timestep has.
+
+        Returns:
+            (T, N, O), the output; (N, S), the hidden state after the last timestep.
+
+        Raises:
+            ValueError: if the sizes do not fit.
         """
-        if not isinstance(episode_start, Episodes):
-            starts = episode_start.cpu() if isinstance(episode_start, Tensor) else episode_start
-            episode_start = Episodes(np.asarray(starts, np.bool_), features.device)
-        expected = (
-            (*episode_start.shape, self.features_dim),
-            (episode_start.shape[1], self.state_dim),
-        )
-        if (tuple(features.shape), tuple(state.shape)) != expected:
-            raise ValueError(
-                f"{type(self).__name__} expects features {expected[0]} and state {expected[1]}, "
-                f"got {tuple(features.shape)} and {tuple(state.shape)}"
-            )
-        if (
-            context is not None
-            and groups is None
-            and len(context) != math.prod(episode_start.shape)
-        ):
-            raise ValueError(
-                f"expected a context for each of {episode_start.shape} timesteps, got {len(context)}"
-            )
-        state = episode_start.kept(state)
-        x, z = to_float32(features), None if context is None else to_float32(context)
+        episodes = _as_episodes(episode_start, features.device)
+        self._check_sizes(features, state, episodes, context, groups)
+        state = episodes.reset_state(state)
+        x = to_float32(features)
+        z = None if context is None else to_float32(context)
         with torch.autocast(features.device.type, enabled=False):
-            read = x if self.add is None else x.detach()
-            normalized = F.layer_norm(read, (self.features_dim,)) if self.normalize else read
-            remembered, state = self.run(normalized, state, episode_start, z, groups)
-            return remembered if self.add is None else x + self.add(remembered), state
+            inputs = x if self.add is None else x.detach()
+            if self.normalize:
+                # What the features of all observations share would drown what differs.
+                inputs = F.layer_norm(inputs, (self.features_dim,))
+            y, state = self.run(inputs, state, episodes, z, groups)
+            if self.add is not None:
+                y = x + self.add(y)
+            return y, state
 
     @abstractmethod
     def run(
@@ -99,9 +112,54 @@ class Core(nn.Module, ABC):
         z: Float[Tensor, "rows context"] | None,
         groups: ContextGroups | None,
     ) -> tuple[Float[Tensor, "time batch size"], Float[Tensor, "batch state"]]:
-        """The memory itself, given what ``normalize`` made of the features."""
+        """Run the memory itself, in float32 and on normalized features.
+
+        Args:
+            x: (T, N, X), the features.
+            state: (N, S), the hidden state, already reset where an episode starts at t = 0.
+            episodes: where episodes start.
+            z: (T * N, Z) or (G, Z), the contexts; None if there are none.
+            groups: which of the G contexts each timestep has.
+
+        Returns:
+            (T, N, size), the output; (N, S), the hidden state afterwards.
+        """
+
+    def _check_sizes(
+        self,
+        features: Tensor,
+        state: Tensor,
+        episodes: Episodes,
+        context: Tensor | None,
+        groups: ContextGroups | None,
+    ) -> None:
+        n_steps, n_sequences = episodes.shape
+        features_size = (n_steps, n_sequences, self.features_dim)
+        state_size = (n_sequences, self.state_dim)
+        if tuple(features.shape) != features_size or tuple(state.shape) != state_size:
+            raise ValueError(
+                f"{type(self).__name__} expects features {features_size} and state {state_size}, "
+                f"got {tuple(features.shape)} and {tuple(state.shape)}"
+            )
+        if context is None or groups is not None:
+            return
+        if len(context) != math.prod(episodes.shape):
+            raise ValueError(
+                f"expected a context for each of {episodes.shape} timesteps, got {len(context)}"
+            )
 
 
-def to_float32(given: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """What autocast may have made bfloat16, in float32."""
-    return given if given.dtype == torch.float64 else given.float()
+def _as_episodes(episode_start: Episodes | Tensor | np.ndarray, device: torch.device) -> Episodes:
+    if isinstance(episode_start, Episodes):
+        return episode_start
+    starts = episode_start.cpu() if isinstance(episode_start, Tensor) else episode_start
+    return Episodes(np.asarray(starts, np.bool_), device)
+
+
+def to_float32(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Convert bfloat16, which autocast may have produced, to float32; keep float64.
+
+    Args:
+        values: a floating-point tensor.
+    """
+    return values if values.dtype == torch.float64 else values.float()

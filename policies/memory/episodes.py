@@ -1,4 +1,8 @@
-"""Where episodes start inside sequences, so that a memory reads many of them in one piece and mixes none."""
+"""Episode boundaries inside sequences, so that no hidden state leaks across episodes.
+
+Shapes: T timesteps, N sequences. An episode start splits a sequence into segments: P segments in
+total, T * N timesteps in all of them. S is the size of a hidden state.
+"""
 
 from functools import cached_property
 from typing import NamedTuple
@@ -11,120 +15,169 @@ from torch import Tensor
 
 
 class Packing(NamedTuple):
-    """The pieces between two starts of an episode, the longest first, in the order of ``torch``'s packed sequences.
+    """The segments in the order of a ``torch.nn.utils.rnn.PackedSequence``, the longest first.
 
-    A piece begins where an episode does, or where its sequence does.
+    Packed rows: the first timestep of every segment, then the second of those that have one, ...
     """
 
     rows: Int[Tensor, " steps"]
-    """For each packed row its place in (T, N)."""
-    places: Int[Tensor, " steps"]
-    """For each place in (T, N) its packed row."""
-    sizes: list[int]
-    """How many pieces have a first, a second, … timestep."""
+    """(T * N,), for each packed row its index t * N + n."""
+    inverse: Int[Tensor, " steps"]
+    """(T * N,), for each index t * N + n its packed row."""
+    batch_sizes: list[int]
+    """Number of segments that have a first, a second, ... timestep."""
     sequence: Int[Tensor, " pieces"]
-    """Of each piece."""
-    inside: Bool[Tensor, "pieces 1"]
-    """Whether it begins inside its sequence, where an episode does."""
+    """(P,), the sequence of each segment."""
+    starts_episode: Bool[Tensor, "pieces 1"]
+    """(P, 1), whether a segment starts inside its sequence, where an episode does."""
     last: Int[Tensor, " batch"]
-    """The piece that each sequence ends with."""
+    """(N,), the last segment of each sequence."""
 
 
 class Episodes:
-    """Which timesteps of N sequences, T timesteps each, are the first of an episode.
+    """Which timesteps of N sequences are the first of an episode.
 
-    They are held in the host's memory: how many pieces there are decides what is computed, and the device need not be
-    asked.
+    They are held in host memory, because the number and length of the segments decide which
+    operations run: reading them from the device would make the host wait.
+
+    Args:
+        starts: (T, N), True where an episode starts.
+        device: device of the hidden states.
     """
 
     def __init__(self, starts: NDArray[np.bool_], device: torch.device | str = "cpu") -> None:
-        self.starts, self.device = starts, torch.device(device)
+        self.starts = starts
+        self.device = torch.device(device)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(T, N)"""
-        steps, sequences = self.starts.shape
-        return steps, sequences
+        """Return (T, N)."""
+        n_steps, n_sequences = self.starts.shape
+        return n_steps, n_sequences
 
     @cached_property
-    def are_whole(self) -> bool:
-        """No episode starts behind the first timestep: each sequence is one piece."""
+    def are_unbroken(self) -> bool:
+        """Return True if no episode starts after the first timestep, so that N = P."""
         return not self.starts[1:].any()
 
     @cached_property
-    def episode(self) -> Int[Tensor, "time batch"]:
-        """The number of the episode in its sequence; that which began before the sequence has number 0."""
-        return self._on_device(self.starts.cumsum(0))
+    def number(self) -> Int[Tensor, "time batch"]:
+        """Return (T, N), the number of each timestep's episode in its sequence.
 
-    def kept(self, state: Float[Tensor, "batch state"]) -> Float[Tensor, "batch state"]:
-        """What is still remembered at the first timestep: nothing where an episode starts."""
-        return state.masked_fill(self._on_device(self.starts[0, :, None]), 0)
+        Number 0 is the episode that started before the sequence.
+        """
+        return self._to_device(self.starts.cumsum(0))
+
+    def reset_state(self, state: Float[Tensor, "batch state"]) -> Float[Tensor, "batch state"]:
+        """Return the hidden state for the first timestep: zeros where an episode starts.
+
+        Args:
+            state: (N, S), the hidden state before the first timestep.
+        """
+        return state.masked_fill(self._to_device(self.starts[0, :, None]), 0)
 
     def age(self, before: Float[Tensor, " batch"]) -> Float[Tensor, "time batch"]:
-        """How many timesteps of its episode precede each, given how many precede the sequence."""
-        time = np.arange(len(self.starts))[:, None]
-        start = np.maximum.accumulate(np.where(self.starts, time, -1), axis=0)
-        since_start = self._on_device(np.where(start < 0, time, time - start)).to(before.dtype)
-        return since_start + before * self._on_device(start < 0)
+        """Return (T, N), the number of timesteps of its episode that precede each timestep.
+
+        Args:
+            before: (N,), the number of timesteps of the episode that precede the sequence.
+        """
+        timestep = np.arange(len(self.starts))[:, None]
+        # The last start at or before each timestep; -1 if the episode started before the sequence.
+        last_start = np.maximum.accumulate(np.where(self.starts, timestep, -1), axis=0)
+        continues = last_start < 0
+        since_start = np.where(continues, timestep, timestep - last_start)
+        age_in_sequence = self._to_device(since_start).to(before.dtype)
+        return age_in_sequence + before * self._to_device(continues)
 
     @cached_property
     def packing(self) -> Packing:
-        """The pieces."""
-        steps, sequences = self.shape
-        begins_piece = self.starts.copy()
-        begins_piece[0] = True
-        # what follows counts a sequence's timesteps first
-        piece = begins_piece.T.reshape(-1).cumsum() - 1
-        begins = np.flatnonzero(begins_piece.T)
-        lengths = np.diff(begins, append=steps * sequences)
-        longest_first = np.argsort(-lengths, kind="stable")
+        """Return the segments, packed."""
+        n_steps, n_sequences = self.shape
+        starts_segment = self.starts.copy()
+        starts_segment[0] = True
+        # (T, N) -> (N * T,), sequence by sequence, so that a segment is contiguous.
+        segment = starts_segment.T.reshape(-1).cumsum() - 1
+        start = np.flatnonzero(starts_segment.T)
+        length = np.diff(start, append=n_steps * n_sequences)
+        longest_first = np.argsort(-length, kind="stable")
         rank = np.empty_like(longest_first)
         rank[longest_first] = np.arange(len(rank))
-        age = np.arange(steps * sequences) - begins[piece]
-        order = np.lexsort((rank[piece], age))
-        rows = order % steps * sequences + order // steps
-        places = np.empty_like(rows)
-        places[rows] = np.arange(len(rows))
-        sequence, first = np.divmod(begins[longest_first], steps)
+        # Sort all timesteps by their age in the segment, then by the rank of the segment.
+        age = np.arange(n_steps * n_sequences) - start[segment]
+        order = np.lexsort((rank[segment], age))
+        # n * T + t -> t * N + n
+        rows = order % n_steps * n_sequences + order // n_steps
+        inverse = np.empty_like(rows)
+        inverse[rows] = np.arange(len(rows))
+        sequence, first_timestep = np.divmod(start[longest_first], n_steps)
         return Packing(
-            self._on_device(rows),
-            self._on_device(places),
-            np.bincount(age).tolist(),
-            self._on_device(sequence),
-            self._on_device(first[:, None] > 0),
-            self._on_device(rank[piece[steps - 1 :: steps]]),
+            rows=self._to_device(rows),
+            inverse=self._to_device(inverse),
+            batch_sizes=np.bincount(age).tolist(),
+            sequence=self._to_device(sequence),
+            starts_episode=self._to_device(first_timestep[:, None] > 0),
+            last=self._to_device(rank[segment[n_steps - 1 :: n_steps]]),
         )
 
     @property
-    def sizes(self) -> list[int]:
-        """How many pieces have a first, a second, … timestep."""
-        steps, sequences = self.shape
-        return [sequences] * steps if self.are_whole else self.packing.sizes
+    def batch_sizes(self) -> list[int]:
+        """Return the number of segments that have a first, a second, ... timestep."""
+        n_steps, n_sequences = self.shape
+        return [n_sequences] * n_steps if self.are_unbroken else self.packing.batch_sizes
 
     def pack(self, values: Float[Tensor, "time batch dim"]) -> Float[Tensor, "steps dim"]:
-        """The timesteps of the pieces: the first of each, the longest piece first, then the second of each, …"""
-        steps = values.flatten(0, 1)
-        return steps if self.are_whole else steps.index_select(0, self.packing.rows)
+        """Pack the timesteps of the segments.
+
+        Args:
+            values: (T, N, D).
+
+        Returns:
+            (T * N, D), packed rows.
+        """
+        rows = values.flatten(0, 1)
+        return rows if self.are_unbroken else rows.index_select(0, self.packing.rows)
 
     def unpack(self, packed: Float[Tensor, "steps dim"]) -> Float[Tensor, "time batch dim"]:
-        """What was computed for them, in their places."""
-        steps = packed if self.are_whole else packed.index_select(0, self.packing.places)
-        return steps.unflatten(0, self.shape)
+        """Undo ``pack``.
+
+        Args:
+            packed: (T * N, D), packed rows.
+
+        Returns:
+            (T, N, D).
+        """
+        rows = packed if self.are_unbroken else packed.index_select(0, self.packing.inverse)
+        return rows.unflatten(0, self.shape)
 
     def first_states(self, state: Float[Tensor, "batch state"]) -> Float[Tensor, "pieces state"]:
-        """The state that each piece begins with."""
-        if self.are_whole:
+        """Return the hidden state before each segment.
+
+        Args:
+            state: (N, S), the hidden states before the sequences, as ``reset_state`` returns them.
+
+        Returns:
+            (P, S), zeros for segments that start an episode.
+        """
+        if self.are_unbroken:
             return state
-        return state.index_select(0, self.packing.sequence).masked_fill(self.packing.inside, 0)
+        of_sequence = state.index_select(0, self.packing.sequence)
+        return of_sequence.masked_fill(self.packing.starts_episode, 0)
 
     def last_states(self, states: Float[Tensor, "pieces state"]) -> Float[Tensor, "batch state"]:
-        """Of the states that the pieces end with, those that the sequences do."""
-        return states if self.are_whole else states.index_select(0, self.packing.last)
+        """Return the hidden state after each sequence.
 
-    def _on_device(self, values: NDArray[np.generic]) -> Tensor:
+        Args:
+            states: (P, S), the hidden states after the segments.
+
+        Returns:
+            (N, S), those of the last segments.
+        """
+        return states if self.are_unbroken else states.index_select(0, self.packing.last)
+
+    def _to_device(self, values: NDArray[np.generic]) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(values))
-        return (
-            tensor.pin_memory().to(self.device, non_blocking=True)
-            if self.device.type == "cuda"
-            else tensor
-        )
+        if self.device.type != "cuda":
+            return tensor
+        # Only copies from pinned memory are asynchronous.
+        return tensor.pin_memory().to(self.device, non_blocking=True)

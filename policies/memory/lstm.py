@@ -1,6 +1,7 @@
-"""TODO docstring."""
+"""LSTM and GRU, with torch's kernels.
 
-from typing import Any
+Shapes: T timesteps, N sequences, P segments, S hidden state, H size of h.
+"""
 
 import torch
 from jaxtyping import Float
@@ -12,19 +13,33 @@ from mirl.policies.grouped_matmul import ContextGroups
 from mirl.policies.memory.core import Core
 from mirl.policies.memory.episodes import Episodes
 
+KernelState = Tensor | tuple[Tensor, ...]
+"""The state as torch's kernels take it: h, or (h, c), each (1, P, H)."""
+
 
 class Recurrent(Core):
-    """``torch.nn.LSTM`` (Hochreiter and Schmidhuber, 1997) or ``torch.nn.GRU`` (Cho et al., 2014), with its kernels.
+    """``torch.nn.LSTM`` or ``torch.nn.GRU``, over all segments at once as a packed sequence.
 
-    Episodes are read side by side, as a packed sequence.
+    The hidden state is h, or (h, c) side by side.
+
+    Args:
+        network: the layer; its weights are initialized here.
+        config: the options of the core.
+
+    References:
+        Hochreiter and Schmidhuber, "Long Short-Term Memory", Neural Computation 1997; Cho et al.,
+        "Learning Phrase Representations using RNN Encoder-Decoder", EMNLP 2014, for the GRU.
     """
 
     def __init__(self, network: nn.LSTM | nn.GRU, config: LstmConfig | GruConfig) -> None:
-        parts = 2 if isinstance(network, nn.LSTM) else 1
-        super().__init__(network.input_size, parts * network.hidden_size, config)
+        n_parts = 2 if isinstance(network, nn.LSTM) else 1
+        super().__init__(network.input_size, n_parts * network.hidden_size, config)
         self.network = network
         for name, weight in network.named_parameters():
-            init_gates(weight, self.size) if "weight" in name else nn.init.zeros_(weight)
+            if "weight" in name:
+                init_gates(weight, self.size)
+            else:
+                nn.init.zeros_(weight)
         if isinstance(network, nn.LSTM):
             init_forget_gate(network.get_parameter("bias_ih_l0"))
 
@@ -36,32 +51,48 @@ class Recurrent(Core):
         z: Tensor | None,
         groups: ContextGroups | None,
     ) -> tuple[Tensor, Tensor]:
-        first = self._parts(episodes.first_states(state))
-        if episodes.are_whole:
+        """Run the layer over all segments; see ``Core.run``. The context is ignored."""
+        first = self._split_state(episodes.first_states(state))
+        if episodes.are_unbroken:
             y, last = self.network(x, first)
-            return y, self._joined(last)
-        packed, last = self.network(
-            PackedSequence(episodes.pack(x), torch.tensor(episodes.sizes)), first
-        )
-        return episodes.unpack(packed.data), episodes.last_states(self._joined(last))
+            return y, self._join_state(last)
+        packed = PackedSequence(episodes.pack(x), torch.tensor(episodes.batch_sizes))
+        y, last = self.network(packed, first)
+        return episodes.unpack(y.data), episodes.last_states(self._join_state(last))
 
-    def _parts(self, state: Float[Tensor, "pieces state"]) -> Any:
-        """As the kernels take a state: h, or (h, c), each (1, pieces, size)."""
+    def _split_state(self, state: Float[Tensor, "pieces state"]) -> KernelState:
+        # (P, S) -> (1, P, H) each
         parts = tuple(part.unsqueeze(0).contiguous() for part in state.split(self.size, dim=1))
         return parts if isinstance(self.network, nn.LSTM) else parts[0]
 
-    def _joined(self, parts: Any) -> Float[Tensor, "pieces state"]:
-        return torch.cat(parts if isinstance(self.network, nn.LSTM) else (parts,), dim=2).squeeze(0)
+    def _join_state(self, parts: KernelState) -> Float[Tensor, "pieces state"]:
+        # (1, P, H) each -> (P, S)
+        if isinstance(parts, Tensor):
+            parts = (parts,)
+        return torch.cat(parts, dim=2).squeeze(0)
 
 
 def init_gates(weight: Float[Tensor, "gates in"], size: int) -> None:
-    """The weights of each gate, (size, in), orthogonal by themselves."""
+    """Initialize the weights of each gate orthogonally, in place.
+
+    Args:
+        weight: (n_gates * size, in), the weights of all gates.
+        size: H.
+    """
     for gate in weight.detach().split(size):
         nn.init.orthogonal_(gate)
 
 
 def init_forget_gate(bias: Float[Tensor, " gates"]) -> None:
-    """A bias of 1 for an LSTM's forget gate, the second of four: at 0 half of what it remembers would be lost with each
-    timestep (Gers et al., 2000; Jozefowicz et al., 2015).
+    """Set the bias of an LSTM's forget gate to 1, in place.
+
+    With a bias of 0 an LSTM would lose half of its cell state in each timestep.
+
+    Args:
+        bias: (4 * H,), of the gates (input, forget, cell, output).
+
+    References:
+        Gers et al., "Learning to Forget", Neural Computation 2000; Jozefowicz et al., "An Empirical
+        Exploration of Recurrent Network Architectures", ICML 2015.
     """
     nn.init.ones_(bias.detach().chunk(4)[1])

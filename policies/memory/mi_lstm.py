@@ -1,4 +1,8 @@
-"""TODO docstring."""
+"""LSTM with a multiplicative interaction of input and hidden state in its gates.
+
+Shapes: T timesteps, N sequences, P segments, X features, Z context, H size of h, R rank, M columns
+of the gates that have the multiplicative term.
+"""
 
 from typing import assert_never, get_args
 
@@ -15,17 +19,28 @@ from mirl.policies.memory.lstm import init_forget_gate, init_gates
 
 
 class MiLstm(Core):
-    """An LSTM whose gates take a multiplicative interaction of input and state, scaled by the context:
+    """An LSTM whose gates take a multiplicative interaction, scaled by the context.
 
         a_t = (1 + γ(z_t)) ⊙ (V x_t + U h_{t−1} + m(x_t, h_{t−1})) + b
         c_t = σ(f) ⊙ c_{t−1} + σ(i) ⊙ tanh(g),  h_t = σ(o) ⊙ tanh(c_t)  with (i, f, g, o) = a_t
 
-    where m is hᵀ𝕎x, or of rank R, P((A x) ⊙ (B h)), or α ⊙ (V x) ⊙ (U h), the multiplicative integration of Wu et al.,
-    2016. γ, 𝕎, P and α start at zero, and at zero it is ``torch.nn.LSTM``.
+    where m is hᵀ𝕎x ("full"), P((A x) ⊙ (B h)) of rank R ("low_rank"), or α ⊙ (V x) ⊙ (U h)
+    ("diagonal", multiplicative integration). γ, 𝕎, P and α start at zero: there it is
+    ``torch.nn.LSTM``.
+
+    The hidden state is (h, c), side by side.
+
+    Args:
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context; 0 for none.
+        config: form, rank and gates of the multiplicative term.
+
+    References:
+        Wu et al., "On Multiplicative Integration with Recurrent Neural Networks", NeurIPS 2016.
     """
 
     columns: Int[Tensor, " multiplied"]
-    """Where the gates that have the multiplicative term stand among all."""
+    """(M,), the columns of a_t whose gates have the multiplicative term."""
 
     def __init__(self, features_dim: int, context_dim: int, config: MiLstmConfig) -> None:
         size = config.size
@@ -37,22 +52,22 @@ class MiLstm(Core):
         for layer in (self.main, self.recur):
             init_gates(layer.weight.T, size)
         init_forget_gate(self.bias)
-        scaled = config.scaled_by_context and context_dim > 0
-        self.to_scale = Affine(context_dim, 4 * size, gain=0, bias=False) if scaled else None
-        chosen = torch.tensor([gate in config.gates for gate in get_args(Gate)]).repeat_interleave(
-            size
-        )
-        self.register_buffer("columns", chosen.nonzero().flatten(), persistent=False)
-        multiplied = len(self.columns)
+        self.to_scale: Affine | None = None
+        if config.scaled_by_context and context_dim > 0:
+            self.to_scale = Affine(context_dim, 4 * size, gain=0, bias=False)
+        is_multiplied = torch.tensor([gate in config.gates for gate in get_args(Gate)])
+        columns = is_multiplied.repeat_interleave(size).nonzero().flatten()
+        self.register_buffer("columns", columns, persistent=False)
+        n_columns = len(columns)
         match config.form:
             case "full":
-                self.weight = nn.Parameter(torch.zeros(features_dim, size, multiplied))
+                self.weight = nn.Parameter(torch.zeros(features_dim, size, n_columns))
             case "low_rank":
                 self.factor_features = Affine(features_dim, config.rank, gain=1, bias=False)
                 self.factor_state = Affine(size, config.rank, gain=1, bias=False)
-                self.weight = nn.Parameter(torch.zeros(config.rank, multiplied))
+                self.weight = nn.Parameter(torch.zeros(config.rank, n_columns))
             case "diagonal":
-                self.weight = nn.Parameter(torch.zeros(multiplied))
+                self.weight = nn.Parameter(torch.zeros(n_columns))
             case _:
                 assert_never(config.form)
 
@@ -64,22 +79,34 @@ class MiLstm(Core):
         z: Tensor | None,
         groups: ContextGroups | None,
     ) -> tuple[Tensor, Tensor]:
-        sizes, x = episodes.sizes, episodes.pack(x)
-        main, scale = self.main(x), self._scale(z, groups, episodes)
+        """Run all segments side by side, one timestep after the other; see ``Core.run``."""
+        batch_sizes = episodes.batch_sizes
+        x = episodes.pack(x)
+        # What does not depend on h is computed for all timesteps at once.
+        main = self.main(x)
+        scale = self._scale(z, groups, episodes)
         factor = self._factor(x, main)
+        # (..., M) -> (..., 4 * H), zeros for gates without the multiplicative term
         weight = self.weight.new_zeros(*self.weight.shape[:-1], len(self.bias))
         weight = weight.index_copy(-1, self.columns, self.weight)
         h, c = episodes.first_states(state).chunk(2, dim=1)
-        outputs, ended = [], []
+        outputs: list[Tensor] = []
+        ended: list[Tensor] = []
         for main_t, factor_t, scale_t in zip(
-            main.split(sizes), factor.split(sizes), scale.split(sizes), strict=True
+            main.split(batch_sizes),
+            factor.split(batch_sizes),
+            scale.split(batch_sizes),
+            strict=True,
         ):
-            if len(main_t) < len(h):  # the shortest pieces have ended
-                ended.append(torch.cat([h[len(main_t) :], c[len(main_t) :]], dim=1))
-                h, c = h[: len(main_t)], c[: len(main_t)]
+            n_running = len(main_t)
+            if n_running < len(h):
+                # Segments are sorted by length: the last ones have ended.
+                ended.append(torch.cat([h[n_running:], c[n_running:]], dim=1))
+                h = h[:n_running]
+                c = c[:n_running]
             recurrent = self.recur(h)
-            taken = main_t + recurrent + self._multiply(weight, factor_t, h, recurrent)
-            i, f, g, o = torch.addcmul(self.bias, scale_t, taken).chunk(4, dim=1)
+            inputs = main_t + recurrent + self._multiply(weight, factor_t, h, recurrent)
+            i, f, g, o = torch.addcmul(self.bias, scale_t, inputs).chunk(4, dim=1)
             c = f.sigmoid() * c + i.sigmoid() * g.tanh()
             h = o.sigmoid() * c.tanh()
             outputs.append(h)
@@ -87,7 +114,7 @@ class MiLstm(Core):
         return episodes.unpack(torch.cat(outputs)), episodes.last_states(last)
 
     def _factor(self, x: Tensor, main: Tensor) -> Float[Tensor, "steps factor"]:
-        """What of m depends on the input alone."""
+        """Return the part of m that depends on the input alone."""
         match self.form:
             case "full":
                 return x
@@ -101,7 +128,7 @@ class MiLstm(Core):
     def _multiply(
         self, weight: Tensor, factor: Tensor, h: Tensor, recurrent: Tensor
     ) -> Float[Tensor, "pieces gates"]:
-        """m(x_t, h_{t−1})"""
+        """Return m(x_t, h_{t−1})."""
         match self.form:
             case "full":
                 return multiply_row_by_row(h, factor, weight)
@@ -115,11 +142,16 @@ class MiLstm(Core):
     def _scale(
         self, z: Tensor | None, groups: ContextGroups | None, episodes: Episodes
     ) -> Float[Tensor, "steps gates"]:
-        """1 + γ(z) of each packed timestep."""
+        """Return 1 + γ(z) of each packed row."""
         if self.to_scale is None:
-            return self.bias.new_ones(()).expand(sum(episodes.sizes), len(self.bias))
+            n_rows = sum(episodes.batch_sizes)
+            return self.bias.new_ones(()).expand(n_rows, len(self.bias))
         if z is None:
-            raise ValueError("the context scales the gates, and none was given")
+            raise ValueError(
+                "expected a context, because the context scales the gates, and got none; pass one "
+                "or set scaled_by_context=false"
+            )
         scale = 1 + self.to_scale(z)
-        of_each = scale if groups is None else scale.index_select(0, groups.index)
-        return episodes.pack(of_each.unflatten(0, episodes.shape))
+        if groups is not None:
+            scale = scale.index_select(0, groups.index)
+        return episodes.pack(scale.unflatten(0, episodes.shape))

@@ -1,105 +1,131 @@
-"""TODO docstring."""
+"""Causal attention over the last timesteps of the episode.
+
+Shapes: T timesteps of a chunk, N sequences, X features, L timesteps of the window, H heads of d
+numbers each, J = L − 1 + T timesteps that are attended to.
+"""
 
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirl.configs.networks import AttentionMemoryConfig
-from mirl.policies.fusions import Affine
+from mirl.policies.fusions import RELU_GAIN, Affine
 from mirl.policies.memory.chunks import ChunkedCore
 from mirl.policies.memory.episodes import Episodes
 from mirl.policies.positions import sinusoids
 
 
 class WindowAttention(ChunkedCore):
-    """Causal multi-head attention (Vaswani et al., 2017) over the last L timesteps of the episode:
+    """Causal multi-head attention over the last L timesteps of the episode.
 
         y_t = V x_t + b + P Σ_j softmax_j(((q_t + u) · k_j + (q_t + w) · r_{t−j}) / √d) v_j
 
-    where r_{t−j} is learned from the sinusoidal encoding of the distance (Dai et al., 2019); or the softmax is of
-    q_t · k_j / √d, and each x has the encoding of its number in the episode added to it first. P starts at zero.
+    where r_{t−j} is learned from the sinusoidal encoding of the distance ("relative"). With
+    "sinusoidal" positions the logit is q_t · k_j / √d, and the encoding of its age in the episode
+    is added to each x first. P starts at zero.
 
-    The state holds the L − 1 inputs before, and how many timesteps of the episode there were.
+    The hidden state holds the L − 1 inputs before, and the number of timesteps of the episode.
+
+    Args:
+        features_dim: X, the size of the features.
+        config: size, heads, window and positions.
+
+    References:
+        Vaswani et al., "Attention Is All You Need", NeurIPS 2017; Dai et al., "Transformer-XL",
+        ACL 2019, for the relative positions.
     """
 
     def __init__(self, features_dim: int, config: AttentionMemoryConfig) -> None:
-        self.heads, self.past = config.heads, config.window - 1
+        self.heads = config.heads
+        self.past = config.window - 1
         super().__init__(features_dim, self.past * features_dim + 1, config)
-        self.main = Affine(features_dim, config.size, gain=math.sqrt(2))
+        self.main = Affine(features_dim, config.size, gain=RELU_GAIN)
         self.query = Affine(features_dim, config.size, gain=1)
         self.key_value = Affine(features_dim, 2 * config.size, gain=1)
         self.project = Affine(config.size, config.size, gain=0, bias=False)
         self.relative = config.positions == "relative"
         if self.relative:
             self.distance = Affine(config.size, config.size, gain=1, bias=False)
-            self.content_bias, self.distance_bias = (
-                nn.Parameter(torch.zeros(config.heads, 1, config.size // config.heads))
-                for _ in range(2)
-            )
+            bias_size = (config.heads, 1, config.size // config.heads)
+            self.content_bias = nn.Parameter(torch.zeros(bias_size))
+            self.distance_bias = nn.Parameter(torch.zeros(bias_size))
 
     def forward_chunk(self, x: Tensor, state: Tensor, episodes: Episodes) -> tuple[Tensor, Tensor]:
-        steps, _ = episodes.shape
-        before, count = (
-            state[:, :-1].unflatten(1, (self.past, self.features_dim)).transpose(0, 1),
-            state[:, -1].detach(),
-        )
+        """Compute a chunk; see ``ChunkedCore.forward_chunk``."""
+        n_steps, _ = episodes.shape
+        # (N, (L − 1) * X + 1) -> (L − 1, N, X) and (N,)
+        before = state[:, :-1].unflatten(1, (self.past, self.features_dim)).transpose(0, 1)
+        count = state[:, -1].detach()
         age = episodes.age(count)
-        seen = torch.cat([before, x])  # (L − 1 + T, N, X)
-        distance = (
-            self.past
-            + torch.arange(steps, device=x.device)[:, None]
-            - torch.arange(len(seen), device=x.device)
-        )
-        visible = (distance >= 0) & (
-            distance <= age.clamp(max=self.past).T.unsqueeze(-1)
-        )  # (N, T, L − 1 + T)
-        located = seen if self.relative else seen + self._numbers(age, count)
-        query, key, value = (
-            projected.unflatten(-1, (self.heads, -1)).permute(
-                1, 2, 0, 3
-            )  # (T, N, H·d) -> (N, H, T, d)
-            for projected in (
-                self.query(located[self.past :]),
-                *self.key_value(located).chunk(2, dim=-1),
-            )
-        )
-        mask = (
-            torch.zeros_like(visible, dtype=x.dtype).masked_fill(~visible, -torch.inf).unsqueeze(1)
-        )
+        inputs = torch.cat([before, x])  # (J, N, X)
+        distance = self._distances(n_steps, x.device)
+        # A timestep attends to itself, to earlier ones of its episode, and to no future one.
+        reach = age.clamp(max=self.past).T.unsqueeze(-1)  # (T, N) -> (N, T, 1)
+        is_visible = (distance >= 0) & (distance <= reach)  # (N, T, J)
+        located = inputs if self.relative else inputs + self._encode_ages(age, count)
+        query = self._split_heads(self.query(located[self.past :]))
+        key, value = self.key_value(located).chunk(2, dim=-1)
+        bias = _attention_bias(is_visible, x.dtype)
         if self.relative:
-            mask = mask + self._score_distances(query, distance)
+            bias = bias + self._score_distances(query, distance)
             query = query + self.content_bias
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        y = self.main(x) + self.project(attended.permute(2, 0, 1, 3).flatten(2))
-        return y, self._state(seen[steps:], age[-1] + 1)
+        attended = F.scaled_dot_product_attention(
+            query, self._split_heads(key), self._split_heads(value), attn_mask=bias
+        )
+        # (N, H, T, d) -> (T, N, H * d)
+        joined = attended.permute(2, 0, 1, 3).flatten(2)
+        y = self.main(x) + self.project(joined)
+        return y, self._next_state(inputs[n_steps:], age[-1] + 1)
+
+    def _distances(self, n_steps: int, device: torch.device) -> Int[Tensor, "time seen"]:
+        """Return (T, J), how many timesteps each input lies before each timestep."""
+        timestep = self.past + torch.arange(n_steps, device=device)[:, None]
+        return timestep - torch.arange(self.past + n_steps, device=device)
+
+    def _split_heads(
+        self, projected: Float[Tensor, "time batch size"]
+    ) -> Float[Tensor, "batch heads time dim"]:
+        # (T, N, H * d) -> (T, N, H, d) -> (N, H, T, d)
+        return projected.unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3)
 
     def _score_distances(
         self, query: Float[Tensor, "batch heads time dim"], distance: Int[Tensor, "time seen"]
     ) -> Float[Tensor, "batch heads time seen"]:
-        """(q_t + w) · r_{t−j} / √d"""
-        encoded = sinusoids(
-            torch.arange(self.past + 1, device=query.device, dtype=query.dtype), self.size
-        )
-        learned = (
-            self.distance(encoded).unflatten(-1, (self.heads, -1)).permute(1, 2, 0)
-        )  # (L, H·d) -> (H, d, L)
+        """Return (q_t + w) · r_{t−j} / √d."""
+        distances = torch.arange(self.past + 1, device=query.device, dtype=query.dtype)
+        encoded = self.distance(sinusoids(distances, self.size))
+        # (L, H * d) -> (L, H, d) -> (H, d, L)
+        learned = encoded.unflatten(-1, (self.heads, -1)).permute(1, 2, 0)
         scores = (query + self.distance_bias) @ learned / math.sqrt(query.shape[-1])
-        return scores.gather(-1, distance.clamp(0, self.past).expand(*scores.shape[:3], -1))
+        # (N, H, T, L) -> (N, H, T, J): look up the distance of each pair.
+        index = distance.clamp(0, self.past).expand(*scores.shape[:3], -1)
+        return scores.gather(-1, index)
 
-    def _numbers(
+    def _encode_ages(
         self, age: Float[Tensor, "time batch"], count: Float[Tensor, " batch"]
     ) -> Float[Tensor, "seen batch features"]:
-        """The encoding of each timestep's number in its episode."""
-        before = count - torch.arange(self.past, 0, -1, device=count.device).unsqueeze(1)
+        """Return (J, N, X), the encoding of each input's age in its episode."""
+        steps_back = torch.arange(self.past, 0, -1, device=count.device)
+        before = count - steps_back.unsqueeze(1)
         return sinusoids(torch.cat([before, age]), self.features_dim)
 
-    def _state(
-        self, seen: Float[Tensor, "past batch features"], count: Float[Tensor, " batch"]
+    def _next_state(
+        self, inputs: Float[Tensor, "past batch features"], count: Float[Tensor, " batch"]
     ) -> Tensor:
-        """The inputs before, as many as the episode had."""
-        is_of_episode = torch.arange(self.past, 0, -1, device=count.device).unsqueeze(1) <= count
-        kept = seen.masked_fill(~is_of_episode.unsqueeze(-1), 0)
+        """Join the last L − 1 inputs, zeros before the episode, and its number of timesteps."""
+        steps_back = torch.arange(self.past, 0, -1, device=count.device)
+        is_of_episode = steps_back.unsqueeze(1) <= count
+        kept = inputs.masked_fill(~is_of_episode.unsqueeze(-1), 0)
+        # (L − 1, N, X) -> (N, (L − 1) * X)
         return torch.cat([kept.transpose(0, 1).flatten(1), count.unsqueeze(1)], dim=1)
+
+
+def _attention_bias(
+    is_visible: Bool[Tensor, "batch time seen"], dtype: torch.dtype
+) -> Float[Tensor, "batch 1 time seen"]:
+    """Return 0 for visible timesteps and −∞ for the others."""
+    bias = torch.zeros_like(is_visible, dtype=dtype)
+    return bias.masked_fill(~is_visible, -torch.inf).unsqueeze(1)

@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 
 from mirl.agents import train
-from mirl.agents.builder import build_algorithm, policy_kwargs, resolve_device
+from mirl.agents.builder import build_on_policy, policy_kwargs, resolve_device
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
 from mirl.configs.agents import A2CConfig, PPOConfig
@@ -213,7 +213,7 @@ def test_the_algorithms_are_chosen_by_their_config(tiny: Build) -> None:
     for part, kind in ((PPOConfig(n_envs=4, batch_size=64), PPO), (A2CConfig(n_envs=4), A2C)):
         options: dict[str, Any] = {"seed": 0, "device": "cpu", "precision": "fp32"}
         assert (
-            type(build_algorithm(part, FusionPolicy, policy_kwargs(config), env, **options)) is kind
+            type(build_on_policy(part, FusionPolicy, policy_kwargs(config), env, **options)) is kind
         )
     env.close()
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from run_setup import adapt_at, evaluate_at, export_at
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO as SB3PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -19,9 +20,6 @@ from torch import Tensor
 
 from mirl.agents import A2C, PPO, evaluate, load_policy, train
 from mirl.agents.builder import build_policy
-from mirl.agents.evaluation import evaluate_run
-from mirl.agents.export import export_run
-from mirl.agents.few_shot import adapt_run
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import LstmConfig, RecurrentConfig, choose
@@ -484,15 +482,13 @@ def test_a_run_with_a_memory_is_trained_and_evaluated(tiny: Build, backend: str)
     config = tiny(*MEMORY, f"backend={backend}", "agent.sequence_length=16", "agent.burn_in=4")
     assert config.run_name == "memory_s7-bilinear-mi_lstm-ppo-seed0"
     train(config)
-    results, written = evaluate_run(
+    results, written = evaluate_at(
         EvalConfig(run=config.run_dir, episodes=4, checkpoint="last", gif=True)
     )
     assert len(results[0].success) == 4
     assert written[1].suffix == ".gif"
     with closing(SuiteVecEnv(config.task, 2)) as env:
-        policy, _ = load_policy(
-            config.run_dir, "last", env.observation_space, env.action_space, "cpu"
-        )
+        policy = load_policy(config.run_dir, "last", "cpu")
         _, state = policy.predict(env.reset())
     assert state[0].shape == (2, 16)
 
@@ -507,13 +503,13 @@ def test_it_is_adapted_and_not_exported(tiny: Build) -> None:
         "task": "memory_s7",
         "adapt_episodes": (1,),
     }
-    [(_, curve, _)] = adapt_run(EvalConfig(**few))
+    [(_, curve, _)] = adapt_at(EvalConfig(**few))
     assert [point.episodes >= least for point, least in zip(curve, (0, 1), strict=True)] == [
         True,
         True,
     ]
     with pytest.raises(ConfigError, match="no form for one context alone"):
-        export_run(
+        export_at(
             EvalConfig(
                 run=config.run_dir, export="go to the matching object at the end of the hallway"
             )
