@@ -219,12 +219,16 @@ class FusionPolicy(MultiInputActorCriticPolicy):
     def grouped_context_key(self) -> str | None:
         """Key of a context that may come as ``UniqueRows``, since a batch has few distinct ones.
 
-        None if the contexts are continuous.
+        None if the contexts are continuous, or if the key is an input as well.
         """
         extractor = cast(FusionExtractor, self.pi_features_extractor)
+        routing = extractor.routing
         if isinstance(extractor.context, GoalContext):
             return None
-        return extractor.routing.context
+        if routing.context in (routing.image, *routing.others):
+            # inputs are needed row by row
+            return None
+        return routing.context
 
     def extract_features(
         self,

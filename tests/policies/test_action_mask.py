@@ -181,7 +181,7 @@ def test_policy_gradients_equal_sb3_contrib(sites: tuple[Any, ...]) -> None:
 
 
 def test_selected_rows_keep_their_masks() -> None:
-    """As MIRL's loop does, to share one pass between equal observations."""
+    """Selected rows have their own masks, as when equal observations share one pass."""
     policy, batch, rows = policy_of(), batch_of(8), torch.tensor([0, 0, 3, 5, 5, 7])
     latent = policy.mlp_extractor.forward_actor(policy.extract_features(batch))
     assert isinstance(latent, Features)

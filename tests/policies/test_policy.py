@@ -205,3 +205,9 @@ def test_constructor_lists_sb3_parameters() -> None:
     assert not fixed & set(ours)
     for name in set(theirs) - fixed:
         assert ours[name].default == theirs[name].default, name
+
+
+def test_context_as_input_is_not_grouped() -> None:
+    """A context key that is also an input must come row by row, not as ``UniqueRows``."""
+    assert build(**TINY).grouped_context_key == "task"
+    assert build(**TINY, observation_keys=("image", "task")).grouped_context_key is None
