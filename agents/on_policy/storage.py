@@ -58,7 +58,7 @@ class Column(Protocol):
         """Return the size of the column in bytes."""
 
 
-class PlainColumn:
+class PlainColumn(Column):
     """Values in the data type of their space; those of ``Discrete`` in the smallest that fits.
 
     Args:
@@ -94,7 +94,7 @@ class PlainColumn:
         return self.data.nbytes
 
 
-class PackedColumn:
+class PackedColumn(Column):
     """Small integers packed several to a byte: MiniGrid's view takes 56 bytes instead of 147.
 
     Args:
@@ -148,7 +148,7 @@ class PackedColumn:
         return self.data.nbytes
 
 
-class CategoricalColumn:
+class CategoricalColumn(Column):
     """Values as indices into a table of distinct values: missions, task ids.
 
     A rollout has few distinct contexts. The index stays in host memory, where minibatches are

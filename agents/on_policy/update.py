@@ -48,7 +48,7 @@ class Update:
     history: list[Metrics] = field(default_factory=list)
     """The metrics of each gradient step so far."""
     conflict_metrics: Metrics = field(default_factory=dict)
-    """How the tasks' gradients conflict, if it was measured."""
+    """Measure of the conflict between the tasks' gradients; empty if it was not measured."""
 
     def __post_init__(self) -> None:
         self.parameters: list[nn.Parameter] = []

@@ -35,7 +35,7 @@ class Packing(NamedTuple):
 
 
 class Episodes:
-    """Which timesteps of N sequences are the first of an episode.
+    """The episode starts of N sequences of T timesteps.
 
     They are held in host memory, because the number and length of the segments decide which
     operations run: reading them from the device would make the host wait.

@@ -27,7 +27,7 @@ Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 def test_missing_hidden_state_raises() -> None:
-    """What needs a hidden state, or a recurrent policy, says so."""
+    """Calls that need a hidden state or a recurrent policy raise and say so."""
     with pytest.raises(ConfigError, match="sequence_length and burn_in are for a recurrent policy"):
         PPO(FusionPolicy, recall_envs(), sequence_length=8)
     with pytest.raises(ConfigError, match=r"memory=… is for mirl\.policies\.RecurrentFusionPolicy"):
