@@ -39,7 +39,7 @@ def run(argv: list[str]) -> int:
 
         export = export_run(opened, checkpoint, config)
         log(
-            f"Written: {export.path} ({export.parameters:,} parameters instead of "
+            f"Written: {export.path} ({export.parameters:,} parameters in place of "
             f"{export.policy_parameters:,}, outputs within {export.difference:.0e} of the policy's)"
         )
         return 0

@@ -39,7 +39,7 @@ def run(argv: list[str]) -> int:
 
     result = train(config, log)
     if not result.finished:
-        log(f"Stopped and saved at {result.timesteps:,} timesteps; run the same command to resume.")
+        log(f"Stopped and saved at {result.timesteps:,} timesteps; the same command again resumes.")
         return 130
     evaluation = EvalConfig(
         run=config.run_dir,

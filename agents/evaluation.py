@@ -23,7 +23,7 @@ from mirl.agents.video import record_episode
 from mirl.configs.schema import EvalConfig
 from mirl.configs.tasks import Subset, TaskConfig, file_name, score_bounds
 from mirl.envs import SuiteVecEnv, env_seeds
-from mirl.envs.pools.backend import Observations
+from mirl.envs.type_aliases import Observations
 
 SUBSETS: tuple[Subset, ...] = ("trained", "held_out")
 SUMMARY_ROWS = ("mean", "IQM", "worst")

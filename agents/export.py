@@ -33,8 +33,8 @@ from mirl.configs.networks import (
 from mirl.configs.schema import EvalConfig
 from mirl.configs.tasks import SuiteConfig, file_name
 from mirl.envs import choose_backend, tokenize
-from mirl.envs.pools.backend import Observations
 from mirl.envs.suite_spaces import suite_spaces
+from mirl.envs.type_aliases import Observations
 from mirl.policies import FusionPolicy, specialize
 
 TOLERANCE = 1e-4

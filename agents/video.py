@@ -20,7 +20,7 @@ from mirl.configs.tasks import SuiteConfig
 from mirl.envs import make_env
 from mirl.envs.actions import with_action_mask
 from mirl.envs.holdout import EpisodeFilter
-from mirl.envs.pools.backend import EnvIndices, Observations
+from mirl.envs.type_aliases import EnvIndices, Observations
 from mirl.envs.vector import NO_HOLDOUT
 
 WIDTH = 256

@@ -1,7 +1,7 @@
-"""Train agents over several seeds and compare them in a results file, a table and a figure.
+r"""Train agents over several seeds and compare them in a results file, a table and a figure.
 
-    python benchmarks/compare.py mt5 --seeds 3 --match encoder.features_dim \\
-        --agent "concat: fusion=concat" --agent "bilinear: fusion=bilinear" \\
+    python benchmarks/compare.py mt5 --seeds 3 --match encoder.features_dim \
+        --agent "concat: fusion=concat" --agent "bilinear: fusion=bilinear" \
         task=mt5 total_timesteps=1_000_000
 
 The options of an agent are those common to all and its own. ``--match OPTION`` gives all agents the
@@ -23,7 +23,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
@@ -31,16 +30,13 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+from equal_parameters import match_parameters
 from machine import RESULTS, ROOT, RSS_UNIT, write_results
 from pictures import draw_range, picture
 from scipy.stats import trim_mean
 
-from mirl.agents.building import build_policy
-from mirl.agents.checkpoint import find_checkpoint
+from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
 from mirl.agents.statistics import bootstrap_interval
-from mirl.configs.compose import compose_train
-from mirl.envs import SuiteVecEnv
-from mirl.policies import count_parameters
 
 SOLVED = 0.95
 """Success rate whose first timestep the table reports."""
@@ -52,77 +48,6 @@ MAX_COLUMNS = 8
 """A table with more columns than this is transposed."""
 
 Run = dict[str, Any]
-
-
-# ------------------------------------------------------------------------------- equal parameters
-
-
-def parameters_of(options: list[str]) -> int:
-    """Return the number of parameters of the agent of a command line.
-
-    Args:
-        options: Options of ``train.py``.
-    """
-    config = compose_train(options)
-    n_envs = max(len(config.task.tasks), 2)
-    env = SuiteVecEnv(config.task, n_envs, backend=config.backend)
-    try:
-        policy = build_policy(config, env.observation_space, env.action_space)
-    finally:
-        env.close()
-    return count_parameters(policy)
-
-
-def match_parameters(
-    agents: dict[str, list[str]], shared: list[str], option: str
-) -> dict[str, list[str]]:
-    """Widen the agents until each has as many parameters as the largest.
-
-    Args:
-        agents: The own options of each agent.
-        shared: The options common to all agents.
-        option: The option that sets the width.
-
-    Returns:
-        The own options of each agent, with the width added where it changes.
-    """
-    sizes = {name: parameters_of([*shared, *own]) for name, own in agents.items()}
-    target = max(sizes.values())
-    matched = {}
-    for name, own in agents.items():
-        matched[name] = own
-        if sizes[name] < target:
-            width = _matching_width(target, [*shared, *own], option)
-            matched[name] = [*own, f"{option}={width}"]
-    return matched
-
-
-def _matching_width(target: int, options: list[str], option: str) -> int:
-    def parameters(width: int) -> int:
-        return parameters_of([*options, f"{option}={width}"])
-
-    return width_for(target, parameters)
-
-
-def width_for(target: int, parameters: Callable[[int], int]) -> int:
-    """Return the smallest width from 2 on that gives at least ``target`` parameters.
-
-    Args:
-        target: The number of parameters to reach.
-        parameters: Number of parameters at a width, increasing with the width.
-    """
-    high = 2
-    while parameters(high) < target:
-        high *= 2
-    low = high // 2
-    # parameters(low) < target <= parameters(high), except where high is still 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        if parameters(middle) < target:
-            low = middle
-        else:
-            high = middle
-    return high
 
 
 # ------------------------------------------------------------------------------------------- runs
@@ -166,7 +91,7 @@ def train_and_evaluate(options: list[str], runs: Path, name: str, threads: int) 
     if exit_code:
         raise subprocess.CalledProcessError(exit_code, command)
 
-    last = find_checkpoint(run_dir / "checkpoints", "last").name
+    last = CheckpointDirectory(run_dir / "checkpoints").find("last").name
     [report_path] = (run_dir / "eval").glob(f"{last}-*-seed0-*ep*.json")
     report = json.loads(report_path.read_text(encoding="utf-8"))
     with (run_dir / "metrics.csv").open(encoding="utf-8") as file:
@@ -277,7 +202,7 @@ def task_scores(runs: list[Run], part: str, metric: str) -> dict[str, list[float
     found: dict[str, list[float]] = {}
     for run in runs:
         for task in run["tasks"]:
-            if task["part"] == part:
+            if task["subset"] == part:
                 found.setdefault(task["task"], []).append(task[metric])
     return found
 
@@ -401,7 +326,7 @@ class Comparison:
             self.runs[agent][seed] = run
             self.write()
             metric = self.metrics[0]
-            values = [task[metric] for task in run["tasks"] if task["part"] == "trained"]
+            values = [task[metric] for task in run["tasks"] if task["subset"] == "trained"]
             result = f"{np.mean(values):.3f}, {run['parameters']:,} parameters"
             print(f"{agent} seed {seed}: {result}", flush=True)  # noqa: T201
 

@@ -27,7 +27,7 @@ from peers.tutorial_cnn import FEATURES, extractor
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import A2C as SB3A2C
 from stable_baselines3 import PPO as SB3PPO
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.buffers import RolloutBuffer as SB3RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env as make_sb3_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -36,8 +36,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from torch import Tensor
 
 from mirl.agents import A2C, PPO
-from mirl.agents.building import build_agent
-from mirl.agents.rollouts import Rollouts
+from mirl.agents.builder import build_agent, resolve_auto
+from mirl.agents.on_policy.rollout_buffer import RolloutBuffer
 from mirl.configs.compose import compose_train
 from mirl.configs.networks import RecurrentConfig, choose
 from mirl.envs import SuiteVecEnv, make_vec_env
@@ -136,7 +136,7 @@ class ThroughputTimer(BaseCallback):
         if self.iterations > WARM_UP:
             self.elapsed = now - self.start_time
         if isinstance(self.model, PPO | A2C):
-            for part, percent in self.model.stopwatch.percent.items():
+            for part, percent in self.model.profiler.percent.items():
                 self.percent.setdefault(part, []).append(percent)
 
     def _on_step(self) -> bool:
@@ -164,13 +164,13 @@ class ThroughputTimer(BaseCallback):
         }
 
 
-def rollout_bytes(buffer: RolloutBuffer) -> int:
+def rollout_bytes(buffer: SB3RolloutBuffer) -> int:
     """Return the size of a rollout buffer in bytes.
 
     Args:
         buffer: A buffer of MIRL's or of SB3's.
     """
-    if isinstance(buffer, Rollouts):
+    if isinstance(buffer, RolloutBuffer):
         return buffer.nbytes
     arrays = dict(vars(buffer))
     if isinstance(buffer.observations, dict):
@@ -267,7 +267,7 @@ def agent_of_options(*options: str) -> OnPolicyAlgorithm:
     """
     config = compose_train([*options, "progress=false"])
     env = SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend)
-    return build_agent(config, env)
+    return build_agent(resolve_auto(config, env.observation_space), env)
 
 
 def mission_ppo(algorithm: type[SB3PPO]) -> OnPolicyAlgorithm:

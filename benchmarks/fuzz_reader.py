@@ -15,9 +15,9 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["mirl.agents", "mirl.configs", "yaml", "json"]):
-    from mirl.agents.building import build_agent
-    from mirl.agents.checkpoint import load_agent, newest_intact, read_index
-    from mirl.agents.run_directory import read_config
+    from mirl.agents.builder import build_agent
+    from mirl.agents.runs.checkpoint import Checkpoint
+    from mirl.agents.runs.run import Run
 
 from mirl.configs.errors import ConfigError
 from mirl.envs import SuiteVecEnv
@@ -32,14 +32,14 @@ def main() -> None:
     """Fuzz until libFuzzer's options say to stop."""
     source = Path(sys.argv[1])
     libfuzzer_options = sys.argv[2:]
-    config = read_config(source)
+    config = Run.open(source).config
     env = SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend)
     agent = build_agent(config, env)
 
     folder = Path(tempfile.mkdtemp(prefix="fuzz"))
     run_dir = Path(shutil.copytree(source, folder / "run"))
-    checkpoints = run_dir / "checkpoints"
-    checkpoint = max(checkpoints.glob("step_*"))
+    run = Run.open(run_dir)
+    checkpoint = max((run_dir / "checkpoints").glob("step_*"))
     paths = [run_dir / name for name in RUN_FILES]
     paths += [checkpoint / name for name in CHECKPOINT_FILES]
     intact = [path.read_bytes() for path in paths]
@@ -57,12 +57,12 @@ def main() -> None:
         paths[number].write_bytes(data[1:])
         try:
             if number == 0:
-                read_config(run_dir)
+                Run.open(run_dir)
             elif number == 1:
-                read_index(checkpoints)
-                newest_intact(checkpoints)
+                run.checkpoints.load_index()
+                run.latest_valid_checkpoint()
             else:
-                load_agent(checkpoint, agent)
+                Checkpoint.open(checkpoint).load_agent(agent)
         except ConfigError:
             pass
         finally:

@@ -25,7 +25,8 @@ from measurement import spread
 from torch import Tensor, nn
 
 from mirl.configs.networks import FusionConfig, choose
-from mirl.policies import Fusion, build_fusion, grouping
+from mirl.policies import Fusion, build_fusion
+from mirl.policies import grouped_matmul as grouping
 
 BATCH = 2048
 CONTEXT = 64
@@ -101,7 +102,7 @@ def build_subjects(n_contexts: int) -> dict[str, Subject]:
         fusion = build_fusion(choose(name, FusionConfig), FEATURES, CONTEXT, OUT).to(DEVICE)
         groups = None
         if is_shared:
-            groups = grouping.Groups(index, n_contexts, ordered=True)
+            groups = grouping.ContextGroups(index, n_contexts, ordered=True)
         add(name, fusion, lambda fusion=fusion, groups=groups: fusion(x, z, groups))
 
     linear = nn.Linear(FEATURES + CONTEXT, OUT, device=DEVICE)
@@ -170,7 +171,7 @@ def form_rows(rounds: int) -> list[list[str]]:
             x, z, index = _inputs(features, context, n_contexts)
             grouped, by_row = time_both_forms(rounds, fusion, x, z, index)
             chosen = "row by row"
-            if grouping.Groups(index, n_contexts).are_worth_it(features * context * out):
+            if grouping.ContextGroups(index, n_contexts).prefer_grouped(features * context * out):
                 chosen = "grouped"
             row = [
                 f"{features} × {context} → {out}",
@@ -200,7 +201,7 @@ def time_both_forms(
     """
 
     def forward() -> Tensor:
-        y: Tensor = fusion(x, z, grouping.Groups(index, len(z), ordered=True))
+        y: Tensor = fusion(x, z, grouping.ContextGroups(index, len(z), ordered=True))
         return y
 
     subject = Subject(forward, [x, z, *fusion.parameters()])

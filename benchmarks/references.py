@@ -23,10 +23,10 @@ from gymnasium.vector.utils import batch_space
 from machine import command_line, machine
 from minigrid.utils.baby_ai_bot import BabyAIBot
 
-from mirl.agents.files import write_json
+from mirl.agents.runs.atomic_files import write_json
 from mirl.configs.compose import compose_train, presets
 from mirl.configs.tasks import REFERENCES, TaskConfig
-from mirl.envs import SuiteVecEnv, make_vec_env, slot_seeds
+from mirl.envs import SuiteVecEnv, env_seeds, make_vec_env
 
 SEED = 0
 N_ENVS = 128
@@ -105,7 +105,7 @@ def measure_bot(env_id: str, episodes: int, seconds: float) -> dict[str, float]:
     failures = 0
     deadline = time.monotonic() + seconds
     with closing(gym.make(env_id, disable_env_checker=True)) as env:
-        for seed in slot_seeds(SEED, "test", 0, episodes):
+        for seed in env_seeds(SEED, "test", 0, episodes):
             try:
                 with redirect_stdout(None):  # BabyAI prints a line for each layout it rejects
                     returns.append(_play_bot_episode(env, seed))

@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from command_words import TRAIN_WORDS
 from run_records import metrics_of, points_of, tensors_of
 
-from mirl.agents.metrics import CHECKPOINT_SECONDS, SPEED
+from mirl.agents.runs.metric_names import CHECKPOINT_SECONDS, SPEED
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 
@@ -70,7 +70,7 @@ requests memory, and takes them again within two minutes. That hides a leak or l
 
 
 class Scale(NamedTuple):
-    """How much each part tests."""
+    """Size of the tests of each part."""
 
     kills: int
     configurations: int
@@ -200,7 +200,7 @@ def check_kills(scale: Scale, folder: Path) -> Iterator[Row]:
     """Check that runs killed again and again end exactly as uninterrupted ones.
 
     Args:
-        scale: How much to test.
+        scale: Size of the tests.
         folder: A temporary folder.
     """
     for run in scale.killed_runs:
@@ -246,7 +246,7 @@ def check_configurations(scale: Scale, folder: Path) -> Iterator[Row]:
     """Check that random command lines give a configuration or ``ConfigError``.
 
     Args:
-        scale: How much to test.
+        scale: Size of the tests.
         folder: Unused.
     """
     n_valid = 0
@@ -281,7 +281,7 @@ def check_fuzzing(scale: Scale, folder: Path) -> Iterator[Row]:
     """Check that reading damaged run directories succeeds or raises ``ConfigError``.
 
     Args:
-        scale: How much to test.
+        scale: Size of the tests.
         folder: A temporary folder.
     """
     script = Path(__file__).with_name("fuzz_reader.py")
@@ -339,7 +339,7 @@ def check_soak(scale: Scale, folder: Path) -> Iterator[Row]:
     """Train for long, kill the run at random for a fifth of the time, then sample it.
 
     Args:
-        scale: How much to test.
+        scale: Size of the tests.
         folder: A temporary folder.
     """
     begin = time.monotonic()

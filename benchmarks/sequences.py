@@ -21,15 +21,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from compare import width_for
+from equal_parameters import width_for
 from machine import ROOT, write_results
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirl.configs.networks import RecurrentConfig, choose
 from mirl.policies import count_parameters
-from mirl.policies.cores import build_core
-from mirl.policies.episodes import Episodes
+from mirl.policies.memory.build import build_core
+from mirl.policies.memory.episodes import Episodes
 
 CORES: dict[str, dict[str, Any]] = {
     "lstm": {"kind": "lstm"},

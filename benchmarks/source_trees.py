@@ -119,7 +119,7 @@ def compare_trees(
         json_path: The JSON file to write, if any.
 
     Raises:
-        ValueError: If ``other`` is no source tree of MIRL.
+        ValueError: If ``other`` is not a source tree of MIRL.
     """
     trees = {"new": ROOT.resolve(), "old": other.resolve()}
     commits = {label: commit_of(tree) for label, tree in trees.items()}

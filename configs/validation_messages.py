@@ -69,6 +69,8 @@ def explain(model: type[BaseModel], detail: ErrorDetails) -> str:
             tag = str(detail["ctx"]["tag"])
             kinds = _quoted_names(detail["ctx"]["expected_tags"])
             return f"unknown {where} '{tag}'." + nearest(tag, kinds)
+        case "union_tag_not_found":
+            return f"{where}.kind=… is required"
         case "literal_error":
             expected = detail["ctx"]["expected"]
             given = detail["input"]

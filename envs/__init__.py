@@ -1,7 +1,7 @@
-"""Tasks as environments: missions as tokens, one observation contract, and whole suites stepped as one SB3 ``VecEnv``.
+"""Vectorized environments of whole task suites under one observation contract.
 
-``make_vec_env("MiniGrid-GoToDoor-5x5-v0", n_envs=64)`` is the short way in; ``ContractObservation(env)`` puts a single
-Gymnasium environment under the same contract.
+``make_vec_env("MiniGrid-GoToDoor-5x5-v0", n_envs=64)`` returns an SB3 ``VecEnv``, and
+``ContractObservation(env)`` wraps a single Gymnasium environment.
 """
 
 from mirl.configs.keys import TASK_KEY
@@ -23,9 +23,9 @@ __all__ = [
     "SeedSplit",
     "SuiteVecEnv",
     "choose_backend",
+    "env_seeds",
     "make_env",
     "make_vec_env",
     "mission_space",
-    "env_seeds",
     "tokenize",
 ]

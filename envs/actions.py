@@ -1,104 +1,175 @@
-"""Actions are checked before they reach an environment: EnvPool ends the whole process on an invalid one."""
+"""Validation of actions before they reach an environment.
 
-from typing import Any, assert_never
+EnvPool ends the whole process on an invalid action, so actions are checked for every backend.
+"""
+
+from collections.abc import Sequence
+from typing import assert_never
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY
+from mirl.envs.type_aliases import AnySpace, Array, Observations
 
 ActionSpace = spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box
+"""The action spaces that SB3's policies support."""
 
-ROUNDING = 1e-6
-"""Part of a bound by which a continuous action may pass it."""
+BOUND_TOLERANCE = 1e-6
+"""Relative tolerance within which a continuous action may exceed its bound before it is clipped."""
 
 
-def supported_action_space(space: spaces.Space[Any], owner: str) -> ActionSpace:
-    """The space itself, or a ConfigError if SB3's policies cannot act in it."""
+def check_action_space(space: AnySpace, owner: str) -> ActionSpace:
+    """Return the space if SB3's policies support it.
+
+    Args:
+        space: the action space of an environment.
+        owner: name of the space's owner, for the error message.
+
+    Raises:
+        ConfigError: if the space is of another kind, or its actions do not start at 0.
+    """
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(space.start):
         raise ConfigError(
-            f"{owner}: SB3 counts actions from 0, and the action space is {space}; shift it with a wrapper"
+            f"{owner}: actions must start at 0 because SB3 counts actions from 0, got the action "
+            f"space {space}; shift it with a wrapper"
         )
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)):
         return space
     raise ConfigError(
-        f"{owner}: the action space must be Discrete, MultiDiscrete, MultiBinary or Box, got {type(space).__name__}"
+        f"{owner}: the action space must be Discrete, MultiDiscrete, MultiBinary or Box, "
+        f"got {type(space).__name__}; convert it with a wrapper"
     )
 
 
-def checked_actions(actions: Any, space: ActionSpace, n: int) -> NDArray[Any]:
-    """Actions of n slots as an array (n, …).
+def validate_actions(actions: ArrayLike, space: ActionSpace, n_envs: int) -> Array:
+    """Return valid actions as an array of the space's kind.
+
+    Args:
+        actions: one action per environment, (n_envs, …).
+        space: the action space of one environment.
+        n_envs: number of environments.
+
+    Returns:
+        The actions, (n_envs, …). Continuous actions are clipped to their bounds.
 
     Raises:
-        ValueError: their shape, type or range is not the space's.
+        ValueError: if the shape, data type or range of the actions does not fit the space.
     """
     array = np.asarray(actions)
-    shape = (n, *(space.shape or ()))
+    shape = (n_envs, *(space.shape or ()))
     if array.shape != shape:
         raise ValueError(
             f"actions must have shape {shape}, one row per environment, got {array.shape}"
         )
-    low, high = _bounds(space)
     if isinstance(space, spaces.Box):
-        # SB3's rescaling may overshoot a bound by rounding; what it overshot is cut
-        valid = (array >= low - ROUNDING * np.abs(low)) & (array <= high + ROUNDING * np.abs(high))
-        rounded = np.clip(array, low, high)
+        valid, array = _clip_to_bounds(array, space)
     else:
         if isinstance(space, spaces.MultiBinary) and np.isin(array, (0, 1)).all():
-            array = array.astype(space.dtype)  # SB3 gives these as floats
+            array = array.astype(space.dtype)  # SB3 passes them as floats
         if not np.issubdtype(array.dtype, np.integer):
             raise ValueError(f"actions must be integers, got {array.dtype}")
-        rounded = array
-        valid = (array >= low) & (array <= high)
-    if not valid.all():  # NaN is not valid either
-        row = int(np.argwhere(~valid)[0][0])
-        raise ValueError(f"actions must be in {space}, got {array[row]} for environment {row}")
-    return rounded
-
-
-def check_tasks_have(
-    actions: NDArray[Any], tasks: NDArray[np.int64], n_actions: NDArray[np.int64], names: list[str]
-) -> None:
-    """Raise a ValueError if one of the actions (n,) is beyond those of the task (n,) that its slot plays.
-
-    Args:
-        n_actions: of each task.
-        names: of each task.
-    """
-    beyond = np.flatnonzero(actions >= n_actions[tasks])
-    if beyond.size:
-        slot = int(beyond[0])
-        task = int(tasks[slot])
+        valid = (array >= 0) & (array < _n_choices(space))
+    if not valid.all():
+        env_index = int(np.argwhere(~valid)[0][0])  # the row of the first invalid entry
         raise ValueError(
-            f"actions must be ones that the task has, see the observation '{ACTION_MASK_KEY}': task '{names[task]}' of "
-            f"environment {slot} has {n_actions[task]}, counted from 0, got {actions[slot]}"
+            f"actions must be in {space}, got {np.asarray(actions)[env_index]} "
+            f"for environment {env_index}"
         )
+    return array
 
 
-def with_action_mask(
-    obs: dict[str, NDArray[Any]], n_actions: int, width: int
-) -> dict[str, NDArray[Any]]:
-    """Observations (k, …) of a task with ``n_actions`` actions in a suite with ``width``, and their mask (k, width).
-
-    A mask (k, n_actions) of the environment's own is widened.
-    """
-    k = len(next(iter(obs.values())))
-    mask = np.zeros((k, width), dtype=np.int8)
-    mask[:, :n_actions] = obs.get(ACTION_MASK_KEY, 1)
-    return {**obs, ACTION_MASK_KEY: mask}
+def _clip_to_bounds(actions: Array, space: spaces.Box) -> tuple[NDArray[np.bool_], Array]:
+    """Return a mask of the valid entries, and the actions clipped to the bounds of the space."""
+    # SB3 rescales actions to the bounds, and rounding may overshoot a bound slightly.
+    above_low = actions >= space.low - BOUND_TOLERANCE * np.abs(space.low)
+    below_high = actions <= space.high + BOUND_TOLERANCE * np.abs(space.high)
+    # NaN fails both comparisons, so it is invalid.
+    return above_low & below_high, np.clip(actions, space.low, space.high)
 
 
-def _bounds(space: ActionSpace) -> tuple[Any, Any]:
+def _n_choices(space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary) -> ArrayLike:
+    """Return the number of values that each component of an action can take."""
     match space:
         case spaces.Discrete():
-            return 0, space.n - 1
+            return space.n
         case spaces.MultiDiscrete():
-            return 0, space.nvec - 1
+            return space.nvec
         case spaces.MultiBinary():
-            return 0, 1
-        case spaces.Box():
-            return space.low, space.high
+            return 2
         case _:
             assert_never(space)
+
+
+class ActionValidator:
+    """Validator of the actions of a suite, whose tasks may have different numbers of actions.
+
+    Args:
+        space: the action space of the suite.
+        n_actions: number of actions of each task, (n_tasks,), if they differ.
+        task_names: name of each task, for the error message.
+    """
+
+    def __init__(
+        self,
+        space: ActionSpace,
+        n_actions: NDArray[np.int64] | None,
+        task_names: Sequence[str],
+    ) -> None:
+        self._space = space
+        self._n_actions = n_actions
+        self._task_names = task_names
+
+    def validate(self, actions: ArrayLike, task_ids: NDArray[np.int64]) -> Array:
+        """Return valid actions as an array of the space's kind.
+
+        Args:
+            actions: one action per environment, (n_envs, …).
+            task_ids: task of each environment, (n_envs,).
+
+        Returns:
+            The actions, (n_envs, …). Continuous actions are clipped to their bounds.
+
+        Raises:
+            ValueError: if an action is not in the space, or is not available in its task.
+        """
+        valid = validate_actions(actions, self._space, len(task_ids))
+        if self._n_actions is not None:
+            self._check_available(valid, task_ids, self._n_actions)
+        return valid
+
+    def _check_available(
+        self, actions: Array, task_ids: NDArray[np.int64], n_actions: NDArray[np.int64]
+    ) -> None:
+        """Raise an error if an action (n_envs,) is not available in its environment's task."""
+        # (n_tasks,) -> (n_envs,): the number of actions of each environment's task
+        unavailable = np.flatnonzero(actions >= n_actions[task_ids])
+        if unavailable.size:
+            env_index = int(unavailable[0])
+            task_index = int(task_ids[env_index])
+            n_available = n_actions[task_index]
+            raise ValueError(
+                f"actions of task '{self._task_names[task_index]}' must be from 0 to "
+                f"{n_available - 1}, got {actions[env_index]} for environment {env_index}; the "
+                f"observation '{ACTION_MASK_KEY}' marks the available actions"
+            )
+
+
+def with_action_mask(obs: Observations, n_actions: int, n_actions_max: int) -> Observations:
+    """Return observations with an action mask added.
+
+    Args:
+        obs: observations of one task, (k, …). An action mask (k, n_actions) among them is widened.
+        n_actions: number of actions of the task.
+        n_actions_max: largest number of actions of any task in the suite.
+
+    Returns:
+        The observations with a mask (k, n_actions_max) under ``action_mask``.
+    """
+    k = len(next(iter(obs.values())))
+    # (k, n_actions) -> (k, n_actions_max): actions that the task lacks stay masked
+    mask = np.zeros((k, n_actions_max), dtype=np.int8)
+    mask[:, :n_actions] = obs.get(ACTION_MASK_KEY, 1)
+    return {**obs, ACTION_MASK_KEY: mask}

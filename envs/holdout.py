@@ -1,8 +1,11 @@
-"""Episodes that a task or a split leaves out: told by their first observation, and drawn again."""
+"""Rejection of episodes that are held out, or that have another mission than their task's.
+
+An episode is recognized by its first observation, and drawn again if it is rejected.
+"""
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import get_args
+from typing import NoReturn, get_args
 
 import numpy as np
 from gymnasium import spaces
@@ -12,178 +15,240 @@ from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.keys import DESIRED_GOAL_KEY, MISSION_KEY, TASK_KEY
 from mirl.configs.tasks import HoldoutConfig, Subset, SuiteConfig
 from mirl.envs.missions import mission_space, token_id, words
-from mirl.envs.pools.backend import Observations
+from mirl.envs.type_aliases import Array, Observations
 
 MAX_DRAWS = 1000
-"""How often an episode is drawn before it is an error that none is on the wanted side."""
+"""Maximum number of resets before raising that no episode matches."""
+
+Phrase = tuple[int, ...]
+"""Token ids of consecutive words."""
 
 
-def active_tasks(suite: SuiteConfig, split: HoldoutConfig, subset: Subset) -> tuple[int, ...]:
-    """The tasks of a subset of a split, as indices into the suite.
+def active_tasks(suite: SuiteConfig, holdout: HoldoutConfig, subset: Subset) -> tuple[int, ...]:
+    """Return the tasks that a subset of the holdout has.
+
+    Args:
+        suite: the tasks.
+        holdout: what is held out.
+        subset: ``trained`` or ``held_out``.
+
+    Returns:
+        Indices into the suite.
 
     Raises:
-        ConfigError: the split names a task that the suite has not, or the subset is unknown or has no tasks.
+        ConfigError: if the holdout names an unknown task, or the subset is unknown or empty.
     """
     if subset not in get_args(Subset):
         raise ConfigError(
             f"unknown subset '{subset}' of a split." + nearest(subset, get_args(Subset))
         )
     names = [task.name for task in suite.tasks]
-    for name in split.tasks:
+    for name in holdout.tasks:
         if name not in names:
             raise ConfigError(
-                f"split '{split.name}': suite '{suite.name}' has no task '{name}'."
+                f"split '{holdout.name}': suite '{suite.name}' has no task '{name}'."
                 + nearest(name, names)
             )
-    played = split.task_indices(suite, subset)
-    if not played:
-        what = "withholds every task" if subset == "trained" else "withholds nothing"
+    tasks = holdout.task_indices(suite, subset)
+    if not tasks:
+        problem = "holds out nothing"
+        if subset == "trained":
+            problem = "holds out every task"
         raise ConfigError(
-            f"split '{split.name}' {what} of suite '{suite.name}': its subset '{subset}' is empty"
+            f"split '{holdout.name}' {problem} of suite '{suite.name}', so its subset "
+            f"'{subset}' is empty; choose another split"
         )
-    return played
+    return tasks
 
 
 class EpisodeFilter:
-    """Draws only episodes of one subset of a split, and of a task's mission where it names one.
+    """Filter that draws only episodes of one subset, with the mission of their task.
 
     Args:
         suite: the tasks.
-        split: what is withheld.
-        subset: which side of the split is wanted.
-        observation_space: of the suite.
+        holdout: what is held out.
+        subset: the wanted subset.
+        observation_space: observation space of the suite.
 
     Raises:
-        ConfigError: the split asks for missions or goals that the observations have not.
+        ConfigError: if the observations lack the missions or goals that the filter needs.
     """
 
     def __init__(
         self,
         suite: SuiteConfig,
-        split: HoldoutConfig,
+        holdout: HoldoutConfig,
         subset: Subset,
         observation_space: spaces.Dict,
     ) -> None:
         self._suite = suite
-        self._split = split
-        self._part: Subset = subset
-        self._held_out_tasks = np.array([task.name in split.tasks for task in suite.tasks])
-        self._phrases = tuple(
-            _phrase_tokens(f"split '{split.name}'", text) for text in split.missions
+        self._holdout = holdout
+        self._subset: Subset = subset
+        self._is_held_out_task = np.array([task.name in holdout.tasks for task in suite.tasks])
+        self._held_out_phrases = tuple(
+            _parse_phrase(f"split '{holdout.name}'", text) for text in holdout.missions
         )
-        self._asked = tuple(
-            _phrase_tokens(f"task '{t.name}'", t.mission) if t.mission else () for t in suite.tasks
-        )
-        self._low, self._high = np.array(split.goal_low), np.array(split.goal_high)
-        self.rejects = split.holds_out_episodes or any(self._asked)
-        _check_observed(suite, split, observation_space)
+        self._task_phrases: list[Phrase] = []
+        for task in suite.tasks:
+            phrase: Phrase = ()  # an empty phrase accepts every mission
+            if task.mission:
+                phrase = _parse_phrase(f"task '{task.name}'", task.mission)
+            self._task_phrases.append(phrase)
+        self._goal_low = np.array(holdout.goal_low)
+        self._goal_high = np.array(holdout.goal_high)
+        self._tasks_have_missions = any(self._task_phrases)
+        self.rejects = holdout.holds_out_episodes or self._tasks_have_missions
+        """True if some episodes are rejected at their start and drawn again."""
+        _check_observation_space(suite, holdout, observation_space)
 
     def draw(self, reset: Callable[[NDArray[np.int64]], Observations], n: int) -> Observations:
-        """First observations (n, …) of n episodes on the wanted side.
+        """Reset environments until every episode is accepted.
 
         Args:
-            reset: starts new episodes in some rows (k,) of the n; their first observations (k, …).
+            reset: function that starts new episodes in rows (k,) of the n and returns their first
+                observations (k, …).
             n: number of episodes.
 
+        Returns:
+            The first observations, (n, …).
+
         Raises:
-            ConfigError: an episode was still unwanted when it had been drawn ``MAX_DRAWS`` times.
+            ConfigError: if an episode is still rejected after ``MAX_DRAWS`` resets.
         """
         obs = reset(np.arange(n))
         if not self.rejects:
             return obs
-        rows = np.flatnonzero(~self.wanted(obs))
-        draws = 1
-        while rows.size:
-            if draws == MAX_DRAWS:
-                raise self._raise_never_matched(int(obs[TASK_KEY][rows[0]]))
-            fresh = reset(rows)
-            draws += 1
+        # The indices of rejected rows shrink from draw to draw.
+        rejected = np.flatnonzero(~self.accepts(obs))
+        n_draws = 1
+        while rejected.size:
+            if n_draws == MAX_DRAWS:
+                self._raise_never_matched(int(obs[TASK_KEY][rejected[0]]))
+            fresh = reset(rejected)
+            n_draws += 1
             for key, values in fresh.items():
-                obs[key][rows] = values
-            rows = rows[~self.wanted(fresh)]
+                obs[key][rejected] = values
+            rejected = rejected[~self.accepts(fresh)]
         return obs
 
-    def wanted(self, obs: Observations) -> NDArray[np.bool_]:
-        """(k,), whether the episodes that start with these observations (k, …) are on the wanted side."""
-        withheld: NDArray[np.bool_] = self._held_out_tasks[obs[TASK_KEY]]
-        if self._phrases:
-            withheld |= [
-                _contains(row.tobytes(), row.dtype.str, self._phrases) for row in obs[MISSION_KEY]
+    def accepts(self, obs: Observations) -> NDArray[np.bool_]:
+        """Return True for each episode that belongs to the wanted subset and to its task.
+
+        Args:
+            obs: the first observations of episodes, (k, …).
+
+        Returns:
+            Booleans, (k,).
+        """
+        is_held_out = self._is_held_out(obs)
+        accepted = is_held_out
+        if self._subset == "trained":
+            accepted = ~is_held_out
+        if self._tasks_have_missions:
+            accepted &= self._has_mission_of_task(obs)
+        return accepted
+
+    def _is_held_out(self, obs: Observations) -> NDArray[np.bool_]:
+        """Return True for each episode that is held out, (k,)."""
+        # (n_tasks,) -> (k,), a copy
+        is_held_out: NDArray[np.bool_] = self._is_held_out_task[obs[TASK_KEY]]
+        if self._held_out_phrases:
+            is_held_out |= [
+                _contains_any(mission, self._held_out_phrases) for mission in obs[MISSION_KEY]
             ]
-        if self._low.size:
-            goals = obs[DESIRED_GOAL_KEY]
-            withheld |= ((goals >= self._low) & (goals <= self._high)).all(axis=-1)
-        wanted = ~withheld if self._part == "trained" else withheld
-        if any(self._asked):
-            asked = [self._asked[task] for task in obs[TASK_KEY]]
-            rows = zip(obs[MISSION_KEY], asked, strict=True)
-            wanted &= [
-                not phrase or _contains(row.tobytes(), row.dtype.str, (phrase,))
-                for row, phrase in rows
-            ]
-        return wanted
+        if self._goal_low.size:
+            goals = obs[DESIRED_GOAL_KEY]  # (k, goal size)
+            is_inside = (goals >= self._goal_low) & (goals <= self._goal_high)
+            is_held_out |= is_inside.all(axis=-1)
+        return is_held_out
 
-    def _raise_never_matched(self, task: int) -> ConfigError:
-        asked = self._suite.tasks[task]
-        marks = [f"a mission with one of {list(self._split.missions)}"] if self._phrases else []
-        if self._low.size:
-            marks.append(
-                f"a goal between {list(self._split.goal_low)} and {list(self._split.goal_high)}"
-            )
-        side = (
-            f" {'without' if self._part == 'trained' else 'with'} {' or '.join(marks)}"
-            if marks
-            else ""
-        )
-        of = f" of a mission with '{asked.mission}'" if asked.mission else ""
-        return ConfigError(
-            f"split '{self._split.name}', subset '{self._part}': no episode{of}{side} came in {MAX_DRAWS} draws of "
-            f"task '{asked.name}' ({asked.env_id})"
-        )
+    def _has_mission_of_task(self, obs: Observations) -> list[bool]:
+        """Return True for each episode whose mission contains the phrase of its task."""
+        matches = []
+        for mission, task_index in zip(obs[MISSION_KEY], obs[TASK_KEY], strict=True):
+            phrase = self._task_phrases[task_index]
+            matches.append(not phrase or _contains_any(mission, (phrase,)))
+        return matches
 
-
-def _check_observed(suite: SuiteConfig, split: HoldoutConfig, space: spaces.Dict) -> None:
-    has_missions = space.spaces.get(MISSION_KEY) == mission_space()
-    if split.missions and not has_missions:
+    def _raise_never_matched(self, task_index: int) -> NoReturn:
+        """Raise an error for a task of which ``MAX_DRAWS`` episodes were rejected."""
+        task = self._suite.tasks[task_index]
+        mission = ""
+        if task.mission:
+            mission = f" of a mission with '{task.mission}'"
+        criteria = []
+        if self._held_out_phrases:
+            criteria.append(f"a mission with one of {list(self._holdout.missions)}")
+        if self._goal_low.size:
+            low = list(self._holdout.goal_low)
+            high = list(self._holdout.goal_high)
+            criteria.append(f"a goal between {low} and {high}")
+        side = ""
+        if criteria:
+            preposition = "without" if self._subset == "trained" else "with"
+            side = f" {preposition} {' or '.join(criteria)}"
         raise ConfigError(
-            f"split '{split.name}' withholds missions, and suite '{suite.name}' has none: "
-            f"its observations are {sorted(space)}"
+            f"split '{self._holdout.name}', subset '{self._subset}': no episode{mission}{side} "
+            f"came in {MAX_DRAWS} draws of task '{task.name}' ({task.env_id}); check the spelling "
+            "of missions and the range of goals"
+        )
+
+
+def _check_observation_space(
+    suite: SuiteConfig, holdout: HoldoutConfig, space: spaces.Dict
+) -> None:
+    """Raise an error if the observations lack the missions or goals that are needed."""
+    keys = sorted(space)
+    has_missions = space.spaces.get(MISSION_KEY) == mission_space()
+    if holdout.missions and not has_missions:
+        raise ConfigError(
+            f"split '{holdout.name}' holds out missions, but suite '{suite.name}' has none: its "
+            f"observations are {keys}; choose another split"
         )
     for task in suite.tasks:
         if task.mission and not has_missions:
             raise ConfigError(
-                f"task '{task.name}' asks for a mission, and {task.env_id} states none"
+                f"task '{task.name}' has mission='{task.mission}', but {task.env_id} has no "
+                f"missions: its observations are {keys}; remove the option"
             )
-    if not split.goal_low:
+    if not holdout.goal_low:
         return
     goal = space.spaces.get(DESIRED_GOAL_KEY)
     if not isinstance(goal, spaces.Box):
         raise ConfigError(
-            f"split '{split.name}' withholds goals, and suite '{suite.name}' has no observation '{DESIRED_GOAL_KEY}' (a Box): "
-            f"its observations are {sorted(space)}"
+            f"split '{holdout.name}' holds out goals, but suite '{suite.name}' has no observation "
+            f"'{DESIRED_GOAL_KEY}' (a Box): its observations are {keys}; choose another split"
         )
-    if goal.shape != (len(split.goal_low),):
+    if goal.shape != (len(holdout.goal_low),):
         raise ConfigError(
-            f"split '{split.name}' withholds goals of shape {(len(split.goal_low),)}, and those of suite "
-            f"'{suite.name}' have shape {goal.shape}"
+            f"split '{holdout.name}' holds out goals of shape {(len(holdout.goal_low),)}, but "
+            f"those of suite '{suite.name}' have shape {goal.shape}; change goal_low and goal_high"
         )
 
 
-def _phrase_tokens(owner: str, text: str) -> tuple[int, ...]:
-    tokens = tuple(token_id(word) for word in words(text))
-    if not tokens:
+def _parse_phrase(owner: str, text: str) -> Phrase:
+    """Return the token ids of a phrase, which has at least one word."""
+    phrase = tuple(token_id(word) for word in words(text))
+    if not phrase:
         raise ConfigError(
             f"{owner}: a phrase of missions must have at least one word, got '{text}'"
         )
-    return tokens
+    return phrase
+
+
+def _contains_any(mission: Array, phrases: tuple[Phrase, ...]) -> bool:
+    """Return True if a mission (MAX_TOKENS,) contains one of the phrases."""
+    # Few missions are distinct, so the search is cached; arrays are not hashable, bytes are.
+    return _cached_contains_any(mission.tobytes(), mission.dtype.str, phrases)
 
 
 @lru_cache(maxsize=8192)
-def _contains(mission: bytes, dtype: str, phrases: tuple[tuple[int, ...], ...]) -> bool:
-    """Whether one of the phrases is a run of consecutive tokens of a mission; few missions are distinct."""
+def _cached_contains_any(mission: bytes, dtype: str, phrases: tuple[Phrase, ...]) -> bool:
     tokens = tuple(np.frombuffer(mission, dtype).tolist())
-    return any(
-        tokens[start : start + len(phrase)] == phrase
-        for phrase in phrases
-        for start in range(len(tokens) - len(phrase) + 1)
-    )
+    for phrase in phrases:
+        length = len(phrase)
+        # Compare the phrase with each run of as many tokens.
+        for start in range(len(tokens) - length + 1):
+            if tokens[start : start + length] == phrase:
+                return True
+    return False

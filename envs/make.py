@@ -1,4 +1,4 @@
-"""From a task's configuration to one environment, and from what can go wrong to one message."""
+"""Construction of one environment from the configuration of its task."""
 
 import importlib
 import os
@@ -18,13 +18,14 @@ from minigrid.wrappers import RGBImgPartialObsWrapper
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.tasks import TaskConfig
 from mirl.envs.spaces import ContractObservation
-from mirl.envs.worlds import ode  # noqa: F401  (register our own ids)
+from mirl.envs.type_aliases import AnyEnv, Info
+from mirl.envs.worlds import four_rooms, ode  # noqa: F401  (registers MIRL's own ids)
 
 ObservationKind = Literal["grid", "rgb"]
+"""Symbolic codes or pixels, for MiniGrid and BabyAI."""
 RGB_TILE = 8
 """Pixels per cell and side; a view of 7×7 cells becomes 56×56 pixels."""
 
-# Packages whose ids exist only once they are imported, by the beginning of the id.
 _PLUGINS = {
     "Fetch": "gymnasium_robotics",
     "HandManipulate": "gymnasium_robotics",
@@ -35,8 +36,8 @@ _PLUGINS = {
     "FrankaKitchen": "gymnasium_robotics",
     "Meta-World/": "mirl.envs.worlds.metaworld",
 }
-# What to install for a module that is missing, where it is not the module's own name.
-_INSTALLS = {
+"""Modules that register ids when they are imported, by the beginning of the id."""
+_PIP_TARGETS = {
     "gymnasium_robotics": '"mirl[robotics]"',
     "metaworld": '"mirl[robotics]"',
     "mujoco": '"gymnasium[mujoco]"',
@@ -45,8 +46,11 @@ _INSTALLS = {
     "networkx": '"minigrid[wfc]"',
     "imageio": '"minigrid[wfc]"',
 }
-# Where the environments live that MuJoCo renders.
+"""Argument of ``pip install`` for a missing package, if it is not the name of the package."""
 _MUJOCO_MODULES = ("gymnasium.envs.mujoco", "gymnasium_robotics.", "mirl.envs.worlds.metaworld")
+"""Modules of environments that MuJoCo renders."""
+_DISPLAY_VARIABLES = ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")
+"""Environment variables of which MuJoCo needs one for rendering on Linux."""
 
 
 def make_env(
@@ -55,11 +59,19 @@ def make_env(
     n_tasks: int = 1,
     observation: ObservationKind = "grid",
     render_mode: str | None = None,
-) -> gym.Env[Any, Any]:
-    """One environment of a task under the observation contract.
+) -> AnyEnv:
+    """Return one environment of a task under the observation contract.
+
+    Args:
+        task: the task.
+        task_index: index of the task in its suite.
+        n_tasks: number of tasks in the suite.
+        observation: ``grid`` for the environment's own observation, ``rgb`` for MiniGrid's pixels.
+        render_mode: render mode of Gymnasium; None for no rendering.
 
     Raises:
-        ConfigError: the id is unknown, a package is missing, or the environment refuses the keyword arguments.
+        ConfigError: if the id is unknown, a package is missing, or the environment does not take
+            the keyword arguments.
     """
     env = _make(task, render_mode)
     if isinstance(env.unwrapped, RoomGridLevel):
@@ -67,14 +79,23 @@ def make_env(
     if observation == "rgb":
         if not isinstance(env.unwrapped, MiniGridEnv):
             raise ConfigError(
-                f"task '{task.name}': observation=rgb renders MiniGrid and BabyAI ids, not {task.env_id}"
+                f"task '{task.name}': observation=rgb renders MiniGrid and BabyAI ids, not "
+                f"{task.env_id}; use observation=grid"
             )
         env = RGBImgPartialObsWrapper(env, tile_size=RGB_TILE)  # type: ignore[no-untyped-call]
     return ContractObservation(env, task_index, n_tasks)
 
 
-def check_starts(env: gym.Env[Any, Any], task: TaskConfig) -> None:
-    """Raise a ConfigError if an environment misses a package that it imports at its first reset only."""
+def check_reset(env: AnyEnv, task: TaskConfig) -> None:
+    """Raise an error if an environment cannot be reset, for example without a package.
+
+    Args:
+        env: the environment.
+        task: its task, for the error message.
+
+    Raises:
+        ConfigError: if a package is missing, or a task with keyword arguments fails.
+    """
     try:
         env.reset(seed=0)
     except (ImportError, gym.error.DependencyNotInstalled) as error:
@@ -83,94 +104,103 @@ def check_starts(env: gym.Env[Any, Any], task: TaskConfig) -> None:
         if not task.kwargs:
             raise
         raise ConfigError(
-            f"task '{task.name}': {task.env_id} cannot start with kwargs={task.kwargs}: {error}"
+            f"task '{task.name}': {task.env_id} cannot start with kwargs={task.kwargs}: {error}; "
+            "change kwargs"
         ) from error
 
 
-def find_spec(task: TaskConfig) -> gym.envs.registration.EnvSpec:
-    """The registration of a task's id.
+def find_spec(task: TaskConfig) -> EnvSpec:
+    """Return the registration of a task's id.
+
+    Args:
+        task: the task.
 
     Raises:
-        ConfigError: nobody registered it; names the nearest id that is, or the package to install.
+        ConfigError: if the id is not registered, or its package is missing.
     """
-    plugin = next(
-        (module for beginning, module in _PLUGINS.items() if task.env_id.startswith(beginning)),
-        None,
-    )
     try:
-        if plugin:
-            with redirect_stderr(
-                StringIO()
-            ):  # gymnasium-robotics prints news at its import, in every process
-                importlib.import_module(plugin)
+        for beginning, module in _PLUGINS.items():
+            if task.env_id.startswith(beginning):
+                # gymnasium-robotics prints news when it is imported, in every process.
+                with redirect_stderr(StringIO()):
+                    importlib.import_module(module)
+                break
         return gym.spec(task.env_id)
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise _missing_package(task, error) from error
     except gym.error.UnregisteredEnv as error:
         raise ConfigError(
-            f"task '{task.name}': no environment is registered as '{task.env_id}'.{nearest(task.env_id, gym.registry)}"
+            f"task '{task.name}': no environment is registered as '{task.env_id}'."
+            f"{nearest(task.env_id, gym.registry)}"
         ) from error
-    except gym.error.Error as error:  # an id that does not parse
+    except gym.error.Error as error:  # an id that cannot be parsed
         raise ConfigError(
             f"task '{task.name}': env_id must look like 'Name-v0', got '{task.env_id}'"
         ) from error
 
 
-def _make(task: TaskConfig, render_mode: str | None) -> gym.Env[Any, Any]:
+def _make(task: TaskConfig, render_mode: str | None) -> AnyEnv:
     spec = find_spec(task)
+    # Not every environment takes render_mode, so it is passed only when it is needed.
+    render_kwargs: dict[str, Any] = {}
+    if render_mode is not None:
+        render_kwargs["render_mode"] = render_mode
     if render_mode == "rgb_array":
-        _check_can_draw(task, spec)
-    render: dict[str, Any] = (
-        {} if render_mode is None else {"render_mode": render_mode}
-    )  # not every environment has the argument
+        _check_can_render(task, spec)
     try:
         with warnings.catch_warnings():
-            # A configuration names an older version on purpose: to compare with results on it.
+            # An older version in a configuration is intended, to compare with results on it.
             warnings.filterwarnings(
                 "ignore", message=r".*is out of date", category=DeprecationWarning
             )
-            return gym.make(spec, disable_env_checker=True, **render, **task.kwargs)
+            return gym.make(spec, disable_env_checker=True, **render_kwargs, **task.kwargs)
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise _missing_package(task, error) from error
     except Exception as error:
         if not task.kwargs:
             raise
         raise ConfigError(
-            f"task '{task.name}': {task.env_id} refused kwargs={task.kwargs}: {error}"
+            f"task '{task.name}': {task.env_id} refused kwargs={task.kwargs}: {error}; "
+            "change kwargs"
         ) from error
 
 
-def _check_can_draw(task: TaskConfig, spec: EnvSpec) -> None:
-    # Left to itself, MuJoCo fails without a display only when it draws, and ends the whole process the second time.
-    module = (
-        spec.entry_point
-        if isinstance(spec.entry_point, str)
-        else getattr(spec.entry_point, "__module__", "")
-    )
-    has_context = any(os.environ.get(name) for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"))
-    if module.startswith(_MUJOCO_MODULES) and sys.platform == "linux" and not has_context:
+def _check_can_render(task: TaskConfig, spec: EnvSpec) -> None:
+    """Raise an error if MuJoCo would have to render without a display.
+
+    MuJoCo itself fails only at the first frame, and at the second attempt ends the whole process.
+    """
+    module = spec.entry_point
+    if not isinstance(module, str):
+        module = str(getattr(module, "__module__", ""))
+    has_display = any(os.environ.get(name) for name in _DISPLAY_VARIABLES)
+    if module.startswith(_MUJOCO_MODULES) and sys.platform == "linux" and not has_display:
         raise ConfigError(
-            f"task '{task.name}': MuJoCo cannot draw without a display; set the environment variable MUJOCO_GL to egl "
-            "(on a GPU) or osmesa (on a processor)"
+            f"task '{task.name}': MuJoCo cannot render without a display; set the environment "
+            "variable MUJOCO_GL to egl (on a GPU) or osmesa (on a CPU)"
         )
 
 
 def _missing_package(task: TaskConfig, error: Exception) -> ConfigError:
+    """Return an error that names the package to install."""
     module = getattr(error, "name", None) or getattr(error.__cause__, "name", None)
-    if module is None:  # Gymnasium's own message already says what to install
+    if module is None:  # Gymnasium's own message names the package
         return ConfigError(
             f"task '{task.name}': {task.env_id} needs a package that is missing: {error}"
         )
     package = module.partition(".")[0]
-    install = _INSTALLS.get(package, package)
-    return ConfigError(f"task '{task.name}': {task.env_id} needs '{module}'; pip install {install}")
+    pip_target = _PIP_TARGETS.get(package, package)
+    return ConfigError(
+        f"task '{task.name}': {task.env_id} needs '{module}'; pip install {pip_target}"
+    )
 
 
 class _QuietReset(gym.Wrapper[Any, Any, Any, Any]):
-    """BabyAI prints a line for each layout it rejects; thousands of them would bury a progress bar."""
+    """Wrapper that discards what BabyAI prints: a line for each layout that it rejects.
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    Thousands of these lines would bury a progress bar.
+    """
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Any, Info]:
         with redirect_stdout(None):
             return self.env.reset(seed=seed, options=options)

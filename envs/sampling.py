@@ -1,4 +1,4 @@
-"""Which task comes next, when an environment is not bound to one."""
+"""Sampling of the task of the next episode."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, assert_never
@@ -8,115 +8,160 @@ from numpy.typing import NDArray
 
 from mirl.configs.errors import ConfigError
 
-Preference = Literal["uniform", "lowest_success", "learning_progress"]
+SamplingStrategy = Literal["uniform", "lowest_success", "learning_progress"]
+"""Preference among the tasks; see ``TaskSampler``."""
+SamplingState = Mapping[str, Any]
+"""Everything that decides the next tasks, for JSON."""
 
 UNIFORM_SHARE = 0.2
-"""Part of the probability that all tasks share equally, so that none is forgotten."""
-FAST = 1 / 50
-"""Weight of an episode in the recent success rate."""
-SLOW = 1 / 500
-"""Weight of an episode in the success rate of long ago."""
+"""Share u of the probability that is spread evenly, so that every task keeps being sampled."""
+FAST_RATE = 1 / 50
+"""Weight of one episode in the average of the recent success rate."""
+SLOW_RATE = 1 / 500
+"""Weight of one episode in the average of the long-term success rate."""
 
 
 class TaskSampler:
-    """Draws tasks with p = u/n + (1 − u) w/Σw, where u is ``UNIFORM_SHARE`` and w ≥ 0 depends on the preference.
+    """Sampler of tasks with p = u/n + (1 − u) w/Σw, where u is ``UNIFORM_SHARE``.
+
+    The weight w ≥ 0 of a task depends on the strategy:
 
     - ``uniform``: w = 1.
-    - ``lowest_success``: w = 1 − s, with s an exponential moving average of a task's successes, ``FAST`` per episode.
-    - ``learning_progress``: w = |s − l|, with l the same average but ``SLOW``: what changes is learned, or forgotten.
-      Absolute learning progress (Portelas et al., 2019, arXiv:1910.07224), from two averages of the success rate
-      (Kanitscheider et al., 2021, arXiv:2106.14876; without their reweighting of low rates).
+    - ``lowest_success``: w = 1 − s, where s is an exponential moving average of the task's
+      successes with rate ``FAST_RATE`` per episode.
+    - ``learning_progress``: w = |s − l|, where l is the same average with rate ``SLOW_RATE``. It
+      prefers tasks whose success rate changes, because they are being learned or forgotten.
 
-    Both averages start at 0; where all w are 0, p is uniform.
+    Both averages start at 0. If all weights are 0, p is uniform.
 
     Args:
-        preference: what w is.
-        tasks: the tasks to draw from, as indices into the suite.
-        seed: of the generator, which is the sampler's own.
+        strategy: the strategy.
+        tasks: indices of the n tasks to sample from.
+        seed: seed of the sampler's own generator.
+
+    References:
+        Portelas et al., "Teacher algorithms for curriculum learning of Deep RL in continuously
+        parameterized environments", CoRL 2019, arXiv:1910.07224: absolute learning progress.
+        Kanitscheider et al., "Multi-task curriculum learning in a complex, visual, hard-exploration
+        domain: Minecraft", 2021, arXiv:2106.14876: learning progress as the difference of two
+        averages of the success rate. Their reweighting of low rates is left out.
     """
 
-    def __init__(self, preference: Preference, tasks: Sequence[int], seed: int) -> None:
-        self._preference: Preference = preference
-        self._tasks = np.array(tasks, dtype=np.int64)
-        self._row = {task: row for row, task in enumerate(tasks)}
+    def __init__(self, strategy: SamplingStrategy, tasks: Sequence[int], seed: int) -> None:
+        self._strategy: SamplingStrategy = strategy
+        self._tasks = np.array(tasks, dtype=np.int64)  # (n,)
+        self._row_of = {task_index: row for row, task_index in enumerate(tasks)}
         self._recent = np.zeros(len(tasks))
-        self._long_ago = np.zeros(len(tasks))
+        self._long_term = np.zeros(len(tasks))
         self.seed(seed)
 
     def seed(self, seed: int) -> None:
-        """Restart the generator; what is known of the tasks stays."""
+        """Restart the generator; the success rates stay.
+
+        Args:
+            seed: the new seed.
+        """
         self._generator = np.random.Generator(np.random.PCG64(seed))
 
     def draw(self, n: int) -> NDArray[np.int64]:
-        """The tasks (n,) of the next n episodes."""
+        """Sample the tasks of the next episodes.
+
+        Args:
+            n: number of episodes.
+
+        Returns:
+            Indices of tasks, (n,).
+        """
         return self._generator.choice(self._tasks, size=n, p=self.probabilities)
 
-    def record(self, task: int, success: bool) -> None:
-        """Take note of an episode."""
-        row = self._row[task]
-        self._recent[row] += FAST * (success - self._recent[row])
-        self._long_ago[row] += SLOW * (success - self._long_ago[row])
+    def record(self, task_index: int, success: bool) -> None:
+        """Update the success rates with an episode.
+
+        Args:
+            task_index: the task of the episode.
+            success: whether it succeeded.
+        """
+        row = self._row_of[task_index]
+        # Exponential moving averages with two rates.
+        self._recent[row] += FAST_RATE * (success - self._recent[row])
+        self._long_term[row] += SLOW_RATE * (success - self._long_term[row])
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
-        """(number of tasks drawn from,), of each to come next."""
-        weights = self._weights()
+        """Probability of each task to be sampled next, (n,)."""
+        weights = self._weights()  # (n,)
+        n = len(weights)
         total = weights.sum()
-        shares = weights / total if total > 0 else np.full(len(weights), 1 / len(weights))
-        return UNIFORM_SHARE / len(weights) + (1 - UNIFORM_SHARE) * shares
+        # Before the first success (or failure), all weights may be 0.
+        shares = np.full(n, 1 / n)
+        if total > 0:
+            shares = weights / total
+        return UNIFORM_SHARE / n + (1 - UNIFORM_SHARE) * shares
 
-    def state(self) -> dict[str, Any]:
-        """All that the next draws depend on, for JSON."""
+    def state(self) -> SamplingState:
+        """Return everything that the next samples depend on, for JSON."""
+        # The keys are part of every checkpoint, so they keep their names.
         return {
-            "sampling": self._preference,
+            "sampling": self._strategy,
             "tasks": self._tasks.tolist(),
             "recent_success": self._recent.tolist(),
-            "long_ago_success": self._long_ago.tolist(),
+            "long_ago_success": self._long_term.tolist(),
             "generator": self._generator.bit_generator.state,
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a ``state()``; on an error nothing has changed.
+    def load(self, state: SamplingState) -> None:
+        """Continue from a ``state()``.
+
+        Args:
+            state: the state of a sampler with the same strategy and tasks.
 
         Raises:
-            ConfigError: it is another preference's, of other tasks, or none at all.
+            ConfigError: if the state does not fit; nothing has changed then.
         """
-        for key, own in (("sampling", self._preference), ("tasks", self._tasks.tolist())):
-            if state.get(key) != own:
+        expected = {"sampling": self._strategy, "tasks": self._tasks.tolist()}
+        for key, value in expected.items():
+            if state.get(key) != value:
                 raise ConfigError(
-                    f"the state of the sampling must have {key}={own}, got {state.get(key)}"
+                    f"the sampling state must have {key}={value}, got {state.get(key)}; continue "
+                    "with the sampling and the tasks of the checkpoint"
                 )
-        rates = {
-            key: self._rates(key, state.get(key)) for key in ("recent_success", "long_ago_success")
-        }
+        recent = self._parse_rates("recent_success", state.get("recent_success"))
+        long_term = self._parse_rates("long_ago_success", state.get("long_ago_success"))
         generator = np.random.PCG64()
         try:
             generator.state = state["generator"]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(
-                f"the state of the sampling has no valid 'generator': {error!r}"
+                f"the sampling state must hold a PCG64 state as 'generator', got {error!r}; "
+                "continue from another checkpoint"
             ) from error
-        self._recent, self._long_ago = rates["recent_success"], rates["long_ago_success"]
+        # Nothing has been changed before this point, so an error leaves the sampler as it was.
+        self._recent = recent
+        self._long_term = long_term
         self._generator = np.random.Generator(generator)
 
     def _weights(self) -> NDArray[np.float64]:
-        match self._preference:
+        match self._strategy:
             case "uniform":
                 return np.ones(len(self._tasks))
             case "lowest_success":
                 return 1 - self._recent
             case "learning_progress":
-                return np.abs(self._recent - self._long_ago)
+                return np.abs(self._recent - self._long_term)
             case _:
-                assert_never(self._preference)
+                assert_never(self._strategy)
 
-    def _rates(self, key: str, values: Any) -> NDArray[np.float64]:
+    def _parse_rates(self, key: str, values: object) -> NDArray[np.float64]:
+        """Return the success rates in a state, (n,)."""
+        n = len(self._tasks)
         try:
             rates = np.array(values, dtype=np.float64)
         except (TypeError, ValueError):
             rates = np.array([])
-        if rates.shape != self._tasks.shape or not ((rates >= 0) & (rates <= 1)).all():
+        # NaN fails both comparisons.
+        if rates.shape != (n,) or not ((rates >= 0) & (rates <= 1)).all():
             raise ConfigError(
-                f"the state of the sampling must have {len(self._tasks)} rates of 0 to 1 as '{key}', got {values}"
+                f"the sampling state must hold {n} rates of 0 to 1 as '{key}', got {values}; "
+                "continue from another checkpoint"
             )
         return rates

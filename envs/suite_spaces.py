@@ -1,7 +1,8 @@
-"""The spaces that all tasks of a suite share."""
+"""The observation and action space that all tasks of a suite share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from gymnasium import spaces
@@ -10,110 +11,139 @@ from numpy.typing import NDArray
 from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY
 from mirl.configs.tasks import SuiteConfig, TaskConfig
-from mirl.envs.actions import ActionSpace, supported_action_space
-from mirl.envs.make import check_starts, make_env
+from mirl.envs.actions import ActionSpace, check_action_space
+from mirl.envs.make import check_reset, make_env
 
 
 @dataclass(frozen=True)
 class JoinedSpaces:
-    """The spaces of all tasks as one."""
+    """The spaces of all tasks as one.
+
+    Args:
+        observation: observation space, with ``action_mask`` if the numbers of actions differ.
+        action: action space with every action of any task.
+        n_actions: number of actions of each task, (n_tasks,), if they differ.
+    """
 
     observation: spaces.Dict
-    """With ``action_mask``, if the tasks' numbers of actions differ."""
     action: ActionSpace
-    """Every action that any task has."""
     n_actions: NDArray[np.int64] | None
-    """(n_tasks,), of each task, if these differ."""
 
 
 def suite_spaces(
     suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]
 ) -> tuple[spaces.Dict, ActionSpace]:
-    """Observation and action space of a suite, from one environment of each task; errors as in ``joined_spaces``."""
+    """Return the observation and action space of a suite.
+
+    Args:
+        suite: the tasks; one environment of each is made.
+        backend: backend that will step the environments.
+
+    Raises:
+        ConfigError: as in ``joined_spaces``.
+    """
     joined = joined_spaces(suite, backend)
     return joined.observation, joined.action
 
 
 def joined_spaces(suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]) -> JoinedSpaces:
-    """The spaces of a suite, from one environment of each task. Only numbers of discrete actions may differ.
+    """Return the spaces of a suite, which may differ only in the number of discrete actions.
+
+    Args:
+        suite: the tasks; one environment of each is made.
+        backend: backend that will step the environments.
 
     Raises:
-        ConfigError: an environment cannot be made, or two tasks differ; says which and in what.
+        ConfigError: if an environment cannot be made, or the spaces of two tasks differ.
     """
-    observations, actions = zip(
-        *(_task_spaces(suite, i, backend) for i in range(len(suite.tasks))), strict=True
-    )
+    observations = []
+    actions = []
+    for task_index in range(len(suite.tasks)):
+        observation, action = _task_spaces(suite, task_index, backend)
+        observations.append(observation)
+        actions.append(action)
+    # Differing numbers of actions are allowed; the mask hides those that a task lacks.
     n_actions = _differing_counts(actions)
-    own_mask = ACTION_MASK_KEY in observations[0]
-    if n_actions is not None and own_mask:
-        for task, space, n in zip(suite.tasks, observations, n_actions.tolist(), strict=True):
-            _check_mask(task, space, n)
-    for task, observation, action in zip(
-        suite.tasks[1:], observations[1:], actions[1:], strict=True
-    ):
-        _check_same(
-            "observation keys", suite.tasks[0], list(observations[0]), task, list(observation)
-        )
-        for key in observation:
-            if n_actions is None or key != ACTION_MASK_KEY:
-                _check_same(
-                    f"observation '{key}'",
-                    suite.tasks[0],
-                    observations[0][key],
-                    task,
-                    observation[key],
-                )
-        if n_actions is None:
-            _check_same("action space", suite.tasks[0], actions[0], task, action)
+    _check_observations(suite, observations, n_actions)
     if n_actions is None:
+        for task, action in zip(suite.tasks, actions, strict=True):
+            _check_same("action space", suite.tasks[0], actions[0], task, action)
         return JoinedSpaces(observations[0], actions[0], None)
-    width = int(n_actions.max())
-    masked = spaces.Dict({**observations[0], ACTION_MASK_KEY: spaces.MultiBinary(width)})
-    return JoinedSpaces(masked, spaces.Discrete(width), n_actions)
+    n_actions_max = int(n_actions.max())
+    masked = {**observations[0], ACTION_MASK_KEY: spaces.MultiBinary(n_actions_max)}
+    return JoinedSpaces(spaces.Dict(masked), spaces.Discrete(n_actions_max), n_actions)
 
 
 def _task_spaces(
-    suite: SuiteConfig, index: int, backend: Literal["gymnasium", "envpool"]
+    suite: SuiteConfig, task_index: int, backend: Literal["gymnasium", "envpool"]
 ) -> tuple[spaces.Dict, ActionSpace]:
-    task = suite.tasks[index]
-    env = make_env(task, index, len(suite.tasks), suite.observation)
+    """Return the spaces of one task, from an environment that is closed again."""
+    task = suite.tasks[task_index]
+    env = make_env(task, task_index, len(suite.tasks), suite.observation)
     try:
         if backend == "gymnasium":
-            check_starts(env, task)
+            check_reset(env, task)
         assert isinstance(env.observation_space, spaces.Dict), "the observation contract is a Dict"
-        return env.observation_space, supported_action_space(
-            env.action_space, f"task '{task.name}'"
-        )
+        action_space = check_action_space(env.action_space, f"task '{task.name}'")
+        return env.observation_space, action_space
     finally:
         env.close()
 
 
-def _differing_counts(actions: tuple[ActionSpace, ...]) -> NDArray[np.int64] | None:
-    """Each task's number of actions, if all count theirs, and these numbers differ."""
+def _differing_counts(actions: Sequence[ActionSpace]) -> NDArray[np.int64] | None:
+    """Return the number of actions of each task if all are discrete and the numbers differ."""
     counts = [int(space.n) for space in actions if isinstance(space, spaces.Discrete)]
-    return np.array(counts) if len(counts) == len(actions) and len(set(counts)) > 1 else None
+    all_discrete = len(counts) == len(actions)
+    if all_discrete and len(set(counts)) > 1:
+        return np.array(counts)
+    return None
+
+
+def _check_observations(
+    suite: SuiteConfig,
+    observations: Sequence[spaces.Dict],
+    n_actions: NDArray[np.int64] | None,
+) -> None:
+    """Raise an error if the observation spaces of two tasks differ."""
+    first_task = suite.tasks[0]
+    first = observations[0]
+    masks_differ = n_actions is not None
+    if n_actions is not None and ACTION_MASK_KEY in first:
+        for task, space, n in zip(suite.tasks, observations, n_actions.tolist(), strict=True):
+            _check_mask(task, space, n)
+    for task, space in zip(suite.tasks, observations, strict=True):
+        _check_same("observation keys", first_task, list(first), task, list(space))
+        for key in space:
+            # Masks of different width have been checked above; they are widened to one.
+            if masks_differ and key == ACTION_MASK_KEY:
+                continue
+            _check_same(f"observation '{key}'", first_task, first[key], task, space[key])
 
 
 def _check_mask(task: TaskConfig, observation: spaces.Dict, n_actions: int) -> None:
     mask = observation.spaces.get(ACTION_MASK_KEY)
     if mask is not None and mask != spaces.MultiBinary(n_actions):
         raise ConfigError(
-            f"task '{task.name}' has {n_actions} actions, so its observation '{ACTION_MASK_KEY}' must be "
-            f"MultiBinary({n_actions}), got {mask}"
+            f"task '{task.name}' has {n_actions} actions, so its observation "
+            f"'{ACTION_MASK_KEY}' must be MultiBinary({n_actions}), got {mask}"
         )
 
 
-def _check_same(what: str, first: TaskConfig, expected: Any, other: TaskConfig, got: Any) -> None:
+def _check_same(
+    aspect: str, first: TaskConfig, expected: object, other: TaskConfig, got: object
+) -> None:
     if expected != got:
         raise ConfigError(
-            f"tasks of one suite must share their spaces; {what} of '{first.name}' is {_brief(expected)}, "
-            f"of '{other.name}' {_brief(got)}"
+            f"tasks of one suite must share their spaces, but {aspect} of '{first.name}' is "
+            f"{_describe(expected)}, of '{other.name}' {_describe(got)}; change one of them with "
+            "a wrapper, or train them apart"
         )
 
 
-def _brief(value: Any) -> str:
-    if isinstance(value, spaces.Box):  # its own text spells out every bound
-        return (
-            f"Box of shape {value.shape}, {value.dtype}, in [{value.low.min()}, {value.high.max()}]"
-        )
+def _describe(value: object) -> str:
+    # The text of a Box spells out every bound.
+    if isinstance(value, spaces.Box):
+        low = value.low.min()
+        high = value.high.max()
+        return f"Box of shape {value.shape}, {value.dtype}, in [{low}, {high}]"
     return str(value)

@@ -1,4 +1,4 @@
-"""Networks: encoders of what is seen and of what is asked, the interactions that fuse them, and SB3's adapters."""
+"""Networks: encoders, fusions of observation and context, and policies for Stable-Baselines3."""
 
 from mirl.policies.extractor import FusionExtractor, count_parameters
 from mirl.policies.fusions import Fusion, build_fusion, build_map_fusion

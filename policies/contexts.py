@@ -1,12 +1,13 @@
 """Context encoders: what the agent is asked to do, as a vector z.
 
-Within a batch few contexts are distinct, so each encoder gives every distinct context once, with an index that says
-which one belongs to each row; everything computed from the context alone is computed that often and no more.
+A batch has few distinct contexts. Each encoder returns every distinct context once, together with
+an index of the rows, so that everything that depends on the context alone is computed once per
+distinct context.
 """
 
 from contextlib import nullcontext
 from itertools import pairwise
-from typing import Any, assert_never
+from typing import TypeGuard, assert_never
 
 import torch
 from gymnasium import spaces
@@ -31,50 +32,86 @@ from mirl.policies.routing import Routing
 from mirl.policies.running_norm import RunningNorm
 
 MISSION_BUCKET = 8
-"""Missions are read in multiples of so many, empty ones added: a processor keeps kernels for each size it has met."""
+"""Distinct missions are padded to a multiple of this number, because oneDNN compiles and caches one
+kernel per shape."""
 
 
 def get_task_ids(
     task: Float[Tensor, "batch ..."] | UniqueRows, n_tasks: int
 ) -> Int[Tensor, " batch"]:
-    """The number of each row's task; SB3 gives a Discrete key as (B, n) in rollouts and as (B, 1, n) in minibatches."""
+    """Return the task index of each row.
+
+    Args:
+        task: the one-hot key, which SB3 gives as (B, n) in rollouts and as (B, 1, n) in
+            minibatches; or its distinct indices.
+        n_tasks: n, the number of tasks.
+
+    Returns:
+        The task indices, (B,).
+    """
     if isinstance(task, UniqueRows):
         return task.rows.long().flatten().index_select(0, task.groups.index)
     return task.reshape(len(task), n_tasks).argmax(-1)
 
 
 class TaskIdContext(nn.Module):
-    """z = relu(MLP(one-hot task id)), the context encoder of the paper's multitask experiments.
+    """Context z = relu(MLP(one-hot task id)); without hidden layers, the one-hot id itself.
 
-    Without hidden layers there is no MLP: z is the one-hot task id.
+    Args:
+        space: the Discrete space of the task id.
+        config: options of the context.
+
+    Raises:
+        ConfigError: if the space is not Discrete.
+
+    References:
+        Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020, in the
+        multitask experiments.
     """
 
-    def __init__(self, space: spaces.Space[Any], config: TaskIdContextConfig) -> None:
+    def __init__(self, space: spaces.Space[object], config: TaskIdContextConfig) -> None:
         super().__init__()
         if not isinstance(space, spaces.Discrete):
             raise ConfigError(
-                f"context=task_id reads a Discrete space under '{config.key}', got {space}"
+                f"context=task_id needs a Discrete space under '{config.key}', got {space}"
             )
         self.n_tasks = int(space.n)
-        dims = (self.n_tasks, *config.hidden, *((config.dim,) if config.hidden else ()))
-        self.out_dim = dims[-1]
-        self.mlp = nn.Sequential(
-            *(layer for sizes in pairwise(dims) for layer in (nn.Linear(*sizes), nn.ReLU()))
-        )
+        sizes = [self.n_tasks]
+        if config.hidden:
+            sizes += [*config.hidden, config.dim]
+        self.out_dim = sizes[-1]
+        self.mlp = nn.Sequential()
+        for in_size, out_size in pairwise(sizes):
+            self.mlp.append(nn.Linear(in_size, out_size))
+            self.mlp.append(nn.ReLU())
 
     def forward(self, task: Float[Tensor, "batch ..."] | UniqueRows) -> Context:
+        """Encode the task ids.
+
+        Args:
+            task: the one-hot key, (B, n) or (B, 1, n), or its distinct indices.
+
+        Returns:
+            The encoded tasks: all of them, or the distinct ones if they are given.
+        """
         if not isinstance(task, UniqueRows):
             index = get_task_ids(task, self.n_tasks)
-            task = UniqueRows(
-                torch.arange(self.n_tasks, device=index.device), ContextGroups(index, self.n_tasks)
-            )
-        return Context(
-            self.mlp(F.one_hot(task.rows.long().flatten(), self.n_tasks).float()), task.groups
-        )
+            all_tasks = torch.arange(self.n_tasks, device=index.device)
+            task = UniqueRows(all_tasks, ContextGroups(index, self.n_tasks))
+        one_hot = F.one_hot(task.rows.long().flatten(), self.n_tasks).float()
+        return Context(self.mlp(one_hot), task.groups)
 
 
 class AttentionMissionEncoder(nn.Module):
-    """Embedding + sinusoidal positions → multi-head self-attention (Vaswani et al., 2017) → mean over the words."""
+    """Mission encoder: embeddings with sinusoidal positions, self-attention, mean over the words.
+
+    Args:
+        n_tokens: size of the vocabulary, with 0 as padding.
+        config: options of the mission encoder.
+
+    References:
+        Vaswani et al., "Attention Is All You Need", NeurIPS 2017.
+    """
 
     def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
         super().__init__()
@@ -90,22 +127,36 @@ class AttentionMissionEncoder(nn.Module):
         self.attention = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
 
     def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
-        words = (tokens != 0).index_fill(
-            1, torch.zeros(1, dtype=torch.int64, device=tokens.device), True
-        )
-        located = self.embedding(tokens) + sinusoidal_positions(
+        """Encode missions.
+
+        Args:
+            tokens: token ids, (missions, length).
+
+        Returns:
+            One vector per mission, (missions, dim).
+        """
+        # the first token always counts as a word, so that an empty mission has a mean, too
+        first = torch.zeros(1, dtype=torch.int64, device=tokens.device)
+        words = (tokens != 0).index_fill(1, first, True)
+        positions = sinusoidal_positions(
             tokens.shape[1], self.embedding.embedding_dim, tokens.device
         )
-        # on a processor the fused kernel goes back through bfloat16 ten times as slowly as the plain one
-        plain = sdpa_kernel(SDPBackend.MATH) if located.device.type == "cpu" else nullcontext()
-        with plain:
+        located = self.embedding(tokens) + positions
+        # on a CPU the backward pass of the fused kernel in bfloat16 is ten times as slow
+        on_cpu = located.device.type == "cpu"
+        with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
             attended = self.attention(located, src_key_padding_mask=~words)
         mean: Tensor = (attended * words.unsqueeze(-1)).sum(1) / words.sum(1, keepdim=True)
         return mean
 
 
 class GruMissionEncoder(nn.Module):
-    """Embedding → GRU → its state after the last word."""
+    """Mission encoder: embeddings, then the state of a GRU after the last word.
+
+    Args:
+        n_tokens: size of the vocabulary, with 0 as padding.
+        config: options of the mission encoder.
+    """
 
     def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
         super().__init__()
@@ -113,26 +164,60 @@ class GruMissionEncoder(nn.Module):
         self.gru = nn.GRU(config.dim, config.dim, num_layers=config.layers, batch_first=True)
 
     def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
+        """Encode missions.
+
+        Args:
+            tokens: token ids, (missions, length).
+
+        Returns:
+            One vector per mission, (missions, dim).
+        """
         states, _ = self.gru(self.embedding(tokens))
-        last = (tokens != 0).sum(1).sub(1).clamp(min=0)
-        final: Tensor = states[torch.arange(len(tokens), device=tokens.device), last]
+        # an empty mission has the state after its first token
+        last_word = (tokens != 0).sum(1).sub(1).clamp(min=0)
+        missions = torch.arange(len(tokens), device=tokens.device)
+        final: Tensor = states[missions, last_word]
         return final
 
 
 class BagMissionEncoder(nn.Module):
-    """The mean of the words' embeddings: order is lost."""
+    """Mission encoder: the mean of the words' embeddings, which ignores their order.
+
+    Args:
+        n_tokens: size of the vocabulary, with 0 as padding.
+        config: options of the mission encoder.
+    """
 
     def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
         super().__init__()
         self.embedding = nn.EmbeddingBag(n_tokens, config.dim, mode="mean", padding_idx=0)
 
     def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
+        """Encode missions.
+
+        Args:
+            tokens: token ids, (missions, length).
+
+        Returns:
+            One vector per mission, (missions, dim).
+        """
         mean: Tensor = self.embedding(tokens)
         return mean
 
 
-def build_mission_encoder(n_tokens: int, config: MissionContextConfig) -> nn.Module:
-    """The encoder of token ids (missions, length) that ``config`` names; 0 is padding."""
+MissionEncoder = AttentionMissionEncoder | GruMissionEncoder | BagMissionEncoder
+
+
+def build_mission_encoder(n_tokens: int, config: MissionContextConfig) -> MissionEncoder:
+    """Build the mission encoder that ``config`` names.
+
+    Args:
+        n_tokens: size of the vocabulary, with 0 as padding.
+        config: options of the mission encoder.
+
+    Returns:
+        A module from token ids (missions, length) to vectors (missions, dim).
+    """
     match config.encoder:
         case "attention":
             return AttentionMissionEncoder(n_tokens, config)
@@ -145,56 +230,94 @@ def build_mission_encoder(n_tokens: int, config: MissionContextConfig) -> nn.Mod
 
 
 class MissionContext(nn.Module):
-    """z = LayerNorm(words(mission)); each distinct mission is read once."""
+    """Context z = LayerNorm(encoder(mission)); each distinct mission is encoded once.
 
-    def __init__(self, space: spaces.Space[Any], config: MissionContextConfig) -> None:
+    Args:
+        space: the space of the mission, a Box of integers (length,).
+        config: options of the context.
+
+    Raises:
+        ConfigError: if the space is not one of token ids.
+    """
+
+    def __init__(self, space: spaces.Space[object], config: MissionContextConfig) -> None:
         super().__init__()
-        if not (
-            isinstance(space, spaces.Box) and len(space.shape) == 1 and space.dtype.kind in "iu"
-        ):
+        if not _has_token_ids(space):
             raise ConfigError(
-                f"context=mission reads token ids, a Box of integers (length,), under '{config.key}', got {space}; "
-                "wrap the environment in mirl.envs.ContractObservation"
+                "context=mission needs token ids, a Box of integers (length,), under "
+                f"'{config.key}', got {space}; wrap the environment in "
+                "mirl.envs.ContractObservation"
             )
         self.out_dim = config.dim
         self.words = build_mission_encoder(int(space.high.max()) + 1, config)
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, tokens: Float[Tensor, "batch length"] | UniqueRows) -> Context:
+        """Encode the missions.
+
+        Args:
+            tokens: token ids, (B, length), padded with 0; or the distinct missions.
+
+        Returns:
+            The distinct missions, encoded; padded to a multiple of ``MISSION_BUCKET``.
+        """
         distinct = tokens if isinstance(tokens, UniqueRows) else unique_rows(tokens.long())
-        used = (distinct.rows != 0).any(0).nonzero()
-        longest = int(used[-1]) + 1 if len(used) else 1
-        padded = F.pad(
-            distinct.rows[:, :longest].long(), (0, 0, 0, -len(distinct.rows) % MISSION_BUCKET)
-        )
+        # drop the columns that are padding in every mission
+        used_columns = (distinct.rows != 0).any(0).nonzero()
+        longest = int(used_columns[-1]) + 1 if len(used_columns) else 1
+        missing = -len(distinct.rows) % MISSION_BUCKET
+        # (missions, length) -> (missions + missing, longest)
+        padded = F.pad(distinct.rows[:, :longest].long(), (0, 0, 0, missing))
         return Context(self.norm(self.words(padded)), distinct.groups)
 
 
-class GoalContext(nn.Module):
-    """z = relu(MLP(goal)), the goal normalized first if asked for; it is continuous, so every row has its own.
+def _has_token_ids(space: spaces.Space[object]) -> TypeGuard[spaces.Box]:
+    """Return True if the space is a Box of integers (length,)."""
+    return isinstance(space, spaces.Box) and len(space.shape) == 1 and space.dtype.kind in "iu"
 
-    A goal that is ``relative_to`` another key comes with that key's value subtracted.
+
+class GoalContext(nn.Module):
+    """Context z = relu(MLP(goal)), with the goal normalized first if ``normalize`` is set.
+
+    Goals are continuous, so every row has its own context. A goal that is ``relative_to`` another
+    key arrives with the value of that key subtracted.
+
+    Args:
+        space: the space of the observations.
+        config: options of the context.
+
+    Raises:
+        ConfigError: if the goal cannot be relative to the key that ``relative_to`` names.
     """
 
     def __init__(self, space: spaces.Dict, config: GoalContextConfig) -> None:
         super().__init__()
-        self.goal_dim, self.out_dim = spaces.flatdim(space[config.key]), config.dim
+        self.goal_dim = spaces.flatdim(space[config.key])
+        self.out_dim = config.dim
         self.relative_to = config.relative_to or None
         if self.relative_to is not None:
-            _check_subtracts(space, config.key, self.relative_to)
+            _check_relative_to(space, config.key, self.relative_to)
         self.normalize = RunningNorm(self.goal_dim) if config.normalize else None
         self.mlp = nn.Sequential(
             nn.Linear(self.goal_dim, config.dim), nn.ReLU(), nn.Linear(config.dim, config.dim)
         )
 
     def forward(self, goal: Float[Tensor, "batch ..."]) -> Context:
+        """Encode the goals.
+
+        Args:
+            goal: (B, *goal).
+
+        Returns:
+            One context per row.
+        """
         flat = goal.reshape(len(goal), self.goal_dim).float()
-        return Context(
-            F.relu(self.mlp(flat if self.normalize is None else self.normalize(flat))), None
-        )
+        if self.normalize is not None:
+            flat = self.normalize(flat)
+        return Context(F.relu(self.mlp(flat)), None)
 
 
-def _check_subtracts(space: spaces.Dict, goal: str, other: str) -> None:
+def _check_relative_to(space: spaces.Dict, goal: str, other: str) -> None:
     if other not in space.spaces:
         raise ConfigError(
             f"context.relative_to: the observation has no key '{other}'."
@@ -203,39 +326,68 @@ def _check_subtracts(space: spaces.Dict, goal: str, other: str) -> None:
     for key in (goal, other):
         if not isinstance(space[key], spaces.Box) or space[key].shape != space[goal].shape:
             raise ConfigError(
-                f"context.relative_to subtracts numbers of one shape, and '{goal}' is {space[goal]}, "
-                f"'{other}' is {space[other]}"
+                "context.relative_to needs two Box spaces of the same shape, "
+                f"and '{goal}' is {space[goal]}, '{other}' is {space[other]}"
             )
 
 
 class GoalImageContext(nn.Module):
-    """z of a goal that is a picture in small integer codes, read as a symbolic view is; each distinct picture once."""
+    """Context from a goal in MiniGrid's symbolic form; each distinct goal is encoded once.
 
-    def __init__(self, space: spaces.Space[Any], config: GoalContextConfig) -> None:
+    Args:
+        space: the space of the goal, a Box (H, W, codes) of small integers.
+        config: options of the context.
+
+    Raises:
+        ConfigError: if the space is not one of symbolic images.
+    """
+
+    def __init__(self, space: spaces.Space[object], config: GoalContextConfig) -> None:
         super().__init__()
         if not (isinstance(space, spaces.Box) and len(space.shape) == 3):
             raise ConfigError(
-                f"context.encoder=grid reads a picture, a Box of rank 3, under '{config.key}', got {space}"
+                f"context.encoder=grid needs a Box of rank 3 under '{config.key}', got {space}"
             )
         grid = GridEncoderConfig(features_dim=config.dim)
         routing = Routing(config.key, image=config.key, others=(), others_dim=0)
-        self.shape, self.out_dim = space.shape, config.dim
+        self.shape = space.shape
+        self.out_dim = config.dim
         self.encoder = CellsEncoder(GridCells(space, grid.channels), routing, grid)
 
     def forward(self, goal: Float[Tensor, "batch height width codes"] | UniqueRows) -> Context:
+        """Encode the goals.
+
+        Args:
+            goal: (B, H, W, codes), or its distinct rows.
+
+        Returns:
+            The distinct goals, encoded.
+        """
+        # (B, H, W, codes) -> (B, H * W * codes)
         distinct = goal if isinstance(goal, UniqueRows) else unique_rows(goal.flatten(1).long())
-        pictures = distinct.rows.reshape(-1, *self.shape).float()
-        nothing_else = pictures.new_zeros(len(pictures), 0)
-        return Context(
-            self.encoder.to_vector(self.encoder.to_cells(pictures), nothing_else), distinct.groups
-        )
+        # (goals, H * W * codes) -> (goals, H, W, codes)
+        images = distinct.rows.reshape(-1, *self.shape).float()
+        no_others = images.new_zeros(len(images), 0)
+        z = self.encoder.to_vector(self.encoder.to_cells(images), no_others)
+        return Context(z, distinct.groups)
 
 
 ContextEncoder = TaskIdContext | MissionContext | GoalContext | GoalImageContext
 
 
 def build_context(config: ContextConfig, space: spaces.Dict) -> ContextEncoder:
-    """The context encoder that ``config`` names, sized by the space under its key."""
+    """Build the context encoder that ``config`` names.
+
+    Args:
+        config: kind, key and options of the context.
+        space: the space of the observations, from which all sizes are read.
+
+    Returns:
+        A module from the value of the key to a ``Context``.
+
+    Raises:
+        ConfigError: if the space under the key does not fit.
+    """
     match config:
         case TaskIdContextConfig():
             return TaskIdContext(space[config.key], config)

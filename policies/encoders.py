@@ -1,4 +1,9 @@
-"""Encoders of the observation. Those of images work in two stages, cells and then a vector: a fusion fits between."""
+"""Observation encoders.
+
+Those of images have two stages, first cells and then a vector, so that a fusion fits in between.
+
+Shapes in this file: B rows, H height, W width, C channels, P = H * W cells.
+"""
 
 from itertools import pairwise
 from typing import assert_never
@@ -7,6 +12,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import is_image_space_channels_first
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,76 +29,111 @@ from mirl.policies.running_norm import RunningNorm
 
 
 class GridCells(nn.Module):
-    """MiniGrid's symbolic view (H, W, 3) → cells (H, W, C): relu of the sum of an embedding per channel.
+    """Cells of MiniGrid's symbolic view: relu of the sum of one embedding per channel.
 
-    There are few kinds of cells (264 in MiniGrid): what is computed from a cell alone is computed once per kind, and
-    looked up by every cell.
+    There are few cell types, 264 in MiniGrid. Everything that depends on a cell alone is computed
+    once per type, and the cells gather it.
+
+    Args:
+        space: a Box (H, W, codes) of small integers.
+        channels: C, the features of each cell.
+
+    Raises:
+        ConfigError: if the codes have too many combinations, or if the space is not one of codes.
     """
 
-    MAX_KINDS = 4096
+    MAX_CELL_TYPES = 4096
 
     def __init__(self, space: spaces.Box, channels: int) -> None:
         super().__init__()
-        sizes = space.high.reshape(-1, space.shape[-1]).max(0).astype(np.int64) + 1
-        if (
-            space.dtype.kind not in "iu"
-            or space.low.min() < 0
-            or sizes.prod(dtype=np.float64) > self.MAX_KINDS
-        ):
+        # number of values of each code
+        n_values = space.high.reshape(-1, space.shape[-1]).max(0).astype(np.int64) + 1
+        has_codes = space.dtype.kind in "iu" and space.low.min() >= 0
+        if not has_codes or n_values.prod(dtype=np.float64) > self.MAX_CELL_TYPES:
             raise ConfigError(
-                f"encoder=grid reads small integer codes such as MiniGrid's symbolic view, at most {self.MAX_KINDS} "
-                f"combinations of them, got {space}; use encoder=image for pixels"
+                "encoder=grid needs small integer codes such as MiniGrid's symbolic view, at most "
+                f"{self.MAX_CELL_TYPES} combinations of them, got {space}; "
+                "use encoder=image for pixels"
             )
-        self.height, self.width, self.channels = *space.shape[:2], channels
-        codes = (
-            np.indices(sizes).reshape(len(sizes), -1).T
-        )  # (K, codes), every kind, in the order of ``cell_type_ids``
-        one_hot = np.concatenate(
-            [np.eye(size)[code] for size, code in zip(sizes, codes.T, strict=True)], axis=1
-        )
+        self.height, self.width = space.shape[:2]
+        self.channels = channels
         self.cell_types_one_hot: Tensor
         self.strides: Tensor
-        self.register_buffer(
-            "cell_types_one_hot", torch.from_numpy(one_hot).float(), persistent=False
-        )
-        strides = np.append(np.cumprod(sizes[:0:-1])[::-1], 1)
+        one_hot = torch.from_numpy(_one_hot_cell_types(n_values)).float()
+        self.register_buffer("cell_types_one_hot", one_hot, persistent=False)
+        # the last code varies fastest: stride of a code = number of types of the codes after it
+        strides = np.append(np.cumprod(n_values[:0:-1])[::-1], 1)
         self.register_buffer("strides", torch.from_numpy(strides).float(), persistent=False)
-        self.embedding = nn.Linear(int(sizes.sum()), channels)
+        self.embedding = nn.Linear(int(n_values.sum()), channels)
 
     def cell_types(self) -> Float[Tensor, "kinds channels"]:
-        """Every kind of cell."""
+        """Return the embedding of every cell type, (types, C)."""
         return F.relu(self.embedding(self.cell_types_one_hot))
 
     def cell_type_ids(
         self, image: Float[Tensor, "batch height width codes"]
     ) -> Int[Tensor, "batch cells"]:
-        """The kind of each cell."""
+        """Return the type of each cell.
+
+        Args:
+            image: codes, (B, H, W, codes).
+
+        Returns:
+            Indices into ``cell_types``, (B, P).
+        """
         with torch.autocast(image.device.type, enabled=False):
+            # (B, H, W, codes) -> (B, P, codes) -> (B, P)
             return (image.flatten(1, 2).float() @ self.strides).long()
 
     def forward(
         self, image: Float[Tensor, "batch height width codes"]
     ) -> Float[Tensor, "batch cells channels"]:
+        """Return the embedding of each cell, (B, P, C)."""
         return gather_rows(self.cell_types(), self.cell_type_ids(image))
+
+
+def _one_hot_cell_types(n_values: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return one-hot codes of every cell type, (types, sum of ``n_values``)."""
+    # (codes, types) -> (types, codes), the last code varying fastest
+    cell_types = np.indices(n_values.tolist()).reshape(len(n_values), -1).T
+    one_hot = []
+    for size, code in zip(n_values, cell_types.T, strict=True):
+        one_hot.append(np.eye(size)[code])
+    return np.concatenate(one_hot, axis=1)
 
 
 def gather_rows(
     table: Float[Tensor, "kinds channels"], index: Int[Tensor, "batch cells"]
 ) -> Float[Tensor, "batch cells channels"]:
-    """The rows of a table; in float32 at least, since their gradient is a long sum."""
-    exact = table.float() if table.dtype == torch.bfloat16 else table
-    return exact.index_select(0, index.flatten()).unflatten(0, index.shape)
+    """Gather rows of a table, in float32 at least.
+
+    Args:
+        table: (types, C).
+        index: (B, P), indices of rows.
+
+    Returns:
+        The rows, (B, P, C).
+    """
+    if table.dtype == torch.bfloat16:
+        table = table.float()  # the gradient of index_select is a long sum
+    return table.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 class ImageCells(nn.Module):
-    """RGB pixels in [0, 1], as SB3 gives them, → cells, an eighth of the size each way by strided convolutions."""
+    """Cells of an RGB image: three convolutions of stride 2, which divide its size by 8.
+
+    Args:
+        space: the space of the image, channels first or last.
+        channels: C, the features of each cell.
+    """
 
     def __init__(self, space: spaces.Box, channels: int) -> None:
         super().__init__()
         self.channels_first = is_image_space_channels_first(space)
-        depth, height, width = (
-            space.shape if self.channels_first else (space.shape[2], *space.shape[:2])
-        )
+        if self.channels_first:
+            depth, height, width = space.shape
+        else:
+            height, width, depth = space.shape
         self.channels = channels
         self.convolutions = nn.Sequential(
             nn.Conv2d(depth, channels, 3, stride=2, padding=1),
@@ -102,19 +143,34 @@ class ImageCells(nn.Module):
             nn.Conv2d(channels, channels, 3, stride=2, padding=1),
             nn.ReLU(),
         )
-        self.height, self.width = -(-height // 8), -(-width // 8)
+        # rounded up
+        self.height = -(-height // 8)
+        self.width = -(-width // 8)
 
     def forward(self, image: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch cells channels"]:
-        pixels = (
-            image if self.channels_first else image.permute(0, 3, 1, 2)
-        )  # (B, H, W, C) -> (B, C, H, W)
-        return self.convolutions(pixels).flatten(2).transpose(1, 2)
+        """Encode the pixels.
+
+        Args:
+            image: pixels in [0, 1], as SB3's preprocessing gives them, in the layout of the space.
+
+        Returns:
+            The cells, (B, P, C).
+        """
+        if not self.channels_first:
+            image = image.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
+        # (B, C, H, W) -> (B, P, C)
+        return self.convolutions(image).flatten(2).transpose(1, 2)
 
 
 class CellsEncoder(nn.Module):
-    """Cells of an image, then a vector: ``to_cells`` (B, P, C), and ``to_vector`` (B, D) by two 3×3 convolutions.
+    """Encoder of an image in two stages: ``to_cells``, then ``to_vector`` by two convolutions.
 
-    The other keys of the observation (direction, …) join before the last layer.
+    The other keys of the observation, such as the direction, join before the last layer.
+
+    Args:
+        cells: the first stage.
+        routing: the keys of the observation.
+        config: options of the encoder.
     """
 
     def __init__(
@@ -124,60 +180,89 @@ class CellsEncoder(nn.Module):
         config: GridEncoderConfig | ImageEncoderConfig,
     ) -> None:
         super().__init__()
-        self.to_cells, self.channels, self.out_dim = cells, cells.channels, config.features_dim
+        self.to_cells = cells
+        self.channels = cells.channels
+        self.out_dim = config.features_dim
+        # without padding the two convolutions take off 4 rows and 4 columns
         padding = 0 if min(cells.height, cells.width) >= 5 else 1
-        shrink = 4 - 4 * padding
+        shrink = 4 * (1 - padding)
         self.convolutions = nn.Sequential(
             nn.Conv2d(self.channels, self.channels, 3, padding=padding),
             nn.ReLU(),
             nn.Conv2d(self.channels, self.channels, 3, padding=padding),
             nn.ReLU(),
         )
-        flat = self.channels * (cells.height - shrink) * (cells.width - shrink)
-        self.linear = nn.Linear(flat + routing.others_dim, config.features_dim)
+        flat_dim = self.channels * (cells.height - shrink) * (cells.width - shrink)
+        self.linear = nn.Linear(flat_dim + routing.others_dim, config.features_dim)
 
     def to_vector(
         self, cells: Float[Tensor, "batch cells channels"], others: Float[Tensor, "batch others"]
     ) -> Float[Tensor, "batch features"]:
-        image = cells.transpose(1, 2).unflatten(
-            2, (self.to_cells.height, self.to_cells.width)
-        )  # (B, P, C) -> (B, C, H, W)
-        mapped = self.convolutions(image).permute(
-            0, 2, 3, 1
-        )  # (B, C, H, W) -> (B, H, W, C), as it lies in memory
-        return F.relu(self.linear(torch.cat([mapped.flatten(1), others], dim=1)))
+        """Encode the cells and the other keys.
+
+        Args:
+            cells: (B, P, C), fused with the context or not.
+            others: (B, others), the other keys, flattened.
+
+        Returns:
+            The feature vectors, (B, features).
+        """
+        # (B, P, C) -> (B, C, H, W)
+        size = (self.to_cells.height, self.to_cells.width)
+        image = cells.transpose(1, 2).unflatten(2, size)
+        # (B, C, H, W) -> (B, H, W, C), the layout in memory, so that flattening copies nothing
+        feature_map = self.convolutions(image).permute(0, 2, 3, 1)
+        joined = torch.cat([feature_map.flatten(1), others], dim=1)
+        return F.relu(self.linear(joined))
 
 
 class VectorEncoder(nn.Module):
-    """An MLP over the flattened observation, which is normalized first if the configuration says so."""
+    """MLP over the flattened observation, which is normalized first if ``normalize`` is set.
+
+    Args:
+        in_dim: size of the flattened observation.
+        config: options of the encoder.
+    """
 
     def __init__(self, in_dim: int, config: VectorEncoderConfig) -> None:
         super().__init__()
         self.out_dim = config.features_dim
         self.normalize = RunningNorm(in_dim) if config.normalize else None
-        dims = (in_dim, *config.hidden, config.features_dim)
-        layers: list[nn.Module] = [
-            layer for i, o in pairwise(dims) for layer in (nn.Linear(i, o), nn.ReLU())
-        ]
-        self.mlp = nn.Sequential(*layers)
+        self.mlp = nn.Sequential()
+        for in_size, out_size in pairwise((in_dim, *config.hidden, config.features_dim)):
+            self.mlp.append(nn.Linear(in_size, out_size))
+            self.mlp.append(nn.ReLU())
 
     def forward(self, others: Float[Tensor, "batch others"]) -> Float[Tensor, "batch features"]:
-        return self.mlp(others if self.normalize is None else self.normalize(others))
+        """Encode the flattened observation, (B, others), to (B, features)."""
+        if self.normalize is not None:
+            others = self.normalize(others)
+        return self.mlp(others)
 
 
 def build_encoder(
     config: EncoderConfig, space: spaces.Dict, routing: Routing
 ) -> CellsEncoder | VectorEncoder:
-    """The encoder that ``config`` names, sized by the spaces of the keys it reads."""
+    """Build the observation encoder that ``config`` names.
+
+    Args:
+        config: kind and options of the encoder.
+        space: the space of the observations, from which all sizes are read.
+        routing: the keys of the observation.
+
+    Returns:
+        The encoder, newly initialized.
+
+    Raises:
+        ConfigError: if the encoder needs an image and there is none.
+    """
     match config:
         case GridEncoderConfig():
-            return CellsEncoder(
-                GridCells(_image_space(config, space, routing), config.channels), routing, config
-            )
+            grid_cells = GridCells(_image_space(config, space, routing), config.channels)
+            return CellsEncoder(grid_cells, routing, config)
         case ImageEncoderConfig():
-            return CellsEncoder(
-                ImageCells(_image_space(config, space, routing), config.channels), routing, config
-            )
+            image_cells = ImageCells(_image_space(config, space, routing), config.channels)
+            return CellsEncoder(image_cells, routing, config)
         case VectorEncoderConfig():
             return VectorEncoder(routing.others_dim, config)
         case _:
@@ -185,7 +270,9 @@ def build_encoder(
 
 
 def _image_space(config: EncoderConfig, space: spaces.Dict, routing: Routing) -> spaces.Box:
-    image = None if routing.image is None else space[routing.image]
+    image = None
+    if routing.image is not None:
+        image = space[routing.image]
     if not isinstance(image, spaces.Box):
         raise ConfigError(
             f"encoder={config.kind} needs an observation of rank 3, found none; use encoder=vector"

@@ -45,7 +45,7 @@ class FusionExtractor(BaseFeaturesExtractor):
 
     Args:
         observation_space: a Dict space; every size is read from it.
-        network: the whole configuration; its ``sites`` must not contain "heads", and it has no memory.
+        network: the whole configuration, without site "heads" and without a memory.
         fusion: name of a fusion ("bilinear", "film", ...) or its config with options.
         context: name or config of the context encoder; None for the encoder of ``desired_goal``,
             ``mission`` or ``task``, whichever key the space has first.
@@ -162,7 +162,7 @@ class FusionExtractor(BaseFeaturesExtractor):
 
     @property
     def has_running_norm(self) -> bool:
-        """Whether there are running statistics for ``update_statistics`` to update."""
+        """True if there are running statistics for ``update_statistics`` to update."""
         return any(isinstance(module, RunningNorm) for module in self.modules())
 
     def update_statistics(self, observations: Observations) -> None:
@@ -248,9 +248,10 @@ def _tensor(observations: Observations, key: str) -> Tensor:
 
 
 def _apply_fusion(fusion: nn.Module, features: Tensor, context: Context | None) -> Tensor:
-    """Apply a fusion, or the plain layers that it was specialized to if there is no context."""
-    fused: Tensor = fusion(features) if context is None else fusion(features, *context)
-    return fused
+    """Apply a fusion; without a context, apply the plain layers that replaced it."""
+    if context is None:
+        return fusion(features)
+    return fusion(features, *context)
 
 
 def extractor_part(network: NetworkConfig) -> NetworkConfig:

@@ -1,4 +1,4 @@
-"""Values that pass between the parts of a network: contexts, distinct rows, features for the heads."""
+"""Values that pass between the parts of a network: contexts, distinct rows, and features."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

@@ -5,8 +5,8 @@ multiply z start at zero, or the projection behind them does. The main path V st
 weights are plain parameters rather than ``nn.Linear`` layers, because SB3's ``ortho_init``
 re-initializes every ``nn.Linear`` that it finds, which would undo this initialization.
 
-Shapes in this file: B rows, P positions (cells or tokens) of a row, G distinct contexts, X features,
-Z context features, O outputs.
+Shapes in this file: B rows, P positions (cells or tokens) of a row, G distinct contexts,
+X features, Z context features, O outputs.
 
 References:
     Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
@@ -53,6 +53,7 @@ class Affine(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, *, gain: float, bias: bool = True) -> None:
         super().__init__()
+        # a gain of 0 draws no random numbers
         self.weight = nn.Parameter(torch.zeros(in_dim, out_dim))
         self.bias = nn.Parameter(torch.zeros(out_dim)) if bias else None
         if gain != 0:
@@ -61,7 +62,9 @@ class Affine(nn.Module):
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return x W + b."""
         y = x @ self.weight
-        return y if self.bias is None else y + self.bias
+        if self.bias is not None:
+            y = y + self.bias
+        return y
 
 
 class Fusion(nn.Module, ABC):
@@ -74,7 +77,7 @@ class Fusion(nn.Module, ABC):
     """
 
     is_positionwise = True
-    """Whether each position is fused by itself, independently of the other positions."""
+    """True if each position is fused by itself, independently of the other positions."""
 
     def __init__(self, features_dim: int, context_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -90,8 +93,8 @@ class Fusion(nn.Module, ABC):
     ) -> Float[Tensor, "*batch out"]:
         """Fuse the features with the context.
 
-        With ``index``, everything that depends on the context alone is computed once for each of the
-        G distinct contexts. Nothing is broadcast silently.
+        With ``index``, everything that depends on the context alone is computed once for each of
+        the G distinct contexts. Nothing is broadcast silently.
 
         Args:
             features: (*B, X), one vector per row, or (B, *positions, X), a map per row.
@@ -193,11 +196,15 @@ class Concat(Fusion):
         self, features_dim: int, context_dim: int, out_dim: int, config: ConcatConfig, gain: float
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
-        has_hidden = config.hidden > 0
-        width = config.hidden if has_hidden else out_dim
-        self.main = Affine(features_dim, width, gain=RELU_GAIN if has_hidden else gain)
+        width = out_dim
+        main_gain = gain
+        if config.hidden > 0:
+            # the output layer has the gain of the fusion
+            width = config.hidden
+            main_gain = RELU_GAIN
+        self.main = Affine(features_dim, width, gain=main_gain)
         self.shift = Affine(context_dim, width, gain=0, bias=False)
-        self.project = Affine(width, out_dim, gain=gain) if has_hidden else None
+        self.project = Affine(width, out_dim, gain=gain) if config.hidden > 0 else None
 
     def interact(
         self,
@@ -256,14 +263,17 @@ class Bilinear(Fusion):
         if groups is not None and groups.prefer_grouped(self.weight.numel()):
             # z may end with contexts that no row has
             z = z[: groups.count]
+            # one matrix (X, O) and one shift (O,) per distinct context
             return groups.multiply(x, self.generate(z), self.shift(z) + self.main.bias)
         if groups is not None:
             z = z.index_select(0, groups.index)
+        # (B, O) -> (B, 1, O), shared by the positions of a row
         shift = self.shift(z).unsqueeze(1)
         positions = x.shape[1]
         if positions > 1:
             # the matrix of a row's context serves all positions of the row
             return torch.bmm(x, self.generate(z)) + shift + self.main.bias
+        # one position: (B, 1, X) -> (B, X) -> (B, O) -> (B, 1, O)
         product = multiply_row_by_row(x[:, 0], z, self.weight).unsqueeze(1)
         return product + self.main(x) + shift
 
@@ -299,6 +309,7 @@ class LowRank(Fusion):
         groups: ContextGroups | None,
     ) -> Float[Tensor, "B P O"]:
         """Compute P((A x) ⊙ (B z)) + Uᵀz + V x + b."""
+        # (B, P, R) * (B, 1, R)
         products = self.factor_features(x) * per_row(self.factor_context(z), groups)
         return self.project(products) + self.main(x) + per_row(self.shift(z), groups)
 
@@ -370,6 +381,7 @@ class Film(Fusion):
         groups: ContextGroups | None,
     ) -> Float[Tensor, "B P O"]:
         """Compute (1 + γ(z)) ⊙ (V x + b) + β(z)."""
+        # (G, 2 O) -> (B, 1, 2 O) -> γ and β, each (B, 1, O)
         scale, shift = per_row(self.to_scale_shift(z), groups).chunk(2, dim=-1)
         return (1 + scale) * self.main(x) + shift
 
@@ -377,8 +389,8 @@ class Film(Fusion):
 class Gate(Fusion):
     """Gated map y = σ(g(x, z)) ⊙ (V x + b) with an affine g, as in the gates of an LSTM.
 
-    g starts at zero, where the gate is 1/2, and V starts at twice the gain, so that the layer starts
-    as the same map as the other fusions.
+    g starts at zero, where the gate is 1/2, and V starts at twice the gain, so that the layer
+    starts as the same map as the other fusions.
 
     Args:
         features_dim: X, the size of the features.
@@ -436,6 +448,7 @@ class AttentionMask(Fusion):
         self.simplex = config.mask == "softmax"
         mask_config = LowRankConfig(rank=config.rank)
         self.to_mask = LowRank(features_dim, context_dim, features_dim, mask_config, gain=0)
+        # the initial mask is 1 with softmax and 1/2 with sigmoid
         main_gain = gain if self.simplex else 2 * gain
         self.main = Affine(features_dim, out_dim, gain=main_gain)
 
@@ -509,6 +522,7 @@ class CrossAttention(Fusion):
             )
         self.heads = config.heads
         self.main = Affine(features_dim, out_dim, gain=gain)
+        # the heads together have X features
         self.query = Affine(context_dim, features_dim, gain=1)
         self.key_value = Affine(features_dim, 2 * features_dim, gain=1)
         self.project = Affine(features_dim, out_dim, gain=0, bias=False)
@@ -530,6 +544,7 @@ class CrossAttention(Fusion):
             The outputs of all heads, concatenated, (B, 1, X).
         """
         located = x + sinusoidal_positions(x.shape[1], self.features_dim, x.device)
+        # one query per row, from its context
         query = self._split_heads(per_row(self.query(z), groups))
         key, value = self.key_value(located).chunk(2, dim=-1)
         attended = F.scaled_dot_product_attention(

@@ -24,8 +24,8 @@ GROUP_OVERHEAD: float = 400_000
 ``benchmarks/interactions.py``."""
 
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
-"""Elements of z ⊗ x that the row-by-row form holds at a time, by device type: what fits in the cache
-of a CPU, and what keeps a GPU busy."""
+"""Elements of z ⊗ x that the row-by-row form holds at a time, by device type: what fits in the
+cache of a CPU, and what keeps a GPU busy."""
 
 
 class ContextGroups:
@@ -35,7 +35,8 @@ class ContextGroups:
         index: (B,), for each row the index of its context.
         count: G, the number of distinct contexts.
         ordered: the rows are sorted by context already, so that no row has to be moved.
-        counts: number of rows of each context, if known; it saves a synchronization with the device.
+        counts: number of rows of each context, if known; it saves a synchronization with the
+            device.
     """
 
     def __init__(
@@ -141,8 +142,8 @@ def multiply_row_by_row(
 ) -> Float[Tensor, "batch out"]:
     """Return z_bᵀ 𝕎 x_b for one context per row.
 
-    With few outputs x is multiplied by 𝕎 first, which gives (B, Z * O); otherwise z ⊗ x is, in chunks
-    of (rows, Z * X).
+    With few outputs x is multiplied by 𝕎 first, which gives (B, Z * O); otherwise z ⊗ x is, in
+    chunks of (rows, Z * X).
 
     Args:
         x: features, (B, X).
@@ -170,7 +171,8 @@ def cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
         tensors: operands of one product, on one device.
 
     Returns:
-        The cast tensors; the given ones outside of autocast and for float64, which autocast ignores.
+        The cast tensors; the given ones outside of autocast and for float64, which autocast
+        ignores.
     """
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
@@ -186,9 +188,7 @@ class _PerGroup(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weights: Tensor, shifts: Tensor, spans: list[slice]
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weights: Tensor, shifts: Tensor, spans: list[slice]) -> Tensor:
         ctx.save_for_backward(x, weights)
         ctx.spans = spans
         y = x.new_empty(len(x), weights.shape[2])

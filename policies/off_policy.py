@@ -1,8 +1,9 @@
-"""Policies for SB3's SAC, TD3, TQC and DQN whose actors and critics are interactions with the context.
+"""Policies for SAC, TD3, TQC and DQN whose actors and critics are fused with the context.
 
-``sites`` means what it means in ``FusionPolicy``: "map" and "vector" lie in the features extractor; with "heads" the
-last layer of every network is a fusion. The critic is then Q(s, a, z) = f(MLP([features, a]), z), and so
-``fusion="bilinear"`` and ``fusion="metric"`` give the bilinear and the metric critic.
+``sites`` means the same as in ``FusionPolicy``: "map" and "vector" are in the features extractor;
+with "heads" the last layer of every network is a fusion. The critic is then
+Q(s, a, z) = f(MLP([features, a]), z), so ``fusion="bilinear"`` gives a bilinear critic and
+``fusion="metric"`` a metric critic.
 """
 
 import math
@@ -18,7 +19,7 @@ from sb3_contrib.tqc.policies import Critic as QuantileCritic
 from sb3_contrib.tqc.policies import TQCPolicy
 from stable_baselines3.common.policies import BasePolicy, ContinuousCritic
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from stable_baselines3.sac.policies import Actor as SACActor
 from stable_baselines3.sac.policies import SACPolicy
@@ -42,35 +43,61 @@ from mirl.policies.heads import FusionHead
 from mirl.policies.routing import choose_network, resolve_network
 
 LINEAR_GAIN = 1 / math.sqrt(3)
-"""An orthogonal start of this gain has entries as large as those that PyTorch gives ``nn.Linear``, which SB3 keeps."""
+"""Gain of an orthogonal initialization with entries as large as those of PyTorch's ``nn.Linear``,
+whose initialization SB3 keeps."""
 
 
-# ----------------------------------------------------------------------------------------------------------- networks
+# ----------------------------------------------------------------------------------------- networks
 
 
 class ApplyToFeatures(nn.Module):
-    """Layers over the vector, with the context passed by untouched."""
+    """Layers that are applied to the vector of ``Features``; all else passes through unchanged.
+
+    Args:
+        layers: layers from vectors to vectors.
+    """
 
     def __init__(self, layers: nn.Module) -> None:
         super().__init__()
         self.layers = layers
 
     def forward(self, features: Features) -> Features:
+        """Return the features with a new vector."""
         return features._replace(vector=self.layers(features.vector))
 
 
 def fused_head(linear: nn.Linear, extractor: FusionExtractor) -> FusionHead:
-    """A fusion with the sizes of a linear head."""
-    sizes = linear.in_features, extractor.context_dim, linear.out_features
-    return FusionHead(build_fusion(extractor.network.fusion, *sizes, gain=LINEAR_GAIN))
+    """Build a fused head of the size of a linear head.
+
+    Args:
+        linear: the head that SB3 built.
+        extractor: the features extractor of the network.
+    """
+    fusion = build_fusion(
+        extractor.network.fusion,
+        linear.in_features,
+        extractor.context_dim,
+        linear.out_features,
+        gain=LINEAR_GAIN,
+    )
+    return FusionHead(fusion)
 
 
 def with_fused_head(mlp: nn.Module, extractor: BaseFeaturesExtractor) -> nn.Sequential:
-    """SB3's MLP over ``Features``: the context passes its hidden layers by and meets their output in the last one."""
+    """Replace the last linear layer of an MLP by a fused head.
+
+    Args:
+        mlp: an MLP that SB3 built.
+        extractor: the features extractor of the network.
+
+    Returns:
+        An MLP over ``Features``: the hidden layers apply to the vector, the head uses the context.
+    """
     layers = list(cast(nn.Sequential, mlp))
     last = max(i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear))
     head = fused_head(cast(nn.Linear, layers[last]), cast(FusionExtractor, extractor))
-    return nn.Sequential(ApplyToFeatures(nn.Sequential(*layers[:last])), head, *layers[last + 1 :])
+    hidden = ApplyToFeatures(nn.Sequential(*layers[:last]))
+    return nn.Sequential(hidden, head, *layers[last + 1 :])
 
 
 def _fuse_q_networks(critic: ContinuousCritic | QuantileCritic) -> None:
@@ -80,13 +107,14 @@ def _fuse_q_networks(critic: ContinuousCritic | QuantileCritic) -> None:
 
 
 @contextmanager
-def _weights_fixed_for_an_actor(critic: nn.Module, actions: Tensor) -> Iterator[None]:
-    """Within it the weights get no gradient if the actions do: an actor asks, and SB3 would throw it away."""
-    weights = (
-        [weight for weight in critic.parameters() if weight.requires_grad]
-        if actions.requires_grad
-        else []
-    )
+def _frozen_for_actor_loss(critic: nn.Module, actions: Tensor) -> Iterator[None]:
+    """Compute no gradients of the critic's weights while the actor's loss is computed.
+
+    Actions that require gradients come from the actor; SB3 would discard the critic's gradients.
+    """
+    weights: list[nn.Parameter] = []
+    if actions.requires_grad:
+        weights = [weight for weight in critic.parameters() if weight.requires_grad]
     for weight in weights:
         weight.requires_grad_(False)
     try:
@@ -97,23 +125,39 @@ def _weights_fixed_for_an_actor(critic: nn.Module, actions: Tensor) -> Iterator[
 
 
 def _join(
-    critic: ContinuousCritic | QuantileCritic, obs: Any, actions: Tensor, *, learn: bool
+    critic: ContinuousCritic | QuantileCritic,
+    obs: PyTorchObs,
+    actions: Tensor,
+    *,
+    train_extractor: bool,
 ) -> Features:
-    """Features and actions side by side, with the context.
+    """Extract features and concatenate the actions to their vector.
 
-    :param learn: whether the features extractor learns from what follows, where gradients are on at all.
+    ``train_extractor`` lets gradients flow to the features extractor, if gradients are enabled.
     """
-    with torch.set_grad_enabled(learn and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(train_extractor and torch.is_grad_enabled()):
         features = cast(Features, critic.extract_features(obs, critic.features_extractor))
     return features._replace(vector=torch.cat([features.vector, actions], dim=1))
 
 
 class FusionCritic(ContinuousCritic):
-    """SB3's critics of SAC and TD3, Q(s, a, z) = f(MLP([features, a]), z)."""
+    """Critics of SAC and TD3 with fused heads, Q(s, a, z) = f(MLP([features, a]), z).
+
+    Args:
+        observation_space: the space of the observations.
+        action_space: a Box space.
+        net_arch: sizes of the hidden layers.
+        features_extractor: the extractor, which returns ``Features``.
+        features_dim: size of the feature vector.
+        activation_fn: activation of the hidden layers.
+        normalize_images: divide images by 255.
+        n_critics: number of critics.
+        share_features_extractor: the extractor is the actor's, whose loss trains it.
+    """
 
     def __init__(
         self,
-        observation_space: spaces.Space[Any],
+        observation_space: spaces.Space[object],
         action_space: spaces.Box,
         net_arch: list[int],
         features_extractor: FusionExtractor,
@@ -137,27 +181,46 @@ class FusionCritic(ContinuousCritic):
         _fuse_q_networks(self)
 
     def forward(
-        self, obs: Any, actions: Float[Tensor, "batch action"]
+        self, obs: PyTorchObs, actions: Float[Tensor, "batch action"]
     ) -> tuple[Float[Tensor, "batch 1"], ...]:
-        with _weights_fixed_for_an_actor(self, actions):
-            joined = _join(self, obs, actions, learn=not self.share_features_extractor)
+        """Return the values of every critic, each (B, 1)."""
+        with _frozen_for_actor_loss(self, actions):
+            joined = _join(self, obs, actions, train_extractor=not self.share_features_extractor)
             return tuple(q_network(joined) for q_network in self.q_networks)
 
     def q1_forward(
-        self, obs: Any, actions: Float[Tensor, "batch action"]
+        self, obs: PyTorchObs, actions: Float[Tensor, "batch action"]
     ) -> Float[Tensor, "batch 1"]:
-        """Of the first network alone, as TD3's actor asks; the features extractor learns nothing from it."""
-        with _weights_fixed_for_an_actor(self, actions):
-            q: Tensor = self.q_networks[0](_join(self, obs, actions, learn=False))
+        """Return the values of the first critic, (B, 1), for TD3's actor loss.
+
+        Args:
+            obs: a batch of observations.
+            actions: (B, action); no gradient flows to the features extractor.
+        """
+        with _frozen_for_actor_loss(self, actions):
+            q: Tensor = self.q_networks[0](_join(self, obs, actions, train_extractor=False))
             return q
 
 
 class FusionQuantileCritic(QuantileCritic):
-    """The critics of TQC: quantiles of Q(s, a, z) = f(MLP([features, a]), z)."""
+    """Critics of TQC with fused heads: quantiles of Q(s, a, z) = f(MLP([features, a]), z).
+
+    Args:
+        observation_space: the space of the observations.
+        action_space: a Box space.
+        net_arch: sizes of the hidden layers.
+        features_extractor: the extractor, which returns ``Features``.
+        features_dim: size of the feature vector.
+        activation_fn: activation of the hidden layers.
+        normalize_images: divide images by 255.
+        n_quantiles: number of quantiles of each critic.
+        n_critics: number of critics.
+        share_features_extractor: the extractor is the actor's, whose loss trains it.
+    """
 
     def __init__(
         self,
-        observation_space: spaces.Space[Any],
+        observation_space: spaces.Space[object],
         action_space: spaces.Box,
         net_arch: list[int],
         features_extractor: FusionExtractor,
@@ -183,27 +246,28 @@ class FusionQuantileCritic(QuantileCritic):
         _fuse_q_networks(self)
 
     def forward(
-        self, obs: Any, action: Float[Tensor, "batch action"]
+        self, obs: PyTorchObs, action: Float[Tensor, "batch action"]
     ) -> Float[Tensor, "batch critics quantiles"]:
-        with _weights_fixed_for_an_actor(self, action):
-            joined = _join(self, obs, action, learn=not self.share_features_extractor)
+        """Return the quantiles of every critic, (B, critics, quantiles)."""
+        with _frozen_for_actor_loss(self, action):
+            joined = _join(self, obs, action, train_extractor=not self.share_features_extractor)
             return torch.stack([q_network(joined) for q_network in self.q_networks], dim=1)
 
 
 def _fuse_gaussian_actor(actor: SACActor | TQCActor) -> None:
-    if (
-        actor.use_sde
-    ):  # its noise is a function of the hidden layer, which SB3 reads as a plain tensor
+    if actor.use_sde:
+        # gSDE's noise is a function of the hidden layer, which SB3 expects as a plain tensor
         raise ConfigError(
-            "use_sde does not go with fused heads here; use sites=('vector',) or use_sde=False"
+            "use_sde=True does not work with fused heads here; use sites=('vector',) or "
+            "use_sde=False"
         )
     extractor = cast(FusionExtractor, actor.features_extractor)
     actor.latent_pi = ApplyToFeatures(actor.latent_pi)  # type: ignore[assignment]
-    for name in ("mu", "log_std"):
-        setattr(actor, name, fused_head(getattr(actor, name), extractor))
+    actor.mu = fused_head(cast(nn.Linear, actor.mu), extractor)
+    actor.log_std = fused_head(cast(nn.Linear, actor.log_std), extractor)  # type: ignore[assignment]
 
 
-# ----------------------------------------------------------------------------------------------------------- policies
+# ----------------------------------------------------------------------------------------- policies
 
 
 def _resolved_network(
@@ -232,14 +296,14 @@ def _resolved_network(
 
 
 class OffPolicyFusion(BasePolicy):
-    """Base of the policies below: their ``network`` and how it is saved."""
+    """Base class of the policies below: their ``network``, and how it is saved."""
 
     network: NetworkConfig
     """The resolved configuration of the networks."""
 
     @property
     def fuses_in_heads(self) -> bool:
-        """Whether the last layer of every network is a fusion with the context."""
+        """True if the last layer of every network is a fusion with the context."""
         return "heads" in self.network.sites
 
     def _extractor_kwargs(self) -> dict[str, Any]:
@@ -269,8 +333,8 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
         encoder: name or config of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         observation_keys: keys that are inputs; None for all but contexts and ``action_mask``.
-        net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for SB3's
-            default.
+        net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for
+            SB3's default.
         activation_fn: activation of the hidden layers.
         use_sde: use generalized state-dependent exploration (gSDE); not with fused heads.
         log_std_init: initial logarithm of the standard deviation.
@@ -333,6 +397,7 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
         )
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> SACActor:
+        """Build the actor as SB3 does, with fused heads if ``sites`` contains "heads"."""
         actor = super().make_actor(features_extractor)
         if self.fuses_in_heads:
             _fuse_gaussian_actor(actor)
@@ -341,6 +406,7 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
     def make_critic(
         self, features_extractor: BaseFeaturesExtractor | None = None
     ) -> ContinuousCritic:
+        """Build the critics as SB3 does, with fused heads if ``sites`` contains "heads"."""
         if not self.fuses_in_heads:
             return super().make_critic(features_extractor)
         return FusionCritic(
@@ -366,8 +432,8 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
         encoder: name or config of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         observation_keys: keys that are inputs; None for all but contexts and ``action_mask``.
-        net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for SB3's
-            default.
+        net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for
+            SB3's default.
         activation_fn: activation of the hidden layers.
         use_sde: use generalized state-dependent exploration (gSDE); not with fused heads.
         log_std_init: initial logarithm of the standard deviation.
@@ -433,6 +499,7 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
         )
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> TQCActor:
+        """Build the actor as SB3 does, with fused heads if ``sites`` contains "heads"."""
         actor = super().make_actor(features_extractor)
         if self.fuses_in_heads:
             _fuse_gaussian_actor(actor)
@@ -441,6 +508,7 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
     def make_critic(
         self, features_extractor: BaseFeaturesExtractor | None = None
     ) -> QuantileCritic:
+        """Build the critics as SB3 does, with fused heads if ``sites`` contains "heads"."""
         if not self.fuses_in_heads:
             return super().make_critic(features_extractor)
         kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
@@ -465,8 +533,8 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
         encoder: name or config of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         observation_keys: keys that are inputs; None for all but contexts and ``action_mask``.
-        net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for SB3's
-            default.
+        net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for
+            SB3's default.
         activation_fn: activation of the hidden layers.
         n_critics: number of critics.
         share_features_extractor: use one features extractor for the actor and the critics.
@@ -517,6 +585,7 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
         )
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> TD3Actor:
+        """Build the actor as SB3 does, with fused heads if ``sites`` contains "heads"."""
         actor = super().make_actor(features_extractor)
         if self.fuses_in_heads:
             actor.mu = with_fused_head(actor.mu, actor.features_extractor)
@@ -525,6 +594,7 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
     def make_critic(
         self, features_extractor: BaseFeaturesExtractor | None = None
     ) -> ContinuousCritic:
+        """Build the critics as SB3 does, with fused heads if ``sites`` contains "heads"."""
         if not self.fuses_in_heads:
             return super().make_critic(features_extractor)
         return FusionCritic(
@@ -590,6 +660,7 @@ class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
         )
 
     def make_q_net(self) -> QNetwork:
+        """Build the Q-network as SB3 does, with a fused head if ``sites`` contains "heads"."""
         q_net = super().make_q_net()
         if self.fuses_in_heads:
             q_net.q_net = with_fused_head(q_net.q_net, q_net.features_extractor)

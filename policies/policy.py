@@ -68,8 +68,8 @@ class FusionPolicy(MultiInputActorCriticPolicy):
             ``action_mask``.
         memory: name or config of the recurrent core, for ``RecurrentFusionPolicy`` only.
         popart: make the value head a ``PopArtHead``; MIRL's PPO and A2C call its ``update``.
-        net_arch: sizes of the hidden layers of SB3's MLPs, as a list or as ``dict(pi=..., vf=...)``;
-            None for SB3's default.
+        net_arch: sizes of the hidden layers of SB3's MLPs, as a list or as
+            ``dict(pi=..., vf=...)``; None for SB3's default.
         activation_fn: activation of the MLPs.
         ortho_init: initialize weights orthogonally.
         use_sde: use generalized state-dependent exploration (gSDE).
@@ -88,7 +88,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
     """
 
     is_recurrent: ClassVar[bool] = False
-    """Whether a recurrent core stands between the features extractor and the MLPs."""
+    """True if a recurrent core stands between the features extractor and the MLPs."""
     default_memory: ClassVar[str] = "none"
     """Recurrent core if ``memory`` is not given."""
 
@@ -135,6 +135,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         self.popart = popart
         self.masks_actions = has_action_mask(observation_space, action_space)
         self.n_tasks = get_n_tasks(observation_space) if popart else 1
+        # the heads take ``Features`` if they need more than the vector
         self.heads_use_features = (
             self.is_recurrent or self.fuses_in_heads or self.popart or self.masks_actions
         )
@@ -218,12 +219,16 @@ class FusionPolicy(MultiInputActorCriticPolicy):
     def grouped_context_key(self) -> str | None:
         """Key of a context that may come as ``UniqueRows``, since a batch has few distinct ones.
 
-        None if the contexts are continuous.
+        None if the contexts are continuous, or if the key is an input as well.
         """
         extractor = cast(FusionExtractor, self.pi_features_extractor)
+        routing = extractor.routing
         if isinstance(extractor.context, GoalContext):
             return None
-        return extractor.routing.context
+        if routing.context in (routing.image, *routing.others):
+            # inputs are needed row by row
+            return None
+        return routing.context
 
     def extract_features(
         self,

@@ -1,6 +1,4 @@
-"""PopArt: a value head per task, whose targets keep mean 0 and deviation 1 whatever the scale of a task's rewards."""
-
-from typing import Any
+"""PopArt: a value head per task whose targets are normalized, whatever the scale of the rewards."""
 
 import torch
 from gymnasium import spaces
@@ -14,47 +12,57 @@ from mirl.policies.features import Features
 from mirl.policies.fusions import Fusion
 
 MIN_STD = 1e-4
-"""σ does not fall below this, so that returns that never vary are not divided by zero."""
+"""Lower bound of σ, so that constant returns are not divided by zero."""
 
 
-def get_n_tasks(observation_space: spaces.Space[Any]) -> int:
-    """How many tasks the observations tell apart.
+def get_n_tasks(observation_space: spaces.Space[object]) -> int:
+    """Return the number of tasks that the observations distinguish.
 
-    :raises ConfigError: when they do not say which task each is of.
+    Args:
+        observation_space: a Dict space with a Discrete ``task``.
+
+    Raises:
+        ConfigError: if the observations do not contain the index of the task.
     """
-    task = (
-        observation_space.spaces.get(TASK_KEY)
-        if isinstance(observation_space, spaces.Dict)
-        else None
-    )
+    task = None
+    if isinstance(observation_space, spaces.Dict):
+        task = observation_space.spaces.get(TASK_KEY)
     if not isinstance(task, spaces.Discrete):
         given = "none" if task is None else str(task)
         raise ConfigError(
-            f"popart has_running_norm per task and needs a Discrete space under '{TASK_KEY}', got {given}"
+            f"popart normalizes per task and needs a Discrete space under '{TASK_KEY}', got {given}"
         )
     return int(task.n)
 
 
 class PopArtHead(nn.Module):
-    """A value head that preserves its outputs precisely, while adaptively rescaling its targets.
+    """Value head that rescales its targets adaptively while it preserves its outputs precisely.
 
         V_t(h) = σ_t n_t(h) + μ_t,  n_t(h) = w_t · h + b_t
 
-    Source: van Hasselt et al., "Learning values across many orders of magnitude", 2016; with statistics for each task
-    t, Hessel et al., "Multi-task deep reinforcement learning with PopArt", 2019. Its outputs are plain values: whoever
-    never calls ``update`` has an ordinary head per task. All rows start equal: the first value ignores the task.
+    for each task t. The outputs are values in the units of the returns: a head whose ``update`` is
+    never called is an ordinary head per task. All rows w_t start equal, so the first values do not
+    depend on the task.
 
-    :param hidden_dim: the size of h.
-    :param fusion: gives h = relu(fusion(x, z)); without one, h is the vector x itself.
-    :param rate: how far one ``update`` moves the statistics, from those of all before to those of its own returns.
-    :param gain: the length of each row at the start.
+    Args:
+        n_tasks: number of tasks.
+        hidden_dim: size of h.
+        fusion: gives h = relu(fusion(x, z)); None to use the vector x as h.
+        rate: step size of the statistics in each ``update``, between 0 and 1.
+        gain: length of each row w_t at initialization.
+
+    References:
+        van Hasselt et al., "Learning Values Across Many Orders of Magnitude", NeurIPS 2016;
+        Hessel et al., "Multi-task Deep Reinforcement Learning with PopArt", AAAI 2019, for the
+        statistics per task.
     """
 
     mean: Float[Tensor, " tasks"]
-    """μ; the statistics are float64, in which ν − μ² keeps its digits."""
+    """μ; the statistics are float64, which keeps enough digits of ν − μ²."""
     mean_of_squares: Float[Tensor, " tasks"]
-    """ν"""
+    """ν, the mean of the squared returns."""
     n_updates: Int[Tensor, " tasks"]
+    """Number of updates in which each task was present."""
 
     def __init__(
         self,
@@ -66,7 +74,9 @@ class PopArtHead(nn.Module):
         gain: float = 1.0,
     ) -> None:
         super().__init__()
-        self.n_tasks, self.fusion, self.rate = n_tasks, fusion, rate
+        self.n_tasks = n_tasks
+        self.fusion = fusion
+        self.rate = rate
         row = nn.init.orthogonal_(torch.empty(1, hidden_dim), gain)
         self.weight = nn.Parameter(row.repeat(n_tasks, 1))
         self.bias = nn.Parameter(torch.zeros(n_tasks))
@@ -75,53 +85,63 @@ class PopArtHead(nn.Module):
         self.register_buffer("n_updates", torch.zeros(n_tasks, dtype=torch.int64))
 
     @property
-    def deviation(self) -> Float[Tensor, " tasks"]:
-        """σ = √(ν − μ²), at least ``MIN_STD``."""
-        return (self.mean_of_squares - self.mean.square()).clamp(min=MIN_STD**2).sqrt()
+    def std(self) -> Float[Tensor, " tasks"]:
+        """σ = √(ν − μ²) of each task, at least ``MIN_STD``."""
+        variance = self.mean_of_squares - self.mean.square()
+        return variance.clamp(min=MIN_STD**2).sqrt()
 
     def scale(self, tasks: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """σ of each row's task, the unit of its values."""
-        return self.deviation.to(self.weight.dtype).index_select(0, tasks)
+        """Return σ of each row's task, the unit of its value.
+
+        Args:
+            tasks: (B,), the task of each row.
+        """
+        return self.std.to(self.weight.dtype).index_select(0, tasks)
 
     def forward(self, features: Features) -> Float[Tensor, "batch 1"]:
+        """Return the value of each row for its own task, (B, 1)."""
         assert features.task is not None
-        hidden = (
-            features.vector
-            if self.fusion is None
-            else F.relu(self.fusion(features.vector, *features.context))
-        )
+        hidden = features.vector
+        if self.fusion is not None:
+            hidden = F.relu(self.fusion(features.vector, *features.context))
         normalized = F.linear(hidden, self.weight, self.bias)  # (B, tasks)
-        values = self.deviation.to(hidden.dtype) * normalized + self.mean.to(hidden.dtype)
+        values = self.std.to(hidden.dtype) * normalized + self.mean.to(hidden.dtype)
         return values.gather(1, features.task.unsqueeze(1))
 
     @torch.no_grad()
     def update(self, returns: Float[Tensor, " batch"], tasks: Int[Tensor, " batch"]) -> None:
-        """Move the statistics of the tasks that are present towards their returns R, and let no value change:
+        """Update the statistics with returns R, and w and b such that no value changes.
 
-        μ_t ← μ_t + β_t (mean R − μ_t),  ν_t ← ν_t + β_t (mean R² − ν_t),  β_t = rate / (1 − (1 − rate)^k)
-        w_t ← w_t σ_t / σ′_t,            b_t ← (σ_t b_t + μ_t − μ′_t) / σ′_t
+            μ_t ← μ_t + β_t (mean R − μ_t),  ν_t ← ν_t + β_t (mean R² − ν_t)
+            w_t ← w_t σ_t / σ′_t,            b_t ← (σ_t b_t + μ_t − μ′_t) / σ′_t
 
-        at the k-th update of task t, which makes the first one forget the start. What an optimizer remembers of w and b
-        stays as it is.
+        for each task t that is present, where β_t = rate / (1 − (1 − rate)^k) at the k-th update of
+        the task, so that the first update replaces the initial statistics. The optimizer's moments
+        of w and b stay as they are.
+
+        Args:
+            returns: (B,), in the units of the rewards.
+            tasks: (B,), the task of each return.
         """
         rows = returns.double()
-        own = F.one_hot(tasks, self.n_tasks).double()
-        counts, sums, sums_of_squares = (
-            own.T @ torch.stack([torch.ones_like(rows), rows, rows.square()], 1)
-        ).unbind(1)
+        membership = F.one_hot(tasks, self.n_tasks).double()  # (B, tasks)
+        moments = torch.stack([torch.ones_like(rows), rows, rows.square()], 1)  # (B, 3)
+        counts, sums, sums_of_squares = (membership.T @ moments).unbind(1)
         present = counts > 0
-        mean, deviation = self.mean.clone(), self.deviation
+        old_mean = self.mean.clone()
+        old_std = self.std
 
+        # new statistics; the step size is bias-corrected, as in Adam
         self.n_updates += present
-        step = torch.where(
-            present, self.rate / (1 - (1 - self.rate) ** self.n_updates.double()), 0.0
-        )
-        self.mean += step * (sums / counts.clamp(min=1) - self.mean)
-        self.mean_of_squares += step * (
-            sums_of_squares / counts.clamp(min=1) - self.mean_of_squares
-        )
+        step = self.rate / (1 - (1 - self.rate) ** self.n_updates.double())
+        step = torch.where(present, step, 0.0)
+        n_rows = counts.clamp(min=1)
+        self.mean += step * (sums / n_rows - self.mean)
+        self.mean_of_squares += step * (sums_of_squares / n_rows - self.mean_of_squares)
 
-        weight = self.weight.double() * (deviation / self.deviation).unsqueeze(1)
-        bias = (deviation * self.bias.double() + mean - self.mean) / self.deviation
+        # new weights, so that σ n(h) + μ stays the same
+        std = self.std
+        weight = self.weight.double() * (old_std / std).unsqueeze(1)
+        bias = (old_std * self.bias.double() + old_mean - self.mean) / std
         self.weight.copy_(torch.where(present.unsqueeze(1), weight, self.weight))
         self.bias.copy_(torch.where(present, bias, self.bias))

@@ -1,8 +1,8 @@
-"""Choices that follow from the observation space: which keys are inputs, and which encoders read them."""
+"""Choice of networks and keys: what the options and the observation space determine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
@@ -47,8 +47,8 @@ def choose_network(
     Args:
         network: the whole configuration, or None if the separate options describe it.
         fusion: name or config of the fusion.
-        context: name or config of the context encoder; None to choose it from the observation space.
-        encoder: name or config of the encoder; None to choose it from the observation space.
+        context: name or config of the context encoder; None to choose it from the space.
+        encoder: name or config of the encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         default_sites: the value of ``sites`` that counts as not given.
         observation_keys: keys of the observation that are inputs; None for all that are left.
@@ -62,6 +62,7 @@ def choose_network(
         ConfigError: if both ``network`` and a separate option are given, or if a name is unknown.
     """
     if network is None:
+        # named here, because a wrong name inside a config raises a longer error
         for site in sites:
             if site not in get_args(Site):
                 raise ConfigError(f"unknown site '{site}'." + nearest(site, get_args(Site)))
@@ -73,6 +74,7 @@ def choose_network(
             memory=default_memory if memory is None else memory,
             observation_keys=observation_keys,
         )
+    # an option at its default does not contradict the network
     given = {
         "fusion": fusion not in ("bilinear", BilinearConfig()),
         "context": context is not None,
@@ -84,14 +86,14 @@ def choose_network(
     twice = [name for name, is_given in given.items() if is_given]
     if twice:
         raise ConfigError(
-            f"expected either network=… or the separate options, got network and {', '.join(twice)}; "
-            "set these in the NetworkConfig instead"
+            "expected either network or the separate options, got network and "
+            f"{', '.join(twice)}; set these in the NetworkConfig"
         )
     return network
 
 
 def resolve_network(
-    network: NetworkConfig, observation_space: spaces.Space[Any], *, move_map_site: bool = False
+    network: NetworkConfig, observation_space: spaces.Space[object], *, move_map_site: bool = False
 ) -> NetworkConfig:
     """Replace the ``auto`` context and encoder by those that the observation space calls for.
 
@@ -105,7 +107,7 @@ def resolve_network(
         The configuration without an ``auto`` member.
 
     Raises:
-        ConfigError: if the space is no Dict, or if it has no context.
+        ConfigError: if the space is not a Dict, or if it lacks a context or an input.
     """
     if not isinstance(observation_space, spaces.Dict):
         raise ConfigError(
@@ -131,80 +133,119 @@ class Routing:
     """The keys of an observation by their use."""
 
     context: str
-    """The key of the context."""
+    """Key of the context."""
     image: str | None
-    """The key with rows, columns and channels, if there is one."""
+    """Key of the input with rows, columns and channels; None if there is none."""
     others: tuple[str, ...]
-    """The other keys of what is seen; they are flattened and joined."""
+    """Keys of the other inputs, which are flattened and concatenated."""
     others_dim: int
-    """Their size, flattened."""
+    """Size of the other inputs, flattened."""
 
 
 def route(
     space: spaces.Dict, context_key: str, observation_keys: Sequence[str] | None, *, flatten: bool
 ) -> Routing:
-    """The routing of ``space``; by default all is seen that ``seen_keys`` says, and ``flatten`` makes images vectors.
+    """Assign the keys of an observation space to their uses.
 
-    :raises ConfigError: for an unknown key, with the nearest one, for a space that SB3 cannot read, and when nothing is
-        left to see.
+    Args:
+        space: the space of the observations.
+        context_key: key of the context.
+        observation_keys: keys that are inputs; None for the default of ``input_keys``.
+        flatten: treat an image as any other input.
+
+    Returns:
+        The keys by their use.
+
+    Raises:
+        ConfigError: if a key is unknown, if Stable-Baselines3 does not support a space, or if an
+            input is missing.
     """
-    for key, part in space.items():
-        _check_readable(key, part)
-    keys = seen_keys(space, context_key, observation_keys)
+    for key, subspace in space.items():
+        _check_supported(key, subspace)
+    keys = input_keys(space, context_key, observation_keys)
     image = None if flatten else image_key(space, keys)
     others = tuple(key for key in keys if key != image)
-    others_dim = sum(
-        int(get_flattened_obs_dim(space[key])) for key in others
-    )  # SB3 sums MultiDiscrete with numpy
+    # SB3 computes the size of a MultiDiscrete with numpy
+    others_dim = sum(int(get_flattened_obs_dim(space[key])) for key in others)
     return Routing(context_key, image, others, others_dim)
 
 
-def _check_readable(key: str, space: spaces.Space[Any]) -> None:
-    """What SB3 cannot make a tensor of it stops at, whether the networks read it or not."""
+def _check_supported(key: str, space: spaces.Space[object]) -> None:
+    """Raise if SB3 cannot make a tensor of the space, whether it is an input or not."""
     if isinstance(space, spaces.Discrete) and space.start != 0:
         raise ConfigError(
-            f"Stable-Baselines3 reads Discrete spaces that start at 0, and '{key}' is {space}"
+            f"Stable-Baselines3 needs Discrete spaces that start at 0, and '{key}' is {space}"
         )
-    if not isinstance(
-        space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
-    ):
-        hint = (
-            "; wrap the environment in mirl.envs.ContractObservation"
-            if isinstance(space, spaces.Text)
-            else ""
+    supported = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
+    if not isinstance(space, supported):
+        hint = ""
+        if isinstance(space, spaces.Text):
+            hint = "; wrap the environment in mirl.envs.ContractObservation"
+        raise ConfigError(
+            f"Stable-Baselines3 does not support the space of the observation's '{key}', "
+            f"{space}{hint}"
         )
-        raise ConfigError(f"Stable-Baselines3 cannot read the observation's '{key}', {space}{hint}")
 
 
-def seen_keys(
+def input_keys(
     space: spaces.Dict, context_key: str, observation_keys: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """The keys that tell what is seen: those named, or every key that is no context and no mask of actions."""
+    """Return the keys that are inputs.
+
+    Args:
+        space: the space of the observations.
+        context_key: key of the context.
+        observation_keys: the keys if they are given; None for every key that is neither a context
+            nor the action mask.
+
+    Raises:
+        ConfigError: if a key is unknown, or if an input is missing.
+    """
     known = space.spaces
-    others = (*CONTEXT_KEYS, context_key, ACTION_MASK_KEY)
-    keys = tuple(observation_keys or (key for key in known if key not in others))
+    if observation_keys:
+        keys = tuple(observation_keys)
+    else:
+        not_inputs = (*CONTEXT_KEYS, context_key, ACTION_MASK_KEY)
+        keys = tuple(key for key in known if key not in not_inputs)
     for key in (context_key, *keys):
         if key not in known:
             raise ConfigError(f"the observation has no key '{key}'." + nearest(key, known))
     if not keys:
         raise ConfigError(
-            f"nothing is left to see beside the context among the keys {sorted(known)}"
+            f"expected an input beside the context, got only the keys {sorted(known)}; add an "
+            "observation to the environment"
         )
     return keys
 
 
 def image_key(space: spaces.Dict, keys: Sequence[str]) -> str | None:
-    """The key of the observation with rows, columns and channels, if there is one."""
+    """Return the key of the image, i.e. the space of rank 3; None if there is none.
+
+    Args:
+        space: the space of the observations.
+        keys: keys that are inputs.
+
+    Raises:
+        ConfigError: if there are several images.
+    """
     images = [key for key in keys if len(space[key].shape or ()) == 3]
     if len(images) > 1:
         raise ConfigError(
-            f"one image per observation is supported, these are several: {', '.join(images)}"
+            f"expected at most one image per observation, got several: {', '.join(images)}; "
+            "choose one by observation_keys"
         )
     return images[0] if images else None
 
 
 def default_context(space: spaces.Dict) -> ContextConfig:
-    """The goal, else the mission, else the task id, whichever the observation holds first."""
+    """Return the context of the most specific key: the goal, else the mission, else the task id.
+
+    Args:
+        space: the space of the observations.
+
+    Raises:
+        ConfigError: if there is none of these keys.
+    """
     match next((key for key in CONTEXT_KEYS if key in space.spaces), None):
         case keys.DESIRED_GOAL_KEY:
             return GoalContextConfig()
@@ -215,15 +256,25 @@ def default_context(space: spaces.Dict) -> ContextConfig:
         case _:
             raise ConfigError(
                 f"no context among the observation's keys {sorted(space.spaces)}: expected one of "
-                f"{', '.join(CONTEXT_KEYS)}, or name it: context=GoalContextConfig(key='…')"
+                f"{', '.join(CONTEXT_KEYS)}; for another key, "
+                "set context=GoalContextConfig(key='…')"
             )
 
 
 def default_encoder(
     space: spaces.Dict, context_key: str, observation_keys: Sequence[str] | None
 ) -> EncoderConfig:
-    """By the spaces of what is seen: pixels, a symbolic grid, or neither."""
-    key = image_key(space, seen_keys(space, context_key, observation_keys))
+    """Return the encoder that fits the inputs: of pixels, of a symbolic grid, or of vectors.
+
+    Args:
+        space: the space of the observations.
+        context_key: key of the context.
+        observation_keys: keys that are inputs; None for the default of ``input_keys``.
+
+    Raises:
+        ConfigError: if a key is unknown, or if an input is missing.
+    """
+    key = image_key(space, input_keys(space, context_key, observation_keys))
     if key is None:
         return VectorEncoderConfig()
     return ImageEncoderConfig() if is_image_space(space[key]) else GridEncoderConfig()

@@ -1,4 +1,4 @@
-"""Normalization by running statistics, for observations whose features differ by orders of magnitude."""
+"""Normalization by running statistics, for features that differ by orders of magnitude."""
 
 import torch
 from jaxtyping import Float
@@ -10,8 +10,8 @@ LIMIT = 5.0
 As in Andrychowicz et al., "Hindsight Experience Replay", NeurIPS 2017, appendix A.
 """
 MIN_STD = 0.01
-"""Lower bound of the standard deviation, so that a nearly constant feature is not scaled up to noise
-of standard deviation 1."""
+"""Lower bound of the standard deviation, so that a nearly constant feature is not scaled up to
+noise of standard deviation 1."""
 
 
 class RunningNorm(nn.Module):

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.type_aliases import TensorDict
 from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
@@ -22,6 +23,7 @@ from mirl.configs.keys import ACTION_MASK_KEY, TASK_KEY
 from mirl.policies.action_mask import mask_logits
 from mirl.policies.contexts import GoalContext
 from mirl.policies.extractor import FusionExtractor
+from mirl.policies.features import Context
 from mirl.policies.fusions import (
     Affine,
     AttentionMask,
@@ -98,22 +100,45 @@ def specialize_extractor(
     return SpecializedExtractor(extractor, z, normalize_images)
 
 
-# ---------------------------------------------------------------------------------------------------------- fusions
+# ------------------------------------------------------------------------------------------ fusions
 
 
 @torch.no_grad()
 def specialize_fusion(fusion: Fusion, z: Float[Tensor, " context"]) -> nn.Module:
-    """y = f(x, z) for this one z, as a module of x alone: (B, X), or (B, P, X) for positions."""
+    """Return y = f(x, z) for one z as a module of x alone.
+
+    Args:
+        fusion: f; it is left as it is.
+        z: the encoded context, (Z,).
+
+    Returns:
+        A module that maps x of shape (B, X) or (B, P, X) to y; its weights are copies.
+
+    Raises:
+        TypeError: if the fusion is of a class without a specialized form.
+    """
     in_float64 = copy.deepcopy(fusion).cpu().double()
     folded = fold(in_float64, z.detach().cpu().double().unsqueeze(0))
     return folded.to(device=z.device, dtype=z.dtype).requires_grad_(False).eval()
 
 
 def fold(fusion: Fusion, z: Float[Tensor, "1 context"]) -> nn.Module:
-    """The form of each member that is left when z is known."""
+    """Build the form of a fusion that is left if z is known.
+
+    Args:
+        fusion: a fusion in float64 on the CPU.
+        z: the encoded context in float64, (1, Z).
+
+    Returns:
+        A module of x alone, in float64.
+
+    Raises:
+        TypeError: if the fusion is of a class without a specialized form.
+    """
     x_dim = fusion.features_dim
     match fusion:
         case Concat(project=None) | Bilinear() | LowRank() | Hyper() | Film():
+            # affine in x
             return as_linear(lambda x: fusion(x.unsqueeze(0), z).squeeze(0), x_dim)
         case Concat(project=Affine() as project):
             hidden = as_linear(lambda x: fusion.main(x) + fusion.shift(z), x_dim)
@@ -122,243 +147,325 @@ def fold(fusion: Fusion, z: Float[Tensor, "1 context"]) -> nn.Module:
             gate = as_linear(lambda x: fusion.gate_features(x) + fusion.gate_context(z), x_dim)
             return Product(nn.Sequential(gate, nn.Sigmoid()), as_linear(fusion.main, x_dim))
         case AttentionMask():
-            bound, scale = (nn.Softmax(-1), x_dim) if fusion.simplex else (nn.Sigmoid(), 1)
-            mask = nn.Sequential(fold(fusion.to_mask, z), bound)
-            return nn.Sequential(
-                Product(mask, nn.Identity()), as_linear(lambda x: fusion.main(scale * x), x_dim)
-            )
+            logits = fold(fusion.to_mask, z)
+            if fusion.simplex:
+                mask = nn.Sequential(logits, nn.Softmax(-1))
+                # m = X * softmax: the factor X goes into the main path
+                main = as_linear(lambda x: fusion.main(x_dim * x), x_dim)
+            else:
+                mask = nn.Sequential(logits, nn.Sigmoid())
+                main = as_linear(fusion.main, x_dim)
+            return nn.Sequential(Product(mask, nn.Identity()), main)
         case MetricSimilarity():
-            return Distances(fusion, z)
+            return SpecializedMetric(fusion, z)
         case CrossAttention():
-            return CellReader(fusion, z)
+            return SpecializedCrossAttention(fusion, z)
         case _:
             raise TypeError(f"{type(fusion).__name__} has no specialized form")
 
 
 def as_linear(f: Callable[[Tensor], Tensor], in_dim: int) -> nn.Linear:
-    """An affine map of (n, in_dim) in float64 as a plain layer, read off at zero and at the unit vectors."""
+    """Convert an affine function to a linear layer, by its values at zero and at the unit vectors.
+
+    Args:
+        f: an affine function of (n, in_dim) in float64.
+        in_dim: size of its argument.
+
+    Returns:
+        The layer, in float64.
+    """
     points = torch.cat([torch.zeros(1, in_dim), torch.eye(in_dim)]).double()
     at_zero, at_units = f(points).split([1, in_dim])
-    # a start of its own would draw from torch's generator
-    linear = cast(
-        nn.Linear, nn.utils.skip_init(nn.Linear, in_dim, at_zero.shape[1], dtype=torch.float64)
-    )
+    # an initialization of its own would draw from torch's generator
+    layer = nn.utils.skip_init(nn.Linear, in_dim, at_zero.shape[1], dtype=torch.float64)
+    linear = cast(nn.Linear, layer)
     linear.weight.copy_((at_units - at_zero).T)
     linear.bias.copy_(at_zero.squeeze(0))
     return linear
 
 
 class Product(nn.Module):
-    """y = a(x) ⊙ b(x)."""
+    """Elementwise product y = a(x) ⊙ b(x).
+
+    Args:
+        a: first factor.
+        b: second factor.
+    """
 
     def __init__(self, a: nn.Module, b: nn.Module) -> None:
         super().__init__()
-        self.a, self.b = a, b
+        self.a = a
+        self.b = b
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """Return a(x) ⊙ b(x)."""
         y: Tensor = self.a(x) * self.b(x)
         return y
 
 
-class Distances(nn.Module):
-    """``MetricSimilarity`` of one z: the inner products are affine in x and join V x + b, the distances remain.
+class SpecializedMetric(nn.Module):
+    """``MetricSimilarity`` for one z: y = linear(x) + output(‖A_k x − B_k z‖² for every k).
 
-    y = linear(x) + read(‖A_k x − B_k z‖² for every k)
+    The inner products are affine in x and join V x + b; the distances remain.
+
+    Args:
+        fusion: the fusion, in float64.
+        z: the encoded context in float64, (1, Z).
     """
 
     def __init__(self, fusion: MetricSimilarity, z: Float[Tensor, "1 context"]) -> None:
         super().__init__()
         self.projections = fusion.projections
-        read_inner, read_distances = fusion.output.weight.split(fusion.projections)
+        x_dim = fusion.features_dim
+        # the rows of W: K for the inner products, then K for the distances
+        inner_weight, distance_weight = fusion.output.weight.split(fusion.projections)
 
-        def inner(x: Tensor) -> Tensor:
-            return fusion.similarities(x.unsqueeze(0), z, None)[0, :, : fusion.projections]
+        def main_and_inner_products(x: Tensor) -> Tensor:
+            similarities = fusion.similarities(x.unsqueeze(0), z, None)[0]
+            return fusion.main(x) + similarities[:, : fusion.projections] @ inner_weight
 
-        self.linear = as_linear(
-            lambda x: fusion.main(x) + inner(x) @ read_inner, fusion.features_dim
-        )
-        self.apart = as_linear(
-            lambda x: fusion.project_features(x) - fusion.project_context(z), fusion.features_dim
-        )
-        self.output = as_linear(lambda distances: distances @ read_distances, fusion.projections)
+        def difference(x: Tensor) -> Tensor:
+            return fusion.project_features(x) - fusion.project_context(z)
+
+        self.linear = as_linear(main_and_inner_products, x_dim)
+        self.apart = as_linear(difference, x_dim)
+        self.output = as_linear(lambda distances: distances @ distance_weight, fusion.projections)
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        distances = self.apart(x).unflatten(-1, (self.projections, -1)).square().sum(-1)
-        y: Tensor = self.linear(x) + self.output(distances)
+        """Return the output for each row of x."""
+        # (*B, K * R) -> (*B, K, R)
+        differences = self.apart(x).unflatten(-1, (self.projections, -1))
+        y: Tensor = self.linear(x) + self.output(differences.square().sum(-1))
         return y
 
 
-class CellReader(nn.Module):
-    """``CrossAttention`` of one z: q(z) · k(x_j) / √d is affine in the cell, and so is P v of what a head has read.
+class SpecializedCrossAttention(nn.Module):
+    """``CrossAttention`` for one z.
 
-    y_i = main(x_i) + read(Σ_j softmax_j(score(x_j)) x_j for every head)
+        y_i = main(x_i) + output(Σ_j softmax_j(score(x_j)) x_j for every head)
+
+    The score q(z) · k(x_j) / √d is affine in the cell, and so is the projection P v of the weighted
+    sum of each head.
+
+    Args:
+        fusion: the fusion, in float64.
+        z: the encoded context in float64, (1, Z).
     """
 
     def __init__(self, fusion: CrossAttention, z: Float[Tensor, "1 context"]) -> None:
         super().__init__()
-        x_dim, heads = fusion.features_dim, fusion.heads
+        x_dim = fusion.features_dim
+        heads = fusion.heads
 
         def score(x: Tensor) -> Tensor:
             key, _ = fusion.key_value(x).chunk(2, dim=-1)
-            return (fusion.query(z) * key).unflatten(-1, (heads, -1)).sum(-1) / math.sqrt(
-                x_dim // heads
-            )
+            # (n, heads * d) -> (n, heads, d) -> (n, heads)
+            products = (fusion.query(z) * key).unflatten(-1, (heads, -1)).sum(-1)
+            return products / math.sqrt(x_dim // heads)
 
-        def read(located: Tensor) -> Tensor:
-            _, value = fusion.key_value(located.unflatten(-1, (heads, x_dim))).chunk(2, dim=-1)
-            own = value.unflatten(-1, (heads, -1)).diagonal(
-                dim1=1, dim2=2
-            )  # a head's part of what that head has read
+        def project_sums(sums: Tensor) -> Tensor:
+            # (n, heads * X) -> (n, heads, X) -> (n, heads, heads * d)
+            _, value = fusion.key_value(sums.unflatten(-1, (heads, x_dim))).chunk(2, dim=-1)
+            # each head uses its own part of the value of its own sum:
+            # (n, heads, heads, d) -> (n, d, heads) -> (n, heads * d)
+            own = value.unflatten(-1, (heads, -1)).diagonal(dim1=1, dim2=2)
             return fusion.project(own.transpose(1, 2).flatten(1))
 
         self.main = as_linear(fusion.main, x_dim)
         self.score = as_linear(score, x_dim)
-        self.output = as_linear(read, heads * x_dim)
+        self.output = as_linear(project_sums, heads * x_dim)
 
     def forward(self, cells: Float[Tensor, "batch cells in"]) -> Float[Tensor, "batch cells out"]:
+        """Return the output for each cell, (B, P, O)."""
         located = cells + sinusoidal_positions(cells.shape[1], cells.shape[2], cells.device)
         weights = self.score(located).softmax(1)  # (B, P, heads)
-        y: Tensor = self.main(cells) + self.output(
-            (weights.transpose(1, 2) @ located).flatten(1)
-        ).unsqueeze(1)
+        # (B, heads, P) x (B, P, X) -> (B, heads * X)
+        sums = (weights.transpose(1, 2) @ located).flatten(1)
+        y: Tensor = self.main(cells) + self.output(sums).unsqueeze(1)
         return y
 
 
-# ------------------------------------------------------------------------------------------- extractors and policies
+# -------------------------------------------------------------------------- extractors and policies
 
 
 @torch.no_grad()
 def encode_one_context(
     extractor: FusionExtractor, context: ArrayLike, normalize_images: bool
 ) -> Float[Tensor, " context"]:
-    """z of one row of the context's key, as the observation holds it.
+    """Encode one context.
 
-    :raises ConfigError: when the row does not fit its space.
+    Args:
+        extractor: the extractor whose context encoder is used.
+        context: one row as the observation holds it.
+        normalize_images: divide images by 255.
+
+    Returns:
+        z, (Z,).
+
+    Raises:
+        ConfigError: if the context does not fit its space, or if it changes at every timestep.
     """
     key = extractor.routing.context
     if isinstance(extractor.context, GoalContext) and extractor.context.relative_to is not None:
         raise ConfigError(
-            "a goal that is relative to what is achieved changes at every step: no policy for it alone"
+            f"context.relative_to={extractor.context.relative_to}: the relative goal changes at "
+            "every step, so a policy for one context does not exist; use the policy itself"
         )
-    space, row = extractor.observation_space[key], np.asarray(context)
-    whole = space.dtype is not None and space.dtype.kind in "iu"
-    if row.shape != space.shape or row.dtype.kind not in ("iu" if whole else "iuf"):
-        hint = "; mirl.envs.tokenize makes token ids of a text" if row.dtype.kind == "U" else ""
+    space = extractor.observation_space[key]
+    row = np.asarray(context)
+    is_integer = space.dtype is not None and space.dtype.kind in "iu"
+    # integers fit a space of floats, but not the other way round
+    kinds = "iu" if is_integer else "iuf"
+    if row.shape != space.shape or row.dtype.kind not in kinds:
+        hint = ""
+        if row.dtype.kind == "U":
+            hint = "; mirl.envs.tokenize makes token ids of a text"
         raise ConfigError(
-            f"expected one context as the observation holds it under '{key}', shape {space.shape} of {space.dtype}, "
-            f"got shape {row.shape} of {row.dtype}{hint}"
+            f"expected one context as the observation holds it under '{key}', shape {space.shape} "
+            f"of {space.dtype}, got shape {row.shape} of {row.dtype}{hint}"
         )
-    if whole and not space.contains(row.astype(space.dtype)):
+    if is_integer and not space.contains(row.astype(space.dtype)):
         raise ConfigError(f"expected a context in {space} under '{key}', got {row.tolist()}")
     device = next(extractor.parameters()).device
-    observed = preprocess_obs(
-        torch.as_tensor(row, device=device).unsqueeze(0), space, normalize_images
-    )
-    z: Tensor = extractor.context(observed).per_row()[0]
-    return z
+    batch = torch.as_tensor(row, device=device).unsqueeze(0)
+    encoded: Context = extractor.context(preprocess_obs(batch, space, normalize_images))
+    return encoded.per_row()[0]
 
 
 class SpecializedExtractor(nn.Module):
-    """``FusionExtractor`` for one context: raw observations → features (B, features_dim).
+    """``FusionExtractor`` for one context: raw observations to features (B, features_dim).
 
-    ``forward`` takes tensors as the environment gives their arrays (an image as uint8 (B, H, W, C), a Discrete key as
-    (B,) …), the keys that are seen and no context; others are not read.
+    ``forward`` takes batches of arrays as the environment returns them (an image as uint8
+    (B, H, W, C), a Discrete key as (B,), and so on). It needs the keys of the inputs only.
+
+    Args:
+        extractor: the extractor; it is copied.
+        z: the encoded context, (Z,).
+        normalize_images: divide images by 255.
     """
 
     def __init__(
         self, extractor: FusionExtractor, z: Float[Tensor, " context"], normalize_images: bool
     ) -> None:
         super().__init__()
-        self.space, self.normalize_images = extractor.observation_space, normalize_images
+        self.space = extractor.observation_space
+        self.normalize_images = normalize_images
         image = extractor.routing.image
-        self.keys = (*(() if image is None else (image,)), *extractor.routing.others)
+        others = extractor.routing.others
+        self.keys = others if image is None else (image, *others)
         self.trunk = copy.deepcopy(extractor)
+        # z replaces it
         del self.trunk.context
-        for site in ("map_fusion", "vector_fusion"):
-            if isinstance(fusion := getattr(extractor, site), Fusion):
-                setattr(self.trunk, site, specialize_fusion(fusion, z))
+        if isinstance(extractor.map_fusion, Fusion):
+            self.trunk.map_fusion = specialize_fusion(extractor.map_fusion, z)
+        if isinstance(extractor.vector_fusion, Fusion):
+            self.trunk.vector_fusion = specialize_fusion(extractor.vector_fusion, z)
         self.requires_grad_(False).eval()
 
     def forward(self, observations: dict[str, Tensor]) -> Float[Tensor, "batch features"]:
-        check_keys(self.keys, observations)
-        seen = {key: self._as_trained(key, observations[key]) for key in self.keys}
-        return self.trunk.fuse(
-            cast(dict[str, Tensor], preprocess_obs(seen, self.space, self.normalize_images)), None
-        )
+        """Return the features.
 
-    def _as_trained(self, key: str, given: Tensor) -> Tensor:
-        value, shape = given, self.space[key].shape
+        Args:
+            observations: raw observations with at least ``keys``.
+
+        Raises:
+            ValueError: if a key is missing or has another shape.
+        """
+        check_keys(self.keys, observations)
+        inputs = {}
+        for key in self.keys:
+            inputs[key] = self._channels_first(key, observations[key])
+        preprocessed = preprocess_obs(inputs, self.space, self.normalize_images)
+        return self.trunk.fuse(cast(TensorDict, preprocessed), None)
+
+    def _channels_first(self, key: str, raw: Tensor) -> Tensor:
+        """Return a key in the shape that SB3 trains on, with the channels of an image first."""
+        value = raw
+        shape = self.space[key].shape
         if value.ndim == 4 and value.shape[1:] != shape:
-            value = value.permute(
-                0, 3, 1, 2
-            )  # (B, H, W, C) -> (B, C, H, W), in which SB3 trains on pixels
+            value = value.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
         if value.shape[1:] != shape:
-            raise ValueError(f"'{key}' expects a batch of shape {shape}, got {tuple(given.shape)}")
+            raise ValueError(f"'{key}' expects a batch of shape {shape}, got {tuple(raw.shape)}")
         return value
 
 
 def check_keys(keys: tuple[str, ...], observations: dict[str, Tensor]) -> None:
-    """:raises ValueError: when one of the keys is missing."""
+    """Check that all keys are present.
+
+    Args:
+        keys: keys that are needed.
+        observations: a batch of observations.
+
+    Raises:
+        ValueError: if a key is missing.
+    """
     if any(key not in observations for key in keys):
         raise ValueError(f"expected the keys {', '.join(keys)}, got {', '.join(observations)}")
 
 
 class SpecializedPolicy(nn.Module):
-    """``FusionPolicy`` for one context: raw observations → parameters of the action distribution, and value (B, 1).
+    """``FusionPolicy`` for one context: raw observations to action parameters and a value (B, 1).
 
-    The parameters are what the distribution is made from: logits for discrete actions, the mean for a ``Box`` (before
-    gSDE's squashing). Observations are those of ``SpecializedExtractor``, with ``action_mask`` (B, actions) if the
-    policy masks.
+    The parameters are those of the action distribution: logits for discrete actions, the mean for a
+    Box (before gSDE's squashing). The observations are those of ``SpecializedExtractor``, with
+    ``action_mask`` (B, actions) if the policy masks actions.
 
-    :param task: whose value it is, where values are per task (PopArt) and the context is another than the task.
+    Args:
+        policy: the policy; it is copied.
+        context: one row as the observation holds it.
+        task: index of the task whose value is computed if values are per task and the context is
+            not the task.
     """
 
     def __init__(self, policy: FusionPolicy, context: ArrayLike, task: int) -> None:
         super().__init__()
-        actor, critic = (
-            cast(FusionExtractor, extractor)
-            for extractor in (policy.pi_features_extractor, policy.vf_features_extractor)
-        )
-        z_actor, z_critic = (
-            encode_one_context(each, context, policy.normalize_images) for each in (actor, critic)
-        )
-        self.extractor = SpecializedExtractor(actor, z_actor, policy.normalize_images)
-        self.critic_extractor = (
-            None
-            if critic is actor
-            else SpecializedExtractor(critic, z_critic, policy.normalize_images)
-        )
+        actor = cast(FusionExtractor, policy.pi_features_extractor)
+        critic = cast(FusionExtractor, policy.vf_features_extractor)
+        normalize_images = policy.normalize_images
+        actor_z = encode_one_context(actor, context, normalize_images)
+        critic_z = encode_one_context(critic, context, normalize_images)
+        self.extractor = SpecializedExtractor(actor, actor_z, normalize_images)
+        self.critic_extractor = None
+        if critic is not actor:
+            self.critic_extractor = SpecializedExtractor(critic, critic_z, normalize_images)
         if actor.routing.context == TASK_KEY:
             task = int(np.asarray(context))
-        self.actor = _mlp_and_head(
-            policy.mlp_extractor.policy_net, policy.action_net, z_actor, task
-        )
-        self.critic = _mlp_and_head(
-            policy.mlp_extractor.value_net, policy.value_net, z_critic, task
-        )
+        mlp = policy.mlp_extractor
+        self.actor = _mlp_and_head(mlp.policy_net, policy.action_net, actor_z, task)
+        self.critic = _mlp_and_head(mlp.value_net, policy.value_net, critic_z, task)
         self.masks_actions = policy.masks_actions
-        self.keys = (*self.extractor.keys, *((ACTION_MASK_KEY,) if self.masks_actions else ()))
+        self.keys = self.extractor.keys
+        if self.masks_actions:
+            self.keys = (*self.keys, ACTION_MASK_KEY)
         self.requires_grad_(False).eval()
 
     def forward(
         self, observations: dict[str, Tensor]
     ) -> tuple[Float[Tensor, "batch parameters"], Float[Tensor, "batch 1"]]:
+        """Return the parameters of the action distribution and the value.
+
+        Args:
+            observations: raw observations with at least ``keys``.
+
+        Raises:
+            ValueError: if a key is missing or has another shape.
+        """
         check_keys(self.keys, observations)
-        features = self.extractor(observations)
-        features_of_critic = (
-            features if self.critic_extractor is None else self.critic_extractor(observations)
-        )
-        parameters = self.actor(features)
+        actor_features = self.extractor(observations)
+        critic_features = actor_features
+        if self.critic_extractor is not None:
+            critic_features = self.critic_extractor(observations)
+        parameters = self.actor(actor_features)
         if self.masks_actions:
             parameters = mask_logits(parameters, observations[ACTION_MASK_KEY] != 0)
-        return parameters, self.critic(features_of_critic)
+        return parameters, self.critic(critic_features)
 
 
 def _mlp_and_head(
     mlp: nn.Module, head: nn.Module, z: Float[Tensor, " context"], task: int
 ) -> nn.Sequential:
-    specialized = specialize_head(cast(Head, head), z, task)
-    return copy.deepcopy(nn.Sequential(mlp, specialized))
+    plain_head = specialize_head(cast(Head, head), z, task)
+    return copy.deepcopy(nn.Sequential(mlp, plain_head))
 
 
 @torch.no_grad()
@@ -387,15 +494,15 @@ def specialize_head(head: Head, z: Float[Tensor, " context"], task: int) -> nn.M
 
 
 def _specialize_popart(head: PopArtHead, z: Float[Tensor, " context"], task: int) -> nn.Module:
-    deviation = head.deviation[task]
+    std = head.std[task]
     weight = head.weight[task].double()
     bias = head.bias[task].double()
     # an initialization of its own would draw from torch's generator
     row = nn.utils.skip_init(
         nn.Linear, weight.numel(), 1, dtype=head.weight.dtype, device=head.weight.device
     )
-    row.weight.copy_(deviation * weight)
-    row.bias.copy_(deviation * bias + head.mean[task])
+    row.weight.copy_(std * weight)
+    row.bias.copy_(std * bias + head.mean[task])
     if head.fusion is None:
         return row
     return nn.Sequential(specialize_fusion(head.fusion, z), nn.ReLU(), row)

@@ -45,7 +45,7 @@ def run(folder: Path, script: str, *argv: str) -> subprocess.CompletedProcess[st
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,  # a run takes seconds, but not on a busy machine
     )
 
 
@@ -240,14 +240,14 @@ def stopped_by(number: signal.Signals, folder: Path, run_dir: Path, argv: list[s
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 200
         table = run_dir / "metrics.csv"
         while not (table.exists() and table.read_text().count("\n") > 3):
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, "the training did not start"
             time.sleep(0.01)
         os.killpg(process.pid, number)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=200)
         assert process.returncode == 130, output
     finally:
         if process.poll() is None:

@@ -1,64 +1,74 @@
-"""The documents say what the code and the results say."""
+"""Tests that the documents agree with the code and with the results."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-from mirl.agents.runs import metric_names as metrics
+from mirl.agents.runs import metric_names
 
 ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").glob("**/*.md"))
+DOCUMENTS = [
+    README,
+    *(ROOT / f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY")),
+    *PAGES,
+]
+README_LINES = 120
+"""Maximum length of the README."""
 
 
-def test_every_table_is_what_the_results_files_say() -> None:
+def python_snippets(document: Path) -> list[str]:
+    """Return the contents of the ``python`` code blocks of a document."""
+    return re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run code in a new process, in the given folder."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_tables_match_the_results() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"]
-    assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == ""
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.stderr == ""
 
 
-def test_every_metric_has_an_entry_in_the_glossary() -> None:
-    glossary = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    names = [
-        value for name, value in vars(metrics).items() if name.isupper() and isinstance(value, str)
-    ]
-    assert names
-    assert [name for name in names if f"`{name}`" not in glossary] == []
+def test_every_metric_is_documented() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    constants = vars(metric_names).items()
+    metrics = [value for name, value in constants if name.isupper() and isinstance(value, str)]
+    assert metrics
+    assert [metric for metric in metrics if f"`{metric}`" not in page] == []
 
 
-def test_every_local_link_of_the_documents_leads_somewhere() -> None:
-    for document in (
-        ROOT / "README.md",
-        ROOT / "CONTRIBUTING.md",
-        *(ROOT / "docs").glob("**/*.md"),
-    ):
-        for target in re.findall(
-            r"\]\((?!https?:|#)([^)#]+)", document.read_text(encoding="utf-8")
-        ):
+def test_local_links_exist() -> None:
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
-def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    [snippet] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    for long, short in (
-        ("n_envs=64", "n_envs=4"),
-        ("n_steps=128", "n_steps=16"),
-        ("100_000", "64"),
-    ):
+def test_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= README_LINES
+
+
+def test_readme_snippet_runs(tmp_path: Path) -> None:
+    """Run the snippet of the README with smaller numbers."""
+    [snippet] = python_snippets(README)
+    sizes = (("n_envs=64", "n_envs=4"), ("n_steps=128", "n_steps=16"), ("100_000", "64"))
+    for long, short in sizes:
         assert long in snippet
         snippet = snippet.replace(long, short)
-    done = subprocess.run(
-        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    result = run_python(snippet, tmp_path)
+    assert result.returncode == 0, result.stderr
 
 
-def test_the_python_of_the_other_documents_runs(tmp_path: Path) -> None:
-    for document in (ROOT / "docs").glob("*.md"):
-        for snippet in re.findall(
-            r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL
-        ):
-            command = [sys.executable, "-c", snippet]
-            done = subprocess.run(
-                command, cwd=tmp_path, capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, f"{document.name}: {done.stderr}"
+def test_snippets_of_pages_run(tmp_path: Path) -> None:
+    """Run every snippet of the pages, those on how to extend MIRL included."""
+    for page in PAGES:
+        for snippet in python_snippets(page):
+            result = run_python(snippet, tmp_path)
+            assert result.returncode == 0, f"{page.name}: {result.stderr}"

@@ -1,8 +1,8 @@
-"""Small environments in which the goal turns the meaning of the observation over: small networks learn them in seconds.
+"""Small environments whose goal reverses the meaning of the observation, learned in seconds.
 
-Each episode of the ``Flip`` environments is one step long. The observation is x ∈ {−1, 1}^k, the goal a sign g, and the
-right action is the sign of x₀ · g: an exclusive or. A policy whose logits are a(x) + c(g) is right in at most three
-of the four cases.
+Each episode of the ``Flip`` environments has one timestep. The observation is x ∈ {−1, 1}^k, the
+goal is a sign g, and the right action is the sign of x₀ · g: an exclusive or. A policy whose logits
+are a(x) + c(g) is right in at most three of the four cases.
 """
 
 from typing import Any
@@ -15,50 +15,51 @@ from numpy.typing import NDArray
 Observation = dict[str, Any]
 
 MISSIONS = ("go to the red door", "go away from the red door")
-"""What ``FlipMissionEnv`` asks for: the right action is the sign of x₀, or the opposite one."""
+"""Missions of ``FlipMissionEnv``: the right action is the sign of x₀, or the opposite."""
 
 ADDITIVE_LIMIT = 0.75
-"""No additive policy is right more often in a ``Flip`` environment.
+"""Highest success rate of an additive policy in a ``Flip`` environment.
 
-Over the four cases the advantage of the right action is d(x, g) x₀ g, with d = a(x) + c(g) the difference of the two
-logits. Summed over the cases it is zero, as each of a and c meets both signs: at least one case is not won.
+In each of the four cases, the advantage of the right action is d(x, g) x₀ g, where d = a(x) + c(g)
+is the difference of the two logits. Its sum over the cases is zero, because each of a and c occurs
+with both signs, so at least one case is wrong.
 """
 
 
 class FlipGoalEnv(gym.Env[Observation, Any]):
-    """The goal is a sign, under ``desired_goal``."""
+    """Environment with a sign as its goal, under ``desired_goal``."""
 
     goal_key = "desired_goal"
     goal_space: spaces.Space[Any] = spaces.Box(-1, 1, (1,), np.float32)
 
     def __init__(self, n_features: int = 2) -> None:
-        self.seen = spaces.Box(-1, 1, (n_features,), np.float32)
+        self.x_space = spaces.Box(-1, 1, (n_features,), np.float32)
         self.observation_space = spaces.Dict(
-            {"observation": self.seen, self.goal_key: self.goal_space}
+            {"observation": self.x_space, self.goal_key: self.goal_space}
         )
         self.action_space = spaces.Discrete(2)
 
     def goal(self, sign: int) -> Any:
-        """What the agent is told."""
+        """Return the observed goal."""
         return np.array([sign], np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: Any = None
     ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
-        x = self.np_random.choice([-1.0, 1.0], self.seen.shape).astype(np.float32)
+        x = self.np_random.choice([-1.0, 1.0], self.x_space.shape).astype(np.float32)
         sign = int(self.np_random.choice([-1, 1]))
-        self.right = int(x[0] * sign > 0)
-        self.shown = {"observation": x, self.goal_key: self.goal(sign)}
-        return self.shown, {}
+        self.right_action = int(x[0] * sign > 0)
+        self.current_observation = {"observation": x, self.goal_key: self.goal(sign)}
+        return self.current_observation, {}
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        success = int(action) == self.right
-        return self.shown, float(success), True, False, {"is_success": success}
+        success = int(action) == self.right_action
+        return self.current_observation, float(success), True, False, {"is_success": success}
 
 
 class FlipTaskEnv(FlipGoalEnv):
-    """The goal is one of two tasks, under ``task``."""
+    """Environment with one of two tasks as its goal, under ``task``."""
 
     goal_key = "task"
     goal_space = spaces.Discrete(2)
@@ -68,7 +69,7 @@ class FlipTaskEnv(FlipGoalEnv):
 
 
 class FlipMissionEnv(FlipGoalEnv):
-    """The goal is written, under ``mission``."""
+    """Environment with a written goal, under ``mission``."""
 
     goal_key = "mission"
     goal_space = spaces.Text(100)
@@ -78,10 +79,11 @@ class FlipMissionEnv(FlipGoalEnv):
 
 
 class MirrorReachEnv(gym.Env[Observation, Any]):
-    """Reach a point on a line with a lever that may be mirrored: p ← p + m a with m ∈ {−1, 1}, from p = 0.
+    """Reach a point on a line with a lever that may be mirrored.
 
-    What the lever should do depends on the product of the observation m and the goal. The reward is sparse: −1 until
-    the point is within ``TOLERANCE`` of the goal. Episodes are ``n_steps`` long.
+    An action a moves the point from p = 0 by p ← p + m a with m ∈ {−1, 1}. The right action depends
+    on the product of the observation m and the goal. The reward is sparse: −1 until the point is
+    within ``TOLERANCE`` of the goal. Episodes have ``n_steps`` timesteps.
     """
 
     TOLERANCE = 0.25
@@ -116,7 +118,8 @@ class MirrorReachEnv(gym.Env[Observation, Any]):
         super().reset(seed=seed)
         self.mirror = float(self.np_random.choice([-1.0, 1.0]))
         self.target = float(self.np_random.choice([-1.0, 1.0]) * self.np_random.uniform(0.5, 1.0))
-        self.point, self.count = 0.0, 0
+        self.point = 0.0
+        self.count = 0
         return self._observation(), {}
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -130,12 +133,13 @@ class MirrorReachEnv(gym.Env[Observation, Any]):
 
 
 class SampledEnv(gym.Env[Observation, Any]):
-    """Any spaces: observations are sampled, rewards random, episodes five steps long."""
+    """Environment with any spaces: sampled observations, random rewards, five timesteps."""
 
     def __init__(
         self, observation_space: spaces.Dict, action_space: spaces.Space[Any], seed: int = 0
     ) -> None:
-        self.observation_space, self.action_space = observation_space, action_space
+        self.observation_space = observation_space
+        self.action_space = action_space
         self.observation_space.seed(seed)
         self.count = 0
 
@@ -148,10 +152,6 @@ class SampledEnv(gym.Env[Observation, Any]):
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         self.count += 1
-        return (
-            self.observation_space.sample(),
-            float(self.np_random.normal()),
-            self.count % 5 == 0,
-            False,
-            {},
-        )
+        observation = self.observation_space.sample()
+        reward = float(self.np_random.normal())
+        return observation, reward, self.count % 5 == 0, False, {}

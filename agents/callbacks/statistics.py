@@ -15,7 +15,7 @@ from mirl.agents.callbacks.schedule import Interval, IterationTimer
 from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.checkpoint import Episodes
 from mirl.agents.runs.metric_names import task_metric
-from mirl.envs.pools.backend import Observations
+from mirl.envs.type_aliases import Observations
 from mirl.policies import FusionExtractor
 
 WINDOW = 256

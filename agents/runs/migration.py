@@ -70,7 +70,8 @@ def migrate_state(state: JsonObject, version: int) -> JsonObject:
     name = sampling.get("sampling")
     if not isinstance(name, str):
         return state
-    return {**state, "sampling": {**sampling, "sampling": RENAMED_VALUES["sampling"].get(name, name)}}
+    current = RENAMED_VALUES["sampling"].get(name, name)
+    return {**state, "sampling": {**sampling, "sampling": current}}
 
 
 def current_weight_name(name: str) -> str:

@@ -23,7 +23,7 @@ ENVIRONMENTS = FOLDER.parent.parent / ".peers"
 
 @dataclass(frozen=True)
 class Peer:
-    """How to install and measure a peer."""
+    """Installation and driver of a peer."""
 
     driver: str
     """The script that measures."""

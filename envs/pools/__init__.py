@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""Backends that step environments: Gymnasium in this process or in workers, and EnvPool."""

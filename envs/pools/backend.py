@@ -1,62 +1,68 @@
-"""What steps the environments of one task: the interface that both backends share."""
+"""The interface of the backends, each of which steps the environments of one task."""
 
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mirl.configs.errors import RunError
-
-Observations = dict[str, NDArray[Any]]
-"""Arrays by key, slots first: (n, …)."""
-
-EnvIndices = NDArray[np.int64]
-"""Numbers of slots, (k,), ascending."""
+from mirl.envs.type_aliases import Array, EnvIndices, Observations
 
 NOT_REPORTED = -1
-"""In place of success (0 or 1) where an environment's info says nothing about it."""
+"""Success of a timestep whose info says nothing about it; otherwise it is 0 or 1."""
+
+RowMask = NDArray[np.bool_]
+"""Boolean mask of rows, (n,)."""
 
 
 class EnvironmentFailedError(RunError):
-    """An environment raised, or the process that stepped it died or hung; says which task, id and seed.
+    """Failure of an environment that raised, or of the worker process that stepped it.
 
     Args:
-        slot: of the pool, where it is known.
+        message: the failure, with task, id and seed.
+        env_index: index of the environment within its backend; -1 if it is unknown.
     """
 
-    def __init__(self, message: str, slot: int = -1) -> None:
+    def __init__(self, message: str, env_index: int = -1) -> None:
         super().__init__(message)
-        self.slot = slot
+        self.env_index = env_index
 
 
 class Restarts:
-    """How many failures of environments are survived; each is warned of.
+    """Counter of the tolerated failures, each with a warning.
 
     Args:
-        max_restarts: number of failures that are survived; the next one is raised.
+        max_restarts: number of tolerated failures; the next one is raised.
     """
 
     def __init__(self, max_restarts: int = 0) -> None:
         self.max_restarts = max_restarts
-        self._used = 0
+        self._n_used = 0
 
     def count(self, failure: EnvironmentFailedError) -> None:
-        """Go on after one more.
+        """Count a failure and warn about it.
+
+        Args:
+            failure: the failure.
 
         Raises:
-            EnvironmentFailedError: when it is one too many.
+            EnvironmentFailedError: if all restarts are used up.
         """
-        if self._used == self.max_restarts:
-            if not self.max_restarts:
-                raise failure
-            told = f"{failure}. It was not restarted: {self.max_restarts} restarts are used up"
-            raise EnvironmentFailedError(told, failure.slot) from failure.__cause__
-        self._used += 1
+        if self.max_restarts == 0:
+            raise failure
+        if self._n_used == self.max_restarts:
+            message = (
+                f"{failure}. It was not restarted, because all {self.max_restarts} restarts are "
+                "used up; a larger max_restarts allows more"
+            )
+            raise EnvironmentFailedError(message, failure.env_index) from failure.__cause__
+        self._n_used += 1
         warnings.warn(
-            f"{failure}. Its episode is cut off, and it starts anew: restart {self._used} of {self.max_restarts}",
+            f"{failure}. Its episode is truncated and the environment is restarted: restart "
+            f"{self._n_used} of {self.max_restarts}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -64,81 +70,132 @@ class Restarts:
 
 @dataclass(frozen=True)
 class Step:
-    """One timestep of k slots. A slot whose episode ended waits for its reset."""
+    """One timestep of k environments. Those whose episode ended wait for their reset.
+
+    Args:
+        obs: observations, (k, …); of an ended episode, the last. The arrays belong to the caller.
+        rewards: rewards, (k,).
+        terminated: True where the episode terminated, (k,).
+        truncated: True where the episode was truncated, (k,); also where it terminated on its
+            last allowed timestep.
+        success: success in the infos, (k,): 1, 0 or ``NOT_REPORTED``.
+        failed: True where the environment failed, (k,); the rest of its row is zeros.
+    """
 
     obs: Observations
-    """(k, …), of an ended episode its last; the arrays are the receiver's own."""
     rewards: NDArray[np.float32]
-    """(k,)"""
     terminated: NDArray[np.bool_]
-    """(k,)"""
     truncated: NDArray[np.bool_]
-    """(k,), also true where the episode terminated on its last allowed step."""
     success: NDArray[np.int8]
-    """(k,), what the infos of this timestep say about success: 1, 0 or ``NOT_REPORTED``."""
     failed: NDArray[np.bool_]
-    """(k,), where the environment failed instead; the rest of its row is zeros, and it waits for its reset."""
 
     @property
     def done(self) -> NDArray[np.bool_]:
-        """(k,), the slots whose episode ended."""
+        """True where the episode ended, (k,)."""
         return self.terminated | self.truncated
 
-    def scattered(self, rows: NDArray[Any], n: int) -> "Step":
-        """A step of n slots with these in ``rows`` (k,); the others are zeros."""
-        return map_step(lambda values: scatter(values, rows, n), self)
+    def scatter(self, rows: EnvIndices | RowMask, n: int) -> "Step":
+        """Return a step of n environments with this one in some of its rows.
+
+        Args:
+            rows: the rows, as k indices or as a mask (n,).
+            n: number of rows; the others are zeros.
+        """
+        return map_step(lambda values: scatter_rows(values, rows, n), self)
 
 
 class Backend(Protocol):
-    """Steps the slots of one task, all or some of them.
+    """Backend of the environments of one task, all or some of which are stepped.
 
-    What is sent is received before the next is sent; between the two, other pools work at the same time.
+    Each ``send`` is followed by its ``recv``; between the two, other backends work as well.
+    Indices of environments count from 0 within the backend.
     """
 
     def seed(self, seeds: Sequence[int]) -> None:
-        """Restart the random streams, one seed per slot. Every slot needs a reset before its next timestep."""
+        """Restart the random streams; every environment has to be reset before its next timestep.
 
-    def send_reset(self, slots: EnvIndices) -> None:
-        """Start an episode in these slots; the first ever needs ``seed`` before it."""
+        Args:
+            seeds: one seed per environment.
+        """
+
+    def send_reset(self, env_indices: EnvIndices) -> None:
+        """Start an episode; the first reset of all comes after ``seed``.
+
+        Args:
+            env_indices: the environments, (k,).
+        """
 
     def recv_reset(self) -> Observations:
-        """The first observations of these episodes, (k, …)."""
+        """Return the first observations of these episodes, (k, …)."""
 
-    def send(self, slots: EnvIndices, actions: NDArray[Any]) -> None:
-        """Start a timestep of these slots with valid actions (k, …)."""
+    def send(self, env_indices: EnvIndices, actions: Array) -> None:
+        """Start a timestep.
+
+        Args:
+            env_indices: the environments, (k,).
+            actions: their valid actions, (k, …).
+        """
 
     def recv(self) -> Step:
-        """Finish it."""
+        """Finish the timestep and return it."""
 
     def close(self) -> None:
-        """Give back processes and threads; a second call does nothing."""
+        """End processes and threads; a second call does nothing."""
 
 
-def join_observations(parts: Sequence[Observations]) -> Observations:
-    """Observations of several groups of slots, one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+def join_observations(batches: Sequence[Observations]) -> Observations:
+    """Return the observations of several groups of environments as one batch.
+
+    Args:
+        batches: observations, (k_i, …) each.
+    """
+    if len(batches) == 1:
+        return batches[0]
+    return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
 
 
 def join_steps(steps: Sequence[Step]) -> Step:
-    """Steps of several groups of slots, one after the other."""
-    return steps[0] if len(steps) == 1 else map_step(lambda *parts: np.concatenate(parts), *steps)
+    """Return the timestep of several groups of environments as one.
+
+    Args:
+        steps: timesteps of k_i environments each.
+    """
+    if len(steps) == 1:
+        return steps[0]
+    return map_step(lambda *arrays: np.concatenate(arrays), *steps)
 
 
-def map_step(function: Callable[..., NDArray[Any]], *steps: Step) -> Step:
-    """The step of what ``function`` makes of each array of the steps."""
-    return Step(
-        obs={key: function(*(step.obs[key] for step in steps)) for key in steps[0].obs},
-        **{name: function(*(getattr(step, name) for step in steps)) for name in _ARRAYS},
-    )
+def map_step(function: Callable[..., Array], *steps: Step) -> Step:
+    """Return a step whose arrays are a function of the arrays of other steps.
+
+    Args:
+        function: takes one array per step.
+        *steps: the steps.
+    """
+    obs = {}
+    for key in steps[0].obs:
+        obs[key] = function(*(step.obs[key] for step in steps))
+    arrays = {}
+    for name in _ARRAY_FIELDS:
+        arrays[name] = function(*(getattr(step, name) for step in steps))
+    return Step(obs=obs, **arrays)
 
 
-def scatter(values: NDArray[Any], rows: NDArray[Any], n: int) -> NDArray[Any]:
-    """n rows, of which ``rows`` (k,) are those of ``values`` (k, …) and the others are zeros."""
+def scatter_rows(values: Array, rows: EnvIndices | RowMask, n: int) -> Array:
+    """Return n rows of which some are given and the others are zeros.
+
+    Args:
+        values: the given rows, (k, …).
+        rows: where they go, as k indices or as a mask (n,).
+        n: number of rows.
+
+    Returns:
+        The rows, (n, …).
+    """
+    # (k, …) -> (n, …)
     out = np.zeros((n, *values.shape[1:]), values.dtype)
     out[rows] = values
     return out
 
 
-_ARRAYS = tuple(field.name for field in fields(Step) if field.name != "obs")
+_ARRAY_FIELDS = tuple(field.name for field in fields(Step) if field.name != "obs")

@@ -1,7 +1,10 @@
-"""The ``envpool`` backend: MiniGrid and BabyAI in C++. Each trap of EnvPool 1.2.5 is met here and nowhere else."""
+"""The ``envpool`` backend: MiniGrid and BabyAI in C++.
+
+Every peculiarity of EnvPool 1.2.5 is handled here and nowhere else.
+"""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -12,13 +15,14 @@ from mirl.configs.errors import nearest
 from mirl.configs.keys import MISSION_KEY, TASK_KEY
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs.missions import MAX_TOKENS, tokenize
-from mirl.envs.pools.backend import NOT_REPORTED, EnvIndices, Observations, Step
+from mirl.envs.pools.backend import NOT_REPORTED, Step
+from mirl.envs.type_aliases import Array, EnvIndices, Observations
 
 _FAMILIES = ("MiniGrid-", "BabyAI-")
 
 
 def envpool_ids() -> frozenset[str]:
-    """The ids that EnvPool steps like their Python originals; empty where it is not installed."""
+    """Return the ids that EnvPool steps like their Python originals; none if not installed."""
     try:
         envpool = importlib.import_module("envpool")
     except ImportError:
@@ -26,29 +30,56 @@ def envpool_ids() -> frozenset[str]:
     return frozenset(name for name in envpool.list_all_envs() if name.startswith(_FAMILIES))
 
 
-def obstacle_to_envpool(suite: SuiteConfig) -> str | None:
-    """Why EnvPool cannot step a suite, or None if it can."""
+def envpool_obstacle(suite: SuiteConfig) -> str | None:
+    """Return the reason why EnvPool cannot step a suite, or None if it can.
+
+    Args:
+        suite: the tasks.
+    """
     known = envpool_ids()
     if not known:
         return 'EnvPool is not installed; pip install "mirl[fast]"'
     if suite.observation != "grid":
         return f"it has no observation={suite.observation}; use backend=gymnasium"
     for task in suite.tasks:
-        if task.env_id.startswith(
-            "Meta-World/"
-        ):  # it has all fifty, and its dial-turn cannot be solved by the expert
-            return f"its Meta-World has other rewards than the package's; use backend=gymnasium for task '{task.name}'"
-        if task.env_id not in known:
-            return f"it does not know '{task.env_id}' of task '{task.name}'.{nearest(task.env_id, known)}"
-        if task.kwargs:
-            return f"it takes no kwargs, and task '{task.name}' has {task.kwargs}; use backend=gymnasium"
-        if task.success in ("info", "any_step"):
-            return f"it has no info 'is_success', for which success={task.success} of task '{task.name}' asks"
+        obstacle = _task_obstacle(task, known)
+        if obstacle is not None:
+            return obstacle
+    return None
+
+
+def _task_obstacle(task: TaskConfig, known: frozenset[str]) -> str | None:
+    # EnvPool has all fifty tasks of Meta-World, but the expert cannot solve its dial-turn.
+    if task.env_id.startswith("Meta-World/"):
+        return (
+            "the rewards of its Meta-World differ from those of the package; use "
+            f"backend=gymnasium for task '{task.name}'"
+        )
+    if task.env_id not in known:
+        return (
+            f"it does not know '{task.env_id}' of task '{task.name}'.{nearest(task.env_id, known)}"
+        )
+    if task.kwargs:
+        return (
+            f"it takes no kwargs, but task '{task.name}' has {task.kwargs}; use backend=gymnasium"
+        )
+    if task.success in ("info", "any_step"):
+        return (
+            f"its infos have no 'is_success', but task '{task.name}' has success={task.success}; "
+            "use backend=gymnasium"
+        )
     return None
 
 
 class EnvPoolBackend:
-    """n environments of one MiniGrid or BabyAI task; they are made at the first reset after ``seed``."""
+    """Backend of one MiniGrid or BabyAI task; its environments are made at the first reset.
+
+    Args:
+        task: the task.
+        n: number of environments.
+        task_index: index of the task in its suite.
+        threads: number of threads that step them.
+    """
 
     def __init__(self, task: TaskConfig, n: int, task_index: int = 0, *, threads: int = 1) -> None:
         self._task = task
@@ -60,80 +91,116 @@ class EnvPoolBackend:
         self._envs: Any = None
 
     def seed(self, seeds: Sequence[int]) -> None:
-        """Restart the random streams, one seed per slot."""
-        self.close()  # reset(seed=…) is ignored: only the constructor takes seeds
+        """Restart the random streams at the next reset.
+
+        Args:
+            seeds: one seed per environment.
+        """
+        # reset(seed=...) is ignored, only the constructor takes seeds.
+        self.close()
         self._seeds = [int(seed) for seed in seeds]
 
-    def send_reset(self, slots: EnvIndices) -> None:
-        """Start an episode in slots (k,)."""
+    def send_reset(self, env_indices: EnvIndices) -> None:
+        """Start an episode.
+
+        Args:
+            env_indices: the environments, (k,).
+        """
         if self._envs is None:
             self._envs = self._build()
-        self._envs._reset(
-            slots.astype(np.int32)
-        )  # the first half of its reset(slots), which would wait
+        # The public reset() would also wait for the result.
+        self._envs._reset(env_indices.astype(np.int32))
 
     def recv_reset(self) -> Observations:
-        """The first observations of these episodes."""
+        """Return the first observations of these episodes, (k, …)."""
         raw, info = self._envs.recv(reset=True, return_info=True)
+        # EnvPool returns environments in the order in which they finished.
         order = np.argsort(info["env_id"])
-        return self._observations(raw, order, info["env_id"][order], starts=True)
+        env_indices = info["env_id"][order]
+        # Missions change only at resets, so they are decoded here.
+        raw_missions = raw[MISSION_KEY][order]
+        self._missions[env_indices] = [_decode_mission(row.tobytes()) for row in raw_missions]
+        return self._observations(raw, order, env_indices)
 
-    def send(self, slots: EnvIndices, actions: NDArray[Any]) -> None:
-        """Start a timestep with valid actions (k, …); EnvPool ends the whole process on an invalid one."""
-        self._envs.send(np.ascontiguousarray(actions, dtype=np.int32), slots.astype(np.int32))
+    def send(self, env_indices: EnvIndices, actions: Array) -> None:
+        """Start a timestep.
+
+        Args:
+            env_indices: the environments, (k,).
+            actions: their actions, (k, …); EnvPool ends the whole process on an invalid one.
+        """
+        contiguous = np.ascontiguousarray(actions, dtype=np.int32)
+        self._envs.send(contiguous, env_indices.astype(np.int32))
 
     def recv(self) -> Step:
-        """Finish it. Left alone, an ended episode would waste its slot's next action on a reset."""
+        """Finish the timestep and return it.
+
+        An environment whose episode ended has to be reset, or EnvPool spends its next action on
+        the reset.
+        """
         raw, rewards, raw_terminated, truncated, info = self._envs.recv()
         order = np.argsort(info["env_id"])
-        obs = self._observations(raw, order, info["env_id"][order])
-        terminated = _ended_by_itself(rewards, raw_terminated, truncated)
-        success = np.full(len(order), NOT_REPORTED, dtype=np.int8)
-        failed = np.zeros(len(order), dtype=np.bool_)
-        return Step(obs, rewards[order], terminated[order], truncated[order], success, failed)
+        k = len(order)
+        terminated = _correct_terminated(rewards, raw_terminated, truncated)
+        return Step(
+            obs=self._observations(raw, order, info["env_id"][order]),
+            rewards=rewards[order],
+            terminated=terminated[order],
+            truncated=truncated[order],
+            success=np.full(k, NOT_REPORTED, dtype=np.int8),
+            failed=np.zeros(k, dtype=np.bool_),
+        )
 
     def close(self) -> None:
-        """Give the threads back; a second call does nothing."""
-        envs, self._envs = self._envs, None
+        """End the threads; a second call does nothing."""
+        envs = self._envs
+        self._envs = None
         if envs is not None:
             envs.close()
 
     def _build(self) -> Any:
-        assert len(self._seeds) == self._n, "the first reset needs seeds, one per slot"
+        assert len(self._seeds) == self._n, "the first reset needs one seed per environment"
         envpool = importlib.import_module("envpool")
         return envpool.make(
             self._task.env_id,
             env_type="gymnasium",
             num_envs=self._n,
             num_threads=min(self._threads, self._n),
-            seed=self._seeds,  # from one integer, slot i would get seed + i, as its neighbor's i - 1
+            # A single integer would give environment i the seed + i, so that the environments of
+            # neighboring seeds would be the same.
+            seed=self._seeds,
         )
 
     def _observations(
-        self, raw: Any, order: NDArray[np.int64], slots: EnvIndices, starts: bool = False
+        self, raw: Mapping[str, Array], order: NDArray[np.int64], env_indices: EnvIndices
     ) -> Observations:
-        """What EnvPool observes, its rows (k, …) put in the order of the slots (k,), under the contract's keys."""
-        if starts:
-            # Missions change at resets only, and few are distinct: decode them here, and each text once.
-            self._missions[slots] = [
-                _tokens_of_bytes(row.tobytes()) for row in raw[MISSION_KEY][order]
-            ]
-        return {  # take() copies, faster than [order] does: what is returned is never overwritten by a later step
+        """Return EnvPool's observations under the contract's keys, (k, …).
+
+        Args:
+            raw: EnvPool's observations, in the order in which the environments finished.
+            order: the rows in ascending order of the environments, (k,).
+            env_indices: the environments in that order, (k,).
+        """
+        # take() copies, and is faster than [order]: no later step overwrites what is returned.
+        return {
             "image": raw["image"].take(order, axis=0),
             "direction": raw["direction"].take(order).astype(np.int64),
-            MISSION_KEY: self._missions.take(slots, axis=0),
-            TASK_KEY: np.full(len(slots), self._task_index, dtype=np.int64),
+            MISSION_KEY: self._missions.take(env_indices, axis=0),
+            TASK_KEY: np.full(len(env_indices), self._task_index, dtype=np.int64),
         }
 
 
-def _ended_by_itself(
+def _correct_terminated(
     rewards: NDArray[np.float32], terminated: NDArray[np.bool_], truncated: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    # On the last allowed step EnvPool says "truncated, not terminated" even of a success. A reward other than 0
-    # (a success, or a collision at -1) tells. An unrewarded end on that very step (lava) still reads as a time-out.
+    """Return True for each episode that terminated, (k,)."""
+    # On the last allowed timestep EnvPool reports "truncated, not terminated" even for a success.
+    # A reward other than 0 (a success, or -1 for a collision) reveals the termination. An episode
+    # that ends without a reward on that very timestep (lava) still counts as truncated.
     return terminated | (truncated & (rewards != 0))
 
 
 @lru_cache(maxsize=8192)
-def _tokens_of_bytes(text: bytes) -> NDArray[np.int16]:
+def _decode_mission(text: bytes) -> NDArray[np.int16]:
+    # EnvPool pads missions with zero bytes. Few missions are distinct, so they are cached.
     return tokenize(text.partition(b"\0")[0].decode("utf-8"))

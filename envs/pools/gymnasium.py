@@ -1,27 +1,21 @@
-"""The ``gymnasium`` backend: any registered id, stepped in this process, or by a few worker processes (workers.py)."""
+"""The ``gymnasium`` backend: any registered id, stepped in the calling process."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
-import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from gymnasium.vector.utils import concatenate, create_empty_array
-from numpy.typing import NDArray
 
 from mirl.configs.tasks import TaskConfig
 from mirl.envs.make import ObservationKind, make_env
-from mirl.envs.pools.backend import (
-    NOT_REPORTED,
-    EnvIndices,
-    EnvironmentFailedError,
-    Observations,
-    Step,
-    scatter,
-)
-from mirl.envs.seeds import another_seed
+from mirl.envs.pools.backend import NOT_REPORTED, EnvironmentFailedError, Step, scatter_rows
+from mirl.envs.seeds import replacement_seed
+from mirl.envs.type_aliases import AnyEnv, AnySpace, Array, EnvIndices, Observation, Observations
+
+EnvStep = tuple[Observation, float, bool, bool, Mapping[str, object]]
+"""Observation, reward, terminated, truncated and info of one environment."""
 
 
 def _raise(failure: EnvironmentFailedError) -> None:
@@ -29,12 +23,21 @@ def _raise(failure: EnvironmentFailedError) -> None:
 
 
 class GymnasiumBackend:
-    """n environments of one task, stepped one after the other in the calling process; each is made at its first reset.
+    """Backend of one task whose environments are stepped one after the other.
 
-    One that raises is dropped, and its next reset makes another, unless ``on_failure``, which is told, raises.
+    Each environment is made at its first reset. One that raises is discarded, and its next reset
+    makes another, unless ``on_failure`` raises.
 
-    ``gymnasium.vector.SyncVectorEnv`` steps all of its environments or none, cannot say which one raised, and stacks
-    all infos.
+    ``gymnasium.vector.SyncVectorEnv`` is not used: it steps all of its environments or none,
+    cannot tell which one raised, and stacks all infos.
+
+    Args:
+        task: the task.
+        n: number of environments.
+        task_index: index of the task in its suite.
+        n_tasks: number of tasks in the suite.
+        observation: kind of observation, see ``make_env``.
+        on_failure: called with each failure; by default it raises the failure.
     """
 
     def __init__(
@@ -46,148 +49,177 @@ class GymnasiumBackend:
         observation: ObservationKind = "grid",
         on_failure: Callable[[EnvironmentFailedError], None] = _raise,
     ) -> None:
-        self._task, self._on_failure = task, on_failure
+        self._task = task
+        self._on_failure = on_failure
         self._make_env = partial(make_env, task, task_index, n_tasks, observation)
-        self._envs: list[gym.Env[Any, Any] | None] = [None] * n
-        self._space: spaces.Space[Any]  # known from the first environment on
+        self._envs: list[AnyEnv | None] = [None] * n
+        self._space: AnySpace  # known once the first environment has been made
         self._seeds: list[int | None] = [None] * n
-        self._seed_is_new = [False] * n
+        self._needs_seed = [False] * n
         self._was_made = [False] * n
-        self._starting: EnvIndices | None = None
-        self._stepping: tuple[EnvIndices, NDArray[Any]] | None = None
+        self._reset_indices: EnvIndices | None = None
+        self._step_indices: EnvIndices | None = None
+        self._actions: Array | None = None
 
     def seed(self, seeds: Sequence[int]) -> None:
-        """Restart the random streams, one seed per slot, each at its slot's next reset."""
-        self._seeds = [int(seed) for seed in seeds]
-        self._seed_is_new = [True] * len(self._seeds)
+        """Restart each random stream at the next reset of its environment.
 
-    def send_reset(self, slots: EnvIndices) -> None:
-        """Keep the slots (k,) for ``recv_reset``."""
-        self._starting = slots
+        Args:
+            seeds: one seed per environment.
+        """
+        self._seeds = [int(seed) for seed in seeds]
+        self._needs_seed = [True] * len(self._seeds)
+
+    def send_reset(self, env_indices: EnvIndices) -> None:
+        """Store which environments ``recv_reset`` has to reset.
+
+        Args:
+            env_indices: the environments, (k,).
+        """
+        self._reset_indices = env_indices
 
     def recv_reset(self) -> Observations:
-        """Start an episode in each of them."""
-        assert self._starting is not None, "recv_reset() follows send_reset()"
-        slots, self._starting = self._starting, None
-        return self._stack({slot: self._reset_slot(slot) for slot in slots.tolist()})
+        """Start an episode in each of them and return the first observations, (k, …)."""
+        assert self._reset_indices is not None, "recv_reset() follows send_reset()"
+        env_indices = self._reset_indices.tolist()
+        self._reset_indices = None
+        first_obs = {env_index: self._reset_env(env_index) for env_index in env_indices}
+        return self._stack(first_obs)
 
-    def send(self, slots: EnvIndices, actions: NDArray[Any]) -> None:
-        """Keep slots (k,) and actions (k, …) for ``recv``."""
-        self._stepping = slots, actions
+    def send(self, env_indices: EnvIndices, actions: Array) -> None:
+        """Store which actions ``recv`` has to take.
+
+        Args:
+            env_indices: the environments, (k,).
+            actions: their actions, (k, …).
+        """
+        self._step_indices = env_indices
+        self._actions = actions
 
     def recv(self) -> Step:
-        """Step each of these environments."""
-        assert self._stepping is not None, "recv() follows send()"
-        (slots, actions), self._stepping = self._stepping, None
-        k = len(slots)
-        rewards, terminated, truncated = (
-            np.zeros(k, np.float32),
-            np.zeros(k, np.bool_),
-            np.zeros(k, np.bool_),
-        )
-        success, failed = np.zeros(k, np.int8), np.zeros(k, np.bool_)
-        rows: dict[int, Any] = {}
-        for i, slot in enumerate(slots.tolist()):
-            stepped = self._step_slot(slot, actions[i])
-            if stepped is None:
+        """Step each of these environments and return the timestep."""
+        assert self._step_indices is not None, "recv() follows send()"
+        assert self._actions is not None, "recv() follows send()"
+        env_indices = self._step_indices.tolist()
+        self._step_indices = None
+        k = len(env_indices)
+        rewards = np.zeros(k, np.float32)
+        terminated = np.zeros(k, np.bool_)
+        truncated = np.zeros(k, np.bool_)
+        success = np.zeros(k, np.int8)
+        failed = np.zeros(k, np.bool_)
+        rows: dict[int, Observation] = {}
+        # rows has no entry for a failed environment; its row in the result is zeros.
+        for i, env_index in enumerate(env_indices):
+            env_step = self._step_env(env_index, self._actions[i])
+            if env_step is None:
                 failed[i] = True
                 continue
-            rows[slot], rewards[i], terminated[i], truncated[i], info = stepped
+            rows[env_index], rewards[i], terminated[i], truncated[i], info = env_step
             success[i] = _reported_success(info)
         obs = self._stack(rows)
         if failed.any():
-            obs = {key: scatter(values, ~failed, k) for key, values in obs.items()}
+            # (working environments, …) -> (k, …)
+            obs = {key: scatter_rows(values, ~failed, k) for key, values in obs.items()}
         return Step(obs, rewards, terminated, truncated, success, failed)
 
     def close(self) -> None:
         """Close the environments; a second call does nothing."""
-        envs, self._envs = self._envs, []
+        envs = self._envs
+        self._envs = []
         for env in envs:
             if env is not None:
                 _close(env)
 
-    def _reset_slot(self, slot: int) -> Any:
+    def _reset_env(self, env_index: int) -> Observation:
+        """Return the first observation of an environment, which is made again until it works."""
         while True:
-            env = self._envs[slot]
+            env = self._envs[env_index]
             if env is None:
-                env = self._envs[slot] = self._make_slot(slot)
+                env = self._make(env_index)
+                self._envs[env_index] = env
             if env is None:
                 continue
-            seed = self._seeds[slot] if self._seed_is_new[slot] else None
-            self._seed_is_new[slot] = False
+            seed = self._seeds[env_index] if self._needs_seed[env_index] else None
+            self._needs_seed[env_index] = False
             try:
                 observation, _ = env.reset(seed=seed)
             except Exception as error:
-                self._drop(slot, "reset", error)
+                self._discard(env_index, "reset", error)
             else:
                 return observation
 
-    def _make_slot(self, slot: int) -> gym.Env[Any, Any] | None:
-        """None when it failed though it could be made once: the first time, a mistake of the user's is likelier."""
+    def _make(self, env_index: int) -> AnyEnv | None:
+        """Return a new environment, or None if it fails although it could be made before.
+
+        A failure at the first time is likely a mistake of the user and is raised.
+        """
         try:
             env = self._make_env()
         except Exception as error:
-            if not self._was_made[slot]:
+            if not self._was_made[env_index]:
                 raise
-            self._drop(slot, "make", error)
+            self._discard(env_index, "make", error)
             return None
-        self._was_made[slot], self._space = True, env.observation_space
+        self._was_made[env_index] = True
+        self._space = env.observation_space
         return env
 
-    def _step_slot(
-        self, slot: int, action: Any
-    ) -> tuple[Any, Any, bool, bool, dict[str, Any]] | None:
-        """None when the environment failed."""
-        env = self._envs[slot]
-        assert env is not None, "a slot is reset before it is stepped"
+    def _step_env(self, env_index: int, action: Array) -> EnvStep | None:
+        """Return the timestep of one environment, or None if it failed."""
+        env = self._envs[env_index]
+        assert env is not None, "an environment is reset before it is stepped"
         try:
-            return env.step(action)
+            return cast(EnvStep, env.step(action))
         except Exception as error:
-            self._drop(slot, "step", error)
+            self._discard(env_index, "step", error)
             return None
 
-    def _drop(self, slot: int, method: str, error: Exception) -> None:
-        env, seed = self._envs[slot], self._seeds[slot]
+    def _discard(self, env_index: int, method: str, error: Exception) -> None:
+        """Report the failure of an environment; the next reset makes another with a new seed."""
+        env = self._envs[env_index]
+        seed = self._seeds[env_index]
         assert seed is not None, "the first reset needs seeds"
-        failure = self._failure(slot, f"failed in {method}(): {type(error).__name__}: {error}")
+        message = f"failed in {method}(): {type(error).__name__}: {error}"
+        failure = self._failure(env_index, message)
         failure.__cause__ = error
         self._on_failure(failure)
-        self._envs[slot] = None
-        self._seeds[slot], self._seed_is_new[slot] = another_seed(seed), True
+        self._envs[env_index] = None
+        self._seeds[env_index] = replacement_seed(seed)
+        self._needs_seed[env_index] = True
         if env is not None:
             _close(env)
 
-    def _failure(self, slot: int, what: str) -> EnvironmentFailedError:
-        told = f"task '{self._task.name}' ({self._task.env_id}, seed {self._seeds[slot]}) {what}"
-        return EnvironmentFailedError(told, slot)
+    def _failure(self, env_index: int, message: str) -> EnvironmentFailedError:
+        seed = self._seeds[env_index]
+        where = f"task '{self._task.name}' ({self._task.env_id}, seed {seed})"
+        return EnvironmentFailedError(f"{where} {message}", env_index)
 
-    def _stack(self, rows: Mapping[int, Any]) -> Observations:
-        # (…) per slot -> (k, …)
+    def _stack(self, rows: Mapping[int, Observation]) -> Observations:
+        """Return the observations of k environments as one batch: (…) each -> (k, …)."""
         out: Any = create_empty_array(self._space, n=len(rows), fn=np.zeros)
+        if not rows:
+            return cast(Observations, out)
         try:
-            return (
-                cast(Observations, concatenate(self._space, tuple(rows.values()), out))
-                if rows
-                else out
-            )
+            return cast(Observations, concatenate(self._space, tuple(rows.values()), out))
         except Exception as error:
-            for slot, row in rows.items():
+            for env_index, row in rows.items():
                 if not self._space.contains(row):
-                    raise self._failure(
-                        slot, f"gave {row!r}, which is not in {self._space}"
-                    ) from error
+                    message = f"gave {row!r}, which is not in {self._space}"
+                    raise self._failure(env_index, message) from error
             raise
 
 
-def _close(env: gym.Env[Any, Any]) -> None:
-    with suppress(
-        Exception
-    ):  # what it closes may be what failed; that must not hide why, nor leave others open
+def _close(env: AnyEnv) -> None:
+    # Closing may fail for the same reason as the environment itself. That error must not hide the
+    # first one, nor keep the other environments open.
+    with suppress(Exception):
         env.close()
 
 
-def _reported_success(info: Mapping[str, Any]) -> int:
-    success = info.get(
-        "is_success", info.get("success")
-    )  # gymnasium-robotics' name, Meta-World's name
-    return NOT_REPORTED if success is None else int(bool(success))
+def _reported_success(info: Mapping[str, object]) -> int:
+    # gymnasium-robotics reports "is_success", Meta-World reports "success".
+    success = info.get("is_success", info.get("success"))
+    if success is None:
+        return NOT_REPORTED
+    return int(bool(success))

@@ -1,9 +1,8 @@
-"""The pools of a suite's tasks as one: between two episodes, a slot can go from one task to another."""
+"""The backends of a suite's tasks as one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,110 +10,182 @@ from numpy.typing import NDArray
 from mirl.envs.actions import with_action_mask
 from mirl.envs.pools.backend import (
     Backend,
-    EnvIndices,
-    Observations,
+    RowMask,
     Step,
     join_observations,
     join_steps,
-    scatter,
+    scatter_rows,
 )
+from mirl.envs.pools.workers import Workers
+from mirl.envs.type_aliases import Array, EnvIndices, Observations
+
+NO_TASK = -1
+"""Task of an environment before its first reset."""
 
 
 class SuiteBackend:
-    """Steps n slots, each in the pool of the task that it plays, all pools at the same time.
+    """Backend of n environments, each of which is stepped by the backend of its task.
+
+    All backends work at the same time. Between two episodes, an environment can change its task.
 
     Args:
-        pools: by task.
-        first_env_indices: by task, the slot which is number 0 in the task's pool.
-        n: number of slots.
-        n_actions: of each task of the suite, if these differ; observations then gain ``action_mask``.
+        backends: the backend of each task, by the index of the task.
+        first_env_indices: for each task, the environment that has index 0 in the task's backend.
+        n: number of environments.
+        n_actions: number of actions of each task, (n_tasks,), if they differ; observations then
+            gain ``action_mask``.
+        workers: worker processes of the backends, which are closed with them; None for none.
     """
 
     def __init__(
         self,
-        pools: Mapping[int, Backend],
+        backends: Mapping[int, Backend],
         first_env_indices: Mapping[int, int],
         n: int,
         n_actions: NDArray[np.int64] | None = None,
+        workers: Workers | None = None,
     ) -> None:
-        self._pools = dict(pools)
+        self._backends = dict(backends)
+        self._workers = workers
         self._first_env_indices = dict(first_env_indices)
         self._n_actions = n_actions
-        self._tasks = np.full(n, -1, dtype=np.int64)
+        self._task_ids = np.full(n, NO_TASK, dtype=np.int64)
         self._inactive = np.zeros(n, dtype=np.bool_)
-        self._plan = _Plan(self._tasks)
+        self._groups = _TaskGroups(self._task_ids)
 
     def seed(self, seeds: Mapping[int, Sequence[int]]) -> None:
-        """Restart the random streams: by task, a seed for each slot of its pool. A reset of all slots must follow."""
-        for task, pool in self._pools.items():
-            pool.seed(seeds[task])
+        """Restart the random streams; a reset of all environments has to follow.
 
-    def reset(self, slots: EnvIndices, tasks: NDArray[np.int64]) -> Observations:
-        """Start an episode of tasks (k,) in slots (k,); its first observations (k, …)."""
-        plan = _Plan(tasks)
-        for task, rows in plan.groups:
-            self._pools[task].send_reset(slots[rows] - self._first_env_indices[task])
-        parts = [self._masked(self._pools[task].recv_reset(), task) for task, _ in plan.groups]
-        if self._inactive[slots].any() or not np.array_equal(self._tasks[slots], tasks):
-            self._tasks[slots], self._inactive[slots] = tasks, False
-            self._plan = _Plan(self._tasks, self._inactive)
-        return plan.put_back(join_observations(parts))
+        Args:
+            seeds: for each task, one seed per environment of its backend.
+        """
+        for task_index, backend in self._backends.items():
+            backend.seed(seeds[task_index])
 
-    def deactivate(self, slots: EnvIndices) -> None:
-        """Step slots (k,) no more until their next reset: their rows are zeros."""
-        self._inactive[slots] = True
-        self._plan = _Plan(self._tasks, self._inactive)
+    def reset(self, env_indices: EnvIndices, task_ids: NDArray[np.int64]) -> Observations:
+        """Start an episode of a task in each of some environments.
+
+        Args:
+            env_indices: the environments, (k,).
+            task_ids: task of each of them, (k,).
+
+        Returns:
+            The first observations, (k, …).
+        """
+        groups = _TaskGroups(task_ids)
+        # All backends start before the first is waited for, so that they work at the same time.
+        for task_index, rows in groups.rows_by_task:
+            backend_indices = env_indices[rows] - self._first_env_indices[task_index]
+            self._backends[task_index].send_reset(backend_indices)
+        batches = []
+        for task_index, _ in groups.rows_by_task:
+            obs = self._backends[task_index].recv_reset()
+            batches.append(self._add_action_mask(obs, task_index))
+        # The groups for stepping change only if a task or the activity changes.
+        any_inactive = self._inactive[env_indices].any()
+        if any_inactive or not np.array_equal(self._task_ids[env_indices], task_ids):
+            self._task_ids[env_indices] = task_ids
+            self._inactive[env_indices] = False
+            self._groups = _TaskGroups(self._task_ids, self._inactive)
+        return groups.restore_order(join_observations(batches))
+
+    def deactivate(self, env_indices: EnvIndices) -> None:
+        """Stop stepping environments until their next reset; their rows are zeros.
+
+        Args:
+            env_indices: the environments, (k,).
+        """
+        self._inactive[env_indices] = True
+        self._groups = _TaskGroups(self._task_ids, self._inactive)
 
     @property
     def all_inactive(self) -> bool:
-        """Whether there is nothing to step."""
+        """True if every environment is inactive."""
         return bool(self._inactive.all())
 
-    def send(self, actions: NDArray[Any]) -> None:
-        """Start a timestep of all slots that do not rest, of which there is one, with valid actions (n, …)."""
-        for task, rows in self._plan.groups:
-            self._pools[task].send(rows - self._first_env_indices[task], actions[rows])
+    def send(self, actions: Array) -> None:
+        """Start a timestep of all active environments, of which there is at least one.
+
+        Args:
+            actions: one valid action per environment, (n, …).
+        """
+        for task_index, rows in self._groups.rows_by_task:
+            backend_indices = rows - self._first_env_indices[task_index]
+            self._backends[task_index].send(backend_indices, actions[rows])  # (n, …) -> (k, …)
 
     def recv(self) -> Step:
-        """Finish it."""
-        steps = [self._masked_step(self._pools[task].recv(), task) for task, _ in self._plan.groups]
-        return self._plan.put_back_step(join_steps(steps))
+        """Finish the timestep and return it."""
+        steps = []
+        for task_index, _ in self._groups.rows_by_task:
+            step = self._backends[task_index].recv()
+            steps.append(replace(step, obs=self._add_action_mask(step.obs, task_index)))
+        return self._groups.restore_step_order(join_steps(steps))
 
     def close(self) -> None:
-        """Give back processes and threads; a second call does nothing."""
-        for pool in self._pools.values():
-            pool.close()
+        """End processes and threads; a second call does nothing."""
+        for backend in self._backends.values():
+            backend.close()
+        if self._workers is not None:
+            self._workers.close()
 
-    def _masked(self, obs: Observations, task: int) -> Observations:
+    def _add_action_mask(self, obs: Observations, task_index: int) -> Observations:
+        """Return the observations of a task, with an action mask if the tasks need one."""
         if self._n_actions is None:
             return obs
-        return with_action_mask(obs, int(self._n_actions[task]), int(self._n_actions.max()))
-
-    def _masked_step(self, step: Step, task: int) -> Step:
-        return replace(step, obs=self._masked(step.obs, task))
+        n_actions = int(self._n_actions[task_index])
+        return with_action_mask(obs, n_actions, int(self._n_actions.max()))
 
 
-class _Plan:
-    """Which rows go to which task, and how to put back in order what comes task by task."""
+class _TaskGroups:
+    """Rows grouped by task, and the way back to their original order.
 
-    def __init__(self, tasks: NDArray[np.int64], left_out: NDArray[np.bool_] | None = None) -> None:
-        order = np.argsort(tasks, kind="stable")
-        self._n, self._order = len(tasks), order if left_out is None else order[~left_out[order]]
-        ordered = tasks[self._order]
-        self._is_ordered = len(ordered) == len(tasks) and bool((tasks == ordered).all())
-        cuts = (np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist()
-        bounds = pairwise([0, *cuts, len(ordered)])
-        self.groups = [
-            (int(ordered[start]), self._order[start:end]) for start, end in bounds if start < end
-        ]
-        """Each task, and its rows, which ascend."""
+    Args:
+        task_ids: task of each row, (n,).
+        excluded: True for each row that belongs to no group, (n,); None for none.
+    """
 
-    def put_back(self, joined: Observations) -> Observations:
-        """Observations of all groups, one after the other, in the order of the rows; what was left out is zeros."""
-        if self._is_ordered:
+    def __init__(self, task_ids: NDArray[np.int64], excluded: RowMask | None = None) -> None:
+        self._n = len(task_ids)
+        # A stable sort keeps the rows of each task in ascending order.
+        order = np.argsort(task_ids, kind="stable")
+        if excluded is not None:
+            order = order[~excluded[order]]
+        self._order: EnvIndices = order
+        sorted_ids = task_ids[order]
+        is_complete = len(sorted_ids) == self._n
+        self._is_in_order = is_complete and bool((task_ids == sorted_ids).all())
+        # A group starts wherever the task changes.
+        starts = np.flatnonzero(sorted_ids[1:] != sorted_ids[:-1]) + 1
+        bounds = [0, *starts.tolist(), len(sorted_ids)]
+        self.rows_by_task: list[tuple[int, EnvIndices]] = []
+        """Each task and its rows in ascending order."""
+        for start, end in pairwise(bounds):
+            if start < end:
+                self.rows_by_task.append((int(sorted_ids[start]), order[start:end]))
+
+    def restore_order(self, joined: Observations) -> Observations:
+        """Return the observations of all groups in the order of the rows.
+
+        Args:
+            joined: the observations, group after group.
+
+        Returns:
+            Observations, (n, …); excluded rows are zeros.
+        """
+        if self._is_in_order:
             return joined
-        return {key: scatter(values, self._order, self._n) for key, values in joined.items()}
+        restored = {}
+        # (rows in order of their task, …) -> (n, …)
+        for key, values in joined.items():
+            restored[key] = scatter_rows(values, self._order, self._n)
+        return restored
 
-    def put_back_step(self, joined: Step) -> Step:
-        """The same of a step."""
-        return joined if self._is_ordered else joined.scattered(self._order, self._n)
+    def restore_step_order(self, joined: Step) -> Step:
+        """Return the timestep of all groups in the order of the rows.
+
+        Args:
+            joined: the timestep, group after group.
+        """
+        if self._is_in_order:
+            return joined
+        return joined.scatter(self._order, self._n)

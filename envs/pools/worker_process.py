@@ -1,4 +1,4 @@
-"""One worker process: its owner's side, which starts it and starts another when it was lost, and its own generation."""
+"""One worker process: the part in the owner's process, and the loop that it runs."""
 
 import atexit
 import multiprocessing
@@ -9,26 +9,31 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import Any, Literal, assert_never, cast
 
 from gymnasium.vector.utils import CloudpickleWrapper
 
-from mirl.envs.pools.backend import EnvironmentFailedError, Observations, Step
+from mirl.envs.pools.backend import EnvironmentFailedError, Step
 from mirl.envs.pools.gymnasium import GymnasiumBackend
+from mirl.envs.type_aliases import Observations
 
 Command = Literal["reset", "step"]
+"""Command to a worker about one of its shards."""
+Reply = tuple[str | None, Observations | Step | None, Sequence[tuple[str, int]]]
+"""Error message or None, the result, and the tolerated failures (message, env index)."""
 
 POLL_SECONDS = 1.0
-"""Time between two looks at whether a silent worker still lives."""
+"""Time between two checks whether a silent worker process is still alive."""
 CLOSE_SECONDS = 5.0
-"""Time that a worker gets to close its environments before it is ended."""
+"""Time that a worker process gets to close its environments before it is killed."""
 
 
-class LostError(Exception):
-    """The process that was asked is gone.
+class WorkerLostError(Exception):
+    """The process that had to reply is gone.
 
     Args:
-        reason: how, for the first who asks; "" for the others.
+        reason: the reason, for the first caller; empty for the later ones.
     """
 
     def __init__(self, reason: str) -> None:
@@ -36,90 +41,121 @@ class LostError(Exception):
         self.reason = reason
 
 
-class HungError(LostError):
-    """The process was ended, since it gave no answer."""
+class WorkerTimeoutError(WorkerLostError):
+    """The process was killed because it did not reply in time."""
 
 
 class Worker:
-    """The owner's side of a worker process; it starts when it gets its first work, and again after one was lost."""
+    """The owner's side of a worker process.
+
+    The process starts with the first command, and another one after it was lost.
+
+    Args:
+        max_restarts: number of failures of environments that one command tolerates.
+        timeout: seconds without a reply after which the process counts as hung.
+    """
 
     def __init__(self, max_restarts: int, timeout: float) -> None:
-        self._most_restarts, self._timeout = max_restarts, timeout
-        self._builds: list[Any] = []
-        self._process: Any = None
+        self._max_restarts = max_restarts
+        self._timeout = timeout
+        self._builders: list[CloudpickleWrapper] = []
+        self._process: BaseProcess | None = None
         self._connection: Connection | None = None
         self.generation = 0
-        """The number of processes that were lost."""
-        self.has_answered = False
+        """Number of processes that were lost."""
+        self.has_replied = False
+        """True once a process has replied to a command."""
 
     def add_envs(self, build: Callable[..., GymnasiumBackend]) -> int:
-        """Let the process have another chunk; its number there."""
-        assert self._process is None, "chunks are given to a worker before it starts"
-        # Gymnasium's wrapper carries any function, its own or not
-        self._builds.append(CloudpickleWrapper(build))
-        return len(self._builds) - 1
+        """Give the process another shard of environments.
+
+        Args:
+            build: function that makes the shard's backend in the process.
+
+        Returns:
+            The number of the shard in this worker.
+        """
+        assert self._process is None, "environments are added before the process starts"
+        # Unlike pickle, cloudpickle can send functions that are defined in the user's script.
+        self._builders.append(CloudpickleWrapper(build))  # type: ignore[arg-type]
+        return len(self._builders) - 1
 
     @property
     def connection(self) -> Connection:
-        """To the process, which runs from the first use on."""
+        """Connection to the process, which is started if it does not run."""
         if self._connection is None:
             context = _context()
-            self._connection, theirs = context.Pipe()
-            arguments = (theirs, self._builds, self._most_restarts)
-            # A daemon: it is ended with its owner, and ends by itself (EOF) when its owner was killed, unless it hangs.
-            self._process = context.Process(target=_serve, args=arguments, daemon=True)  # type: ignore[attr-defined]
-            self._process.start()
-            atexit.register(
-                self._process.kill
-            )  # before multiprocessing's own, which would ask it to end and wait
-            theirs.close()
+            self._connection, child_connection = context.Pipe()
+            # A daemon ends with its owner. If the owner is killed, the process reads EOF and ends
+            # by itself, unless it hangs.
+            process: BaseProcess = context.Process(  # type: ignore[attr-defined]
+                target=_serve,
+                args=(child_connection, self._builders, self._max_restarts),
+                daemon=True,
+            )
+            process.start()
+            self._process = process
+            # This runs before multiprocessing's own exit handler, which would wait for the process.
+            atexit.register(process.kill)
+            child_connection.close()
         return self._connection
 
-    def answer(self, generation: int) -> Any:
-        """The next one, to what was asked in this generation.
+    def recv(self, generation: int) -> Reply:
+        """Return the next reply.
+
+        Args:
+            generation: the generation to which the command was sent.
 
         Raises:
-            LostError: the process died, or did not answer in time and was ended; there will be another.
+            WorkerLostError: if the process died, or did not reply in time and was killed. The next
+                command starts another process.
         """
         if generation != self.generation:
-            raise LostError("")
-        connection, patience = self.connection, time.monotonic() + self._timeout
+            raise WorkerLostError("")
+        connection = self.connection
+        assert self._process is not None, "a connection has a process"
+        deadline = time.monotonic() + self._timeout
         while not connection.poll(min(POLL_SECONDS, self._timeout)):
+            # The process may have replied between the poll and its end.
             if not self._process.is_alive() and not connection.poll():
                 raise self._died()
-            if time.monotonic() > patience:
+            if time.monotonic() > deadline:
                 self._terminate()
-                raise HungError(
-                    f"a worker process gave no answer for {self._timeout:g} seconds and was ended"
+                raise WorkerTimeoutError(
+                    f"a worker process gave no reply for {self._timeout:g} seconds and was killed; "
+                    "raise the timeout if the environment is slow"
                 )
         try:
-            answer = connection.recv()
-        except (EOFError, OSError):  # the latter in the middle of an answer
+            reply = cast(Reply, connection.recv())
+        except (EOFError, OSError):  # OSError if it died in the middle of a reply
             raise self._died() from None
-        self.has_answered = True
-        return answer
+        self.has_replied = True
+        return reply
 
-    def _died(self) -> LostError:
+    def _died(self) -> WorkerLostError:
+        assert self._process is not None, "only a process that was started can die"
         self._process.join(CLOSE_SECONDS)
         code = self._process.exitcode
         self._terminate()
-        return LostError(f"a worker process died, exit code {code}")
+        return WorkerLostError(f"a worker process died, exit code {code}")
 
     def _terminate(self) -> None:
-        """End what is left of the process; there will be another."""
-        self._process.kill()
+        """Kill the process; the next command starts another."""
+        if self._process is not None:
+            self._process.kill()
         self.join()
-        self._connection, self.generation = None, self.generation + 1
+        self._connection = None
+        self.generation += 1
 
     def ask_to_close(self) -> None:
-        """Let it end its environments."""
+        """Ask the process to close its environments and to end."""
         if self._connection is not None:
-            with suppress(OSError):  # it may be dead already
+            with suppress(OSError):  # the process may be dead already
                 self._connection.send((0, "close", None))
 
     def join(self) -> None:
-        """Wait for its end, for a while."""
-        if self._connection is None:
+        """Wait for the end of the process, and kill it after ``CLOSE_SECONDS``."""
+        if self._connection is None or self._process is None:
             return
         self._process.join(CLOSE_SECONDS)
         if self._process.is_alive():
@@ -131,8 +167,8 @@ class Worker:
 
 
 def _context() -> BaseContext:
-    # A forked child of a process with threads (torch's, EnvPool's) can hang. A fork server has none, and it imports
-    # what the workers need once for all of them.
+    # A forked child of a process with threads (torch's, EnvPool's) can hang. A fork server has no
+    # threads, and it imports what the workers need once for all of them.
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -140,58 +176,68 @@ def _context() -> BaseContext:
     return context
 
 
-def _serve(connection: Connection, builds: Sequence[Any], max_restarts: int) -> None:
-    """The worker's generation: build its chunks, answer commands, end with its owner.
+def _serve(
+    connection: Connection, builders: Sequence[CloudpickleWrapper], max_restarts: int
+) -> None:
+    """Run a worker process: reply to commands until the owner closes it or is gone.
 
-    An answer is (failure, what was asked for, failures that were survived).
+    Args:
+        connection: connection to the owner.
+        builders: one function per shard that makes its backend.
+        max_restarts: number of failures of environments that one command tolerates.
     """
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # both may reach the whole group; the owner decides
-        signal.signal(number, signal.SIG_IGN)
-    pools: dict[int, GymnasiumBackend] = {}
-    survived: list[tuple[str, int]] = []
+    # Both signals may reach the whole process group; the owner decides when to end.
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, signal.SIG_IGN)
+    backends: dict[int, GymnasiumBackend] = {}
+    tolerated: list[tuple[str, int]] = []
 
-    def survive(failure: EnvironmentFailedError) -> None:
-        if len(survived) == max_restarts:
+    def tolerate(failure: EnvironmentFailedError) -> None:
+        if len(tolerated) == max_restarts:
             raise failure
-        survived.append((str(failure), failure.slot))
+        tolerated.append((str(failure), failure.env_index))
 
     try:
-        while (message := connection.recv())[1] != "close":
-            number, command, argument = message
-            survived.clear()
+        while True:
+            shard, command, argument = connection.recv()
+            if command == "close":
+                break
+            tolerated.clear()
             try:
-                if number not in pools:
-                    pools[number] = cast(GymnasiumBackend, builds[number].fn(on_failure=survive))
-                connection.send((None, _answer(pools[number], command, argument), survived))
+                if shard not in backends:
+                    backend = builders[shard].fn(on_failure=tolerate)
+                    backends[shard] = cast(GymnasiumBackend, backend)
+                result = _execute(backends[shard], command, argument)
+                # Inside the block, because a result that cannot be pickled is an error as well.
+                connection.send((None, result, tolerated))
             except EnvironmentFailedError as error:
-                connection.send((f"{error}\n{_worker_traceback(error)}", None, ()))
+                connection.send(_error_reply(str(error), error))
             except Exception as error:
-                connection.send(
-                    (f"{type(error).__name__}: {error}\n{_worker_traceback(error)}", None, ())
-                )
+                connection.send(_error_reply(f"{type(error).__name__}: {error}", error))
     except (EOFError, OSError):
         return  # the owner is gone
-    for pool in pools.values():
-        pool.close()
+    for backend in backends.values():
+        backend.close()
 
 
-def _answer(pool: GymnasiumBackend, command: Command, argument: Any) -> Observations | Step:
+def _execute(backend: GymnasiumBackend, command: Command, argument: Any) -> Observations | Step:
+    """Return the result of a command for one shard."""
     match command:
         case "reset":
-            slots, seeds = argument
+            env_indices, seeds = argument
             if seeds is not None:
-                pool.seed(seeds)
-            pool.send_reset(slots)
-            return pool.recv_reset()
+                backend.seed(seeds)
+            backend.send_reset(env_indices)
+            return backend.recv_reset()
         case "step":
-            pool.send(*argument)
-            return pool.recv()
+            env_indices, actions = argument
+            backend.send(env_indices, actions)
+            return backend.recv()
         case _:
             assert_never(command)
 
 
-def _worker_traceback(error: Exception) -> str:
-    return "In the worker:\n" + "".join(traceback.format_exception(error.__cause__ or error))
+def _error_reply(message: str, error: Exception) -> Reply:
+    """Return a reply with an error and its traceback in the worker."""
+    lines = traceback.format_exception(error.__cause__ or error)
+    return (f"{message}\nIn the worker:\n{''.join(lines)}", None, ())

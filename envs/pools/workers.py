@@ -1,11 +1,10 @@
-"""A ``gymnasium`` pool spread over a few worker processes, each of which steps its own chunk of slots."""
+"""The ``gymnasium`` backend in worker processes, each of which steps a shard of environments."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -15,65 +14,97 @@ from numpy.typing import NDArray
 from mirl.configs.tasks import TaskConfig
 from mirl.envs.make import ObservationKind, find_spec
 from mirl.envs.pools.backend import (
-    EnvIndices,
     EnvironmentFailedError,
-    Observations,
     Restarts,
     Step,
     join_observations,
     join_steps,
 )
 from mirl.envs.pools.gymnasium import GymnasiumBackend
-from mirl.envs.pools.worker_process import Command, HungError, LostError, Worker
-from mirl.envs.seeds import another_seed
+from mirl.envs.pools.worker_process import (
+    Command,
+    Worker,
+    WorkerLostError,
+    WorkerTimeoutError,
+)
+from mirl.envs.seeds import replacement_seed
+from mirl.envs.type_aliases import Array, EnvIndices, Observations
 
-SEEDS_SHOWN = 3
-"""Seeds that a message names where any of several environments may be meant."""
-TIMEOUT = 300.0
-"""Seconds that a worker may take for an answer, where nothing else is said."""
+MAX_SEEDS_IN_MESSAGE = 3
+"""Number of seeds named in a message that may concern any of several environments."""
+DEFAULT_TIMEOUT = 300.0
+"""Seconds without a reply after which a worker process counts as hung, by default."""
 
 
 def available_cpus() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of CPUs that this process may use."""
+    # Not every platform can tell the affinity of a process.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Workers:
-    """Processes that the pools of a suite's tasks share: fifty tasks need no fifty processes.
+    """Worker processes that the backends of all tasks share.
+
+    A suite of fifty tasks does not need fifty processes.
 
     Args:
-        n: so many.
-        restarts: how often environments and processes that failed are made anew.
-        timeout: seconds after which a process that does not answer is ended.
+        n_workers: number of processes.
+        restarts: counter of the tolerated failures; by default no failure is tolerated.
+        timeout: seconds without a reply after which a process counts as hung.
     """
 
-    def __init__(self, n: int, restarts: Restarts | None = None, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self,
+        n_workers: int,
+        restarts: Restarts | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
         self.restarts = restarts or Restarts()
-        self._processes = [Worker(self.restarts.max_restarts, timeout) for _ in range(n)]
+        max_restarts = self.restarts.max_restarts
+        self._workers = [Worker(max_restarts, timeout) for _ in range(n_workers)]
         self._next = 0
 
     def __len__(self) -> int:
-        return len(self._processes)
+        """Return the number of processes."""
+        return len(self._workers)
 
-    def take(self, n: int) -> list[Worker]:
-        """n of them, so that all are taken equally often."""
-        taken = [self._processes[(self._next + i) % len(self)] for i in range(n)]
+    def assign(self, n: int) -> list[Worker]:
+        """Return the next workers in turn, so that all are assigned equally often.
+
+        Args:
+            n: number of workers.
+        """
+        assigned = [self._workers[(self._next + i) % len(self)] for i in range(n)]
         self._next = (self._next + n) % len(self)
-        return taken
+        return assigned
 
     def close(self) -> None:
         """End the processes; a second call does nothing."""
-        processes, self._processes = self._processes, []
-        for worker in processes:
+        workers = self._workers
+        self._workers = []
+        # All are asked before the first is waited for, so that they end at the same time.
+        for worker in workers:
             worker.ask_to_close()
-        for worker in processes:
+        for worker in workers:
             worker.join()
 
 
 class WorkerBackend:
-    """n environments of one task, in chunks, each in one of ``workers``.
+    """Backend of one task whose environments are split into shards, one per worker process.
 
-    Each worker answers in the order in which it was asked: pools that share workers are received as they were sent.
+    Each worker replies in the order of its commands, so backends that share workers have to be
+    received in the order in which they were sent.
+
+    Args:
+        task: the task.
+        n: number of environments.
+        task_index: index of the task in its suite.
+        n_tasks: number of tasks in the suite.
+        observation: kind of observation, see ``make_env``.
+        workers: the worker processes.
+        n_shards: largest number of shards.
     """
 
     def __init__(
@@ -85,61 +116,92 @@ class WorkerBackend:
         observation: ObservationKind = "grid",
         *,
         workers: Workers,
-        chunks: int,
+        n_shards: int,
     ) -> None:
-        parts = np.array_split(np.arange(n), min(chunks, len(workers), n))
-        self._first_env_indices = [int(part[0]) for part in parts]
-        # The registration travels along: a worker has imported neither the user's script nor his notebook.
+        shares = np.array_split(np.arange(n), min(n_shards, len(workers), n))
+        self._first_env_indices = [int(share[0]) for share in shares]
+        # The registration is sent along: a worker has not imported the user's script or notebook.
         build = partial(_build, find_spec(task), task, task_index, n_tasks, observation)
-        self._chunks = [
-            _Chunk(worker, task, build, len(part), workers.restarts)
-            for worker, part in zip(workers.take(len(parts)), parts, strict=True)
-        ]
-        self._busy: list[_Chunk] = []
+        self._shards = []
+        for worker, share in zip(workers.assign(len(shares)), shares, strict=True):
+            self._shards.append(_Shard(worker, task, build, len(share), workers.restarts))
+        self._pending: list[_Shard] = []
 
     def seed(self, seeds: Sequence[int]) -> None:
-        """Restart the random streams, one seed per slot, each at its slot's next reset."""
-        ends = [*self._first_env_indices[1:], len(seeds)]
-        for chunk, start, end in zip(self._chunks, self._first_env_indices, ends, strict=True):
-            chunk.seed([int(seed) for seed in seeds[start:end]])
+        """Restart each random stream at the next reset of its environment.
 
-    def send_reset(self, slots: EnvIndices) -> None:
-        """Start an episode in slots (k,)."""
-        self._busy = []
-        for chunk, _, own_slots in self._shares(slots):
-            chunk.send_reset(own_slots)
-            self._busy.append(chunk)
+        Args:
+            seeds: one seed per environment.
+        """
+        ends = [*self._first_env_indices[1:], len(seeds)]
+        for shard, start, end in zip(self._shards, self._first_env_indices, ends, strict=True):
+            shard.seed([int(seed) for seed in seeds[start:end]])
+
+    def send_reset(self, env_indices: EnvIndices) -> None:
+        """Start an episode.
+
+        Args:
+            env_indices: the environments, (k,).
+        """
+        self._pending = []
+        for shard, _, shard_indices in self._split(env_indices):
+            shard.send_reset(shard_indices)
+            self._pending.append(shard)
 
     def recv_reset(self) -> Observations:
-        """The first observations of these episodes."""
-        return join_observations([chunk.recv_reset() for chunk in self._busy])
+        """Return the first observations of these episodes, (k, …)."""
+        return join_observations([shard.recv_reset() for shard in self._pending])
 
-    def send(self, slots: EnvIndices, actions: NDArray[Any]) -> None:
-        """Start a timestep of slots (k,) with valid actions (k, …)."""
-        self._busy = []
-        for chunk, rows, own_slots in self._shares(slots):
-            chunk.send(own_slots, actions[rows])
-            self._busy.append(chunk)
+    def send(self, env_indices: EnvIndices, actions: Array) -> None:
+        """Start a timestep.
+
+        Args:
+            env_indices: the environments, (k,).
+            actions: their valid actions, (k, …).
+        """
+        self._pending = []
+        for shard, rows, shard_indices in self._split(env_indices):
+            shard.send(shard_indices, actions[rows])
+            self._pending.append(shard)
 
     def recv(self) -> Step:
-        """Finish it."""
-        return join_steps([chunk.recv() for chunk in self._busy])
+        """Finish the timestep and return it."""
+        return join_steps([shard.recv() for shard in self._pending])
 
     def close(self) -> None:
-        """Nothing: whoever made the workers ends them."""
+        """Do nothing: whoever made the workers ends them."""
 
-    def _shares(self, slots: EnvIndices) -> "Iterator[tuple[_Chunk, slice, EnvIndices]]":
-        """Chunk, rows of ``slots`` and their numbers in that chunk, for each chunk that has any of them."""
-        bounds = [*np.searchsorted(slots, self._first_env_indices).tolist(), len(slots)]
-        for chunk, first, (start, end) in zip(
-            self._chunks, self._first_env_indices, pairwise(bounds), strict=True
+    def _split(self, env_indices: EnvIndices) -> "Iterator[tuple[_Shard, slice, EnvIndices]]":
+        """Yield each shard that holds any of these environments.
+
+        Args:
+            env_indices: the environments, (k,), ascending.
+
+        Yields:
+            The shard, its rows among the k, and the indices of its environments in the shard.
+        """
+        # Both are ascending, so the environments of a shard are a slice of the k.
+        starts = np.searchsorted(env_indices, self._first_env_indices).tolist()
+        bounds = pairwise([*starts, len(env_indices)])
+        for shard, first, (start, end) in zip(
+            self._shards, self._first_env_indices, bounds, strict=True
         ):
             if end > start:
-                yield chunk, slice(start, end), slots[start:end] - first
+                yield shard, slice(start, end), env_indices[start:end] - first
 
 
-class _Chunk:
-    """n environments of a task, in one worker. When that is gone, so are their episodes; the next begin in another."""
+class _Shard:
+    """Environments of a task that are held by one worker process.
+
+    If the process is lost, so are their episodes; the next ones start in another process.
+
+    Args:
+        worker: the worker.
+        task: the task.
+        build: function that makes the backend of some number of environments in the process.
+        n: number of environments.
+        restarts: counter of the tolerated failures.
+    """
 
     def __init__(
         self,
@@ -149,98 +211,129 @@ class _Chunk:
         n: int,
         restarts: Restarts,
     ) -> None:
-        self._worker, self._task, self._restarts = worker, task, restarts
-        self._number, self._generation = worker.add_envs(partial(build, n)), worker.generation
+        self._worker = worker
+        self._task = task
+        self._restarts = restarts
+        self._shard = worker.add_envs(partial(build, n))
+        self._generation = worker.generation
         self._seeds: list[int] = []
         self._seeds_are_new = False
-        self._playing = np.zeros(n, dtype=np.bool_)
-        self._asked: EnvIndices = np.arange(0)
-        self._like: Observations = {}
+        self._has_episode = np.zeros(n, dtype=np.bool_)
+        self._pending: EnvIndices = np.arange(0)
+        self._is_stepping: NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
+        self._last_obs: Observations = {}
 
     def seed(self, seeds: list[int]) -> None:
-        self._seeds, self._seeds_are_new = seeds, True
+        self._seeds = seeds
+        self._seeds_are_new = True
 
-    def send_reset(self, slots: EnvIndices) -> None:
-        self._follow_worker()
-        seeds, self._seeds_are_new = (self._seeds if self._seeds_are_new else None), False
-        self._ask("reset", slots, seeds)
+    def send_reset(self, env_indices: EnvIndices) -> None:
+        self._sync_with_worker()
+        # Seeds are sent once; the environments keep their streams after that.
+        seeds = self._seeds if self._seeds_are_new else None
+        self._seeds_are_new = False
+        self._send_command("reset", env_indices, seeds)
 
     def recv_reset(self) -> Observations:
         while True:
             try:
-                self._like = self._answer()
-            except LostError:
-                self.send_reset(self._asked)
-            else:
-                self._playing[self._asked] = True
-                return self._like
+                obs = self._recv_reply()
+            except WorkerLostError:
+                # Another process gets the same command; all of its environments are new.
+                self.send_reset(self._pending)
+                continue
+            assert isinstance(obs, dict), "a reset replies with observations"
+            self._last_obs = obs
+            self._has_episode[self._pending] = True
+            return obs
 
-    def send(self, slots: EnvIndices, actions: NDArray[Any]) -> None:
-        self._follow_worker()
-        self._stepping = self._playing[slots]
-        if self._stepping.any():
-            self._ask("step", slots[self._stepping], actions[self._stepping])
+    def send(self, env_indices: EnvIndices, actions: Array) -> None:
+        self._sync_with_worker()
+        self._is_stepping = self._has_episode[env_indices]
+        if self._is_stepping.any():
+            stepping = env_indices[self._is_stepping]
+            self._send_command("step", stepping, actions[self._is_stepping])
 
     def recv(self) -> Step:
-        step, stepping = None, self._stepping
-        if stepping.any():
-            with suppress(LostError):
-                step = self._answer()
+        is_stepping = self._is_stepping
+        k = len(is_stepping)
+        step = None
+        if is_stepping.any():
+            with suppress(WorkerLostError):
+                step = self._recv_reply()
         if step is None:
-            return _all_failed(self._like, len(stepping))
-        if stepping.all():
+            return _all_failed(self._last_obs, k)
+        assert isinstance(step, Step), "a step replies with a timestep"
+        if is_stepping.all():
             return step
-        step = step.scattered(stepping, len(stepping))
-        step.failed[~stepping] = True
+        # Environments whose episode was lost with an earlier process have failed.
+        step = step.scatter(is_stepping, k)
+        step.failed[~is_stepping] = True
         return step
 
-    def _follow_worker(self) -> None:
+    def _sync_with_worker(self) -> None:
+        """Forget the episodes that were lost with an earlier process, and replace their seeds."""
         if self._generation != self._worker.generation:
             self._generation = self._worker.generation
-            self._playing[:] = False
+            self._has_episode[:] = False
             if not self._seeds_are_new:
-                self.seed([another_seed(seed) for seed in self._seeds])
+                self.seed([replacement_seed(seed) for seed in self._seeds])
 
-    def _ask(self, command: Command, slots: EnvIndices, argument: Any) -> None:
-        self._asked = slots
-        with suppress(
-            BrokenPipeError, ConnectionResetError
-        ):  # the answer tells of a death, in the order of asking
-            self._worker.connection.send((self._number, command, (slots, argument)))
+    def _send_command(
+        self, command: Command, env_indices: EnvIndices, argument: list[int] | Array | None
+    ) -> None:
+        self._pending = env_indices
+        # If the process has died, the reply will tell so, in the order of the commands.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._worker.connection.send((self._shard, command, (env_indices, argument)))
 
-    def _answer(self) -> Any:
+    def _recv_reply(self) -> Observations | Step | None:
         try:
-            failure, answer, survived = self._worker.answer(self._generation)
-        except LostError as lost:
+            failure, result, tolerated = self._worker.recv(self._generation)
+        except WorkerLostError as lost:
             if lost.reason:
                 self._count_loss(lost)
             raise
         if failure is not None:
             raise EnvironmentFailedError(failure)
-        for message, slot in survived:
+        for message, env_index in tolerated:
             self._restarts.count(EnvironmentFailedError(message))
-            self._seeds[slot] = another_seed(self._seeds[slot])  # as the worker's pool has done
-        return answer
+            # The backend in the worker has replaced the seed in the same way.
+            self._seeds[env_index] = replacement_seed(self._seeds[env_index])
+        return result
 
-    def _count_loss(self, lost: LostError) -> None:
-        seeds = [self._seeds[slot] for slot in self._asked.tolist()]
-        one_of = f"one of the seeds {', '.join(map(str, seeds[:SEEDS_SHOWN]))}" + ", …" * (
-            len(seeds) > SEEDS_SHOWN
-        )
-        whose = f"seed {seeds[0]}" if len(seeds) == 1 else one_of
-        failure = f"task '{self._task.name}' ({self._task.env_id}, {whose}): {lost.reason}"
-        if not self._worker.has_answered and not isinstance(lost, HungError):
+    def _count_loss(self, lost: WorkerLostError) -> None:
+        """Count the loss of the process as a failure of the environments that were asked."""
+        seeds = [self._seeds[env_index] for env_index in self._pending.tolist()]
+        if len(seeds) == 1:
+            which = f"seed {seeds[0]}"
+        else:
+            which = f"one of the seeds {', '.join(map(str, seeds[:MAX_SEEDS_IN_MESSAGE]))}"
+            if len(seeds) > MAX_SEEDS_IN_MESSAGE:
+                which += ", …"
+        failure = f"task '{self._task.name}' ({self._task.env_id}, {which}): {lost.reason}"
+        # A process that dies before its first reply would die again and again.
+        if not self._worker.has_replied and not isinstance(lost, WorkerTimeoutError):
             raise EnvironmentFailedError(
-                f"{failure}, at its start. The script that creates the environments must do so under "
-                "`if __name__ == '__main__':`, because each worker imports that script."
+                f"{failure}, at its start. The script that creates the environments must do so "
+                "under `if __name__ == '__main__':`, because each worker imports that script."
             )
         self._restarts.count(EnvironmentFailedError(failure))
 
 
-def _all_failed(like: Observations, k: int) -> Step:
-    obs = {key: np.zeros((k, *values.shape[1:]), values.dtype) for key, values in like.items()}
-    no, nothing = np.zeros(k, np.bool_), np.zeros(k, np.int8)
-    return Step(obs, np.zeros(k, np.float32), no, no.copy(), nothing, np.ones(k, np.bool_))
+def _all_failed(last_obs: Observations, k: int) -> Step:
+    """Return a timestep in which all k environments failed."""
+    obs = {}
+    for key, values in last_obs.items():
+        obs[key] = np.zeros((k, *values.shape[1:]), values.dtype)
+    return Step(
+        obs=obs,
+        rewards=np.zeros(k, np.float32),
+        terminated=np.zeros(k, np.bool_),
+        truncated=np.zeros(k, np.bool_),
+        success=np.zeros(k, np.int8),
+        failed=np.ones(k, np.bool_),
+    )
 
 
 def _build(
@@ -253,5 +346,6 @@ def _build(
     *,
     on_failure: Callable[[EnvironmentFailedError], None],
 ) -> GymnasiumBackend:
+    """Return a shard's backend, in the worker process."""
     gym.registry.setdefault(spec.id, spec)
     return GymnasiumBackend(task, n, task_index, n_tasks, observation, on_failure)

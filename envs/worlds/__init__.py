@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""Environments that MIRL registers itself."""

@@ -1,7 +1,7 @@
-"""Four rooms with a goal to reach, told as a cell's coordinates or as the picture that the agent would see there."""
+"""Four rooms with a goal to reach, given as the coordinates of a cell or as the view from it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -16,32 +16,39 @@ from numpy.typing import NDArray
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.keys import ACHIEVED_GOAL_KEY, DESIRED_GOAL_KEY
 from mirl.envs.spaces import GRID_HIGH
+from mirl.envs.type_aliases import AnySpace, Array, Info, Observation
 
 GoalKind = Literal["cell", "picture"]
 RewardKind = Literal["time", "sparse"]
-Info = Mapping[str, Any]
+Cell = tuple[int, int]
+"""Column x and row y of a cell."""
 
 N_MOVEMENTS = 3
 """Turn left, turn right, go forward: MiniGrid's first actions."""
+N_DIRECTIONS = 4
+"""Right, down, left, up."""
+MIN_SIZE = 7
+"""Smallest grid whose rooms have more than one cell."""
 
 
 class ReachEnv(MiniGridEnv):
-    """Walls cross in the middle of a square, and a gap at a random place of each of the four lets the agent through.
+    """Reach a goal in four rooms, which gaps at random places connect.
 
-    The floor of each room has a color of its own; start and goal are random. Observed are, besides the two goals,
-    ``direction`` and MiniGrid's symbolic view: under ``image``, or, if the goal is a picture, as ``achieved_goal``.
-    Pictures that are equal are one goal.
+    The floor of each room has its own color; start and goal are random. Besides the two goals, the
+    observation holds ``direction`` and MiniGrid's symbolic view: under ``image``, or, if the goal
+    is a picture, as ``achieved_goal``. Equal pictures are the same goal.
 
     Args:
-        goal: (x, y) of a cell, or the view from a cell in some direction.
-        reward: reaching the goal is worth 1 − 0.9 t/T, as in MiniGrid (``time``), or each timestep costs 1 until then
-            (``sparse``), which hindsight replay can recompute.
+        goal: ``cell`` for coordinates (x, y), ``picture`` for the view from a cell in a direction.
+        reward: ``time`` rewards reaching the goal at timestep t with 1 − 0.9 t/T, as MiniGrid
+            does; ``sparse`` gives −1 per timestep until then, which hindsight experience replay
+            can recompute.
         size: cells per side, walls included; odd, at least 7.
-        max_steps: T, after which an episode is truncated.
-        render_mode: MiniGrid's.
+        max_steps: T, the timesteps after which an episode is truncated.
+        render_mode: render mode of MiniGrid.
 
     Raises:
-        ConfigError: an argument is not one of those.
+        ConfigError: if an argument is not valid.
     """
 
     def __init__(
@@ -52,43 +59,49 @@ class ReachEnv(MiniGridEnv):
         max_steps: int = 100,
         render_mode: str | None = None,
     ) -> None:
-        for name, value, known in (
-            ("goal", goal, get_args(GoalKind)),
-            ("reward", reward, get_args(RewardKind)),
-        ):
-            if value not in known:
-                raise ConfigError(
-                    f"{name} must be one of {', '.join(known)}, got {value!r}."
-                    + nearest(value, known)
-                )
-        if size < 7 or size % 2 == 0:
-            raise ConfigError(f"size must be odd and at least 7, got {size}")
-        self._goal_kind, self._reward_kind = goal, reward
-        self.goal_pos: tuple[int, int] = (1, 1)
+        _check_choice("goal", goal, get_args(GoalKind))
+        _check_choice("reward", reward, get_args(RewardKind))
+        if size < MIN_SIZE or size % 2 == 0:
+            raise ConfigError(f"size must be odd and at least {MIN_SIZE}, got {size}")
+        self._goal_kind = goal
+        self._reward_kind = reward
+        self.goal_pos: Cell = (1, 1)
         """Cell (x, y) of the goal."""
         self.goal_dir = 0
-        """Direction in which the goal's picture looks."""
+        """Direction of the view that is the goal."""
         mission = MissionSpace(mission_func=lambda: "reach the goal")
         super().__init__(mission, grid_size=size, max_steps=max_steps, render_mode=render_mode)
-        picture = _picture_space(self.agent_view_size)
-        place = picture if goal == "picture" else spaces.Box(1, size - 2, (2,), np.float32)
-        keys: dict[str, spaces.Space[Any]] = {
-            "direction": spaces.Discrete(4),
-            ACHIEVED_GOAL_KEY: place,
-            DESIRED_GOAL_KEY: place,
-        }
-        self.observation_space = spaces.Dict(
-            keys if goal == "picture" else {"image": picture, **keys}
-        )
+        picture_space = _picture_space(self.agent_view_size)
+        subspaces: dict[str, AnySpace] = {"direction": spaces.Discrete(N_DIRECTIONS)}
+        if goal == "picture":
+            goal_space = picture_space
+        else:
+            goal_space = spaces.Box(1, size - 2, (2,), np.float32)
+            subspaces["image"] = picture_space
+        subspaces[ACHIEVED_GOAL_KEY] = goal_space
+        subspaces[DESIRED_GOAL_KEY] = goal_space
+        self.observation_space = spaces.Dict(subspaces)
         self.action_space = spaces.Discrete(N_MOVEMENTS)
 
     def compute_reward(
-        self, achieved_goal: NDArray[Any], desired_goal: NDArray[Any], info: Info | Sequence[Info]
+        self,
+        achieved_goal: Array,
+        desired_goal: Array,
+        info: Mapping[str, object] | Sequence[Mapping[str, object]],
     ) -> NDArray[np.float32]:
-        """The reward of having achieved one goal where another was desired: of one pair, or of each of a batch.
+        """Return the rewards for achieving one goal where another was desired.
+
+        Args:
+            achieved_goal: a goal, or a batch of B goals with a leading axis.
+            desired_goal: the same for the desired goals.
+            info: the info of the timestep, or B infos.
+
+        Returns:
+            Rewards, () or (B,).
 
         Raises:
-            ConfigError: ``reward=time``, and an info does not tell the timestep, as in hindsight replay.
+            ConfigError: if ``reward="time"`` and an info has no ``step_count``, as in hindsight
+                experience replay.
         """
         reached = self.is_reached(achieved_goal, desired_goal)
         if self._reward_kind == "sparse":
@@ -96,100 +109,134 @@ class ReachEnv(MiniGridEnv):
         infos = [info] if isinstance(info, Mapping) else info
         if not all("step_count" in one for one in infos):
             raise ConfigError(
-                "hindsight replay forgets the time, which reward=time depends on; use reward=sparse"
+                "reward=time needs 'step_count' in every info, which hindsight experience replay "
+                "does not keep; use reward=sparse"
             )
-        steps = np.array([one["step_count"] for one in infos]).reshape(reached.shape)
-        return np.where(reached, 1 - 0.9 * steps / self.max_steps, 0.0).astype(np.float32)
+        step_counts = np.array([one["step_count"] for one in infos]).reshape(reached.shape)
+        rewards = 1 - 0.9 * step_counts / self.max_steps
+        return np.where(reached, rewards, 0.0).astype(np.float32)
 
-    def is_reached(
-        self, achieved_goal: NDArray[Any], desired_goal: NDArray[Any]
-    ) -> NDArray[np.bool_]:
-        """Whether one goal is the other: of one pair, or of each of a batch."""
+    def is_reached(self, achieved_goal: Array, desired_goal: Array) -> NDArray[np.bool_]:
+        """Return True where the goals are equal.
+
+        Args:
+            achieved_goal: a goal, or a batch of B goals with a leading axis.
+            desired_goal: the same for the desired goals.
+
+        Returns:
+            Booleans, () or (B,).
+        """
+        # A cell has one axis, a picture three: (W, H, 3).
         goal_axes = (-1,) if self._goal_kind == "cell" else (-3, -2, -1)
-        return np.asarray(
-            (np.asarray(achieved_goal) == np.asarray(desired_goal)).all(axis=goal_axes)
-        )
+        is_equal = np.asarray(achieved_goal) == np.asarray(desired_goal)
+        return np.asarray(is_equal.all(axis=goal_axes))
 
     def step(  # type: ignore[override]  # MiniGrid leaves its type open
-        self, action: Any
-    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Move; the episode terminates at the goal."""
+        self, action: int
+    ) -> tuple[Observation, float, bool, bool, Info]:
+        """Move; the episode terminates at the goal.
+
+        Args:
+            action: 0 to turn left, 1 to turn right, 2 to go forward.
+
+        Returns:
+            Observation, reward, terminated, truncated and info.
+        """
         observation, _, _, truncated, _ = super().step(action)
-        achieved, desired = observation[ACHIEVED_GOAL_KEY], observation[DESIRED_GOAL_KEY]
+        achieved = observation[ACHIEVED_GOAL_KEY]
+        desired = observation[DESIRED_GOAL_KEY]
         reached = bool(self.is_reached(achieved, desired))
         info = {"step_count": self.step_count, "is_success": reached}
-        return (
-            observation,
-            float(self.compute_reward(achieved, desired, info)),
-            reached,
-            truncated,
-            info,
-        )
+        reward = float(self.compute_reward(achieved, desired, info))
+        return observation, reward, reached, truncated, info
 
-    def gen_obs(self) -> dict[str, Any]:
-        """The observation: what is seen, the goal that this achieves, and the one to reach."""
-        goals = {ACHIEVED_GOAL_KEY: self._achieved(), DESIRED_GOAL_KEY: self._desired.copy()}
-        seen = {} if self._goal_kind == "picture" else {"image": self._picture()}
-        return {**seen, "direction": self.agent_dir, **goals}
+    def gen_obs(self) -> Info:
+        """Return the observation, with the achieved and the desired goal."""
+        observation: Info = {}
+        if self._goal_kind == "cell":
+            observation["image"] = self._picture()
+        observation["direction"] = self.agent_dir
+        observation[ACHIEVED_GOAL_KEY] = self._achieved_goal()
+        observation[DESIRED_GOAL_KEY] = self._desired.copy()
+        return observation
 
     def _picture(self) -> NDArray[np.uint8]:
+        """Return MiniGrid's symbolic view, (W, H, 3)."""
         picture: NDArray[np.uint8] = super().gen_obs()["image"]  # type: ignore[no-untyped-call]
         return picture
 
-    def _achieved(self) -> NDArray[Any]:
-        return (
-            self._picture()
-            if self._goal_kind == "picture"
-            else np.array(self.agent_pos, np.float32)
-        )
+    def _achieved_goal(self) -> Array:
+        """Return the goal that the agent's position and direction achieve."""
+        if self._goal_kind == "picture":
+            return self._picture()
+        return np.array(self.agent_pos, np.float32)
 
     def _gen_grid(self, width: int, height: int) -> None:
+        """Draw walls, gaps, goal and start."""
         self.grid = _four_rooms(width, self.np_random)
-        free = [(x, y) for x in range(width) for y in range(height) if _is_free(self.grid, x, y)]
+        free = [cell for cell in np.ndindex(width, height) if _is_free(self.grid, *cell)]
+        # The goal's picture is what the agent sees at the goal.
         self.agent_pos, self.agent_dir = self._random_pose(free)
-        self.goal_pos, self.goal_dir, self._desired = (
-            self.agent_pos,
-            self.agent_dir,
-            self._achieved(),
-        )
-        while self.is_reached(self._achieved(), self._desired):
+        self.goal_pos = self.agent_pos
+        self.goal_dir = self.agent_dir
+        self._desired = self._achieved_goal()
+        # Another cell can show the same picture, so the start is compared by its goal.
+        while self.is_reached(self._achieved_goal(), self._desired):
             self.agent_pos, self.agent_dir = self._random_pose(free)
         self.mission = f"reach cell {self.goal_pos}"
 
-    def _random_pose(self, free: list[tuple[int, int]]) -> tuple[tuple[int, int], int]:
-        return free[self.np_random.integers(len(free))], int(self.np_random.integers(4))
+    def _random_pose(self, free: Sequence[Cell]) -> tuple[Cell, int]:
+        cell = free[int(self.np_random.integers(len(free)))]
+        direction = int(self.np_random.integers(N_DIRECTIONS))
+        return cell, direction
 
 
-def _four_rooms(size: int, random: np.random.Generator) -> Grid:
-    grid, middle = Grid(size, size), size // 2
+def _check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise ConfigError(
+            f"{name} must be one of {', '.join(valid)}, got {value!r}." + nearest(value, valid)
+        )
+
+
+def _four_rooms(size: int, rng: np.random.Generator) -> Grid:
+    """Return a grid of two crossing walls with a gap in each of their four halves."""
+    grid = Grid(size, size)
+    middle = size // 2
     grid.wall_rect(0, 0, size, size)
     grid.vert_wall(middle, 0)
     grid.horz_wall(0, middle)
-    halves = range(1, middle), range(middle + 1, size - 1)
-    colors = iter(random.permutation(COLOR_NAMES).tolist())
-    for half in halves:
-        grid.set(middle, int(random.choice(half)), None)
-        grid.set(int(random.choice(half)), middle, None)
-        for other in halves:
+    halves = (range(1, middle), range(middle + 1, size - 1))
+    # The order of the random draws decides the layouts of all seeds: colors, then gaps.
+    colors = iter(rng.permutation(COLOR_NAMES).tolist())
+    for columns in halves:
+        # One gap in the vertical wall and one in the horizontal wall.
+        grid.set(middle, int(rng.choice(columns)), None)
+        grid.set(int(rng.choice(columns)), middle, None)
+        for rows in halves:
             floor = Floor(next(colors))
-            for x in half:
-                for y in other:
+            for x in columns:
+                for y in rows:
                     grid.set(x, y, floor)
     return grid
 
 
 def _is_free(grid: Grid, x: int, y: int) -> bool:
+    """Return True if the agent can stand on a cell."""
     cell = grid.get(x, y)
     return cell is None or bool(cell.can_overlap())
 
 
 def _picture_space(view_size: int) -> spaces.Box:
-    high = np.broadcast_to(np.asarray(GRID_HIGH, np.uint8), (view_size, view_size, 3)).copy()
+    """Return the space of MiniGrid's symbolic view with the bounds of its codes."""
+    shape = (view_size, view_size, len(GRID_HIGH))
+    high = np.broadcast_to(np.asarray(GRID_HIGH, np.uint8), shape).copy()
     return spaces.Box(np.zeros_like(high), high, high.shape, np.uint8)
 
 
 gym.register(
-    "MIRL/ReachCell-v0", entry_point="mirl.envs.worlds.four_rooms:ReachEnv", kwargs={"goal": "cell"}
+    "MIRL/ReachCell-v0",
+    entry_point="mirl.envs.worlds.four_rooms:ReachEnv",
+    kwargs={"goal": "cell"},
 )
 gym.register(
     "MIRL/ReachPicture-v0",

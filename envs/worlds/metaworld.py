@@ -1,6 +1,6 @@
-"""Meta-World's fifty v3 tasks, each as one environment with a new goal in every episode: ``Meta-World/reach-v3``, …
+"""Meta-World's fifty v3 tasks as single environments: ``Meta-World/reach-v3`` and so on.
 
-Registered when this module is imported, which needs the package ``metaworld``.
+The ids are registered when this module is imported, which needs the package ``metaworld``.
 """
 
 from typing import Any, Literal
@@ -11,27 +11,34 @@ from gymnasium import spaces
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from numpy.typing import NDArray
 
+from mirl.envs.type_aliases import Array, Info
+
 N_STEPS = 500
-"""Timesteps of an episode; Meta-World ends it by time only."""
+"""Timesteps of an episode; Meta-World only truncates episodes."""
 
 
 class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
-    """One Meta-World task as its multitask benchmarks (MT1, MT10, MT50) have it: the goal is part of the observation.
+    """One Meta-World task as in its multitask benchmarks, with the goal in the observation.
 
-    Each episode draws where objects and goal are, from the distribution from which the benchmarks draw the fifty
-    places that they keep to. Here no place comes twice, so what is evaluated has not been seen in training, and the
-    seed of ``reset`` decides all of them. The observation (39,) is float32, and its bounds are infinite: those of
-    Meta-World differ from task to task, and are left by its own first observations.
+    Each episode draws the places of objects and goal from the distribution from which the
+    benchmarks (MT1, MT10, MT50) draw their fifty fixed places. Here no place occurs twice, so
+    evaluation places have not been seen in training; the seed of ``reset`` decides all of them.
+    The observation (39,) is float32 with infinite bounds, because Meta-World's bounds differ
+    between tasks and its own first observations violate them.
 
     Args:
         task: Meta-World's name of the task.
-        reward_function_version: ``v2``, Meta-World's default, in [0, 10], or ``v1``, of the first release.
-        terminate_on_success: end the episode at the first success.
-        render_mode: MuJoCo's.
-        camera_name: where a rendering looks from.
+        reward_function_version: ``v2``, Meta-World's default in [0, 10], or ``v1``, that of the
+            first release.
+        terminate_on_success: whether the first success ends the episode.
+        render_mode: render mode of MuJoCo.
+        camera_name: camera of the rendered pictures.
     """
 
-    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 80}  # noqa: RUF012  (gymnasium's own declaration)
+    metadata = {  # noqa: RUF012  (gymnasium's own declaration)
+        "render_modes": ["rgb_array", "human"],
+        "render_fps": 80,
+    }
 
     def __init__(
         self,
@@ -42,34 +49,42 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         camera_name: str = "corner2",
     ) -> None:
         self.render_mode = render_mode
-        self._terminate_on_success, self._camera_name = terminate_on_success, camera_name
+        self._terminate_on_success = terminate_on_success
+        self._camera_name = camera_name
         build = ALL_V3_ENVIRONMENTS[task]
         self._sawyer: Any = build(
             render_mode=render_mode,
             reward_function_version=reward_function_version,
             camera_name=camera_name,
         )
-        # What set_task() does with a stored place, for places that are drawn anew.
+        # The same as set_task() does for a stored place; here the places are drawn.
         self._sawyer._set_task_called = True
         self._sawyer._set_task_inner()
         self._sawyer._partially_observable = False
-        del (
-            self._sawyer.sawyer_observation_space
-        )  # computed while the goal was hidden; steps are clipped to it
-        self._sawyer.seeded_rand_vec = (
-            True  # draw by the environment's own generator, not by numpy's global one
-        )
+        # This space was computed while the goal was hidden, and steps would be clipped to it.
+        del self._sawyer.sawyer_observation_space
+        # Draw from the environment's own generator instead of numpy's global one.
+        self._sawyer.seeded_rand_vec = True
         self.observation_space = spaces.Box(-np.inf, np.inf, (39,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Draw a place for the objects and the goal."""
+        self, *, seed: int | None = None, options: Info | None = None
+    ) -> tuple[NDArray[np.float32], Info]:
+        """Draw places for the objects and the goal.
+
+        Args:
+            seed: seed of the generator; None continues it.
+            options: unused.
+
+        Returns:
+            The observation, (39,), and Meta-World's info.
+        """
         super().reset(seed=seed)
         if seed is not None:
             self._sawyer.seed(seed)
-        # The package's reset places everything twice, and what it observes may still be from the first time.
+        # The package's reset() places everything twice, and its observation may still show the
+        # first places. So places are drawn once here and kept during its reset().
         self._sawyer._freeze_rand_vec = False
         self._sawyer.reset_model()
         self._sawyer._freeze_rand_vec = True
@@ -78,17 +93,29 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     def step(
         self, action: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Move the gripper; ``success`` in the info is 1.0 while the task is solved."""
+    ) -> tuple[NDArray[np.float32], float, bool, bool, Info]:
+        """Move the gripper; ``success`` in the info is 1.0 while the task is solved.
+
+        Args:
+            action: movement of the gripper and its opening, (4,).
+
+        Returns:
+            Observation, reward, terminated, truncated and info.
+        """
         observation, reward, _, truncated, info = self._sawyer.step(action)
         terminated = self._terminate_on_success and bool(info["success"])
         return observation.astype(np.float32), float(reward), terminated, bool(truncated), info
 
-    def render(self) -> Any:
-        """The picture (H, W, 3), uint8. Several of Meta-World's cameras hang upside down: theirs is turned."""
-        picture = self._sawyer.render()
+    def render(self) -> Array | None:
+        """Return the picture, (H, W, 3) in uint8, or None if MuJoCo renders to a window."""
+        picture: Array | None = self._sawyer.render()
+        if picture is None:
+            return None
+        # Several of Meta-World's cameras hang upside down.
         up = self._sawyer.data.camera(self._camera_name).xmat.reshape(3, 3)[:, 1]
-        return picture[::-1, ::-1] if picture is not None and up[2] < 0 else picture
+        if up[2] < 0:
+            return picture[::-1, ::-1]
+        return picture
 
     def close(self) -> None:
         """Free MuJoCo's renderer."""

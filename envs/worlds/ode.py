@@ -1,11 +1,14 @@
-"""A point on a line whose controls the context rewrites: ẋ = Re Σᵢ cᵢ (F a)ⁱ, the context c being the coefficients.
+"""A point on a line whose control depends on a context: ẋ = Re Σᵢ cᵢ (F a)ⁱ.
 
-Source: Beukman, Jarvis, Klein, James, Rosman, "Dynamics Generalization in Reinforcement Learning via Adaptive
-Context-Aware Policies", NeurIPS 2023, and the configuration of the experiments that its authors published.
+The context c holds the coefficients of the polynomial, a is the action and F a constant force.
+
+References:
+    Beukman, Jarvis, Klein, James, Rosman, "Dynamics Generalization in Reinforcement Learning via
+    Adaptive Context-Aware Policies", NeurIPS 2023, and the published configuration of its
+    experiments.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -13,42 +16,45 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from mirl.configs.errors import ConfigError
+from mirl.envs.type_aliases import AnySpace, Info
 
-Observation = dict[str, NDArray[np.float32]]
+FloatObservation = dict[str, NDArray[np.float32]]
 
 N_STEPS = 200
-"""Timesteps of an episode; at most 1 of reward each, so also the highest return."""
+"""Timesteps of an episode. Each gives a reward of at most 1, so this is also the highest return."""
 
 DT = 0.01
-"""Seconds of a timestep."""
+"""Seconds per timestep."""
 
 X_LIMIT = 20.0
-"""x is kept in [-X_LIMIT, X_LIMIT]."""
+"""x is clipped to [-X_LIMIT, X_LIMIT]."""
 
 BANDS = ((0.05, 1.0), (0.1, 1 / 2), (0.2, 1 / 3), (0.5, 1 / 4), (2.0, 0.05))
-"""(distance, reward): the reward of being nearer to the origin than that; 0 outside all of them."""
+"""(distance, reward) of the bands around the origin; outside of all bands the reward is 0."""
 
 
-class ODEEnv(gym.Env[Observation, NDArray[np.float32]]):
-    """Drive x to the origin by ẋ = Re Σᵢ cᵢ (F a)ⁱ, i = 1 … k, the action a = a₀ + j a₁ being a complex number.
+class ODEEnv(gym.Env[FloatObservation, NDArray[np.float32]]):
+    """Drive x to the origin by ẋ = Re Σᵢ cᵢ (F a)ⁱ for i = 1 … k, with complex actions a₀ + j a₁.
 
-    Observed are x (1,), under ``observation``, and c / ``context_scale`` (k,), under ``context``, unless an agent is
-    told the number of its task instead. The reward falls with the distance to the origin in steps (``BANDS``);
-    ``is_success`` says whether x is within the innermost band. Episodes end by time only.
+    The observation holds x (1,) under ``observation`` and c / ``context_scale`` (k,) under
+    ``context``; the latter can be hidden if the agent is to know the index of its task instead.
+    The reward decreases with the distance to the origin in steps (``BANDS``), and ``is_success``
+    is True within the innermost band. Episodes are only truncated.
 
     Args:
-        contexts: vectors of coefficients (k,), one of which holds for an episode. Where none are given, they are drawn
-            uniformly from a box …
-        low: … between this corner (k,) …
-        high: … and this one (k,), …
-        spacing: … or, unless it is 0, from the points of a grid of this spacing that starts at ``low``.
-        starts: values of x, one of which an episode starts with.
-        force: F, by which actions in [-1, 1]² are multiplied.
-        context_scale: what the agent is shown of c is divided by this.
-        shows_context: whether it is shown anything of c.
+        contexts: vectors of coefficients, (k,) each, one of which is drawn per episode. If there
+            are none, the coefficients are drawn uniformly from a box.
+        low: lower corner of that box, (k,).
+        high: upper corner of that box, (k,).
+        spacing: if it is not 0, the coefficients are drawn from the points of a grid with this
+            spacing, which starts at ``low``.
+        starts: values of x, one of which is drawn per episode.
+        force: F, the factor of actions in [-1, 1]².
+        context_scale: divisor of the observed context.
+        shows_context: whether the observation holds the context.
 
     Raises:
-        ConfigError: the contexts are not of one size, or the box is none.
+        ConfigError: if the contexts differ in size, or the box is empty.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012  (gymnasium's own declaration)
@@ -64,51 +70,76 @@ class ODEEnv(gym.Env[Observation, NDArray[np.float32]]):
         context_scale: float = 5.0,
         shows_context: bool = True,
     ) -> None:
-        self._contexts = _Contexts(contexts, low, high, spacing)
-        self._starts, self._force, self._context_scale = tuple(starts), force, context_scale
-        self.context: NDArray[np.float64] = np.zeros(self._contexts.size)
-        """c of this episode."""
+        self._distribution = _ContextDistribution(contexts, low, high, spacing)
+        self._starts = tuple(starts)
+        self._force = force
+        self._context_scale = context_scale
+        self._shows_context = shows_context
+        self.context: NDArray[np.float64] = np.zeros(self._distribution.size)
+        """Coefficients c of the running episode, (k,)."""
         self.x = 0.0
-        """Where the point is."""
-        seen: dict[str, spaces.Space[Any]] = {
+        """Position of the point."""
+        subspaces: dict[str, AnySpace] = {
             "observation": spaces.Box(-X_LIMIT, X_LIMIT, (1,), np.float32)
         }
         if shows_context:
-            seen["context"] = spaces.Box(-np.inf, np.inf, (self._contexts.size,), np.float32)
-        self.observation_space = spaces.Dict(seen)  # type: ignore[assignment]
+            size = self._distribution.size
+            subspaces["context"] = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        dict_space = spaces.Dict(subspaces)
+        self._keys = tuple(dict_space)  # in the order of the space
+        self.observation_space = dict_space  # type: ignore[assignment]
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Draw a context and a start."""
+        self, *, seed: int | None = None, options: Info | None = None
+    ) -> tuple[FloatObservation, Info]:
+        """Draw a context and a start.
+
+        Args:
+            seed: seed of the generator; None continues it.
+            options: unused.
+
+        Returns:
+            The observation and an empty info.
+        """
         super().reset(seed=seed)
-        self.context = self._contexts.draw(self.np_random)
+        self.context = self._distribution.draw(self.np_random)
         self.x = float(self.np_random.choice(self._starts))
         return self._observation(), {}
 
-    def step(
-        self, action: NDArray[np.float32]
-    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """x ← x + ẋ dt."""
-        a = self._force * complex(*action)
-        velocity = sum(
-            c * (a**power).real for power, c in enumerate(self.context.tolist(), start=1)
-        )
+    def step(self, action: NDArray[np.float32]) -> tuple[FloatObservation, float, bool, bool, Info]:
+        """Move the point by ẋ dt.
+
+        Args:
+            action: real and imaginary part of a, (2,).
+
+        Returns:
+            Observation, reward, terminated, truncated and info.
+        """
+        scaled = self._force * complex(*action)  # F a
+        velocity = 0.0
+        for power, coefficient in enumerate(self.context.tolist(), start=1):
+            velocity += coefficient * (scaled**power).real
         self.x = float(np.clip(self.x + velocity * DT, -X_LIMIT, X_LIMIT))
-        reward = next((reward for distance, reward in BANDS if abs(self.x) < distance), 0.0)
-        return self._observation(), reward, False, False, {"is_success": abs(self.x) < BANDS[0][0]}
+        reward = 0.0
+        # The innermost band that contains x decides.
+        for distance, band_reward in BANDS:
+            if abs(self.x) < distance:
+                reward = band_reward
+                break
+        success_distance, _ = BANDS[0]
+        info = {"is_success": abs(self.x) < success_distance}
+        return self._observation(), reward, False, False, info
 
-    def _observation(self) -> Observation:
-        shown = {
-            "observation": np.array([self.x], np.float32),
-            "context": (self.context / self._context_scale).astype(np.float32),
-        }
-        return {key: shown[key] for key in self.observation_space.spaces}  # type: ignore[attr-defined]
+    def _observation(self) -> FloatObservation:
+        observation = {"observation": np.array([self.x], np.float32)}
+        if self._shows_context:
+            observation["context"] = (self.context / self._context_scale).astype(np.float32)
+        return {key: observation[key] for key in self._keys}
 
 
-class _Contexts:
-    """Where the contexts of an environment come from."""
+class _ContextDistribution:
+    """Distribution of the context of an episode; see ``ODEEnv`` for its arguments."""
 
     def __init__(
         self,
@@ -118,34 +149,39 @@ class _Contexts:
         spacing: float,
     ) -> None:
         vectors = list(contexts) or [low, high]
-        if len({len(vector) for vector in vectors}) != 1 or not len(vectors[0]):
-            raise ConfigError(f"contexts must be vectors of one size, got {vectors}")
+        sizes = {len(vector) for vector in vectors}
+        if len(sizes) != 1 or 0 in sizes:
+            raise ConfigError(
+                f"contexts must be vectors of one size, at least 1, got {vectors}; the sizes of "
+                "low and high must be equal too"
+            )
         self._listed = np.asarray(list(contexts), dtype=np.float64)  # (contexts, k)
-        self._low, self._high = (
-            np.asarray(low, dtype=np.float64),
-            np.asarray(high, dtype=np.float64),
-        )
+        self._low = np.asarray(low, dtype=np.float64)
+        self._high = np.asarray(high, dtype=np.float64)
         self._spacing = spacing
         self.size = len(vectors[0])
+        """Number of coefficients, k."""
         if not len(self._listed) and (spacing < 0 or (self._low > self._high).any()):
             raise ConfigError(
-                f"low must not exceed high, nor 0 exceed spacing, got {low=}, {high=}, {spacing=}"
+                "low must not exceed high, and spacing must be at least 0, "
+                f"got {low=}, {high=}, {spacing=}"
             )
 
-    def draw(self, random: np.random.Generator) -> NDArray[np.float64]:
+    def draw(self, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Return the coefficients of an episode, (k,)."""
         if len(self._listed):
-            return self._listed[random.integers(len(self._listed))]
+            return self._listed[rng.integers(len(self._listed))]
         if self._spacing:
-            steps = np.floor((self._high - self._low) / self._spacing + 1e-9).astype(
-                np.int64
-            )  # to the far corner
-            return self._low + self._spacing * random.integers(steps, endpoint=True)
-        return random.uniform(self._low, self._high)
+            # The tolerance keeps the upper corner, which rounding may move out of the grid.
+            n_steps = np.floor((self._high - self._low) / self._spacing + 1e-9).astype(np.int64)
+            return self._low + self._spacing * rng.integers(n_steps, endpoint=True)
+        return rng.uniform(self._low, self._high)
 
 
 gym.register("MIRL/ODE-v0", entry_point="mirl.envs.worlds.ode:ODEEnv", max_episode_steps=N_STEPS)
 gym.register(
-    # What an action does turns over with the sign of the context: one policy per sign, each the other's mirror image.
+    # The sign of the context reverses the effect of every action: each sign needs its own policy,
+    # the mirror image of the other one.
     "MIRL/SignFlipODE-v0",
     entry_point="mirl.envs.worlds.ode:ODEEnv",
     max_episode_steps=N_STEPS,

@@ -29,7 +29,7 @@ SPLITS: tuple[SeedSplit, ...] = ("train", "validation", "test")
 
 
 class SlowSuccessEnv(gym.Env[Any, Any]):
-    """Half of the episodes fail after 2 timesteps and half succeed after 20, whatever the actions."""
+    """An environment whose episodes fail after 2 timesteps or succeed after 20."""
 
     def __init__(self) -> None:
         self.observation_space = spaces.Box(-1, 1, (2,), np.float32)
@@ -51,7 +51,7 @@ class SlowSuccessEnv(gym.Env[Any, Any]):
 
 
 class GuessEnv(SlowSuccessEnv):
-    """One timestep; only action 0 succeeds."""
+    """An environment of one timestep in which only action 0 succeeds."""
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         return np.zeros(2, np.float32), float(action == 0), True, False, {}
@@ -59,7 +59,7 @@ class GuessEnv(SlowSuccessEnv):
 
 @pytest.fixture
 def suite() -> Iterator[SuiteConfig]:
-    """Two tasks; their ids are known during the test."""
+    """Yield two tasks whose ids are registered during the test."""
     environments = {"ToySlowSuccess-v0": SlowSuccessEnv, "ToyGuess-v0": GuessEnv}
     for env_id, entry_point in environments.items():
         gym.register(env_id, entry_point=entry_point)
@@ -201,7 +201,7 @@ def test_tasks_and_seeds_have_own_seeds() -> None:
 
 
 def one(task: str = "door", successes: int = 1, episodes: int = 2, **options: Any) -> TaskResult:
-    """A result with returns of 1 for success; every episode takes 4 timesteps."""
+    """Return a result with returns of 1 for success and episodes of 4 timesteps."""
     success = np.arange(episodes) < successes
     return TaskResult(task, success, success.astype(float), np.full(episodes, 4), **options)
 

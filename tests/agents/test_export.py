@@ -107,7 +107,7 @@ def test_program_equals_policy_without_mirl(
         str(tmp_path / "in.pt"),
         str(tmp_path / "out.pt"),
     ]
-    subprocess.run(argv, cwd=tmp_path, check=True, timeout=120)
+    subprocess.run(argv, cwd=tmp_path, check=True, timeout=600)
     for batch, (logits, values) in zip(
         batches, torch.load(tmp_path / "out.pt", weights_only=True), strict=True
     ):

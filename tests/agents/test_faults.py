@@ -31,7 +31,7 @@ Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 def break_losses(patch: pytest.MonkeyPatch, name: str, at: int, value: float) -> None:
-    """The losses of gradient step number ``at`` are multiplied by ``value``."""
+    """Multiply the losses of gradient step number ``at`` by ``value``."""
     module = {"ppo_losses": ppo, "a2c_losses": a2c}[name]
     losses_of, calls = getattr(module, name), []
 
@@ -161,7 +161,7 @@ def test_huge_weights_are_reported(agent: str, tiny: Callable[..., TrainConfig])
 
 
 class PoisonEnv(gym.Env[dict[str, Any], int]):
-    """The third timestep's observation or reward is no number."""
+    """An environment whose third observation or reward is non-finite."""
 
     def __init__(self, poison: str) -> None:
         goal = spaces.Box(-1, 1, (2,), np.float32)
@@ -193,7 +193,7 @@ class PoisonEnv(gym.Env[dict[str, Any], int]):
 
 
 @pytest.mark.parametrize(
-    ("poison", "subject"), [("reward", "a reward"), ("observation", "an observation 'observation'")]
+    ("poison", "subject"), [("reward", "reward"), ("observation", "observation 'observation'")]
 )
 def test_non_finite_environment_is_named(poison: str, subject: str) -> None:
     """An environment with a non-finite reward or observation is named."""
@@ -202,9 +202,7 @@ def test_non_finite_environment_is_named(poison: str, subject: str) -> None:
     env.reset()
     for _ in range(2):
         env.step(np.zeros(2, np.int64))
-    with pytest.raises(
-        EnvironmentFailedError, match=rf"gave {subject} that is no finite number, in timestep 3"
-    ):
+    with pytest.raises(EnvironmentFailedError, match=rf"gave a non-finite {subject} in timestep 3"):
         env.step(np.zeros(2, np.int64))
 
 
@@ -215,7 +213,7 @@ def test_non_finite_first_observation() -> None:
     with closing(SuiteVecEnv(suite, 2)) as env:
         env.reset()
         with pytest.raises(
-            EnvironmentFailedError, match=r"an observation 'observation' .* in timestep 0"
+            EnvironmentFailedError, match=r"non-finite observation 'observation' in timestep 0"
         ):
             env.step(np.zeros(2, np.int64))
     with closing(SuiteVecEnv(suite, 2, max_restarts=2, restart_non_finite=True)) as env:
@@ -256,7 +254,7 @@ def test_training_survives_failing_environments(
     assert len(warned) > 128 // 3 - 4
     with (
         pytest.warns(RuntimeWarning),
-        pytest.raises(EnvironmentFailedError, match="no finite number"),
+        pytest.raises(EnvironmentFailedError, match="non-finite reward"),
     ):
         train(compose_train([*words, "max_restarts=2", "name=stops"]))
 

@@ -37,7 +37,7 @@ Build = Callable[..., TrainConfig]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_in: Build) -> dict[str, Path]:
-    """Three trained runs.
+    """Train three runs.
 
     ``rooms`` has task ids and holds out a task, ``all`` has task ids and holds out none, and the
     context of ``mission`` is the mission.
@@ -55,7 +55,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_in: Build) -> dict[str, 
 
 
 def options(run: Path, **given: Any) -> EvalConfig:
-    """Options with a few test episodes per point."""
+    """Return options with a few test episodes per point."""
     shared: dict[str, Any] = {
         "run": run,
         "checkpoint": "last",
@@ -72,7 +72,7 @@ def curves_of(config: EvalConfig) -> dict[str, list[CurvePoint]]:
 
 @pytest.fixture
 def agents(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Tensor]]]:
-    """The agents that adapt during the test, each with a copy of its first weights."""
+    """Record the agents that adapt during the test, each with a copy of its first weights."""
     recorded: list[tuple[Any, dict[str, Tensor]]] = []
     load = few_shot._load
 
@@ -325,7 +325,7 @@ def test_command_adapts_and_reports_file(runs: dict[str, Path]) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert (done.returncode, done.stderr) == (0, "")
     path = runs["rooms"] / "eval" / "adapt-goto_door_8x8-network-step_000000512-seed7-4ep.json"

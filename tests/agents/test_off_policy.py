@@ -46,7 +46,6 @@ Agents = Callable[[TrainConfig], Any]
 @pytest.fixture
 def tiny(tmp_path: Path) -> Build:
     """``tiny(kind, *words)``: a tiny configuration of an algorithm."""
-
     return lambda kind, *words: tiny_off_policy(tmp_path, kind, *words)
 
 
@@ -60,7 +59,7 @@ def make_agent() -> Iterator[Agents]:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Equality of nested dicts and lists with tensors in them."""
+    """Return True for equal nested dicts and lists with tensors in them."""
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
     if isinstance(first, dict):
@@ -393,7 +392,7 @@ def test_damaged_file_is_refused(
 
 
 def stop_at(patch: pytest.MonkeyPatch, kind: str, step: int) -> None:
-    """Ctrl-C in the update after so many timesteps."""
+    """Send SIGINT in the update after a number of timesteps."""
     update = KINDS[kind].train
 
     def interrupted(agent: Any, *args: Any, **kwargs: Any) -> None:
@@ -480,7 +479,7 @@ def test_goal_dependent_action_is_learned(tiny: Build, make_agent: Agents, kind:
 
 
 def break_gradient(agent: Any, kind: str, factor: float = torch.inf) -> None:
-    """From now on, one weight of the critic has no finite gradient."""
+    """Make the gradient of one weight of the critic non-finite from now on."""
     network = agent.q_net if kind == "dqn" else agent.critic
     next(network.parameters()).register_hook(lambda gradient: torch.ones_like(gradient) * factor)
 

@@ -45,7 +45,7 @@ def test_load_policy_needs_no_environment(tiny: Build, monkeypatch: pytest.Monke
         raise AssertionError("an environment was created")
 
     monkeypatch.setattr("mirl.envs.suite_spaces.make_env", refuse)
-    monkeypatch.setattr("mirl.envs.vector.make_env", refuse)
+    monkeypatch.setattr("mirl.envs.env_attributes.make_env", refuse)
     policy = load_policy(str(config.run_dir))
     assert not policy.training
 

@@ -55,7 +55,7 @@ EVALUATED = {"config.yaml": 1, "ResolvedConfig": 1, "checkpoint": 1}
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts of reads of config.yaml, validations, resolutions of ``auto`` and look-ups."""
+    """Count reads of config.yaml, validations, resolutions of ``auto`` and look-ups."""
     counts: Counter[str] = Counter()
 
     def count(owner: Any, name: str, key: str) -> None:
@@ -191,7 +191,7 @@ def killed() -> None:
 
 
 def csv_steps(config: TrainConfig) -> list[int]:
-    """The timesteps of the rows that iterations wrote."""
+    """Return the timesteps of the rows that iterations wrote."""
     with (config.run_dir / "metrics.csv").open(newline="") as file:
         return [
             int(row["time/total_timesteps"]) for row in csv.DictReader(file) if row["train/loss"]

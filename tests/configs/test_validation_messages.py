@@ -3,6 +3,8 @@
 import pytest
 from config_errors import error_message
 
+from mirl.configs.compose import compose_train, validate
+from mirl.configs.errors import ConfigError
 from mirl.configs.networks import FilmConfig, GateConfig
 from mirl.configs.schema import TrainConfig
 from mirl.configs.tasks import SuiteConfig, TaskConfig
@@ -61,6 +63,12 @@ def test_error_inside_task_is_one_line() -> None:
         "task.tasks.0.success: expected 'auto', 'reward', 'info' or 'any_step', got 'rewrad'. "
         "Did you mean 'reward'?"
     )
+
+
+def test_missing_kind_is_named() -> None:
+    values = compose_train([]).model_dump()
+    with pytest.raises(ConfigError, match=r"^fusion\.kind=… is required$"):
+        validate(TrainConfig, {**values, "fusion": {"rank": 3}})
 
 
 def test_long_value_is_shortened() -> None:

@@ -1,4 +1,4 @@
-"""Lets the tests of this folder, and the worker processes they start, import the helper modules beside them."""
+"""Makes the helper modules beside this file importable, also in the worker processes."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Puts the state of an EnvPool MiniGrid environment into a Python MiniGrid environment."""
+"""Transfer of the state of an EnvPool MiniGrid environment to a Python MiniGrid environment."""
 
 from typing import Any
 
@@ -31,13 +31,13 @@ LOCATIONS = {
 
 
 def inject(env: MiniGridEnv, state: Any) -> None:
-    """Make ``env``, which has been reset, continue from the start of EnvPool's episode."""
-    env.width, env.height = (
-        state.width,
-        state.height,
-    )  # ObstructedMaze-1D* has closed rooms more in EnvPool
+    """Let ``env``, which has been reset, continue from the start of EnvPool's episode."""
+    # EnvPool's ObstructedMaze-1D* has additional closed rooms.
+    env.width = state.width
+    env.height = state.height
     env.grid = _grid(state)
-    env.agent_pos, env.agent_dir = tuple(state.agent_pos), state.agent_dir
+    env.agent_pos = tuple(state.agent_pos)
+    env.agent_dir = state.agent_dir
     env.carrying = None
     if state.has_carrying:
         env.carrying = WorldObj.decode(
@@ -71,48 +71,57 @@ def _grid(state: Any) -> Grid:
 
 
 def _inject_targets(env: Any, state: Any) -> None:
-    """What the classes outside BabyAI keep beside the grid, under each name that one of them uses."""
-    env.target_pos, env.move_pos = tuple(state.target_pos), tuple(state.move_pos)
-    env.success_pos, env.failure_pos = tuple(state.success_pos), tuple(state.failure_pos)
+    """Set the targets of MiniGrid's classes, under each name that one of them uses."""
+    env.target_pos = tuple(state.target_pos)
+    env.move_pos = tuple(state.move_pos)
+    env.success_pos = tuple(state.success_pos)
+    env.failure_pos = tuple(state.failure_pos)
     env.target_type = env.targetType = IDX_TO_OBJECT[state.target_type]
     env.target_color = env.targetColor = IDX_TO_COLOR[state.target_color]
-    env.move_type, env.moveColor = IDX_TO_OBJECT[state.move_type], IDX_TO_COLOR[state.move_color]
+    env.move_type = IDX_TO_OBJECT[state.move_type]
+    env.moveColor = IDX_TO_COLOR[state.move_color]
     if env.target_pos != (-1, -1):
         env.obj = env.door = env.grid.get(*env.target_pos)
     doors = {cell.color: cell for cell in env.grid.grid if cell is not None and cell.type == "door"}
-    env.red_door, env.blue_door = doors.get("red"), doors.get("blue")
+    env.red_door = doors.get("red")
+    env.blue_door = doors.get("blue")
 
 
 def _inject_instructions(env: RoomGridLevel) -> None:
-    own = _parts(env.instrs)
-    carried, env.carrying = env.carrying, None
-    if (
-        carried is not None
-    ):  # the Python level looks for the objects before it hands one to the agent
+    """Replace the level's instructions by those of EnvPool's mission."""
+    own = _actions(env.instrs)
+    carried = env.carrying
+    env.carrying = None
+    # The Python level looks for the objects on the grid before it gives one to the agent.
+    if carried is not None:
         free = next(i for i, cell in enumerate(env.grid.grid) if cell is None)
         env.grid.grid[free] = carried
     env.instrs = _parse(env.mission)
-    parsed = _parts(env.instrs)
-    if [type(part) for part in own] == [type(part) for part in parsed]:
-        strict = [getattr(part, "strict", False) for part in own]
-    else:  # levels that draw the form of their mission are strict about all actions of a kind, or about none
-        kinds = {type(part) for part in own if getattr(part, "strict", False)}
-        strict = [type(part) in kinds for part in parsed]
-    for part, is_strict in zip(parsed, strict, strict=True):
-        part.strict = is_strict
+    parsed = _actions(env.instrs)
+    if [type(action) for action in own] == [type(action) for action in parsed]:
+        strict = [getattr(action, "strict", False) for action in own]
+    else:
+        # Levels that draw the form of their mission are strict about all actions of a kind, or
+        # about none.
+        kinds = {type(action) for action in own if getattr(action, "strict", False)}
+        strict = [type(action) in kinds for action in parsed]
+    for action, is_strict in zip(parsed, strict, strict=True):
+        action.strict = is_strict
     env.instrs.reset_verifier(env)
     if carried is not None:
         env.grid.grid[free] = None
         env.carrying = carried
 
 
-def _parts(instruction: Instr) -> list[Instr]:
+def _actions(instruction: Instr) -> list[Instr]:
+    """Return the actions that an instruction is made of."""
     if isinstance(instruction, ActionInstr):
         return [instruction]
-    return [instruction, *_parts(instruction.instr_a), *_parts(instruction.instr_b)]
+    return [instruction, *_actions(instruction.instr_a), *_actions(instruction.instr_b)]
 
 
 def _parse(mission: str) -> Instr:
+    """Return the instruction of a mission in BabyAI's grammar."""
     for connector, kind in (
         (", then ", BeforeInstr),
         (" after you ", AfterInstr),

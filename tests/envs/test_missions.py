@@ -1,4 +1,4 @@
-"""Missions become token ids, whatever the text."""
+"""Tests of the tokenization of missions."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ IDS = sorted(
     name
     for name in gym.registry
     if name.startswith(("MiniGrid-", "BabyAI-"))
-    and ("-WFC-" not in name or find_module("imageio"))  # an extra
+    and ("-WFC-" not in name or find_module("imageio"))  # these ids need an extra
 )
 QUICK_IDS = (
     "MiniGrid-Fetch-5x5-N2-v0",
@@ -49,38 +49,44 @@ def assert_in_vocabulary(env_id: str, episodes: int) -> None:
 
 
 @given(st.text())
-def test_any_text_has_ids_within_the_space(text: str) -> None:
+def test_any_text_has_valid_tokens(text: str) -> None:
+    """The tokens of any text are in the mission space."""
     ids = tokenize(text)
     assert ids.dtype == np.int16
     assert mission_space().contains(ids)
 
 
 @pytest.mark.parametrize("text", ["\ud800 alone", "\0", "go " * 500, "İ", "٣ ²"])
-def test_awkward_texts_have_ids_within_the_space(text: str) -> None:
+def test_unusual_texts_have_valid_tokens(text: str) -> None:
+    """Surrogates, zero bytes, long texts and other scripts have tokens in the mission space."""
     assert mission_space().contains(tokenize(text))
 
 
 @given(st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=MAX_TOKENS))
-def test_a_text_of_known_words_can_be_read_back(tokens: list[str]) -> None:
+def test_known_words_can_be_decoded(tokens: list[str]) -> None:
+    """A text of words in the vocabulary can be decoded from its tokens."""
     ids = tokenize(" ".join(tokens))
     assert [VOCABULARY[i - 1] for i in ids if i] == tokens
 
 
-def test_no_word_comes_twice_in_the_vocabulary() -> None:
+def test_vocabulary_has_no_duplicates() -> None:
     assert len(set(VOCABULARY)) == len(VOCABULARY)
 
 
-def test_padding_is_no_words_id() -> None:
+def test_padding_is_reserved() -> None:
+    """The id of padding belongs to no word."""
     assert 0 not in {token_id(word) for word in (*VOCABULARY, "klingon", "7", "!")}
 
 
-def test_unknown_words_go_to_the_buckets_and_keep_them() -> None:
+def test_unknown_words_have_stable_buckets() -> None:
+    """An unknown word has the id of a hash bucket, always the same."""
     first = token_id("klingon")
     assert len(VOCABULARY) < first < N_TOKENS
     assert token_id("klingon") == first
 
 
-def test_a_text_has_the_same_ids_in_another_process() -> None:
+def test_tokens_are_equal_across_processes() -> None:
+    """A text has the same tokens in a process with another hash seed."""
     text = "go to the klingon ship, then pick up 3 tribbles"
     code = f"from mirl.envs.missions import tokenize; print(*tokenize({text!r}))"
     environment = {**os.environ, "PYTHONHASHSEED": "4711"}
@@ -90,12 +96,14 @@ def test_a_text_has_the_same_ids_in_another_process() -> None:
     assert out.stdout.split() == [str(token) for token in tokenize(text)]
 
 
-def test_the_ids_are_a_copy_of_ones_own() -> None:
+def test_tokens_are_a_copy() -> None:
+    """Changing the tokens that were returned does not change later results."""
     tokenize("go to the red ball")[:] = 7
     assert tokenize("go to the red ball")[0] == token_id("go")
 
 
-def test_the_longest_mission_of_the_grammar_fits() -> None:
+def test_longest_mission_fits() -> None:
+    """The longest mission of BabyAI's grammar has at most MAX_TOKENS tokens."""
     place = "a red ball in front of you"
     clause = f"put {place} next to {place}"
     longest = f"{clause} and {clause} after you {clause} and {clause}"
@@ -103,17 +111,18 @@ def test_the_longest_mission_of_the_grammar_fits() -> None:
 
 
 @pytest.mark.parametrize("env_id", QUICK_IDS)
-def test_the_vocabulary_has_every_word_of_the_missions(env_id: str) -> None:
+def test_vocabulary_covers_the_missions(env_id: str) -> None:
     assert_in_vocabulary(env_id, episodes=20)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("env_id", IDS)
-def test_the_vocabulary_has_every_word_of_all_missions(env_id: str) -> None:
+def test_vocabulary_covers_every_id(env_id: str) -> None:
+    """The vocabulary has every word of the missions of every id."""
     assert_in_vocabulary(env_id, episodes=30)
 
 
-def test_distinct_missions_have_distinct_ids() -> None:
+def test_distinct_missions_have_distinct_tokens() -> None:
     missions = {
         mission for env_id in QUICK_IDS for mission in sampled_missions(env_id, episodes=20)
     }

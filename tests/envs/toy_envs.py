@@ -1,6 +1,8 @@
-"""Small environments with known answers; their ids are registered by importing this module."""
+"""Small environments with known results, registered when this module is imported."""
 
 import multiprocessing
+import os
+import time
 from typing import Any
 
 import gymnasium as gym
@@ -8,10 +10,14 @@ import numpy as np
 from gymnasium import spaces
 
 LENGTH = 5
+"""Timesteps of an episode of ``CounterEnv``."""
 
 
 class CounterEnv(gym.Env[Any, Any]):
-    """Observes its step count. Action 0 goes on, 1 succeeds, 2 fails, 3 raises, 4 kills the process."""
+    """Environment that observes its step count.
+
+    Action 0 continues, 1 succeeds, 2 ends without success, 3 raises, 4 kills the process.
+    """
 
     def __init__(self, size: int = 2, report: bool = False) -> None:
         self.observation_space = spaces.Box(0, LENGTH, (size,), np.float32)
@@ -33,8 +39,6 @@ class CounterEnv(gym.Env[Any, Any]):
         if action == 3:
             raise ZeroDivisionError("a mistake of the toy")
         if action == 4:
-            import os
-
             os._exit(7)
         self._count += 1
         info = {"is_success": bool(action == 1)} if self._report else {}
@@ -43,10 +47,11 @@ class CounterEnv(gym.Env[Any, Any]):
 
 
 class FragileEnv(CounterEnv):
-    """Beside what the counter does, action 5 hangs, 6 observes what is no number, and 7 more of them.
+    """Counter with more failures: action 5 hangs, 6 observes NaN, 7 observes a longer array.
 
-    ``resets`` says what its resets do: "raise" at every other seed, or "die", in a worker; ``close`` may "raise", after
-    a step that did.
+    ``resets`` chooses the failure of resets: "raise" at every odd seed, "die" in a worker process,
+    or "non_finite_once" for a first observation of NaN in the first episode. With
+    ``close="raise"``, closing raises after a step that raised.
     """
 
     failures_to_make = 0
@@ -57,7 +62,9 @@ class FragileEnv(CounterEnv):
             FragileEnv.failures_to_make -= 1
             raise OSError("no more files")
         self.action_space = spaces.Discrete(8)
-        self._resets, self._close, self._has_raised = resets, close, False
+        self._resets = resets
+        self._close = close
+        self._has_raised = False
 
     def close(self) -> None:
         if self._close == "raise" and self._has_raised:
@@ -67,32 +74,34 @@ class FragileEnv(CounterEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         if self._resets == "die" and multiprocessing.parent_process() is not None:
-            import os
-
             os._exit(7)
         if self._resets == "raise" and seed is not None and seed % 2:
             raise ValueError(f"an odd seed: {seed}")
-        return super().reset(seed=seed)
+        observation, info = super().reset(seed=seed)
+        if self._resets == "non_finite_once":
+            self._resets = "work"
+            observation = observation * np.nan
+        return observation, info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._has_raised = bool(action == 3)
         if action == 5:
-            import time
-
             time.sleep(600)
         observation, *rest = super().step(action)
         if action == 7:
             observation = np.append(observation, observation[:1])
-        return (observation * np.nan if action == 6 else observation), *rest
+        if action == 6:
+            observation = observation * np.nan
+        return observation, *rest
 
 
 class RandomGoalEnv(gym.Env[Any, Any]):
-    """A goal environment with continuous actions and no end of its own."""
+    """Goal environment with continuous actions and endless episodes."""
 
     def __init__(self) -> None:
-        part = spaces.Box(-1, 1, (3,), np.float32)
+        box = spaces.Box(-1, 1, (3,), np.float32)
         self.observation_space = spaces.Dict(
-            {"observation": part, "achieved_goal": part, "desired_goal": part}
+            {"observation": box, "achieved_goal": box, "desired_goal": box}
         )
         self.action_space = spaces.Box(-1, 1, (2,), np.float32)
 
@@ -113,18 +122,21 @@ class RandomGoalEnv(gym.Env[Any, Any]):
 
 
 class TextEnv(gym.Env[Any, Any]):
-    """Observes a text, and a tuple when asked for what the contract cannot hold."""
+    """Environment that observes a text.
+
+    ``nested`` adds a tuple, which the contract does not support, ``own_task`` a key ``task``.
+    """
 
     def __init__(self, nested: bool = False, own_task: bool = False) -> None:
-        parts: dict[str, spaces.Space[Any]] = {
+        subspaces: dict[str, spaces.Space[Any]] = {
             "mission": spaces.Text(100),
             "cell": spaces.Discrete(3),
         }
         if nested:
-            parts["pair"] = spaces.Tuple([spaces.Discrete(2)])
+            subspaces["pair"] = spaces.Tuple([spaces.Discrete(2)])
         if own_task:
-            parts["task"] = spaces.Discrete(2)
-        self.observation_space = spaces.Dict(parts)
+            subspaces["task"] = spaces.Discrete(2)
+        self.observation_space = spaces.Dict(subspaces)
         self.action_space = spaces.Discrete(2)
 
     def reset(
@@ -138,7 +150,7 @@ class TextEnv(gym.Env[Any, Any]):
 
 
 class LazyEnv(CounterEnv):
-    """Misses a package, and notices at its first reset."""
+    """Environment that needs a missing package at its first reset."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -149,7 +161,10 @@ class LazyEnv(CounterEnv):
 
 
 class SwitchesEnv(gym.Env[Any, Any]):
-    """Two switches, one timestep, a reward for setting both. ``start`` makes the actions count from it."""
+    """Two switches, one timestep, a reward for setting both.
+
+    With ``start``, the actions are discrete and begin there.
+    """
 
     def __init__(self, start: int | None = None) -> None:
         self.observation_space = spaces.Box(0, 1, (2,), np.float32)
@@ -168,7 +183,10 @@ class SwitchesEnv(gym.Env[Any, Any]):
 
 
 class ChoiceEnv(gym.Env[Any, Any]):
-    """One timestep, n actions, a reward for the last of them. With ``own_mask`` its mask hides action 0."""
+    """One timestep, n actions, a reward for the last of them.
+
+    With ``own_mask``, it observes a mask that hides action 0.
+    """
 
     def __init__(self, n_actions: int = 3, own_mask: bool = False) -> None:
         self.observation_space = spaces.Dict({"observation": spaces.Box(0, 1, (2,), np.float32)})
@@ -193,7 +211,7 @@ class ChoiceEnv(gym.Env[Any, Any]):
 
 
 class GlimpseEnv(gym.Env[Any, Any]):
-    """Three timesteps; action 1 succeeds in its own timestep only. Action 2 keeps silent about success."""
+    """Three timesteps; action 1 succeeds in its own timestep only, action 2 reports nothing."""
 
     def __init__(self) -> None:
         self.observation_space = spaces.Box(0, 1, (1,), np.float32)
@@ -208,14 +226,14 @@ class GlimpseEnv(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._count += 1
-        info = (
-            {} if action == 2 else {"success": float(action == 1)}
-        )  # a number, as Meta-World has it
+        info = {}
+        if action != 2:
+            info["success"] = float(action == 1)  # a number, as in Meta-World
         return np.zeros(1, np.float32), 0.0, False, self._count == 3, info
 
 
 class LeverEnv(gym.Env[Any, Any]):
-    """Only its spaces matter: a lever up to ``scale``, or two buttons in its place."""
+    """Environment that is never stepped: a lever up to ``scale``, or two buttons instead."""
 
     def __init__(self, scale: float = 1.0, buttons: bool = False) -> None:
         self.observation_space = spaces.Box(0, 1, (1,), np.float32)

@@ -1,4 +1,4 @@
-"""Batches of observations, as the networks get them."""
+"""Batches of observations as the networks take them."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def batch_of(space: spaces.Dict, size: int, seed: int = 0) -> dict[str, Tensor]:
-    """A batch of samples, preprocessed as SB3 does for rollouts."""
+    """Return a batch of samples, preprocessed as SB3 does for rollouts."""
     space.seed(seed)
     samples = [space.sample() for _ in range(size)]
     arrays = {

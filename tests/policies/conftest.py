@@ -1,4 +1,4 @@
-"""What the tests of the networks share."""
+"""Fixtures for the tests of the networks."""
 
 import sys
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for the helper modules beside this file
+sys.path.insert(0, str(Path(__file__).parent))  # helper modules are in this folder
 
 
 @pytest.fixture
 def as_users_run_it() -> Iterator[None]:
-    """Without the shape checks of the tests, which would speak before our own messages do."""
+    """Switch off the shape checks of the tests, which would raise before our own errors do."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,4 +1,4 @@
-"""Whatever spaces and arguments the networks are given: they work, or say what is wrong in the documented error."""
+"""Networks with arbitrary spaces and arguments: they work, or raise the documented error."""
 
 from typing import Any
 
@@ -88,9 +88,10 @@ ANY = st.fixed_dictionaries({}, optional=ARGUMENTS)
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(DICTS | st.sampled_from(SPACES["observation"]), ANY)
-def test_an_extractor_gives_features_or_one_error(
+def test_extractor_works_or_raises_config_error(
     space: spaces.Dict, arguments: dict[str, Any]
 ) -> None:
+    """For any space and arguments, the extractor returns finite features or raises ConfigError."""
     try:
         extractor = FusionExtractor(space, **arguments)
     except ConfigError:
@@ -109,9 +110,10 @@ def test_an_extractor_gives_features_or_one_error(
     ANY,
     st.booleans(),
 )
-def test_a_policy_acts_or_gives_one_error(
+def test_policy_acts_or_raises_config_error(
     space: spaces.Dict, action_space: spaces.Space[Any], arguments: dict[str, Any], popart: bool
 ) -> None:
+    """For any space and arguments, the policy returns a valid action or raises ConfigError."""
     try:
         policy = FusionPolicy(space, action_space, lambda _: 1e-3, popart=popart, **arguments)
     except ConfigError:

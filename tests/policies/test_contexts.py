@@ -1,4 +1,4 @@
-"""What the agent is asked to do, as a vector: tasks, missions and goals."""
+"""Context encoders of tasks, missions and goals."""
 
 from typing import Literal
 from unittest.mock import patch
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -53,56 +53,12 @@ def encode(module: nn.Module, observation: Tensor) -> Tensor:
     return context.per_row()
 
 
-# ----------------------------------------------------------------------------------------------------- distinct rows
-
-
-@given(
-    st.integers(1, 4).flatmap(
-        lambda n: st.lists(st.lists(st.integers(0, 2), min_size=n, max_size=n), min_size=1)
-    )
-)
-@example([[0, 0], [0, 0]])
-@example([[1, 2], [2, 1], [1, 2]])
-@settings(max_examples=60, deadline=None, derandomize=True)
-def test_distinct_rows_are_those_of_torchs_unique(rows: list[list[int]]) -> None:
-    tokens = torch.tensor(rows)
-    distinct, groups = unique_rows(tokens)
-    close(distinct.index_select(0, groups.index), tokens)
-    assert sorted(distinct.tolist()) == torch.unique(tokens, dim=0).tolist()
-    assert groups.count == len(distinct)
-
-
-def test_distinct_rows_of_long_missions_are_few() -> None:
-    texts = torch.randint(0, 111, (17, 80), generator=torch.Generator().manual_seed(0))
-    index = torch.randint(0, 17, (2048,), generator=torch.Generator().manual_seed(1))
-    distinct, groups = unique_rows(texts[index])
-    assert len(distinct) == groups.count == 17
-    close(distinct[groups.index], texts[index])
-
-
-def test_a_collision_of_hashes_is_noticed() -> None:
-    tokens = torch.tensor([[1, 2], [3, 4], [1, 2], [5, 6]])
-    unique = torch.unique
-
-    def collide(values: Tensor, **options: object) -> tuple[Tensor, ...]:
-        """Every hash is the same; rows are compared as they are."""
-        result: tuple[Tensor, ...] = unique(
-            values if "dim" in options else torch.zeros_like(values), **options
-        )  # type: ignore[arg-type]
-        return result
-
-    with patch.object(torch, "unique", side_effect=collide) as spy:
-        distinct, groups = unique_rows(tokens)
-    assert spy.call_args.kwargs["dim"] == 0, "the hashes collided, and nobody compared the rows"
-    close(distinct.index_select(0, groups.index), tokens)
-    assert len(distinct) == groups.count == 3
-
-
-# ---------------------------------------------------------------------------------------------------------- missions
+# ----------------------------------------------------------------------------------------- missions
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_each_distinct_mission_is_read_once(words: Words) -> None:
+def test_distinct_missions_are_encoded_once(words: Words) -> None:
+    """The mission encoder gets every distinct mission exactly once."""
     context = mission_context(words)
     read: list[Tensor] = []
     context.get_submodule("words").register_forward_pre_hook(
@@ -117,14 +73,16 @@ def test_each_distinct_mission_is_read_once(words: Words) -> None:
 
 @given(st.integers(1, N_TOKENS - 1))
 @settings(max_examples=30, deadline=None, derandomize=True)
-def test_missions_are_read_in_few_sizes(count: int) -> None:
+def test_missions_are_padded_to_buckets(count: int) -> None:
+    """The number of encoded missions is a multiple of the bucket size."""
     result = mission_context("bag")(missions(*([token] for token in range(1, count + 1))))
     assert result.groups.count == count <= len(result.values) < count + MISSION_BUCKET
     assert len(result.values) % MISSION_BUCKET == 0
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_a_mission_among_others_is_what_it_is_alone(words: Words) -> None:
+def test_mission_is_independent_of_the_batch(words: Words) -> None:
+    """A mission is encoded in a batch as it is alone."""
     context = mission_context(words)
     texts = missions([1, 2, 3, 4, 5], [3], [7, 8], [3])
     close(encode(context, texts), torch.cat([encode(context, text.unsqueeze(0)) for text in texts]))
@@ -133,6 +91,7 @@ def test_a_mission_among_others_is_what_it_is_alone(words: Words) -> None:
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("words", WORDS)
 def test_padding_does_not_change_the_context(words: Words, layers: int) -> None:
+    """Neither padding columns nor a longer mission in the batch change the context."""
     context = mission_context(words, layers=layers)
     alone = encode(context, missions([4, 9, 2]))
     beside_a_longer_one = encode(context, missions([4, 9, 2], [1] * LENGTH))
@@ -141,7 +100,8 @@ def test_padding_does_not_change_the_context(words: Words, layers: int) -> None:
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_a_gap_in_a_mission_does_not_make_it_depend_on_the_others(words: Words) -> None:
+def test_gap_keeps_missions_independent(words: Words) -> None:
+    """A mission with padding between its words does not depend on the rest of the batch."""
     context = mission_context(words)
     alone = encode(context, missions([4, 0, 0, 9]))
     close(encode(context, missions([4, 0, 0, 9], [1] * LENGTH))[:1], alone, rtol=1e-5, atol=1e-6)
@@ -156,19 +116,22 @@ def test_word_order_matters(words: Words) -> None:
     assert (near - far).abs().max() > 1e-3
 
 
-def test_word_order_does_not_matter_to_a_bag_of_words() -> None:
+def test_bag_ignores_word_order() -> None:
+    """The bag of words gives one context for any order of the words."""
     near, far = encode(mission_context("bag"), missions([4, 9, 2], [2, 4, 9]))
     close(near, far)
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_other_words_make_another_context(words: Words) -> None:
+def test_different_words_change_the_context(words: Words) -> None:
+    """Another word gives another context."""
     one, other = encode(mission_context(words), missions([4, 9, 2], [4, 9, 3]))
     assert (one - other).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_an_empty_mission_has_a_finite_context_and_finite_gradients(words: Words) -> None:
+def test_empty_mission_is_finite(words: Words) -> None:
+    """An empty mission has a finite context and finite gradients."""
     context = mission_context(words)
     z = encode(context, missions([], [1, 2], []))
     z.square().sum().backward()
@@ -178,18 +141,21 @@ def test_an_empty_mission_has_a_finite_context_and_finite_gradients(words: Words
     )
 
 
-def test_a_batch_of_only_empty_missions_is_finite() -> None:
+def test_batch_of_empty_missions_is_finite() -> None:
+    """A batch that contains only empty missions has finite contexts."""
     for words in WORDS:
         assert encode(mission_context(words), missions([], [])).isfinite().all()
 
 
-def test_the_largest_token_has_an_embedding() -> None:
+def test_largest_token_has_an_embedding() -> None:
+    """The vocabulary includes the largest token id of the space."""
     for words in WORDS:
         assert encode(mission_context(words), missions([N_TOKENS - 1])).isfinite().all()
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_the_weights_that_read_words_get_a_gradient(words: Words) -> None:
+def test_used_embeddings_get_a_gradient(words: Words) -> None:
+    """The embeddings of the words in the batch get a gradient, and no others."""
     context = mission_context(words)
     (encode(context, missions([1, 2], [3])) ** 3).sum().backward()
     embedding = context.get_parameter("words.embedding.weight").grad
@@ -199,14 +165,16 @@ def test_the_weights_that_read_words_get_a_gradient(words: Words) -> None:
     assert not embedding[4:].any()
 
 
-def test_the_bag_is_the_normalised_mean_of_its_words() -> None:
+def test_bag_is_normalized_mean_embedding() -> None:
+    """The bag of words is the LayerNorm of the mean embedding."""
     context = mission_context("bag")
     table = context.get_parameter("words.embedding.weight")
     expected = nn.functional.layer_norm((table[4] + table[9] + table[9]) / 3, (8,))
     close(encode(context, missions([4, 9, 9]))[0], expected)
 
 
-def test_the_recurrent_context_is_the_state_after_the_last_word() -> None:
+def test_gru_context_is_last_state() -> None:
+    """The GRU's context is its state after the last word."""
     context = mission_context("gru")
     gru, table = context.get_submodule("words.gru"), context.get_parameter("words.embedding.weight")
     cell = nn.GRUCell(8, 8)
@@ -222,7 +190,8 @@ def test_the_recurrent_context_is_the_state_after_the_last_word() -> None:
     )
 
 
-def test_self_attention_is_the_transformer_layer_of_the_words_alone() -> None:
+def test_attention_equals_unpadded_transformer_layer() -> None:
+    """Self-attention equals torch's transformer layer on the words without padding."""
     context = mission_context("attention")
     table = context.get_parameter("words.embedding.weight")
     layer = nn.TransformerEncoderLayer(
@@ -235,25 +204,27 @@ def test_self_attention_is_the_transformer_layer_of_the_words_alone() -> None:
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_distinct_missions_are_read_as_they_are_given(words: Words) -> None:
+def test_given_distinct_missions_are_used(words: Words) -> None:
+    """Distinct missions that are given as such are not searched again."""
     context, texts = mission_context(words), missions([1, 2], [3], [1, 2], [4, 5, 6])
     rows, groups = unique_rows(texts.long())
     with patch.object(
-        contexts, "unique_rows", side_effect=AssertionError("they are distinct already")
+        contexts, "unique_rows", side_effect=AssertionError("the rows are distinct already")
     ):
         given = context(UniqueRows(rows.to(torch.int16), groups))
     assert given.groups is groups
     close(given.per_row(), encode(context, texts))
 
 
-# ------------------------------------------------------------------------------------------------------- tasks, goals
+# ------------------------------------------------------------------------------------- tasks, goals
 
 
 def one_hot(tasks: list[int]) -> Tensor:
     return torch.nn.functional.one_hot(torch.tensor(tasks), N_TASKS).float()
 
 
-def test_the_task_of_rollouts_and_of_minibatches_agree() -> None:
+def test_task_shapes_of_sb3_agree() -> None:
+    """The one-hot task gives one context in SB3's rollout form and its minibatch form."""
     context = build_context(TaskIdContextConfig(dim=8), SPACE)
     tasks = one_hot([2, 0, 3, 2])
     of_rollouts, of_minibatches = context(tasks), context(tasks.unsqueeze(1))
@@ -261,7 +232,8 @@ def test_the_task_of_rollouts_and_of_minibatches_agree() -> None:
     assert of_minibatches.per_row().shape == (4, 8)
 
 
-def test_the_context_of_a_task_is_an_mlp_of_its_one_hot() -> None:
+def test_task_context_equals_mlp() -> None:
+    """The context of a task is an MLP of its one-hot id."""
     context = build_context(TaskIdContextConfig(dim=8), SPACE)
     tasks = one_hot([2, 0, 3, 2])
     mlp = context.get_submodule("mlp")
@@ -269,7 +241,8 @@ def test_the_context_of_a_task_is_an_mlp_of_its_one_hot() -> None:
     assert isinstance(mlp[-1], nn.ReLU)  # type: ignore[index]
 
 
-def test_the_default_mlp_is_the_one_that_older_checkpoints_hold() -> None:
+def test_default_task_mlp_fits_old_checkpoints() -> None:
+    """The default MLP has the parameters that older checkpoints contain."""
     context = build_context(TaskIdContextConfig(), SPACE)
     assert {name: tuple(weight.shape) for name, weight in context.named_parameters()} == {
         "mlp.0.weight": (64, N_TASKS),
@@ -279,14 +252,16 @@ def test_the_default_mlp_is_the_one_that_older_checkpoints_hold() -> None:
     }
 
 
-def test_hidden_layers_are_as_wide_as_asked_and_dim_is_the_last() -> None:
+def test_task_mlp_has_requested_sizes() -> None:
+    """The hidden layers have the requested sizes, and ``dim`` is the size of the last layer."""
     context = build_context(TaskIdContextConfig(hidden=(6, 7), dim=5), SPACE)
     widths = [layer.out_features for layer in context.modules() if isinstance(layer, nn.Linear)]
     assert (widths, context.out_dim) == ([6, 7, 5], 5)
     assert encode(context, one_hot([1, 2])).shape == (2, 5)
 
 
-def test_without_hidden_layers_the_context_is_the_one_hot_itself() -> None:
+def test_no_hidden_layers_give_one_hot() -> None:
+    """Without hidden layers the context is the one-hot id itself."""
     context, tasks = (
         build_context(TaskIdContextConfig(hidden=(), dim=9), SPACE),
         one_hot([2, 0, 3, 2]),
@@ -298,12 +273,14 @@ def test_without_hidden_layers_the_context_is_the_one_hot_itself() -> None:
 
 
 def test_each_task_is_encoded_once() -> None:
+    """A batch of one task still encodes each task once, not each row."""
     context = build_context(TaskIdContextConfig(dim=8), SPACE)
     assert context(one_hot([1] * 20)).values.shape == (N_TASKS, 8)
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 1)])
-def test_distinct_tasks_are_encoded_as_they_are_given(shape: tuple[int, ...]) -> None:
+def test_given_distinct_tasks_are_used(shape: tuple[int, ...]) -> None:
+    """Distinct tasks that are given as such are the ones that are encoded."""
     context = build_context(TaskIdContextConfig(dim=8), SPACE)
     groups = ContextGroups(torch.tensor([1, 0, 1]), 2)
     given = context(UniqueRows(torch.tensor([3, 0]).reshape(shape), groups))
@@ -311,7 +288,8 @@ def test_distinct_tasks_are_encoded_as_they_are_given(shape: tuple[int, ...]) ->
     close(given.per_row(), encode(context, one_hot([0, 3, 0])))
 
 
-def test_the_context_of_a_goal_is_its_own() -> None:
+def test_goals_are_encoded_row_by_row() -> None:
+    """Every goal has its own context, which does not depend on the batch."""
     context = build_context(GoalContextConfig(dim=8), SPACE)
     goals = torch.randn(5, 2, 3)
     result = context(goals)
@@ -325,8 +303,8 @@ PICTURES = spaces.Dict(
 )
 
 
-def pictures(size: int, distinct: int) -> tuple[Tensor, Tensor]:
-    """(distinct, 5, 6, 2) pictures as SB3 gives them, and which one each of ``size`` rows has."""
+def goal_images(size: int, distinct: int) -> tuple[Tensor, Tensor]:
+    """Return goal images (distinct, 5, 6, 2) as SB3 gives them, and the index of each row."""
     generator = torch.Generator().manual_seed(0)
     codes = [torch.randint(0, high, (distinct, 5, 6), generator=generator) for high in (5, 3)]
     return torch.stack(codes, dim=-1).float(), torch.randint(
@@ -334,10 +312,11 @@ def pictures(size: int, distinct: int) -> tuple[Tensor, Tensor]:
     )
 
 
-def test_a_goal_that_is_a_picture_is_read_by_convolutions_over_its_embedded_codes() -> None:
+def test_goal_image_context_equals_manual_encoding() -> None:
+    """A symbolic goal image is encoded by convolutions over its embedded codes."""
     torch.manual_seed(0)
     context = build_context(GoalContextConfig(encoder="grid", dim=8), PICTURES)
-    goals, _ = pictures(1, 3)
+    goals, _ = goal_images(1, 3)
     embedding = context.get_parameter("encoder.to_cells.embedding.weight")
     by_code = embedding[:, :5].T[goals[..., 0].long()] + embedding[:, 5:].T[goals[..., 1].long()]
     cells = (
@@ -352,9 +331,10 @@ def test_a_goal_that_is_a_picture_is_read_by_convolutions_over_its_embedded_code
     assert expected.std(dim=0).max() > 1e-3
 
 
-def test_each_distinct_picture_is_read_once() -> None:
+def test_distinct_goal_images_are_encoded_once() -> None:
+    """Every distinct goal image is encoded once, found or given."""
     context = build_context(GoalContextConfig(encoder="grid", dim=8), PICTURES)
-    goals, index = pictures(40, 3)
+    goals, index = goal_images(40, 3)
     result = context(goals[index])
     assert result.values.shape == (3, 8)
     close(result.per_row(), encode(context, goals)[index], rtol=1e-4, atol=1e-5)
@@ -364,20 +344,20 @@ def test_each_distinct_picture_is_read_once() -> None:
     close(given.per_row(), result.per_row(), rtol=1e-4, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------------ errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (TaskIdContextConfig(key="mission"), "task_id reads a Discrete space under 'mission'"),
+        (TaskIdContextConfig(key="mission"), "task_id needs a Discrete space under 'mission'"),
         (
             MissionContextConfig(key="desired_goal"),
             "under .*; wrap the environment in mirl.envs.ContractObservation",
         ),
         (
             GoalContextConfig(encoder="grid"),
-            "encoder=grid reads a picture, a Box of rank 3, under 'desired_goal', got Box",
+            "encoder=grid needs a Box of rank 3 under 'desired_goal', got Box",
         ),
         (
             MissionContextConfig(key="task"),
@@ -385,13 +365,13 @@ def test_each_distinct_picture_is_read_once() -> None:
         ),
     ],
 )
-def test_a_space_that_does_not_fit_the_context_is_refused(
-    config: ContextConfig, message: str
-) -> None:
+def test_space_must_fit_the_context(config: ContextConfig, message: str) -> None:
+    """A space that does not fit the context encoder raises an error that says what is needed."""
     with pytest.raises(ConfigError, match=message):
         build_context(config, SPACE)
 
 
-def test_raw_text_is_sent_to_the_contract() -> None:
+def test_raw_text_error_names_the_wrapper() -> None:
+    """The error for a raw text names the wrapper that tokenizes it."""
     with pytest.raises(ConfigError, match="ContractObservation"):
         build_context(MissionContextConfig(), spaces.Dict({"mission": spaces.Text(20)}))

@@ -1,7 +1,7 @@
-"""One bilinear layer is the inner product of observation and goal; an additive network of its size is not.
+"""Inner product of observation and goal: a bilinear layer represents it, an MLP does not.
 
-Jayakumar et al. (2020), section 3 and figure 2: the multiplicative interaction represents x · z exactly, a multi-layer
-perceptron needs far more parameters to come near.
+Jayakumar et al. (2020), section 3 and figure 2: the multiplicative interaction represents x · z
+exactly; a multilayer perceptron needs many more parameters to approximate it.
 """
 
 import pytest
@@ -15,11 +15,11 @@ TARGET = 1e-4
 """Mean squared error below which x · z counts as fitted; its variance is d."""
 
 LEARNING_RATES = (1e-2, 3e-2, 1e-1)
-"""Both networks are given each of them, and keep the best result."""
+"""Both networks are trained with each of them, and the best result counts."""
 
 
 def matched_hidden(dim: int) -> int:
-    """The narrowest hidden layer with which the concatenation has at least as many parameters."""
+    """Return the smallest hidden layer with which ``concat`` has as many parameters."""
     size = count_parameters(build_fusion(BilinearConfig(), dim, dim, 1))
     return next(
         hidden
@@ -57,26 +57,30 @@ def assert_only_bilinear_fits(dim: int, steps: int) -> None:
 
 
 @pytest.mark.parametrize("dim", [2, 8])
-def test_a_bilinear_layer_fits_the_inner_product_where_an_mlp_of_its_size_does_not(
+def test_only_bilinear_fits_the_inner_product(
     dim: int,
 ) -> None:
+    """A bilinear layer fits the inner product, and an MLP of its size does not."""
     assert_only_bilinear_fits(dim, steps=400)
 
 
 @pytest.mark.learning
 @pytest.mark.parametrize("dim", [2, 4, 8, 16, 32])
-def test_longer_training_does_not_help_the_mlp(dim: int) -> None:
+def test_longer_training_does_not_help_mlp(dim: int) -> None:
+    """The same holds after five times as many steps."""
     assert_only_bilinear_fits(dim, steps=2_000)
 
 
 @pytest.mark.parametrize("dim", [2, 8, 32])
-def test_the_mlp_has_no_fewer_parameters(dim: int) -> None:
+def test_mlp_has_as_many_parameters(dim: int) -> None:
+    """The MLP has at least as many parameters as the bilinear layer."""
     bilinear = build_fusion(BilinearConfig(), dim, dim, 1)
     concat = build_fusion(ConcatConfig(hidden=matched_hidden(dim)), dim, dim, 1)
     assert 1 <= count_parameters(concat) / count_parameters(bilinear) < 1.5
 
 
-def test_the_bilinear_layer_represents_the_inner_product_exactly() -> None:
+def test_bilinear_represents_inner_product_exactly() -> None:
+    """With the identity as its weights the bilinear layer is the inner product."""
     fusion = build_fusion(BilinearConfig(), 32, 32, 1).double()
     with torch.no_grad():
         fusion.get_parameter("main.weight").zero_()

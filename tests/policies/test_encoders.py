@@ -1,4 +1,4 @@
-"""What is seen, as cells and as a vector."""
+"""Observation encoders: cells and vectors."""
 
 import numpy as np
 import pytest
@@ -43,10 +43,11 @@ def encoder_of(
     return encoder
 
 
-# -------------------------------------------------------------------------------------------------------------- grid
+# --------------------------------------------------------------------------------------------- grid
 
 
-def test_a_cell_is_the_sum_of_an_embedding_per_channel() -> None:
+def test_cell_is_relu_of_summed_embeddings() -> None:
+    """A cell is the ReLU of the sum of one embedding per channel."""
     cells = GridCells(grid_space(3, 5), channels=8)
     weights = cells.embedding.weight.T.split([high + 1 for high in CODES])
     tables = [nn.Embedding.from_pretrained(weight) for weight in weights]
@@ -58,7 +59,8 @@ def test_a_cell_is_the_sum_of_an_embedding_per_channel() -> None:
     close(cells(image), torch.relu(total).reshape(4, 15, 8))
 
 
-def test_the_largest_codes_have_an_embedding() -> None:
+def test_largest_codes_have_an_embedding() -> None:
+    """The largest code of every channel has an embedding."""
     cells = GridCells(grid_space(3, 3), channels=8)
     highest = torch.tensor(CODES, dtype=torch.float32).expand(1, 3, 3, 3)
     offsets = np.cumsum([high + 1 for high in CODES]) - 1
@@ -69,7 +71,8 @@ def test_the_largest_codes_have_an_embedding() -> None:
 @pytest.mark.parametrize(
     ("height", "width"), [(3, 3), (3, 5), (4, 9), (5, 5), (7, 7), (7, 5), (25, 25)]
 )
-def test_a_vector_is_two_convolutions_over_the_image_of_cells(height: int, width: int) -> None:
+def test_vector_equals_convolutions_over_cells(height: int, width: int) -> None:
+    """The vector is two convolutions and a linear layer over the image of the cells."""
     encoder = encoder_of(GridEncoderConfig(channels=6, features_dim=10), grid_space(height, width))
     cells = torch.randn(2, height * width, 6)
     image = torch.empty(2, 6, height, width)
@@ -87,7 +90,8 @@ def test_a_vector_is_two_convolutions_over_the_image_of_cells(height: int, width
     assert expected.shape == (2, encoder.out_dim)
 
 
-def test_other_keys_join_before_the_last_layer() -> None:
+def test_other_keys_join_last_layer() -> None:
+    """The other keys are inputs of the last layer."""
     encoder = encoder_of(
         GridEncoderConfig(channels=6, features_dim=10),
         grid_space(3, 3),
@@ -105,11 +109,12 @@ def test_other_keys_join_before_the_last_layer() -> None:
 
 
 def test_every_cell_reaches_the_vector() -> None:
+    """The vector has a gradient with respect to every cell."""
     for size in (3, 7):
         encoder = encoder_of(GridEncoderConfig(channels=6, features_dim=64), grid_space(size, size))
         with torch.no_grad():
             for weight in encoder.parameters():
-                weight.abs_()  # no ReLU is closed
+                weight.abs_()  # so that no ReLU has a zero gradient
         cells = torch.rand(1, size * size, 6, requires_grad=True)
         encoder.to_vector(cells, torch.zeros(1, 0)).sum().backward()
         assert cells.grad is not None
@@ -124,15 +129,17 @@ def test_every_cell_reaches_the_vector() -> None:
     ],
     ids=["pixels", "floats"],
 )
-def test_a_grid_encoder_refuses_what_is_no_grid_of_codes(space: spaces.Box) -> None:
+def test_grid_encoder_needs_codes(space: spaces.Box) -> None:
+    """The grid encoder refuses spaces that are no grid of small integer codes."""
     with pytest.raises(ConfigError, match=r"small integer codes.*encoder=image for pixels"):
         encoder_of(GridEncoderConfig(), space)
 
 
-# ------------------------------------------------------------------------------------------------------------- image
+# -------------------------------------------------------------------------------------------- image
 
 
-def test_channels_may_stand_first_or_last() -> None:
+def test_channels_first_or_last() -> None:
+    """Images with channels first and with channels last give the same cells."""
     first = ImageCells(spaces.Box(0, 255, (3, 24, 40), np.uint8), channels=6)
     last = ImageCells(spaces.Box(0, 255, (24, 40, 3), np.uint8), channels=6)
     last.load_state_dict(first.state_dict())
@@ -144,7 +151,8 @@ def test_channels_may_stand_first_or_last() -> None:
 @pytest.mark.parametrize(
     ("height", "width"), [(8, 8), (9, 17), (40, 33), (56, 56), (84, 84), (96, 160)]
 )
-def test_the_cells_of_pixels_are_rows_of_the_convolved_image(height: int, width: int) -> None:
+def test_image_cells_follow_the_layout(height: int, width: int) -> None:
+    """The cells of an image are the positions of the convolved image, row by row."""
     cells = ImageCells(spaces.Box(0, 255, (3, height, width), np.uint8), channels=4)
     pixels = torch.rand(2, 3, height, width)
     image = cells.convolutions(pixels)
@@ -156,7 +164,8 @@ def test_the_cells_of_pixels_are_rows_of_the_convolved_image(height: int, width:
 
 
 @pytest.mark.parametrize("size", [8, 24, 40, 84])
-def test_pixels_of_any_size_become_a_vector(size: int) -> None:
+def test_images_of_any_size(size: int) -> None:
+    """Images of different sizes are encoded to a vector."""
     encoder = encoder_of(
         ImageEncoderConfig(channels=4, features_dim=10),
         spaces.Box(0, 255, (size, size, 3), np.uint8),
@@ -165,11 +174,12 @@ def test_pixels_of_any_size_become_a_vector(size: int) -> None:
     assert vector.shape == (2, 10)
 
 
-# ------------------------------------------------------------------------------------------------------------ vector
+# ------------------------------------------------------------------------------------------- vector
 
 
 @pytest.mark.parametrize("hidden", [(), (7,), (7, 9)])
-def test_a_vector_encoder_is_an_mlp_with_a_relu_after_each_layer(hidden: tuple[int, ...]) -> None:
+def test_vector_encoder_is_an_mlp(hidden: tuple[int, ...]) -> None:
+    """The vector encoder is an MLP with a ReLU after every layer."""
     space = spaces.Dict(
         {"a": spaces.Box(-1, 1, (2, 3)), "b": spaces.Discrete(4), "task": spaces.Discrete(2)}
     )
@@ -188,7 +198,8 @@ def test_a_vector_encoder_is_an_mlp_with_a_relu_after_each_layer(hidden: tuple[i
     assert expected.shape == (3, encoder.out_dim)
 
 
-def test_an_image_encoder_needs_an_image() -> None:
+def test_image_encoders_need_an_image() -> None:
+    """The encoders of images refuse observations without an image."""
     space = spaces.Dict({"observation": spaces.Box(-1, 1, (3,)), "task": spaces.Discrete(2)})
     for config in (GridEncoderConfig(), ImageEncoderConfig()):
         with pytest.raises(

@@ -1,4 +1,4 @@
-"""``FusionExtractor``: which keys go where, what a user reads after a mistake, and the shapes that SB3 gives."""
+"""``FusionExtractor``: use of the keys, shapes that SB3 gives, and errors."""
 
 from typing import Any
 from unittest.mock import patch
@@ -20,13 +20,16 @@ from mirl.configs.networks import (
     GridEncoderConfig,
     ImageEncoderConfig,
     MissionContextConfig,
+    NetworkConfig,
     TaskIdContextConfig,
     VectorEncoderConfig,
+    network_config,
 )
 from mirl.envs import ContractObservation
-from mirl.policies import FusionExtractor, specialize_extractor
+from mirl.policies import FusionExtractor
 from mirl.policies.contexts import GoalContext, MissionContext, TaskIdContext
 from mirl.policies.encoders import CellsEncoder, GridCells, ImageCells, VectorEncoder
+from mirl.policies.extractor import extractor_part
 from mirl.policies.features import UniqueRows
 from mirl.policies.fusions import AttentionMask, CrossAttention, Film, Fusion
 from mirl.policies.grouped_matmul import ContextGroups
@@ -58,18 +61,19 @@ TASKS = spaces.Dict(
 )
 
 
-def away_from_the_start(extractor: FusionExtractor) -> FusionExtractor:
-    """With weights at which the context counts."""
+def with_random_weights(extractor: FusionExtractor) -> FusionExtractor:
+    """Move the weights off their start, where the output ignores the context."""
     with torch.no_grad():
         for weight in extractor.parameters():
             weight.add_(0.05 * torch.randn_like(weight))
     return extractor
 
 
-# ----------------------------------------------------------------------------------------------------------- routing
+# ------------------------------------------------------------------------------------------ routing
 
 
-def test_minigrids_keys_are_routed() -> None:
+def test_minigrid_keys() -> None:
+    """The keys of MiniGrid's observations are assigned to context, image and other inputs."""
     extractor = FusionExtractor(GRID)
     assert isinstance(extractor.context, MissionContext)
     assert isinstance(extractor.encoder, CellsEncoder)
@@ -78,7 +82,8 @@ def test_minigrids_keys_are_routed() -> None:
     assert extractor.routing.others == ("direction",)
 
 
-def test_the_contract_of_a_real_minigrid_is_routed() -> None:
+def test_real_minigrid_observation() -> None:
+    """The wrapped observation of a MiniGrid environment passes through the extractor."""
     env = ContractObservation(FullyObsWrapper(gym.make("MiniGrid-GoToDoor-5x5-v0")))
     assert isinstance(env.observation_space, spaces.Dict)
     extractor = FusionExtractor(env.observation_space, sites=("map", "vector"))
@@ -91,13 +96,15 @@ def test_the_contract_of_a_real_minigrid_is_routed() -> None:
     assert extractor(batch).shape == (1, extractor.features_dim)
 
 
-def test_pixels_are_routed_to_the_image_encoder() -> None:
+def test_pixels_use_the_image_encoder() -> None:
+    """Pixels are encoded by the image encoder."""
     extractor = FusionExtractor(PIXELS)
     assert isinstance(extractor.encoder, CellsEncoder)
     assert isinstance(extractor.encoder.to_cells, ImageCells)
 
 
-def test_a_goal_environments_keys_are_routed() -> None:
+def test_goal_environment_keys() -> None:
+    """The keys of a goal environment are assigned to context and inputs."""
     extractor = FusionExtractor(GOAL)
     assert isinstance(extractor.context, GoalContext)
     assert isinstance(extractor.encoder, VectorEncoder)
@@ -105,19 +112,22 @@ def test_a_goal_environments_keys_are_routed() -> None:
     assert set(extractor.routing.others) == {"observation", "achieved_goal"}
 
 
-def test_task_ids_are_routed() -> None:
+def test_task_id_keys() -> None:
+    """A task id is the context if there is no other."""
     extractor = FusionExtractor(TASKS)
     assert isinstance(extractor.context, TaskIdContext)
     assert extractor.routing.others == ("observation",)
 
 
-def test_a_named_context_leaves_the_other_contexts_unseen() -> None:
+def test_other_contexts_are_not_inputs() -> None:
+    """With a chosen context the keys of the other contexts are not inputs."""
     extractor = FusionExtractor(GRID, context="task_id")
     assert extractor.routing.context == "task"
     assert extractor.routing.others == ("direction",)
 
 
-def test_a_context_under_another_key_is_not_seen_twice() -> None:
+def test_context_key_is_not_an_input() -> None:
+    """A context under an unusual key is not an input as well."""
     extractor = FusionExtractor(TASKS, context=GoalContextConfig(key="task"))
     assert extractor.routing.others == ("observation",)
     space = spaces.Dict({"observation": POINT, "where": spaces.Box(-1, 1, (2, 2, 2))})
@@ -126,14 +136,16 @@ def test_a_context_under_another_key_is_not_seen_twice() -> None:
     assert extractor.routing.others == ("observation",)
 
 
-def test_the_seen_keys_can_be_named() -> None:
+def test_observation_keys_choose_the_inputs() -> None:
+    """Only the keys in ``observation_keys`` are inputs."""
     extractor = FusionExtractor(GOAL, observation_keys=["observation"])
     assert extractor.routing.others == ("observation",)
     batch = batch_of(GOAL, 4)
     close(extractor(batch), extractor({**batch, "achieved_goal": torch.zeros(4, 3)}))
 
 
-def test_a_flat_encoder_reads_images_too() -> None:
+def test_vector_encoder_flattens_images() -> None:
+    """The vector encoder takes images as inputs, too."""
     extractor = FusionExtractor(GRID, encoder="vector")
     assert isinstance(extractor.encoder, VectorEncoder)
     batch = batch_of(GRID, 4)
@@ -143,17 +155,19 @@ def test_a_flat_encoder_reads_images_too() -> None:
 
 @pytest.mark.parametrize("key", ["image", "direction"])
 @pytest.mark.parametrize("sites", [(), ("map",), ("vector",), ("map", "vector")])
-def test_what_is_seen_changes_the_features(key: str, sites: Any) -> None:
+def test_every_input_changes_the_features(key: str, sites: Any) -> None:
+    """The features depend on every input."""
     torch.manual_seed(0)
     extractor = FusionExtractor(GRID, sites=sites)
     batch, other = batch_of(GRID, 4), batch_of(GRID, 4, seed=1)
     assert (extractor(batch) - extractor({**batch, key: other[key]})).abs().max() > 1e-4
 
 
-# -------------------------------------------------------------------------------------------------------------- parts
+# -------------------------------------------------------------------------------------------- parts
 
 
-def test_configs_and_names_choose_the_same_parts() -> None:
+def test_configs_equal_names() -> None:
+    """Names and config objects build the same networks."""
     named = FusionExtractor(
         GRID, fusion="film", context="mission", encoder="grid", sites=("map", "vector")
     )
@@ -170,14 +184,16 @@ def test_configs_and_names_choose_the_same_parts() -> None:
     ]
 
 
-def test_attention_looks_over_the_cells_and_masks_the_vector() -> None:
+def test_attention_differs_by_site() -> None:
+    """``attention`` is cross-attention on the map and a mask on the vector."""
     extractor = FusionExtractor(GRID, fusion="attention", sites=("map", "vector"))
     assert isinstance(extractor.map_fusion, CrossAttention)
     assert isinstance(extractor.vector_fusion, AttentionMask)
 
 
 @pytest.mark.parametrize("return_features", [False, True])
-def test_the_size_of_the_features_is_what_sb3_is_told(return_features: bool) -> None:
+def test_features_dim_is_the_vector_size(return_features: bool) -> None:
+    """``features_dim``, which SB3 reads, is the size of the vector."""
     extractor = FusionExtractor(
         GRID,
         context=TaskIdContextConfig(dim=10),
@@ -190,7 +206,8 @@ def test_the_size_of_the_features_is_what_sb3_is_told(return_features: bool) -> 
     assert vector.shape == (3, 20)
 
 
-def test_the_context_is_given_beside_the_features_of_its_row() -> None:
+def test_features_contain_the_context() -> None:
+    """The returned features contain the context of every row."""
     extractor = FusionExtractor(GRID, context=TaskIdContextConfig(dim=10), return_features=True)
     batch = batch_of(GRID, 6)
     with torch.no_grad():
@@ -204,7 +221,8 @@ MASKED = spaces.Dict({**GRID, "action_mask": spaces.MultiBinary(4)})
 
 
 @pytest.mark.parametrize("form", ["rollouts", "minibatches", "distinct"])
-def test_the_task_and_the_action_mask_are_given_beside_the_features_of_their_row(form: str) -> None:
+def test_features_contain_task_and_mask(form: str) -> None:
+    """The returned features contain the task and the action mask of every row."""
     batch, tasks = batch_of(MASKED, 6), torch.tensor([2, 0, 1, 1, 2, 0])
     task: dict[str, Any] = {
         "rollouts": one_hot(tasks, 3).float(),
@@ -221,7 +239,8 @@ def test_the_task_and_the_action_mask_are_given_beside_the_features_of_their_row
     close(features.action_mask, batch["action_mask"].bool())
 
 
-def test_some_rows_of_the_features_are_the_features_of_these_rows() -> None:
+def test_index_select_equals_selected_observations() -> None:
+    """Selected rows of the features are the features of the selected observations."""
     extractor, rows = FusionExtractor(MASKED, return_features=True), torch.tensor([0, 2, 2, 5])
     batch = batch_of(MASKED, 6)
     some, alone = (
@@ -237,22 +256,25 @@ def test_some_rows_of_the_features_are_the_features_of_these_rows() -> None:
     close((some.task, some.action_mask), (alone.task, alone.action_mask))
 
 
-def test_observations_without_a_task_or_a_mask_give_none() -> None:
+def test_missing_task_and_mask_are_none() -> None:
+    """Without these keys, the task and the action mask of the features are None."""
     features = FusionExtractor(GOAL, return_features=True)(batch_of(GOAL, 3))
     assert (features.task, features.action_mask) == (None, None)
     some = features.index_select(0, torch.tensor([1]))
     assert (some.task, some.action_mask) == (None, None)
 
 
-def test_the_action_mask_is_not_seen_unless_it_is_named() -> None:
+def test_action_mask_is_no_default_input() -> None:
+    """The action mask is an input only if ``observation_keys`` contains it."""
     assert FusionExtractor(MASKED).routing.others == ("direction",)
     named = FusionExtractor(MASKED, observation_keys=("image", "action_mask")).routing
     assert (named.others, named.others_dim) == (("action_mask",), 4)
 
 
 @pytest.mark.parametrize(("context", "key"), [("task_id", "task"), ("mission", "mission")])
-def test_distinct_contexts_give_the_features_of_their_rows(context: str, key: str) -> None:
-    extractor = away_from_the_start(FusionExtractor(GRID, context=context, sites=("map", "vector")))
+def test_unique_rows_equal_plain_contexts(context: str, key: str) -> None:
+    """Contexts given as ``UniqueRows`` give the same features as one context per row."""
+    extractor = with_random_weights(FusionExtractor(GRID, context=context, sites=("map", "vector")))
     batch = batch_of(GRID, 6)
     rows, index = torch.unique(batch[key], dim=0, return_inverse=True)
     distinct = rows.argmax(-1) if key == "task" else rows.long()
@@ -264,8 +286,9 @@ def test_distinct_contexts_give_the_features_of_their_rows(context: str, key: st
 
 @pytest.mark.parametrize("context", ["task_id", "mission"])
 @pytest.mark.parametrize("sites", [("map",), ("vector",), ("map", "vector")])
-def test_the_forms_of_rollouts_and_of_minibatches_agree(context: str, sites: Any) -> None:
-    extractor = away_from_the_start(
+def test_sb3_shapes_agree(context: str, sites: Any) -> None:
+    """SB3's shapes of rollouts, minibatches and single rows give the same features."""
+    extractor = with_random_weights(
         FusionExtractor(GRID, context=context, sites=sites, return_features=True)
     )
 
@@ -288,14 +311,15 @@ def test_the_forms_of_rollouts_and_of_minibatches_agree(context: str, sites: Any
 
 @pytest.mark.parametrize("fusion", ["bilinear", "film", "metric"])
 @pytest.mark.parametrize("context", ["task_id", "mission"])
-def test_cells_fused_once_per_kind_equal_those_fused_one_by_one(context: str, fusion: str) -> None:
+def test_fusion_per_cell_type_is_equivalent(context: str, fusion: str) -> None:
+    """Fusing every cell type once equals fusing every cell, in value and gradients."""
     codes = np.broadcast_to(
         np.array([2, 1], np.uint8), (4, 4, 2)
-    )  # 6 kinds, 3 tasks, 16 cells in each of 4 rows
+    )  # 6 cell types, 3 tasks, 4 rows of 16 cells
     space = spaces.Dict(
         {**GRID, "image": spaces.Box(np.zeros_like(codes), codes.copy(), (4, 4, 2), np.uint8)}
     )
-    extractor = away_from_the_start(
+    extractor = with_random_weights(
         FusionExtractor(space, fusion=fusion, context=context, sites=("map",))
     )
     batch = {**batch_of(space, 4), "mission": torch.tensor([[1.0], [2], [1], [2]])}
@@ -303,17 +327,54 @@ def test_cells_fused_once_per_kind_equal_those_fused_one_by_one(context: str, fu
     sizes: list[torch.Size] = []
     extractor.map_fusion.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape))
     results = []
-    for per_kind in (True, False):
-        with patch.object(Fusion, "is_positionwise", per_kind):
+    for per_type in (True, False):
+        with patch.object(Fusion, "is_positionwise", per_type):
             features = extractor(batch)
-        assert sizes.pop()[-2] == (6 if per_kind else 16)
+        assert sizes.pop()[-2] == (6 if per_type else 16)
         extractor.zero_grad()
         features.square().sum().backward()
         results.append((features, [weight.grad for weight in extractor.parameters()]))
     close(*results, rtol=1e-4, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------------- errors
+# ---------------------------------------------------------------------------------------- arguments
+
+
+def test_network_equals_separate_options() -> None:
+    """A network config builds the same extractor as the separate options."""
+    parts: dict[str, Any] = {"fusion": "film", "context": "task_id", "sites": ("map", "vector")}
+    torch.manual_seed(0)
+    separate = FusionExtractor(GRID, **parts)
+    torch.manual_seed(0)
+    single = FusionExtractor(GRID, network_config(**parts))
+    close(single.state_dict(), separate.state_dict(), rtol=0, atol=0)
+    assert single.network == separate.network
+    assert single.network.is_resolved
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        (network_config(sites=("map",)), {"fusion": "film"}, "got network and fusion"),
+        (network_config(), {}, "site 'heads' is outside a features extractor"),
+        (network_config(sites=(), memory="gru"), {}, "has no memory, got memory=gru"),
+    ],
+)
+def test_unfit_network_raises(
+    network: NetworkConfig, options: dict[str, Any], message: str
+) -> None:
+    """A network beside separate options, with heads, or with a memory raises an error."""
+    with pytest.raises(ConfigError, match=message):
+        FusionExtractor(GRID, network, **options)
+
+
+def test_policy_network_without_heads() -> None:
+    """The extractor's part of a policy's network has neither heads nor a memory."""
+    part = extractor_part(network_config(sites=("map", "heads"), memory="lstm", fusion="gate"))
+    assert part == network_config(sites=("map",), fusion="gate")
+
+
+# ------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
@@ -338,20 +399,24 @@ def test_cells_fused_once_per_kind_equal_those_fused_one_by_one(context: str, fu
         (GOAL, {"encoder": "image"}, "encoder=image needs an observation of rank 3"),
         (POINT, {}, "expected a Dict observation space"),
         (spaces.Dict({"observation": POINT}), {}, "no context among the observation's keys"),
-        (spaces.Dict({"desired_goal": POINT}), {}, "nothing is left to see"),
+        (spaces.Dict({"desired_goal": POINT}), {}, "expected an input beside the context"),
         (
             spaces.Dict({"a": PIXELS["image"], "b": PIXELS["image"], "task": PIXELS["task"]}),
             {},
-            "several: a, b",
+            "got several: a, b",
         ),
     ],
 )
-def test_a_mistake_is_told(space: spaces.Dict, options: dict[str, Any], message: str) -> None:
+def test_mistakes_raise_config_error(
+    space: spaces.Dict, options: dict[str, Any], message: str
+) -> None:
+    """A mistake in the arguments raises ConfigError with a hint."""
     with pytest.raises(ConfigError, match=message):
         FusionExtractor(space, **options)
 
 
-def test_a_config_class_is_passed_through() -> None:
+def test_config_options_are_used() -> None:
+    """The options of config objects determine the sizes."""
     extractor = FusionExtractor(
         PIXELS,
         encoder=ImageEncoderConfig(channels=4, features_dim=11),
@@ -364,7 +429,8 @@ def test_a_config_class_is_passed_through() -> None:
     )
 
 
-def test_a_relative_goal_is_what_is_left_to_do() -> None:
+def test_relative_goal_is_the_difference() -> None:
+    """A relative goal is encoded and normalized as the difference of the two keys."""
     context = GoalContextConfig(dim=8, normalize=True, relative_to="achieved_goal")
     extractor = FusionExtractor(GOAL, context=context, return_features=True)
     plain = FusionExtractor(
@@ -396,15 +462,8 @@ def test_a_relative_goal_is_what_is_left_to_do() -> None:
         ),
     ],
 )
-def test_a_goal_is_relative_to_numbers_of_its_shape(
-    config: GoalContextConfig, message: str
-) -> None:
+def test_relative_goal_needs_equal_shapes(config: GoalContextConfig, message: str) -> None:
+    """A goal can be relative only to an existing key of its own shape."""
     space = spaces.Dict({**GOAL.spaces, "task": spaces.Discrete(3)})
     with pytest.raises(ConfigError, match=message):
         FusionExtractor(space, context=config)
-
-
-def test_a_relative_goal_cannot_be_specialized() -> None:
-    extractor = FusionExtractor(GOAL, context=GoalContextConfig(relative_to="achieved_goal"))
-    with pytest.raises(ConfigError, match="changes at every step"):
-        specialize_extractor(extractor, np.zeros(3, np.float32))

@@ -1,5 +1,7 @@
-"""Unmodified Stable-Baselines3 learns with ``FusionExtractor`` what no additive network can: the goal turns the meaning
-of the observation over."""
+"""Learning with ``FusionExtractor`` in SB3: the goal reverses the meaning of the observation.
+
+An additive network cannot solve these tasks.
+"""
 
 import itertools
 from collections.abc import Callable
@@ -27,7 +29,7 @@ SMALL = VectorEncoderConfig(hidden=(), features_dim=16)
 
 
 def success_rate(model: BaseAlgorithm, make_env: Callable[[], gym.Env[Any, Any]]) -> float:
-    """Share of unseen episodes that end in success, by the most probable actions."""
+    """Return the success rate of deterministic actions on unseen episodes."""
     n_envs = 20
     env = DummyVecEnv([make_env] * n_envs)
     env.seed(10_000)
@@ -40,7 +42,7 @@ def success_rate(model: BaseAlgorithm, make_env: Callable[[], gym.Env[Any, Any]]
 
 
 def extractor(**options: Any) -> dict[str, Any]:
-    """The snippet of the README: one word chooses the fusion."""
+    """Return the options of the README: one word chooses the fusion."""
     return {
         "features_extractor_class": FusionExtractor,
         "features_extractor_kwargs": {"fusion": "bilinear", "encoder": SMALL, **options},
@@ -85,7 +87,7 @@ def test_a2c_learns() -> None:
 @pytest.mark.parametrize("fusion", ["low_rank", "hyper", "film", "gate", "attention", "metric"])
 @pytest.mark.parametrize("seed", range(3))
 def test_every_multiplicative_fusion_learns(fusion: str, seed: int) -> None:
-    # film at times waits a while where three of the four cases are right
+    # film sometimes stays for a while where three of the four cases are right
     kwargs = {**extractor(context=TaskIdContextConfig(dim=8)), "net_arch": []}
     kwargs["features_extractor_kwargs"]["fusion"] = fusion
     model = PPO(
@@ -152,7 +154,7 @@ def test_sac_with_hindsight_learns_goals() -> None:
 
 
 def fused_heads(fusion: str, timesteps: int) -> PPO:
-    """Fusion in the heads and nothing above it: with ``concat`` the logits are a(x) + c(g)."""
+    """Train fused heads without hidden layers: with ``concat`` the logits are a(x) + c(g)."""
     kwargs = {
         "fusion": fusion,
         "sites": ("heads",),

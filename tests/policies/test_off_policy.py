@@ -1,5 +1,6 @@
-"""Actors and critics of SAC, TD3, TQC and DQN as interactions: what they compute, learn, save and load."""
+"""Policies for SAC, TD3, TQC and DQN: outputs, training, saving and loading."""
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,13 @@ from torch import Tensor, nn
 from toy_goal_envs import MirrorReachEnv
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.networks import ConcatConfig, GoalContextConfig, HyperConfig, VectorEncoderConfig
+from mirl.configs.networks import (
+    ConcatConfig,
+    GoalContextConfig,
+    HyperConfig,
+    VectorEncoderConfig,
+    network_config,
+)
 from mirl.policies import FusionExtractor, specialize
 from mirl.policies.features import Features
 from mirl.policies.heads import FusionHead
@@ -45,7 +52,7 @@ HEADS = {**TINY, "sites": ("heads",)}
 
 
 class PushReachEnv(MirrorReachEnv):
-    """``MirrorReachEnv`` with a lever that is pushed or pulled."""
+    """``MirrorReachEnv`` with two discrete actions: push and pull."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +63,7 @@ class PushReachEnv(MirrorReachEnv):
 
 
 def build(algorithm: type[OffPolicyAlgorithm], options: dict[str, Any], **others: Any) -> Any:
-    """The algorithm with HER in a toy world, on the CPU."""
+    """Build the algorithm with HER and a toy environment, on the CPU."""
     her = {
         "replay_buffer_class": HerReplayBuffer,
         "learning_starts": 8,
@@ -71,11 +78,13 @@ def build(algorithm: type[OffPolicyAlgorithm], options: dict[str, Any], **others
         **her,
         **others,
     }
-    return cast(Any, algorithm)(env=env, policy_kwargs=dict(options), **kinds)  # SB3 adds to them
+    return cast(Any, algorithm)(
+        env=env, policy_kwargs=dict(options), **kinds
+    )  # SB3 changes the dictionary
 
 
 def networks(policy: BasePolicy) -> Iterator[Any]:
-    """Actor and critic, or the Q network."""
+    """Yield the actor and the critic, or the Q-network."""
     for name in ("actor", "critic", "q_net"):
         if hasattr(policy, name):
             yield getattr(policy, name)
@@ -85,8 +94,8 @@ def heads(module: nn.Module) -> list[FusionHead]:
     return [part for part in module.modules() if isinstance(part, FusionHead)]
 
 
-def awake(policy: BasePolicy) -> BasePolicy:
-    """With random weights in place of those that start at zero."""
+def with_random_weights(policy: BasePolicy) -> BasePolicy:
+    """Replace all weights by random ones, since some start at zero."""
     torch.manual_seed(1)
     for weight in policy.parameters():
         nn.init.normal_(weight, std=0.5)
@@ -94,7 +103,7 @@ def awake(policy: BasePolicy) -> BasePolicy:
 
 
 def batch(policy: BasePolicy, n: int = 4) -> tuple[dict[str, Tensor], Tensor]:
-    """Observations and actions at random."""
+    """Return random observations and actions."""
     space = cast(spaces.Dict, policy.observation_space)
     generator = torch.Generator().manual_seed(2)
     obs = {
@@ -105,21 +114,22 @@ def batch(policy: BasePolicy, n: int = 4) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def bilinear(head: FusionHead, x: Tensor, z: Tensor) -> Tensor:
-    """zᵀ𝕎x + Uᵀz + Vx + b with the weights of the head's fusion."""
+    """Compute zᵀ𝕎x + Uᵀz + Vx + b with the weights of the head's fusion."""
     weights = dict(head.fusion.named_parameters())
     product = torch.einsum("bz,zxo,bx->bo", z, weights["weight"], x)
     return product + z @ weights["shift.weight"] + x @ weights["main.weight"] + weights["main.bias"]
 
 
 def seen(network: Any, obs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Features and context of each row."""
+    """Return the features and the context of each row."""
     features = network.extract_features(obs, network.features_extractor)
     return features.vector, features.context.per_row()
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TD3])
-def test_q_is_the_bilinear_form_of_hidden_layer_and_goal(algorithm: Any) -> None:
-    policy = awake(build(algorithm, HEADS).policy)
+def test_critic_is_bilinear_form(algorithm: Any) -> None:
+    """Q is the bilinear form of the hidden layer and the goal."""
+    policy = with_random_weights(build(algorithm, HEADS).policy)
     critic = cast(Any, policy).critic
     obs, actions = batch(policy)
     vector, z = seen(critic, obs)
@@ -135,8 +145,9 @@ def test_q_is_the_bilinear_form_of_hidden_layer_and_goal(algorithm: Any) -> None
     torch.testing.assert_close(critic.q1_forward(obs, actions), expected[0])
 
 
-def test_the_quantiles_are_bilinear_forms_of_hidden_layer_and_goal() -> None:
-    policy = awake(build(TQC, {**HEADS, "n_critics": 3, "n_quantiles": 4}).policy)
+def test_quantiles_are_bilinear_forms() -> None:
+    """The quantiles of TQC are bilinear forms of the hidden layer and the goal."""
+    policy = with_random_weights(build(TQC, {**HEADS, "n_critics": 3, "n_quantiles": 4}).policy)
     critic = cast(Any, policy).critic
     obs, actions = batch(policy)
     vector, z = seen(critic, obs)
@@ -152,8 +163,9 @@ def test_the_quantiles_are_bilinear_forms_of_hidden_layer_and_goal() -> None:
     torch.testing.assert_close(critic(obs, actions), torch.stack(by_hand, dim=1))
 
 
-def test_the_q_head_of_dqn_is_a_bilinear_form_with_an_output_per_action() -> None:
-    policy = awake(build(DQN, HEADS).policy)
+def test_dqn_head_is_bilinear_form() -> None:
+    """The head of DQN is a bilinear form with one output per action."""
+    policy = with_random_weights(build(DQN, HEADS).policy)
     q_net = cast(Any, policy).q_net
     obs, _ = batch(policy)
     vector, z = seen(q_net, obs)
@@ -163,8 +175,9 @@ def test_the_q_head_of_dqn_is_a_bilinear_form_with_an_output_per_action() -> Non
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TQC])
-def test_mean_and_deviation_of_the_actor_are_bilinear_forms(algorithm: Any) -> None:
-    policy = awake(build(algorithm, HEADS).policy)
+def test_gaussian_actor_heads_are_bilinear(algorithm: Any) -> None:
+    """The mean and the log standard deviation of the actor are bilinear forms."""
+    policy = with_random_weights(build(algorithm, HEADS).policy)
     actor = cast(Any, policy).actor
     obs, _ = batch(policy)
     vector, z = seen(actor, obs)
@@ -174,8 +187,9 @@ def test_mean_and_deviation_of_the_actor_are_bilinear_forms(algorithm: Any) -> N
     torch.testing.assert_close(log_std, bilinear(actor.log_std, hidden, z).clamp(-20, 2))
 
 
-def test_the_actor_of_td3_squashes_a_bilinear_form() -> None:
-    policy = awake(build(TD3, HEADS).policy)
+def test_td3_actor_squashes_bilinear_form() -> None:
+    """The actor of TD3 is the tanh of a bilinear form."""
+    policy = with_random_weights(build(TD3, HEADS).policy)
     actor = cast(Any, policy).actor
     obs, _ = batch(policy)
     vector, z = seen(actor, obs)
@@ -187,10 +201,11 @@ def test_the_actor_of_td3_squashes_a_bilinear_form() -> None:
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TD3])
-def test_without_hidden_layers_the_critic_fuses_features_and_action_themselves(
+def test_critic_without_hidden_layers(
     algorithm: Any,
 ) -> None:
-    policy = awake(build(algorithm, {**HEADS, "net_arch": []}).policy)
+    """Without hidden layers the critic fuses the features and the action themselves."""
+    policy = with_random_weights(build(algorithm, {**HEADS, "net_arch": []}).policy)
     critic = cast(Any, policy).critic
     obs, actions = batch(policy)
     vector, z = seen(critic, obs)
@@ -199,9 +214,10 @@ def test_without_hidden_layers_the_critic_fuses_features_and_action_themselves(
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_first_networks_do_not_depend_on_the_goal_and_have_a_gradient_to_it(
+def test_initial_networks_ignore_the_goal(
     algorithm: Any,
 ) -> None:
+    """The initial networks ignore the goal, and the weights of the goal get a gradient."""
     policy = build(algorithm, HEADS).policy
     obs, actions = batch(policy)
     for network in networks(policy):
@@ -218,7 +234,8 @@ def test_the_first_networks_do_not_depend_on_the_goal_and_have_a_gradient_to_it(
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_training_reaches_the_context_of_actor_and_critic(algorithm: Any) -> None:
+def test_training_updates_both_context_encoders(algorithm: Any) -> None:
+    """Training changes the context encoders of the actor and of the critic."""
     agent = build(algorithm, HEADS)
     before = [
         [w.clone() for w in network.features_extractor.context.parameters()]
@@ -234,7 +251,8 @@ def test_training_reaches_the_context_of_actor_and_critic(algorithm: Any) -> Non
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_fusion_in_every_algorithm_takes_gradient_steps(algorithm: Any, fusion: str) -> None:
+def test_every_fusion_trains_everywhere(algorithm: Any, fusion: str) -> None:
+    """Every fusion trains in every algorithm and at both sites."""
     agent = build(algorithm, {**TINY, "fusion": fusion, "sites": ("vector", "heads")})
     before = {name: weight.clone() for name, weight in agent.policy.named_parameters()}
     agent.learn(20)
@@ -255,9 +273,8 @@ def test_every_fusion_in_every_algorithm_takes_gradient_steps(algorithm: Any, fu
 
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
-def test_actor_and_critic_share_their_extractor_only_if_asked_to(
-    algorithm: Any, share: bool
-) -> None:
+def test_extractor_sharing_follows_the_option(algorithm: Any, share: bool) -> None:
+    """Actor and critic share their extractor only if the option says so."""
     agent = build(algorithm, {**HEADS, "share_features_extractor": share})
     assert (agent.actor.features_extractor is agent.critic.features_extractor) == share
     agent.learn(12)
@@ -268,10 +285,12 @@ def test_actor_and_critic_share_their_extractor_only_if_asked_to(
 
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
-def test_an_actor_that_asks_the_critic_gets_its_gradient_and_leaves_none_there(
-    algorithm: Any, share: bool
-) -> None:
-    policy = cast(Any, awake(build(algorithm, {**TINY, "share_features_extractor": share}).policy))
+def test_actor_loss_leaves_critic_gradients_empty(algorithm: Any, share: bool) -> None:
+    """The actor's loss gets the gradient of the actions, and the critic's weights get none."""
+    policy = cast(
+        Any,
+        with_random_weights(build(algorithm, {**TINY, "share_features_extractor": share}).policy),
+    )
     obs, actions = batch(policy)
     ask = policy.critic.q1_forward if algorithm is TD3 else policy.critic
 
@@ -302,7 +321,8 @@ def test_an_actor_that_asks_the_critic_gets_its_gradient_and_leaves_none_there(
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_networks_start_with_targets_equal_to_them(algorithm: Any) -> None:
+def test_targets_start_equal(algorithm: Any) -> None:
+    """The target networks start as separate copies of the networks."""
     policy = build(algorithm, HEADS).policy
     name = "q_net" if algorithm is DQN else "critic"
     network, target = (
@@ -315,7 +335,8 @@ def test_the_networks_start_with_targets_equal_to_them(algorithm: Any) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_optimisers_hold_the_weights_of_the_fused_heads(algorithm: Any) -> None:
+def test_optimizers_contain_fused_heads(algorithm: Any) -> None:
+    """The optimizers contain all weights, those of the fused heads included."""
     policy = build(algorithm, HEADS).policy
     for network in networks(policy):
         optimizer = policy.optimizer if algorithm is DQN else network.optimizer
@@ -324,7 +345,8 @@ def test_the_optimisers_hold_the_weights_of_the_fused_heads(algorithm: Any) -> N
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_without_heads_the_policy_is_sb3s_own_with_the_extractor(algorithm: Any) -> None:
+def test_without_heads_equals_sb3_policy(algorithm: Any) -> None:
+    """Without fused heads the policy is SB3's own with the extractor."""
     ours = build(algorithm, {**TINY, "sites": ("vector",)}).policy
     extractor = {key: value for key, value in TINY.items() if key != "net_arch"}
     plain = {
@@ -337,11 +359,13 @@ def test_without_heads_the_policy_is_sb3s_own_with_the_extractor(algorithm: Any)
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
-def test_a_concat_head_computes_sb3s_own_critic_over_features_action_and_context(
+def test_concat_critic_equals_linear_critic(
     algorithm: Any,
 ) -> None:
     """With no hidden layers both are affine in (features, action, context), and of one size."""
-    policy = awake(build(algorithm, {**HEADS, "fusion": ConcatConfig(), "net_arch": []}).policy)
+    policy = with_random_weights(
+        build(algorithm, {**HEADS, "fusion": ConcatConfig(), "net_arch": []}).policy
+    )
     critic = cast(Any, policy).critic
     obs, actions = batch(policy)
     vector, z = seen(critic, obs)
@@ -357,9 +381,8 @@ def test_a_concat_head_computes_sb3s_own_critic_over_features_action_and_context
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_saved_policy_and_a_saved_agent_are_loaded_as_they_were(
-    algorithm: Any, tmp_path: Path
-) -> None:
+def test_saved_policy_and_agent_are_restored(algorithm: Any, tmp_path: Path) -> None:
+    """A saved policy and a saved agent act as before after they are loaded."""
     options = {**TINY, "fusion": HyperConfig(hidden=(3,)), "sites": ("vector", "heads")}
     agent = build(algorithm, options).learn(20)
     agent.policy.save(tmp_path / "policy")
@@ -375,26 +398,27 @@ def test_a_saved_policy_and_a_saved_agent_are_loaded_as_they_were(
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
-def test_a_saved_policy_with_a_shared_extractor_is_loaded_with_one(
-    algorithm: Any, tmp_path: Path
-) -> None:
+def test_shared_extractor_survives_saving(algorithm: Any, tmp_path: Path) -> None:
+    """A policy with a shared extractor has one after it is loaded."""
     build(algorithm, {**HEADS, "share_features_extractor": True}).policy.save(tmp_path / "policy")
     policy = POLICIES[algorithm].load(tmp_path / "policy", device="cpu")
     assert policy.actor.features_extractor is policy.critic.features_extractor
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TQC])
-def test_state_dependent_noise_with_fused_heads_is_refused(algorithm: Any) -> None:
-    with pytest.raises(ConfigError, match="use_sde does not go with fused heads here"):
+def test_gsde_with_fused_heads_raises(algorithm: Any) -> None:
+    """State-dependent exploration with fused heads raises an error with alternatives."""
+    with pytest.raises(ConfigError, match="use_sde=True does not work with fused heads here"):
         build(algorithm, HEADS, use_sde=True)
 
 
-def test_specialising_is_refused() -> None:
+def test_specialize_is_refused() -> None:
+    """Off-policy policies have no specialized form."""
     with pytest.raises(ConfigError, match="policies of PPO and A2C can be specialized"):
         specialize(build(SAC, HEADS).policy, np.zeros(1, np.float32))
 
 
-# ------------------------------------------------------------------------------------------------------ normalization
+# ------------------------------------------------------------------------------------ normalization
 
 
 NORMALISED = {
@@ -405,14 +429,16 @@ NORMALISED = {
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_network_normalises_what_is_seen_and_the_goal(algorithm: Any) -> None:
+def test_all_networks_have_running_norms(algorithm: Any) -> None:
+    """Every network normalizes its inputs and the goal."""
     policy = build(algorithm, NORMALISED).policy
     extractors = [module for module in policy.modules() if isinstance(module, FusionExtractor)]
     assert len(extractors) == {SAC: 3, TD3: 4, TQC: 3, DQN: 2}[algorithm]
     assert all(extractor.has_running_norm for extractor in extractors)
 
 
-def test_what_a_policy_normalises_by_is_saved_with_it(tmp_path: Path) -> None:
+def test_running_norms_are_saved(tmp_path: Path) -> None:
+    """The statistics of the normalization are saved with the policy."""
     policy = build(SAC, NORMALISED).policy
     obs, actions = batch(policy)
     before = policy.critic(obs, actions)
@@ -425,3 +451,44 @@ def test_what_a_policy_normalises_by_is_saved_with_it(tmp_path: Path) -> None:
         loaded.critic(obs, actions), policy.critic(obs, actions), rtol=0, atol=0
     )
     assert not torch.equal(policy.critic(obs, actions)[0], before[0])
+
+
+# ---------------------------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_constructor_lists_sb3_parameters(algorithm: Any) -> None:
+    """Every parameter of SB3's policy has its own name and default in the signature."""
+    policy = POLICIES[algorithm]
+    ours = inspect.signature(policy).parameters
+    theirs = inspect.signature(policy.__mro__[2]).parameters
+    assert policy.__mro__[2].__module__.startswith(("stable_baselines3", "sb3_contrib"))
+    fixed = {"features_extractor_class", "features_extractor_kwargs"}
+    assert not fixed & set(ours)
+    for name in set(theirs) - fixed:
+        assert ours[name].default == theirs[name].default, name
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_network_equals_separate_options(algorithm: Any) -> None:
+    """A network config builds the same policy as the separate options."""
+    parts = {key: value for key, value in HEADS.items() if key != "net_arch"}
+    network = network_config(**parts, fusion="film")
+    separate = build(algorithm, {**HEADS, "fusion": "film"}).policy
+    single = build(algorithm, {"network": network, "net_arch": [6]}).policy
+    torch.testing.assert_close(single.state_dict(), separate.state_dict(), rtol=0, atol=0)
+    assert single.network == separate.network
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_network_excludes_separate_options(algorithm: Any) -> None:
+    """A network config together with a separate option raises an error."""
+    with pytest.raises(ConfigError, match="got network and fusion"):
+        build(algorithm, {"network": network_config(), "fusion": "film"})
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_memory_is_refused(algorithm: Any) -> None:
+    """A network with a memory raises an error that names the algorithms without one."""
+    with pytest.raises(ConfigError, match="memory=lstm is for PPO and A2C"):
+        build(algorithm, {"network": network_config(memory="lstm")})

@@ -1,4 +1,4 @@
-"""PopArt: values stay what they were whatever is learned of their scale, and targets become normal."""
+"""PopArt: updates preserve values and normalize targets."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fusion_members import VECTOR_CONFIGS, X, Z, normal, randomize
+from fusion_cases import VECTOR_CONFIGS, X, Z, normal, randomize
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,7 +32,7 @@ SITES: list[tuple[Any, ...]] = [("vector",), ("vector", "heads")]
 def head_of(
     config: FusionConfig | None = None, dtype: torch.dtype = torch.float64, **options: Any
 ) -> PopArtHead:
-    """With random weights, different for each task."""
+    """Return a head with random weights, different for each task."""
     torch.manual_seed(0)
     fusion = None if config is None else randomize(build_fusion(config, X, Z, HIDDEN))
     head = PopArtHead(N_TASKS, X if fusion is None else HIDDEN, fusion, **options)
@@ -41,7 +41,7 @@ def head_of(
         head.bias.copy_(normal(N_TASKS, seed=2))
     return (
         head.double() if dtype == torch.float64 else head
-    )  # whose statistics are float64 all the same
+    )  # the statistics are float64 in either case
 
 
 def features_of(dtype: torch.dtype = torch.float64) -> Features:
@@ -55,7 +55,7 @@ def returns_of(size: int, mean: float, deviation: float, seed: int = 0) -> Tenso
 
 @st.composite
 def rollouts(draw: st.DrawFn) -> list[tuple[Tensor, Tensor]]:
-    """Returns and tasks of several updates, at very different scales, and not of every task."""
+    """Draw returns and tasks of several updates, at different scales and with tasks missing."""
     updates = []
     for seed in range(draw(st.integers(1, 4))):
         of_tasks = draw(st.lists(st.integers(0, N_TASKS - 1), min_size=1, max_size=20))
@@ -64,27 +64,30 @@ def rollouts(draw: st.DrawFn) -> list[tuple[Tensor, Tensor]]:
     return updates
 
 
-# -------------------------------------------------------------------------------------------------------------- head
+# --------------------------------------------------------------------------------------------- head
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 @given(updates=rollouts(), exact=st.booleans())
 @settings(max_examples=15, deadline=None, derandomize=True)
-def test_no_update_changes_a_value(
+def test_update_preserves_values(
     fusion: str, updates: list[tuple[Tensor, Tensor]], exact: bool
 ) -> None:
+    """No update of the statistics changes a value."""
     dtype, tolerance = (torch.float64, 1e-12) if exact else (torch.float32, 1e-5)
     head, features = head_of(FUSIONS[fusion], dtype), features_of(dtype)
     for returns, tasks in updates:
         before, mean = head(features), head.mean[TASKS].unsqueeze(1)
         head.update(returns.to(dtype), tasks)
-        # a value is a sum in which the means stand: what is lost is lost relative to the largest of these
+        # a value is a sum that contains the mean: the rounding error is relative to the largest
+        # term
         terms = torch.stack([before.double(), mean, head.mean[TASKS].unsqueeze(1)]).abs().amax(0)
         assert ((head(features) - before).abs() <= tolerance * terms).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_tasks_that_are_not_in_the_batch_are_left_untouched(dtype: torch.dtype) -> None:
+def test_absent_tasks_stay_unchanged(dtype: torch.dtype) -> None:
+    """Tasks that are not in the batch keep their statistics and weights."""
     head = head_of(dtype=dtype)
     head.update(returns_of(8, 3.0, 7.0), torch.arange(8) % N_TASKS)
     before = {name: value.clone() for name, value in head.state_dict().items()}
@@ -96,7 +99,8 @@ def test_tasks_that_are_not_in_the_batch_are_left_untouched(dtype: torch.dtype) 
         )
 
 
-def test_after_one_update_the_targets_of_each_task_have_mean_0_and_deviation_1() -> None:
+def test_update_normalizes_targets_per_task() -> None:
+    """After one update the targets of each task have mean 0 and standard deviation 1."""
     head, tasks = head_of(), torch.arange(400) % N_TASKS
     returns = (
         returns_of(400, 0.0, 1.0) * torch.tensor([0.01, 1.0, 50.0, 3e4])[tasks] + 7.0 * tasks - 1e3
@@ -113,7 +117,8 @@ def test_after_one_update_the_targets_of_each_task_have_mean_0_and_deviation_1()
         )
 
 
-def test_values_are_the_normalised_ones_in_the_tasks_own_unit() -> None:
+def test_values_are_in_units_of_returns() -> None:
+    """A value is the normalized value in the units of its task."""
     head, features = head_of(VECTOR_CONFIGS["bilinear"]), features_of()
     head.update(returns_of(40, 20.0, 3.0), torch.arange(40) % N_TASKS)
     assert head.fusion is not None
@@ -123,7 +128,8 @@ def test_values_are_the_normalised_ones_in_the_tasks_own_unit() -> None:
         close(head(features)[row, 0], head.scale(torch.tensor([task]))[0] * n + head.mean[task])
 
 
-def test_statistics_are_exponential_averages_that_begin_at_the_first_batch() -> None:
+def test_statistics_are_unbiased_exponential_averages() -> None:
+    """The statistics are exponential averages that start at the first batch."""
     head, rate = head_of(rate=0.2), 0.2
     batches = [returns_of(5, 10.0 * k, 1.0 + k, seed=k) for k in range(3)]
     for batch in batches:
@@ -137,7 +143,8 @@ def test_statistics_are_exponential_averages_that_begin_at_the_first_batch() -> 
     assert head.n_updates.tolist() == [0, 0, 3, 0]
 
 
-def test_returns_that_never_vary_have_a_scale_that_is_not_zero() -> None:
+def test_constant_returns_have_minimum_scale() -> None:
+    """The scale of constant returns is the lower bound, and values stay unchanged."""
     head, features = head_of(dtype=torch.float32), features_of(torch.float32)
     before = head(features)
     head.update(torch.full((8,), 3.0), torch.arange(8) % N_TASKS)
@@ -145,7 +152,8 @@ def test_returns_that_never_vary_have_a_scale_that_is_not_zero() -> None:
     close(head(features), before, rtol=1e-4, atol=1e-5)
 
 
-def test_a_deviation_that_is_small_beside_the_mean_is_not_lost() -> None:
+def test_small_std_beside_large_mean() -> None:
+    """A standard deviation that is small beside the mean is not lost to rounding."""
     head = head_of(dtype=torch.float32)
     returns = returns_of(1000, 1e5, 1.0).float()
     head.update(returns, torch.zeros(1000, dtype=torch.int64))
@@ -157,14 +165,16 @@ def test_a_deviation_that_is_small_beside_the_mean_is_not_lost() -> None:
     )
 
 
-def test_the_first_value_ignores_the_task_and_has_the_size_that_sb3_gives_it() -> None:
+def test_initial_values_ignore_the_task() -> None:
+    """Initial values do not depend on the task, and each row has the length ``gain``."""
     head = PopArtHead(N_TASKS, X)
     one = features_of(torch.float32)._replace(vector=torch.ones(BATCH, X))
     close(head(one), head(one)[:1].expand(BATCH, 1))
     close(head.weight.norm(dim=1), torch.ones(N_TASKS))
 
 
-def test_the_statistics_are_saved_with_the_weights() -> None:
+def test_statistics_are_saved_with_weights() -> None:
+    """The statistics are part of the state dict, and updates continue from them."""
     head = head_of(VECTOR_CONFIGS["film"])
     head.update(returns_of(8, 5.0, 2.0), torch.arange(8) % 3)
     other = PopArtHead(N_TASKS, HIDDEN, build_fusion(VECTOR_CONFIGS["film"], X, Z, HIDDEN)).double()
@@ -175,7 +185,7 @@ def test_the_statistics_are_saved_with_the_weights() -> None:
     close(other.state_dict(), head.state_dict(), rtol=0, atol=0)
 
 
-# ------------------------------------------------------------------------------------------------------------ policy
+# ------------------------------------------------------------------------------------------- policy
 
 SPACE = spaces.Dict(
     {
@@ -196,7 +206,7 @@ def ppo(
     sde: bool = False,
     **options: Any,
 ) -> PPO:
-    """Unmodified SB3's."""
+    """Return SB3's own PPO with a PopArt policy."""
     env = DummyVecEnv(
         [lambda seed=seed: SampledEnv(SPACE, ACTIONS[actions], seed) for seed in (0, 1)]
     )
@@ -231,6 +241,7 @@ def popart_of(model: PPO) -> PopArtHead:
 def test_unmodified_ppo_trains_every_row(
     sites: tuple[Any, ...], context: str, actions: str, sde: bool
 ) -> None:
+    """SB3's own PPO trains the row of every task."""
     model = ppo(sites, actions, sde, context=context)
     head = popart_of(model)
     assert (head.fusion is not None) == ("heads" in sites)
@@ -241,7 +252,8 @@ def test_unmodified_ppo_trains_every_row(
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
-def test_the_value_of_an_observation_is_that_of_its_task(share: bool) -> None:
+def test_value_belongs_to_the_task(share: bool) -> None:
+    """Every method of the policy returns the value of the observation's own task."""
     policy = ppo(share_features_extractor=share).policy
     head = policy.value_net
     assert isinstance(head, PopArtHead)
@@ -262,14 +274,16 @@ def test_the_value_of_an_observation_is_that_of_its_task(share: bool) -> None:
     close(policy.evaluate_actions(minibatch, actions)[0], policy.predict_values(batch))
 
 
-def test_the_optimiser_holds_the_weights_of_the_head() -> None:
+def test_optimizer_contains_the_head() -> None:
+    """The optimizer contains all weights of the policy."""
     for sites in SITES:
         policy = ppo(sites).policy
         held = {id(weight) for group in policy.optimizer.param_groups for weight in group["params"]}
         assert held == {id(weight) for weight in policy.parameters()}
 
 
-def test_a_saved_policy_comes_back_with_its_statistics(tmp_path: Path) -> None:
+def test_saved_policy_keeps_statistics(tmp_path: Path) -> None:
+    """A saved policy has its statistics after it is loaded."""
     policy = ppo(context=TaskIdContextConfig(dim=8)).policy
     assert isinstance(policy.value_net, PopArtHead)
     policy.value_net.update(returns_of(8, 5.0, 2.0).float(), torch.arange(8) % 3)
@@ -284,9 +298,8 @@ def test_a_saved_policy_comes_back_with_its_statistics(tmp_path: Path) -> None:
     [(None, "none"), (spaces.Box(0, 1, (3,), np.float32), r"Box")],
     ids=["none", "Box"],
 )
-def test_observations_that_do_not_say_their_task_are_refused(
-    task: spaces.Space[Any] | None, given: str
-) -> None:
+def test_popart_needs_a_discrete_task(task: spaces.Space[Any] | None, given: str) -> None:
+    """Observations without a Discrete task raise an error."""
     parts = {**SPACE} if task is None else {**SPACE, "task": task}
     if task is None:
         del parts["task"]

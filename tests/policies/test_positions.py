@@ -1,4 +1,4 @@
-"""Positional encodings against the formula of Vaswani et al. (2017)."""
+"""Positional encodings, compared with the formula of Vaswani et al. (2017)."""
 
 import math
 
@@ -10,6 +10,7 @@ from mirl.policies.positions import sinusoidal_positions
 
 @pytest.mark.parametrize(("length", "dim"), [(1, 2), (7, 6), (80, 64)])
 def test_positions_equal_the_formula(length: int, dim: int) -> None:
+    """The encodings equal the formula of the paper."""
     table = sinusoidal_positions(length, dim)
     assert table.shape == (length, dim)
     for p in range(length):
@@ -20,7 +21,8 @@ def test_positions_equal_the_formula(length: int, dim: int) -> None:
             assert float(table[p, 2 * i + 1]) == pytest.approx(math.cos(angle), abs=2e-5)
 
 
-def test_no_two_positions_are_alike() -> None:
+def test_positions_are_distinct() -> None:
+    """The encodings of different positions are different."""
     table = sinusoidal_positions(80, 32)
     distances = torch.cdist(table, table) + 10 * torch.eye(80)
     assert distances.min() > 0.1

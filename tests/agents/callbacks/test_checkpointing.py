@@ -65,7 +65,7 @@ def test_full_disk_does_not_stop_training(tiny: Build, tmp_path: Path) -> None:
         [sys.executable, "-c", FULL, *argv],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 1, done.stderr

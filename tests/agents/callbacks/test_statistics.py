@@ -72,7 +72,7 @@ def tiny(tmp_path: Path) -> Callable[..., TrainConfig]:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, np.ndarray]]:
-    """The observations of training after each timestep."""
+    """Record the observations of training after each timestep."""
     recorded: list[dict[str, np.ndarray]] = []
     step_wait = SuiteVecEnv.step_wait
 

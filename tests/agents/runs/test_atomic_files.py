@@ -81,7 +81,7 @@ def test_only_regular_files_pass(tmp_path: Path) -> None:
 
 @pytest.fixture
 def sealed(tmp_path: Path) -> Path:
-    """A sealed folder with two files."""
+    """Return a sealed folder with two files."""
     for name in ("a", "b"):
         (tmp_path / name).write_text(name * 100)
     write_manifest(tmp_path)

@@ -27,7 +27,7 @@ Agents = Callable[[TrainConfig], PPO | A2C]
 
 @pytest.fixture(scope="module")
 def agent(tiny_in: Build, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPO | A2C]:
-    """An agent after one iteration, so that its optimizer has a state; tests do not change it."""
+    """Yield an agent whose optimizer has a state; tests do not change it."""
     config = tiny_in(tmp_path_factory.mktemp("unused"))
     env = SuiteVecEnv(config.task, config.agent.n_envs, seed=config.seed)
     yield build_agent(resolve(config), env).learn(128)
@@ -36,13 +36,13 @@ def agent(tiny_in: Build, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def learner(tiny: Build, make_agent: Agents) -> PPO | A2C:
-    """An agent after one iteration that may be trained further."""
+    """Return an agent after one iteration that may be trained further."""
     return make_agent(tiny()).learn(128)
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> CheckpointDirectory:
-    """An empty directory of checkpoints."""
+    """Return an empty directory of checkpoints."""
     return CheckpointDirectory(tmp_path)
 
 

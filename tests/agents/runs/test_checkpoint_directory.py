@@ -26,7 +26,7 @@ LAST_POLICY = "step_000000512/policy.safetensors"
 
 @pytest.fixture(scope="module")
 def agent(tiny_in: Build, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PPO]:
-    """An agent after one iteration; tests do not change it."""
+    """Yield an agent after one iteration; tests do not change it."""
     config = tiny_in(tmp_path_factory.mktemp("unused"))
     env = SuiteVecEnv(config.task, config.agent.n_envs, seed=config.seed)
     agent = build_agent(resolve(config), env)
@@ -37,7 +37,7 @@ def agent(tiny_in: Build, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def directory(tmp_path: Path) -> CheckpointDirectory:
-    """An empty directory of checkpoints."""
+    """Return an empty directory of checkpoints."""
     return CheckpointDirectory(tmp_path / "checkpoints")
 
 

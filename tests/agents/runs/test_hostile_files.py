@@ -36,7 +36,7 @@ Damage = Callable[[Path], None]
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """A run that evaluates, until a test damages it."""
+    """Return a run that evaluates, until a test damages it."""
     return Path(shutil.copytree(GOLDEN, tmp_path / "run"))
 
 

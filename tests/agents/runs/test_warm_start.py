@@ -118,7 +118,7 @@ def packed(value: Any) -> bytes:
 
 
 def rezipped(data: bytes) -> bytes:
-    """A zip file's members, compressed."""
+    """Compress the members of a zip file."""
     out = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(data)) as old,
@@ -139,7 +139,7 @@ def around(pickled: bytes) -> bytes:
 
 
 def with_more_numbers(state: dict[str, Any]) -> bytes:
-    """Weights whose pickle claims storages of more numbers than there are."""
+    """Return weights whose pickle claims storages of more numbers than there are."""
     out, claimed = io.BytesIO(), struct.pack("<BH", ord("M"), 999)
     with zipfile.ZipFile(io.BytesIO(packed(state))) as old, zipfile.ZipFile(out, "w") as new:
         for member in old.infolist():
@@ -152,7 +152,7 @@ def with_more_numbers(state: dict[str, Any]) -> bytes:
 
 
 def changed(state: dict[str, Any], first: Any) -> dict[str, Any]:
-    """A policy's weights with the first of them replaced."""
+    """Replace the first of a policy's weights."""
     return {**state, next(iter(state)): first}
 
 

@@ -1,4 +1,4 @@
-"""Meta-World's tasks are the package's own, with a new goal in every episode, decided by the seed."""
+"""Tests of the Meta-World tasks: they are the package's own, with a new goal in every episode."""
 
 import pickle
 from typing import Any
@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 from mirl.configs.tasks import SuiteConfig, TaskConfig
-from mirl.envs import SuiteVecEnv, choose_backend, make_env
+from mirl.envs import SuiteVecEnv, make_env
 
 metaworld = pytest.importorskip("metaworld")
 from metaworld.env_dict import MT10_V3, MT50_V3  # noqa: E402
@@ -29,7 +29,8 @@ def task_config(name: str = "reach-v3", **kwargs: Any) -> TaskConfig:
 @pytest.mark.parametrize(
     "name", ["reach-v3", "pick-place-v3", "drawer-open-v3", "peg-insert-side-v3"]
 )
-def test_a_task_is_the_one_of_the_package(name: str) -> None:
+def test_task_equals_the_packages_task(name: str) -> None:
+    """From the same places, observations, rewards and successes are those of the package."""
     ours = MetaWorldEnv(name)
     start, _ = ours.reset(seed=3)
     theirs = gym.make("Meta-World/MT1", env_name=name, seed=0, disable_env_checker=True).unwrapped
@@ -50,12 +51,17 @@ def test_a_task_is_the_one_of_the_package(name: str) -> None:
         assert info["success"] == expected_info["success"]
 
 
-def test_places_have_the_distribution_of_the_benchmarks() -> None:
+def test_places_follow_the_benchmarks() -> None:
+    """The places have the distribution of those of the benchmarks."""
     benchmark = metaworld.MT1("reach-v3", seed=0)
     theirs = np.array([pickle.loads(task.data)["rand_vec"] for task in benchmark.train_tasks])
     env = MetaWorldEnv("reach-v3")
     env.reset(seed=0)
-    ours = np.array([(env.reset(), env._sawyer._last_rand_vec)[1] for _ in range(100)])
+    places = []
+    for _ in range(100):
+        env.reset()
+        places.append(env._sawyer._last_rand_vec)
+    ours = np.array(places)
     assert len(np.unique(ours, axis=0)) == 100
     spread = env._sawyer._random_reset_space.high - env._sawyer._random_reset_space.low
     np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=0.25 * spread.max())
@@ -63,25 +69,29 @@ def test_places_have_the_distribution_of_the_benchmarks() -> None:
     assert (abs(ours.max(0) - theirs.max(0)) <= 0.2 * spread + 1e-9).all()
 
 
-def test_the_goal_is_seen_and_is_another_in_every_episode() -> None:
+def test_every_episode_has_a_new_goal() -> None:
+    """The goal is observed, and differs between episodes."""
     env = MetaWorldEnv("reach-v3")
     goals = [env.reset(seed=0)[0][GOAL], env.reset()[0][GOAL], env.reset()[0][GOAL]]
     assert all(goal.all() for goal in goals)
     assert len(np.unique(goals, axis=0)) == 3
 
 
-def test_the_seed_decides_every_episode_after_it() -> None:
+def test_seed_decides_later_episodes() -> None:
+    """The seed decides every episode after it, whatever numpy's global seed is."""
+
     def starts(seed: int) -> list[Any]:
         env = MetaWorldEnv("push-v3")
         return [env.reset(seed=seed)[0].tolist(), env.reset()[0].tolist()]
 
-    np.random.seed(0)  # noqa: NPY002  (what Meta-World draws from, unless told otherwise)
+    np.random.seed(0)  # noqa: NPY002  (Meta-World's default generator)
     first = starts(1)
     assert first == starts(1)
     assert all(a != b for a, b in zip(first, starts(2), strict=True))
 
 
-def test_slots_and_episodes_have_goals_of_their_own() -> None:
+def test_environments_have_different_goals() -> None:
+    """All environments and episodes have different goals."""
     suite = SuiteConfig(name="suite", tasks=(task_config(),))
     env = SuiteVecEnv(suite, 3, backend="gymnasium", seed=0, workers=0)
     goals = [*env.reset()["observation"][:, GOAL], *env.reset()["observation"][:, GOAL]]
@@ -90,19 +100,20 @@ def test_slots_and_episodes_have_goals_of_their_own() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*Box observation space m.* value is")  # see MetaWorldEnv
-def test_gymnasium_finds_no_fault() -> None:
+def test_gymnasium_check_passes() -> None:
     check_env(MetaWorldEnv("reach-v3"), skip_render_check=True)
 
 
 @pytest.mark.filterwarnings("ignore:Constant")  # the expert's actions are clipped
-def test_episodes_end_by_time_or_on_request_by_success() -> None:
+def test_episodes_can_end_at_success() -> None:
+    """Episodes are truncated, or terminate at their first success if asked to."""
+
     def play(env: MetaWorldEnv) -> tuple[int, bool, bool]:
         policy = SawyerReachV3Policy()
         obs, _ = env.reset(seed=0)
         for step in range(1, 501):
-            obs, _, terminated, truncated, _ = env.step(
-                policy.get_action(obs).clip(-1, 1).astype(np.float32)
-            )
+            action = policy.get_action(obs).clip(-1, 1).astype(np.float32)
+            obs, _, terminated, truncated, _ = env.step(action)
             if terminated or truncated:
                 return step, terminated, truncated
         return 501, False, False
@@ -113,7 +124,8 @@ def test_episodes_end_by_time_or_on_request_by_success() -> None:
     assert (terminated, truncated) == (True, False)
 
 
-def test_the_contract_gives_small_floats_to_every_task_alike() -> None:
+def test_tasks_share_one_space() -> None:
+    """All tasks have the same observation space, in float32."""
     spaces = [
         make_env(task_config(name)).observation_space for name in ("reach-v3", "drawer-open-v3")
     ]
@@ -123,9 +135,8 @@ def test_the_contract_gives_small_floats_to_every_task_alike() -> None:
 
 
 @pytest.mark.parametrize(("preset", "listed"), [("mt10", MT10_V3), ("mt50", MT50_V3)])
-def test_the_presets_have_the_benchmarks_tasks_in_their_order(
-    preset: str, listed: dict[str, Any]
-) -> None:
+def test_presets_list_the_benchmarks_tasks(preset: str, listed: dict[str, Any]) -> None:
+    """The presets list the tasks of the benchmarks in their order."""
     tasks = compose_train([f"task={preset}"]).task.tasks
     assert [task.env_id for task in tasks] == [f"Meta-World/{name}" for name in listed]
     assert {task.success for task in tasks} == {"any_step"}
@@ -135,27 +146,23 @@ def test_every_task_is_registered() -> None:
     assert {f"Meta-World/{name}" for name in metaworld.ALL_V3_ENVIRONMENTS} <= set(gym.registry)
 
 
-def test_a_misspelt_task_is_named() -> None:
+def test_misspelled_task_suggests_a_name() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'Meta-World/reach-v3'"):
         make_env(task_config("reech-v3"))
 
 
-def test_envpool_is_not_taken_since_its_rewards_differ() -> None:
-    suite = SuiteConfig(name="suite", tasks=(task_config(),))
-    assert choose_backend(suite, "auto") == "gymnasium"
-    with pytest.raises(ConfigError, match="rewards"):
-        choose_backend(suite, "envpool")
-
-
 class FakeCamera:
+    """Camera whose vertical axis points up (1.0) or down (-1.0)."""
+
     def __init__(self, up: float) -> None:
         self.xmat = np.diag([1.0, up, up]).flatten()[[0, 1, 2, 6, 7, 8, 3, 4, 5]]
 
 
 @pytest.mark.parametrize(("up", "turned"), [(-1.0, True), (1.0, False)])
-def test_pictures_of_cameras_that_hang_upside_down_are_turned(
+def test_upside_down_pictures_are_turned(
     up: float, turned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The pictures of cameras that hang upside down are turned."""
     env = MetaWorldEnv("reach-v3", render_mode="rgb_array")
     frame = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     monkeypatch.setattr(env._sawyer, "render", lambda: frame)
@@ -163,24 +170,3 @@ def test_pictures_of_cameras_that_hang_upside_down_are_turned(
         env._sawyer, "data", type("Data", (), {"camera": staticmethod(lambda name: FakeCamera(up))})
     )
     np.testing.assert_array_equal(env.render(), np.rot90(frame, 2) if turned else frame)
-
-
-@pytest.mark.parametrize("env_id", ["Meta-World/reach-v3", "FetchReach-v4", "PointMaze_UMaze-v3"])
-def test_drawing_without_a_display_is_an_error_that_says_what_to_set(
-    env_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("sys.platform", "linux")
-    with pytest.raises(
-        ConfigError, match=r"MuJoCo cannot draw without a display; set .* MUJOCO_GL to egl"
-    ):
-        make_env(TaskConfig(name="task", env_id=env_id), render_mode="rgb_array")
-
-
-def test_a_grid_is_drawn_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
-    env = make_env(TaskConfig(name="task", env_id="MiniGrid-Empty-5x5-v0"), render_mode="rgb_array")
-    env.reset(seed=0)
-    assert env.render().ndim == 3  # type: ignore[union-attr]

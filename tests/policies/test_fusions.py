@@ -1,11 +1,11 @@
-"""Each member of the family against forms that we did not write, in float64, with random weights."""
+"""Every fusion, compared with independent forms in float64 and with random weights."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from fusion_members import (
+from fusion_cases import (
     CROSS,
     MEMBERS,
     VECTOR_CONFIGS,
@@ -53,7 +53,7 @@ close = torch.testing.assert_close
 Array = NDArray[np.float64]
 
 
-# ------------------------------------------------------------------------------- naive loops, one number at a time
+# ---------------------------------------------------------------- naive loops, one number at a time
 
 
 def weights_of(fusion: nn.Module) -> dict[str, Array]:
@@ -96,7 +96,7 @@ def low_rank_by_loop(w: dict[str, Array], x: Array, z: Array, prefix: str = "") 
 
 
 def by_loop(fusion: Fusion, x: Array, z: Array) -> Array:
-    """y (O,) of one feature vector and one context, by the equation in the paper."""
+    """Compute y (O,) for one feature vector and one context by the equation of the paper."""
     w = weights_of(fusion)
     match fusion:
         case Concat(project=None):
@@ -153,7 +153,7 @@ def by_loop(fusion: Fusion, x: Array, z: Array) -> Array:
 
 
 def cross_attention_by_loop(fusion: CrossAttention, x: Array, z: Array) -> Array:
-    """y (P, O) of the P cells of one row."""
+    """Compute y (P, O) for the P cells of one row."""
     w = weights_of(fusion)
     located = np.array(
         [
@@ -181,14 +181,16 @@ def position(p: int, i: int, dim: int) -> float:
 
 
 @pytest.mark.parametrize("member", VECTOR_CONFIGS)
-def test_a_member_equals_a_naive_loop(member: str) -> None:
+def test_fusion_equals_loop(member: str) -> None:
+    """Every fusion of vectors equals its equation, computed by loops over single numbers."""
     fusion, x, z = randomized(member), normal(4, X, seed=1), normal(4, Z, seed=2)
     expected = np.stack([by_loop(fusion, x[b].numpy(), z[b].numpy()) for b in range(4)])
     close(fusion(x, z), torch.from_numpy(expected))
 
 
 @pytest.mark.parametrize("member", VECTOR_CONFIGS)
-def test_a_member_on_cells_equals_a_naive_loop(member: str) -> None:
+def test_fusion_of_cells_equals_loop(member: str) -> None:
+    """Every fusion of cells equals its equation for each cell."""
     fusion, x, z = randomized(member), normal(3, 2, 2, X, seed=1), normal(3, Z, seed=2)
     y = fusion(x, z)
     assert y.shape == (3, 2, 2, O)
@@ -199,7 +201,8 @@ def test_a_member_on_cells_equals_a_naive_loop(member: str) -> None:
         )
 
 
-def test_cross_attention_equals_a_naive_loop() -> None:
+def test_cross_attention_equals_loop() -> None:
+    """Cross-attention equals its equation, computed by loops over single numbers."""
     fusion, x, z = randomized(CROSS), normal(3, 5, X, seed=1), normal(3, Z, seed=2)
     assert isinstance(fusion, CrossAttention)
     expected = np.stack(
@@ -208,10 +211,11 @@ def test_cross_attention_equals_a_naive_loop() -> None:
     close(fusion(x, z), torch.from_numpy(expected))
 
 
-# ------------------------------------------------------------------------------------------------- torch's own forms
+# -------------------------------------------------------------------------------- torch's own forms
 
 
-def test_concat_equals_a_linear_layer_over_the_concatenation() -> None:
+def test_concat_equals_linear_layer() -> None:
+    """``concat`` equals a linear layer over the concatenation."""
     fusion, x, z = (
         randomize(build_fusion(ConcatConfig(), X, Z, O).double()),
         normal(4, X),
@@ -222,7 +226,8 @@ def test_concat_equals_a_linear_layer_over_the_concatenation() -> None:
     close(fusion(x, z), F.linear(torch.cat([x, z], dim=1), weight, fusion.main.bias))
 
 
-def test_concat_with_hidden_equals_an_mlp_over_the_concatenation() -> None:
+def test_hidden_concat_equals_mlp() -> None:
+    """``concat`` with a hidden layer equals an MLP over the concatenation."""
     fusion = randomize(build_fusion(ConcatConfig(hidden=9), X, Z, O).double())
     assert isinstance(fusion, Concat)
     assert fusion.project is not None
@@ -239,7 +244,8 @@ def test_concat_with_hidden_equals_an_mlp_over_the_concatenation() -> None:
     close(fusion(x, z), mlp(torch.cat([x, z], dim=1)))
 
 
-def test_bilinear_equals_torchs_bilinear_and_linear_layers() -> None:
+def test_bilinear_equals_torch_layers() -> None:
+    """``bilinear`` equals ``nn.Bilinear`` plus a linear layer over the concatenation."""
     fusion = randomize(build_fusion(BilinearConfig(), X, Z, O).double())
     assert isinstance(fusion, Bilinear)
     product, linear = nn.Bilinear(Z, X, O, bias=False).double(), nn.Linear(X + Z, O).double()
@@ -252,7 +258,7 @@ def test_bilinear_equals_torchs_bilinear_and_linear_layers() -> None:
 
 
 def multi_head_attention(fusion: CrossAttention) -> nn.MultiheadAttention:
-    """torch's own layer with our weights, which asks for a query as wide as the features."""
+    """Return torch's layer with the weights of ours; its query is as wide as the features."""
     layer = nn.MultiheadAttention(fusion.features_dim, fusion.heads, batch_first=True).double()
     assert fusion.query.bias is not None
     assert fusion.key_value.bias is not None
@@ -268,7 +274,8 @@ def multi_head_attention(fusion: CrossAttention) -> nn.MultiheadAttention:
     return layer
 
 
-def test_cross_attention_reads_the_cells_as_torchs_multi_head_attention_does() -> None:
+def test_cross_attention_equals_torch_multihead() -> None:
+    """The attention output equals ``nn.MultiheadAttention`` with the same weights."""
     fusion = randomized(CROSS, context_dim=X)
     assert isinstance(fusion, CrossAttention)
     x, z = normal(3, 5, X), normal(3, X, seed=1)
@@ -278,10 +285,11 @@ def test_cross_attention_reads_the_cells_as_torchs_multi_head_attention_does() -
     expected, _ = multi_head_attention(fusion)(z.unsqueeze(1), located, located)
     close(
         fusion.attend(x, z, None), expected, rtol=1e-6, atol=1e-6
-    )  # our positions are computed in float32
+    )  # the positions are computed in float32
 
 
-def test_cross_attention_equals_scaled_dot_product_attention() -> None:
+def test_cross_attention_equals_torch_dot_product() -> None:
+    """With one head the fusion equals torch's scaled dot-product attention."""
     fusion = randomize(build_map_fusion(AttentionConfig(heads=1), X, Z, O).double())
     assert isinstance(fusion, CrossAttention)
     x, z = normal(3, 5, X), normal(3, Z, seed=1)
@@ -301,11 +309,11 @@ def test_cross_attention_equals_scaled_dot_product_attention() -> None:
     close(fusion(x, z), expected, rtol=1e-6, atol=1e-6)
 
 
-# ------------------------------------------------------------------------- special cases of the bilinear interaction
+# -------------------------------------------------------- special cases of the bilinear interaction
 
 
 def constrained_bilinear(weight: Tensor, shift: Tensor, main: Tensor, bias: Tensor) -> Bilinear:
-    """The general layer with given 𝕎 (Z, X, O), U (Z, O), V (X, O) and b (O)."""
+    """Return a bilinear layer with 𝕎 (Z, X, O), U (Z, O), V (X, O) and b (O)."""
     fusion = build_fusion(BilinearConfig(), main.shape[0], shift.shape[0], main.shape[1]).double()
     fusion.load_state_dict(
         {"weight": weight, "shift.weight": shift, "main.weight": main, "main.bias": bias}
@@ -321,7 +329,8 @@ def assert_same_function(fusion: Fusion, other: Fusion, z: Tensor) -> None:
     close(fusion(cells, z), other(cells, z), rtol=1e-6, atol=1e-6)
 
 
-def test_low_rank_equals_the_full_bilinear_form() -> None:
+def test_low_rank_equals_full_bilinear_form() -> None:
+    """``low_rank`` equals the bilinear form with the tensor of its factors."""
     fusion = randomize(build_fusion(LowRankConfig(rank=4), X, Z, O).double())
     assert isinstance(fusion, LowRank)
     weight = torch.einsum(
@@ -334,7 +343,8 @@ def test_low_rank_equals_the_full_bilinear_form() -> None:
     assert_same_function(fusion, full, normal(5, Z))
 
 
-def test_an_affine_hypernetwork_equals_the_bilinear_form() -> None:
+def test_affine_hyper_equals_bilinear_form() -> None:
+    """A hypernetwork without hidden layers equals the bilinear form."""
     fusion = randomize(build_fusion(HyperConfig(hidden=()), X, Z, O).double())
     assert isinstance(fusion, Hyper)
     g = fusion.generate
@@ -342,7 +352,8 @@ def test_an_affine_hypernetwork_equals_the_bilinear_form() -> None:
     assert_same_function(fusion, full, normal(5, Z))
 
 
-def test_a_hypernetwork_is_an_mlp_that_writes_the_weights_of_a_linear_layer() -> None:
+def test_hyper_equals_mlp_generated_layer() -> None:
+    """A hypernetwork is an MLP that generates the weights of a linear layer."""
     fusion = randomize(build_fusion(HyperConfig(hidden=(9,)), X, Z, O).double())
     assert isinstance(fusion, Hyper)
     (hidden,), g = fusion.hidden, fusion.generate
@@ -364,7 +375,8 @@ def test_a_hypernetwork_is_an_mlp_that_writes_the_weights_of_a_linear_layer() ->
     close(fusion(x, z), torch.stack(expected))
 
 
-def test_film_equals_the_bilinear_form_with_a_diagonal_context_matrix() -> None:
+def test_film_equals_diagonal_bilinear_form() -> None:
+    """FiLM equals the bilinear form with a diagonal context matrix."""
     fusion = randomize(build_fusion(FilmConfig(), X, Z, O).double())
     assert isinstance(fusion, Film)
     scale, shift = fusion.to_scale_shift.weight[:, :O], fusion.to_scale_shift.weight[:, O:]
@@ -379,13 +391,14 @@ def test_film_equals_the_bilinear_form_with_a_diagonal_context_matrix() -> None:
     assert_same_function(fusion, full, normal(5, Z))
 
 
-def test_gate_of_one_hot_contexts_equals_the_bilinear_form() -> None:
+def test_one_hot_gate_equals_bilinear_form() -> None:
+    """For one-hot contexts the gate equals a bilinear form."""
     fusion = randomize(build_fusion(GateConfig(), X, Z, O).double())
     assert isinstance(fusion, Gate)
     fusion.gate_features.weight.data.zero_()
     gates = torch.sigmoid(
         fusion.gate_context.weight + fusion.gate_features.bias
-    )  # (Z, O), a row per context
+    )  # (Z, O), one row per context
     full = constrained_bilinear(
         torch.einsum("zo,xo->zxo", gates, fusion.main.weight),
         gates * fusion.main.bias,
@@ -395,11 +408,11 @@ def test_gate_of_one_hot_contexts_equals_the_bilinear_form() -> None:
     assert_same_function(fusion, full, torch.eye(Z, dtype=torch.float64))
 
 
-# ------------------------------------------------------------------------------------------------------------ metric
+# ------------------------------------------------------------------------------------------- metric
 
 
 def one_metric(projection: Tensor) -> MetricSimilarity:
-    """Both sides projected by the same matrix: y = [inner product, distance]."""
+    """Project both sides by one matrix, so that y = [inner product, distance]."""
     dim = len(projection)
     fusion = build_fusion(MetricConfig(projections=1, rank=dim), dim, dim, 2).double()
     assert isinstance(fusion, MetricSimilarity)
@@ -411,12 +424,14 @@ def one_metric(projection: Tensor) -> MetricSimilarity:
     return fusion
 
 
-def test_metric_with_the_identity_is_the_inner_product() -> None:
+def test_metric_of_identity_is_inner_product() -> None:
+    """With the identity as projection the first similarity is the inner product."""
     fusion, x, z = one_metric(torch.eye(X)), normal(5, X), normal(5, X, seed=1)
     close(fusion(x, z)[:, 0], torch.stack([torch.dot(a, b) for a, b in zip(z, x, strict=True)]))
 
 
-def test_metric_with_a_covariance_is_the_mahalanobis_distance() -> None:
+def test_metric_gives_mahalanobis_distance() -> None:
+    """With a factor of C⁻¹ the second similarity is the squared Mahalanobis distance."""
     root = normal(X, X, seed=2)
     covariance = root @ root.T + torch.eye(X)
     inverse = np.linalg.inv(covariance.numpy())
@@ -426,7 +441,7 @@ def test_metric_with_a_covariance_is_the_mahalanobis_distance() -> None:
     close(fusion(x, z)[:, 1], torch.tensor(expected))
 
 
-# -------------------------------------------------------------------------------------------------------------- mask
+# --------------------------------------------------------------------------------------------- mask
 
 
 def attention_mask(mask: str) -> AttentionMask:
@@ -435,7 +450,8 @@ def attention_mask(mask: str) -> AttentionMask:
     return fusion
 
 
-def test_the_sigmoid_mask_is_bounded() -> None:
+def test_sigmoid_mask_is_bounded() -> None:
+    """The sigmoid mask is between 0 and 1."""
     fusion = attention_mask("sigmoid")
     mask = fusion.mask(10 * normal(50, 1, X), 10 * normal(50, Z, seed=1), None)
     assert mask.shape == (50, 1, X)
@@ -444,24 +460,27 @@ def test_the_sigmoid_mask_is_bounded() -> None:
     assert mask.max() > 0.9
 
 
-def test_the_softmax_mask_lies_on_the_simplex_times_the_number_of_features() -> None:
+def test_softmax_mask_is_scaled_simplex() -> None:
+    """The softmax mask is non-negative and sums to the number of features."""
     mask = attention_mask("softmax").mask(3 * normal(50, 1, X), 3 * normal(50, Z, seed=1), None)
     assert (mask >= 0).all()
     close(mask.sum(-1), torch.full((50, 1), float(X), dtype=torch.float64))
     assert mask.max() > 2
 
 
-def test_the_softmax_mask_starts_as_the_identity() -> None:
+def test_softmax_mask_starts_as_identity() -> None:
+    """The initial softmax mask changes nothing."""
     fusion, x = fresh("attention-softmax"), normal(4, X)
     assert isinstance(fusion, AttentionMask)
     close(fusion(x, normal(4, Z)), x @ fusion.main.weight + fusion.main.bias)
 
 
-# ------------------------------------------------------------------------------------------------- the whole family
+# --------------------------------------------------------------------------------- the whole family
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-def test_permuting_the_batch_permutes_the_output(member: str) -> None:
+def test_permuted_batch_permutes_output(member: str) -> None:
+    """Permuting the rows permutes the output."""
     fusion, x, z = randomized(member), normal(7, 3, X), normal(7, Z, seed=1)
     order = torch.randperm(7, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(order, torch.arange(7))
@@ -469,14 +488,16 @@ def test_permuting_the_batch_permutes_the_output(member: str) -> None:
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-def test_permuting_the_index_permutes_the_output(member: str) -> None:
+def test_permuted_index_permutes_output(member: str) -> None:
+    """Permuting the rows and their index permutes the output."""
     fusion, x, z = randomized(member), normal(7, 3, X), normal(3, Z, seed=1)
     index, order = torch.tensor([2, 0, 0, 1, 2, 2, 0]), torch.tensor([4, 6, 0, 3, 1, 5, 2])
     close(fusion(x[order], z, index[order]), fusion(x, z, index)[order])
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-def test_several_leading_dimensions_equal_the_flat_batch(member: str) -> None:
+def test_leading_dimensions_equal_flat_batch(member: str) -> None:
+    """Several leading dimensions give the output of the flattened batch."""
     fusion, x, z = randomized(member), normal(2, 3, 4, X), normal(2, 3, 4, Z, seed=1)
     y = fusion(x, z)
     assert y.shape == (2, 3, 4, O)
@@ -484,7 +505,8 @@ def test_several_leading_dimensions_equal_the_flat_batch(member: str) -> None:
 
 
 @pytest.mark.parametrize("member", VECTOR_CONFIGS)
-def test_cells_that_share_a_context_equal_the_loop_over_positions(member: str) -> None:
+def test_shared_context_equals_loop_over_positions(member: str) -> None:
+    """Cells that share a context equal one call per position."""
     fusion, x, z = randomized(member), normal(3, 4, X), normal(3, Z, seed=1)
     close(fusion(x, z), torch.stack([fusion(x[:, p], z) for p in range(4)], dim=1))
 
@@ -511,13 +533,15 @@ def test_gradients_equal_finite_differences(
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-def test_the_start_does_not_depend_on_the_context(member: str) -> None:
+def test_initial_output_ignores_context(member: str) -> None:
+    """At initialization the output does not depend on the context."""
     fusion, x = fresh(member), normal(4, 3, X)
     close(fusion(x, normal(4, Z, seed=1)), fusion(x, normal(4, Z, seed=2)), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-def test_random_weights_make_the_output_depend_on_the_context(member: str) -> None:
+def test_trained_output_depends_on_context(member: str) -> None:
+    """With random weights the output depends on the context of every row."""
     fusion, x = randomized(member), normal(4, 3, X)
     assert (fusion(x, normal(4, Z, seed=1)) - fusion(x, normal(4, Z, seed=2))).abs().amax(
         dim=(1, 2)
@@ -525,7 +549,8 @@ def test_random_weights_make_the_output_depend_on_the_context(member: str) -> No
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-def test_the_first_step_of_descent_reaches_the_context(member: str) -> None:
+def test_first_step_enables_context_gradient(member: str) -> None:
+    """The context has no gradient at initialization and has one after one gradient step."""
     fusion, x, z = fresh(member), normal(8, 3, X), normal(8, Z, seed=1).requires_grad_()
     target = normal(8, 3, O, seed=2)
     (fusion(x, z) - target).square().mean().backward()
@@ -537,7 +562,8 @@ def test_the_first_step_of_descent_reaches_the_context(member: str) -> None:
 
 
 @pytest.mark.parametrize("member", [member for member in MEMBERS if member != "concat-hidden"])
-def test_the_start_is_the_orthogonal_main_path(member: str) -> None:
+def test_initial_map_is_orthogonal(member: str) -> None:
+    """At initialization the fusion is an orthogonal map times the gain."""
     fusion = fresh(member, X, Z, X)
     jacobian = torch.autograd.functional.jacobian(lambda x: fusion(x, normal(1, Z)), normal(1, X))[
         0, :, 0
@@ -546,14 +572,15 @@ def test_the_start_is_the_orthogonal_main_path(member: str) -> None:
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-def test_sb3s_initialisation_does_not_touch_a_fusion(member: str) -> None:
+def test_sb3_initialization_leaves_fusions_unchanged(member: str) -> None:
+    """SB3's orthogonal initialization does not change a fusion."""
     fusion = fresh(member)
     before = {name: value.clone() for name, value in fusion.state_dict().items()}
     fusion.apply(lambda module: ActorCriticPolicy.init_weights(module, gain=math.sqrt(2)))
     close(fusion.state_dict(), before, rtol=0, atol=0)
 
 
-# ------------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
@@ -585,7 +612,8 @@ def test_wrong_shapes_raise(
         randomized(member)(normal(*features), normal(*context), where)
 
 
-def test_the_error_names_what_was_expected_and_what_came() -> None:
+def test_shape_error_names_both_shapes() -> None:
+    """The error names the expected shapes and the given ones."""
     with pytest.raises(
         ValueError,
         match=r"Film expects features \(\.\.\., 6\) and context \(4, 5\), got \(4, 6\) and",
@@ -594,12 +622,14 @@ def test_the_error_names_what_was_expected_and_what_came() -> None:
 
 
 @pytest.mark.parametrize(("features_dim", "heads"), [(6, 4), (5, 5)])
-def test_heads_must_divide_the_features_of_a_cell(features_dim: int, heads: int) -> None:
+def test_heads_must_divide_features(features_dim: int, heads: int) -> None:
+    """The number of heads must divide the features of a cell."""
     with pytest.raises(ValueError, match=f"got heads={heads}"):
         build_map_fusion(AttentionConfig(heads=heads), features_dim, Z, O)
 
 
-def test_count_parameters_leaves_frozen_ones_out() -> None:
+def test_count_parameters_skips_frozen_weights() -> None:
+    """Frozen parameters are not counted."""
     fusion = build_fusion(BilinearConfig(), X, Z, O)
     assert count_parameters(fusion) == Z * X * O + Z * O + X * O + O
     fusion.get_parameter("weight").requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Every member of the interaction family at small, pairwise different sizes, with weights that are not zero."""
+"""Every fusion at small, pairwise different sizes, with random weights."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ from mirl.configs.networks import (
 )
 from mirl.policies import Fusion, build_fusion, build_map_fusion
 
-X, Z, O = 6, 5, 7  # noqa: E741  the equations' letters
+X, Z, O = 6, 5, 7  # noqa: E741  letters of the equations
 
 VECTOR_CONFIGS: dict[str, FusionConfig] = {
     "concat": ConcatConfig(),
@@ -35,11 +35,11 @@ VECTOR_CONFIGS: dict[str, FusionConfig] = {
 }
 CROSS = "attention-cross"
 MEMBERS = (*VECTOR_CONFIGS, CROSS)
-"""Names of all members: those that ``build_fusion`` makes, and the attention over cells."""
+"""Names of all cases: the fusions of ``build_fusion``, and the attention over cells."""
 
 
 def fresh(member: str, features_dim: int = X, context_dim: int = Z, out_dim: int = O) -> Fusion:
-    """A member as it starts, in float64."""
+    """Return a newly initialized fusion in float64."""
     if member == CROSS:
         return build_map_fusion(
             AttentionConfig(heads=2), features_dim, context_dim, out_dim
@@ -50,12 +50,15 @@ def fresh(member: str, features_dim: int = X, context_dim: int = Z, out_dim: int
 def randomized(
     member: str, features_dim: int = X, context_dim: int = Z, out_dim: int = O, seed: int = 0
 ) -> Fusion:
-    """A member in float64 with random weights: the zero weights of the start would hide most mistakes."""
+    """Return a fusion in float64 with random weights.
+
+    The zero weights of the initialization would hide most mistakes.
+    """
     return randomize(fresh(member, features_dim, context_dim, out_dim), seed)
 
 
 def randomize(fusion: Fusion, seed: int = 0) -> Fusion:
-    """Normal weights of deviation 1/2, in place."""
+    """Set all weights to normal values of standard deviation 1/2, in place."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in fusion.parameters():
@@ -66,14 +69,17 @@ def randomize(fusion: Fusion, seed: int = 0) -> Fusion:
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
-    """Normal values in float64."""
+    """Return normal values in float64."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def value_and_gradients(
     module: nn.Module, inputs: tuple[Tensor, ...], forward: Callable[..., Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """``forward(*inputs)``, and the gradients of a fixed random projection of it for the inputs and all weights."""
+    """Return ``forward(*inputs)`` and gradients with respect to the inputs and all weights.
+
+    The gradients are those of a fixed random projection of the output.
+    """
     leaves = tuple(each.detach().clone().requires_grad_() for each in inputs)
     y = forward(*leaves)
     wanted = (*leaves, *module.parameters())

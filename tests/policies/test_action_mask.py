@@ -1,4 +1,4 @@
-"""Masked actions are never taken, and everything else is what sb3_contrib's masked distribution says."""
+"""Action masks, compared with sb3_contrib's masked distribution."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ def batch_of(size: int = 64) -> dict[str, Tensor]:
 
 
 def unmasked(policy: FusionPolicy, batch: dict[str, Tensor]) -> Tensor:
-    """The logits before masking."""
+    """Return the logits before masking."""
     features = policy.extract_features(batch)
     actor = features if policy.share_features_extractor else features[0]
     logits: Tensor = policy.action_net(policy.mlp_extractor.forward_actor(actor))
@@ -75,7 +75,7 @@ def oracle_of(policy: FusionPolicy, batch: dict[str, Tensor]) -> MaskableCategor
     return MaskableCategorical(logits=unmasked(policy, batch), masks=batch["action_mask"].numpy())
 
 
-# ------------------------------------------------------------------------------------------------------------ logits
+# ------------------------------------------------------------------------------------------- logits
 
 
 @given(
@@ -89,9 +89,10 @@ def oracle_of(policy: FusionPolicy, batch: dict[str, Tensor]) -> MaskableCategor
     st.sampled_from([torch.float32, torch.float64]),
 )
 @settings(max_examples=200, deadline=None, derandomize=True)
-def test_probabilities_entropy_and_gradients_are_those_of_the_oracle(
+def test_masked_distribution_equals_sb3_contrib(
     case: tuple[list[float], list[bool], int], dtype: torch.dtype
 ) -> None:
+    """Probabilities, entropy and gradients equal those of sb3_contrib's masked distribution."""
     logits, mask, action = (
         torch.tensor([case[0]], dtype=dtype),
         torch.tensor([case[1]]),
@@ -114,9 +115,8 @@ def test_probabilities_entropy_and_gradients_are_those_of_the_oracle(
     assert (results[1][0][~mask] == 0).all()
 
 
-def test_a_mask_that_leaves_nothing_makes_all_actions_equally_probable_and_teaches_nothing() -> (
-    None
-):
+def test_empty_mask_is_uniform_without_gradient() -> None:
+    """If no action is available, all are equally probable and the logits get no gradient."""
     logits = torch.tensor([[1.0, -2.0, 3.0], [0.5, 0.0, 9.0]], requires_grad=True)
     mask = torch.tensor([[False] * 3, [True, False, True]])
     distribution = Categorical(logits=mask_logits(logits, mask))
@@ -130,14 +130,13 @@ def test_a_mask_that_leaves_nothing_makes_all_actions_equally_probable_and_teach
     assert gradient[1, [0, 2]].all()
 
 
-# ------------------------------------------------------------------------------------------------------------ policy
+# ------------------------------------------------------------------------------------------- policy
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
 @pytest.mark.parametrize("sites", SITES, ids=str)
-def test_every_path_of_the_policy_has_the_distribution_of_the_oracle(
-    sites: tuple[Any, ...], share: bool
-) -> None:
+def test_policy_equals_sb3_contrib(sites: tuple[Any, ...], share: bool) -> None:
+    """Every method of the policy uses the distribution that sb3_contrib's gives."""
     policy, batch = policy_of(sites, share_features_extractor=share), batch_of()
     oracle, mask = oracle_of(policy, batch), batch["action_mask"].bool()
     close(policy.get_distribution(batch).distribution.probs, oracle.probs)  # type: ignore[union-attr]
@@ -155,7 +154,7 @@ def test_every_path_of_the_policy_has_the_distribution_of_the_oracle(
     arrays = {key: value.numpy() for key, value in batch.items()}
     best, _ = policy.predict(arrays, deterministic=True)
     close(torch.from_numpy(best), oracle.probs.argmax(-1))
-    assert (best != unmasked(policy, batch).argmax(-1).numpy()).any(), "the mask changes nothing"
+    assert (best != unmasked(policy, batch).argmax(-1).numpy()).any(), "the mask changes no action"
     for _ in range(20):
         drawn, _ = policy.predict(arrays)
         assert mask[torch.arange(len(mask)), torch.from_numpy(drawn)].all()
@@ -163,7 +162,8 @@ def test_every_path_of_the_policy_has_the_distribution_of_the_oracle(
 
 
 @pytest.mark.parametrize("sites", SITES, ids=str)
-def test_gradients_of_all_weights_are_those_of_the_oracle(sites: tuple[Any, ...]) -> None:
+def test_policy_gradients_equal_sb3_contrib(sites: tuple[Any, ...]) -> None:
+    """The gradients of all weights equal those through sb3_contrib's distribution."""
     policy, batch = policy_of(sites), batch_of()
     actions, weights = policy(batch)[0], [*policy.parameters()]
     _, log_prob, entropy = policy.evaluate_actions(batch, actions)
@@ -180,8 +180,8 @@ def test_gradients_of_all_weights_are_those_of_the_oracle(sites: tuple[Any, ...]
     assert any(gradient.any() for gradient in ours)
 
 
-def test_rows_selected_behind_the_mlp_bring_their_masks() -> None:
-    """As MIRL's loop does, to share one pass between equal observations."""
+def test_selected_rows_keep_their_masks() -> None:
+    """Selected rows have their own masks, as when equal observations share one pass."""
     policy, batch, rows = policy_of(), batch_of(8), torch.tensor([0, 0, 3, 5, 5, 7])
     latent = policy.mlp_extractor.forward_actor(policy.extract_features(batch))
     assert isinstance(latent, Features)
@@ -191,7 +191,8 @@ def test_rows_selected_behind_the_mlp_bring_their_masks() -> None:
 
 
 @pytest.mark.parametrize("sites", SITES, ids=str)
-def test_unmodified_ppo_learns_with_masks(sites: tuple[Any, ...]) -> None:
+def test_unmodified_ppo_trains_with_masks(sites: tuple[Any, ...]) -> None:
+    """SB3's own PPO trains a policy that masks actions."""
     env = DummyVecEnv([lambda: SampledEnv(SPACE, spaces.Discrete(N_ACTIONS))] * 2)
     options = {"sites": sites, "context": TaskIdContextConfig(dim=8), "net_arch": [8]}
     model = PPO(
@@ -232,8 +233,7 @@ def test_unmodified_ppo_learns_with_masks(sites: tuple[Any, ...]) -> None:
         ),
     ],
 )
-def test_a_mask_that_does_not_fit_the_actions_is_refused(
-    mask: Any, actions: Any, message: str
-) -> None:
+def test_mask_must_fit_the_actions(mask: Any, actions: Any, message: str) -> None:
+    """A mask that does not fit the action space raises an error that names both."""
     with pytest.raises(ConfigError, match=message):
         FusionPolicy(spaces.Dict({**SPACE, "action_mask": mask}), actions, lambda _: 1e-3)

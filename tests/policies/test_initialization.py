@@ -1,4 +1,4 @@
-"""Inside SB3's PPO, whatever it does to the weights: the first policy ignores the context, the first updates do not."""
+"""Initialization inside SB3's PPO: initial outputs ignore the context, updates reach it."""
 
 from typing import Any
 
@@ -65,7 +65,7 @@ CONTEXT_WEIGHTS = {
     "attention-cross": ("project.weight",),
     "metric": ("output.weight",),
 }
-"""What stands between the context and the output, and starts at zero."""
+"""Weights between the context and the output that start at zero."""
 
 ENV = DummyVecEnv([lambda: SampledEnv(SPACE, spaces.Discrete(3))])
 CONTEXTS: dict[str, Any] = {
@@ -124,7 +124,7 @@ def under_other_contexts(observation: dict[str, np.ndarray]) -> dict[str, np.nda
 
 
 def fusions_of(policy: nn.Module) -> list[tuple[str, Fusion]]:
-    """Each fusion once, though actor and critic share theirs; one inside another is part of it."""
+    """Return each fusion once; a fusion inside another is a part of it."""
     found = {name: module for name, module in policy.named_modules() if isinstance(module, Fusion)}
     return [
         (name, module) for name, module in found.items() if name.rpartition(".")[0] not in found
@@ -144,9 +144,10 @@ WAYS = [
 @pytest.mark.parametrize("ortho_init", [True, False], ids=["sb3s-init", "own-init"])
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize(("policy", "sites", "key"), WAYS)
-def test_the_first_policy_and_value_ignore_the_context(
+def test_initial_outputs_ignore_the_context(
     policy: Any, sites: tuple[str, ...], key: str, fusion: str, ortho_init: bool
 ) -> None:
+    """The initial policy and value do not depend on the context, but on the inputs."""
     model = build(policy, fusion, sites, key, ortho_init=ortho_init)
     seen = observations(12)
     with torch.no_grad():
@@ -154,12 +155,13 @@ def test_the_first_policy_and_value_ignore_the_context(
         torch.testing.assert_close(
             outputs(model.policy, under_other_contexts(seen)), y, rtol=1e-6, atol=1e-6
         )
-        assert y.std(dim=0).min() > 1e-6, "it ignores what is seen, too"
+        assert y.std(dim=0).min() > 1e-6, "it ignores the inputs, too"
 
 
 @pytest.mark.parametrize("popart", [False, True], ids=["one-scale", "popart"])
 @pytest.mark.parametrize("sites", [("map",), ("map", "heads")], ids=str)
-def test_the_first_values_are_near_zero(sites: tuple[str, ...], popart: bool) -> None:
+def test_initial_values_are_near_zero(sites: tuple[str, ...], popart: bool) -> None:
+    """The initial values are near zero."""
     values = outputs(
         build(FusionPolicy, "bilinear", sites, "task", popart=popart).policy, observations(12)
     )[:, -1]
@@ -169,9 +171,10 @@ def test_the_first_values_are_near_zero(sites: tuple[str, ...], popart: bool) ->
 @pytest.mark.parametrize("ortho_init", [True, False], ids=["sb3s-init", "own-init"])
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize(("policy", "sites", "key"), WAYS)
-def test_the_first_two_gradients_reach_the_context(
+def test_first_gradients_reach_the_context(
     policy: Any, sites: tuple[str, ...], key: str, fusion: str, ortho_init: bool
 ) -> None:
+    """The first gradient reaches the weights of the context, the second the context encoder."""
     model = build(policy, fusion, sites, key, ortho_init=ortho_init)
     seen, target = observations(12), torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 
@@ -199,7 +202,7 @@ def test_the_first_two_gradients_reach_the_context(
         for weight in last_weights_of_context(model.policy)
     )
     changes = []
-    for _ in range(5):  # the first ones may be lost in float32
+    for _ in range(5):  # the first changes may be lost in float32
         model.policy.optimizer.step()
         backward()
         with torch.no_grad():
@@ -216,5 +219,5 @@ def context_weights(policy: ActorCriticPolicy) -> list[nn.Parameter]:
 
 
 def last_weights_of_context(policy: ActorCriticPolicy) -> list[nn.Parameter]:
-    """Those of its last layer, which no closed ReLU stands before."""
+    """Return the weights of the last layer, behind which no ReLU can block the gradient."""
     return context_weights(policy)[-2:]

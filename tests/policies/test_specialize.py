@@ -1,11 +1,11 @@
-"""One context's plain network: the outputs of the general one, with nothing of the context left to compute."""
+"""Specialized networks: outputs of the general network for one context."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fusion_members import CROSS, MEMBERS, O, X, Z, normal, randomize, randomized
+from fusion_cases import CROSS, MEMBERS, O, X, Z, normal, randomize, randomized
 from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.preprocessing import preprocess_obs
@@ -47,7 +47,7 @@ def assert_equal_to_scale(got: Tensor, expected: Tensor, tolerance: float = 1e-6
     close(got, expected, rtol=0, atol=tolerance * max(1.0, expected.abs().max().item()))
 
 
-# ---------------------------------------------------------------------------------------------------------- fusions
+# ------------------------------------------------------------------------------------------ fusions
 
 
 @pytest.mark.parametrize(
@@ -55,15 +55,16 @@ def assert_equal_to_scale(got: Tensor, expected: Tensor, tolerance: float = 1e-6
 )
 @pytest.mark.parametrize("sizes", [(X, Z, O), (32, 16, 32)], ids=str)
 @pytest.mark.parametrize("member", MEMBERS)
-def test_a_specialised_member_equals_the_general_one(
+def test_specialized_fusion_equals_general_one(
     member: str, sizes: tuple[int, int, int], dtype: torch.dtype, tolerance: float
 ) -> None:
+    """A specialized fusion equals the general one for its context."""
     fusion = randomized(member, *sizes).to(dtype)
     z = normal(sizes[1], seed=2).to(dtype)
     plain = specialize_fusion(fusion, z)
     cells = normal(9, 4, sizes[0], seed=1).to(dtype)
     assert_equal_to_scale(plain(cells), fusion(cells, z.expand(9, -1)), tolerance)
-    if member != CROSS:  # which looks over cells
+    if member != CROSS:  # which needs cells
         vector = cells[:, 0]
         assert_equal_to_scale(plain(vector), fusion(vector, z.expand(9, -1)), tolerance)
 
@@ -71,19 +72,22 @@ def test_a_specialised_member_equals_the_general_one(
 @pytest.mark.parametrize(
     "member", ["concat", "bilinear", "low_rank", "hyper", "hyper-affine", "film"]
 )
-def test_what_is_affine_in_x_becomes_one_linear_layer(member: str) -> None:
+def test_affine_fusions_become_linear_layers(member: str) -> None:
+    """A fusion that is affine in x becomes one linear layer."""
     plain = specialize_fusion(randomized(member), normal(Z))
     assert type(plain) is nn.Linear
     assert plain.weight.shape == (O, X)
 
 
-def test_a_hidden_layer_stays_one() -> None:
+def test_hidden_layer_keeps_its_size() -> None:
+    """The hidden layer of ``concat`` keeps its size."""
     plain = specialize_fusion(randomized("concat-hidden"), normal(Z))
     assert [type(layer) for layer in plain.children()] == [nn.Linear, nn.ReLU, nn.Linear]
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-def test_specialising_leaves_the_fusion_and_the_random_numbers_alone(member: str) -> None:
+def test_specializing_has_no_side_effects(member: str) -> None:
+    """Specializing changes neither the fusion nor torch's random state."""
     fusion, cells, state = randomized(member), normal(3, 4, X), torch.get_rng_state()
     plain = specialize_fusion(fusion, normal(Z))
     before = plain(cells)
@@ -94,7 +98,9 @@ def test_specialising_leaves_the_fusion_and_the_random_numbers_alone(member: str
     assert not before.requires_grad
 
 
-def test_a_member_without_a_specialised_form_is_named() -> None:
+def test_unknown_fusion_raises_type_error() -> None:
+    """A fusion without a specialized form raises an error with its name."""
+
     class Another(Fusion):
         def interact(self, x: Tensor, z: Tensor, groups: Any) -> Tensor:
             return x
@@ -103,7 +109,7 @@ def test_a_member_without_a_specialised_form_is_named() -> None:
         fold(Another(X, Z, X), normal(1, Z))
 
 
-# ------------------------------------------------------------------------------------------- extractors and policies
+# -------------------------------------------------------------------------- extractors and policies
 
 CODES = np.broadcast_to(np.array([10, 5, 3], np.uint8), (5, 5, 3))
 SPACE = spaces.Dict(
@@ -149,7 +155,7 @@ def policy_of(
     action_space: spaces.Space[Any] | None = None,
     **options: Any,
 ) -> FusionPolicy:
-    """With random weights, at which the context counts."""
+    """Return a policy with random weights, so that its output depends on the context."""
     torch.manual_seed(0)
     encoder_config, space = SEEN[encoder]
     parts = {
@@ -173,7 +179,7 @@ def policy_of(
 
 
 def asked(space: spaces.Dict, key: str, size: int = 7) -> dict[str, np.ndarray]:
-    """Random observations that share a context."""
+    """Return random observations that share a context."""
     space.seed(1)
     samples = [
         {**space.sample(), key: np.asarray(ASKED[key][1], space[key].dtype)} for _ in range(size)
@@ -185,7 +191,7 @@ def tensors(observation: dict[str, np.ndarray], but: str = "") -> dict[str, Tens
     return {name: torch.from_numpy(array) for name, array in observation.items() if name != but}
 
 
-def assert_specialised_equals(
+def assert_specialized_equals(
     policy: FusionPolicy, key: str, value_tolerance: float = 1e-6
 ) -> None:
     space = policy.observation_space
@@ -197,30 +203,35 @@ def assert_specialised_equals(
         distribution = policy.get_distribution(general).distribution
         assert_equal_to_scale(values, policy.predict_values(general), value_tolerance)
         assert_equal_to_scale(logits.log_softmax(-1), distribution.logits)  # type: ignore[union-attr]
-        assert logits.std(dim=0).min() > 1e-3, "it does not see"
+        assert logits.std(dim=0).min() > 1e-3, "the output ignores the inputs"
     others = specialize(
         policy, {"task": 0, "mission": [1] * 6, "desired_goal": np.ones((2, 2))}[key]
     )
-    assert (others(tensors(observation))[1] - values).abs().max() > 1e-3, "it does not listen"
+    assert (others(tensors(observation))[1] - values).abs().max() > 1e-3, (
+        "the output ignores the context"
+    )
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_a_specialised_policy_equals_the_general_one(fusion: str, share: bool) -> None:
-    assert_specialised_equals(policy_of(fusion, share_features_extractor=share), "task")
+def test_specialized_policy_equals_general_one(fusion: str, share: bool) -> None:
+    """A specialized policy equals the general one, for every fusion."""
+    assert_specialized_equals(policy_of(fusion, share_features_extractor=share), "task")
 
 
 @pytest.mark.parametrize("key", ASKED)
 @pytest.mark.parametrize("sites", [("map",), ("vector",), ("heads",), ("map", "heads")], ids=str)
-def test_it_does_with_every_context_at_every_site(sites: tuple[str, ...], key: str) -> None:
-    assert_specialised_equals(policy_of(sites=sites, key=key), key)
+def test_every_context_at_every_site(sites: tuple[str, ...], key: str) -> None:
+    """A specialized policy equals the general one, for every context and site."""
+    assert_specialized_equals(policy_of(sites=sites, key=key), key)
 
 
 @pytest.mark.parametrize("net_arch", [[], {"pi": [8, 6], "vf": [7]}], ids=str)
 @pytest.mark.parametrize("encoder", ["grid", "image", "vector"])
-def test_it_does_with_every_encoder_and_architecture(encoder: str, net_arch: Any) -> None:
+def test_every_encoder_and_architecture(encoder: str, net_arch: Any) -> None:
+    """A specialized policy equals the general one, for every encoder and architecture."""
     sites = ("vector", "heads") if encoder == "vector" else ("map", "vector", "heads")
-    assert_specialised_equals(policy_of(sites=sites, encoder=encoder, net_arch=net_arch), "task")
+    assert_specialized_equals(policy_of(sites=sites, encoder=encoder, net_arch=net_arch), "task")
 
 
 @pytest.mark.parametrize(
@@ -233,9 +244,10 @@ def test_it_does_with_every_encoder_and_architecture(encoder: str, net_arch: Any
     ],
     ids=["MultiDiscrete", "MultiBinary", "Box", "Box-gSDE"],
 )
-def test_the_parameters_make_the_policys_distribution(
+def test_parameters_give_the_policy_distribution(
     action_space: spaces.Space[Any], use_sde: bool
 ) -> None:
+    """The returned parameters give the distribution of the policy."""
     policy, observation = (
         policy_of(action_space=action_space, use_sde=use_sde),
         asked(SPACE, "task"),
@@ -246,13 +258,14 @@ def test_the_parameters_make_the_policys_distribution(
     parameters, _ = specialize(policy, 2)(tensors(observation))
     if isinstance(action_space, spaces.Box):
         assert_equal_to_scale(parameters, mode)
-    else:  # the same distribution, made from our logits
+    else:  # the same distribution, made from the returned logits
         assert_equal_to_scale(
             policy.action_dist.proba_distribution(parameters).log_prob(actions), log_prob
         )  # type: ignore[call-arg]
 
 
-def test_pixels_may_come_as_the_environment_or_as_sb3_has_them() -> None:
+def test_channels_first_or_last() -> None:
+    """Pixels may have the layout of the environment or that of SB3."""
     specialized, observation = (
         specialize(policy_of(encoder="image"), 2),
         tensors(asked(PIXELS, "task")),
@@ -261,7 +274,8 @@ def test_pixels_may_come_as_the_environment_or_as_sb3_has_them() -> None:
     close(specialized(channels_last), specialized(observation), rtol=1e-5, atol=1e-5)
 
 
-def test_an_extractor_of_unmodified_sb3_can_be_specialized() -> None:
+def test_extractor_of_sb3_model() -> None:
+    """The extractor of an unmodified SB3 model can be specialized."""
     env = DummyVecEnv([lambda: SampledEnv(SPACE, spaces.Discrete(3))])
     options = {
         "context": TaskIdContextConfig(dim=8),
@@ -281,7 +295,8 @@ def test_an_extractor_of_unmodified_sb3_can_be_specialized() -> None:
     assert features.shape == (7, 12)
 
 
-def test_nothing_of_the_context_is_left() -> None:
+def test_specialized_policy_has_no_context_modules() -> None:
+    """A specialized policy has no fusion, no context encoder, and shares no weight."""
     policy = policy_of(key="mission", share_features_extractor=False)
     specialized = specialize(policy, ASKED["mission"][1])
     parts = [type(module) for module in specialized.modules()]
@@ -295,9 +310,11 @@ def test_nothing_of_the_context_is_left() -> None:
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
-def test_a_specialised_bilinear_policy_is_no_larger_than_a_concat_policy_without_its_context_encoder(
+def test_specialized_policy_size(
     share: bool,
 ) -> None:
+    """A specialized bilinear policy is no larger than a context-free concat policy."""
+
     def size(module: nn.Module) -> int:
         return sum(weight.numel() for weight in module.parameters())
 
@@ -350,12 +367,23 @@ def test_a_specialised_bilinear_policy_is_no_larger_than_a_concat_policy_without
         ("desired_goal", [0.5, 1.0], r"shape \(2, 2\) of float32, got shape \(2,\)"),
     ],
 )
-def test_a_context_that_does_not_fit_is_refused(key: str, context: Any, message: str) -> None:
+def test_context_must_fit_its_space(key: str, context: Any, message: str) -> None:
+    """A context that does not fit its space raises an error with both."""
     with pytest.raises(ConfigError, match=message):
         specialize(policy_of(key=key), context)
 
 
-def test_observations_that_do_not_fit_are_refused() -> None:
+def test_relative_goal_cannot_be_specialized() -> None:
+    """An extractor whose goal changes at every step has no specialized form."""
+    point = spaces.Box(-1, 1, (3,), np.float32)
+    space = spaces.Dict({"observation": point, "achieved_goal": point, "desired_goal": point})
+    extractor = FusionExtractor(space, context=GoalContextConfig(relative_to="achieved_goal"))
+    with pytest.raises(ConfigError, match="changes at every step"):
+        specialize_extractor(extractor, np.zeros(3, np.float32))
+
+
+def test_observations_must_fit() -> None:
+    """Observations with missing keys or other shapes raise an error."""
     specialized, observation = specialize(policy_of(), 2), tensors(asked(SPACE, "task"))
     with pytest.raises(
         ValueError, match=r"expected the keys image, buttons, dials, direction, got direction$"
@@ -367,17 +395,17 @@ def test_observations_that_do_not_fit_are_refused() -> None:
         specialized({**observation, "image": observation["image"][0]})
 
 
-# ------------------------------------------------------------------------------------- values per task, action masks
+# -------------------------------------------------------------------- values per task, action masks
 
 HEADS: list[tuple[Any, ...]] = [("vector",), ("vector", "heads")]
 ROUNDING = 1e-5
-"""Of values that are σ n + μ, with a mean μ of the size of the values."""
+"""Tolerance of values σ n + μ with a mean μ as large as the values."""
 
 
 def popart_policy(
     sites: tuple[Any, ...], key: str, fusion: str = "bilinear", **options: Any
 ) -> FusionPolicy:
-    """Whose tasks differ in scale."""
+    """Return a policy whose tasks have different scales."""
     policy = policy_of(fusion, sites=sites, key=key, popart=True, **options)
     assert isinstance(policy.value_net, PopArtHead)
     tasks = torch.arange(60) % 3
@@ -388,9 +416,8 @@ def popart_policy(
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "separate"])
 @pytest.mark.parametrize("key", ["task", "mission"])
 @pytest.mark.parametrize("sites", HEADS, ids=str)
-def test_the_value_of_a_specialised_policy_is_that_of_its_task(
-    sites: tuple[Any, ...], key: str, share: bool
-) -> None:
+def test_popart_value_of_the_task(sites: tuple[Any, ...], key: str, share: bool) -> None:
+    """The value of a specialized PopArt policy is that of its task."""
     policy = popart_policy(sites, key, share_features_extractor=share)
     for task in (2,) if key == "task" else (0, 1, 2):
         observation = {**asked(SPACE, key), "task": np.full(7, task)}
@@ -402,22 +429,25 @@ def test_the_value_of_a_specialised_policy_is_that_of_its_task(
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_it_is_with_every_fusion(fusion: str) -> None:
-    assert_specialised_equals(
+def test_popart_with_every_fusion(fusion: str) -> None:
+    """A specialized PopArt policy equals the general one, for every fusion."""
+    assert_specialized_equals(
         popart_policy(("map", "vector", "heads"), "task", fusion), "task", ROUNDING
     )
 
 
 @pytest.mark.parametrize("task", [-1, 3])
-def test_a_task_that_is_none_of_the_policys_is_refused(task: int) -> None:
+def test_unknown_task_is_refused(task: int) -> None:
+    """A task that the policy does not have raises an error."""
     with pytest.raises(ConfigError, match=f"expected a task from 0 to 2, got {task}"):
         specialize(popart_policy(("heads",), "mission"), ASKED["mission"][1], task=task)
 
 
 @pytest.mark.parametrize("sites", HEADS, ids=str)
-def test_a_specialised_policy_masks_the_actions_that_its_policy_masks(
+def test_specialized_policy_masks_actions(
     sites: tuple[Any, ...],
 ) -> None:
+    """A specialized policy masks the actions that the policy masks."""
     policy, observation = policy_of(sites=sites, encoder="masked"), asked(MASKED, "task", size=40)
     observation["action_mask"][0] = 0
     observation["action_mask"][1:, 4] = 1
@@ -431,11 +461,12 @@ def test_a_specialised_policy_masks_the_actions_that_its_policy_masks(
         specialized(tensors(observation))
 
 
-def test_a_picture_of_the_goal_can_be_the_one_context() -> None:
+def test_goal_image_as_context() -> None:
+    """A goal image can be the context of a specialized policy."""
     codes = np.full((5, 5, 2), 2, np.uint8)
-    picture = spaces.Box(np.zeros_like(codes), codes, (5, 5, 2), np.uint8)
+    goal_space = spaces.Box(np.zeros_like(codes), codes, (5, 5, 2), np.uint8)
     space = spaces.Dict(
-        {"desired_goal": picture, "observation": spaces.Box(-1, 1, (3,), np.float32)}
+        {"desired_goal": goal_space, "observation": spaces.Box(-1, 1, (3,), np.float32)}
     )
     torch.manual_seed(0)
     context = GoalContextConfig(encoder="grid", dim=8)
@@ -444,21 +475,20 @@ def test_a_picture_of_the_goal_can_be_the_one_context() -> None:
         for weight in policy.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
     space.seed(0)
-    goals, seen = picture.sample(), np.stack([space["observation"].sample() for _ in range(4)])
+    goals, seen = goal_space.sample(), np.stack([space["observation"].sample() for _ in range(4)])
     general, _ = policy.obs_to_tensor({"observation": seen, "desired_goal": np.stack([goals] * 4)})
     values = specialize(policy, goals)({"observation": torch.from_numpy(seen)})[1]
     assert_equal_to_scale(values, policy.predict_values(general))
-    assert policy.grouped_context_key == "desired_goal", "few pictures are distinct"
+    assert policy.grouped_context_key == "desired_goal", "a batch has few distinct goal images"
 
 
-# ----------------------------------------------------------------------------------------------------------- export
+# ------------------------------------------------------------------------------------------- export
 
 
 @pytest.mark.parametrize("encoder", ["grid", "image", "masked"])
 @pytest.mark.parametrize("fusion", ["bilinear", "concat", "gate", "attention", "softmax", "metric"])
-def test_a_specialised_policy_can_be_exported_for_batches_of_any_size(
-    fusion: str, encoder: str
-) -> None:
+def test_export_supports_any_batch_size(fusion: str, encoder: str) -> None:
+    """A specialized policy can be exported for batches of any size."""
     policy = policy_of(fusion, encoder=encoder, popart=encoder == "masked")
     specialized = specialize(policy, 2)
     observation = tensors(asked(SEEN[encoder][1], "task"), but="task")

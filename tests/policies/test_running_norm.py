@@ -1,4 +1,4 @@
-"""Normalization: what ``observe`` was shown has mean 0 and deviation 1, whatever the pieces it came in."""
+"""Normalization by running statistics."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,8 @@ SPACE = spaces.Dict(
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(0, 2**31))
-def test_pieces_give_the_statistics_of_the_whole(sizes: list[int], seed: int) -> None:
+def test_merged_statistics_equal_whole_batch(sizes: list[int], seed: int) -> None:
+    """Updates with pieces of a batch give the statistics of the whole batch."""
     rows = torch.randn(sum(sizes), 4, generator=torch.Generator().manual_seed(seed)) * 5 + 3
     norm = RunningNorm(4)
     for piece in rows.split(sizes):
@@ -31,12 +32,14 @@ def test_pieces_give_the_statistics_of_the_whole(sizes: list[int], seed: int) ->
     torch.testing.assert_close(norm.variance, rows.double().var(0, correction=0))
 
 
-def test_before_anything_was_observed_nothing_changes() -> None:
+def test_no_change_before_first_update() -> None:
+    """Before the first update the values are unchanged."""
     x = torch.randn(5, 3) * 100
     torch.testing.assert_close(RunningNorm(3)(x), x, rtol=0, atol=0)
 
 
-def test_what_was_observed_has_mean_0_and_deviation_1() -> None:
+def test_normalized_mean_and_std() -> None:
+    """The values of the update have mean 0 and standard deviation 1."""
     rows = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0)) * 7 + 100
     norm = RunningNorm(2)
     norm.update(rows)
@@ -44,7 +47,8 @@ def test_what_was_observed_has_mean_0_and_deviation_1() -> None:
     torch.testing.assert_close(norm(rows).std(0, correction=0), torch.ones(2), atol=1e-4, rtol=0)
 
 
-def test_a_constant_is_not_blown_up_and_outliers_are_cut() -> None:
+def test_lower_std_bound_and_clipping() -> None:
+    """A constant is not scaled up, and outliers are clipped."""
     norm = RunningNorm(1)
     norm.update(torch.full((10, 1), 2.0))
     torch.testing.assert_close(
@@ -53,7 +57,8 @@ def test_a_constant_is_not_blown_up_and_outliers_are_cut() -> None:
     assert norm(torch.tensor([[1e9]])).item() == LIMIT
 
 
-def test_the_extractor_observes_what_it_reads_and_normalises_by_it() -> None:
+def test_extractor_updates_both_norms() -> None:
+    """The extractor updates the statistics of its inputs and of the goal."""
     encoder, context = VectorEncoderConfig(normalize=True), GoalContextConfig(normalize=True)
     extractor = FusionExtractor(SPACE, encoder=encoder, context=context)
     observation, goal = torch.randn(64, 3) * 4 + 1, torch.randn(64, 2) * 9
@@ -73,7 +78,8 @@ def test_the_extractor_observes_what_it_reads_and_normalises_by_it() -> None:
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_a_specialised_extractor_normalises_as_its_original(normalize: bool) -> None:
+def test_specialized_extractor_keeps_the_norm(normalize: bool) -> None:
+    """A specialized extractor normalizes as the original does."""
     encoder, context = (
         VectorEncoderConfig(normalize=normalize),
         GoalContextConfig(normalize=normalize),

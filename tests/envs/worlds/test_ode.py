@@ -1,6 +1,7 @@
-"""The ODE moves, rewards and draws its contexts as published."""
+"""Tests of the ODE environment: motion, rewards and contexts are as published."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import gymnasium as gym
@@ -24,7 +25,17 @@ def started(x: float, context: tuple[float, ...], **kwargs: Any) -> ODEEnv:
     return env
 
 
-def test_one_coefficient_multiplies_the_real_part_of_the_action() -> None:
+def contexts_of(env: ODEEnv, seeds: Iterable[int]) -> list[np.ndarray]:
+    """Return the context of the episode that starts with each seed."""
+    contexts = []
+    for seed in seeds:
+        env.reset(seed=seed)
+        contexts.append(env.context)
+    return contexts
+
+
+def test_first_power_uses_the_real_part() -> None:
+    """The first coefficient multiplies the real part of the action."""
     env = started(1.1, (5.0,), force=100.0)
     obs, reward, terminated, truncated, info = env.step(np.array([-0.1, 0.7], np.float32))
     assert env.x == pytest.approx(1.1 - 5 * 100 * 0.1 * DT)  # 1.1 - 0.5
@@ -32,35 +43,38 @@ def test_one_coefficient_multiplies_the_real_part_of_the_action() -> None:
     assert (reward, terminated, truncated, info["is_success"]) == (0.05, False, False, False)
 
 
-def test_the_second_coefficient_lets_the_imaginary_part_push_back() -> None:
+def test_second_power_uses_the_imaginary_part() -> None:
+    """In the second power, the imaginary part of the action counts negatively."""
     env = started(1.0, (0.0, 2.0))
     env.step(np.array([0.0, 0.5], np.float32))
     assert env.x == pytest.approx(1 + 2 * (10 * 0.5j) ** 2 * DT)  # 1 - 0.5
 
 
 @given(units, units, st.floats(-10, 10), st.floats(-10, 10), st.floats(-1, 1))
-def test_a_timestep_is_the_polynomial_in_real_numbers(
+def test_step_equals_the_real_polynomial(
     a: float, b: float, c0: float, c1: float, x: float
 ) -> None:
+    """A timestep equals the polynomial written with real numbers."""
     env = started(x, (c0, c1))
     env.step(np.array([a, b], np.float32))
     velocity = c0 * 10 * a + c1 * 100 * (a * a - b * b)
     assert env.x == pytest.approx(np.clip(x + DT * velocity, -X_LIMIT, X_LIMIT), abs=1e-9)
 
 
-def test_the_third_power_is_complex_too() -> None:
+def test_third_power_is_complex() -> None:
+    """The third power mixes real and imaginary part."""
     env = started(0.0, (0.0, 0.0, 1.0), force=1.0)
     env.step(np.array([0.5, 0.5], np.float32))
     assert env.x == pytest.approx(DT * (0.5**3 - 3 * 0.5 * 0.5**2))
 
 
-def test_the_context_can_be_hidden() -> None:
+def test_context_can_be_hidden() -> None:
     env = started(1.0, (5.0,), shows_context=False)
     obs, *_ = env.step(np.zeros(2, np.float32))
     assert list(obs) == list(env.observation_space.spaces) == ["observation"]
 
 
-def test_x_stays_within_its_limits() -> None:
+def test_x_stays_within_limits() -> None:
     env = started(X_LIMIT, (5.0,), force=100.0)
     obs, *_ = env.step(np.ones(2, np.float32))
     assert env.x == X_LIMIT
@@ -80,53 +94,58 @@ def test_x_stays_within_its_limits() -> None:
         (2.1, 0),
     ],
 )
-def test_the_reward_falls_in_steps_with_the_distance(x: float, reward: float) -> None:
-    _, got, _, _, info = started(x, (1.0,)).step(np.zeros(2, np.float32))
-    assert got == pytest.approx(reward)
+def test_reward_decreases_in_steps(x: float, reward: float) -> None:
+    """The reward decreases in steps with the distance to the origin."""
+    _, actual, _, _, info = started(x, (1.0,)).step(np.zeros(2, np.float32))
+    assert actual == pytest.approx(reward)
     assert info["is_success"] == (reward == 1)
 
 
 @pytest.mark.parametrize("env_id", ["MIRL/ODE-v0", "MIRL/SignFlipODE-v0"])
-def test_episodes_are_cut_after_their_time(env_id: str) -> None:
+def test_episodes_are_truncated(env_id: str) -> None:
     env = gym.make(env_id, disable_env_checker=True)
     env.reset(seed=0)
     ends = [env.step(np.zeros(2, np.float32))[2:4] for _ in range(N_STEPS)]
     assert ends == [(False, False)] * (N_STEPS - 1) + [(False, True)]
 
 
-def test_listed_contexts_and_starts_are_equally_frequent() -> None:
+def test_listed_contexts_are_equally_frequent() -> None:
+    """All pairs of a listed context and a start are equally frequent."""
     listed = [(1.0,), (-1.0,), (5.0,), (-5.0,)]
     env = ODEEnv(contexts=listed, starts=[-1, 1])
     env.reset(seed=0)
-    seen = Counter()  # type: ignore[var-annotated]
+    counts = Counter()  # type: ignore[var-annotated]
     for _ in range(8_000):
         env.reset()
-        seen[tuple(env.context), env.x] += 1
-    assert len(seen) == 8
-    assert min(seen.values()) > 900  # of 1000 expected, with a deviation of 30
+        counts[tuple(env.context), env.x] += 1
+    assert len(counts) == 8
+    assert min(counts.values()) > 900  # of 1000 expected, with a standard deviation of 30
 
 
-def test_a_box_of_contexts_is_filled() -> None:
+def test_box_of_contexts_is_covered() -> None:
+    """Contexts drawn from a box are uniform up to its corners."""
     env = ODEEnv(low=[-1, 2], high=[1, 6])
-    drawn = np.array([(env.reset(seed=seed), env.context)[1] for seed in range(2_000)])
+    drawn = np.array(contexts_of(env, range(2_000)))
     np.testing.assert_allclose(drawn.min(0), [-1, 2], atol=0.02)
     np.testing.assert_allclose(drawn.max(0), [1, 6], atol=0.02)
     np.testing.assert_allclose(drawn.mean(0), [0, 4], atol=0.1)
 
 
-def test_a_spacing_draws_every_point_of_a_grid_and_no_other() -> None:
+def test_spacing_draws_a_grid() -> None:
+    """With a spacing, every point of the grid is drawn and no other."""
     env = ODEEnv(low=[-1, 0], high=[1, 0.3], spacing=0.1)
-    drawn = {tuple(np.round((env.reset(seed=seed), env.context)[1], 9)) for seed in range(2_000)}
-    assert drawn == {(round(x / 10, 9), round(y / 10, 9)) for x in range(-10, 11) for y in range(4)}
+    drawn = {tuple(np.round(context, 9)) for context in contexts_of(env, range(2_000))}
+    expected = {(round(x / 10, 9), round(y / 10, 9)) for x in range(-10, 11) for y in range(4)}
+    assert drawn == expected
 
 
-def test_the_agent_is_shown_the_scaled_context() -> None:
+def test_observed_context_is_scaled() -> None:
     env = ODEEnv(contexts=[(5.0, -10.0)])
     obs, _ = env.reset(seed=0)
     np.testing.assert_array_equal(obs["context"], np.array([1, -2], np.float32))
 
 
-def test_an_episode_is_decided_by_its_seed() -> None:
+def test_seed_decides_the_episode() -> None:
     def episode(seed: int) -> list[Any]:
         env = gym.make("MIRL/ODE-v0", disable_env_checker=True)
         obs, _ = env.reset(seed=seed)
@@ -139,7 +158,8 @@ def test_an_episode_is_decided_by_its_seed() -> None:
     assert episode(1) == episode(1) != episode(2)
 
 
-def test_the_sign_turns_every_motion_over() -> None:
+def test_sign_reverses_every_motion() -> None:
+    """With the sign of the context, every motion is reversed."""
     positive, negative = (started(0.0, (sign,)) for sign in (1.0, -1.0))
     for action in np.random.default_rng(0).uniform(-1, 1, (20, 2)).astype(np.float32):
         positive.step(action)
@@ -150,10 +170,8 @@ def test_the_sign_turns_every_motion_over() -> None:
 
 
 @pytest.mark.parametrize("env_id", ["MIRL/ODE-v0", "MIRL/SignFlipODE-v0"])
-@pytest.mark.filterwarnings(
-    "ignore:.*Box observation space m.* value is"
-)  # a context has no bounds
-def test_gymnasium_finds_no_fault(env_id: str) -> None:
+@pytest.mark.filterwarnings("ignore:.*Box observation space m.* value is")  # infinite bounds
+def test_gymnasium_check_passes(env_id: str) -> None:
     check_env(gym.make(env_id).unwrapped, skip_render_check=True)
 
 
@@ -167,27 +185,29 @@ def test_gymnasium_finds_no_fault(env_id: str) -> None:
         {"spacing": -1},
     ],
 )
-def test_contexts_that_make_no_sense_are_an_error(kwargs: dict[str, Any]) -> None:
+def test_invalid_contexts_are_an_error(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"contexts must be vectors|low must not exceed high"):
         ODEEnv(**kwargs)
 
 
-def test_the_preset_trains_in_sixteen_contexts_and_withholds_the_plane() -> None:
+def test_preset_holds_out_the_plane() -> None:
+    """The preset trains in sixteen contexts and holds out the plane of all contexts."""
     config = compose_train(["task=ode"])
     assert config.trained_tasks == ("sixteen",)
     trained, plane = (make_env(task).unwrapped for task in config.task.tasks)
     assert isinstance(trained, ODEEnv)
     assert isinstance(plane, ODEEnv)
-    seen = {tuple((trained.reset(seed=seed), trained.context)[1]) for seed in range(500)}
+    drawn = {tuple(context) for context in contexts_of(trained, range(500))}
     around = {(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)} - {(0, 0)}
-    assert seen == around | {(5 * x, 5 * y) for x, y in around}
-    asked = {tuple((plane.reset(seed=seed), plane.context)[1]) for seed in range(5_000)}
-    assert asked == {(x, y) for x in range(-10, 11) for y in range(-10, 11)}
+    assert drawn == around | {(5 * x, 5 * y) for x, y in around}
+    held_out = {tuple(context) for context in contexts_of(plane, range(5_000))}
+    assert held_out == {(x, y) for x in range(-10, 11) for y in range(-10, 11)}
     assert plane.x == 1
 
 
 @pytest.mark.parametrize("task", ["ode", "ode_sign_flip"])
-def test_the_presets_can_be_learned_on_policy_too(task: str) -> None:
+def test_presets_accept_on_policy_agents(task: str) -> None:
+    """The presets can be trained with PPO, with the context as context."""
     config = compose_train([f"task={task}", "agent=ppo"])
     assert config.agent.kind == "ppo"
     assert config.context.key == "context"

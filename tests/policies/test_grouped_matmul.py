@@ -1,4 +1,4 @@
-"""One context per row, or distinct contexts with an index: the same function, with the same gradients."""
+"""Products for one context per row and for distinct contexts with an index."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,14 +7,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from fusion_members import MEMBERS, X, Z, normal, randomized, value_and_gradients
+from fusion_cases import MEMBERS, X, Z, normal, randomized, value_and_gradients
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mirl.policies import grouped_matmul as grouping
+from mirl.policies import grouped_matmul
 from mirl.policies.grouped_matmul import ContextGroups, multiply_row_by_row
 
 close = torch.testing.assert_close
@@ -22,12 +22,12 @@ close = torch.testing.assert_close
 
 @st.composite
 def groupings(draw: st.DrawFn) -> tuple[int, list[int]]:
-    """A number of contexts, and for each row which of them is its own; some may have no row."""
+    """Draw a number of contexts and the context of each row; some may have no row."""
     groups = draw(st.integers(1, 5))
     return groups, draw(st.lists(st.integers(0, groups - 1), min_size=1, max_size=8))
 
 
-# --------------------------------------------------------------------------------------------- the two forms of zᵀ𝕎x
+# ---------------------------------------------------------------------------- the two forms of zᵀ𝕎x
 
 Form = Callable[[Tensor, Tensor, Tensor, ContextGroups], Tensor]
 
@@ -58,7 +58,7 @@ ROWS = [2, 0, 2, 1, 2, 2, 0]
 def inputs(
     rows: int, groups: int, outputs: int = 4, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, ...]:
-    """x (rows, 6), z (groups, 5) and 𝕎 (5, 6, outputs)."""
+    """Return x (rows, 6), z (groups, 5) and 𝕎 (5, 6, outputs)."""
     return tuple(
         normal(*shape, seed=i).to(dtype)
         for i, shape in enumerate([(rows, X), (groups, Z), (Z, X, outputs)])
@@ -68,7 +68,10 @@ def inputs(
 def with_gradients(
     form: Form, groups: ContextGroups, *tensors: Tensor, wanted: str = "xzw"
 ) -> list[Tensor | None]:
-    """y, and the gradients of a fixed random projection of it for those of x, z and 𝕎 that are wanted."""
+    """Return y and the gradients of a fixed random projection of it.
+
+    ``wanted`` names the inputs x, z and w that need a gradient.
+    """
     leaves = [
         tensor.detach().clone().requires_grad_(name in wanted)
         for name, tensor in zip("xzw", tensors, strict=True)
@@ -81,7 +84,7 @@ def with_gradients(
 
 @contextmanager
 def rows_per_chunk(rows: int) -> Iterator[None]:
-    with patch.dict(grouping.CHUNK_ELEMENTS, cpu=rows * Z * X):
+    with patch.dict(grouped_matmul.CHUNK_ELEMENTS, cpu=rows * Z * X):
         yield
 
 
@@ -108,7 +111,7 @@ def rows_per_chunk(rows: int) -> Iterator[None]:
 @example(grouping=(1, [0]), in_order=True, chunk=9, outputs=4).via("a batch of one row")
 @example(grouping=(3, [2, 0, 2, 1, 0]), in_order=False, chunk=1, outputs=1).via("few outputs")
 @settings(max_examples=15, deadline=None, derandomize=True)
-def test_both_forms_are_the_trilinear_form(
+def test_both_forms_equal_trilinear_form(
     form: Form,
     reference: Form,
     dtype: torch.dtype,
@@ -118,6 +121,7 @@ def test_both_forms_are_the_trilinear_form(
     chunk: int,
     outputs: int,
 ) -> None:
+    """Both forms equal the trilinear form, in value and gradients."""
     count, rows = grouping
     groups = ContextGroups(
         torch.tensor(sorted(rows) if in_order else rows), count, ordered=in_order
@@ -129,7 +133,8 @@ def test_both_forms_are_the_trilinear_form(
 
 
 @pytest.mark.parametrize("in_order", [False, True])
-def test_the_positions_of_a_row_share_its_matrix_and_its_shift(in_order: bool) -> None:
+def test_positions_share_matrix_and_shift(in_order: bool) -> None:
+    """All positions of a row use the matrix and the shift of the row's context."""
     index = torch.tensor(sorted(ROWS) if in_order else ROWS)
     groups = ContextGroups(index, 4, ordered=in_order, counts=[2, 1, 4, 0])
     tensors = (normal(len(ROWS), 3, X), normal(4, X, 2, seed=1), normal(4, 2, seed=2))
@@ -143,7 +148,8 @@ def test_the_positions_of_a_row_share_its_matrix_and_its_shift(in_order: bool) -
 
 @pytest.mark.parametrize("wanted", ["", "x", "z", "w", "xz", "xw", "zw"])
 @BOTH_FORMS
-def test_what_needs_no_gradient_gets_none(form: Form, wanted: str) -> None:
+def test_only_required_gradients_are_computed(form: Form, wanted: str) -> None:
+    """Inputs that need no gradient get none."""
     groups, tensors = ContextGroups(torch.tensor(ROWS), 3), inputs(len(ROWS), 3)
     with rows_per_chunk(2):
         got = with_gradients(form, groups, *tensors, wanted=wanted)
@@ -159,7 +165,8 @@ def test_what_needs_no_gradient_gets_none(form: Form, wanted: str) -> None:
     ],
 )
 @BOTH_FORMS
-def test_gradients_may_arrive_in_any_layout(form: Form, loss: Callable[[Tensor], Tensor]) -> None:
+def test_gradients_of_any_layout(form: Form, loss: Callable[[Tensor], Tensor]) -> None:
+    """The gradient of the output may have any memory layout."""
     groups = ContextGroups(torch.tensor(ROWS), 3)
     ours, theirs = ([each.requires_grad_() for each in inputs(len(ROWS), 3)] for _ in range(2))
     with rows_per_chunk(2):
@@ -169,7 +176,8 @@ def test_gradients_may_arrive_in_any_layout(form: Form, loss: Callable[[Tensor],
 
 
 @BOTH_FORMS
-def test_inputs_may_have_any_layout(form: Form) -> None:
+def test_inputs_of_any_layout(form: Form) -> None:
+    """The inputs may have any memory layout."""
     x, z, weight = inputs(len(ROWS), 3)
     odd = (x.T.contiguous().T, z, weight.permute(2, 1, 0).contiguous().permute(2, 1, 0))
     groups = ContextGroups(torch.tensor(sorted(ROWS)), 3, ordered=True)
@@ -178,7 +186,8 @@ def test_inputs_may_have_any_layout(form: Form) -> None:
 
 
 @BOTH_FORMS
-def test_autocast_multiplies_in_its_own_type_and_keeps_that_of_the_gradients(form: Form) -> None:
+def test_autocast_keeps_gradient_dtype(form: Form) -> None:
+    """Autocast computes in its own dtype, and gradients keep the dtype of the inputs."""
     groups, tensors = (
         ContextGroups(torch.tensor(ROWS), 3),
         inputs(len(ROWS), 3, dtype=torch.float32),
@@ -199,7 +208,7 @@ def test_autocast_multiplies_in_its_own_type_and_keeps_that_of_the_gradients(for
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation gave."""
+    """Records the size of the largest tensor that an operation returned."""
 
     elements = 0
 
@@ -211,7 +220,8 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_row_by_row_never_holds_the_products_of_all_rows() -> None:
+def test_row_by_row_limits_memory() -> None:
+    """The row-by-row form never holds the outer products of all rows."""
     rows = 10 * X
     groups, tensors = ContextGroups(torch.arange(rows), rows), inputs(rows, rows)
     largest: dict[Form, int] = {}
@@ -220,43 +230,46 @@ def test_row_by_row_never_holds_the_products_of_all_rows() -> None:
             with_gradients(form, groups, *tensors)
         largest[form] = seen.elements
     assert largest[row_by_row] == max(tensor.numel() for tensor in tensors) == rows * X
-    assert largest[by_einsum] >= 4 * rows * X, "the measure sees nothing"
+    assert largest[by_einsum] >= 4 * rows * X, "the measurement misses large tensors"
 
 
-# ----------------------------------------------------------------------------------------------------------- the rule
+# ----------------------------------------------------------------------------------------- the rule
 
 
-def test_groups_are_worth_it_where_many_rows_share_a_context_or_their_matrix_is_large() -> None:
-    def worth(count: int, rows: int, multiplications: int) -> bool:
+def test_prefer_grouped_depends_on_sizes() -> None:
+    """Grouping is preferred if many rows share a context and the matrix is large."""
+
+    def prefers(count: int, rows: int, multiplications: int) -> bool:
         return ContextGroups(torch.zeros(rows, dtype=torch.int64), count).prefer_grouped(
             multiplications
         )
 
-    assert worth(24, 1024, 64 * 128 * 128)
-    assert not worth(1024, 1024, 64 * 128 * 128), "a context per row"
-    assert not worth(24, 1024, 8 * 8 * 8), "calls would cost more than the products"
-    assert worth(2, 1024, 8 * 64 * 8)
+    assert prefers(24, 1024, 64 * 128 * 128)
+    assert not prefers(1024, 1024, 64 * 128 * 128), "every row has its own context"
+    assert not prefers(24, 1024, 8 * 8 * 8), "the calls cost more than the products"
+    assert prefers(2, 1024, 8 * 64 * 8)
 
 
 @pytest.mark.parametrize("cells", [(), (3,)], ids=["vector", "cells"])
 @pytest.mark.parametrize("member", ["bilinear", "hyper", "hyper-affine"])
-def test_the_rule_chooses_between_equals(
+def test_both_choices_are_equivalent(
     member: str, cells: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Both choices of ``prefer_grouped`` give the same output and gradients."""
     fusion, groups = randomized(member), ContextGroups(torch.tensor(ROWS), 3)
     x, z = normal(len(ROWS), *cells, X, seed=1), normal(3, Z, seed=2)
     results = []
-    for worth in (True, False):
-        monkeypatch.setattr(ContextGroups, "prefer_grouped", lambda *_, worth=worth: worth)
+    for prefer in (True, False):
+        monkeypatch.setattr(ContextGroups, "prefer_grouped", lambda *_, prefer=prefer: prefer)
         with patch.object(
             ContextGroups, "multiply", autospec=True, side_effect=ContextGroups.multiply
         ) as grouped:
             results.append(value_and_gradients(fusion, (x, z), lambda x, z: fusion(x, z, groups)))
-        assert grouped.called is worth
+        assert grouped.called is prefer
     close(*results)
 
 
-# --------------------------------------------------------------------------------------------------- the whole family
+# --------------------------------------------------------------------------------- the whole family
 
 
 @pytest.mark.parametrize("member", MEMBERS)
@@ -266,15 +279,16 @@ def test_the_rule_chooses_between_equals(
 @example(grouping=(4, [3, 0, 0, 3]), cells=(2,)).via("empty groups")
 @example(grouping=(1, [0]), cells=()).via("a batch of one row")
 @settings(max_examples=12, deadline=None, derandomize=True)
-def test_grouped_equals_one_context_per_row(
+def test_grouped_equals_context_per_row(
     member: str, grouping: tuple[int, list[int]], cells: tuple[int, ...]
 ) -> None:
+    """Contexts with an index equal one context per row, in value and gradients."""
     groups, rows = grouping
     fusion, index = randomized(member), torch.tensor(rows)
     x, z = normal(len(rows), *cells, X, seed=1), normal(groups, Z, seed=2)
     with patch.object(
         ContextGroups, "prefer_grouped", return_value=True
-    ):  # so few rows would not be
+    ):  # too few rows for the rule to choose it
         grouped, gradients = value_and_gradients(fusion, (x, z), lambda x, z: fusion(x, z, index))
     expected, expected_gradients = value_and_gradients(
         fusion, (x, z), lambda x, z: fusion(x, z[index])
@@ -284,7 +298,8 @@ def test_grouped_equals_one_context_per_row(
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-def test_a_context_without_rows_gets_no_gradient(member: str) -> None:
+def test_unused_context_gets_no_gradient(member: str) -> None:
+    """A context that no row has gets no gradient."""
     fusion, index = randomized(member), torch.tensor([0, 2, 0])
     _, (_, z_gradient, *_) = value_and_gradients(
         fusion, (normal(3, 2, X), normal(3, Z)), lambda x, z: fusion(x, z, index)
@@ -295,14 +310,16 @@ def test_a_context_without_rows_gets_no_gradient(member: str) -> None:
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-def test_the_contexts_order_does_not_matter(member: str) -> None:
+def test_context_order_is_irrelevant(member: str) -> None:
+    """The order of the distinct contexts does not matter."""
     fusion, x, z = randomized(member), normal(5, 2, X), normal(3, Z)
     index, order = torch.tensor([0, 2, 2, 1, 0]), torch.tensor([1, 2, 0])
     close(fusion(x, z[order], torch.argsort(order)[index]), fusion(x, z, index))
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-def test_every_member_runs_and_learns_under_autocast(member: str) -> None:
+def test_fusions_support_autocast(member: str) -> None:
+    """Every fusion computes its output and gradients under autocast."""
     fusion, index = randomized(member).float(), torch.tensor(ROWS)
     x, z = normal(len(ROWS), 2, X, seed=1).float(), normal(3, Z, seed=2).float()
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,0 +1,140 @@
+"""The part of SB3's ``VecEnv`` interface that concerns attributes of single environments.
+
+Single environments live in C++ or in other processes, so almost all of it is refused.
+"""
+
+from typing import Literal
+
+import gymnasium as gym
+from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
+
+from mirl.configs.tasks import SuiteConfig
+from mirl.envs.actions import ActionSpace
+from mirl.envs.make import make_env
+from mirl.envs.type_aliases import AnyEnv, Array
+
+
+class EnvAttributes(VecEnv):
+    """``VecEnv`` without access to single environments, except for the rewards of goals.
+
+    Args:
+        suite: the tasks.
+        backend: backend of the environments.
+        n_envs: number of environments.
+        observation_space: observation space of one environment.
+        action_space: action space of one environment.
+    """
+
+    def __init__(
+        self,
+        suite: SuiteConfig,
+        backend: Literal["gymnasium", "envpool"],
+        n_envs: int,
+        observation_space: spaces.Dict,
+        action_space: ActionSpace,
+    ) -> None:
+        self.suite = suite
+        self.backend: Literal["gymnasium", "envpool"] = backend
+        self._goal_env: AnyEnv | None = None
+        super().__init__(n_envs, observation_space, action_space)
+
+    def close(self) -> None:
+        """Close the environment that computes rewards, if there is one."""
+        goal_env = self._goal_env
+        self._goal_env = None
+        if goal_env is not None:
+            goal_env.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[None]:
+        """Return None per environment for ``render_mode``; no other attribute exists.
+
+        Args:
+            attr_name: name of the attribute.
+            indices: the environments; None for all.
+
+        Raises:
+            AttributeError: for any other attribute.
+        """
+        if attr_name == "render_mode":
+            return [None for _ in self._get_indices(indices)]
+        raise _no_access(attr_name)
+
+    def set_attr(self, attr_name: str, value: object, indices: VecEnvIndices = None) -> None:
+        """Raise an error, because single environments cannot be changed.
+
+        Args:
+            attr_name: name of the attribute.
+            value: its value.
+            indices: the environments; None for all.
+
+        Raises:
+            AttributeError: always.
+        """
+        raise _no_access(attr_name)
+
+    def env_method(
+        self,
+        method_name: str,
+        *method_args: object,
+        indices: VecEnvIndices = None,
+        **method_kwargs: object,
+    ) -> list[Array]:
+        """Return rewards for other goals, as SB3's HerReplayBuffer asks for them.
+
+        Args:
+            method_name: ``compute_reward``, the only method.
+            *method_args: passed on to it.
+            indices: the environments; None for all.
+            **method_kwargs: passed on to it.
+
+        Returns:
+            The same rewards per environment.
+
+        Raises:
+            AttributeError: for any other method, or if the suite has no ``compute_reward``.
+        """
+        if method_name != "compute_reward":
+            raise _no_access(method_name)
+        if self._goal_env is None:
+            self._goal_env = self._make_goal_env()
+        # The rewards depend on the goals alone, so each environment gives the same.
+        compute_reward = self._goal_env.get_wrapper_attr("compute_reward")
+        return [compute_reward(*method_args, **method_kwargs) for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """Return True per environment for SB3's Monitor, whose statistics are in the infos here.
+
+        Args:
+            wrapper_class: the class of a wrapper.
+            indices: the environments; None for all.
+        """
+        return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
+
+    def _make_goal_env(self) -> AnyEnv:
+        """Return an environment in this process, which computes rewards and is never stepped."""
+        tasks = self.suite.tasks
+        if len(tasks) > 1 or self.backend != "gymnasium":
+            raise AttributeError(
+                "compute_reward() needs a suite with one task on backend=gymnasium, got suite "
+                f"'{self.suite.name}' with {len(tasks)} on backend={self.backend}"
+            )
+        env = make_env(tasks[0], 0, 1, self.suite.observation)
+        if not env.has_wrapper_attr("compute_reward"):
+            env.close()
+            raise AttributeError(
+                f"{tasks[0].env_id} has no 'compute_reward', so it is not a goal environment; "
+                "train without hindsight experience replay"
+            )
+        return env
+
+
+def _no_access(name: str) -> AttributeError:
+    return AttributeError(
+        f"SuiteVecEnv gives no access to single environments, so not to their '{name}'; use "
+        "mirl.envs.make_env() to make a single environment"
+    )

@@ -1,0 +1,156 @@
+"""Tests of the observation contract on both backends."""
+
+from importlib.util import find_spec as find_module
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import toy_envs  # noqa: F401  (registers its ids)
+from gymnasium import spaces
+from minigrid.wrappers import FullyObsWrapper
+from suites import BACKENDS, single_task
+
+from mirl.configs.errors import ConfigError
+from mirl.configs.schema import BackendName
+from mirl.configs.tasks import TaskConfig
+from mirl.envs import ContractObservation, SuiteVecEnv, make_env, tokenize
+from mirl.envs.pools.envpool import envpool_ids
+
+IDS = sorted(
+    name
+    for name in gym.registry
+    if name.startswith(("MiniGrid-", "BabyAI-"))
+    and ("-WFC-" not in name or find_module("imageio"))  # these ids need an extra
+)
+QUICK_IDS = (
+    "BabyAI-ActionObjDoor-v0",
+    "BabyAI-BossLevel-v0",
+    "BabyAI-GoToImpUnlock-v0",
+    "BabyAI-KeyInBox-v0",
+    "BabyAI-PutNextS5N2Carrying-v0",
+    "MiniGrid-BlockedUnlockPickup-v0",
+    "MiniGrid-DistShift1-v0",
+    "MiniGrid-DoorKey-5x5-v0",
+    "MiniGrid-Dynamic-Obstacles-5x5-v0",
+    "MiniGrid-Empty-5x5-v0",
+    "MiniGrid-Fetch-5x5-N2-v0",
+    "MiniGrid-FourRooms-v0",
+    "MiniGrid-GoToDoor-5x5-v0",
+    "MiniGrid-KeyCorridorS3R1-v0",
+    "MiniGrid-LavaGapS5-v0",
+    "MiniGrid-LockedRoom-v0",
+    "MiniGrid-MemoryS7-v0",
+    "MiniGrid-MultiRoom-N2-S4-v0",
+    "MiniGrid-ObstructedMaze-1Dlhb-v0",
+    "MiniGrid-Playground-v0",
+    "MiniGrid-PutNear-6x6-N2-v0",
+)
+
+
+def make_task(env_id: str, **kwargs: Any) -> TaskConfig:
+    return TaskConfig(name="task", env_id=env_id, kwargs=kwargs)
+
+
+def assert_contract(env_id: str, backend: BackendName, n_steps: int) -> None:
+    """Assert that every observation is in the observation space, under random actions."""
+    env = SuiteVecEnv(single_task(env_id), 2, backend=backend)
+    space = env.observation_space
+    rng = np.random.default_rng(0)
+    obs = env.reset()
+    for _ in range(n_steps):
+        for i in range(2):
+            assert space.contains({key: values[i] for key, values in obs.items()})
+        obs, _, _, infos = env.step(rng.integers(env.action_space.n, size=2))
+        for info in infos:
+            if info:
+                assert space.contains(info["terminal_observation"])
+    env.close()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("env_id", QUICK_IDS)
+def test_observations_are_in_their_space(env_id: str, backend: BackendName) -> None:
+    assert_contract(env_id, backend, n_steps=60)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("env_id", IDS)
+def test_every_gymnasium_id_keeps_contract(env_id: str) -> None:
+    """Observations are in their space for every id of the gymnasium backend."""
+    assert_contract(env_id, "gymnasium", n_steps=200)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("env_id", sorted(envpool_ids()))
+def test_every_envpool_id_keeps_contract(env_id: str) -> None:
+    """Observations are in their space for every id of the envpool backend."""
+    assert_contract(env_id, "envpool", n_steps=500)
+
+
+def test_symbolic_image_has_code_bounds() -> None:
+    """The bounds of the symbolic image are the largest codes."""
+    space = make_env(make_task("MiniGrid-DoorKey-5x5-v0")).observation_space["image"]
+    assert space.high.reshape(-1, 3).max(axis=0).tolist() == [10, 5, 3]
+    assert space.high.reshape(-1, 3).min(axis=0).tolist() == [10, 5, 3]
+
+
+def test_fully_observed_grid_has_code_bounds() -> None:
+    """The bounds hold for the fully observed grid too, which shows the agent's direction."""
+    env = ContractObservation(FullyObsWrapper(gym.make("MiniGrid-Empty-5x5-v0")))
+    assert env.observation_space["image"].high.max() == 10
+    for seed in range(20):
+        observation, _ = env.reset(seed=seed)
+        for _ in range(4):  # turning left shows each direction, 0 to 3
+            assert env.observation_space.contains(observation)
+            observation, *_ = env.step(0)
+
+
+def test_pixels_keep_their_bounds() -> None:
+    env = make_env(make_task("MiniGrid-DoorKey-5x5-v0"), observation="rgb")
+    assert env.observation_space["image"] == spaces.Box(0, 255, (56, 56, 3), np.uint8)
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    assert observation["image"].max() > 10
+
+
+def test_array_gets_a_key() -> None:
+    """An observation that is not a Dict is stored under ``observation``."""
+    env = make_env(make_task("CartPole-v1"), task_index=1, n_tasks=3)
+    observation, _ = env.reset(seed=0)
+    assert set(observation) == {"observation", "task"}
+    assert env.observation_space["task"] == spaces.Discrete(3)
+    assert observation["task"] == 1
+
+
+def test_goal_environment_keeps_its_keys() -> None:
+    env = make_env(make_task("ToyRandomGoal-v0"))
+    observation, _ = env.reset(seed=0)
+    assert set(observation) == {"observation", "achieved_goal", "desired_goal", "task"}
+    assert env.observation_space.contains(observation)
+
+
+def test_texts_become_tokens() -> None:
+    """Texts become tokens, other keys are unchanged."""
+    env = make_env(make_task("ToyText-v0"))
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    assert observation["cell"] == 1
+    np.testing.assert_array_equal(observation["mission"], tokenize("Qapla' to the red ball!"))
+
+
+def test_unsupported_space_names_the_key() -> None:
+    """A space that SB3 cannot batch is an error that names its key."""
+    with pytest.raises(ConfigError, match=r"'pair' must be a Box.*got Tuple"):
+        make_env(make_task("ToyText-v0", nested=True))
+
+
+def test_task_key_is_reserved() -> None:
+    """An environment whose observation already has a key ``task`` is an error."""
+    with pytest.raises(ConfigError, match="already has a key 'task'"):
+        make_env(make_task("ToyText-v0", own_task=True))
+
+
+def test_task_index_must_be_in_range() -> None:
+    with pytest.raises(ValueError, match=r"task_index must be in \[0, n_tasks=2\), got 2"):
+        ContractObservation(gym.make("CartPole-v1"), task_index=2, n_tasks=2)
