@@ -1,5 +1,6 @@
-"""MIRL: reinforcement-learning agents whose networks fuse observation and goal by multiplicative interactions.
+"""MIRL: reinforcement learning with multiplicative interactions of observation and goal.
 
-The repository's root *is* the import package ``mirl``: ``agents/`` is ``mirl.agents``, ``train.py`` is ``mirl.train``
-(pyproject.toml holds the mapping). Import ``mirl.…`` everywhere, never ``agents`` or ``envs`` alone.
+The root of the repository is the import package ``mirl``: ``agents/`` is ``mirl.agents`` and
+``train.py`` is ``mirl.train``; pyproject.toml holds the mapping. Always import ``mirl.…``, never
+``agents`` or ``envs`` alone.
 """

@@ -193,13 +193,14 @@ def _learn(run: Run, agent: Agent, envs: Environments, episodes: Episodes) -> Tr
             callbacks.append(bar)
         if isinstance(statistics, OffPolicyLogger):
             callbacks.append(statistics.timer)
+        # OffPolicyLogger writes the log itself
+        log_interval = config.log_every if is_on_policy else None
         with closing(logger), bar.progress if config.progress else nullcontext():
             try:
                 agent.learn(
                     config.total_timesteps - start,
                     callback=callbacks,
-                    # OffPolicyLogger writes the log itself
-                    log_interval=config.log_every if is_on_policy else None,  # type: ignore[arg-type]
+                    log_interval=log_interval,  # type: ignore[arg-type]
                     # SB3 would count and anneal from zero again
                     reset_num_timesteps=start == 0,
                 )

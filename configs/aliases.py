@@ -15,6 +15,11 @@ RENAMED_VALUES = {
     "success": {"ever": "any_step"},
 }
 """Old and current values, per option."""
+RENAMED_MODULES = {
+    "read": "output",
+    "normalise": "normalize",
+}
+"""Old and current attribute names of layers, as they stand in state dicts of checkpoints."""
 
 _warned: set[str] = set()
 

@@ -129,7 +129,8 @@ class ContextGroups:
         # (B, P, X) -> (B * P, X)
         rows = x.reshape(batch * positions, -1)
         operands = cast_for_autocast(rows, weights, shifts)
-        products: Tensor = _PerGroup.apply(*operands, self.spans(positions))  # type: ignore[no-untyped-call]
+        spans = self.spans(positions)
+        products: Tensor = _PerGroup.apply(*operands, spans)  # type: ignore[no-untyped-call]
         # (B * P, O) -> (B, P, O)
         y = products.unflatten(0, (batch, positions))
         return y if self.ordered else y.index_select(0, self.inverse)

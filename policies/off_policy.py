@@ -264,7 +264,8 @@ def _fuse_gaussian_actor(actor: SACActor | TQCActor) -> None:
     extractor = cast(FusionExtractor, actor.features_extractor)
     actor.latent_pi = ApplyToFeatures(actor.latent_pi)  # type: ignore[assignment]
     actor.mu = fused_head(cast(nn.Linear, actor.mu), extractor)
-    actor.log_std = fused_head(cast(nn.Linear, actor.log_std), extractor)  # type: ignore[assignment]
+    log_std = fused_head(cast(nn.Linear, actor.log_std), extractor)
+    actor.log_std = log_std  # type: ignore[assignment]
 
 
 # ----------------------------------------------------------------------------------------- policies

@@ -180,7 +180,7 @@ class RecurrentFusionPolicy(FusionPolicy):
             hidden state after the timestep.
 
         Raises:
-            TypeError: if there is no state, which SB3's algorithms do not keep.
+            TypeError: if the state is missing; SB3's own algorithms do not keep one.
         """
         if state is None or episode_start is None:
             raise TypeError(NEEDS_STATE)
@@ -208,7 +208,7 @@ class RecurrentFusionPolicy(FusionPolicy):
         return values
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> NoReturn:
-        """Raise, because there is no hidden state; MIRL's algorithms use ``run_sequences``.
+        """Raise, because the hidden state is missing; MIRL uses ``run_sequences``.
 
         Args:
             obs: ignored.
@@ -217,7 +217,7 @@ class RecurrentFusionPolicy(FusionPolicy):
         raise TypeError(NEEDS_STATE)
 
     def get_distribution(self, obs: PyTorchObs) -> NoReturn:
-        """Raise, because there is no hidden state; use ``forward`` or ``predict``.
+        """Raise, because the hidden state is missing; use ``forward`` or ``predict``.
 
         Args:
             obs: ignored.

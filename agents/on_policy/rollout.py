@@ -98,7 +98,8 @@ class RolloutCollector(OnPolicyAlgorithm):
                 torch.no_grad(),
                 autocast(self.precision, self.device),
             ):
-                obs_tensor = rollout_buffer.add_observation(self._last_obs)  # type: ignore[arg-type]
+                observation = self._last_obs
+                obs_tensor = rollout_buffer.add_observation(observation)  # type: ignore[arg-type]
                 actions_tensor, values, log_probs, hidden_state = self._act(obs_tensor)
                 actions = actions_tensor.cpu().numpy()
             clipped_actions = to_env_actions(self.policy, actions)

@@ -33,7 +33,7 @@ class CheckpointDirectory:
 
     @property
     def is_empty(self) -> bool:
-        """True if there is no checkpoint yet."""
+        """True before the first checkpoint."""
         return not self._folders()
 
     @property

@@ -2,8 +2,8 @@
 
 ===== ============================================================================================
  1    no manifest; names and option values as in 2
- 2    a manifest; ``read`` and ``normalise`` in names of weights, ``sampling`` "slots"; no spaces
- 3    spaces in state.json; ``output`` and ``normalize`` in names of weights, ``sampling`` "fixed"
+ 2    a manifest; no spaces; old names of layers (``RENAMED_MODULES``), ``sampling`` "slots"
+ 3    spaces in state.json; current names of layers, ``sampling`` "fixed"
 ===== ============================================================================================
 
 Option values in config.yaml are renamed by ``mirl.configs.aliases.migrate_config``.
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from mirl.agents.runs.atomic_files import JsonObject
-from mirl.configs.aliases import RENAMED_VALUES
+from mirl.configs.aliases import RENAMED_MODULES, RENAMED_VALUES
 
 SCHEMA_VERSION = 3
 """Schema version of the checkpoints that are written."""
@@ -23,10 +23,11 @@ FIRST_SEALED = 2
 FIRST_WITH_CURRENT_NAMES = 3
 """First schema version whose weights have today's names."""
 
-_RENAMED = (
-    (re.compile(r"(^|\.)read\.(weight|bias)$"), r"\1output.\2"),
-    (re.compile(r"(^|\.)normalise\.(mean|variance|count)$"), r"\1normalize.\2"),
-)
+_PARAMETERS = r"(weight|bias|mean|variance|count)"
+_RENAMED = [
+    (re.compile(rf"(^|\.){old}\.{_PARAMETERS}$"), rf"\1{current}.\2")
+    for old, current in RENAMED_MODULES.items()
+]
 
 ValueT = TypeVar("ValueT")
 

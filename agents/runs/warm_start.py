@@ -51,7 +51,7 @@ def warm_start(policy: nn.Module, path: Path) -> None:
         path: a run directory, for its best checkpoint, or a .zip file that SB3 saved.
 
     Raises:
-        ConfigError: there are no weights, or they do not fit; the policy is unchanged then.
+        ConfigError: the weights are missing or do not fit; the policy is unchanged then.
     """
     if path.suffix.lower() == ".zip":
         load_archive(policy, path)
