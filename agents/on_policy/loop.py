@@ -22,8 +22,8 @@ from mirl.agents.on_policy.rollback import Snapshot, are_finite, non_finite_erro
 from mirl.agents.on_policy.rollout import RolloutCollector
 from mirl.agents.on_policy.rollout_buffer import RolloutBuffer
 from mirl.agents.on_policy.update import Update, scale_advantages
+from mirl.agents.profiler import IterationProfiler
 from mirl.agents.runs.metric_names import DISTINCT
-from mirl.agents.runs.profiler import IterationProfiler
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import PrecisionName
 from mirl.envs import SuiteVecEnv

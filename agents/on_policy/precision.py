@@ -34,10 +34,7 @@ def resolve_precision(name: PrecisionName, device: torch.device) -> PrecisionNam
     """
     names = get_args(PrecisionName)
     if name not in names:
-        raise ConfigError(
-            f"unknown precision '{name}', expected one of {', '.join(names)}."
-            + nearest(name, names)
-        )
+        raise ConfigError(f"unknown precision '{name}'." + nearest(name, names))
     if name != "auto":
         return name
     return "bf16" if _bf16_is_faster(device.type) else "fp32"

@@ -26,7 +26,7 @@ from mirl.agents.on_policy.precision import autocast
 from mirl.agents.on_policy.recurrent_buffer import RecurrentRolloutBuffer
 from mirl.agents.on_policy.rollout_buffer import RolloutBuffer
 from mirl.agents.on_policy.storage import PolicyInput
-from mirl.agents.runs.profiler import IterationProfiler
+from mirl.agents.profiler import IterationProfiler
 from mirl.configs.schema import PrecisionName
 from mirl.policies.memory.episodes import Episodes
 from mirl.policies.policy import to_env_actions

@@ -159,7 +159,7 @@ def test_auto_resolves_to_a_precision() -> None:
 
 def test_unknown_precision_raises() -> None:
     with pytest.raises(ConfigError, match=r"unknown precision 'bf61'.*Did you mean 'bf16'"):
-        build_agent("plain", "bf61")  # type: ignore[arg-type]
+        build_agent("plain").use_precision("bf61")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["fusion", "plain"])

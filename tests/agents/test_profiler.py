@@ -5,7 +5,7 @@ import warnings
 import pytest
 from stable_baselines3.common.logger import Logger
 
-from mirl.agents.runs.profiler import PATIENCE, WARM_UP, IterationProfiler
+from mirl.agents.profiler import PATIENCE, WARM_UP, IterationProfiler
 
 
 class Clock:
@@ -20,7 +20,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("mirl.agents.runs.profiler.time.perf_counter", clock)
+    monkeypatch.setattr("mirl.agents.profiler.time.perf_counter", clock)
     return clock
 
 
