@@ -421,7 +421,7 @@ def test_specialize_is_refused() -> None:
 # ------------------------------------------------------------------------------------ normalization
 
 
-NORMALISED = {
+NORMALIZED = {
     **HEADS,
     "encoder": VectorEncoderConfig(normalize=True),
     "context": GoalContextConfig(normalize=True),
@@ -431,7 +431,7 @@ NORMALISED = {
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_all_networks_have_running_norms(algorithm: Any) -> None:
     """Every network normalizes its inputs and the goal."""
-    policy = build(algorithm, NORMALISED).policy
+    policy = build(algorithm, NORMALIZED).policy
     extractors = [module for module in policy.modules() if isinstance(module, FusionExtractor)]
     assert len(extractors) == {SAC: 3, TD3: 4, TQC: 3, DQN: 2}[algorithm]
     assert all(extractor.has_running_norm for extractor in extractors)
@@ -439,7 +439,7 @@ def test_all_networks_have_running_norms(algorithm: Any) -> None:
 
 def test_running_norms_are_saved(tmp_path: Path) -> None:
     """The statistics of the normalization are saved with the policy."""
-    policy = build(SAC, NORMALISED).policy
+    policy = build(SAC, NORMALIZED).policy
     obs, actions = batch(policy)
     before = policy.critic(obs, actions)
     for module in policy.modules():
