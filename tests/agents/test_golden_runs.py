@@ -9,7 +9,6 @@ even where an option or a preset has another name by now.
 import csv
 import json
 import shutil
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +20,8 @@ from toy_goal_envs import MirrorReachEnv
 
 from mirl import eval as evaluation
 from mirl.agents import load_policy, train
-from mirl.agents.run_directory import read_config
+from mirl.agents.runs.run import Run
 from mirl.configs.compose import compose_train
-from mirl.envs import SuiteVecEnv
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "schema_2"
 gym.register("GoldenReach-v0", MirrorReachEnv, max_episode_steps=8, kwargs={"n_steps": 8})
@@ -117,6 +115,7 @@ RUNS = {
     "split": GoldenRun((*FOUR_DOORS, *ON_POLICY), 256, 512, episodes=32),
 }
 every_run = pytest.mark.parametrize("name", RUNS)
+pytestmark = pytest.mark.filterwarnings("ignore::mirl.configs.aliases.RenamedWarning")
 
 
 @pytest.fixture
@@ -180,12 +179,9 @@ def test_evaluation_gives_the_same_results(name: str, run_dir: Path) -> None:
 
 @every_run
 def test_policy_has_the_saved_weights(name: str, run_dir: Path) -> None:
-    config = read_config(run_dir)
-    with closing(SuiteVecEnv(config.task, len(config.task.tasks), backend="gymnasium")) as env:
-        spaces = (env.observation_space, env.action_space)
-        policy, checkpoint = load_policy(run_dir, "best", *spaces, "cpu")
+    policy = load_policy(run_dir, "best", "cpu")
     assert not policy.training
-    saved = load_file(checkpoint / "policy.safetensors")
+    saved = load_file(Run.open(run_dir).checkpoint("best").policy_path)
     # as sets: a tensor that two modules share has two names in the policy and one in the file
     assert contents(policy.state_dict()) == contents(saved)
 
@@ -196,7 +192,7 @@ def test_same_command_continues_the_run(name: str, run_dir: Path) -> None:
     before = saved_state(run_dir)
     lines: list[str] = []
     outcome = train(compose_train([f"name={name}", *run.words]), lines.append)
-    assert outcome == (run.total, True)
+    assert (outcome.timesteps, outcome.finished) == (run.total, True)
     assert lines[0].startswith(f"Resuming at {run.timesteps} of {run.total} timesteps")
 
     after = saved_state(run_dir)
