@@ -21,6 +21,7 @@ def run(argv: list[str]) -> int:
     """
     config = parse_flat(EvalConfig, argv)  # before torch is imported
 
+    # imported here and below as needed, because torch takes seconds to load
     from rich.console import Console
 
     from mirl.agents.runs.run import Run

@@ -26,6 +26,7 @@ def run(argv: list[str]) -> int:
 
     for name, capacity in KERNEL_CACHES.items():
         os.environ.setdefault(name, capacity)  # before torch compiles its first kernel
+    # the other imports load torch, which takes seconds
     from rich.console import Console
 
     from mirl.agents.evaluation import evaluate_run, results_table
@@ -40,7 +41,8 @@ def run(argv: list[str]) -> int:
     result = train(config, log)
     if not result.finished:
         log(f"Stopped and saved at {result.timesteps:,} timesteps; the same command again resumes.")
-        return 130
+        return 130  # as after Ctrl-C in a shell
+    # test on seeds that neither the training nor its evaluations have used
     evaluation = EvalConfig(
         run=config.run_dir,
         checkpoint="last",

@@ -130,6 +130,7 @@ def build_agent(config: ResolvedConfig, env: SuiteVecEnv) -> Agent:
                 seed=config.seed,
                 device=device,
             )
+            # SB3's own training loop has no rollback, so check each gradient before its step
             guard_steps(agent, skip=skip_faults)
             return agent
         case _:
@@ -165,6 +166,7 @@ def build_on_policy(
     # the other options have the names and meanings of the algorithm's own arguments
     options = config.model_dump(exclude=set(NOT_FOR_THE_ALGORITHM))
     if config.anneal:
+        # from the full rate to zero over the whole training
         options["learning_rate"] = LinearSchedule(config.learning_rate, 0.0, 1.0)
     algorithm: type[PPO] | type[A2C] = PPO if isinstance(config, PPOConfig) else A2C
     return algorithm(
@@ -214,6 +216,7 @@ def policy_kwargs(config: ResolvedConfig) -> dict[str, Any]:
             kwargs["share_features_extractor"] = config.agent.share_features_extractor
             kwargs["popart"] = config.agent.popart
         case OffPolicyConfig():
+            # PPO and A2C switch their own optimizers to fused kernels
             kwargs["optimizer_kwargs"] = FUSED_ADAM
             if isinstance(config.agent, TQCConfig):
                 kwargs["n_critics"] = config.agent.n_critics
@@ -246,6 +249,7 @@ def build_policy(
             policy_class = off_policy_class(config.agent)
         case _:
             assert_never(config.agent)
+    # SB3's policies build an optimizer, which is not used here, so its rate does not matter
     return policy_class(observation_space, action_space, _no_learning_rate, **policy_kwargs(config))
 
 

@@ -17,7 +17,9 @@ def eval_mode(policy: BasePolicy, seed: int) -> Iterator[None]:
     """
     was_training = policy.training
     # without a list, fork_rng would initialize every GPU of the machine
-    devices = [policy.device] if policy.device.type == "cuda" else []
+    devices: list[torch.device] = []
+    if policy.device.type == "cuda":
+        devices.append(policy.device)
     try:
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)

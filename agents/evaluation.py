@@ -68,6 +68,7 @@ def evaluate(
     Returns:
         One result per active task, in the order of the suite.
     """
+    # a copy, because the environments update it as episodes begin
     task_index = env.task_index.copy()
     quotas = _quotas(task_index, episodes)
     env.seed(seed)
@@ -175,8 +176,12 @@ def evaluate_run(
     results: list[TaskResult] = []
     policy: Policy | None = None
     # without a holdout there is no held-out subset to play
-    for subset in SUBSETS if run.config.split.holds_out_any else SUBSETS[:1]:
+    subsets = SUBSETS
+    if not run.config.split.holds_out_any:
+        subsets = SUBSETS[:1]
+    for subset in subsets:
         with closing(_build_env(run, config, subset)) as env:
+            # one policy for both subsets, which have the same spaces
             if policy is None:
                 policy = restore_policy(run.config, checkpoint, config.device, env)
             results += evaluate(

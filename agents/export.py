@@ -86,6 +86,7 @@ def export_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> Export:
     specialized = specialize(policy, context)
     assert isinstance(policy, FusionPolicy), "specialize refuses the others"
 
+    # compare the program with the policy on random observations
     observations = random_observations(observation_space, config.seed)
     # a value per task (PopArt) is that of the first, unless the context names the task
     observations[TASK_KEY] = np.zeros(SAMPLES, np.int64)
@@ -97,6 +98,7 @@ def export_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> Export:
         (action_parameters, values), policy_outputs(policy, observations)
     )
 
+    # write the program, and the description of its inputs and outputs
     result = Export(
         run.path / "exports" / f"{short_name(config.export)}.pt2",
         parameters=count_all_parameters(specialized),
@@ -234,6 +236,7 @@ def policy_outputs(policy: FusionPolicy, observations: Observations) -> tuple[Te
         Parameters (B, ...) and values (B, 1).
     """
     features: Any = policy.extract_features(policy.obs_to_tensor(observations)[0])
+    # SB3 returns one tensor, or a pair if actor and critic have an extractor each
     if policy.share_features_extractor:
         actor_features = features
         critic_features = features
@@ -294,5 +297,6 @@ def short_name(name: str) -> str:
     """
     if re.fullmatch(r"[A-Za-z0-9 ._+-]{1,100}", name):
         return file_name(name)
+    # a command line can hold bytes that are not UTF-8; Python passes them as surrogates
     checksum = zlib.crc32(name.encode("utf-8", "surrogatepass"))
     return f"{file_name(name)[:80]}-{checksum:08x}"

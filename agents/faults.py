@@ -58,7 +58,7 @@ class NonFiniteError(RunError):
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {}
         for name, tensor in self.evidence.items():
-            tensors[name] = tensor.detach().cpu().contiguous()
+            tensors[name] = tensor.detach().cpu().contiguous()  # as safetensors needs it
         save_file(tensors, folder / EVIDENCE)
         write_json(folder / "fault.json", {"message": str(self)})
         return folder
@@ -79,6 +79,7 @@ def explain_out_of_memory(config: TrainConfig) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
+        # torch's message has several lines of hints, and a MemoryError often has no text
         reason = str(error).partition("\n")[0] or type(error).__name__
         options = config.agent.model_dump()
         sizes = [f"agent.{name}={options[name]:,}" for name in SIZES if name in options]
@@ -126,6 +127,7 @@ def guard_steps(agent: BaseAlgorithm, *, skip: bool) -> None:
         agent: the algorithm.
         skip: warn and leave such a step out, instead of raising ``NonFiniteError``.
     """
+    # an optimizer knows tensors only, and the error should name them
     names = {id(weight): name for name, weight in agent.policy.named_parameters()}
 
     def check(optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -141,6 +143,7 @@ def guard_steps(agent: BaseAlgorithm, *, skip: bool) -> None:
         warnings.warn(f"{error}; training continues with the next step", stacklevel=2)
 
     for optimizer in get_optimizers(agent).values():
+        # the hook runs after the backward pass and before any weight changes
         optimizer.register_step_pre_hook(check)
 
 
@@ -158,7 +161,7 @@ def _weights_with_gradients(
 
 def _non_finite_gradients(weights: dict[str, Tensor]) -> list[str]:
     """Return the names of the weights whose gradient is non-finite or too large."""
-    if not weights:
+    if not weights:  # torch.stack needs at least one tensor
         return []
     gradients = [weight.grad for weight in weights.values() if weight.grad is not None]
     norms = torch.stack(torch._foreach_norm(gradients))
@@ -167,7 +170,7 @@ def _non_finite_gradients(weights: dict[str, Tensor]) -> list[str]:
         return []
     bad = []
     for name, norm in zip(weights, norms.tolist(), strict=True):
-        if not norm <= MAX_GRADIENT_NORM:
+        if not norm <= MAX_GRADIENT_NORM:  # True also for NaN
             bad.append(name)
     return bad
 

@@ -62,7 +62,10 @@ class ShiftedContext(nn.Module):
         self.encoder = encoder
         self.out_dim: int = encoder.out_dim  # type: ignore[assignment]
         self.delta = nn.Parameter(torch.zeros(self.out_dim))
-        self.trained = list(trained_ids) if isinstance(encoder, TaskIdContext) else None
+        # a new task has no trained id, so it starts from the mean context of the trained tasks
+        self.trained: list[int] | None = None
+        if isinstance(encoder, TaskIdContext):
+            self.trained = list(trained_ids)
 
     def forward(self, observed: Any) -> Context:
         """Encode the context and add the offset.
@@ -225,7 +228,9 @@ def _with_task(suite: SuiteConfig, task: TaskConfig) -> SuiteConfig:
     """Replace one task; the number of tasks stays, because weights have it in their shapes."""
     tasks = list(suite.tasks)
     names = [other.name for other in tasks]
-    index = names.index(task.name) if task.name in names else 0
+    index = 0
+    if task.name in names:
+        index = names.index(task.name)
     tasks[index] = task
     return suite.model_copy(update={"tasks": tuple(tasks)})
 
@@ -256,6 +261,7 @@ def adapt(
         raise ConfigError(
             f"adapt= practices with PPO or A2C, and this run's agent is {agent_config.kind}"
         )
+    # more environments than episodes would have nothing to play
     n_test_envs = min(config.n_envs, config.episodes)
     with (
         closing(_build_env(config, suite, task, N_ENVS, "train")) as env,
@@ -270,10 +276,11 @@ def _practice(agent: PPO | A2C, test_env: SuiteVecEnv, config: EvalConfig) -> li
     last_budget = config.adapt_episodes[-1]
     counter = _EpisodeCounter()
     curve = []
-    for budget in (0, *config.adapt_episodes):
+    for budget in (0, *config.adapt_episodes):  # 0: before any practice
         # a rollout ends several episodes, so a point may come after more than its budget
         while counter.episodes < budget:
             rate = first_rate * (1 - counter.episodes / last_budget)
+            # set by hand, because SB3 would anneal within each call of learn
             agent.lr_schedule = ConstantSchedule(rate)
             agent.learn(N_ENVS * N_STEPS, callback=counter, reset_num_timesteps=False)
         [result] = evaluate(
@@ -311,6 +318,7 @@ def _load(
     checkpoint.load_weights(agent.policy)
     policy = agent.policy
     if config.adapt == "context":
+        # the offset is created after this, so that it alone is trained
         policy.requires_grad_(False)
     trained_ids = training.split.task_indices(training.task, "trained")
     for module in policy.modules():
@@ -331,7 +339,8 @@ def _adaptation_config(training: ResolvedConfig, config: EvalConfig) -> Resolved
         "n_envs": N_ENVS,
         "n_steps": N_STEPS,
         "anneal": False,  # _practice lowers the rate itself
-        "conflict_every": 0,
+        "conflict_every": 0,  # a single task has no conflict
+        # the run's own need not divide the shorter rollouts
         "sequence_length": 0,
         "burn_in": 0,
     }

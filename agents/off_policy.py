@@ -154,12 +154,16 @@ def check_action_space(config: AgentConfig, space: spaces.Space[Any]) -> None:
     if not isinstance(config, OffPolicyConfig):
         return
     if isinstance(config, DQNConfig) and not isinstance(space, spaces.Discrete):
-        others = "sac, tqc, td3 or ppo" if isinstance(space, spaces.Box) else "ppo or a2c"
+        others = "ppo or a2c"
+        if isinstance(space, spaces.Box):
+            others = "sac, tqc, td3 or ppo"
         raise ConfigError(
             f"agent=dqn takes discrete actions, and these are {space}; use agent={others}"
         )
     if not isinstance(config, DQNConfig) and not isinstance(space, spaces.Box):
-        others = "dqn or ppo" if isinstance(space, spaces.Discrete) else "ppo or a2c"
+        others = "ppo or a2c"
+        if isinstance(space, spaces.Discrete):
+            others = "dqn or ppo"
         raise ConfigError(
             f"agent={config.kind} takes continuous actions, and these are {space}; "
             f"use agent={others}"
@@ -216,12 +220,14 @@ def _check_episodes_fit(config: OffPolicyConfig, max_steps: int) -> None:
     """Check that the longest episode ends before learning starts, and fits into the buffer."""
     # timesteps of each environment when the first gradient step may come
     steps_before_learning = config.learning_starts // config.n_envs + 1
+    # SB3's HerReplayBuffer raises if it is sampled before the first episode has ended
     if steps_before_learning < max_steps:
         raise ConfigError(
             f"agent.learning_starts must let an episode of up to {max_steps} timesteps end in each "
             f"of {config.n_envs} environments, for hindsight experience replay; use at least "
             f"agent.learning_starts={max_steps * config.n_envs}, got {config.learning_starts}"
         )
+    # SB3 divides the capacity among the environments
     if config.buffer_size // config.n_envs < max_steps:
         raise ConfigError(
             f"agent.buffer_size must hold an episode of up to {max_steps} timesteps of each of "
@@ -254,4 +260,5 @@ def episode_limit(task: TaskConfig) -> int | None:
 def _build_action_noise(deviation: float, space: spaces.Box) -> NormalActionNoise | None:
     if not deviation:
         return None
+    # SB3 adds the noise to actions that are scaled to [-1, 1]
     return NormalActionNoise(np.zeros(space.shape), np.full(space.shape, deviation))

@@ -73,6 +73,7 @@ def restore_policy(
     env_spaces = None
     if env is not None:
         env_spaces = _trained_spaces(env.observation_space, env.action_space)
+    # checkpoints of earlier versions do not store their spaces
     saved_spaces = checkpoint.spaces() or env_spaces or _spaces_of_run(config)
     if env_spaces is not None:
         _check_same_spaces(checkpoint, saved_spaces, env_spaces)
@@ -145,6 +146,7 @@ def _limit_parameters(weights: Path) -> Iterator[None]:
                 f"and {weights} has {file_bytes:,}"
             )
 
+    # checked while building, because afterwards the memory would be taken already
     hook = register_module_parameter_registration_hook(count)
     try:
         yield
@@ -154,4 +156,4 @@ def _limit_parameters(weights: Path) -> Iterator[None]:
             f"the configuration asks for a network that cannot be built: {error}"
         ) from None
     finally:
-        hook.remove()
+        hook.remove()  # it is global, and would count every later module

@@ -67,6 +67,7 @@ class IterationProfiler:
         self.percent = {}
         for section, seconds in self._seconds.items():
             self.percent[section] = 100 * seconds / total
+        # the network is idle while environments step and in the rest: callbacks, log, files
         self.percent["rest"] = _idle_percent(self.percent) - self.percent["environment"]
         for name, share in self.percent.items():
             logger.record(metrics.time_metric(name), share)

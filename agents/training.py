@@ -1,7 +1,7 @@
 """Training: a run from its configuration to its last checkpoint."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -97,6 +97,7 @@ def _open_environments(config: TrainConfig) -> Iterator[Environments]:
     """Open training and validation environments; close them on exit."""
     n_tasks = len(config.trained_tasks)
     n_envs = config.agent.n_envs
+    # at least one per task, and no more than there are episodes to play
     n_validation_envs = min(
         config.evaluation.episodes * n_tasks, max(n_envs, MIN_VALIDATION_ENVS, n_tasks)
     )
@@ -139,6 +140,7 @@ def _create_or_resume(config: ResolvedConfig, agent: Agent) -> Run:
     """Open the run for training; load initial weights if it has no checkpoint yet."""
     run = Run.find(config)
     has_checkpoints = run is not None and not run.checkpoints.is_empty
+    # a run that has a checkpoint resumes from it instead
     if config.start_from is not None and not has_checkpoints:
         warm_start(agent.policy, config.start_from)
     return run or Run.create(config)
@@ -151,6 +153,7 @@ def _load(run: Run, checkpoint: Checkpoint | None, agent: Agent) -> Episodes:
     episodes = checkpoint.load_agent(agent)
     # a run that was killed may have saved checkpoints that it does not resume from
     run.checkpoints.delete_after(agent.num_timesteps)
+    # as the run did after saving this checkpoint, so that it continues the same way
     reseed_all(agent)
     return episodes
 
@@ -178,6 +181,7 @@ def _learn(run: Run, agent: Agent, envs: Environments, episodes: Episodes) -> Tr
     is_on_policy = isinstance(agent, PPO | A2C)
     statistics = _build_statistics(config, is_on_policy)
     statistics.load(episodes)
+    # from here on the first signal ends learning in order, with a checkpoint
     with stop_signals() as stop_requested:
         evaluation = Evaluation(run, envs.validation, envs.held_out)
         checkpointing = Checkpointing(run, tensorboard, statistics, evaluation, stop_requested)
@@ -189,13 +193,15 @@ def _learn(run: Run, agent: Agent, envs: Environments, episodes: Episodes) -> Tr
             evaluation,
             checkpointing,
         ]
+        display: AbstractContextManager[object] = nullcontext()
         if config.progress:
             callbacks.append(bar)
+            display = bar.progress
         if isinstance(statistics, OffPolicyLogger):
             callbacks.append(statistics.timer)
         # OffPolicyLogger writes the log itself
         log_interval = config.log_every if is_on_policy else None
-        with closing(logger), bar.progress if config.progress else nullcontext():
+        with closing(logger), display:
             try:
                 agent.learn(
                     config.total_timesteps - start,

@@ -133,6 +133,7 @@ def _first_observation(env: Env, suite: SuiteConfig, seed: int) -> Observations:
 def _as_batch(observation: Observations, env: Env, policy: BasePolicy) -> Observations:
     """Return a batch of one observation, with an action mask if the policy expects one."""
     batch = _add_batch_axis(observation)
+    # the env has its own task's actions, the policy the largest action space of the suite
     task_actions = env.action_space
     all_actions = policy.action_space
     if not isinstance(task_actions, spaces.Discrete) or not isinstance(
@@ -159,7 +160,7 @@ def encode_gif(frames: Sequence[Frame], caption: str) -> Gif:
     Returns:
         The animation; its last frame is shown for a second.
     """
-    lines = textwrap.wrap(caption, width=36) or [""]
+    lines = textwrap.wrap(caption, width=36) or [""]  # an empty caption keeps its line
     images = [_with_caption(frame, lines) for frame in frames]
     durations = [1000 // FRAMES_PER_SECOND] * (len(images) - 1) + [LAST_FRAME_MS]
     buffer = io.BytesIO()

@@ -84,6 +84,7 @@ class OnPolicyConfig(Config):
 
     @model_validator(mode="after")
     def _advantages_can_be_normalized(self) -> Self:
+        # a single sample has no standard deviation
         if self.normalize_advantage and self.rollout_size < 2:
             raise ValueError(
                 f"normalize_advantage needs n_envs × n_steps of at least 2, got {self.rollout_size}"
@@ -121,6 +122,7 @@ class PPOConfig(OnPolicyConfig):
 
     @model_validator(mode="after")
     def _batch_size_divides_the_rollout(self) -> Self:
+        # a smaller last minibatch would give its samples more weight; SB3 warns of it
         if self.rollout_size % self.batch_size:
             divisor = math.gcd(self.rollout_size, self.batch_size)
             if divisor == 1:  # minibatches of one timestep are refused below
@@ -129,6 +131,7 @@ class PPOConfig(OnPolicyConfig):
                 f"batch_size must divide the rollout, n_envs × n_steps = {self.rollout_size}, "
                 f"got {self.batch_size}; use for example agent.batch_size={divisor}"
             )
+        # the advantages of a single sample cannot be normalized
         if self.batch_size == 1:
             raise ValueError("batch_size must be at least 2, got 1")
         return self
@@ -305,6 +308,7 @@ def check_minibatches(
         if n_sequences % candidate == 0:
             n_per_batch = candidate
     remedies = f"{prefix}batch_size={length * n_per_batch}"
+    # a sequence length that divides both the rollout and the minibatch
     shorter = math.gcd(n_steps, batch_size)
     if shorter > 1:
         remedies += f" or {prefix}sequence_length={shorter}"

@@ -55,6 +55,7 @@ def replace_value(option: str, value: object) -> object:
     Returns:
         The current value; ``value`` itself if it was not renamed.
     """
+    # a value of another type is left to the validation that follows
     if not isinstance(value, str):
         return value
     current = RENAMED_VALUES[option].get(value)
@@ -70,6 +71,7 @@ def _warn_once(old: str, current: str) -> None:
         return
     _warned.add(old)
     message = f"{old} was renamed, use {current}; the old name will be removed in a later release"
+    # stacklevel 3 is the caller of replace_preset or replace_value
     warnings.warn(message, RenamedWarning, stacklevel=3)
 
 
@@ -87,6 +89,7 @@ def migrate_config(values: object) -> object:
     """
     if not isinstance(values, dict):
         return values
+    # a copy, so that the dictionary of the caller stays as it was
     migrated = dict(values)
     if "sampling" in migrated:
         migrated["sampling"] = _current_value("sampling", migrated["sampling"])
@@ -101,6 +104,7 @@ def _migrate_suite(suite: object) -> object:
     """Return a suite with current spellings of its own name and of its tasks' ``success``."""
     suite = _migrate_preset_name("task", suite)
     if not isinstance(suite, dict) or not isinstance(suite.get("tasks"), list):
+        # not a suite: the validation names what is wrong with it
         return suite
     tasks = [_migrate_task(task) for task in suite["tasks"]]
     return {**suite, "tasks": tasks}

@@ -56,6 +56,7 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[], str])
         The exit code.
     """
     argv = sys.argv[1:]
+    # before anything else, so that --help also works beside invalid options
     if "-h" in argv or "--help" in argv:
         sys.stdout.write(help_text())
         return 0
@@ -70,7 +71,7 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[], str])
         return 1
     except KeyboardInterrupt:  # outside of the training loop, which saves a checkpoint first
         sys.stderr.write("stopped\n")
-        return 130
+        return 130  # 128 + 2, the number of SIGINT, as in a shell
 
 
 @contextmanager
@@ -91,6 +92,7 @@ def _plain_renamed_warnings() -> Iterator[None]:
         else:
             show_as_usual(message, category, filename, lineno, file, line)
 
+    # Python prints every warning through this function
     warnings.showwarning = show
     try:
         yield
@@ -156,6 +158,7 @@ def _option_lines(model: type[BaseModel]) -> Iterator[str]:
                 kind = member.model_fields["kind"].default
                 yield f"    {kind}:  {_first_paragraph(member.__doc__)}"
             for option, inner in member.model_fields.items():
+                # the preset sets the kind, so it is no option of its own
                 if option != "kind":
                     yield "      " + _option_line(f"{name}.{option}", inner)
 
@@ -163,10 +166,11 @@ def _option_lines(model: type[BaseModel]) -> Iterator[str]:
 def _option_line(name: str, field: FieldInfo) -> str:
     """Return an option's name, default and description."""
     default = field.get_default(call_default_factory=True)
+    # pydantic has a marker object in place of the default of a required option
     if field.is_required():
         shown = "required"
     elif isinstance(default, tuple):
-        shown = f"[{','.join(map(str, default))}]"
+        shown = f"[{','.join(map(str, default))}]"  # as it is typed, without spaces
     else:
         shown = str(default)
     return f"{name} ({shown})  {_first_paragraph(field.description)}"

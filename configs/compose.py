@@ -66,6 +66,7 @@ def validate(model: type[ConfigT], values: object) -> ConfigT:
     except ValidationError as error:
         # dictionary keys: pydantic may report one error once per member of a union
         lines = dict.fromkeys(explain(model, detail) for detail in error.errors())
+    # outside of the except block, so that pydantic's error is not shown as its cause
     raise ConfigError("\n".join(lines))
 
 
@@ -83,6 +84,7 @@ def parse_overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
     """
     pairs: list[tuple[str, str]] = []
     for word in argv:
+        # at the first =, because values may contain others
         key, equals, value = word.partition("=")
         key = key.lstrip("+")
         if not equals or not key:
@@ -116,14 +118,17 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
     for key, value in pairs:
         if key not in known:
             raise ConfigError(f"unknown option '{key}'." + nearest(key, known))
+        # environment ids end in a version, and no preset has "-v" in its name
         if key == "task" and "-v" in value:
             overrides += _override_environments(value)
+            # the default presets fit MiniGrid, and these environments may be of any kind
             for group in ("context", "encoder"):
                 if group not in groups_set:
                     overrides.append(f"{group}=auto")
         elif key in GROUPS:
             overrides.append(_override_preset(key, value))
         else:
+            # ++ sets an option whether or not the preset lists it
             overrides.append(f"++{key}={value}")
     return validate(TrainConfig, _compose(overrides))
 
@@ -148,12 +153,14 @@ def _override_environments(value: str) -> list[str]:
         if env_id.startswith("Meta-World/"):
             # Meta-World counts an episode as a success if any of its timesteps is one
             task += ", success: any_step"
+        # a dictionary in the syntax of Hydra's command line
         tasks.append(f"{{{task}}}")
     return [f"++task.name={value}", f"++task.tasks=[{', '.join(tasks)}]"]
 
 
 def _compose(overrides: list[str]) -> object:
     """Return the plain values of train.yaml after Hydra applied the overrides."""
+    # imported on use, because Hydra takes long to import and eval.py does without
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -164,6 +171,7 @@ def _compose(overrides: list[str]) -> object:
             config = compose("train", overrides)
             return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
+        # the lines after the first are about how Hydra works inside
         reason = str(error).splitlines()[0]
         raise ConfigError(f"the command line could not be parsed: {reason}") from None
 
@@ -185,4 +193,5 @@ def parse_flat(model: type[ConfigT], argv: Sequence[str]) -> ConfigT:
     for key, _ in pairs:
         if key not in model.model_fields:
             raise ConfigError(f"unknown option '{key}'." + nearest(key, model.model_fields))
+    # all values are strings; pydantic converts them to the types of the fields
     return validate(model, dict(pairs))

@@ -27,10 +27,10 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
+        frozen=True,  # what was validated cannot become invalid later
+        extra="forbid",  # a misspelled option is an error
+        use_attribute_docstrings=True,  # for --help
+        allow_inf_nan=False,  # infinity would pass every lower bound
         validate_default=True,
         coerce_numbers_to_str=True,  # name=123 is a valid name
     )

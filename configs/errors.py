@@ -27,6 +27,7 @@ def nearest(name: object, valid: Iterable[str]) -> str:
         `` Valid: bilinear, film.``; an empty string if there are none or too many to list.
     """
     options = sorted(set(valid))
+    # below difflib's default of 0.6, so that short names with one typo still match
     close = get_close_matches(str(name), options, n=1, cutoff=0.5)
     if close:
         return f" Did you mean '{close[0]}'?"

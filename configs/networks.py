@@ -99,6 +99,7 @@ class MetricConfig(Config):
     """Size of each projection."""
 
 
+# Closed unions: the builders match over the members and end with assert_never.
 FusionConfig = (
     ConcatConfig
     | BilinearConfig
@@ -144,6 +145,7 @@ class MissionContextConfig(Config):
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> Self:
+        # sinusoidal positions fill dim with pairs of sine and cosine, so it must be even
         if self.encoder == "attention" and (self.dim % self.heads or self.dim % 2):
             raise ValueError(
                 f"dim must be even and a multiple of heads={self.heads}, got {self.dim}"
@@ -173,6 +175,7 @@ class GoalContextConfig(Config):
     def _grid_goals_are_not_normalized(self) -> Self:
         if self.encoder != "grid":
             return self
+        # codes name objects and colors: their differences and means say nothing
         for option in ("normalize", "relative_to"):
             if getattr(self, option):
                 raise ValueError(
@@ -432,6 +435,7 @@ def choose(part: str | Config, union: UnionType) -> Any:
     members = get_args(union)
     if isinstance(part, members):
         return part
+    # every member has its kind as the default of that field
     kinds = {member.model_fields["kind"].default: member for member in members}
     if isinstance(part, str) and part in kinds:
         return kinds[part]()

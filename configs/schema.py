@@ -54,6 +54,7 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "fp32", "bf16"]
 """Floating-point precision of the training."""
 
+# Neither a slash nor a leading dot, so that a run stays inside of runs_dir.
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
 """Pattern of the name of a run directory."""
 
@@ -77,6 +78,7 @@ class EvaluationConfig(Config):
 class TrainConfig(Config):
     """A training run."""
 
+    # The next five have no default here: train.yaml always names a preset for them.
     task: SuiteConfig
     """Tasks to train on: a preset, or one or several environment ids joined by ``+``."""
     fusion: Annotated[FusionConfig, Field(discriminator="kind")]
@@ -147,6 +149,7 @@ class TrainConfig(Config):
             )
         return name
 
+    # Pydantic runs the validators in the order in which they are written.
     @model_validator(mode="after")
     def _sites_are_unique(self) -> Self:
         if len(set(self.sites)) != len(self.sites) or not self.sites:
@@ -157,6 +160,7 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _encoder_has_the_map_to_fuse(self) -> Self:
+        # encoder=auto is checked again as a ResolvedConfig, when it is known
         if "map" in self.sites and isinstance(self.encoder, VectorEncoderConfig):
             raise ValueError(
                 "sites=[map] fuses a feature map, and encoder=vector has none; "
@@ -166,6 +170,7 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _task_id_distinguishes_tasks(self) -> Self:
+        # with one task the context would be the same in every episode
         if isinstance(self.context, TaskIdContextConfig) and len(self.task.tasks) == 1:
             raise ValueError(
                 f"context=task_id needs several tasks, and '{self.task.name}' has one; "
@@ -224,12 +229,14 @@ class TrainConfig(Config):
     def _agent_trains_the_recurrent_core(self) -> Self:
         if isinstance(self.memory, NoMemoryConfig):
             return self
+        # SB3's replay buffers store no hidden states
         if isinstance(self.agent, OffPolicyConfig):
             raise ValueError(
                 f"memory={self.memory.kind} needs agent=ppo or agent=a2c, "
                 f"got agent={self.agent.kind}"
             )
         length = self.agent.sequence_length or self.agent.n_steps
+        # A2C has no minibatches: it trains on the whole rollout
         if isinstance(self.agent, PPOConfig):
             check_minibatches(
                 self.agent.batch_size,
@@ -367,6 +374,7 @@ class EvalConfig(Config):
     @classmethod
     def _brackets_may_be_omitted(cls, numbers: object) -> object:
         if isinstance(numbers, str):
+            # brackets have to be quoted in some shells
             return numbers.strip("[]").split(",")
         return numbers
 

@@ -39,6 +39,7 @@ def file_name(name: str) -> str:
 class TaskConfig(Config):
     """A task: an environment, its keyword arguments, and its success rule."""
 
+    # SB3 writes the names of metrics into the header of its CSV file without quotes.
     name: Annotated[str, Field(pattern=r'^[^,"\r\n]+$')]
     """Name in logs and tables."""
     env_id: str
@@ -142,6 +143,7 @@ class HoldoutConfig(Config):
     @model_validator(mode="after")
     def _goal_bounds_form_a_box(self) -> Self:
         is_box = len(self.goal_low) == len(self.goal_high)
+        # strict=False, because the lengths were compared in the line above
         for low, high in zip(self.goal_low, self.goal_high, strict=False):
             is_box = is_box and low <= high
         if not is_box:

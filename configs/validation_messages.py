@@ -26,6 +26,7 @@ def config_classes(annotation: object) -> list[type[BaseModel]]:
     """
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
+    # a union that is written A | B is a UnionType, and the schema has no other
     if get_origin(annotation) not in (Annotated, tuple, UnionType):
         return []
     classes: list[type[BaseModel]] = []
@@ -79,11 +80,14 @@ def explain(model: type[BaseModel], detail: ErrorDetails) -> str:
         case "missing":
             return f"{where}=… is required"
         case "value_error":
+            # raised by our own validators, whose messages are complete
             message = detail["msg"].removeprefix("Value error, ")
+            # a message that begins with the option needs no prefix
             if not where or message.startswith(place.path[-1]):
                 return message
             return f"{where}: {message}"
         case _:
+            # pydantic's own messages begin with a capital and leave out the value
             message = detail["msg"]
             return f"{where}: {message[:1].lower()}{message[1:]}, got {_shorten(detail['input'])}"
 
@@ -96,6 +100,7 @@ def _find(model: type[BaseModel], location: Sequence[str | int]) -> _Place:
     place = _Place(classes=[model])
     for part in location:
         members = _members_by_kind(place.classes)
+        # pydantic adds the kind of the chosen member to the location of an error
         if part in members:
             place.kind = str(part)
             place.union = members
@@ -125,6 +130,7 @@ def _explain_unknown_option(place: _Place, name: str) -> str:
     path = ".".join([*place.path, name])
     if not place.kind:
         return f"unknown option '{path}'." + nearest(name, _options(place.classes))
+    # perhaps the option belongs to another kind of the same group
     owners: list[str] = []
     for kind, config_class in place.union.items():
         if name in config_class.model_fields:

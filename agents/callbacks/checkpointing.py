@@ -55,6 +55,7 @@ class Checkpointing(BetweenIterations):
         self.video_errors = WarnOnWriteError(str(run.path / "videos"))
 
     def _on_training_start(self) -> None:
+        # a resumed run would otherwise be due at once
         self.interval.last = self.num_timesteps
         self.saved_at = self.num_timesteps
 
@@ -73,6 +74,7 @@ class Checkpointing(BetweenIterations):
             self.logger.record(metrics.CHECKPOINT_SECONDS, time.perf_counter() - start)
 
     def _on_step(self) -> bool:
+        # False ends learning; SB3 drops the rollout that has just begun
         return not self.is_stopping
 
     def _on_training_end(self) -> None:
@@ -93,6 +95,7 @@ class Checkpointing(BetweenIterations):
             )
         except OSError as error:
             self._handle_write_error(error)
+            # only a saved checkpoint may set the best score
             self.evaluation.reset_best()
         else:
             self.saved_at = self.num_timesteps
@@ -115,8 +118,11 @@ class Checkpointing(BetweenIterations):
 
     def record_videos(self) -> None:
         """Record a GIF per task, for ``videos/`` and TensorBoard, if this machine can render."""
+        if not self.can_render:
+            return
         suite = self.run.config.task
-        for index, task in enumerate(suite.tasks if self.can_render else ()):
+        for index, task in enumerate(suite.tasks):
+            # the same episode in every video of a task, so that they can be compared
             [seed] = env_seeds(self.run.config.seed, "validation", index, 1)
             try:
                 gif = record_episode(self.model.policy, suite, index, seed=seed)

@@ -40,9 +40,12 @@ class Evaluation(BetweenIterations):
     def reset_best(self) -> None:
         """Take the best score from the checkpoints that were saved."""
         score = self.run.checkpoints.best_score
-        self.best = NO_SCORE if score is None else score
+        self.best = NO_SCORE
+        if score is not None:
+            self.best = score
 
     def _on_training_start(self) -> None:
+        # a resumed run would otherwise be due at once
         self.interval.last = self.num_timesteps
 
     def on_iteration(self) -> None:
@@ -75,7 +78,9 @@ class Evaluation(BetweenIterations):
         # a row of its own: the table needs its timesteps, TensorBoard has them as the step
         self.logger.record(metrics.TIMESTEPS, self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
-        score = suite.success.mean if self.config.best_by == "mean" else suite.success.worst
+        score = suite.success.mean
+        if self.config.best_by == "worst":
+            score = suite.success.worst
         if score >= self.best:  # of equal scores the later one, which has trained longer
             self.best = score
             self.new_best = score

@@ -41,6 +41,7 @@ class ProgressBar(BaseCallback):
             return
         self.updated_at = now
         episodes = self.model.ep_success_buffer
+        # the speed of this process: a resumed run starts with timesteps of earlier ones
         timesteps = self.num_timesteps - self.model._num_timesteps_at_start
         self.progress.update(
             self.bar,

@@ -32,6 +32,7 @@ class Interval:
         Returns:
             True if another interval has begun since the last time.
         """
+        # compare intervals, because rollouts may not divide the interval
         if timesteps // self.interval == self.last // self.interval:
             return False
         self.last = timesteps
@@ -73,6 +74,7 @@ class BetweenIterations(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
+        # SB3 has no event after an update; the next rollout is the first that follows
         self.on_iteration()
 
     @abstractmethod
@@ -96,7 +98,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
     def defer(number: int, _frame: FrameType | None) -> None:
         received.append(number)
-        restore()
+        restore()  # the second signal then acts at once
 
     def restore() -> None:
         for number, handler in previous.items():

@@ -39,6 +39,7 @@ class TaskStatistics(BaseCallback):
         self._episodes: dict[str, deque[Episode]] = {task: deque(maxlen=WINDOW) for task in tasks}
 
     def _on_step(self) -> bool:
+        # SB3's local variables; infos hold an outcome only where an episode has ended
         infos = self.locals["infos"]
         for env_index in np.flatnonzero(self.locals["dones"]):
             info = infos[env_index]

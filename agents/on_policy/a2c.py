@@ -142,7 +142,9 @@ class A2C(OnPolicyLoop, SB3A2C):
         """Run one update: a gradient step on the whole rollout."""
         update = self.begin_update()
         samples = self.rollout_buffer.full_batch()
+        # The weights are those of the rollout, so there is no importance ratio.
         losses, metrics = a2c_losses(update.evaluate_actions(samples), samples, update.weights)
+        # Before the gradient step, which frees the graph that the conflict is measured on.
         update.record(metrics, losses, samples)
         update.gradient_step(losses, samples)
         self._n_updates += 1
@@ -169,6 +171,7 @@ def a2c_losses(
     References:
         Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", ICML 2016.
     """
+    # The advantages are data of the rollout and carry no gradient.
     policy_losses = -weights.advantages(samples) * evaluation.log_probs
     value_losses = value_losses_of(evaluation, samples)
     losses, metrics = weights.combine(evaluation, policy_losses, value_losses)

@@ -50,9 +50,10 @@ def evaluate_actions(
     """
     with autocast(precision, policy.device):
         if samples.inverse is None:
+            # Every sample has its own observation: nothing to share, so use SB3's method.
             observations = cast(PyTorchObs, samples.observations)
             values, log_probs, entropy = policy.evaluate_actions(observations, samples.actions)
-            values = values.flatten()
+            values = values.flatten()  # (B, 1) -> (B,)
         else:
             values, log_probs, entropy = _evaluate_unique(policy, samples, precision)
         return ActionEvaluation(values, log_probs, entropy, _value_scale(policy, samples))
@@ -88,7 +89,9 @@ def _evaluate_unique(
 
 def _to_gather(unique: T, precision: PrecisionName) -> T:
     """Return float32: the backward pass of a gather is a long sum, which bfloat16 would round."""
-    return in_float32(unique) if precision == "bf16" else unique
+    if precision == "bf16":
+        return in_float32(unique)
+    return unique
 
 
 def _value_scale(policy: ActorCriticPolicy, samples: Samples) -> Tensor | None:
@@ -96,6 +99,7 @@ def _value_scale(policy: ActorCriticPolicy, samples: Samples) -> Tensor | None:
     if not isinstance(value_net, PopArtHead):
         return None
     task_ids = samples.task_ids
+    # With one task, every sample uses the statistics of task 0.
     if task_ids is None:
         task_ids = torch.zeros(len(samples.returns), dtype=torch.int64, device=policy.device)
     return value_net.scale(task_ids)
@@ -110,12 +114,15 @@ def treats_rows_alike(policy: ActorCriticPolicy) -> bool:
     Args:
         policy: the policy to inspect.
     """
+    # Compared as functions, so that the override of a subclass counts as unknown.
     known = (ActorCriticPolicy.evaluate_actions, RecurrentFusionPolicy.evaluate_actions)
     if type(policy).evaluate_actions not in known:
         return False
     for module in policy.modules():
+        # Batch statistics depend on every row.
         if isinstance(module, nn.modules.batchnorm._NormBase):
             return False
+        # Dropout draws a mask for each row.
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
             return False
     return True

@@ -47,8 +47,10 @@ def generalized_advantages(
         Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage
         Estimation", ICLR 2016.
     """
+    # Shift by one timestep, so that row t holds what follows timestep t.
     next_starts = torch.cat([episode_starts[1:], last_episode_starts[None]])
     next_values = torch.cat([values[1:], last_values[None]])
+    # c_t: an advantage must not depend on the next episode.
     continues = 1.0 - next_starts
     deltas = rewards + gamma * next_values * continues - values
     decay = gamma * gae_lambda * continues
@@ -81,6 +83,7 @@ def normalize_per_task(advantages: PerStep, task_ids: Int[Tensor, "n_steps n_env
         # In float32 the rounding error of a large mean would pass for variation and be scaled up.
         own = advantages[is_task].double()
         centered = own - own.mean()
+        # Unbiased as torch.std, but 0 for a single sample, where torch.std is NaN.
         variance = centered.square().sum().div(max(len(own) - 1, 1))
         normalized[is_task] = (centered / (variance.sqrt() + EPSILON)).to(advantages.dtype)
     return normalized

@@ -26,6 +26,7 @@ class BitPacking:
 
     def __init__(self, space: spaces.Box, device: torch.device) -> None:
         self.shape = space.shape
+        # Torch has no public map from NumPy dtypes: convert an empty array and look.
         self.dtype = torch.from_numpy(np.zeros(0, space.dtype)).dtype
         bits = _bits(space)
         self.n_bytes, byte_of, shift_of = _assign_bytes(bits)
@@ -67,6 +68,7 @@ class BitPacking:
             (B, M), the bytes.
         """
         n_values = len(self._byte_of)
+        # The extra column of zeros is for bytes that hold fewer values than others.
         flat = np.zeros((len(values), n_values + 1), np.uint8)
         flat[:, :-1] = values.reshape(len(values), -1)
         packed = np.zeros((len(values), self.n_bytes), np.uint8)
@@ -85,6 +87,7 @@ class BitPacking:
         """
         # (B, M) -> (B, V) -> (B, *shape)
         values = packed[:, self._byte_of]
+        # In place, because indexing has already made a copy.
         values = values.bitwise_right_shift_(self._shift_of).bitwise_and_(self._mask)
         return values.to(self.dtype).view(-1, *self.shape)
 
@@ -108,7 +111,9 @@ def _assign_bytes(bits: NDArray[np.int64]) -> tuple[int, NDArray[np.int64], NDAr
     shift_of = np.zeros_like(bits)
     used: list[int] = []
     first_open = 0
+    # Largest first. Stable, so that equal spaces always get the same layout.
     for value in np.argsort(-bits, kind="stable"):
+        # Full bytes at the front need not be searched again.
         while first_open < len(used) and used[first_open] == 8:
             first_open += 1
         byte = first_open

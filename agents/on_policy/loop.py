@@ -39,9 +39,8 @@ class OnPolicyLoop(RolloutCollector):
     device until the update is over.
 
     Two differences: the log is written after the update, while SB3 writes it before, so that its
-        losses are one
-    iteration late. And a rollout that a callback stops is not counted, because no update follows
-    it.
+    losses are one iteration late. And a rollout that a callback stops is not counted, because no
+    update follows it.
 
     An update that makes a weight non-finite is rolled back.
     """
@@ -79,6 +78,7 @@ class OnPolicyLoop(RolloutCollector):
     # ------------------------------------------------------------------------------- building
 
     def _setup_model(self) -> None:
+        # Choose the buffer's class before SB3's _setup_model, which builds it.
         self.rollout_buffer_class = RolloutBuffer
         if issubclass(self.policy_class, RecurrentFusionPolicy):
             self.rollout_buffer_class = RecurrentRolloutBuffer
@@ -93,6 +93,7 @@ class OnPolicyLoop(RolloutCollector):
             )
         self.profiler = IterationProfiler()
         super()._setup_model()
+        # The rest needs the policy, which SB3 builds after the buffer.
         if isinstance(self.policy, RecurrentFusionPolicy):
             self._init_hidden_state(self.policy)
         if isinstance(self.policy, FusionPolicy) and self.policy.grouped_context_key is not None:
@@ -159,6 +160,7 @@ class OnPolicyLoop(RolloutCollector):
             NonFiniteError: if an update made a weight non-finite, unless ``skip_faults`` is set.
             RunError: if the policy's outputs are non-finite during a rollout.
         """
+        # A new profiler, so that each call of learn has its own warm-up and warning.
         self.profiler = IterationProfiler()
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
@@ -174,9 +176,11 @@ class OnPolicyLoop(RolloutCollector):
                     self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps
                 )
             if not continue_training:
+                # No update follows, so the timesteps of this rollout do not count.
                 self.num_timesteps = timesteps_before
                 break
             iteration += 1
+            # Before the update, which gets its learning rate and clip range from the progress.
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             with self.profiler.section("update"):
                 self._train_with_rollback()
@@ -203,6 +207,7 @@ class OnPolicyLoop(RolloutCollector):
                 return
         snapshot.restore()
         self._discard_train_metrics()
+        # Only MIRL's environments name their tasks; the error works without names.
         task_names: list[str] = []
         if isinstance(self.env, SuiteVecEnv):
             task_names = [task.name for task in self.env.suite.tasks]
@@ -226,6 +231,7 @@ class OnPolicyLoop(RolloutCollector):
         """Prepare the policy and the rollout for an update, and return it."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        # Before the minibatches: PopArt changes the weights of the value head.
         scale_advantages(
             self.rollout_buffer,
             self.policy.value_net,
@@ -250,6 +256,7 @@ class OnPolicyLoop(RolloutCollector):
 
     def _measures_conflict(self) -> bool:
         """Return True in the first iteration and in every ``conflict_every``-th after it."""
+        # Counted in timesteps, so that a resumed run measures in the same iterations.
         iteration = self.num_timesteps // (self.n_steps * self.n_envs)
         return self.conflict_every > 0 and (iteration - 1) % self.conflict_every == 0
 
@@ -269,13 +276,16 @@ class OnPolicyLoop(RolloutCollector):
         values = torch.stack(list(means.values())).tolist()
         for name, value in zip(means, values, strict=True):
             self.logger.record(name, value)
+        # SB3 excludes this counter from TensorBoard, too.
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        # 0 unless equal observations are shared.
         if buffer.n_samples:
             self.logger.record(DISTINCT, 100 * buffer.n_unique / buffer.n_samples)
 
 
 def _enable_fused_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Use one kernel for all weights instead of several for each; the results stay the same."""
+    # RMSprop (A2C) has no fused kernel in torch; foreach is its closest option.
     option = "fused" if isinstance(optimizer, torch.optim.Adam) else "foreach"
     for group in optimizer.param_groups:
         if option in group:

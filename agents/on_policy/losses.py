@@ -64,6 +64,7 @@ class LossWeights:
         if evaluation.entropy is not None:
             entropy_losses = -evaluation.entropy
         losses = policy_losses + self.ent_coef * entropy_losses + self.vf_coef * value_losses
+        # Detached, because the metrics are kept for the whole update and would keep the graphs.
         return losses, {
             "train/entropy_loss": entropy_losses.detach().mean(),
             "train/policy_gradient_loss": policy_losses.detach().mean(),
@@ -89,11 +90,15 @@ def value_losses_of(
     values = evaluation.values
     scale = evaluation.value_scale
     if clip_range_vf is not None:
-        unit = torch.ones_like(values) if scale is None else scale
+        # Clip in units of σ, because the returns of different tasks have different scales.
+        unit = scale
+        if unit is None:
+            unit = torch.ones_like(values)
         limit = clip_range_vf * unit
         values = samples.old_values + (values - samples.old_values).clamp(-limit, limit)
     errors = samples.returns - values
     if scale is not None:
+        # In normalized units, so that no task dominates the value loss (PopArt).
         errors = errors / scale
     return errors.square()
 
@@ -110,6 +115,7 @@ def explained_variance(
     Returns:
         A scalar on the device: 1 for perfect predictions, 0 for a constant one.
     """
+    # Population variance: SB3 computes it with NumPy, whose default is ddof=0.
     variance = returns.var(correction=0)
     unexplained = (returns - values).var(correction=0)
     return torch.where(variance > 0, 1 - unexplained / variance, torch.nan)

@@ -71,6 +71,7 @@ class ObservationHashes:
         self.multipliers: dict[str, NDArray[np.uint64]] = {}
         for key, part in space.items():
             drawn = rng.integers(0, 2**64, _size(part), dtype=np.uint64)
+            # Odd numbers are invertible mod 2⁶⁴: changing one value always changes the hash.
             self.multipliers[key] = drawn | np.uint64(1)
         self.values = np.zeros(shape, np.uint64)
 
@@ -123,17 +124,22 @@ def sort_rows(
         contexts: (B,), the index of each row's context; None not to sort by context.
         hashes: (B,), the hash of each row's observation; None if no observations are shared.
     """
+    # Without hashes, every row keeps its own observation.
     if hashes is None:
         order = np.arange(n_rows)
         if contexts is not None:
             order = np.argsort(contexts, kind="stable")
         return RowOrder(order, slice(None), None, n_rows)
     # np.lexsort sorts by its last key first.
-    order = np.lexsort((hashes,) if contexts is None else (hashes, contexts))
+    sort_keys: list[NDArray[np.generic]] = [hashes]
+    if contexts is not None:
+        sort_keys.append(contexts)
+    order = np.lexsort(sort_keys)
     sorted_hashes = hashes[order]
     # The first hash differs from its own complement, so that the first row always counts.
     is_first = np.diff(sorted_hashes, prepend=~sorted_hashes[0]) != 0
     first = np.flatnonzero(is_first)
+    # Count the first rows up to each row: 0 for the rows of the first observation.
     inverse = np.cumsum(is_first) - 1
     return RowOrder(order, pad_to_bucket(first, n_rows), inverse, len(first))
 
@@ -152,10 +158,12 @@ def pad_to_bucket(rows: Rows, max_rows: int) -> Rows:
         (B',), the padded rows, with B' >= B.
     """
     bucket = -(-max_rows // N_BUCKETS)  # rounded up
+    # -n % bucket is the number of rows that n lacks to a multiple of the bucket.
     return np.pad(rows, (0, -len(rows) % bucket), mode="edge")
 
 
 def _size(space: Space) -> int:
+    # Discrete has the shape (), whose product is 1.
     return int(np.prod(space.shape or ()))
 
 

@@ -155,6 +155,7 @@ class PPO(OnPolicyLoop, SB3PPO):
         """Run one update: ``n_epochs`` passes over the rollout in minibatches of ``batch_size``."""
         update = self.begin_update()
         progress = self._current_progress_remaining
+        # SB3 has turned both clip ranges into schedules of the progress.
         clip_range = self.clip_range(progress)  # type: ignore[operator]
         clip_range_vf = None
         if self.clip_range_vf is not None:
@@ -167,10 +168,13 @@ class PPO(OnPolicyLoop, SB3PPO):
                 losses, metrics = ppo_losses(
                     evaluation, samples, update.weights, clip_range, clip_range_vf
                 )
+                # Before the gradient step, which frees the graph that the conflict is measured on.
                 update.record(metrics, losses, samples)
                 n_minibatches += 1
+                # The factor is SB3's. Read on demand only, because float() waits for the device.
                 if self.target_kl is not None:
                     kl_is_exceeded = float(metrics["train/approx_kl"]) > 1.5 * self.target_kl
+                # Before the gradient step: the policy is already too far from the rollout's.
                 if kl_is_exceeded:
                     break
                 update.gradient_step(losses, samples)
@@ -216,9 +220,10 @@ def ppo_losses(
         Schulman et al., "Proximal Policy Optimization Algorithms", 2017.
     """
     advantages = weights.advantages(samples)
-    log_ratio = evaluation.log_probs - samples.old_log_prob
-    ratio = log_ratio.exp()
+    log_ratio = evaluation.log_probs - samples.old_log_prob  # log ρ
+    ratio = log_ratio.exp()  # ρ
     clipped_ratio = ratio.clamp(1 - clip_range, 1 + clip_range)
+    # The minimum leaves no gradient that would push ρ further out of the range.
     policy_losses = -torch.min(advantages * ratio, advantages * clipped_ratio)
     value_losses = value_losses_of(evaluation, samples, clip_range_vf)
     losses, metrics = weights.combine(evaluation, policy_losses, value_losses)

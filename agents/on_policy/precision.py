@@ -44,6 +44,7 @@ def resolve_precision(name: PrecisionName, device: torch.device) -> PrecisionNam
 def _bf16_is_faster(device_type: str) -> bool:
     """Measure once per process."""
     if device_type == "cuda":
+        # Emulated bfloat16 computes in float32 and only adds conversions.
         return torch.cuda.is_bf16_supported(including_emulation=False)
     float32_seconds = _time_matmul(torch.float32)
     bfloat16_seconds = _time_matmul(torch.bfloat16)
@@ -57,6 +58,7 @@ def _time_matmul(dtype: torch.dtype) -> float:
     for _ in range(8):
         start = time.perf_counter()
         torch.mm(matrix, matrix)
+        # The minimum, because set-up and other processes can only slow a product down.
         best = min(best, time.perf_counter() - start)
     return best
 
@@ -89,6 +91,7 @@ def heads_in_float32(policy: ActorCriticPolicy) -> None:
     """
     for head in (policy.action_net, policy.value_net):
         head.register_forward_pre_hook(_enter_float32)
+        # Also if the forward pass raises, or autocast would stay off in this thread.
         head.register_forward_hook(_leave_float32, always_call=True)
 
 
@@ -105,6 +108,7 @@ _scopes = _Scopes()
 def _enter_float32(head: nn.Module, arguments: tuple[object, ...]) -> tuple[object, ...]:
     device_type = next(head.parameters()).device.type
     scope = torch.autocast(device_type, enabled=False)
+    # Kept here, because the two hooks of a head share no local variable.
     _scopes.entered.append(scope)
     scope.__enter__()
     return in_float32(arguments)
@@ -129,6 +133,7 @@ def in_float32(value: T) -> T:
         case Tensor():
             if value.is_floating_point():
                 converted = value.float()
+        # Before plain tuples: a named tuple takes its fields as separate arguments.
         case Features() | Context():
             converted = type(value)._make(map(in_float32, value))
         case tuple():  # the features of actor and critic, or the arguments of a head

@@ -64,6 +64,7 @@ class RecurrentRolloutBuffer(RolloutBuffer):
         sequence_length: int = 0,
         burn_in: int = 0,
     ) -> None:
+        # Users may build PPO and A2C without a configuration that was validated.
         for name, given in (("sequence_length", sequence_length), ("burn_in", burn_in)):
             if not isinstance(given, Integral) or given < 0:
                 raise ConfigError(
@@ -78,8 +79,10 @@ class RecurrentRolloutBuffer(RolloutBuffer):
         self.host_episode_starts = np.zeros(self.shape, np.bool_)
         """(T, N), ``episode_starts`` in host memory, from which ``Episodes`` are built."""
         starts = np.arange(0, buffer_size, self.sequence_length)
+        # Burn-in starts before the sequence, but not before the rollout.
         self.state_timesteps = np.maximum(starts - burn_in, 0)
         """(C,), the timestep before which the hidden state of each sequence is stored."""
+        # Of width 0 for now, because SB3 builds the buffer before the policy.
         self.hidden_states = torch.zeros(len(starts), self.n_envs, 0, device=self.device)
         """(C, N, H), the stored hidden states."""
 
@@ -102,6 +105,7 @@ class RecurrentRolloutBuffer(RolloutBuffer):
             episode_start: (N,), whether the observations are the first of an episode.
         """
         self.host_episode_starts[self.pos] = episode_start
+        # Two sequences can start here: with burn_in = L, the first two start at timestep 0.
         for part in np.flatnonzero(self.state_timesteps == self.pos).tolist():
             self.hidden_states[part] = state
 
@@ -129,6 +133,7 @@ class RecurrentRolloutBuffer(RolloutBuffer):
         if batch_size is not None:
             self.check_batch_size(batch_size)
             per_minibatch = batch_size // self.sequence_length
+        # From NumPy's global generator, as SB3 draws its minibatches.
         order = np.random.permutation(self.n_sequences)  # noqa: NPY002
         for start in range(0, len(order), per_minibatch):
             yield self.sequence_minibatch(order[start : start + per_minibatch])
@@ -148,6 +153,7 @@ class RecurrentRolloutBuffer(RolloutBuffer):
         Args:
             chosen: (S,), indices c * N + n of sequence c of environment n.
         """
+        # Sequence c * N + n is part c of environment n.
         part, env_index = np.divmod(chosen, self.n_envs)
         first_timestep = part * self.sequence_length
         rows, episodes = self._segment(first_timestep, env_index, self.sequence_length)
@@ -182,6 +188,7 @@ class RecurrentRolloutBuffer(RolloutBuffer):
         Returns:
             (length * S,), the rows; and their episode starts, (length, S).
         """
+        # (S,) -> (L, S); the rows are then (L * S,), time first.
         timestep = start + np.arange(length)[:, None]
         rows = (timestep * self.n_envs + env_index).reshape(-1)
         return rows, Episodes(self.host_episode_starts[timestep, env_index], self.device)
@@ -189,7 +196,9 @@ class RecurrentRolloutBuffer(RolloutBuffer):
     def _unique_observations(self, rows: Rows) -> tuple[PolicyInput, Rows]:
         """Return the unique observations of some rows, and the index of each row's own."""
         order = self._sort(rows)
-        sorted_inverse = np.arange(len(rows)) if order.inverse is None else order.inverse
+        sorted_inverse = order.inverse
+        if sorted_inverse is None:
+            sorted_inverse = np.arange(len(rows))
         # Undo the sort: the samples of a sequence must stay in time order.
         inverse = np.empty_like(rows)
         inverse[order.order] = sorted_inverse

@@ -24,15 +24,18 @@ class Snapshot:
         self._module = module
         self._optimizer = optimizer
         self._tensors = [tensor.detach().clone() for tensor in self._current_tensors()]
+        # A deep copy, because state_dict() returns the optimizer's own tensors.
         self._state = copy.deepcopy(optimizer.state_dict()["state"])
 
     @torch.no_grad()
     def restore(self) -> None:
         """Copy the saved values back into the same tensors."""
         for current, saved in zip(self._current_tensors(), self._tensors, strict=True):
+            # In place, because the optimizer refers to these tensors.
             current.copy_(saved)
         # The learning rate and other options of the optimizer stay as they are.
         groups = self._optimizer.state_dict()["param_groups"]
+        # Another copy, because load_state_dict may keep the tensors that it gets.
         state = copy.deepcopy(self._state)
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -73,6 +76,7 @@ def non_finite_error(
         The error, with the tensors of the rollout as evidence.
     """
     tensors = rollout_tensors(buffer)
+    # The rollout first: if it is non-finite, so are the metrics computed from it.
     cause = _non_finite_sample(buffer, tensors, task_names)
     if cause is None:
         cause = _non_finite_metric(history)
@@ -111,10 +115,11 @@ def _non_finite_sample(
     """Describe the first non-finite number of the rollout."""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
-            continue
+            continue  # integers are always finite
         bad = ~tensor.isfinite()
         if not bad.any():
             continue
+        # Every tensor of a rollout is (T, N, ...).
         timestep, env_index = bad.nonzero()[0, :2].tolist()
         value = float(tensor[timestep, env_index][bad[timestep, env_index]].flatten()[0])
         task_id = int(buffer.task_ids[timestep, env_index])

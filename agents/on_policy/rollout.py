@@ -83,6 +83,7 @@ class RolloutCollector(OnPolicyAlgorithm):
         """
         assert self._last_obs is not None
         assert self._last_episode_starts is not None
+        # Act in evaluation mode, as in SB3: no dropout, no update of batch statistics.
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         if self.use_sde:
@@ -99,20 +100,26 @@ class RolloutCollector(OnPolicyAlgorithm):
                 autocast(self.precision, self.device),
             ):
                 observation = self._last_obs
+                # Stored first: the buffer's copy on the device is the input of the policy.
                 obs_tensor = rollout_buffer.add_observation(observation)  # type: ignore[arg-type]
                 actions_tensor, values, log_probs, hidden_state = self._act(obs_tensor)
+                # Wait for the actions only; values and log-probabilities stay on the device.
                 actions = actions_tensor.cpu().numpy()
+            # The buffer keeps the unclipped actions, to which the log-probabilities belong.
             clipped_actions = to_env_actions(self.policy, actions)
             with self.profiler.section("environment"):
                 new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
+            # Callbacks read new_obs, dones and infos from here.
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
             # Only environments whose episode ended have anything to report: SB3 loops over all.
             ended = np.flatnonzero(dones)
             self._update_info_buffer([infos[env_index] for env_index in ended], dones[ended])
+            # Bootstrapped after the rollout in one batch. For the reason see SB3 issue #633.
             truncations += find_truncations(n_steps, ended, infos, hidden_state)
+            # The episode starts of this timestep: dones are those of the next one.
             rollout_buffer.add(
                 actions_tensor, rewards, self._last_episode_starts, values, log_probs
             )
@@ -131,6 +138,7 @@ class RolloutCollector(OnPolicyAlgorithm):
                 self.hidden_state,
             )
         if truncations:
+            # Before the advantages, which are computed from the rewards.
             rollout_buffer.add_bootstrapped_values(
                 [truncation.timestep for truncation in truncations],
                 [truncation.env_index for truncation in truncations],
@@ -147,7 +155,9 @@ class RolloutCollector(OnPolicyAlgorithm):
             return (*self.policy(observation), None)
         assert isinstance(self.rollout_buffer, RecurrentRolloutBuffer)
         assert self._last_episode_starts is not None
+        # Before the policy advances it: a sequence starts from the state before its timesteps.
         self.rollout_buffer.store_hidden_state(self.hidden_state, self._last_episode_starts)
+        # (N,) -> (1, N), a sequence of one timestep.
         episodes = Episodes(self._last_episode_starts[None], self.device)
         actions, values, log_probs, state = self.policy(observation, self.hidden_state, episodes)
         return actions, values, log_probs, state
@@ -214,9 +224,10 @@ def bootstrap_values(
         states: list[Tensor] = []
         for truncation in padded:
             assert truncation.hidden_state is not None
-            states.append(truncation.hidden_state[None])
+            states.append(truncation.hidden_state[None])  # (H,) -> (1, H)
         hidden_state = torch.cat([*states, last_hidden_state])
         values = policy.predict_values(observation, hidden_state).flatten()
+    # Drop the padding between the two parts.
     return values[: len(truncations)], values[len(padded) :]
 
 
@@ -237,6 +248,6 @@ def _concatenate(single: Sequence[Observation], batch: Observation) -> Observati
 
 
 def _append(single: Sequence[Values], batch: Values) -> Values:
-    if not single:
+    if not single:  # np.stack needs at least one array
         return batch
     return np.concatenate([np.stack(single), batch])

@@ -83,14 +83,17 @@ class RolloutBuffer(SB3RolloutBuffer):
         self.gae_lambda = gae_lambda
         self.gamma = gamma
         self.shape = (buffer_size, n_envs)
+        # Observations: one column per key, a single column for a plain space.
         self._keyed_spaces: Mapping[str, Space] = {NO_KEY: observation_space}
         if isinstance(observation_space, spaces.Dict):
             self._keyed_spaces = observation_space.spaces
         self.columns: dict[str, Column] = {}
         for key, space in self._keyed_spaces.items():
             self.columns[key] = build_column(key, space, self.shape, self.device)
+        # Both are set later, because the buffer is built before the policy.
         self.context: CategoricalColumn | None = None
         self.hashes: ObservationHashes | None = None
+        # Actions, rewards and outputs of the policy, (T, N, ...).
         action_dtype, action_shape = action_storage(action_space)
         action_size = (*self.shape, *action_shape)
         self.actions = torch.zeros(action_size, dtype=action_dtype, device=self.device)
@@ -98,8 +101,10 @@ class RolloutBuffer(SB3RolloutBuffer):
         self.values = torch.zeros(self.shape, device=self.device)
         self.log_probs = torch.zeros(self.shape, device=self.device)
         self.advantages = torch.zeros(self.shape, device=self.device)
+        # The same tensor, until an update scales the advantages for the policy loss.
         self.policy_advantages = self.advantages
         self.episode_starts = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
+        # Task ids stay in host memory, and are copied to the device with each minibatch.
         task_space = self._keyed_spaces.get(TASK_KEY)
         self.host_task_ids = None
         if isinstance(task_space, spaces.Discrete) and task_space.n > 1:
@@ -183,6 +188,7 @@ class RolloutBuffer(SB3RolloutBuffer):
             env_indices: the environment of each truncated episode.
             discounted_values: γ V of each truncated episode.
         """
+        # No pair occurs twice; an indexed += would add only once.
         self.rewards[timesteps, env_indices] += discounted_values
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: NDArray[np.bool_]) -> None:
@@ -213,6 +219,7 @@ class RolloutBuffer(SB3RolloutBuffer):
 
     def normalize_advantages_per_task(self) -> None:
         """Normalize the advantages for the policy loss per task. The returns do not change."""
+        # From the unscaled advantages: the normalization would undo a scale per task.
         self.policy_advantages = normalize_per_task(self.advantages, self.task_ids)
 
     @property
@@ -270,7 +277,9 @@ class RolloutBuffer(SB3RolloutBuffer):
                 arrays[id(value)] = value  # policy_advantages may be the same as advantages
         size = sum(array.nbytes for array in arrays.values())
         size += sum(column.nbytes for column in self.columns.values())
-        return size if self.hashes is None else size + self.hashes.values.nbytes
+        if self.hashes is not None:
+            size += self.hashes.values.nbytes
+        return size
 
     def _observations(self, rows: Rows) -> PolicyInput:
         observations = {key: column.take(rows) for key, column in self.columns.items()}
@@ -286,25 +295,32 @@ class RolloutBuffer(SB3RolloutBuffer):
 
     def _samples(self, rows: Rows, observations: PolicyInput, inverse: Rows | None) -> Samples:
         index = on_device(rows, self.device)
-        actions = _gather(self.actions, index)
-        is_discrete = isinstance(self.action_space, spaces.Discrete)
+        # Stored as small integers or floats; SB3's distributions take int64 or float32.
+        stored_actions = _gather(self.actions, index)
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = stored_actions.long()
+        else:
+            actions = stored_actions.float()
         values = _gather(self.values, index)
         task_ids = None
         if self.host_task_ids is not None:
             task_ids = on_device(self.host_task_ids.reshape(-1)[rows], self.device)
         return Samples(
             observations,
-            actions=actions.long() if is_discrete else actions.float(),
+            actions=actions,
             old_values=values,
             old_log_prob=_gather(self.log_probs, index),
             advantages=_gather(self.policy_advantages, index),
+            # From the unscaled advantages, because the scale is for the policy loss only.
             returns=_gather(self.advantages, index) + values,
             inverse=None if inverse is None else on_device(inverse, self.device),
             task_ids=task_ids,
         )
 
     def _sort(self, rows: Rows) -> RowOrder:
-        contexts = None if self.context is None else self.context.index.reshape(-1)[rows]
+        contexts = None
+        if self.context is not None:
+            contexts = self.context.index.reshape(-1)[rows]
         if self.hashes is None:
             return sort_rows(len(rows), contexts, None)
         order = sort_rows(len(rows), contexts, self.hashes.values.reshape(-1)[rows])

@@ -68,8 +68,10 @@ class PlainColumn(Column):
     """
 
     def __init__(self, space: Space, shape: tuple[int, int], device: torch.device) -> None:
+        # Torch has no public map from NumPy dtypes: convert an empty array and look.
         self.dtype = torch.from_numpy(np.zeros(0, space.dtype)).dtype
         stored_dtype = SIGNED_DTYPE.get(self.dtype, self.dtype)
+        # smallest_dtype is for numbers from 0 on, so not for a negative start.
         if isinstance(space, spaces.Discrete) and space.start >= 0:
             stored_dtype = smallest_dtype(int(space.start + space.n) - 1)
         size = (*shape, *(space.shape or ()))
@@ -127,6 +129,7 @@ class PackedColumn(Column):
         Raises:
             ValueError: if a value is outside the bounds of its space.
         """
+        # Checked, because packing would cut off the upper bits of larger values.
         is_valid = np.less_equal(self.low, values) & np.less_equal(values, self.high)
         if not is_valid.all():
             raise ValueError(
@@ -190,6 +193,7 @@ class CategoricalColumn(Column):
         for env_index in changed:
             current[env_index] = self._index_of(values[env_index])
         self._previous = rows
+        # Only the values of this timestep; the table has those of the whole rollout.
         distinct, index, counts = np.unique(current, return_inverse=True, return_counts=True)
         return self._unique_rows(distinct, index, counts, ordered=False)
 
@@ -203,6 +207,7 @@ class CategoricalColumn(Column):
             The distinct values, (G, ...), and which of them each row has.
         """
         distinct, counts = np.unique(self.index.reshape(-1)[rows], return_counts=True)
+        # The rows are sorted by their value, so that each group is one block.
         index = np.repeat(np.arange(len(distinct)), counts)
         return self._unique_rows(distinct, index, counts, ordered=True)
 
@@ -213,6 +218,7 @@ class CategoricalColumn(Column):
 
     def _index_of(self, value: Values) -> int:
         index = self._index_of_bytes.setdefault(value.tobytes(), len(self._index_of_bytes))
+        # setdefault has just given a new value this index.
         if index == len(self._distinct):
             self._distinct.append(np.array(value))
         return index
@@ -254,6 +260,7 @@ def smallest_dtype(largest: int) -> torch.dtype:
     Args:
         largest: the largest value, not negative.
     """
+    # Without uint16 and uint32, which index_select does not support.
     for dtype in (torch.uint8, torch.int16, torch.int32):
         if largest <= torch.iinfo(dtype).max:
             return dtype

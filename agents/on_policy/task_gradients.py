@@ -37,11 +37,13 @@ def task_gradients(
     """
     gradients: list[Tensor] = []
     for task_id in task_ids.unique():
+        # Weights of the losses: 1 / B for the samples of the task, 0 for the others.
         share = (task_ids == task_id).to(losses.dtype) / len(losses)
         parts = torch.autograd.grad(
             losses,
             list(parameters),
             share,
+            # For the next task, and for the gradient step after a measurement.
             retain_graph=True,
             allow_unused=True,
             materialize_grads=True,
@@ -61,6 +63,7 @@ def conflict(gradients: TaskGradients) -> tuple[Tensor, Tensor]:
     """
     assert len(gradients) > 1
     unit = nn.functional.normalize(gradients, dim=1)
+    # Each pair of tasks once.
     row, column = torch.triu_indices(len(gradients), len(gradients), offset=1)
     cosines = (unit @ unit.T)[row, column]
     return cosines.mean(), (cosines < 0).to(cosines.dtype).mean()
@@ -105,12 +108,14 @@ def project_conflicts(
     # Every projected gradient is a linear combination C G of the original ones. So the recursion
     # runs on the (K, K) matrix of inner products G Gᵀ, and only the last line touches P numbers.
     n_tasks = len(gradients)
+    # Float64, because rounding errors add up over the projections.
     products = (gradients @ gradients.T).double()
     combination = torch.eye(n_tasks, dtype=torch.float64, device=gradients.device)
     every_task = torch.arange(n_tasks, device=gradients.device)
     # Step s projects every task onto its s-th other task at once: (K, K − 1) -> K − 1 times (K,).
     for others in torch.from_numpy(orders).to(gradients.device).T:
         inner = (combination * products[others]).sum(1)
+        # Dividing by a gradient of zero is harmless: its inner product 0 is not below 0.
         coefficients = torch.where(inner < 0, inner / products[others, others], 0.0)
         combination[every_task, others] -= coefficients
     return combination.sum(0).to(gradients.dtype) @ gradients

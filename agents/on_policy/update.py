@@ -72,8 +72,10 @@ class Update:
             losses: (B,), the loss of each sample.
             samples: the minibatch.
         """
+        # Only in the first gradient step, because it takes a backward pass per task.
         if self.measure_conflict and not self.history and samples.task_ids is not None:
             gradients = task_gradients(losses, samples.task_ids, self.parameters)
+            # A minibatch can consist of a single task.
             if len(gradients) > 1:
                 cosine, fraction = conflict(gradients)
                 self.conflict_metrics = {GRADIENT_COSINE: cosine, GRADIENT_CONFLICT: fraction}
@@ -88,11 +90,13 @@ class Update:
         """
         self.policy.optimizer.zero_grad()
         if self.projection_rng is not None and samples.task_ids is not None:
+            # PCGrad replaces the gradient of the mean loss by the projected one.
             gradients = task_gradients(losses, samples.task_ids, self.parameters)
             orders = random_orders(len(gradients), self.projection_rng)
             assign_gradient(project_conflicts(gradients, orders), self.parameters)
         else:
             losses.mean().backward()
+        # After the projection, so that the optimizer never sees a longer gradient.
         nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm, foreach=True)
         self.policy.optimizer.step()
 

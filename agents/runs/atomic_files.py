@@ -47,9 +47,10 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(data)
+    # before the rename, or a crash could leave the new name without its content
     flush(temporary)
     temporary.replace(path)
-    flush(path.parent)
+    flush(path.parent)  # the rename itself is an entry of the folder
 
 
 def flush(path: Path) -> None:
@@ -60,7 +61,11 @@ def flush(path: Path) -> None:
     """
     if os.name == "nt" and path.is_dir():
         return  # Windows has no handle to flush a folder by
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    # folders cannot be opened for writing, and Windows flushes only files that are
+    mode = os.O_RDWR
+    if path.is_dir():
+        mode = os.O_RDONLY
+    descriptor = os.open(path, mode)
     try:
         os.fsync(descriptor)
     finally:
@@ -105,6 +110,7 @@ def write_manifest(folder: Path) -> None:
     for path in paths:
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     write_json(folder / MANIFEST, {"files": files})
+    # safetensors does not flush the files that it writes
     for path in paths:
         flush(path)
     flush(folder)
@@ -123,7 +129,9 @@ def verify_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
     files = load_json(folder / MANIFEST).get("files")
     if not isinstance(files, dict):
         raise ConfigError(f"{folder / MANIFEST} should list files, got {type(files).__name__}")
-    for name in files if names is None else names:
+    if names is None:
+        names = files
+    for name in names:
         path = folder / name
         expected = files.get(name)
         # a name with a path in it would lead out of the folder
@@ -131,6 +139,7 @@ def verify_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
             raise ConfigError(f"{path} is not among the files of its manifest")
         check_regular(path)
         size = path.stat().st_size
+        # the size first, because hashing a large file takes long
         if size != expected.get("bytes"):
             raise ConfigError(f"{path} has {size:,} bytes, expected {expected.get('bytes')!r}")
         if _sha256(path) != expected.get("sha256"):

@@ -139,6 +139,7 @@ class Checkpoint:
             version = check_schema_version(state.get("schema_version"), folder)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        # earlier checkpoints have no manifest to check against
         if version >= FIRST_SEALED:
             verify_manifest(folder, [STATE])
         return cls(folder, migrate_state(state, version), version)
@@ -325,13 +326,15 @@ def _write_files(
         "n_updates": agent._n_updates,
         "counters": counters,
         "precision": agent.precision if isinstance(agent, HasPrecision) else "fp32",
-        "exploration_rate": getattr(agent, "exploration_rate", None),
+        "exploration_rate": getattr(agent, "exploration_rate", None),  # DQN only
+        # SB3 creates the windows when learning starts; until then they are None
         "windows": {name: list(getattr(agent, name) or ()) for name in WINDOWS},
         "episodes": episodes,
         "best_score": score,
         "observation_space": space_to_json(agent.observation_space),
         "action_space": space_to_json(agent.action_space),
     }
+    # tensors as safetensors, the options of the parameter groups as JSON
     for name, optimizer in get_optimizers(agent).items():
         optimizer_state = optimizer.state_dict()
         state[f"{name}_groups"] = optimizer_state["param_groups"]
@@ -355,6 +358,7 @@ def get_optimizers(agent: BaseAlgorithm) -> dict[str, torch.optim.Optimizer]:
     Returns:
         The optimizers by the names of their files: ``optimizer``, ``actor.optimizer``, ...
     """
+    # paths of attributes, such as "policy.optimizer" and "ent_coef_optimizer"
     names, _ = agent._get_torch_save_params()
     optimizers = {}
     for name in names:

@@ -60,6 +60,7 @@ class CheckpointDirectory:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         folder = self.path / checkpoint_name(agent.num_timesteps)
+        # a checkpoint appears only when it is complete, so an existing one is kept
         if not folder.exists():
             write_checkpoint(folder, agent, score, episodes or {})
         # the index names the checkpoint only once it is complete
@@ -99,6 +100,7 @@ class CheckpointDirectory:
         for key in ("last", "best"):
             if index.get(key) in by_name:
                 found[key] = by_name[index[key]]
+        # leading zeros are allowed, as in the name of the folder
         key = str(int(which)) if which.isdecimal() else which
         if key not in found:
             hint = nearest(which, found) or " It holds none."
@@ -167,6 +169,7 @@ class CheckpointDirectory:
 
     def _folders(self) -> list[Path]:
         """Return the folders of the checkpoints, oldest first; refuse links."""
+        # padded with zeros, so that the names sort by timesteps (below 10⁹)
         found = sorted(self.path.glob(f"{PREFIX}*"))
         for path in (self.path, *found):
             if path.is_symlink():
@@ -192,6 +195,7 @@ class CheckpointDirectory:
             with suppress(ConfigError):
                 score = Checkpoint.open(folder).score
                 index["last"] = folder.name
+                # of equal scores the later one, as during training
                 if score is not None and score >= index.get("best_score", score):
                     index["best"] = folder.name
                     index["best_score"] = score

@@ -89,6 +89,7 @@ class MetricsCsv(FaultTolerantWriter, CSVOutputFormat):
         self.quotechar = '"'
         if resumed_at and path.exists():
             self.keys = _drop_rows_after(path, resumed_at)
+        # readable, because SB3 rewrites the whole table when a column is added
         self.file = path.open("r+" if self.keys else "w+", encoding="utf-8")
         self.file.seek(0, 2)  # to the end
         self.write_errors = WarnOnWriteError(str(path))
@@ -98,6 +99,7 @@ def _drop_rows_after(path: Path, timesteps: int) -> list[str]:
     """Rewrite a table without the rows after ``timesteps``; return its columns."""
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
+        # the first row, the number of parameters, has no timesteps and is kept
         rows = [row for row in reader if int(row.get(TIMESTEPS) or 0) <= timesteps]
     columns = list(reader.fieldnames or [])
     temporary = path.with_name(f".{path.name}.tmp")
@@ -120,7 +122,9 @@ class TensorBoard(FaultTolerantWriter, TensorBoardOutputFormat):
 
     def __init__(self, folder: Path, resumed_at: int | None) -> None:
         # TensorBoard hides the points of earlier files from purge_step on
-        purge_step = resumed_at + 1 if resumed_at else resumed_at
+        purge_step = resumed_at
+        if resumed_at:
+            purge_step = resumed_at + 1  # the points at the checkpoint itself are valid
         self.writer = SummaryWriter(str(folder), purge_step=purge_step)
         self._is_closed = False
         self.write_errors = WarnOnWriteError(f"TensorBoard's events in {folder}")

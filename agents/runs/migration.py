@@ -25,6 +25,7 @@ FIRST_WITH_CURRENT_NAMES = 3
 
 _PARAMETERS = r"(weight|bias|mean|variance|count)"
 _RENAMED = [
+    # anchored, so that only a whole name between dots is replaced
     (re.compile(rf"(^|\.){old}\.{_PARAMETERS}$"), rf"\1{current}.\2")
     for old, current in RENAMED_MODULES.items()
 ]

@@ -31,6 +31,7 @@ def save_replay_buffer(agent: BaseAlgorithm, folder: Path) -> None:
     # the rest of the arrays was allocated and never written
     n_filled = buffer.size()
     arrays = {name: column[:n_filled] for name, column in _columns(buffer).items()}
+    # a safetensors file holds arrays only
     arrays["position"] = np.array([buffer.pos, int(buffer.full)])
     if isinstance(buffer, HerReplayBuffer):
         arrays["episode_under_way"] = buffer._current_ep_start
@@ -57,7 +58,7 @@ def load_replay_buffer(agent: BaseAlgorithm, folder: Path) -> None:
             raise ValueError(
                 f"its replay buffer holds '{name}' of shape {values.shape}, expected {column.shape}"
             )
-        column[: len(values)] = values
+        column[: len(values)] = values  # in place: SB3 has allocated the full size
     position, is_full = saved["position"].tolist()
     buffer.pos = position
     buffer.full = bool(is_full)

@@ -137,6 +137,7 @@ class Run:
         """
         lock = FileLock(self.path / ".lock")
         try:
+            # no waiting: an error at once is better than a command that seems to hang
             lock.acquire(timeout=0)
         except Timeout:
             raise ConfigError(

@@ -123,6 +123,7 @@ def _rebuild(value: object) -> spaces.Dict | ActionSpace:
             return spaces.MultiDiscrete(counts)
         case "MultiBinary":
             shape = _checked_shape(value["shape"])
+            # Gymnasium tells MultiBinary(3) from MultiBinary([3]); the first form is the usual one
             return spaces.MultiBinary(shape[0] if len(shape) == 1 else shape)
         case kind:
             raise ValueError(f"expected a kind of space, got {kind!r}")
@@ -163,9 +164,12 @@ def _bound_from_json(
     value: object, shape: tuple[int, ...], dtype: np.dtype[np.generic]
 ) -> NDArray[np.generic]:
     if isinstance(value, dict):
-        numbers = [
-            float(number) if isinstance(number, str) else number for number in value["values"]
-        ]
+        numbers = [_number_from_json(number) for number in value["values"]]
         return np.array(numbers, dtype=dtype).reshape(shape)
-    number = float(value) if isinstance(value, str) else value
-    return np.full(shape, number, dtype=dtype)
+    return np.full(shape, _number_from_json(value), dtype=dtype)
+
+
+def _number_from_json(number: object) -> object:
+    if isinstance(number, str):
+        return float(number)  # infinities are strings
+    return number

@@ -33,5 +33,6 @@ def reseed_all(agent: BaseAlgorithm) -> None:
     agent.env.seed(env_seed)
     # SB3 keeps the last observation between rollouts
     agent._last_obs = agent.env.reset()  # type: ignore[assignment]
+    # also clears the hidden state of a recurrent policy
     agent._last_episode_starts = np.ones(agent.n_envs, dtype=np.bool_)
     truncate_unfinished_episodes(agent)

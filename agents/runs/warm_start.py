@@ -78,6 +78,7 @@ def load_archive(policy: nn.Module, path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             packed = _read_member(archive, MEMBER, max_bytes)
         copy = _checked_copy(packed, max_bytes)
+        # weights_only is a second barrier behind the check of the pickle
         loaded = torch.load(copy, map_location="cpu", weights_only=True)
         weights = _checked_weights(loaded, expected)
     except Exception as error:  # a file from a stranger can cause any
@@ -91,6 +92,7 @@ def _read_member(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
         # the other methods decompress everything they have read before they can be stopped
         raise ValueError(f"{name} is compressed by a method that SB3 does not use")
     with archive.open(name) as file:
+        # one byte more than allowed shows that there are too many
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise ValueError(f"{name} decompresses to more than {max_bytes:,} bytes")
@@ -105,6 +107,7 @@ def _checked_copy(packed: bytes, max_bytes: int) -> io.BytesIO:
     copy = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(packed)) as given, zipfile.ZipFile(copy, "w") as checked:
         names = given.namelist()
+        # readers of archives disagree about which of the two they take
         if len(set(names)) < len(names):
             raise ValueError("it holds a file twice")
         for name in names:
@@ -139,7 +142,10 @@ def _checked_weights(loaded: object, expected: Mapping[str, Tensor]) -> dict[str
     # a file does not say which version wrote it: only unknown names are migrated
     weights: dict[str, object] = {}
     for name, value in loaded.items():
-        weights[name if name in expected else current_weight_name(str(name))] = value
+        current = name
+        if name not in expected:
+            current = current_weight_name(str(name))
+        weights[current] = value
     for name in expected:
         if name not in weights:
             raise ValueError(f"it lacks '{name}'")
