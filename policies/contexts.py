@@ -283,10 +283,7 @@ class MissionContext(nn.Module):
         Returns:
             The distinct missions, encoded; padded to a multiple of ``MISSION_BUCKET``.
         """
-        if isinstance(tokens, UniqueRows):
-            distinct = tokens
-        else:
-            distinct = unique_rows(tokens.long())
+        distinct = tokens if isinstance(tokens, UniqueRows) else unique_rows(tokens.long())
         # drop the columns that are padding in every mission, but keep one for empty missions
         used_columns = (distinct.rows != 0).any(0).nonzero()
         longest = 1
@@ -358,7 +355,7 @@ def _check_relative_to(space: spaces.Dict, goal: str, other: str) -> None:
             f"context.relative_to: the observation has no key '{other}'."
             + nearest(other, space.spaces)
         )
-    # a difference needs equal shapes, and codes of a Discrete space have no difference
+    # the subtraction needs equal shapes, and has no meaning for the codes of a Discrete space
     for key in (goal, other):
         if not isinstance(space[key], spaces.Box) or space[key].shape != space[goal].shape:
             raise ConfigError(
@@ -399,11 +396,8 @@ class GoalImageContext(nn.Module):
         Returns:
             The distinct goals, encoded.
         """
-        if isinstance(goal, UniqueRows):
-            distinct = goal
-        else:
-            # (B, H, W, codes) -> (B, H * W * codes)
-            distinct = unique_rows(goal.flatten(1).long())
+        # (B, H, W, codes) -> (B, H * W * codes)
+        distinct = goal if isinstance(goal, UniqueRows) else unique_rows(goal.flatten(1).long())
         # (goals, H * W * codes) -> (goals, H, W, codes)
         images = distinct.rows.reshape(-1, *self.shape).float()
         # a goal is the image alone, without keys such as the direction
