@@ -115,6 +115,7 @@ class EpisodeFilter:
         Raises:
             ConfigError: if an episode is still rejected after ``MAX_DRAWS`` resets.
         """
+        # All episodes start together first, which is cheaper than one after the other.
         obs = reset(np.arange(n))
         if not self.rejects:
             return obs
@@ -158,6 +159,7 @@ class EpisodeFilter:
             ]
         if self._goal_low.size:
             goals = obs[DESIRED_GOAL_KEY]  # (k, goal size)
+            # The corners of the box belong to it.
             is_inside = (goals >= self._goal_low) & (goals <= self._goal_high)
             is_held_out |= is_inside.all(axis=-1)
         return is_held_out

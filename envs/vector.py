@@ -109,6 +109,7 @@ class SuiteVecEnv(EnvAttributes):
         self._deactivated = np.zeros(n_envs, dtype=np.bool_)
         self._state: _State = "new"
         super().__init__(suite, backend_name, n_envs, joined.observation, joined.action)
+        # VecEnv's constructor resets its own list of seeds, so the seeds are set after it.
         self.seed(seed)
         self._faults = FaultHandler(suite.tasks, fault_policy)
         restarts = self._faults.restarts
@@ -142,6 +143,7 @@ class SuiteVecEnv(EnvAttributes):
             raise RuntimeError("this SuiteVecEnv is closed; make a new one")
         if self._state == "stepping":
             self.step_wait()  # its replies have to be received before a reset can be sent
+        # Cleared first: if the reset fails, the environments are closed anyway.
         reseed = self._reseed_at_reset
         self._reseed_at_reset = False
         self._deactivated[:] = False
@@ -213,6 +215,7 @@ class SuiteVecEnv(EnvAttributes):
 
     def close(self) -> None:
         """End processes and threads; a second call does nothing."""
+        # Set first, so that an error below leaves no environment that seems usable.
         self._state = "closed"
         self._backend.close()
         super().close()

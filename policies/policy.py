@@ -309,7 +309,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()
-        # SB3 passes these to the constructor when it loads a policy
+        # a loaded policy is built from these parameters, and the constructor lacks these two
         for fixed in ("features_extractor_class", "features_extractor_kwargs"):
             del parameters[fixed]
         for gsde_option in ("full_std", "use_expln", "squash_output"):
