@@ -155,7 +155,7 @@ def _make(task: TaskConfig, render_mode: str | None) -> AnyEnv:
             warnings.filterwarnings(
                 "ignore", message=r".*is out of date", category=DeprecationWarning
             )
-            # The checker warns about what the contract converts, and costs time in each episode.
+            # The contract checks the spaces; Gymnasium's checker would warn in each environment.
             return gym.make(spec, disable_env_checker=True, **render_kwargs, **task.kwargs)
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise _missing_package(task, error) from error

@@ -44,7 +44,7 @@ N_TOKENS = 1 + len(VOCABULARY) + HASH_BUCKETS
 """Number of token ids: padding (0), the vocabulary, the hash buckets."""
 
 _IDS = {word: position for position, word in enumerate(VOCABULARY, start=1)}
-# A run of letters and digits, or a single punctuation mark.
+# A word, or a single punctuation mark.
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 

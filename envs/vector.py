@@ -109,7 +109,6 @@ class SuiteVecEnv(EnvAttributes):
         self._deactivated = np.zeros(n_envs, dtype=np.bool_)
         self._state: _State = "new"
         super().__init__(suite, backend_name, n_envs, joined.observation, joined.action)
-        # VecEnv's constructor resets its own list of seeds, so the seeds are set after it.
         self.seed(seed)
         self._faults = FaultHandler(suite.tasks, fault_policy)
         restarts = self._faults.restarts

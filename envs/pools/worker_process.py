@@ -97,7 +97,7 @@ class Worker:
             self._process = process
             # This runs before multiprocessing's own exit handler, which would wait for the process.
             atexit.register(process.kill)
-            # With the only other copy in the child, its death shows as EOF.
+            # Now the child holds the only copy of its end, so its death shows as EOF here.
             child_connection.close()
         return self._connection
 
