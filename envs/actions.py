@@ -172,4 +172,5 @@ def with_action_mask(obs: Observations, n_actions: int, n_actions_max: int) -> O
     # (k, n_actions) -> (k, n_actions_max): actions that the task lacks stay masked
     mask = np.zeros((k, n_actions_max), dtype=np.int8)
     mask[:, :n_actions] = obs.get(ACTION_MASK_KEY, 1)
+    # A new dictionary, so that the caller's stays as it is.
     return {**obs, ACTION_MASK_KEY: mask}

@@ -108,6 +108,7 @@ class TaskAssignment:
         """
         seeds = []
         for env_index, task_index in enumerate(self.task_ids.tolist()):
+            # Environments of one task are side by side, so a backend's index is an offset.
             backend_index = env_index - self.first_env_indices[task_index]
             seeds.append(backend_seeds[task_index][backend_index])
         return seeds
@@ -121,6 +122,7 @@ class TaskAssignment:
         Returns:
             Their tasks, (k,).
         """
+        # In place, because other parts hold a reference to the array.
         if self._sampler is not None:
             self.task_ids[env_indices] = self._sampler.draw(len(env_indices))
         return self.task_ids[env_indices]

@@ -58,6 +58,7 @@ class EnvAttributes(VecEnv):
         Raises:
             AttributeError: for any other attribute.
         """
+        # VecEnv's constructor asks for this one attribute.
         if attr_name == "render_mode":
             return [None for _ in self._get_indices(indices)]
         raise _no_access(attr_name)

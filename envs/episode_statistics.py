@@ -78,6 +78,7 @@ class EpisodeStatistics:
             truncated = bool(step.truncated[env_index])
             info: Info = {
                 "terminal_observation": {key: values[row] for key, values in final_obs.items()},
+                # SB3 bootstraps the value where this is True, so a termination takes precedence.
                 "TimeLimit.truncated": truncated and not terminated,
                 "is_success": successes[row],
                 "episode": {

@@ -131,6 +131,7 @@ class FaultHandler:
         Args:
             obs: the observations of all environments, (n_envs, …).
         """
+        # A copy, because the caller owns the arrays; none is needed if failures are raised.
         if self.restarts.max_restarts:
             self._last_obs = {key: values.copy() for key, values in obs.items()}
 
@@ -140,6 +141,7 @@ class FaultHandler:
         for key, values in step.obs.items():
             values[failed] = self._last_obs[key][failed]
         step.rewards[failed] = 0.0
+        # Truncated, not terminated: the value of the last state is bootstrapped, not set to 0.
         step.terminated[failed] = False
         step.truncated[failed] = True
 
@@ -156,6 +158,6 @@ def close_on_error(close: Callable[[], None]) -> Iterator[None]:
     """
     try:
         yield
-    except BaseException:
+    except BaseException:  # also Ctrl+C
         close()
         raise

@@ -115,6 +115,7 @@ class EpisodeFilter:
         Raises:
             ConfigError: if an episode is still rejected after ``MAX_DRAWS`` resets.
         """
+        # All n start together, so that their backends work at the same time.
         obs = reset(np.arange(n))
         if not self.rejects:
             return obs
@@ -158,6 +159,7 @@ class EpisodeFilter:
             ]
         if self._goal_low.size:
             goals = obs[DESIRED_GOAL_KEY]  # (k, goal size)
+            # (k, goal size) -> (k,); the bounds belong to the box that is held out.
             is_inside = (goals >= self._goal_low) & (goals <= self._goal_high)
             is_held_out |= is_inside.all(axis=-1)
         return is_held_out

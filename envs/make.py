@@ -74,6 +74,7 @@ def make_env(
             the keyword arguments.
     """
     env = _make(task, render_mode)
+    # RoomGridLevel is the base class of BabyAI's levels.
     if isinstance(env.unwrapped, RoomGridLevel):
         env = _QuietReset(env)
     if observation == "rgb":
@@ -101,6 +102,7 @@ def check_reset(env: AnyEnv, task: TaskConfig) -> None:
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise _missing_package(task, error) from error
     except Exception as error:
+        # Without keyword arguments the mistake is not in the configuration.
         if not task.kwargs:
             raise
         raise ConfigError(
@@ -153,6 +155,7 @@ def _make(task: TaskConfig, render_mode: str | None) -> AnyEnv:
             warnings.filterwarnings(
                 "ignore", message=r".*is out of date", category=DeprecationWarning
             )
+            # The contract checks the spaces; Gymnasium's checker would warn in each environment.
             return gym.make(spec, disable_env_checker=True, **render_kwargs, **task.kwargs)
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise _missing_package(task, error) from error

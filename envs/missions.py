@@ -44,6 +44,7 @@ N_TOKENS = 1 + len(VOCABULARY) + HASH_BUCKETS
 """Number of token ids: padding (0), the vocabulary, the hash buckets."""
 
 _IDS = {word: position for position, word in enumerate(VOCABULARY, start=1)}
+# A word, or a single punctuation mark.
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
@@ -74,6 +75,7 @@ def words(text: str) -> list[str]:
 def _token_ids(text: str) -> NDArray[np.int16]:
     # Few missions are distinct, so the work is done once for each.
     ids = np.zeros(MAX_TOKENS, dtype=np.int16)
+    # Longer texts are cut, because the observation space has a fixed length.
     used = [token_id(word) for word in words(text)[:MAX_TOKENS]]
     ids[: len(used)] = used
     return ids

@@ -61,6 +61,7 @@ class TaskSampler:
         Args:
             seed: the new seed.
         """
+        # PCG64 by name, because its state is saved and default_rng() may change its generator.
         self._generator = np.random.Generator(np.random.PCG64(seed))
 
     def draw(self, n: int) -> NDArray[np.int64]:
@@ -96,6 +97,7 @@ class TaskSampler:
         shares = np.full(n, 1 / n)
         if total > 0:
             shares = weights / total
+        # u/n + (1 − u) w/Σw
         return UNIFORM_SHARE / n + (1 - UNIFORM_SHARE) * shares
 
     def state(self) -> SamplingState:

@@ -51,6 +51,7 @@ def replacement_seed(seed: int) -> int:
     """
     for start, size in _RANGES.values():
         if start <= seed < start + size:
+            # A hash of the old seed, so that a run with the same failures can be repeated.
             value = np.random.SeedSequence(seed).generate_state(1)[0]
             return int(value) % size + start
     raise ValueError(f"seed must be from 0 to 2**31 - 1, as env_seeds() returns it, got {seed}")

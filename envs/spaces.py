@@ -73,6 +73,7 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
             converted = dict(observation)
         for key in self._text_keys:
             converted[key] = tokenize(str(converted[key]))
+        # A copy, because a wrapper or the caller may change an observation in place.
         converted[TASK_KEY] = self._task_index.copy()
         return converted
 
@@ -110,4 +111,5 @@ def _is_symbolic(space: spaces.Box, env: AnyEnv) -> bool:
         if isinstance(wrapper, (RGBImgObsWrapper, RGBImgPartialObsWrapper)):
             return False
         wrapper = wrapper.env
+    # MiniGrid declares 0 to 255 for its codes; other bounds are a wrapper's, which knows better.
     return bool((space.high == 255).all())

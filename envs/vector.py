@@ -142,6 +142,7 @@ class SuiteVecEnv(EnvAttributes):
             raise RuntimeError("this SuiteVecEnv is closed; make a new one")
         if self._state == "stepping":
             self.step_wait()  # its replies have to be received before a reset can be sent
+        # Cleared first: if the reset fails, the environments are closed anyway.
         reseed = self._reseed_at_reset
         self._reseed_at_reset = False
         self._deactivated[:] = False
@@ -213,6 +214,7 @@ class SuiteVecEnv(EnvAttributes):
 
     def close(self) -> None:
         """End processes and threads; a second call does nothing."""
+        # Set first, so that an error below leaves no environment that seems usable.
         self._state = "closed"
         self._backend.close()
         super().close()

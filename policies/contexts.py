@@ -51,6 +51,7 @@ def get_task_ids(
     """
     if isinstance(task, UniqueRows):
         return task.rows.long().flatten().index_select(0, task.groups.index)
+    # (B, n) or (B, 1, n) -> (B, n) -> (B,)
     return task.reshape(len(task), n_tasks).argmax(-1)
 
 
@@ -77,6 +78,7 @@ class TaskIdContext(nn.Module):
             )
         self.n_tasks = int(space.n)
         sizes = [self.n_tasks]
+        # without hidden layers the MLP below stays empty and returns the one-hot id
         if config.hidden:
             sizes += [*config.hidden, config.dim]
         self.out_dim = sizes[-1]
@@ -96,6 +98,7 @@ class TaskIdContext(nn.Module):
         """
         if not isinstance(task, UniqueRows):
             index = get_task_ids(task, self.n_tasks)
+            # encoding all n tasks costs less than a search for those in the batch
             all_tasks = torch.arange(self.n_tasks, device=index.device)
             task = UniqueRows(all_tasks, ContextGroups(index, self.n_tasks))
         one_hot = F.one_hot(task.rows.long().flatten(), self.n_tasks).float()
@@ -120,11 +123,16 @@ class AttentionMissionEncoder(nn.Module):
             config.dim,
             config.heads,
             dim_feedforward=2 * config.dim,
-            dropout=0.0,
+            dropout=0.0,  # dropout would make the probability ratios of PPO random
             batch_first=True,
             norm_first=True,
         )
-        self.attention = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+        # PyTorch has no nested tensors for norm_first, and warns if they are enabled
+        self.attention = nn.TransformerEncoder(
+            layer,
+            config.layers,
+            enable_nested_tensor=False,
+        )
 
     def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
         """Encode missions.
@@ -146,7 +154,9 @@ class AttentionMissionEncoder(nn.Module):
         on_cpu = located.device.type == "cpu"
         with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
             attended = self.attention(located, src_key_padding_mask=~words)
-        mean: Tensor = (attended * words.unsqueeze(-1)).sum(1) / words.sum(1, keepdim=True)
+        # mean over the words alone: (missions, length, dim) -> (missions, dim)
+        total = (attended * words.unsqueeze(-1)).sum(1)
+        mean: Tensor = total / words.sum(1, keepdim=True)
         return mean
 
 
@@ -161,7 +171,12 @@ class GruMissionEncoder(nn.Module):
     def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(n_tokens, config.dim, padding_idx=0)
-        self.gru = nn.GRU(config.dim, config.dim, num_layers=config.layers, batch_first=True)
+        self.gru = nn.GRU(
+            config.dim,
+            config.dim,
+            num_layers=config.layers,
+            batch_first=True,
+        )
 
     def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
         """Encode missions.
@@ -173,6 +188,7 @@ class GruMissionEncoder(nn.Module):
             One vector per mission, (missions, dim).
         """
         states, _ = self.gru(self.embedding(tokens))
+        # the GRU also runs over the padding behind the last word, whose states are not used;
         # an empty mission has the state after its first token
         last_word = (tokens != 0).sum(1).sub(1).clamp(min=0)
         missions = torch.arange(len(tokens), device=tokens.device)
@@ -190,7 +206,13 @@ class BagMissionEncoder(nn.Module):
 
     def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
         super().__init__()
-        self.embedding = nn.EmbeddingBag(n_tokens, config.dim, mode="mean", padding_idx=0)
+        # padding_idx leaves the padding out of the mean
+        self.embedding = nn.EmbeddingBag(
+            n_tokens,
+            config.dim,
+            mode="mean",
+            padding_idx=0,
+        )
 
     def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
         """Encode missions.
@@ -262,9 +284,12 @@ class MissionContext(nn.Module):
             The distinct missions, encoded; padded to a multiple of ``MISSION_BUCKET``.
         """
         distinct = tokens if isinstance(tokens, UniqueRows) else unique_rows(tokens.long())
-        # drop the columns that are padding in every mission
+        # drop the columns that are padding in every mission, but keep one for empty missions
         used_columns = (distinct.rows != 0).any(0).nonzero()
-        longest = int(used_columns[-1]) + 1 if len(used_columns) else 1
+        longest = 1
+        if len(used_columns):
+            longest = int(used_columns[-1]) + 1
+        # -n % k is the distance from n to the next multiple of k
         missing = -len(distinct.rows) % MISSION_BUCKET
         # (missions, length) -> (missions + missing, longest)
         padded = F.pad(distinct.rows[:, :longest].long(), (0, 0, 0, missing))
@@ -273,7 +298,9 @@ class MissionContext(nn.Module):
 
 def _has_token_ids(space: spaces.Space[object]) -> TypeGuard[spaces.Box]:
     """Return True if the space is a Box of integers (length,)."""
-    return isinstance(space, spaces.Box) and len(space.shape) == 1 and space.dtype.kind in "iu"
+    if not isinstance(space, spaces.Box):
+        return False
+    return len(space.shape) == 1 and space.dtype.kind in "iu"
 
 
 class GoalContext(nn.Module):
@@ -297,9 +324,13 @@ class GoalContext(nn.Module):
         self.relative_to = config.relative_to or None
         if self.relative_to is not None:
             _check_relative_to(space, config.key, self.relative_to)
-        self.normalize = RunningNorm(self.goal_dim) if config.normalize else None
+        self.normalize: RunningNorm | None = None
+        if config.normalize:
+            self.normalize = RunningNorm(self.goal_dim)
         self.mlp = nn.Sequential(
-            nn.Linear(self.goal_dim, config.dim), nn.ReLU(), nn.Linear(config.dim, config.dim)
+            nn.Linear(self.goal_dim, config.dim),
+            nn.ReLU(),
+            nn.Linear(config.dim, config.dim),
         )
 
     def forward(self, goal: Float[Tensor, "batch ..."]) -> Context:
@@ -311,6 +342,7 @@ class GoalContext(nn.Module):
         Returns:
             One context per row.
         """
+        # (B, *goal) -> (B, goal_dim)
         flat = goal.reshape(len(goal), self.goal_dim).float()
         if self.normalize is not None:
             flat = self.normalize(flat)
@@ -323,6 +355,7 @@ def _check_relative_to(space: spaces.Dict, goal: str, other: str) -> None:
             f"context.relative_to: the observation has no key '{other}'."
             + nearest(other, space.spaces)
         )
+    # the subtraction needs equal shapes, and has no meaning for the codes of a Discrete space
     for key in (goal, other):
         if not isinstance(space[key], spaces.Box) or space[key].shape != space[goal].shape:
             raise ConfigError(
@@ -367,6 +400,7 @@ class GoalImageContext(nn.Module):
         distinct = goal if isinstance(goal, UniqueRows) else unique_rows(goal.flatten(1).long())
         # (goals, H * W * codes) -> (goals, H, W, codes)
         images = distinct.rows.reshape(-1, *self.shape).float()
+        # a goal is the image alone, without keys such as the direction
         no_others = images.new_zeros(len(images), 0)
         z = self.encoder.to_vector(self.encoder.to_cells(images), no_others)
         return Context(z, distinct.groups)

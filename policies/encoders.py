@@ -49,6 +49,7 @@ class GridCells(nn.Module):
         # number of values of each code
         n_values = space.high.reshape(-1, space.shape[-1]).max(0).astype(np.int64) + 1
         has_codes = space.dtype.kind in "iu" and space.low.min() >= 0
+        # the product is in float64, because that of many codes could overflow int64
         if not has_codes or n_values.prod(dtype=np.float64) > self.MAX_CELL_TYPES:
             raise ConfigError(
                 "encoder=grid needs small integer codes such as MiniGrid's symbolic view, at most "
@@ -60,10 +61,13 @@ class GridCells(nn.Module):
         self.cell_types_one_hot: Tensor
         self.strides: Tensor
         one_hot = torch.from_numpy(_one_hot_cell_types(n_values)).float()
+        # the buffers follow from the space, so checkpoints need not hold them
         self.register_buffer("cell_types_one_hot", one_hot, persistent=False)
         # the last code varies fastest: stride of a code = number of types of the codes after it
         strides = np.append(np.cumprod(n_values[:0:-1])[::-1], 1)
-        self.register_buffer("strides", torch.from_numpy(strides).float(), persistent=False)
+        # floats, because CUDA has no matrix products of integers
+        float_strides = torch.from_numpy(strides).float()
+        self.register_buffer("strides", float_strides, persistent=False)
         self.embedding = nn.Linear(int(n_values.sum()), channels)
 
     def cell_types(self) -> Float[Tensor, "kinds channels"]:
@@ -81,6 +85,7 @@ class GridCells(nn.Module):
         Returns:
             Indices into ``cell_types``, (B, P).
         """
+        # bfloat16 cannot represent all integers above 256; float32 is exact up to 2²⁴
         with torch.autocast(image.device.type, enabled=False):
             # (B, H, W, codes) -> (B, P, codes) -> (B, P)
             return (image.flatten(1, 2).float() @ self.strides).long()
@@ -116,6 +121,7 @@ def gather_rows(
     """
     if table.dtype == torch.bfloat16:
         table = table.float()  # the gradient of index_select is a long sum
+    # (types, C) -> (B * P, C) -> (B, P, C)
     return table.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
@@ -147,7 +153,10 @@ class ImageCells(nn.Module):
         self.height = -(-height // 8)
         self.width = -(-width // 8)
 
-    def forward(self, image: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch cells channels"]:
+    def forward(
+        self,
+        image: Float[Tensor, "batch ..."],
+    ) -> Float[Tensor, "batch cells channels"]:
         """Encode the pixels.
 
         Args:
@@ -184,8 +193,12 @@ class CellsEncoder(nn.Module):
         self.channels = cells.channels
         self.out_dim = config.features_dim
         # without padding the two convolutions take off 4 rows and 4 columns
-        padding = 0 if min(cells.height, cells.width) >= 5 else 1
-        shrink = 4 * (1 - padding)
+        padding = 0
+        shrink = 4
+        if min(cells.height, cells.width) < 5:
+            # too few cells for that: padding keeps the size
+            padding = 1
+            shrink = 0
         self.convolutions = nn.Sequential(
             nn.Conv2d(self.channels, self.channels, 3, padding=padding),
             nn.ReLU(),
@@ -196,7 +209,9 @@ class CellsEncoder(nn.Module):
         self.linear = nn.Linear(flat_dim + routing.others_dim, config.features_dim)
 
     def to_vector(
-        self, cells: Float[Tensor, "batch cells channels"], others: Float[Tensor, "batch others"]
+        self,
+        cells: Float[Tensor, "batch cells channels"],
+        others: Float[Tensor, "batch others"],
     ) -> Float[Tensor, "batch features"]:
         """Encode the cells and the other keys.
 
@@ -212,6 +227,7 @@ class CellsEncoder(nn.Module):
         image = cells.transpose(1, 2).unflatten(2, size)
         # (B, C, H, W) -> (B, H, W, C), the layout in memory, so that flattening copies nothing
         feature_map = self.convolutions(image).permute(0, 2, 3, 1)
+        # (B, H * W * C) and (B, others) -> (B, H * W * C + others)
         joined = torch.cat([feature_map.flatten(1), others], dim=1)
         return F.relu(self.linear(joined))
 
@@ -227,9 +243,12 @@ class VectorEncoder(nn.Module):
     def __init__(self, in_dim: int, config: VectorEncoderConfig) -> None:
         super().__init__()
         self.out_dim = config.features_dim
-        self.normalize = RunningNorm(in_dim) if config.normalize else None
+        self.normalize: RunningNorm | None = None
+        if config.normalize:
+            self.normalize = RunningNorm(in_dim)
         self.mlp = nn.Sequential()
-        for in_size, out_size in pairwise((in_dim, *config.hidden, config.features_dim)):
+        sizes = (in_dim, *config.hidden, config.features_dim)
+        for in_size, out_size in pairwise(sizes):
             self.mlp.append(nn.Linear(in_size, out_size))
             self.mlp.append(nn.ReLU())
 
@@ -258,10 +277,12 @@ def build_encoder(
     """
     match config:
         case GridEncoderConfig():
-            grid_cells = GridCells(_image_space(config, space, routing), config.channels)
+            image_space = _image_space(config, space, routing)
+            grid_cells = GridCells(image_space, config.channels)
             return CellsEncoder(grid_cells, routing, config)
         case ImageEncoderConfig():
-            image_cells = ImageCells(_image_space(config, space, routing), config.channels)
+            image_space = _image_space(config, space, routing)
+            image_cells = ImageCells(image_space, config.channels)
             return CellsEncoder(image_cells, routing, config)
         case VectorEncoderConfig():
             return VectorEncoder(routing.others_dim, config)

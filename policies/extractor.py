@@ -92,6 +92,8 @@ class FusionExtractor(BaseFeaturesExtractor):
             network.observation_keys,
             flatten=isinstance(network.encoder, VectorEncoderConfig),
         )
+        # modules are built in a fixed order, context, encoder, fusions, because each one draws its
+        # initial weights from the same generator
         context_encoder = build_context(network.context, observation_space)
         vector_dim = network.encoder.features_dim
         context_dim = context_encoder.out_dim
@@ -103,13 +105,25 @@ class FusionExtractor(BaseFeaturesExtractor):
         self.context_dim = context_dim
         self.context = context_encoder
         self.encoder = build_encoder(network.encoder, observation_space, routing)
+        # None where the context does not enter; ``specialize`` replaces fusions by plain layers
         self.map_fusion: nn.Module | None = None
         self.vector_fusion: nn.Module | None = None
         if "map" in network.sites:
             channels = cast(CellsEncoder, self.encoder).channels
-            self.map_fusion = build_map_fusion(network.fusion, channels, context_dim, channels)
+            # as many channels as before, so that the encoder's second stage stays the same
+            self.map_fusion = build_map_fusion(
+                network.fusion,
+                channels,
+                context_dim,
+                channels,
+            )
         if "vector" in network.sites:
-            self.vector_fusion = build_fusion(network.fusion, vector_dim, context_dim, vector_dim)
+            self.vector_fusion = build_fusion(
+                network.fusion,
+                vector_dim,
+                context_dim,
+                vector_dim,
+            )
 
     @property
     def observation_space(self) -> spaces.Dict:
@@ -191,6 +205,7 @@ class FusionExtractor(BaseFeaturesExtractor):
         first = _tensor(observations, self.routing.image or self.routing.others[0])
         batch = first.shape[0]
         if not self.routing.others:
+            # the image is the only input; zero columns spare every encoder a special case
             return first.new_zeros(batch, 0, dtype=torch.float32)
         others = []
         for key in self.routing.others:
@@ -223,6 +238,7 @@ class FusionExtractor(BaseFeaturesExtractor):
         fusion = self.map_fusion
         if fusion is None:
             return to_cells(image)
+        # pixels have no cell types, and attention mixes the cells of a row
         if (
             isinstance(to_cells, GridCells)
             and isinstance(fusion, Fusion)
@@ -233,9 +249,11 @@ class FusionExtractor(BaseFeaturesExtractor):
             cell_type_ids = to_cells.cell_type_ids(image)
             n_pairs = len(context.values) * len(cell_types)
             if context.groups is not None and n_pairs <= cell_type_ids.numel():
-                # (types, C) -> (contexts, types, C)
+                # (types, C) -> (contexts, types, C), a view
                 repeated = cell_types.expand(len(context.values), -1, -1)
+                # (contexts, types, C) -> (contexts * types, C)
                 table = F.relu(fusion(repeated, context.values)).flatten(0, 1)
+                # each context has its own block of rows in the table
                 first_rows = len(cell_types) * context.groups.index
                 return gather_rows(table, cell_type_ids + first_rows.unsqueeze(1))
         return F.relu(_apply_fusion(fusion, to_cells(image), context))

@@ -41,6 +41,7 @@ class Context(NamedTuple):
         """
         if self.groups is None:
             return self._replace(values=self.values.index_select(0, rows))
+        # the distinct contexts stay, even those that none of these rows has
         return self._replace(groups=self.groups.take(rows, keep_order=keep_order))
 
 
@@ -71,8 +72,10 @@ def unique_rows(rows: Int[Tensor, "batch length"]) -> UniqueRows:
         The distinct rows and the index of each row among them.
     """
     columns = torch.arange(rows.shape[1], device=rows.device, dtype=torch.int64)
+    # one factor per column, because the order of the numbers matters; int64 products wrap around
     odd_factors = (columns + 1) * GOLDEN_RATIO_64 | 1
     mixed = (rows.long() + 1) * odd_factors
+    # without the XOR the sum would be linear in the numbers, and similar rows could collide
     hashes = (mixed ^ (mixed >> 29)).mul(HASH_MULTIPLIER).sum(1)
     _, index = torch.unique(hashes, return_inverse=True)
     n_groups = int(index.max()) + 1
@@ -107,11 +110,15 @@ class Features(NamedTuple):
             rows: (taken,), indices of the rows.
             keep_order: ``rows`` is non-decreasing, so that sorted rows stay sorted.
         """
-        task = None if self.task is None else self.task.index_select(dim, rows)
+        task = self.task
+        if task is not None:
+            task = task.index_select(dim, rows)
         mask = self.action_mask
+        if mask is not None:
+            mask = mask.index_select(dim, rows)
         return Features(
             vector=self.vector.index_select(dim, rows),
             context=self.context.take(rows, keep_order=keep_order),
             task=task,
-            action_mask=None if mask is None else mask.index_select(dim, rows),
+            action_mask=mask,
         )

@@ -51,7 +51,14 @@ class Affine(nn.Module):
         bias: add b, which starts at zero.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, *, gain: float, bias: bool = True) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        gain: float,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         # a gain of 0 draws no random numbers
         self.weight = nn.Parameter(torch.zeros(in_dim, out_dim))
@@ -109,7 +116,11 @@ class Fusion(nn.Module, ABC):
         Raises:
             ValueError: if the sizes do not fit.
         """
-        groups = ContextGroups(index, len(context)) if isinstance(index, Tensor) else index
+        if isinstance(index, Tensor):
+            groups: ContextGroups | None = ContextGroups(index, len(context))
+        else:
+            groups = index
+        # without an index, only a map has more axes than its contexts
         has_positions = features.ndim != context.ndim or groups is not None
         rows = features.shape[:1] if has_positions else features.shape[:-1]
         self._check_shapes(features, context, groups, rows)
@@ -122,10 +133,15 @@ class Fusion(nn.Module, ABC):
             x = features.reshape(-1, 1, self.features_dim)
             z = context.reshape(-1, self.context_dim)
         y = self.interact(x, z, groups)
+        # (B, P, O) -> (*B, O) or (B, *positions, O)
         return y.reshape(*features.shape[:-1], self.out_dim)
 
     def _check_shapes(
-        self, features: Tensor, context: Tensor, groups: ContextGroups | None, rows: torch.Size
+        self,
+        features: Tensor,
+        context: Tensor,
+        groups: ContextGroups | None,
+        rows: torch.Size,
     ) -> None:
         n_contexts = rows if groups is None else context.shape[:1]
         expected = (*n_contexts, self.context_dim)
@@ -172,11 +188,14 @@ def per_row(
         (B, 1, D), one vector per row, with an axis that broadcasts over positions.
     """
     if groups is None:
+        # (B, D) -> (B, 1, D)
         return per_context.unsqueeze(1)
     table = per_context
     if table.dtype == torch.bfloat16:
         table = table.float()  # the gradient of index_select is a long sum
-    return table.index_select(0, groups.index).to(per_context.dtype).unsqueeze(1)
+    rows = table.index_select(0, groups.index).to(per_context.dtype)
+    # (B, D) -> (B, 1, D)
+    return rows.unsqueeze(1)
 
 
 class Concat(Fusion):
@@ -193,18 +212,25 @@ class Concat(Fusion):
     """
 
     def __init__(
-        self, features_dim: int, context_dim: int, out_dim: int, config: ConcatConfig, gain: float
+        self,
+        features_dim: int,
+        context_dim: int,
+        out_dim: int,
+        config: ConcatConfig,
+        gain: float,
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
         width = out_dim
         main_gain = gain
         if config.hidden > 0:
-            # the output layer has the gain of the fusion
+            # V is now in front of a ReLU, and the output layer P has the gain of the fusion
             width = config.hidden
             main_gain = RELU_GAIN
         self.main = Affine(features_dim, width, gain=main_gain)
         self.shift = Affine(context_dim, width, gain=0, bias=False)
-        self.project = Affine(width, out_dim, gain=gain) if config.hidden > 0 else None
+        self.project: Affine | None = None
+        if config.hidden > 0:
+            self.project = Affine(width, out_dim, gain=gain)
 
     def interact(
         self,
@@ -234,10 +260,17 @@ class Bilinear(Fusion):
         Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
     """
 
-    def __init__(self, features_dim: int, context_dim: int, out_dim: int, gain: float) -> None:
+    def __init__(
+        self,
+        features_dim: int,
+        context_dim: int,
+        out_dim: int,
+        gain: float,
+    ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
         self.main = Affine(features_dim, out_dim, gain=gain)
         self.shift = Affine(context_dim, out_dim, gain=0, bias=False)
+        # the gradient of 𝕎 is the gradient of y times z ⊗ x, so learning can start at zero
         self.weight = nn.Parameter(torch.zeros(context_dim, features_dim, out_dim))
 
     def generate(self, z: Float[Tensor, "G Z"]) -> Float[Tensor, "G X O"]:
@@ -249,8 +282,10 @@ class Bilinear(Fusion):
         Returns:
             One matrix per context, (G, X, O).
         """
-        # (G, Z) x (Z, X * O) -> (G, X * O)
+        # adding V here saves the separate product V x:
+        # (X * O,) + (G, Z) x (Z, X * O) -> (G, X * O)
         flat = torch.addmm(self.main.weight.flatten(), z, self.weight.flatten(1))
+        # (G, X * O) -> (G, X, O)
         return flat.unflatten(1, (self.features_dim, self.out_dim))
 
     def interact(
@@ -293,13 +328,19 @@ class LowRank(Fusion):
     """
 
     def __init__(
-        self, features_dim: int, context_dim: int, out_dim: int, config: LowRankConfig, gain: float
+        self,
+        features_dim: int,
+        context_dim: int,
+        out_dim: int,
+        config: LowRankConfig,
+        gain: float,
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
         self.main = Affine(features_dim, out_dim, gain=gain)
         self.shift = Affine(context_dim, out_dim, gain=0, bias=False)
         self.factor_features = Affine(features_dim, config.rank, gain=1, bias=False)
         self.factor_context = Affine(context_dim, config.rank, gain=1, bias=False)
+        # only P is zero: with A or B at zero as well, no gradient would reach any of the three
         self.project = Affine(config.rank, out_dim, gain=0, bias=False)
 
     def interact(
@@ -332,13 +373,19 @@ class Hyper(Fusion):
     """
 
     def __init__(
-        self, features_dim: int, context_dim: int, out_dim: int, config: HyperConfig, gain: float
+        self,
+        features_dim: int,
+        context_dim: int,
+        out_dim: int,
+        config: HyperConfig,
+        gain: float,
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
         sizes = (context_dim, *config.hidden)
         self.hidden = nn.ModuleList()
         for in_size, out_size in pairwise(sizes):
             self.hidden.append(Affine(in_size, out_size, gain=RELU_GAIN))
+        # the last layer of g and its product with x are together one bilinear interaction
         self.generate = Bilinear(features_dim, sizes[-1], out_dim, gain)
 
     def interact(
@@ -369,9 +416,16 @@ class Film(Fusion):
         Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", AAAI 2018.
     """
 
-    def __init__(self, features_dim: int, context_dim: int, out_dim: int, gain: float) -> None:
+    def __init__(
+        self,
+        features_dim: int,
+        context_dim: int,
+        out_dim: int,
+        gain: float,
+    ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
         self.main = Affine(features_dim, out_dim, gain=gain)
+        # γ and β from one matrix product; without a bias, z = 0 leaves V x + b as it is
         self.to_scale_shift = Affine(context_dim, 2 * out_dim, gain=0, bias=False)
 
     def interact(
@@ -402,8 +456,15 @@ class Gate(Fusion):
         Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
     """
 
-    def __init__(self, features_dim: int, context_dim: int, out_dim: int, gain: float) -> None:
+    def __init__(
+        self,
+        features_dim: int,
+        context_dim: int,
+        out_dim: int,
+        gain: float,
+    ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
+        # the factor 2 makes up for the initial gate σ(0) = 1/2
         self.main = Affine(features_dim, out_dim, gain=2 * gain)
         self.gate_features = Affine(features_dim, out_dim, gain=0)
         self.gate_context = Affine(context_dim, out_dim, gain=0, bias=False)
@@ -415,8 +476,9 @@ class Gate(Fusion):
         groups: ContextGroups | None,
     ) -> Float[Tensor, "B P O"]:
         """Compute σ(g(x, z)) ⊙ (V x + b)."""
-        gate = torch.sigmoid(self.gate_features(x) + per_row(self.gate_context(z), groups))
-        return gate * self.main(x)
+        # g(x, z): (B, P, O) + (B, 1, O)
+        logits = self.gate_features(x) + per_row(self.gate_context(z), groups)
+        return torch.sigmoid(logits) * self.main(x)
 
 
 class AttentionMask(Fusion):
@@ -470,6 +532,7 @@ class AttentionMask(Fusion):
         """
         logits = self.to_mask.interact(x, z, groups)
         if self.simplex:
+            # a mean weight of 1 instead of 1/X keeps the scale of the features
             return self.features_dim * logits.softmax(-1)
         return torch.sigmoid(logits)
 
@@ -543,6 +606,7 @@ class CrossAttention(Fusion):
         Returns:
             The outputs of all heads, concatenated, (B, 1, X).
         """
+        # attention ignores the order of its inputs, so each carries its position
         located = x + sinusoidal_positions(x.shape[1], self.features_dim, x.device)
         # one query per row, from its context
         query = self._split_heads(per_row(self.query(z), groups))
@@ -564,6 +628,7 @@ class CrossAttention(Fusion):
         groups: ContextGroups | None,
     ) -> Float[Tensor, "B P O"]:
         """Compute V x + b plus the projected attention output, which all positions share."""
+        # (B, P, O) + (B, 1, O)
         return self.main(x) + self.project(self.attend(x, z, groups))
 
 
@@ -590,7 +655,12 @@ class MetricSimilarity(Fusion):
     """
 
     def __init__(
-        self, features_dim: int, context_dim: int, out_dim: int, config: MetricConfig, gain: float
+        self,
+        features_dim: int,
+        context_dim: int,
+        out_dim: int,
+        config: MetricConfig,
+        gain: float,
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
         self.projections = config.projections
@@ -622,7 +692,9 @@ class MetricSimilarity(Fusion):
         split = (self.projections, -1)
         features = self.project_features(x).unflatten(-1, split)
         context = per_row(self.project_context(z), groups).unflatten(-1, split)
+        # (A_k x) · (B_k z): (B, P, K, R) -> (B, P, K)
         inner_products = (features * context).sum(-1)
+        # ‖A_k x − B_k z‖²
         distances = (features - context).square().sum(-1)
         return torch.cat([inner_products, distances], dim=-1)
 

@@ -51,6 +51,7 @@ class ContextGroups:
         self.count = count
         self.ordered = ordered
         if counts is not None:
+            # fills the cached property, which then never reads from the device
             self.counts = counts
 
     def take(self, rows: Int[Tensor, " taken"], *, keep_order: bool = True) -> "ContextGroups":
@@ -69,6 +70,7 @@ class ContextGroups:
     @cached_property
     def order(self) -> Int[Tensor, " batch"]:
         """Indices of the rows, sorted by context."""
+        # stable, because the order of the rows within a group decides how its sums round
         return torch.argsort(self.index, stable=True)
 
     @cached_property
@@ -133,7 +135,9 @@ class ContextGroups:
         products: Tensor = _PerGroup.apply(*operands, spans)  # type: ignore[no-untyped-call]
         # (B * P, O) -> (B, P, O)
         y = products.unflatten(0, (batch, positions))
-        return y if self.ordered else y.index_select(0, self.inverse)
+        if self.ordered:
+            return y
+        return y.index_select(0, self.inverse)
 
 
 def multiply_row_by_row(
@@ -156,10 +160,14 @@ def multiply_row_by_row(
     """
     z_dim, x_dim, out_dim = weight.shape
     if 4 * out_dim <= x_dim:
+        # (Z, X, O) -> (X, Z * O)
+        flat = weight.transpose(0, 1).flatten(1)
         # (B, X) x (X, Z * O) -> (B, Z, O)
-        by_context = (x @ weight.transpose(0, 1).flatten(1)).unflatten(1, (z_dim, out_dim))
+        by_context = (x @ flat).unflatten(1, (z_dim, out_dim))
+        # (B, 1, Z) x (B, Z, O) -> (B, O)
         return torch.bmm(z.unsqueeze(1), by_context).squeeze(1)
-    y: Tensor = _RowByRow.apply(*cast_for_autocast(x, z, weight))  # type: ignore[no-untyped-call]
+    operands = cast_for_autocast(x, z, weight)
+    y: Tensor = _RowByRow.apply(*operands)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -189,9 +197,15 @@ class _PerGroup(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, shifts: Tensor, spans: list[slice]) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weights: Tensor,
+        shifts: Tensor,
+        spans: list[slice],
+    ) -> Tensor:
         ctx.save_for_backward(x, weights)
-        ctx.spans = spans
+        ctx.spans = spans  # save_for_backward takes tensors only
         y = x.new_empty(len(x), weights.shape[2])
         for rows, weight, shift in zip(spans, weights, shifts, strict=True):
             torch.addmm(shift, x[rows], weight, out=y[rows])
@@ -206,10 +220,13 @@ class _PerGroup(torch.autograd.Function):
         x_gradient = torch.empty_like(x)
         weight_gradients = torch.empty_like(weights)
         shift_gradients = y_gradient.new_empty(len(weights), weights.shape[2])
+        # a group without rows gets zeros, the sums over its empty slice
         for group, rows in enumerate(ctx.spans):
             if x_needed:
+                # ∂y W_gᵀ
                 torch.mm(y_gradient[rows], weights[group].T, out=x_gradient[rows])
             if weights_needed:
+                # xᵀ ∂y
                 torch.mm(x[rows].T, y_gradient[rows], out=weight_gradients[group])
             torch.sum(y_gradient[rows], 0, out=shift_gradients[group])
         return x_gradient, weight_gradients, shift_gradients, None
@@ -225,6 +242,7 @@ class _RowByRow(torch.autograd.Function):
         for rows in _chunks(x, weight):
             # (rows, Z, 1) * (rows, 1, X) -> (rows, Z, X)
             products = z[rows].unsqueeze(2) * x[rows].unsqueeze(1)
+            # (rows, Z * X) x (Z * X, O) -> (rows, O)
             torch.mm(products.flatten(1), weight.flatten(0, 1), out=y[rows])
         return y
 

@@ -48,6 +48,7 @@ class FusionHead(nn.Module):
 
     def forward(self, features: Features) -> Float[Tensor, "batch out"]:
         """Return f(h, z), (B, O)."""
+        # a Context unpacks to its values and groups, the last two arguments of a fusion
         y: Tensor = self.fusion(features.vector, *features.context)
         return y
 

@@ -97,12 +97,14 @@ def with_fused_head(mlp: nn.Module, extractor: BaseFeaturesExtractor) -> nn.Sequ
     last = max(i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear))
     head = fused_head(cast(nn.Linear, layers[last]), cast(FusionExtractor, extractor))
     hidden = ApplyToFeatures(nn.Sequential(*layers[:last]))
+    # what follows the head, such as the tanh of TD3's actor, takes its plain output
     return nn.Sequential(hidden, head, *layers[last + 1 :])
 
 
 def _fuse_q_networks(critic: ContinuousCritic | QuantileCritic) -> None:
     for i, mlp in enumerate(critic.q_networks):
         critic.q_networks[i] = with_fused_head(mlp, critic.features_extractor)
+        # q_networks is a plain list; the parameters are registered under this name
         critic.add_module(f"qf{i}", critic.q_networks[i])
 
 
@@ -136,8 +138,11 @@ def _join(
     ``train_extractor`` lets gradients flow to the features extractor, if gradients are enabled.
     """
     with torch.set_grad_enabled(train_extractor and torch.is_grad_enabled()):
-        features = cast(Features, critic.extract_features(obs, critic.features_extractor))
-    return features._replace(vector=torch.cat([features.vector, actions], dim=1))
+        extracted = critic.extract_features(obs, critic.features_extractor)
+    features = cast(Features, extracted)
+    # (B, features) and (B, action) -> (B, features + action)
+    joined = torch.cat([features.vector, actions], dim=1)
+    return features._replace(vector=joined)
 
 
 class FusionCritic(ContinuousCritic):
@@ -185,7 +190,9 @@ class FusionCritic(ContinuousCritic):
     ) -> tuple[Float[Tensor, "batch 1"], ...]:
         """Return the values of every critic, each (B, 1)."""
         with _frozen_for_actor_loss(self, actions):
-            joined = _join(self, obs, actions, train_extractor=not self.share_features_extractor)
+            # as in SB3, the actor's loss alone trains a shared extractor
+            train_extractor = not self.share_features_extractor
+            joined = _join(self, obs, actions, train_extractor=train_extractor)
             return tuple(q_network(joined) for q_network in self.q_networks)
 
     def q1_forward(
@@ -198,7 +205,8 @@ class FusionCritic(ContinuousCritic):
             actions: (B, action); no gradient flows to the features extractor.
         """
         with _frozen_for_actor_loss(self, actions):
-            q: Tensor = self.q_networks[0](_join(self, obs, actions, train_extractor=False))
+            joined = _join(self, obs, actions, train_extractor=False)
+            q: Tensor = self.q_networks[0](joined)
             return q
 
 
@@ -250,8 +258,12 @@ class FusionQuantileCritic(QuantileCritic):
     ) -> Float[Tensor, "batch critics quantiles"]:
         """Return the quantiles of every critic, (B, critics, quantiles)."""
         with _frozen_for_actor_loss(self, action):
-            joined = _join(self, obs, action, train_extractor=not self.share_features_extractor)
-            return torch.stack([q_network(joined) for q_network in self.q_networks], dim=1)
+            # as in SB3, the actor's loss alone trains a shared extractor
+            train_extractor = not self.share_features_extractor
+            joined = _join(self, obs, action, train_extractor=train_extractor)
+            quantiles = [q_network(joined) for q_network in self.q_networks]
+            # critics times (B, quantiles) -> (B, critics, quantiles)
+            return torch.stack(quantiles, dim=1)
 
 
 def _fuse_gaussian_actor(actor: SACActor | TQCActor) -> None:
@@ -402,6 +414,7 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
         actor = super().make_actor(features_extractor)
         if self.fuses_in_heads:
             _fuse_gaussian_actor(actor)
+        # the fused heads are still on the CPU
         return actor.to(self.device)
 
     def make_critic(
@@ -416,7 +429,8 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()
-        parameters["share_features_extractor"] = self.share_features_extractor  # SB3 leaves it out
+        # SB3 leaves this one out
+        parameters["share_features_extractor"] = self.share_features_extractor
         return parameters
 
 
@@ -504,6 +518,7 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
         actor = super().make_actor(features_extractor)
         if self.fuses_in_heads:
             _fuse_gaussian_actor(actor)
+        # the fused heads are still on the CPU
         return actor.to(self.device)
 
     def make_critic(
@@ -517,7 +532,8 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()
-        parameters["share_features_extractor"] = self.share_features_extractor  # SB3 leaves it out
+        # SB3 leaves this one out
+        parameters["share_features_extractor"] = self.share_features_extractor
         return parameters
 
 
@@ -590,6 +606,7 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
         actor = super().make_actor(features_extractor)
         if self.fuses_in_heads:
             actor.mu = with_fused_head(actor.mu, actor.features_extractor)
+        # the fused heads are still on the CPU
         return actor.to(self.device)
 
     def make_critic(
@@ -662,6 +679,7 @@ class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
 
     def make_q_net(self) -> QNetwork:
         """Build the Q-network as SB3 does, with a fused head if ``sites`` contains "heads"."""
+        # SB3 calls this twice, for the online and for the target network
         q_net = super().make_q_net()
         if self.fuses_in_heads:
             q_net.q_net = with_fused_head(q_net.q_net, q_net.features_extractor)

@@ -130,11 +130,14 @@ class FusionPolicy(MultiInputActorCriticPolicy):
             memory=memory,
             default_memory=self.default_memory,
         )
+        # SB3's constructor builds the networks, so all that they depend on is set before it
         self._check_memory(network.memory)
         self.fuses_in_heads = "heads" in network.sites
         self.popart = popart
         self.masks_actions = has_action_mask(observation_space, action_space)
-        self.n_tasks = get_n_tasks(observation_space) if popart else 1
+        self.n_tasks = 1
+        if popart:
+            self.n_tasks = get_n_tasks(observation_space)
         # the heads take ``Features`` if they need more than the vector
         self.heads_use_features = (
             self.is_recurrent or self.fuses_in_heads or self.popart or self.masks_actions
@@ -182,6 +185,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         if self.ortho_init:
+            # SB3 has initialized it with a gain of 1
             nn.init.orthogonal_(self.value_net.weight, HEAD_GAIN)
         if not self.heads_use_features:
             return
@@ -212,8 +216,15 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         return PopArtHead(self.n_tasks, hidden_dim, fusion, gain=HEAD_GAIN)
 
     def _fusion(self, in_dim: int, out_dim: int, gain: float) -> Fusion:
+        # a separate extractor of the critic has contexts of the same size
         extractor = cast(FusionExtractor, self.pi_features_extractor)
-        return build_fusion(self.network.fusion, in_dim, extractor.context_dim, out_dim, gain=gain)
+        return build_fusion(
+            self.network.fusion,
+            in_dim,
+            extractor.context_dim,
+            out_dim,
+            gain=gain,
+        )
 
     @property
     def grouped_context_key(self) -> str | None:
@@ -224,6 +235,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         extractor = cast(FusionExtractor, self.pi_features_extractor)
         routing = extractor.routing
         if isinstance(extractor.context, GoalContext):
+            # continuous goals hardly ever repeat
             return None
         if routing.context in (routing.image, *routing.others):
             # inputs are needed row by row
@@ -249,7 +261,11 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         # SB3's preprocessing knows tensors only
         tensors = {key: value for key, value in obs.items() if isinstance(value, Tensor)}
         preprocessed = preprocess_obs(tensors, self.observation_space, self.normalize_images)
-        observations: dict[str, Tensor | UniqueRows] = {**obs, **cast(TensorDict, preprocessed)}
+        # distinct rows stay as they are, and the context encoder takes them raw
+        observations: dict[str, Tensor | UniqueRows] = {
+            **obs,
+            **cast(TensorDict, preprocessed),
+        }
         if features_extractor is not None:
             return features_extractor(observations)
         if self.share_features_extractor:
@@ -258,7 +274,10 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         critic_features = self.vf_features_extractor(observations)
         return actor_features, critic_features
 
-    def action_parameters(self, latent_pi: Tensor | Features) -> Float[Tensor, "batch parameters"]:
+    def action_parameters(
+        self,
+        latent_pi: Tensor | Features,
+    ) -> Float[Tensor, "batch parameters"]:
         """Return the parameters of the action distribution.
 
         Args:
@@ -290,6 +309,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()
+        # a loaded policy is built from these parameters, and the constructor lacks these two
         for fixed in ("features_extractor_class", "features_extractor_kwargs"):
             del parameters[fixed]
         for gsde_option in ("full_std", "use_expln", "squash_output"):
@@ -336,5 +356,6 @@ def to_env_actions(policy: BasePolicy, actions: NDArray[Any]) -> NDArray[Any]:
     if not isinstance(policy.action_space, spaces.Box):
         return actions
     if policy.squash_output:
+        # tanh gives actions in [-1, 1]
         return policy.unscale_action(actions)
     return np.clip(actions, policy.action_space.low, policy.action_space.high)

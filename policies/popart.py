@@ -28,7 +28,9 @@ def get_n_tasks(observation_space: spaces.Space[object]) -> int:
     if isinstance(observation_space, spaces.Dict):
         task = observation_space.spaces.get(TASK_KEY)
     if not isinstance(task, spaces.Discrete):
-        given = "none" if task is None else str(task)
+        given = "none"
+        if task is not None:
+            given = str(task)
         raise ConfigError(
             f"popart normalizes per task and needs a Discrete space under '{TASK_KEY}', got {given}"
         )
@@ -77,6 +79,7 @@ class PopArtHead(nn.Module):
         self.n_tasks = n_tasks
         self.fusion = fusion
         self.rate = rate
+        # one row for all tasks: a single random draw, and equal first values
         row = nn.init.orthogonal_(torch.empty(1, hidden_dim), gain)
         self.weight = nn.Parameter(row.repeat(n_tasks, 1))
         self.bias = nn.Parameter(torch.zeros(n_tasks))
@@ -87,6 +90,7 @@ class PopArtHead(nn.Module):
     @property
     def std(self) -> Float[Tensor, " tasks"]:
         """σ = √(ν − μ²) of each task, at least ``MIN_STD``."""
+        # rounding may make the difference slightly negative
         variance = self.mean_of_squares - self.mean.square()
         return variance.clamp(min=MIN_STD**2).sqrt()
 
@@ -105,7 +109,9 @@ class PopArtHead(nn.Module):
         if self.fusion is not None:
             hidden = F.relu(self.fusion(features.vector, *features.context))
         normalized = F.linear(hidden, self.weight, self.bias)  # (B, tasks)
+        # σ n(h) + μ, back in the units of the returns
         values = self.std.to(hidden.dtype) * normalized + self.mean.to(hidden.dtype)
+        # (B, tasks) -> (B, 1), the column of each row's task
         return values.gather(1, features.task.unsqueeze(1))
 
     @torch.no_grad()
@@ -126,6 +132,7 @@ class PopArtHead(nn.Module):
         rows = returns.double()
         membership = F.one_hot(tasks, self.n_tasks).double()  # (B, tasks)
         moments = torch.stack([torch.ones_like(rows), rows, rows.square()], 1)  # (B, 3)
+        # (tasks, B) x (B, 3) -> (tasks, 3): count, sum and sum of squares of each task
         counts, sums, sums_of_squares = (membership.T @ moments).unbind(1)
         present = counts > 0
         old_mean = self.mean.clone()
@@ -134,6 +141,7 @@ class PopArtHead(nn.Module):
         # new statistics; the step size is bias-corrected, as in Adam
         self.n_updates += present
         step = self.rate / (1 - (1 - self.rate) ** self.n_updates.double())
+        # also removes the rate / 0 of a task that has never been present
         step = torch.where(present, step, 0.0)
         n_rows = counts.clamp(min=1)
         self.mean += step * (sums / n_rows - self.mean)
@@ -143,5 +151,6 @@ class PopArtHead(nn.Module):
         std = self.std
         weight = self.weight.double() * (old_std / std).unsqueeze(1)
         bias = (old_std * self.bias.double() + old_mean - self.mean) / std
+        # copied in place, because the optimizer holds these parameters
         self.weight.copy_(torch.where(present.unsqueeze(1), weight, self.weight))
         self.bias.copy_(torch.where(present, bias, self.bias))

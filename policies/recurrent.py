@@ -1,8 +1,7 @@
 """Recurrent actor-critic policy: a ``FusionPolicy`` with a hidden state.
 
-Shapes: B rows of a batch, T timesteps and N sequences (or environments), B = T * N time first, U
-    unique observations,
-H hidden state.
+Shapes: B rows of a batch, T timesteps and N sequences (or environments), B = T * N time first,
+U unique observations, H hidden state.
 """
 
 from typing import NamedTuple, NoReturn, cast
@@ -78,6 +77,7 @@ class RecurrentFusionPolicy(FusionPolicy):
         choose(memory, RecurrentConfig)
 
     def _build_mlp_extractor(self) -> None:
+        # The cores are built here, because the extractors exist already and the MLPs do not yet.
         self.core = self._build_core(self.pi_features_extractor)
         self.critic_core: Core | None = None
         if not self.share_features_extractor:
@@ -126,7 +126,9 @@ class RecurrentFusionPolicy(FusionPolicy):
         critic_features, critic_state = run_core(
             self.critic_core, critic_features, critic_state, episode_start
         )
-        return (actor_features, critic_features), torch.cat([actor_state, critic_state], dim=1)
+        # Joined again, so that callers handle one row of numbers per sequence.
+        state = torch.cat([actor_state, critic_state], dim=1)
+        return (actor_features, critic_features), state
 
     def run_sequences(
         self, features: PolicyFeatures, inverse: Int[Tensor, " steps"], sequences: Sequences
@@ -201,6 +203,7 @@ class RecurrentFusionPolicy(FusionPolicy):
             obs: (N, ...) for each key.
             state: (N, H), the hidden states before the observations.
         """
+        # The value is for bootstrapping an episode that goes on, so no state is reset.
         no_start = Episodes(np.zeros((1, len(state)), np.bool_), self.device)
         features, _ = self.run_cores(self.extract_features(obs), state, no_start)
         _, latent_vf = latents(self, features)
@@ -252,20 +255,26 @@ class RecurrentFusionPolicy(FusionPolicy):
         obs, is_vectorized = self.obs_to_tensor(observation)
         n_envs = len(next(iter(cast(dict[str, Tensor], obs).values())))
         size = (n_envs, self.core.state_dim)
-        before: tuple[NDArray[np.generic], ...] = (np.zeros(size),) if state is None else state
+        before: tuple[NDArray[np.generic], ...] = (np.zeros(size),)
+        if state is not None:
+            before = state
         if [np.shape(part) for part in before] != [size]:
             raise ValueError(
                 f"expected a state as predict returned it, a tuple of one array {size}, got shapes "
                 f"{[np.shape(part) for part in before]}; pass None to start an episode"
             )
-        # Without a state every episode starts here.
-        starts = np.asarray(state is None if episode_start is None else episode_start, np.bool_)
+        if episode_start is not None:
+            starts = np.asarray(episode_start, np.bool_)
+        else:
+            # Without a state every episode starts here.
+            starts = np.asarray(state is None, np.bool_)
         if starts.shape not in ((), (n_envs,)):
             raise ValueError(
                 f"expected episode_start for {n_envs} environments, got shape {starts.shape}"
             )
         episodes = Episodes(np.full((1, n_envs), starts), self.device)
         hidden_state = torch.as_tensor(before[0], dtype=torch.float32, device=self.device)
+        # Acting needs no values, so neither the critic's extractor nor its core runs.
         with torch.no_grad():
             features = self.extract_features(obs, self.pi_features_extractor)
             features, after = run_core(self.core, features, hidden_state, episodes)

@@ -62,7 +62,7 @@ def choose_network(
         ConfigError: if both ``network`` and a separate option are given, or if a name is unknown.
     """
     if network is None:
-        # named here, because a wrong name inside a config raises a longer error
+        # checked here, because a wrong name inside a config raises a longer error
         for site in sites:
             if site not in get_args(Site):
                 raise ConfigError(f"unknown site '{site}'." + nearest(site, get_args(Site)))
@@ -93,7 +93,10 @@ def choose_network(
 
 
 def resolve_network(
-    network: NetworkConfig, observation_space: spaces.Space[object], *, move_map_site: bool = False
+    network: NetworkConfig,
+    observation_space: spaces.Space[object],
+    *,
+    move_map_site: bool = False,
 ) -> NetworkConfig:
     """Replace the ``auto`` context and encoder by those that the observation space calls for.
 
@@ -143,7 +146,11 @@ class Routing:
 
 
 def route(
-    space: spaces.Dict, context_key: str, observation_keys: Sequence[str] | None, *, flatten: bool
+    space: spaces.Dict,
+    context_key: str,
+    observation_keys: Sequence[str] | None,
+    *,
+    flatten: bool,
 ) -> Routing:
     """Assign the keys of an observation space to their uses.
 
@@ -160,10 +167,13 @@ def route(
         ConfigError: if a key is unknown, if Stable-Baselines3 does not support a space, or if an
             input is missing.
     """
+    # SB3 preprocesses every key, even one that no network uses
     for key, subspace in space.items():
         _check_supported(key, subspace)
     keys = input_keys(space, context_key, observation_keys)
-    image = None if flatten else image_key(space, keys)
+    image = None
+    if not flatten:
+        image = image_key(space, keys)
     others = tuple(key for key in keys if key != image)
     # SB3 computes the size of a MultiDiscrete with numpy
     others_dim = sum(int(get_flattened_obs_dim(space[key])) for key in others)
@@ -234,7 +244,9 @@ def image_key(space: spaces.Dict, keys: Sequence[str]) -> str | None:
             f"expected at most one image per observation, got several: {', '.join(images)}; "
             "choose one by observation_keys"
         )
-    return images[0] if images else None
+    if not images:
+        return None
+    return images[0]
 
 
 def default_context(space: spaces.Dict) -> ContextConfig:
@@ -277,4 +289,7 @@ def default_encoder(
     key = image_key(space, input_keys(space, context_key, observation_keys))
     if key is None:
         return VectorEncoderConfig()
-    return ImageEncoderConfig() if is_image_space(space[key]) else GridEncoderConfig()
+    # SB3 takes a uint8 Box in [0, 255] for pixels; the codes of a grid have smaller bounds
+    if is_image_space(space[key]):
+        return ImageEncoderConfig()
+    return GridEncoderConfig()

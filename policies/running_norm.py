@@ -46,6 +46,7 @@ class RunningNorm(nn.Module):
         std = self.variance.sqrt().clamp(min=MIN_STD)
         centered = x - self.mean.to(x.dtype)
         normalized = (centered / std.to(x.dtype)).clamp(-LIMIT, LIMIT)
+        # a Python `if` on the count would make the host wait for the device
         return torch.where(self.count > 0, normalized, x)
 
     @torch.no_grad()
@@ -60,10 +61,14 @@ class RunningNorm(nn.Module):
         if n_rows == 0:
             return
         total = self.count + n_rows
+        # the old mean enters below, so it is replaced last
         delta = rows.mean(0) - self.mean
         # sums of squared deviations: between the two sets of rows, and within each
         between = delta.square() * self.count * n_rows / total
-        squares = self.variance * self.count + rows.var(0, correction=0) * n_rows + between
+        # without the correction by n - 1, a single row has variance 0 instead of NaN
+        within = self.variance * self.count + rows.var(0, correction=0) * n_rows
+        squares = within + between
         self.mean += delta * n_rows / total
+        # in place, so that references to the buffers stay valid
         self.variance.copy_(squares / total)
         self.count.copy_(total)

@@ -117,6 +117,7 @@ def specialize_fusion(fusion: Fusion, z: Float[Tensor, " context"]) -> nn.Module
     Raises:
         TypeError: if the fusion is of a class without a specialized form.
     """
+    # in float64 the rounding errors of folding stay below the precision of float32
     in_float64 = copy.deepcopy(fusion).cpu().double()
     folded = fold(in_float64, z.detach().cpu().double().unsqueeze(0))
     return folded.to(device=z.device, dtype=z.dtype).requires_grad_(False).eval()
@@ -138,12 +139,14 @@ def fold(fusion: Fusion, z: Float[Tensor, "1 context"]) -> nn.Module:
     x_dim = fusion.features_dim
     match fusion:
         case Concat(project=None) | Bilinear() | LowRank() | Hyper() | Film():
-            # affine in x
+            # all terms are constant or linear in x, so the sum is one affine map
             return as_linear(lambda x: fusion(x.unsqueeze(0), z).squeeze(0), x_dim)
         case Concat(project=Affine() as project):
+            # the ReLU stands between two affine maps
             hidden = as_linear(lambda x: fusion.main(x) + fusion.shift(z), x_dim)
             return nn.Sequential(hidden, nn.ReLU(), as_linear(project, hidden.out_features))
         case Gate():
+            # the gate is affine in x up to its sigmoid
             gate = as_linear(lambda x: fusion.gate_features(x) + fusion.gate_context(z), x_dim)
             return Product(nn.Sequential(gate, nn.Sigmoid()), as_linear(fusion.main, x_dim))
         case AttentionMask():
@@ -174,6 +177,7 @@ def as_linear(f: Callable[[Tensor], Tensor], in_dim: int) -> nn.Linear:
     Returns:
         The layer, in float64.
     """
+    # f(0) = b, and f(e_i) − b is column i of the matrix
     points = torch.cat([torch.zeros(1, in_dim), torch.eye(in_dim)]).double()
     at_zero, at_units = f(points).split([1, in_dim])
     # an initialization of its own would draw from torch's generator
@@ -326,6 +330,7 @@ def encode_one_context(
         )
     if is_integer and not space.contains(row.astype(space.dtype)):
         raise ConfigError(f"expected a context in {space} under '{key}', got {row.tolist()}")
+    # a batch of one row, because SB3's preprocessing and the encoders take batches
     device = next(extractor.parameters()).device
     batch = torch.as_tensor(row, device=device).unsqueeze(0)
     encoded: Context = extractor.context(preprocess_obs(batch, space, normalize_images))
@@ -352,7 +357,9 @@ class SpecializedExtractor(nn.Module):
         self.normalize_images = normalize_images
         image = extractor.routing.image
         others = extractor.routing.others
-        self.keys = others if image is None else (image, *others)
+        self.keys = others
+        if image is not None:
+            self.keys = (image, *others)
         self.trunk = copy.deepcopy(extractor)
         # z replaces it
         del self.trunk.context
@@ -428,6 +435,7 @@ class SpecializedPolicy(nn.Module):
         self.critic_extractor = None
         if critic is not actor:
             self.critic_extractor = SpecializedExtractor(critic, critic_z, normalize_images)
+        # if the context is the task, it decides which task's value is computed
         if actor.routing.context == TASK_KEY:
             task = int(np.asarray(context))
         mlp = policy.mlp_extractor
@@ -465,6 +473,7 @@ def _mlp_and_head(
     mlp: nn.Module, head: nn.Module, z: Float[Tensor, " context"], task: int
 ) -> nn.Sequential:
     plain_head = specialize_head(cast(Head, head), z, task)
+    # SB3's own layers are still shared with the policy, which stays as it is
     return copy.deepcopy(nn.Sequential(mlp, plain_head))
 
 
@@ -501,6 +510,7 @@ def _specialize_popart(head: PopArtHead, z: Float[Tensor, " context"], task: int
     row = nn.utils.skip_init(
         nn.Linear, weight.numel(), 1, dtype=head.weight.dtype, device=head.weight.device
     )
+    # σ (w · h + b) + μ = (σ w) · h + (σ b + μ)
     row.weight.copy_(std * weight)
     row.bias.copy_(std * bias + head.mean[task])
     if head.fusion is None:

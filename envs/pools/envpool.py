@@ -165,7 +165,7 @@ class EnvPoolBackend:
             self._task.env_id,
             env_type="gymnasium",
             num_envs=self._n,
-            num_threads=min(self._threads, self._n),
+            num_threads=min(self._threads, self._n),  # more threads would only wait
             # A single integer would give environment i the seed + i, so that the environments of
             # neighboring seeds would be the same.
             seed=self._seeds,

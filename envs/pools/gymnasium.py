@@ -139,6 +139,7 @@ class GymnasiumBackend:
                 env = self._make(env_index)
                 self._envs[env_index] = env
             if env is None:
+                # The failure has been counted, so the loop ends when the restarts are used up.
                 continue
             seed = self._seeds[env_index] if self._needs_seed[env_index] else None
             self._needs_seed[env_index] = False
@@ -203,6 +204,7 @@ class GymnasiumBackend:
         try:
             return cast(Observations, concatenate(self._space, tuple(rows.values()), out))
         except Exception as error:
+            # Checking each row first would cost time in every timestep.
             for env_index, row in rows.items():
                 if not self._space.contains(row):
                     message = f"gave {row!r}, which is not in {self._space}"

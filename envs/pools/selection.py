@@ -119,6 +119,7 @@ def make_backends(
         restarts: counter of the tolerated failures.
     """
     n_tasks = len(suite.tasks)
+    # The backends of all tasks work at the same time, so they share the CPUs.
     threads = max(1, available_cpus() // len(sizes))
     backends: dict[int, Backend] = {}
     for task_index, n in sizes.items():

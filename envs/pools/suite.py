@@ -116,6 +116,7 @@ class SuiteBackend:
     def recv(self) -> Step:
         """Finish the timestep and return it."""
         steps = []
+        # In the order of send(), as backends that share workers require.
         for task_index, _ in self._groups.rows_by_task:
             step = self._backends[task_index].recv()
             steps.append(replace(step, obs=self._add_action_mask(step.obs, task_index)))
@@ -125,6 +126,7 @@ class SuiteBackend:
         """End processes and threads; a second call does nothing."""
         for backend in self._backends.values():
             backend.close()
+        # The workers belong to the suite, not to any one backend.
         if self._workers is not None:
             self._workers.close()
 

@@ -97,6 +97,7 @@ class Worker:
             self._process = process
             # This runs before multiprocessing's own exit handler, which would wait for the process.
             atexit.register(process.kill)
+            # Now the child holds the only copy of its end, so its death shows as EOF here.
             child_connection.close()
         return self._connection
 
@@ -110,6 +111,7 @@ class Worker:
             WorkerLostError: if the process died, or did not reply in time and was killed. The next
                 command starts another process.
         """
+        # The command went to a process that is gone, and so will never be answered.
         if generation != self.generation:
             raise WorkerLostError("")
         connection = self.connection
@@ -144,6 +146,7 @@ class Worker:
         if self._process is not None:
             self._process.kill()
         self.join()
+        # The next command starts a process, and replies to older commands are no longer expected.
         self._connection = None
         self.generation += 1
 
@@ -202,9 +205,11 @@ def _serve(
             shard, command, argument = connection.recv()
             if command == "close":
                 break
+            # The owner counts failures over all workers, so each reply starts a new list.
             tolerated.clear()
             try:
                 if shard not in backends:
+                    # Built at the first command, so that an error is sent as a reply.
                     backend = builders[shard].fn(on_failure=tolerate)
                     backends[shard] = cast(GymnasiumBackend, backend)
                 result = _execute(backends[shard], command, argument)

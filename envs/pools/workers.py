@@ -273,6 +273,7 @@ class _Shard:
 
     def _sync_with_worker(self) -> None:
         """Forget the episodes that were lost with an earlier process, and replace their seeds."""
+        # The worker counts the processes that it lost, also while it served other shards.
         if self._generation != self._worker.generation:
             self._generation = self._worker.generation
             self._has_episode[:] = False
@@ -347,5 +348,6 @@ def _build(
     on_failure: Callable[[EnvironmentFailedError], None],
 ) -> GymnasiumBackend:
     """Return a shard's backend, in the worker process."""
+    # setdefault, because a module that the worker imported may have registered the id already.
     gym.registry.setdefault(spec.id, spec)
     return GymnasiumBackend(task, n, task_index, n_tasks, observation, on_failure)

@@ -69,6 +69,7 @@ class ReachEnv(MiniGridEnv):
         """Cell (x, y) of the goal."""
         self.goal_dir = 0
         """Direction of the view that is the goal."""
+        # MiniGrid needs a mission space, although the observation has goals instead of a mission.
         mission = MissionSpace(mission_func=lambda: "reach the goal")
         super().__init__(mission, grid_size=size, max_steps=max_steps, render_mode=render_mode)
         picture_space = _picture_space(self.agent_view_size)
@@ -142,6 +143,7 @@ class ReachEnv(MiniGridEnv):
         Returns:
             Observation, reward, terminated, truncated and info.
         """
+        # MiniGrid terminates on goal and lava cells, of which there are none here.
         observation, _, _, truncated, _ = super().step(action)
         achieved = observation[ACHIEVED_GOAL_KEY]
         desired = observation[DESIRED_GOAL_KEY]

@@ -102,6 +102,7 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         Returns:
             Observation, reward, terminated, truncated and info.
         """
+        # Meta-World itself never terminates, so its flag is ignored.
         observation, reward, _, truncated, info = self._sawyer.step(action)
         terminated = self._terminate_on_success and bool(info["success"])
         return observation.astype(np.float32), float(reward), terminated, bool(truncated), info

@@ -120,6 +120,7 @@ class ODEEnv(gym.Env[FloatObservation, NDArray[np.float32]]):
         velocity = 0.0
         for power, coefficient in enumerate(self.context.tolist(), start=1):
             velocity += coefficient * (scaled**power).real
+        # One Euler step of ẋ.
         self.x = float(np.clip(self.x + velocity * DT, -X_LIMIT, X_LIMIT))
         reward = 0.0
         # The innermost band that contains x decides.

@@ -35,6 +35,7 @@ class ChunkedCore(Core):
         outputs: list[Tensor] = []
         for start in range(0, len(x), self.CHUNK):
             chunk = slice(start, start + self.CHUNK)
+            # Episodes are numbered anew in each chunk; the state carries over what came before.
             own_episodes = Episodes(episodes.starts[chunk], episodes.device)
             y, state = self.forward_chunk(x[chunk], state, own_episodes)
             outputs.append(y)

@@ -90,10 +90,12 @@ class Core(nn.Module, ABC):
         """
         episodes = _as_episodes(episode_start, features.device)
         self._check_sizes(features, state, episodes, context, groups)
+        # Resets at t = 0 are the same for every core; later ones depend on how a core computes.
         state = episodes.reset_state(state)
         x = to_float32(features)
         z = None if context is None else to_float32(context)
         with torch.autocast(features.device.type, enabled=False):
+            # With a skip connection, x learns through the direct path alone.
             inputs = x if self.add is None else x.detach()
             if self.normalize:
                 # What the features of all observations share would drown what differs.

@@ -95,6 +95,7 @@ class Episodes:
         """Return the segments, packed."""
         n_steps, n_sequences = self.shape
         starts_segment = self.starts.copy()
+        # A segment also starts at t = 0, where the episode may have started earlier.
         starts_segment[0] = True
         # (T, N) -> (N * T,), sequence by sequence, so that a segment is contiguous.
         segment = starts_segment.T.reshape(-1).cumsum() - 1
@@ -110,6 +111,7 @@ class Episodes:
         rows = order % n_steps * n_sequences + order // n_steps
         inverse = np.empty_like(rows)
         inverse[rows] = np.arange(len(rows))
+        # The index n * T + t of each segment's first timestep, split into n and t.
         sequence, first_timestep = np.divmod(start[longest_first], n_steps)
         return Packing(
             rows=self._to_device(rows),
@@ -124,7 +126,10 @@ class Episodes:
     def batch_sizes(self) -> list[int]:
         """Return the number of segments that have a first, a second, ... timestep."""
         n_steps, n_sequences = self.shape
-        return [n_sequences] * n_steps if self.are_unbroken else self.packing.batch_sizes
+        if self.are_unbroken:
+            # Every sequence is one segment of T timesteps, so no packing is needed.
+            return [n_sequences] * n_steps
+        return self.packing.batch_sizes
 
     def pack(self, values: Float[Tensor, "time batch dim"]) -> Float[Tensor, "steps dim"]:
         """Pack the timesteps of the segments.
@@ -135,8 +140,11 @@ class Episodes:
         Returns:
             (T * N, D), packed rows.
         """
+        # (T, N, D) -> (T * N, D), which is the packed order if no episode starts inside.
         rows = values.flatten(0, 1)
-        return rows if self.are_unbroken else rows.index_select(0, self.packing.rows)
+        if self.are_unbroken:
+            return rows
+        return rows.index_select(0, self.packing.rows)
 
     def unpack(self, packed: Float[Tensor, "steps dim"]) -> Float[Tensor, "time batch dim"]:
         """Undo ``pack``.
@@ -147,7 +155,10 @@ class Episodes:
         Returns:
             (T, N, D).
         """
-        rows = packed if self.are_unbroken else packed.index_select(0, self.packing.inverse)
+        rows = packed
+        if not self.are_unbroken:
+            rows = packed.index_select(0, self.packing.inverse)
+        # (T * N, D) -> (T, N, D)
         return rows.unflatten(0, self.shape)
 
     def first_states(self, state: Float[Tensor, "batch state"]) -> Float[Tensor, "pieces state"]:
@@ -173,7 +184,9 @@ class Episodes:
         Returns:
             (N, S), those of the last segments.
         """
-        return states if self.are_unbroken else states.index_select(0, self.packing.last)
+        if self.are_unbroken:
+            return states
+        return states.index_select(0, self.packing.last)
 
     def _to_device(self, values: NDArray[np.generic]) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(values))

@@ -40,14 +40,21 @@ class FastWeights(ChunkedCore):
         super().__init__(features_dim, config.size * self.head_dim, config)
         self.main = Affine(features_dim, config.size, gain=RELU_GAIN)
         self.query_key_value = Affine(features_dim, 3 * config.size, gain=1)
+        # A gain of 0 starts every write with the strength β = σ(0) = 1/2.
         self.write_strength = Affine(features_dim, config.heads, gain=0)
         self.project = Affine(config.size, config.size, gain=0, bias=False)
 
-    def forward_chunk(self, x: Tensor, state: Tensor, episodes: Episodes) -> tuple[Tensor, Tensor]:
+    def forward_chunk(
+        self,
+        x: Tensor,
+        state: Tensor,
+        episodes: Episodes,
+    ) -> tuple[Tensor, Tensor]:
         """Compute a chunk; see ``ChunkedCore.forward_chunk``."""
         # (T, N, 3 * H * d) -> (T, N, 3, H, d) -> (3, N, H, T, d)
         projected = self.query_key_value(x).unflatten(-1, (3, self.heads, -1))
         query, key, v = projected.permute(2, 1, 3, 0, 4)
+        # With keys of norm 1 a write shrinks the old value of its key by 1 − β and amplifies none.
         q = F.normalize(query, dim=-1)
         k = F.normalize(key, dim=-1)
         # (T, N, H) -> (N, H, T, 1)
@@ -65,6 +72,7 @@ class FastWeights(ChunkedCore):
         system = beta * (k @ k.mT) * same_episode.tril(-1)
         missing = beta * (v - continues * (k @ memory))
         u = torch.linalg.solve_triangular(system, missing, upper=False, unitriangular=True)
+        # M_0ᵀ q_t from before the chunk, and Σ_{s≤t} (q_t · k_s) u_s from the chunk itself.
         read = continues * (q @ memory) + (q @ k.mT * same_episode.tril()) @ u
         # What the last episode of the chunk leaves.
         after = (last_episode == 0) * memory + (k * (episode == last_episode)).mT @ u

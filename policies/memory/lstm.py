@@ -32,6 +32,7 @@ class Recurrent(Core):
     """
 
     def __init__(self, network: nn.LSTM | nn.GRU, config: LstmConfig | GruConfig) -> None:
+        # An LSTM has (h, c), a GRU has h alone.
         n_parts = 2 if isinstance(network, nn.LSTM) else 1
         super().__init__(network.input_size, n_parts * network.hidden_size, config)
         self.network = network
@@ -41,6 +42,7 @@ class Recurrent(Core):
             else:
                 nn.init.zeros_(weight)
         if isinstance(network, nn.LSTM):
+            # torch adds two biases, bias_ih and bias_hh, so only one of them is set to 1.
             init_forget_gate(network.get_parameter("bias_ih_l0"))
 
     def run(
@@ -54,6 +56,7 @@ class Recurrent(Core):
         """Run the layer over all segments; see ``Core.run``. The context is ignored."""
         first = self._split_state(episodes.first_states(state))
         if episodes.are_unbroken:
+            # No segment ends early, so torch can run a dense batch instead of a packed one.
             y, last = self.network(x, first)
             return y, self._join_state(last)
         packed = PackedSequence(episodes.pack(x), torch.tensor(episodes.batch_sizes))

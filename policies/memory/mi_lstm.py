@@ -50,6 +50,7 @@ class MiLstm(Core):
         self.bias = nn.Parameter(torch.zeros(4 * size))
         self.recur = Affine(size, 4 * size, gain=0, bias=False)
         for layer in (self.main, self.recur):
+            # The transpose is a view in the layout (4 * H, in) of torch's LSTM.
             init_gates(layer.weight.T, size)
         init_forget_gate(self.bias)
         self.to_scale: Affine | None = None
@@ -106,10 +107,12 @@ class MiLstm(Core):
                 c = c[:n_running]
             recurrent = self.recur(h)
             inputs = main_t + recurrent + self._multiply(weight, factor_t, h, recurrent)
+            # b + (1 + γ(z)) ⊙ (V x + U h + m): the context does not scale the bias.
             i, f, g, o = torch.addcmul(self.bias, scale_t, inputs).chunk(4, dim=1)
             c = f.sigmoid() * c + i.sigmoid() * g.tanh()
             h = o.sigmoid() * c.tanh()
             outputs.append(h)
+        # The segments that ended last are the longest, which come first in the packed order.
         last = torch.cat([torch.cat([h, c], dim=1), *reversed(ended)])
         return episodes.unpack(torch.cat(outputs)), episodes.last_states(last)
 
@@ -145,6 +148,7 @@ class MiLstm(Core):
         """Return 1 + γ(z) of each packed row."""
         if self.to_scale is None:
             n_rows = sum(episodes.batch_sizes)
+            # An expanded scalar: ones for every row, without their memory.
             return self.bias.new_ones(()).expand(n_rows, len(self.bias))
         if z is None:
             raise ValueError(

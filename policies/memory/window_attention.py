@@ -53,7 +53,12 @@ class WindowAttention(ChunkedCore):
             self.content_bias = nn.Parameter(torch.zeros(bias_size))
             self.distance_bias = nn.Parameter(torch.zeros(bias_size))
 
-    def forward_chunk(self, x: Tensor, state: Tensor, episodes: Episodes) -> tuple[Tensor, Tensor]:
+    def forward_chunk(
+        self,
+        x: Tensor,
+        state: Tensor,
+        episodes: Episodes,
+    ) -> tuple[Tensor, Tensor]:
         """Compute a chunk; see ``ChunkedCore.forward_chunk``."""
         n_steps, _ = episodes.shape
         # (N, (L − 1) * X + 1) -> (L − 1, N, X) and (N,)
@@ -65,11 +70,14 @@ class WindowAttention(ChunkedCore):
         # A timestep attends to itself, to earlier ones of its episode, and to no future one.
         reach = age.clamp(max=self.past).T.unsqueeze(-1)  # (T, N) -> (N, T, 1)
         is_visible = (distance >= 0) & (distance <= reach)  # (N, T, J)
-        located = inputs if self.relative else inputs + self._encode_ages(age, count)
+        located = inputs
+        if not self.relative:
+            located = inputs + self._encode_ages(age, count)
         query = self._split_heads(self.query(located[self.past :]))
         key, value = self.key_value(located).chunk(2, dim=-1)
         bias = _attention_bias(is_visible, x.dtype)
         if self.relative:
+            # (q_t + w) · r_{t−j} / √d is added to the logits; u joins the query.
             bias = bias + self._score_distances(query, distance)
             query = query + self.content_bias
         attended = F.scaled_dot_product_attention(
