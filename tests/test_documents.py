@@ -17,6 +17,8 @@ DOCUMENTS = [
 ]
 README_LINES = 120
 """Maximum length of the README."""
+PYTHON_PATH = re.compile(r"(?<![\w/.:-])(?:[\w-]+/)+\w+\.py\b")
+"""A path such as agents/training.py, but not a part of a URL or of a relative link."""
 
 
 def python_snippets(document: Path) -> list[str]:
@@ -49,6 +51,23 @@ def test_local_links_exist() -> None:
         text = document.read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_paths_of_code_exist() -> None:
+    """Check the paths of Python files, except those that a page tells the reader to create.
+
+    The changelog is exempt, because it names former files.
+    """
+    for document in DOCUMENTS:
+        if document.name == "CHANGELOG.md":
+            continue
+        text = document.read_text(encoding="utf-8")
+        created = set()
+        for line in text.splitlines():
+            if "new file" in line:
+                created.update(PYTHON_PATH.findall(line))
+        for path in set(PYTHON_PATH.findall(text)) - created:
+            assert (ROOT / path).exists(), f"{document.name}: {path}"
 
 
 def test_readme_is_short() -> None:
