@@ -192,7 +192,8 @@ def test_same_command_continues_the_run(name: str, run_dir: Path) -> None:
     before = saved_state(run_dir)
     lines: list[str] = []
     outcome = train(compose_train([f"name={name}", *run.words]), lines.append)
-    assert (outcome.timesteps, outcome.finished) == (run.total, True)
+    assert outcome.finished
+    assert outcome.timesteps == run.total
     assert lines[0].startswith(f"Resuming at {run.timesteps} of {run.total} timesteps")
 
     after = saved_state(run_dir)
