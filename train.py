@@ -14,7 +14,7 @@ A long run sees many sizes: the share of distinct observations changes as the ag
 
 
 def run(argv: list[str]) -> int:
-    """Train a run as the command line says, then evaluate its last checkpoint.
+    """Train the agent that the command line describes, then evaluate its last checkpoint.
 
     Args:
         argv: the arguments of the command.
@@ -40,7 +40,10 @@ def run(argv: list[str]) -> int:
 
     result = train(config, log)
     if not result.finished:
-        log(f"Stopped and saved at {result.timesteps:,} timesteps; the same command again resumes.")
+        log(
+            f"Stopped and saved at {result.timesteps:,} timesteps; "
+            "run the same command again to resume."
+        )
         return 130  # as after Ctrl-C in a shell
     # test on seeds that neither the training nor its evaluations have used
     evaluation = EvalConfig(
@@ -56,7 +59,7 @@ def run(argv: list[str]) -> int:
     console.print(results_table(results, title))
     log(f"Written: {report}")
     log(f"Curves:  {command('tensorboard')} --logdir {config.runs_dir}")
-    log(f"Again:   {command('mirl-eval')} run={config.run_dir} checkpoint=last")
+    log(f"Evaluate again: {command('mirl-eval')} run={config.run_dir} checkpoint=last")
     return 0
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, astuple
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from mirl.agents.policy_loader import restore_policy
 from mirl.agents.runs.atomic_files import write_bytes, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.run import Run
-from mirl.agents.statistics import TaskResult, suite_result
+from mirl.agents.statistics import Episode, TaskResult, suite_result
 from mirl.agents.video import record_episode
 from mirl.configs.schema import EvalConfig
 from mirl.configs.tasks import Subset, TaskConfig, file_name, score_bounds
@@ -30,14 +29,6 @@ SUMMARY_ROWS = ("mean", "IQM", "worst")
 """Rows of the table over several tasks, in the order of the fields of ``Aggregate``."""
 
 HiddenState = tuple[NDArray[np.float32], ...]
-
-
-class Episode(NamedTuple):
-    """Outcome of one episode."""
-
-    success: bool
-    episode_return: float
-    length: int
 
 
 # --------------------------------------------------------------------------------- playing episodes

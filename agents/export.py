@@ -84,7 +84,7 @@ def export_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> Export:
     # the program is for the CPU; ``torch.export`` records the device
     policy = restore_policy(training, checkpoint, "cpu")
     specialized = specialize(policy, context)
-    assert isinstance(policy, FusionPolicy), "specialize refuses the others"
+    assert isinstance(policy, FusionPolicy), "specialize rejects the others"
 
     # compare the program with the policy on random observations
     observations = random_observations(observation_space, config.seed)

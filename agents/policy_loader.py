@@ -126,7 +126,7 @@ def _has_channels_last(space: spaces.Box) -> bool:
 
 @contextmanager
 def _limit_parameters(weights: Path) -> Iterator[None]:
-    """Refuse to build a network that is far larger than a file of weights.
+    """Reject a network that is far larger than a file of weights.
 
     The configuration may come from a stranger. Memory that torch has allocated costs nothing before
     it is written to, and each parameter is registered before that.

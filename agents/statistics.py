@@ -2,13 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import binomtest, trim_mean
 
 from mirl.configs.tasks import Subset
+
+
+class Episode(NamedTuple):
+    """Outcome of one episode."""
+
+    success: bool
+    episode_return: float
+    length: int
 
 
 def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:

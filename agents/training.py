@@ -19,7 +19,7 @@ from mirl.agents.faults import NonFiniteError, explain_out_of_memory
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
 from mirl.agents.runs import metric_names as metrics
-from mirl.agents.runs.checkpoint import Checkpoint, Episodes, checkpoint_name
+from mirl.agents.runs.checkpoint import Checkpoint, EpisodeRecords, checkpoint_name
 from mirl.agents.runs.logger import build_logger
 from mirl.agents.runs.run import Run
 from mirl.agents.runs.synchronization import reseed_all
@@ -146,7 +146,7 @@ def _create_or_resume(config: ResolvedConfig, agent: Agent) -> Run:
     return run or Run.create(config)
 
 
-def _load(run: Run, checkpoint: Checkpoint | None, agent: Agent) -> Episodes:
+def _load(run: Run, checkpoint: Checkpoint | None, agent: Agent) -> EpisodeRecords:
     """Load a checkpoint into the agent; return the last episodes of each task."""
     if checkpoint is None:
         return {}
@@ -170,7 +170,7 @@ def _first_line(run: Run, agent: Agent, backend: str) -> str:
 # ----------------------------------------------------------------------------------------- learning
 
 
-def _learn(run: Run, agent: Agent, envs: Environments, episodes: Episodes) -> TrainResult:
+def _learn(run: Run, agent: Agent, envs: Environments, episodes: EpisodeRecords) -> TrainResult:
     """Learn to the end, or until a signal; save the last checkpoint."""
     config = run.config
     start = agent.num_timesteps

@@ -9,7 +9,7 @@ einsum of the bilinear form, a linear layer over [x, z], and the matrix product 
 All layers are timed in turn, round by round.
 
 A second table measures both forms of the bilinear term with more and more contexts, to check the
-rule that chooses between them (``policies/grouping.py``).
+rule that chooses between them (``policies/grouped_matmul.py``).
 """
 
 import argparse

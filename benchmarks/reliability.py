@@ -193,7 +193,7 @@ RECORDS: dict[str, Callable[[Path], object]] = {
     "TensorBoard's points": points_of,
     "all tensors": tensor_bytes,
 }
-"""What two equal runs leave behind, and the functions that load it."""
+"""Records that two equal runs share, with the functions that load them."""
 
 
 def check_kills(scale: Scale, folder: Path) -> Iterator[Row]:
@@ -250,17 +250,17 @@ def check_configurations(scale: Scale, folder: Path) -> Iterator[Row]:
         folder: Unused.
     """
     n_valid = 0
-    n_refused = 0
+    n_rejected = 0
 
     @settings(max_examples=scale.configurations, deadline=None, database=None)
     @given(st.lists(TRAIN_WORDS, max_size=4))
     def compose(options: list[str]) -> None:
-        nonlocal n_valid, n_refused
+        nonlocal n_valid, n_rejected
         try:
             compose_train(options)
             n_valid += 1
         except ConfigError:
-            n_refused += 1
+            n_rejected += 1
 
     failure = "no traceback"
     holds = True
@@ -271,9 +271,9 @@ def check_configurations(scale: Scale, folder: Path) -> Iterator[Row]:
         holds = False
     yield Row(
         "invalid input gives one clear error",
-        f"{n_valid + n_refused:,} generated command lines",
-        f"{n_valid:,} valid, {n_refused:,} refused, {failure}",
-        holds and n_valid + n_refused >= scale.configurations,
+        f"{n_valid + n_rejected:,} generated command lines",
+        f"{n_valid:,} valid, {n_rejected:,} rejected, {failure}",
+        holds and n_valid + n_rejected >= scale.configurations,
     )
 
 
@@ -304,7 +304,7 @@ def check_fuzzing(scale: Scale, folder: Path) -> Iterator[Row]:
     else:
         result = "; ".join(errors) or output[-300:]
     holds = bool(runs) and not errors and finished.returncode == 0
-    yield Row("damaged and hostile files are refused", test, result, holds)
+    yield Row("damaged and hostile files are rejected", test, result, holds)
 
 
 # ------------------------------------------------------------------------------------------- soak

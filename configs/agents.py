@@ -125,7 +125,7 @@ class PPOConfig(OnPolicyConfig):
         # a smaller last minibatch would give its samples more weight; SB3 warns of it
         if self.rollout_size % self.batch_size:
             divisor = math.gcd(self.rollout_size, self.batch_size)
-            if divisor == 1:  # minibatches of one timestep are refused below
+            if divisor == 1:  # minibatches of one timestep are rejected below
                 divisor = self.rollout_size
             raise ValueError(
                 f"batch_size must divide the rollout, n_envs × n_steps = {self.rollout_size}, "
@@ -314,5 +314,5 @@ def check_minibatches(
         remedies += f" or {prefix}sequence_length={shorter}"
     raise ConfigError(
         f"{prefix}batch_size must be a multiple of a sequence's {length} timesteps, "
-        f"got {batch_size}; {remedies} would do"
+        f"got {batch_size}; use {remedies}"
     )

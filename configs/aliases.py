@@ -1,4 +1,4 @@
-"""Old spellings of presets and option values, accepted for one release.
+"""Old names of presets, option values and layers, accepted for one release.
 
 Delete this module and its uses in the release after 0.2.
 """
@@ -15,7 +15,7 @@ RENAMED_VALUES = {
     "success": {"ever": "any_step"},
 }
 """Old and current values, per option."""
-RENAMED_MODULES = {
+RENAMED_LAYERS = {
     "read": "output",
     "normalise": "normalize",
 }

@@ -370,8 +370,8 @@ class NetworkConfig(Config):
     memory: Annotated[MemoryConfig, Field(discriminator="kind")] = NoMemoryConfig()
     """Recurrent core between the features extractor and the policy and value networks."""
     observation_keys: tuple[str, ...] | None = None
-    """Observation keys that are inputs; None for every key that is neither a context nor the
-    action mask."""
+    """Observation keys that are inputs; None for all keys except ``desired_goal``, ``mission``,
+    ``task``, the context's own key and ``action_mask``."""
 
     @property
     def is_resolved(self) -> bool:
@@ -397,8 +397,8 @@ def network_config(
         encoder: name or config of the encoder; None to choose it by the observation space.
         sites: one or several of "map", "vector" and "heads".
         memory: name or config of the recurrent core; "none" for a feed-forward policy.
-        observation_keys: observation keys that are inputs; None for every key that is neither a
-            context nor the action mask.
+        observation_keys: observation keys that are inputs; None for all keys except
+            ``desired_goal``, ``mission``, ``task``, the context's own key and ``action_mask``.
 
     Returns:
         The frozen configuration.

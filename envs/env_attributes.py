@@ -1,6 +1,6 @@
 """The part of SB3's ``VecEnv`` interface that concerns attributes of single environments.
 
-Single environments live in C++ or in other processes, so almost all of it is refused.
+Single environments live in C++ or in other processes, so almost all of it is rejected.
 """
 
 from typing import Literal

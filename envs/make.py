@@ -163,7 +163,7 @@ def _make(task: TaskConfig, render_mode: str | None) -> AnyEnv:
         if not task.kwargs:
             raise
         raise ConfigError(
-            f"task '{task.name}': {task.env_id} refused kwargs={task.kwargs}: {error}; "
+            f"task '{task.name}': {task.env_id} rejected kwargs={task.kwargs}: {error}; "
             "change kwargs"
         ) from error
 

@@ -100,7 +100,7 @@ def is_success(task: TaskConfig, last_reward: float, last_report: int, best_repo
 def _require_report(task: TaskConfig, report: int, infos: str) -> bool:
     if report == NOT_REPORTED:
         raise ConfigError(
-            f"task '{task.name}' has success={task.success}, but {infos} of {task.env_id} has no "
-            "'is_success'; use success=reward"
+            f"task '{task.name}' has success={task.success}, but {infos} of {task.env_id} has "
+            "neither 'is_success' nor 'success'; use success=reward"
         )
     return report == 1

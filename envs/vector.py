@@ -1,4 +1,4 @@
-"""A whole suite as one SB3 ``VecEnv``: every task in every rollout."""
+"""A whole suite as one SB3 ``VecEnv``; with ``sampling=fixed`` every task is in every rollout."""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -44,7 +44,7 @@ def mask_logits(
 
     The probability of such an action is exactly 0. The number is finite so that neither the entropy
     nor a gradient computes ∞ · 0. If a mask excludes every action, all actions are equally probable
-    and no gradient flows, because sampling needs some distribution; the environment may then refuse
+    and no gradient flows, because sampling needs some distribution; the environment may then reject
     the action.
 
     Args:

@@ -52,8 +52,8 @@ class FusionExtractor(BaseFeaturesExtractor):
         encoder: name or config of the observation encoder; None to choose it from the space.
         sites: "map" (each cell of an image), "vector" (the feature vector), or both. The heads are
             not part of a features extractor; ``FusionPolicy`` fuses there.
-        observation_keys: keys that are inputs; None for every key that is neither a context nor
-            ``action_mask``.
+        observation_keys: keys that are inputs; None for all keys except ``desired_goal``,
+            ``mission``, ``task``, the context's own key and ``action_mask``.
         return_features: return ``Features``, which a policy's heads read, instead of a tensor.
 
     Raises:

@@ -1,7 +1,7 @@
 """Fusions: the family of multiplicative interactions y = f(x, z) of features x and a context z.
 
 At initialization the output of every fusion is independent of the context: either the weights that
-multiply z start at zero, or the projection behind them does. The main path V starts orthogonal. All
+multiply z start at zero, or the projection after them does. The main path V starts orthogonal. All
 weights are plain parameters rather than ``nn.Linear`` layers, because SB3's ``ortho_init``
 re-initializes every ``nn.Linear`` that it finds, which would undo this initialization.
 

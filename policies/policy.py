@@ -64,8 +64,8 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         encoder: name or config of the observation encoder; None to choose it from the space.
         sites: one or several of "map" (each cell of an image), "vector" (the feature vector) and
             "heads" (the policy head and the value head).
-        observation_keys: keys that are inputs; None for every key that is neither a context nor
-            ``action_mask``.
+        observation_keys: keys that are inputs; None for all keys except ``desired_goal``,
+            ``mission``, ``task``, the context's own key and ``action_mask``.
         memory: name or config of the recurrent core, for ``RecurrentFusionPolicy`` only.
         popart: make the value head a ``PopArtHead``; MIRL's PPO and A2C call its ``update``.
         net_arch: sizes of the hidden layers of SB3's MLPs, as a list or as
@@ -144,7 +144,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         )
         self.network = resolve_network(network, observation_space)
         super().__init__(
-            cast(spaces.Dict, observation_space),  # resolve_network refuses any other
+            cast(spaces.Dict, observation_space),  # resolve_network rejects any other
             action_space,
             lr_schedule,
             net_arch=net_arch,

@@ -104,7 +104,7 @@ def resolve_network(
         network: the configuration; one that is resolved already is returned unchanged.
         observation_space: a Dict space; the context and the inputs are read from its keys.
         move_map_site: if the chosen encoder has no cells, replace site "map" by "vector"; the
-            default keeps the sites, and ``FusionExtractor`` refuses the combination.
+            default keeps the sites, and ``FusionExtractor`` rejects the combination.
 
     Returns:
         The configuration without an ``auto`` member.
@@ -205,8 +205,8 @@ def input_keys(
     Args:
         space: the space of the observations.
         context_key: key of the context.
-        observation_keys: the keys if they are given; None for every key that is neither a context
-            nor the action mask.
+        observation_keys: the keys if they are given; None for all keys except ``desired_goal``,
+            ``mission``, ``task``, the context's own key and ``action_mask``.
 
     Raises:
         ConfigError: if a key is unknown, or if an input is missing.

@@ -23,7 +23,11 @@ def resolve(config: TrainConfig) -> ResolvedConfig:
 
 def start_run(config: TrainConfig) -> Run:
     """Create or resume the run of a configuration."""
-    return Run.create_or_resume(resolve(config))
+    resolved = resolve(config)
+    run = Run.find(resolved)
+    if run is None:
+        run = Run.create(resolved)
+    return run
 
 
 def checkpoint_of(run_dir: Path, which: str) -> Checkpoint:

@@ -270,7 +270,7 @@ def test_ctrl_c_saves_and_resumes(tmp_path: Path) -> None:
     output = stopped_by(signal.SIGINT, tmp_path, folder, argv)
     assert "Traceback" not in output
     (stopped_at,) = re.findall(
-        r"Stopped and saved at ([\d,]+) timesteps; the same command again resumes\.", output
+        r"Stopped and saved at ([\d,]+) timesteps; run the same command again to resume\.", output
     )
     assert iteration_steps(folder) == list(range(128, int(stopped_at.replace(",", "")) + 1, 128))
     rows = [row.rstrip(",") for row in (folder / "metrics.csv").read_text().splitlines()[1:]]
@@ -299,7 +299,9 @@ def test_sigterm_saves_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture
     output = stopped_by(signal.SIGTERM, tmp_path, folder, argv)
     assert "Traceback" not in output
     stopped_at = iteration_steps(folder)[-1]
-    message = f"Stopped and saved at {stopped_at:,} timesteps; the same command again resumes."
+    message = (
+        f"Stopped and saved at {stopped_at:,} timesteps; run the same command again to resume."
+    )
     assert message in output
     index = json.loads((folder / "checkpoints" / "index.json").read_text())
     assert index["last"] == f"step_{stopped_at:09d}"

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mirl.agents.callbacks.schedule import Interval, IterationTimer
 from mirl.agents.runs import metric_names as metrics
-from mirl.agents.runs.checkpoint import Episodes
+from mirl.agents.runs.checkpoint import EpisodeRecords
 from mirl.agents.runs.metric_names import task_metric
+from mirl.agents.statistics import Episode
 from mirl.envs.type_aliases import Observations
 from mirl.policies import FusionExtractor
 
@@ -22,9 +23,6 @@ WINDOW = 256
 """Episodes per task behind each rolling mean."""
 EPISODE_METRICS = ("success_rate", "return", "length")
 """Metrics of a task, in the order of an episode's numbers."""
-
-Episode = tuple[bool, float, int]
-"""Success, return and length."""
 
 
 class TaskStatistics(BaseCallback):
@@ -44,7 +42,8 @@ class TaskStatistics(BaseCallback):
         for env_index in np.flatnonzero(self.locals["dones"]):
             info = infos[env_index]
             episode = info["episode"]
-            self._episodes[info["task"]].append((info["is_success"], episode["r"], episode["l"]))
+            outcome = Episode(info["is_success"], episode["r"], episode["l"])
+            self._episodes[info["task"]].append(outcome)
         return True
 
     def _on_rollout_end(self) -> None:
@@ -58,7 +57,7 @@ class TaskStatistics(BaseCallback):
         """
         return {task: list(episodes) for task, episodes in self._episodes.items()}
 
-    def load(self, state: Episodes) -> None:
+    def load(self, state: EpisodeRecords) -> None:
         """Continue from a saved state.
 
         Args:
@@ -66,7 +65,8 @@ class TaskStatistics(BaseCallback):
         """
         for task, episodes in state.items():
             for success, episode_return, length in episodes:
-                self._episodes[task].append((bool(success), float(episode_return), int(length)))
+                outcome = Episode(bool(success), float(episode_return), int(length))
+                self._episodes[task].append(outcome)
 
     def record(self) -> None:
         """Record the means for the next row of the log."""

@@ -21,7 +21,7 @@ from mirl.agents.on_policy.recurrent_buffer import RecurrentRolloutBuffer
 from mirl.agents.on_policy.rollback import Snapshot, are_finite, non_finite_error
 from mirl.agents.on_policy.rollout import RolloutCollector
 from mirl.agents.on_policy.rollout_buffer import RolloutBuffer
-from mirl.agents.on_policy.update import Update, scale_advantages
+from mirl.agents.on_policy.update import Update, update_popart_and_advantages
 from mirl.agents.profiler import IterationProfiler
 from mirl.agents.runs.metric_names import DISTINCT
 from mirl.configs.errors import ConfigError
@@ -198,9 +198,9 @@ class OnPolicyLoop(RolloutCollector):
         snapshot = Snapshot(self.policy, self.policy.optimizer)
         try:
             self.train()
-        except ValueError as refusal:
-            # Torch's distributions refuse non-finite parameters.
-            if not str(refusal).startswith(INVALID_PARAMETER_MESSAGE):
+        except ValueError as error:
+            # Torch's distributions reject non-finite parameters.
+            if not str(error).startswith(INVALID_PARAMETER_MESSAGE):
                 raise
         else:
             if are_finite(self.policy):
@@ -232,7 +232,7 @@ class OnPolicyLoop(RolloutCollector):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         # Before the minibatches: PopArt changes the weights of the value head.
-        scale_advantages(
+        update_popart_and_advantages(
             self.rollout_buffer,
             self.policy.value_net,
             normalize_per_task=self.advantages_per_task,

@@ -54,8 +54,7 @@ class ObservationHashes:
     """A 64-bit hash of each observation of a rollout.
 
     The hash is Σ mᵢ xᵢ mod 2⁶⁴ with random odd multipliers mᵢ, a universal hash: the probability
-        that two different
-    observations collide is below 2⁻⁴⁷.
+    that two different observations collide is below 2⁻⁴⁷.
 
     Args:
         space: the space of each observation key.

@@ -82,9 +82,8 @@ def autocast(
 def heads_in_float32(policy: ActorCriticPolicy) -> None:
     """Keep the layers that return action distribution and value in float32 under ``autocast``.
 
-    PPO compares probabilities: a logit of 8 in bfloat16 is off by up to 1/64, noise in the
-        probability ratio that
-    does not average out.
+    PPO compares probabilities: a logit of 8 in bfloat16 is off by up to 1/64, which adds noise to
+    the probability ratio that does not average out.
 
     Args:
         policy: the policy; gets forward hooks.

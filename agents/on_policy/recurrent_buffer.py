@@ -1,8 +1,8 @@
 """Rollout buffer of a recurrent policy: minibatches of sequences with initial hidden states.
 
 Shapes: T timesteps of a rollout, N environments, L timesteps of a sequence, C = T / L sequences per
-    environment, S
-sequences of a minibatch, H hidden state. The B = L * S samples of a minibatch are time first.
+environment, S sequences of a minibatch, H hidden state. The B = L * S samples of a minibatch are
+time first.
 """
 
 from collections.abc import Iterator
@@ -116,7 +116,7 @@ class RecurrentRolloutBuffer(RolloutBuffer):
             batch_size: timesteps per minibatch.
 
         Raises:
-            ConfigError: if they do not; names a batch size that would do.
+            ConfigError: if they do not; the message names a valid batch size.
         """
         check_minibatches(batch_size, self.sequence_length, self.buffer_size, self.n_envs)
 

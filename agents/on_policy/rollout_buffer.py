@@ -1,8 +1,7 @@
 """Rollout buffer on the training device.
 
-Shapes: T timesteps, N environments, B samples of a minibatch, U unique observations among them (U
-    <= B). Row t * N + n
-of the flattened buffer is timestep t of environment n.
+Shapes: T timesteps, N environments, B samples of a minibatch, U unique observations among them
+(U <= B). Row t * N + n of the flattened buffer is timestep t of environment n.
 """
 
 from collections.abc import Iterator, Mapping
@@ -131,7 +130,7 @@ class RolloutBuffer(SB3RolloutBuffer):
             self.context.clear()
         self.n_samples = 0
         self.n_unique = 0
-        # Past SB3's RolloutBuffer, whose reset allocates.
+        # Skip SB3's RolloutBuffer.reset, which allocates.
         super(SB3RolloutBuffer, self).reset()
 
     def add_observation(self, observation: Values | Mapping[str, Values]) -> PolicyInput:

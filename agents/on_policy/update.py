@@ -117,10 +117,10 @@ class Update:
         return {**self.conflict_metrics, **means}
 
 
-def scale_advantages(
+def update_popart_and_advantages(
     buffer: RolloutBuffer, value_net: nn.Module, *, normalize_per_task: bool
 ) -> None:
-    """Bring the advantages of different tasks to one scale before an update, if enabled.
+    """Update PopArt with the returns, then scale or normalize the advantages, if enabled.
 
     Args:
         buffer: the rollout.

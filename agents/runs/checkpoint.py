@@ -5,6 +5,7 @@ SHA-256 of each file, flushed to the disk and renamed, so that it appears comple
 Every file is verified against its seal before it is loaded.
 """
 
+import re
 import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,6 +58,8 @@ COUNTERS = ("_episode_num", "_n_calls")
 WINDOWS = ("ep_info_buffer", "ep_success_buffer")
 """SB3's windows over the last episodes, for its log."""
 
+# at most 18 digits, because int() raises an error for thousands of them
+_NAME = re.compile(r"step_([0-9]{1,18})")
 _LOADING_ERRORS = (
     SafetensorError,
     OSError,
@@ -68,7 +71,7 @@ _LOADING_ERRORS = (
 )
 """Exceptions that a file with unexpected content can cause while it is loaded."""
 
-Episodes = Mapping[str, Sequence[Sequence[float]]]
+EpisodeRecords = Mapping[str, Sequence[Sequence[float]]]
 """The last episodes of each task, as (success, return, length), for JSON."""
 
 
@@ -101,9 +104,25 @@ def checkpoint_name(timesteps: int) -> str:
         timesteps: timesteps of training after which it is saved.
 
     Returns:
-        The name; names sort like their timesteps.
+        The name. Names of 10⁹ timesteps or more are longer, so order checkpoints by
+        ``checkpoint_timesteps``, not by name.
     """
     return f"step_{timesteps:09d}"
+
+
+def checkpoint_timesteps(name: str) -> int | None:
+    """Return the timesteps in the name of a checkpoint's folder.
+
+    Args:
+        name: the name; it may come from a damaged index.
+
+    Returns:
+        The timesteps; None if a checkpoint has no such name.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    return int(match[1])
 
 
 class Checkpoint:
@@ -209,7 +228,7 @@ class Checkpoint:
                 f"{self.folder} does not hold the weights of this policy: {reason}"
             ) from None
 
-    def load_agent(self, agent: BaseAlgorithm) -> Episodes:
+    def load_agent(self, agent: BaseAlgorithm) -> EpisodeRecords:
         """Load weights, optimizers, counters and the replay buffer.
 
         Args:
@@ -286,7 +305,7 @@ class Checkpoint:
 
 
 def write_checkpoint(
-    folder: Path, agent: BaseAlgorithm, score: float | None, episodes: Episodes
+    folder: Path, agent: BaseAlgorithm, score: float | None, episodes: EpisodeRecords
 ) -> None:
     """Write a checkpoint; it appears completely or not at all.
 
@@ -315,7 +334,7 @@ def write_checkpoint(
 
 
 def _write_files(
-    folder: Path, agent: BaseAlgorithm, score: float | None, episodes: Episodes
+    folder: Path, agent: BaseAlgorithm, score: float | None, episodes: EpisodeRecords
 ) -> None:
     save_model(agent.policy, str(folder / POLICY))
     # off-policy algorithms have counters that the others lack

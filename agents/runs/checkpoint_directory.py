@@ -12,13 +12,18 @@ from pathlib import Path
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from mirl.agents.runs.atomic_files import JsonObject, load_json, write_json
-from mirl.agents.runs.checkpoint import Checkpoint, Episodes, checkpoint_name, write_checkpoint
+from mirl.agents.runs.checkpoint import (
+    Checkpoint,
+    EpisodeRecords,
+    checkpoint_name,
+    checkpoint_timesteps,
+    write_checkpoint,
+)
 from mirl.agents.runs.replay_buffer import REPLAY_BUFFER
 from mirl.configs.errors import ConfigError, nearest
 
 INDEX = "index.json"
 """JSON file with the names of the last and the best checkpoint, and the score of the best."""
-PREFIX = "step_"
 
 
 class CheckpointDirectory:
@@ -43,7 +48,11 @@ class CheckpointDirectory:
         return score if isinstance(score, int | float) else None
 
     def save(
-        self, agent: BaseAlgorithm, *, score: float | None = None, episodes: Episodes | None = None
+        self,
+        agent: BaseAlgorithm,
+        *,
+        score: float | None = None,
+        episodes: EpisodeRecords | None = None,
     ) -> Checkpoint:
         """Save an agent as the last checkpoint, and as the best one if a score is given.
 
@@ -92,10 +101,8 @@ class CheckpointDirectory:
         by_name = {}
         found = {}
         for folder in self._folders():
-            timesteps = folder.name.removeprefix(PREFIX)
-            if timesteps.isdecimal():
-                by_name[folder.name] = folder
-                found[str(int(timesteps))] = folder
+            by_name[folder.name] = folder
+            found[str(checkpoint_timesteps(folder.name))] = folder
         # the index may name a folder that was deleted
         for key in ("last", "best"):
             if index.get(key) in by_name:
@@ -121,9 +128,9 @@ class CheckpointDirectory:
         folders = self._folders()
         if not folders:
             return None
-        last = self._name_of_last(folders)
+        last = self._last_timesteps(folders)
         for folder in reversed(folders):
-            if folder.name > last:
+            if _timesteps(folder) > last:
                 continue  # the process died before the index named it
             try:
                 checkpoint = Checkpoint.open(folder)
@@ -143,7 +150,7 @@ class CheckpointDirectory:
             timesteps: timesteps of the checkpoint that the run is resumed from.
         """
         for folder in self._folders():
-            if folder.name > checkpoint_name(timesteps):
+            if _timesteps(folder) > timesteps:
                 shutil.rmtree(folder)
 
     def load_index(self) -> JsonObject:
@@ -168,36 +175,53 @@ class CheckpointDirectory:
         return index
 
     def _folders(self) -> list[Path]:
-        """Return the folders of the checkpoints, oldest first; refuse links."""
-        # padded with zeros, so that the names sort by timesteps (below 10⁹)
-        found = sorted(self.path.glob(f"{PREFIX}*"))
+        """Return the folders of the checkpoints, oldest first; reject links."""
+        found = list(self.path.glob("step_*"))
         for path in (self.path, *found):
             if path.is_symlink():
                 raise ConfigError(f"{path} is a link; a run directory must not contain links")
-        return found
+        # folders with other names are no checkpoints
+        folders = [path for path in found if checkpoint_timesteps(path.name) is not None]
+        # not by name: from 10⁹ timesteps on, names have more digits
+        return sorted(folders, key=_timesteps)
 
-    def _name_of_last(self, folders: Sequence[Path]) -> str:
+    def _last_timesteps(self, folders: Sequence[Path]) -> int:
+        """Return the timesteps of the last checkpoint; rebuild the index if it names none."""
         try:
             index = self.load_index()
         except ConfigError as error:
             reason = str(error)
         else:
-            if "last" in index:
-                return str(index["last"])
+            last = checkpoint_timesteps(str(index.get("last")))
+            if last is not None:
+                return last
             reason = f"{self.path / INDEX} names no last checkpoint"
         warnings.warn(f"{reason}; it is rebuilt from the checkpoints", stacklevel=4)
         return self._rebuild_index(folders)
 
-    def _rebuild_index(self, folders: Sequence[Path]) -> str:
-        """Rebuild the index from the checkpoints that can be read; return the name of the last."""
-        index: JsonObject = {"last": folders[-1].name}
+    def _rebuild_index(self, folders: Sequence[Path]) -> int:
+        """Rebuild the index from the checkpoints that can be read.
+
+        Returns:
+            The timesteps of the last one.
+        """
+        last = folders[-1]
+        index: JsonObject = {}
         for folder in folders:
             with suppress(ConfigError):
                 score = Checkpoint.open(folder).score
-                index["last"] = folder.name
+                last = folder
                 # of equal scores the later one, as during training
                 if score is not None and score >= index.get("best_score", score):
                     index["best"] = folder.name
                     index["best_score"] = score
+        index["last"] = last.name
         write_json(self.path / INDEX, index)
-        return str(index["last"])
+        return _timesteps(last)
+
+
+def _timesteps(folder: Path) -> int:
+    """Return the timesteps of a folder that ``_folders`` returned."""
+    timesteps = checkpoint_timesteps(folder.name)
+    assert timesteps is not None
+    return timesteps

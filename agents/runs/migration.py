@@ -2,7 +2,7 @@
 
 ===== ============================================================================================
  1    no manifest; names and option values as in 2
- 2    a manifest; no spaces; old names of layers (``RENAMED_MODULES``), ``sampling`` "slots"
+ 2    a manifest; no spaces; old names of layers (``RENAMED_LAYERS``), ``sampling`` "slots"
  3    spaces in state.json; current names of layers, ``sampling`` "fixed"
 ===== ============================================================================================
 
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from mirl.agents.runs.atomic_files import JsonObject
-from mirl.configs.aliases import RENAMED_MODULES, RENAMED_VALUES
+from mirl.configs.aliases import RENAMED_LAYERS, RENAMED_VALUES
 
 SCHEMA_VERSION = 3
 """Schema version of the checkpoints that are written."""
@@ -27,7 +27,7 @@ _PARAMETERS = r"(weight|bias|mean|variance|count)"
 _RENAMED = [
     # anchored, so that only a whole name between dots is replaced
     (re.compile(rf"(^|\.){old}\.{_PARAMETERS}$"), rf"\1{current}.\2")
-    for old, current in RENAMED_MODULES.items()
+    for old, current in RENAMED_LAYERS.items()
 ]
 
 ValueT = TypeVar("ValueT")

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from mirl.agents.runs.atomic_files import check_regular, write_text
-from mirl.agents.runs.checkpoint import Checkpoint, Episodes
+from mirl.agents.runs.checkpoint import Checkpoint, EpisodeRecords
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
 from mirl.configs.aliases import migrate_config
 from mirl.configs.compose import validate
@@ -30,8 +30,8 @@ MAX_CONFIG_BYTES = 2**18
 class Run:
     """A run directory: its path, its configuration and its checkpoints.
 
-    ``Run.open`` opens an existing run for reading; ``Run.create_or_resume`` opens the run of a
-    configuration for training.
+    ``Run.open`` opens an existing run for reading; ``Run.find`` opens the run of a configuration to
+    resume it, and ``Run.create`` creates it.
 
     Args:
         path: the run directory.
@@ -111,21 +111,6 @@ class Run:
             )
         return cls(path, config)
 
-    @classmethod
-    def create_or_resume(cls, config: ResolvedConfig) -> Self:
-        """Open the run of a configuration for training, and create its directory if needed.
-
-        Args:
-            config: the configuration.
-
-        Returns:
-            The run.
-
-        Raises:
-            ConfigError: the directory holds something else, or cannot be created.
-        """
-        return cls.find(config) or cls.create(config)
-
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes from training in the run directory.
@@ -174,7 +159,11 @@ class Run:
         return self.checkpoints.latest_valid()
 
     def save_checkpoint(
-        self, agent: BaseAlgorithm, *, score: float | None = None, episodes: Episodes | None = None
+        self,
+        agent: BaseAlgorithm,
+        *,
+        score: float | None = None,
+        episodes: EpisodeRecords | None = None,
     ) -> Checkpoint:
         """Save an agent as the last checkpoint, and as the best one if a score is given.
 

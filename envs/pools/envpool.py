@@ -65,8 +65,8 @@ def _task_obstacle(task: TaskConfig, known: frozenset[str]) -> str | None:
         )
     if task.success in ("info", "any_step"):
         return (
-            f"its infos have no 'is_success', but task '{task.name}' has success={task.success}; "
-            "use backend=gymnasium"
+            f"its infos have neither 'is_success' nor 'success', but task '{task.name}' has "
+            f"success={task.success}; use backend=gymnasium"
         )
     return None
 

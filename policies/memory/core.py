@@ -28,7 +28,7 @@ class Core(nn.Module, ABC):
     as all numbers are finite. Under autocast the core computes in float32, because rounding errors
     would accumulate over time.
 
-    With a skip connection the output is x + P y, where y is the output of the memory and P starts
+    With a skip connection the output is x + P y, where y is the output of the core and P starts
     at zero: the agent first learns to react, like one without memory. No gradient flows from y to
     x, so that an untrained memory does not disturb the features.
 
@@ -50,7 +50,7 @@ class Core(nn.Module, ABC):
         if config.normalize and features_dim < 2:
             raise ConfigError(
                 "a memory with normalize=true needs two features or more, got 1; "
-                "normalize=false takes it"
+                "use memory.normalize=false"
             )
         self.features_dim = features_dim
         self.size = config.size
@@ -62,7 +62,7 @@ class Core(nn.Module, ABC):
 
     @property
     def out_dim(self) -> int:
-        """Return O: the size of the memory or, with a skip connection, that of the features."""
+        """Return O: the size of the core or, with a skip connection, that of the features."""
         return self.size if self.add is None else self.features_dim
 
     def forward(
@@ -98,7 +98,7 @@ class Core(nn.Module, ABC):
             # With a skip connection, x learns through the direct path alone.
             inputs = x if self.add is None else x.detach()
             if self.normalize:
-                # What the features of all observations share would drown what differs.
+                # What the features of all observations share would dominate the differences.
                 inputs = F.layer_norm(inputs, (self.features_dim,))
             y, state = self.run(inputs, state, episodes, z, groups)
             if self.add is not None:
@@ -114,7 +114,7 @@ class Core(nn.Module, ABC):
         z: Float[Tensor, "rows context"] | None,
         groups: ContextGroups | None,
     ) -> tuple[Float[Tensor, "time batch size"], Float[Tensor, "batch state"]]:
-        """Run the memory itself, in float32 and on normalized features.
+        """Run the core itself, in float32 and on normalized features.
 
         Args:
             x: (T, N, X), the features.

@@ -391,7 +391,7 @@ def test_off_policy_run_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_other_spaces_are_refused(runs: dict[str, Path], run: str, task: str, message: str) -> None:
-    """A task with other spaces is refused and writes nothing."""
+    """A task with other spaces is rejected and writes nothing."""
     before = set((runs[run] / "eval").glob("*")) if (runs[run] / "eval").exists() else set()
     with pytest.raises(ConfigError, match=message):
         curves_of(options(runs[run], task=task))

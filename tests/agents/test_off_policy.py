@@ -122,7 +122,7 @@ def test_dqn_target_interval_covers_environments(tiny: Build, make_agent: Agents
 
 
 def test_too_many_dropped_quantiles(tiny: Build, make_agent: Agents) -> None:
-    """Dropping all quantiles is refused."""
+    """Dropping all quantiles is rejected."""
     with pytest.raises(ConfigError, match=r"must leave some of agent\.n_quantiles=2, got 2"):
         make_agent(tiny("tqc", "agent.n_quantiles=2", "agent.top_quantiles_to_drop=2"))
 
@@ -207,7 +207,7 @@ def test_several_tasks_train_without_relabelling(tiny: Build) -> None:
 
 
 def test_reward_beyond_goals_is_refused(tmp_path: Path) -> None:
-    """A reward that goals alone do not determine is refused before the run begins."""
+    """A reward that goals alone do not determine is rejected before the run begins."""
     suite = "task.tasks=[{name: reach, env_id: MIRL/ReachCell-v0, kwargs: {reward: time}}]"
     words = [
         "agent=dqn",
@@ -224,13 +224,13 @@ def test_reward_beyond_goals_is_refused(tmp_path: Path) -> None:
 
 
 def test_her_refuses_several_tasks(tiny: Build, make_agent: Agents) -> None:
-    """Relabelling over several tasks is refused."""
+    """Relabelling over several tasks is rejected."""
     with pytest.raises(ConfigError, match=r"suite 'two' has 2 tasks; use agent\.her=false"):
         make_agent(tiny("sac", *SUITE))
 
 
 def test_dqn_refuses_differing_action_counts(tiny: Build, make_agent: Agents) -> None:
-    """DQN refuses tasks with different numbers of actions."""
+    """DQN rejects tasks with different numbers of actions."""
     gym.register(
         "ToyThree-v0", lambda: gym.wrappers.TransformAction(FlipGoalEnv(), int, spaces.Discrete(3))
     )

@@ -74,9 +74,9 @@ from mirl.configs.schema import ResolvedConfig
         (["memory=lstm", "agent=sac"], "memory=lstm needs agent=ppo or agent=a2c, got agent=sac"),
         (
             ["memory=lstm", "agent.n_steps=48", "agent.batch_size=1024"],
-            "agent.batch_size=768 or agent.sequence_length=16 would do",
+            "use agent.batch_size=768 or agent.sequence_length=16",
         ),
-        (["memory=lstm", "agent.n_envs=25", "agent.batch_size=25"], "agent.batch_size=32 would do"),
+        (["memory=lstm", "agent.n_envs=25", "agent.batch_size=25"], "use agent.batch_size=32"),
         (
             ["memory=lstm", "agent.burn_in=8"],
             "at most 0, got 8; a sequence_length below n_steps=32",

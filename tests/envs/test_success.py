@@ -25,7 +25,7 @@ def test_missing_report_names_the_task() -> None:
     """An info without a success is an error that names the task."""
     env = SuiteVecEnv(single_task(COUNTER, success="info"), 1)
     env.reset()
-    message = r"task 'toy' has success=info.*no 'is_success'; use success=reward"
+    message = r"task 'toy' has success=info.*neither 'is_success' nor 'success'; use success=reward"
     with pytest.raises(ConfigError, match=message):
         env.step(np.array([1]))
 
@@ -67,7 +67,10 @@ def test_no_report_at_any_timestep() -> None:
     env.reset()
     env.step(np.array([2]))
     env.step(np.array([2]))
-    message = r"task 'toy' has success=any_step, but every info of ToyGlimpse-v0 has no"
+    message = (
+        r"task 'toy' has success=any_step, but every info of ToyGlimpse-v0 has "
+        r"neither 'is_success' nor 'success'"
+    )
     with pytest.raises(ConfigError, match=message):
         env.step(np.array([2]))
 

@@ -130,7 +130,7 @@ def test_every_cell_reaches_the_vector() -> None:
     ids=["pixels", "floats"],
 )
 def test_grid_encoder_needs_codes(space: spaces.Box) -> None:
-    """The grid encoder refuses spaces that are no grid of small integer codes."""
+    """The grid encoder rejects spaces that are no grid of small integer codes."""
     with pytest.raises(ConfigError, match=r"small integer codes.*encoder=image for pixels"):
         encoder_of(GridEncoderConfig(), space)
 
@@ -199,7 +199,7 @@ def test_vector_encoder_is_an_mlp(hidden: tuple[int, ...]) -> None:
 
 
 def test_image_encoders_need_an_image() -> None:
-    """The encoders of images refuse observations without an image."""
+    """The encoders of images reject observations without an image."""
     space = spaces.Dict({"observation": spaces.Box(-1, 1, (3,)), "task": spaces.Discrete(2)})
     for config in (GridEncoderConfig(), ImageEncoderConfig()):
         with pytest.raises(

@@ -187,7 +187,7 @@ def test_auto_members_are_resolved() -> None:
 
 
 def test_memory_needs_recurrent_policy() -> None:
-    """A feed-forward policy refuses a memory, and a recurrent policy needs one."""
+    """A feed-forward policy rejects a memory, and a recurrent policy needs one."""
     with pytest.raises(ConfigError, match="FusionPolicy has no memory, got memory=lstm"):
         build(network_config(memory="lstm"))
     arguments = (GRID, spaces.Discrete(3), lambda _: 1e-3)

@@ -106,7 +106,7 @@ def test_predict_takes_single_observation() -> None:
     ],
 )
 def test_predict_checks_the_state(state: Any, starts: Any, message: str) -> None:
-    """``predict`` refuses a state of another form and says what it expects."""
+    """``predict`` rejects a state of another form and says what it expects."""
     with pytest.raises(ValueError, match=message):
         build_recurrent_agent(n_steps=16).predict(recall_envs().reset(), state, starts)
 

@@ -93,7 +93,7 @@ def test_burn_in_uses_current_weights() -> None:
         ),
         (
             {"n_steps": 32, "sequence_length": 16, "batch_size": 8},
-            "got 8; batch_size=16 or sequence_length=8 would do",
+            "got 8; use batch_size=16 or sequence_length=8",
         ),
         (
             {"n_steps": 32, "sequence_length": -8},
@@ -106,7 +106,7 @@ def test_burn_in_uses_current_weights() -> None:
     ],
 )
 def test_incomplete_sequences_raise(options: dict[str, Any], message: str) -> None:
-    """Rollouts that do not consist of whole sequences are refused."""
+    """Rollouts that do not consist of whole sequences are rejected."""
     with pytest.raises(ConfigError, match=message):
         build_recurrent_agent(**{"batch_size": 64, **options})
 

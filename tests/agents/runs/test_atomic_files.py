@@ -111,7 +111,7 @@ def test_manifest_detects_damage(
 
 
 def test_manifest_lists_no_path(sealed: Path) -> None:
-    """A name that leads out of the folder is refused."""
+    """A name that leads out of the folder is rejected."""
     manifest = json.loads((sealed / MANIFEST).read_text())
     manifest["files"] = {"../a": manifest["files"]["a"]}
     (sealed / MANIFEST).write_text(json.dumps(manifest))

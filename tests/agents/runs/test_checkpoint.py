@@ -281,7 +281,7 @@ def test_damaged_file_is_refused(
 def test_resealed_damage_is_refused(
     agent: PPO, directory: CheckpointDirectory, damage: Callable[[Path], None], message: str
 ) -> None:
-    """Files that do not fit are refused although their manifest fits them."""
+    """Files that do not fit are rejected although their manifest fits them."""
     folder = directory.save(agent).folder
     damage(folder)
     reseal(folder)

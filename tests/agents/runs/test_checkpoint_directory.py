@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from run_setup import resolve
+from run_setup import resolve, start_run
 from safetensors.torch import load_file
 
 from mirl.agents import train
 from mirl.agents.builder import build_agent
 from mirl.agents.on_policy.ppo import PPO
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
-from mirl.agents.runs.run import Run
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
@@ -136,6 +135,71 @@ def test_delete_after_removes_later_checkpoints(
     assert [path.name for path in directory.path.glob("step_*")] == ["step_000000100"]
 
 
+# ------------------------------------------------------------------- one billion timesteps and more
+
+LONG_RUN = (999_999_999, 1_000_000_000)
+"""Timesteps whose folders sort the other way round by name."""
+
+
+@pytest.fixture
+def long_run(
+    agent: PPO, directory: CheckpointDirectory, monkeypatch: pytest.MonkeyPatch
+) -> CheckpointDirectory:
+    """Return a directory with a checkpoint at each of ``LONG_RUN``."""
+    for timesteps in LONG_RUN:
+        monkeypatch.setattr(agent, "num_timesteps", timesteps)
+        directory.save(agent)
+    return directory
+
+
+def test_latest_valid_compares_timesteps(long_run: CheckpointDirectory) -> None:
+    newest = long_run.latest_valid()
+    assert newest is not None
+    assert newest.name == "step_1000000000"
+    flip(newest.policy_path)
+    with pytest.warns(UserWarning, match="a damaged checkpoint is skipped"):
+        before = long_run.latest_valid()
+    assert before is not None
+    assert before.name == "step_999999999"
+
+
+def test_delete_after_compares_timesteps(long_run: CheckpointDirectory) -> None:
+    long_run.delete_after(999_999_999)
+    assert [path.name for path in long_run.path.glob("step_*")] == ["step_999999999"]
+
+
+def test_delete_after_keeps_earlier_checkpoints(long_run: CheckpointDirectory) -> None:
+    long_run.delete_after(1_000_000_000)
+    assert {path.name for path in long_run.path.glob("step_*")} == {
+        "step_999999999",
+        "step_1000000000",
+    }
+
+
+def test_rebuilt_index_compares_timesteps(long_run: CheckpointDirectory) -> None:
+    (long_run.path / "index.json").unlink()
+    with pytest.warns(UserWarning, match="names no last checkpoint"):
+        assert long_run.latest_valid() is not None
+    assert long_run.load_index()["last"] == "step_1000000000"
+
+
+@pytest.mark.parametrize("name", ["step_" + "9" * 5000, "step_", "step_x", "index.json"])
+def test_unusable_index_is_rebuilt(long_run: CheckpointDirectory, name: str) -> None:
+    """A name that no checkpoint can have counts as a missing one."""
+    (long_run.path / "index.json").write_text(json.dumps({"last": name}))
+    with pytest.warns(UserWarning, match="names no last checkpoint"):
+        newest = long_run.latest_valid()
+    assert newest is not None
+    assert newest.name == "step_1000000000"
+
+
+def test_other_folders_are_no_checkpoints(long_run: CheckpointDirectory) -> None:
+    copy = long_run.path / "step_999999999_copy"
+    shutil.copytree(long_run.path / "step_999999999", copy)
+    long_run.delete_after(1)
+    assert list(long_run.path.glob("step_*")) == [copy]
+
+
 # ------------------------------------------------------------------------------------- latest valid
 
 
@@ -206,7 +270,7 @@ def test_all_damaged_deletes_nothing(tiny: Build) -> None:
 
 
 def test_run_without_checkpoints_has_none(tmp_path: Path, tiny: Build) -> None:
-    run = Run.create_or_resume(resolve(tiny()))
+    run = start_run(tiny())
     assert run.latest_valid_checkpoint() is None
     assert run.checkpoints.is_empty
     assert run.checkpoints.best_score is None

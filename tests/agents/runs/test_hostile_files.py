@@ -1,4 +1,4 @@
-"""A run directory from a stranger runs no code, and is refused fast and in bounded memory."""
+"""A run directory from a stranger runs no code, and is rejected fast and in bounded memory."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def evaluate(run_dir: Path) -> None:
     evaluate_at(config)
 
 
-def refused(run_dir: Path) -> str:
+def rejection(run_dir: Path) -> str:
     """Return the message of the error, which must come fast and in bounded memory."""
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
@@ -104,14 +104,14 @@ def test_undamaged_run_evaluates(run_dir: Path) -> None:
 def test_pickle_is_not_executed(run_dir: Path, tmp_path: Path, name: str, protocol: int) -> None:
     """A pickle under the name of any file is not executed."""
     (run_dir / name).write_bytes(pickle.dumps(Payload(tmp_path / "executed"), protocol))
-    refused(run_dir)
+    rejection(run_dir)
     assert not (tmp_path / "executed").exists()
 
 
 def test_torch_pickle_is_not_executed(run_dir: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     torch.save(Payload(tmp_path / "executed"), run_dir / STEP / "policy.safetensors")
-    refused(run_dir)
+    rejection(run_dir)
     assert not (tmp_path / "executed").exists()
 
 
@@ -123,7 +123,7 @@ def test_yaml_constructs_no_objects(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     change_config("seed: 0", f"seed: {tag}")(run_dir)
-    assert "could not determine a constructor" in refused(run_dir)
+    assert "could not determine a constructor" in rejection(run_dir)
     assert not (tmp_path / "executed").exists()
 
 
@@ -132,18 +132,18 @@ def test_hydra_targets_are_unknown_options(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     change_config("seed: 0", "seed: {_target_: os.mkdir, path: executed}")(run_dir)
-    refused(run_dir)
+    rejection(run_dir)
     change_config("seed: {_target_: os.mkdir, path: executed}", "_target_: os.mkdir\nseed: 0")(
         run_dir
     )
-    refused(run_dir)
+    rejection(run_dir)
     assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_zip_bomb_is_not_unpacked(run_dir: Path, name: str) -> None:
     (run_dir / name).write_bytes(zip_bomb())
-    refused(run_dir)
+    rejection(run_dir)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_names_stay_in_the_folder(run_dir: Path, name: str) -> None:
     """A name in the index cannot lead out of the folder."""
     shutil.copytree(run_dir / STEP, run_dir.parent / "outside")
     change_index(last=name)(run_dir)
-    refused(run_dir)
+    rejection(run_dir)
 
 
 @pytest.mark.parametrize("name", [*FILES, STEP])
@@ -162,7 +162,7 @@ def test_links_are_not_followed(run_dir: Path, tmp_path: Path, name: str) -> Non
     target = tmp_path / "elsewhere"
     (run_dir / name).rename(target)
     (run_dir / name).symlink_to(target)
-    refused(run_dir)
+    rejection(run_dir)
 
 
 def test_manifest_names_no_other_folder(run_dir: Path) -> None:
@@ -171,7 +171,7 @@ def test_manifest_names_no_other_folder(run_dir: Path) -> None:
     manifest = json.loads(path.read_text())
     manifest["files"] = {"../../config.yaml": manifest["files"]["state.json"]}
     path.write_text(json.dumps(manifest))
-    assert "state.json is not among the files of its manifest" in refused(run_dir)
+    assert "state.json is not among the files of its manifest" in rejection(run_dir)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "checkpoints/index.json", f"{STEP}/state.json"])
@@ -179,27 +179,27 @@ def test_manifest_names_no_other_folder(run_dir: Path) -> None:
 def test_deep_nesting_is_refused(run_dir: Path, name: str, opening: str) -> None:
     deep = opening * (10**6 if name.endswith("json") else 10**4)
     (run_dir / name).write_text(deep)
-    refused(run_dir)
+    rejection(run_dir)
 
 
 def test_large_text_is_not_read(run_dir: Path) -> None:
     with (run_dir / "config.yaml").open("ab") as file:
         file.truncate(2**40)
-    assert "bytes, expected at most" in refused(run_dir)
+    assert "bytes, expected at most" in rejection(run_dir)
     shutil.copy(GOLDEN / "config.yaml", run_dir / "config.yaml")
     with (run_dir / STEP / "state.json").open("ab") as file:
         file.truncate(2**40)
-    assert "bytes, expected at most" in refused(run_dir)
+    assert "bytes, expected at most" in rejection(run_dir)
 
 
 def test_yaml_aliases_are_refused(run_dir: Path) -> None:
-    """YAML aliases, which can expand to any size, are refused."""
+    """YAML aliases, which can expand to any size, are rejected."""
     lines = [
         "a0: &a0 [x]",
         *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)),
     ]
     (run_dir / "config.yaml").write_text("\n".join(lines))
-    assert "it has an alias" in refused(run_dir)
+    assert "it has an alias" in rejection(run_dir)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_yaml_aliases_are_refused(run_dir: Path) -> None:
 def test_huge_network_is_not_built(run_dir: Path, old: str, new: str) -> None:
     """A network of any size is not built."""
     change_config(old, new)(run_dir)
-    refused(run_dir)
+    rejection(run_dir)
 
 
 @pytest.mark.parametrize(
@@ -232,15 +232,15 @@ def test_huge_network_is_not_built(run_dir: Path, old: str, new: str) -> None:
     ],
 )
 def test_false_weight_headers_are_refused(run_dir: Path, header: bytes, data: bytes) -> None:
-    """Weights whose header claims more than the file holds are refused."""
+    """Weights whose header claims more than the file holds are rejected."""
     write_safetensors(run_dir / STEP / "policy.safetensors", header, data)
-    assert "does not hold the weights of this policy" in refused(run_dir)
+    assert "does not hold the weights of this policy" in rejection(run_dir)
 
 
 def test_huge_header_is_refused(run_dir: Path) -> None:
-    """A header that claims any length is refused."""
+    """A header that claims any length is rejected."""
     (run_dir / STEP / "policy.safetensors").write_bytes(struct.pack("<Q", 2**63) + b"{}")
-    assert "does not hold the weights of this policy" in refused(run_dir)
+    assert "does not hold the weights of this policy" in rejection(run_dir)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "int64"])
@@ -251,4 +251,4 @@ def test_other_weight_type_is_refused(run_dir: Path, dtype: str) -> None:
     weights = {name: weight.copy() for name, weight in load_file(path).items()}
     name = next(name for name, weight in weights.items() if weight.dtype == "float32")
     save_file({**weights, name: weights[name].astype(dtype)}, path)
-    assert f"'{name}' should be F32" in refused(run_dir)
+    assert f"'{name}' should be F32" in rejection(run_dir)

@@ -89,7 +89,7 @@ def test_device_and_progress_may_change(tiny: Build) -> None:
 
 
 def test_foreign_folder_is_refused(tiny: Build) -> None:
-    """A folder that is not a run directory is refused and left unchanged."""
+    """A folder that is not a run directory is rejected and left unchanged."""
     config = tiny()
     config.run_dir.mkdir()
     (config.run_dir / "thesis.tex").touch()

@@ -1,4 +1,4 @@
-"""Spaces survive the way through JSON, and a damaged description is refused."""
+"""Spaces survive the way through JSON, and a damaged description is rejected."""
 
 import json
 from collections import OrderedDict

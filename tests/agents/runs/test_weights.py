@@ -50,7 +50,7 @@ def test_shared_layer_is_saved_once(path: Path) -> None:
 def test_unfit_weights_are_refused(
     path: Path, changes: dict[str, torch.Tensor | None], message: str
 ) -> None:
-    """Weights that do not fit are refused and leave the policy unchanged."""
+    """Weights that do not fit are rejected and leave the policy unchanged."""
     policy = Shared()
     before = {name: weight.clone() for name, weight in policy.state_dict().items()}
     weights: dict[str, torch.Tensor | None] = {
