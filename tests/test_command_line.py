@@ -310,7 +310,7 @@ def test_sigterm_saves_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture
     assert_resumed_without_gap(folder)
 
 
-def test_other_configuration_is_refused(
+def test_other_configuration_is_rejected(
     trained: Callable[[str], tuple[Path, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run directory of another configuration is not changed; the error lists the differences."""

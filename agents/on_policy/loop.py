@@ -198,9 +198,9 @@ class OnPolicyLoop(RolloutCollector):
         snapshot = Snapshot(self.policy, self.policy.optimizer)
         try:
             self.train()
-        except ValueError as error:
+        except ValueError as torch_error:
             # Torch's distributions reject non-finite parameters.
-            if not str(error).startswith(INVALID_PARAMETER_MESSAGE):
+            if not str(torch_error).startswith(INVALID_PARAMETER_MESSAGE):
                 raise
         else:
             if are_finite(self.policy):

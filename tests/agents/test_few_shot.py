@@ -349,7 +349,7 @@ def test_command_adapts_and_reports_file(runs: dict[str, Path]) -> None:
         (["adapt=contxt"], "Did you mean 'context'"),
     ],
 )
-def test_invalid_options_are_refused(words: list[str], message: str) -> None:
+def test_invalid_options_are_rejected(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_flat(EvalConfig, ["run=runs/any", *words])
 
@@ -367,7 +367,7 @@ def test_unknown_task_names_nearest(runs: dict[str, Path]) -> None:
         curves_of(options(runs["all"], task="goto_dor"))
 
 
-def test_off_policy_run_is_refused(tmp_path: Path) -> None:
+def test_off_policy_run_is_rejected(tmp_path: Path) -> None:
     words = ["agent=dqn", "agent.buffer_size=50", "task=MiniGrid-GoToDoor-5x5-v0", "device=cpu"]
     config = compose_train([*words, f"runs_dir={tmp_path}"])
     run = start_run(config)
@@ -390,7 +390,9 @@ def test_off_policy_run_is_refused(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_other_spaces_are_refused(runs: dict[str, Path], run: str, task: str, message: str) -> None:
+def test_other_spaces_are_rejected(
+    runs: dict[str, Path], run: str, task: str, message: str
+) -> None:
     """A task with other spaces is rejected and writes nothing."""
     before = set((runs[run] / "eval").glob("*")) if (runs[run] / "eval").exists() else set()
     with pytest.raises(ConfigError, match=message):

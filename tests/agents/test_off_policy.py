@@ -156,7 +156,7 @@ def test_replay_buffer_fits_the_run(tiny: Build, make_agent: Agents) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sac", "td3", "tqc"])
-def test_continuous_algorithms_refuse_discrete_actions(
+def test_continuous_algorithms_reject_discrete_actions(
     tiny: Build, make_agent: Agents, kind: str
 ) -> None:
     words = "task.tasks=[{name: lever, env_id: ToyGoalLever-v0, success: info}]"
@@ -166,7 +166,7 @@ def test_continuous_algorithms_refuse_discrete_actions(
         make_agent(tiny(kind, "task.name=lever", words))
 
 
-def test_dqn_refuses_continuous_actions(tiny: Build, make_agent: Agents) -> None:
+def test_dqn_rejects_continuous_actions(tiny: Build, make_agent: Agents) -> None:
     words = "task.tasks=[{name: reach, env_id: ToyGoalReach-v0, success: info}]"
     with pytest.raises(
         ConfigError,
@@ -206,7 +206,7 @@ def test_several_tasks_train_without_relabelling(tiny: Build) -> None:
     }
 
 
-def test_reward_beyond_goals_is_refused(tmp_path: Path) -> None:
+def test_reward_beyond_goals_is_rejected(tmp_path: Path) -> None:
     """A reward that goals alone do not determine is rejected before the run begins."""
     suite = "task.tasks=[{name: reach, env_id: MIRL/ReachCell-v0, kwargs: {reward: time}}]"
     words = [
@@ -223,13 +223,13 @@ def test_reward_beyond_goals_is_refused(tmp_path: Path) -> None:
     assert not config.run_dir.exists()
 
 
-def test_her_refuses_several_tasks(tiny: Build, make_agent: Agents) -> None:
+def test_her_rejects_several_tasks(tiny: Build, make_agent: Agents) -> None:
     """Relabelling over several tasks is rejected."""
     with pytest.raises(ConfigError, match=r"suite 'two' has 2 tasks; use agent\.her=false"):
         make_agent(tiny("sac", *SUITE))
 
 
-def test_dqn_refuses_differing_action_counts(tiny: Build, make_agent: Agents) -> None:
+def test_dqn_rejects_differing_action_counts(tiny: Build, make_agent: Agents) -> None:
     """DQN rejects tasks with different numbers of actions."""
     gym.register(
         "ToyThree-v0", lambda: gym.wrappers.TransformAction(FlipGoalEnv(), int, spaces.Discrete(3))
@@ -378,7 +378,7 @@ def test_no_file_is_a_pickle(tiny: Build, make_agent: Agents, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-7])]
 )
-def test_damaged_file_is_refused(
+def test_damaged_file_is_rejected(
     tiny: Build, make_agent: Agents, tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     agent = make_agent(tiny("sac")).learn(30)

@@ -50,7 +50,7 @@ def test_load_policy_needs_no_environment(tiny: Build, monkeypatch: pytest.Monke
     assert not policy.training
 
 
-def test_other_spaces_are_refused(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_spaces_are_rejected(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny("total_timesteps=128")
     result = train(config)
     with closing(SuiteVecEnv(config.task, 1)) as env:

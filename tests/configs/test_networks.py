@@ -33,7 +33,7 @@ def test_choose_suggests_nearest_kind() -> None:
         choose("biliner", FusionConfig)
 
 
-def test_choose_refuses_other_family() -> None:
+def test_choose_rejects_other_family() -> None:
     """A config object of another union is an error, even if it is valid by itself."""
     with pytest.raises(
         ConfigError, match="expected one of ppo, a2c, sac, td3, tqc, dqn, got FilmConfig"

@@ -141,7 +141,7 @@ def test_run_dir_stays_in_runs_dir(name: str) -> None:
     assert config.run_dir.name == config.run_name
 
 
-def test_resolved_config_refuses_auto() -> None:
+def test_resolved_config_rejects_auto() -> None:
     values = compose_train([]).model_dump()
     assert ResolvedConfig.model_validate(values).network.is_resolved
     for part in ("context", "encoder"):

@@ -64,7 +64,7 @@ def test_score_bounds_have_defaults(
 
 
 @pytest.mark.usefixtures("measured")
-def test_bound_beyond_measured_one_is_refused() -> None:
+def test_bound_beyond_measured_one_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"score_high must exceed score_low=0\.9, got 0\.875"):
         TaskConfig(name="task", env_id="Both-v0", score_low=0.9)
 

@@ -53,7 +53,7 @@ def test_wrong_type_shows_given_value(argv: list[str], message: str) -> None:
         ),
     ],
 )
-def test_option_of_other_preset_is_refused(argv: list[str], message: str) -> None:
+def test_option_of_other_preset_is_rejected(argv: list[str], message: str) -> None:
     assert message in error_message(*argv)
 
 

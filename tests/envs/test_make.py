@@ -34,7 +34,7 @@ def test_own_ids_are_registered(env_id: str) -> None:
 
 
 @pytest.mark.parametrize("env_id", ["MiniGrid-Empty-5x5-v0", "CartPole-v1"])
-def test_refused_kwargs_are_named(env_id: str) -> None:
+def test_rejected_kwargs_are_named(env_id: str) -> None:
     """Keyword arguments that the environment does not take are named."""
     with pytest.raises(ConfigError, match=rf"{env_id} rejected kwargs=.*'sise'"):
         make_env(make_task(env_id, sise=3))

@@ -412,7 +412,7 @@ def test_gsde_with_fused_heads_raises(algorithm: Any) -> None:
         build(algorithm, HEADS, use_sde=True)
 
 
-def test_specialize_is_refused() -> None:
+def test_specialize_is_rejected() -> None:
     """Off-policy policies have no specialized form."""
     with pytest.raises(ConfigError, match="policies of PPO and A2C can be specialized"):
         specialize(build(SAC, HEADS).policy, np.zeros(1, np.float32))
@@ -488,7 +488,7 @@ def test_network_excludes_separate_options(algorithm: Any) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_memory_is_refused(algorithm: Any) -> None:
+def test_memory_is_rejected(algorithm: Any) -> None:
     """A network with a memory raises an error that names the algorithms without one."""
     with pytest.raises(ConfigError, match="memory=lstm is for PPO and A2C"):
         build(algorithm, {"network": network_config(memory="lstm")})

@@ -437,7 +437,7 @@ def test_popart_with_every_fusion(fusion: str) -> None:
 
 
 @pytest.mark.parametrize("task", [-1, 3])
-def test_unknown_task_is_refused(task: int) -> None:
+def test_unknown_task_is_rejected(task: int) -> None:
     """A task that the policy does not have raises an error."""
     with pytest.raises(ConfigError, match=f"expected a task from 0 to 2, got {task}"):
         specialize(popart_policy(("heads",), "mission"), ASKED["mission"][1], task=task)

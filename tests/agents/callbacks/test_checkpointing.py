@@ -93,7 +93,7 @@ def test_full_disk_does_not_stop_training(tiny: Build, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
-def test_read_only_folder_is_refused(tiny: Build, tmp_path: Path) -> None:
+def test_read_only_folder_is_rejected(tiny: Build, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(ConfigError, match="cannot be created: Permission denied"):

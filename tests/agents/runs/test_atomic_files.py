@@ -49,7 +49,7 @@ def test_failed_write_keeps_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (b"[" * 10**6, "nested too deeply"),
     ],
 )
-def test_odd_json_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_odd_json_is_rejected(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=message):

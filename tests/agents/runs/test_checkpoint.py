@@ -115,7 +115,7 @@ def test_checkpoint_holds_the_spaces(agent: PPO, directory: CheckpointDirectory)
     assert spaces.action == agent.action_space
 
 
-def test_other_network_is_refused(
+def test_other_network_is_rejected(
     agent: PPO, tiny: Build, make_agent: Agents, directory: CheckpointDirectory
 ) -> None:
     other = make_agent(tiny("agent.net_arch=[4]"))
@@ -123,7 +123,7 @@ def test_other_network_is_refused(
         directory.save(agent).load_weights(other.policy)
 
 
-def test_missing_weight_is_refused(agent: PPO, directory: CheckpointDirectory) -> None:
+def test_missing_weight_is_rejected(agent: PPO, directory: CheckpointDirectory) -> None:
     from safetensors.torch import load_file, save_file
 
     checkpoint = directory.save(agent)
@@ -251,7 +251,7 @@ DAMAGED = "is missing|bytes, expected|SHA-256 differs|cannot be read|does not ho
 @pytest.mark.parametrize(
     "name", ["policy.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 )
-def test_damaged_file_is_refused(
+def test_damaged_file_is_rejected(
     agent: PPO, directory: CheckpointDirectory, name: str, damage: Callable[[Path], None]
 ) -> None:
     folder = directory.save(agent).folder
@@ -278,7 +278,7 @@ def test_damaged_file_is_refused(
         (write_file("policy.safetensors", b"PK\x03\x04" * 9), "does not hold the weights"),
     ],
 )
-def test_resealed_damage_is_refused(
+def test_resealed_damage_is_rejected(
     agent: PPO, directory: CheckpointDirectory, damage: Callable[[Path], None], message: str
 ) -> None:
     """Files that do not fit are rejected although their manifest fits them."""
@@ -289,7 +289,7 @@ def test_resealed_damage_is_refused(
         Checkpoint.open(folder).load_agent(agent)
 
 
-def test_damaged_spaces_are_refused(agent: PPO, directory: CheckpointDirectory) -> None:
+def test_damaged_spaces_are_rejected(agent: PPO, directory: CheckpointDirectory) -> None:
     folder = directory.save(agent).folder
     change_state(observation_space={"kind": "Box"})(folder)
     reseal(folder)

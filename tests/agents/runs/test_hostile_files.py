@@ -176,7 +176,7 @@ def test_manifest_names_no_other_folder(run_dir: Path) -> None:
 
 @pytest.mark.parametrize("name", ["config.yaml", "checkpoints/index.json", f"{STEP}/state.json"])
 @pytest.mark.parametrize("opening", ["[", '{"a":'])
-def test_deep_nesting_is_refused(run_dir: Path, name: str, opening: str) -> None:
+def test_deep_nesting_is_rejected(run_dir: Path, name: str, opening: str) -> None:
     deep = opening * (10**6 if name.endswith("json") else 10**4)
     (run_dir / name).write_text(deep)
     rejection(run_dir)
@@ -192,7 +192,7 @@ def test_large_text_is_not_read(run_dir: Path) -> None:
     assert "bytes, expected at most" in rejection(run_dir)
 
 
-def test_yaml_aliases_are_refused(run_dir: Path) -> None:
+def test_yaml_aliases_are_rejected(run_dir: Path) -> None:
     """YAML aliases, which can expand to any size, are rejected."""
     lines = [
         "a0: &a0 [x]",
@@ -231,20 +231,20 @@ def test_huge_network_is_not_built(run_dir: Path, old: str, new: str) -> None:
         (b"", b""),
     ],
 )
-def test_false_weight_headers_are_refused(run_dir: Path, header: bytes, data: bytes) -> None:
+def test_false_weight_headers_are_rejected(run_dir: Path, header: bytes, data: bytes) -> None:
     """Weights whose header claims more than the file holds are rejected."""
     write_safetensors(run_dir / STEP / "policy.safetensors", header, data)
     assert "does not hold the weights of this policy" in rejection(run_dir)
 
 
-def test_huge_header_is_refused(run_dir: Path) -> None:
+def test_huge_header_is_rejected(run_dir: Path) -> None:
     """A header that claims any length is rejected."""
     (run_dir / STEP / "policy.safetensors").write_bytes(struct.pack("<Q", 2**63) + b"{}")
     assert "does not hold the weights of this policy" in rejection(run_dir)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "int64"])
-def test_other_weight_type_is_refused(run_dir: Path, dtype: str) -> None:
+def test_other_weight_type_is_rejected(run_dir: Path, dtype: str) -> None:
     from safetensors.numpy import load_file, save_file
 
     path = run_dir / STEP / "policy.safetensors"

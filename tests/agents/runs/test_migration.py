@@ -58,7 +58,7 @@ def test_weight_names_are_migrated(old: str, new: str) -> None:
     assert current_weight_name(new) == new
 
 
-def test_colliding_weight_names_are_refused() -> None:
+def test_colliding_weight_names_are_rejected() -> None:
     with pytest.raises(ValueError, match="two weights have the same name"):
         migrate_weight_names({"read.weight": 1, "output.weight": 2})
 
@@ -78,6 +78,6 @@ def test_odd_sampling_state_is_kept(state: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("version", [0, 4, "3", None, [1], 1.5])
-def test_unknown_schema_version_is_refused(version: object) -> None:
+def test_unknown_schema_version_is_rejected(version: object) -> None:
     with pytest.raises(ValueError, match="expected one from 1 to 3"):
         check_schema_version(version, "a checkpoint")

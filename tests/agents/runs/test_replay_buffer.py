@@ -65,7 +65,7 @@ def test_only_last_checkpoint_holds_buffer(tiny: Build, make_agent: Agents, tmp_
 
 
 @pytest.mark.parametrize("words", [("agent.buffer_size=20",), ("agent.n_envs=2",)])
-def test_buffer_of_other_size_is_refused(
+def test_buffer_of_other_size_is_rejected(
     tiny: Build, make_agent: Agents, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     checkpoint = CheckpointDirectory(tmp_path).save(make_agent(tiny("sac")).learn(40))

@@ -88,7 +88,7 @@ def test_device_and_progress_may_change(tiny: Build) -> None:
     assert start_run(tiny("device=auto", "progress=true")).is_new is False
 
 
-def test_foreign_folder_is_refused(tiny: Build) -> None:
+def test_foreign_folder_is_rejected(tiny: Build) -> None:
     """A folder that is not a run directory is rejected and left unchanged."""
     config = tiny()
     config.run_dir.mkdir()
@@ -98,7 +98,7 @@ def test_foreign_folder_is_refused(tiny: Build) -> None:
     assert [path.name for path in config.run_dir.iterdir()] == ["thesis.tex"]
 
 
-def test_impossible_directory_is_refused(tiny_in: Build, tmp_path: Path) -> None:
+def test_impossible_directory_is_rejected(tiny_in: Build, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be created: Not a directory"):
         start_run(tiny_in(tmp_path / "file"))
@@ -116,7 +116,7 @@ def test_impossible_directory_is_refused(tiny_in: Build, tmp_path: Path) -> None
         (b"!!python/object/apply:os.system ['true']", "is not a run directory"),
     ],
 )
-def test_invalid_config_file_is_refused(
+def test_invalid_config_file_is_rejected(
     tmp_path: Path, content: bytes | None, message: str
 ) -> None:
     if content is not None:

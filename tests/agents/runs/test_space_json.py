@@ -73,7 +73,7 @@ def test_dict_keeps_order_of_keys() -> None:
         {"kind": "Box", "dtype": "uint8", "shape": [1], "low": 0, "high": 10**9},
     ],
 )
-def test_damaged_description_is_refused(value: object) -> None:
+def test_damaged_description_is_rejected(value: object) -> None:
     with pytest.raises(ValueError, match=r"."):
         space_from_json(value)
 
@@ -85,6 +85,6 @@ def test_kind_of_space_is_checked() -> None:
         action_space_from_json(space_to_json(spaces.Dict(a=SPACES["discrete"])))
 
 
-def test_unsupported_space_is_refused() -> None:
+def test_unsupported_space_is_rejected() -> None:
     with pytest.raises(TypeError, match="expected a Dict of spaces that SB3 can read"):
         space_to_json(spaces.Text(3))  # type: ignore[arg-type]

@@ -214,7 +214,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any], Path], bytes | None], str]] =
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_archive_is_refused(kind: str, sb3_model: SB3PPO, tmp_path: Path) -> None:
+def test_hostile_archive_is_rejected(kind: str, sb3_model: SB3PPO, tmp_path: Path) -> None:
     """A hostile archive is rejected in one line."""
     make, message = HOSTILE[kind]
     before = {name: tensor.clone() for name, tensor in sb3_model.policy.state_dict().items()}
@@ -235,7 +235,7 @@ def test_hostile_archive_is_refused(kind: str, sb3_model: SB3PPO, tmp_path: Path
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_unlimited_compression_is_refused(method: int, sb3_model: SB3PPO, tmp_path: Path) -> None:
+def test_unlimited_compression_is_rejected(method: int, sb3_model: SB3PPO, tmp_path: Path) -> None:
     """A compression that cannot be stopped while it unpacks is rejected."""
     with zipfile.ZipFile(tmp_path / "model.zip", "w", method) as archive:
         archive.writestr(MEMBER, bytes(2**26))

@@ -47,7 +47,7 @@ def test_shared_layer_is_saved_once(path: Path) -> None:
         ({"second.bias": torch.ones(3)}, "it holds a weight under two of its names"),
     ],
 )
-def test_unfit_weights_are_refused(
+def test_unfit_weights_are_rejected(
     path: Path, changes: dict[str, torch.Tensor | None], message: str
 ) -> None:
     """Weights that do not fit are rejected and leave the policy unchanged."""
