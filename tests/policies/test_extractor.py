@@ -454,11 +454,11 @@ def test_relative_goal_is_the_difference() -> None:
         ),
         (
             GoalContextConfig(relative_to="observation"),
-            r"numbers of one shape.*'observation' is Box.*\(5,\)",
+            r"two Box spaces of the same shape.*'observation' is Box.*\(5,\)",
         ),
         (
             GoalContextConfig(key="task", relative_to="observation"),
-            "numbers of one shape.*'task' is Discrete",
+            "two Box spaces of the same shape.*'task' is Discrete",
         ),
     ],
 )
