@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mirl.agents import A2C, PPO
 from mirl.configs.networks import (
     AttentionMemoryConfig,
     FastWeightsConfig,
@@ -17,17 +16,12 @@ from mirl.configs.networks import (
     MiLstmConfig,
     RecurrentConfig,
 )
-from mirl.configs.schema import TrainConfig
 from mirl.policies.memory.build import build_core
 from mirl.policies.memory.chunks import ChunkedCore
 from mirl.policies.memory.core import Core
 from mirl.policies.memory.mi_lstm import MiLstm
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 X, Z, SIZE, T, N = 5, 3, 8, 9, 4
 """Sizes of features, context and core; timesteps and sequences."""

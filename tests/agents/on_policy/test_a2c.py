@@ -2,10 +2,8 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-import torch
 from multitask_setup import build_multitask_agent
 from stable_baselines3 import A2C as SB3A2C
 
@@ -13,9 +11,6 @@ from mirl.agents import A2C, PPO
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
 
-close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
 Build = Callable[..., TrainConfig]
 Agents = Callable[[TrainConfig], PPO | A2C]
 

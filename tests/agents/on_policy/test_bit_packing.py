@@ -1,6 +1,5 @@
 """Small integers are packed several to a byte."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,17 +7,12 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from mirl.agents import A2C, PPO
 from mirl.agents.on_policy.bit_packing import BitPacking
 from mirl.agents.on_policy.storage import build_column
-from mirl.configs.schema import TrainConfig
 from mirl.envs import make_vec_env
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
 CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 def test_minigrid_view_takes_56_bytes(door: spaces.Dict) -> None:

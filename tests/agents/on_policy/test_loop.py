@@ -31,9 +31,6 @@ from mirl.envs import SuiteVecEnv
 from mirl.policies import FusionPolicy
 from mirl.policies.popart import PopArtHead
 
-close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
 Build = Callable[..., TrainConfig]
 Agents = Callable[[TrainConfig], PPO | A2C]
 

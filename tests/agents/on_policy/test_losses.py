@@ -13,19 +13,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 from toy_goal_envs import FlipTaskEnv
 
-from mirl.agents import A2C, PPO
+from mirl.agents import A2C
 from mirl.agents.on_policy.action_evaluation import ActionEvaluation
 from mirl.agents.on_policy.losses import value_losses_of
 from mirl.agents.on_policy.minibatch import (
     Samples,
 )
-from mirl.configs.schema import TrainConfig
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 def make_samples(**given: Tensor) -> Samples:

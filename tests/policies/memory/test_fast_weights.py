@@ -1,8 +1,5 @@
 """Fast weights against the delta rule, timestep by timestep."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from reference_cores import (
@@ -13,15 +10,6 @@ from reference_cores import (
     some_episodes,
 )
 from torch import Tensor
-
-from mirl.agents import A2C, PPO
-from mirl.configs.schema import TrainConfig
-
-close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 @pytest.mark.parametrize("name", [name for name in MEMBERS if name.startswith("fast_weights")])

@@ -1,8 +1,6 @@
 """LSTM and GRU against torch's cells."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -18,15 +16,9 @@ from reference_cores import (
 )
 from torch import Tensor, nn
 
-from mirl.agents import A2C, PPO
-from mirl.configs.schema import TrainConfig
 from mirl.policies.memory.build import build_core
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 @pytest.mark.parametrize("name", [name for name in MEMBERS if name.startswith(("lstm", "gru"))])

@@ -1,7 +1,6 @@
 """LSTM with a multiplicative interaction, against its equation and against torch's LSTM."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,19 +17,13 @@ from reference_cores import (
 )
 from torch import Tensor, nn
 
-from mirl.agents import A2C, PPO
 from mirl.configs.networks import (
     MiLstmConfig,
 )
-from mirl.configs.schema import TrainConfig
 from mirl.policies.memory.build import build_core
 from mirl.policies.memory.mi_lstm import MiLstm
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 @pytest.mark.parametrize("name", [name for name in MEMBERS if name.startswith("mi_lstm")])
