@@ -1,22 +1,14 @@
 """Windowed attention against its equation, timestep by timestep."""
 
 import pytest
-import torch
 from reference_cores import (
-    MEMBERS,
-    N,
-    T,
     assert_matches_single_steps,
-    some_episodes,
+    parametrize_sequences,
 )
 from torch import Tensor
 
 
-@pytest.mark.parametrize("name", [name for name in MEMBERS if name.startswith("attention")])
-@pytest.mark.parametrize(
-    "starts", [some_episodes(), torch.zeros(T, N, dtype=torch.bool)], ids=["episodes", "unbroken"]
-)
-@pytest.mark.parametrize("chunk", [64, 2])
+@parametrize_sequences("attention")
 def test_sequence_matches_single_steps(
     monkeypatch: pytest.MonkeyPatch, name: str, starts: Tensor, chunk: int
 ) -> None:
