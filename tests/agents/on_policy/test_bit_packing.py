@@ -9,7 +9,6 @@ from gymnasium import spaces
 
 from mirl.agents.on_policy.bit_packing import BitPacking
 from mirl.agents.on_policy.storage import build_column
-from mirl.envs import make_vec_env
 
 close = torch.testing.assert_close
 CPU = torch.device("cpu")
@@ -20,15 +19,6 @@ def test_minigrid_view_takes_56_bytes(door: spaces.Dict) -> None:
     assert (
         build_column("image", door["image"], (1, 1), CPU).nbytes == 56
     )  # 49 cells of 4 + 3 + 2 bits
-
-
-@pytest.fixture(scope="module")
-def door() -> spaces.Dict:
-    """Return the observation space of GoToDoor: image, direction, mission, task."""
-    env = make_vec_env("MiniGrid-GoToDoor-5x5-v0", 1)
-    env.close()
-    assert isinstance(env.observation_space, spaces.Dict)
-    return env.observation_space
 
 
 @pytest.mark.parametrize(

@@ -11,21 +11,11 @@ from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.buffers import RolloutBuffer as SB3RolloutBuffer
 
 from mirl.agents.on_policy.rollout_buffer import RolloutBuffer
-from mirl.envs import make_vec_env
 from mirl.policies.features import UniqueRows
 
 close = torch.testing.assert_close
 
 fractions = st.floats(0, 1, width=32)
-
-
-@pytest.fixture(scope="module")
-def door() -> spaces.Dict:
-    """Return the observation space of GoToDoor: image, direction, mission, task."""
-    env = make_vec_env("MiniGrid-GoToDoor-5x5-v0", 1)
-    env.close()
-    assert isinstance(env.observation_space, spaces.Dict)
-    return env.observation_space
 
 
 @given(st.integers(1, 6), st.integers(1, 4), fractions, fractions, st.integers(0, 2**32 - 1))
