@@ -4,7 +4,8 @@ import importlib
 import os
 import sys
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any, Literal
 
@@ -97,18 +98,8 @@ def check_reset(env: AnyEnv, task: TaskConfig) -> None:
     Raises:
         ConfigError: if a package is missing, or a task with keyword arguments fails.
     """
-    try:
+    with _failure_as_config_error(task, "cannot start with"):
         env.reset(seed=0)
-    except (ImportError, gym.error.DependencyNotInstalled) as error:
-        raise _missing_package(task, error) from error
-    except Exception as error:
-        # Without keyword arguments the mistake is not in the configuration.
-        if not task.kwargs:
-            raise
-        raise ConfigError(
-            f"task '{task.name}': {task.env_id} cannot start with kwargs={task.kwargs}: {error}; "
-            "change kwargs"
-        ) from error
 
 
 def find_spec(task: TaskConfig) -> EnvSpec:
@@ -149,23 +140,11 @@ def _make(task: TaskConfig, render_mode: str | None) -> AnyEnv:
         render_kwargs["render_mode"] = render_mode
     if render_mode == "rgb_array":
         _check_can_render(task, spec)
-    try:
-        with warnings.catch_warnings():
-            # An older version in a configuration is intended, to compare with results on it.
-            warnings.filterwarnings(
-                "ignore", message=r".*is out of date", category=DeprecationWarning
-            )
-            # The contract checks the spaces; Gymnasium's checker would warn in each environment.
-            return gym.make(spec, disable_env_checker=True, **render_kwargs, **task.kwargs)
-    except (ImportError, gym.error.DependencyNotInstalled) as error:
-        raise _missing_package(task, error) from error
-    except Exception as error:
-        if not task.kwargs:
-            raise
-        raise ConfigError(
-            f"task '{task.name}': {task.env_id} rejected kwargs={task.kwargs}: {error}; "
-            "change kwargs"
-        ) from error
+    with _failure_as_config_error(task, "rejected"), warnings.catch_warnings():
+        # An older version in a configuration is intended, to compare with results on it.
+        warnings.filterwarnings("ignore", message=r".*is out of date", category=DeprecationWarning)
+        # The contract checks the spaces; Gymnasium's checker would warn in each environment.
+        return gym.make(spec, disable_env_checker=True, **render_kwargs, **task.kwargs)
 
 
 def _check_can_render(task: TaskConfig, spec: EnvSpec) -> None:
@@ -182,6 +161,26 @@ def _check_can_render(task: TaskConfig, spec: EnvSpec) -> None:
             f"task '{task.name}': MuJoCo cannot render without a display; set the environment "
             "variable MUJOCO_GL to egl (on a GPU) or osmesa (on a CPU)"
         )
+
+
+@contextmanager
+def _failure_as_config_error(task: TaskConfig, failed: str) -> Iterator[None]:
+    """Raise a ``ConfigError`` if the environment of a task fails.
+
+    ``failed`` says in the message what the environment did with its keyword arguments.
+    """
+    try:
+        yield
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        raise _missing_package(task, error) from error
+    except Exception as error:
+        # Without keyword arguments the mistake is not in the configuration.
+        if not task.kwargs:
+            raise
+        raise ConfigError(
+            f"task '{task.name}': {task.env_id} {failed} kwargs={task.kwargs}: {error}; "
+            "change kwargs"
+        ) from error
 
 
 def _missing_package(task: TaskConfig, error: Exception) -> ConfigError:

@@ -5,24 +5,16 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from mirl.agents import A2C, PPO
+from mirl.agents import PPO
 from mirl.agents.on_policy.action_evaluation import ActionEvaluation, evaluate_actions
 from mirl.agents.on_policy.minibatch import (
     Samples,
 )
-from mirl.configs.schema import TrainConfig
 from mirl.envs import ContractObservation
 from mirl.policies import FusionPolicy
-
-close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 SMALL_PPO: dict[str, Any] = {"n_steps": 8, "batch_size": 32, "n_epochs": 2}
 """Sizes of a quick PPO."""

@@ -1,10 +1,12 @@
 """Tiny runs of off-policy algorithms, on tasks that fit their actions."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 from gymnasium import spaces
 from toy_goal_envs import FlipGoalEnv, MirrorReachEnv
 
@@ -64,3 +66,18 @@ def build_off_policy_agent(config: TrainConfig, opened: list[SuiteVecEnv]) -> An
     env = SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend, seed=config.seed)
     opened.append(env)
     return build_agent(resolve_auto(config, env.observation_space), env)
+
+
+@pytest.fixture(name="tiny")
+def tiny_fixture(tmp_path: Path) -> Callable[..., TrainConfig]:
+    """``tiny(kind, *words)``: a tiny configuration of an off-policy algorithm."""
+    return lambda kind, *words: tiny_off_policy(tmp_path, kind, *words)
+
+
+@pytest.fixture(name="make_agent")
+def make_agent_fixture() -> Iterator[Callable[[TrainConfig], Any]]:
+    """``make_agent(config)``: an untrained agent; its environments are closed after the test."""
+    opened: list[SuiteVecEnv] = []
+    yield lambda config: build_off_policy_agent(config, opened)
+    for env in opened:
+        env.close()

@@ -1,6 +1,5 @@
 """Environments in which an agent must recall what it has seen, and recurrent agents for them."""
 
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -15,14 +14,7 @@ from mirl.configs.networks import (
     RecurrentConfig,
     choose,
 )
-from mirl.configs.schema import TrainConfig
 from mirl.policies import RecurrentFusionPolicy
-
-close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 MEMORIES = ("lstm", "gru", "mi_lstm", "fast_weights", "attention")
 """Every kind of recurrent core."""

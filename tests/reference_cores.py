@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mirl.agents import A2C, PPO
 from mirl.configs.networks import (
     AttentionMemoryConfig,
     FastWeightsConfig,
@@ -17,17 +16,12 @@ from mirl.configs.networks import (
     MiLstmConfig,
     RecurrentConfig,
 )
-from mirl.configs.schema import TrainConfig
 from mirl.policies.memory.build import build_core
 from mirl.policies.memory.chunks import ChunkedCore
 from mirl.policies.memory.core import Core
 from mirl.policies.memory.mi_lstm import MiLstm
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 X, Z, SIZE, T, N = 5, 3, 8, 9, 4
 """Sizes of features, context and core; timesteps and sequences."""
@@ -262,6 +256,19 @@ def played_state(core: Core, config: RecurrentConfig) -> Tensor:
         return core(before, empty, torch.zeros(3, N, dtype=torch.bool), context)[1]
 
 
+def parametrize_sequences(*kinds: str) -> Callable[[Any], Any]:
+    """Parametrize a test over cores of the given kinds, episode starts and sizes of a chunk."""
+    names = [name for name in MEMBERS if name.startswith(kinds)]
+    starts = {"episodes": some_episodes(), "unbroken": torch.zeros(T, N, dtype=torch.bool)}
+
+    def decorate(test: Any) -> Any:
+        test = pytest.mark.parametrize("chunk", [64, 2])(test)
+        test = pytest.mark.parametrize("starts", starts.values(), ids=starts.keys())(test)
+        return pytest.mark.parametrize("name", names)(test)
+
+    return decorate
+
+
 def assert_matches_single_steps(
     monkeypatch: pytest.MonkeyPatch, name: str, starts: Tensor, chunk: int
 ) -> None:
@@ -302,3 +309,16 @@ def assert_matches_single_steps(
             *(zero if result[2][key] is None else result[2][key] for result in results),
             msg=lambda m, k=key: f"{k}: {m}",
         )
+
+
+def assert_forget_gate_is_open(name: str) -> None:
+    """Check that an LSTM keeps most of its cell state at the start."""
+    core = build_core(MEMBERS[name], X, Z)
+    for weight in core.parameters():
+        if weight.dim() > 1:  # the biases alone
+            nn.init.zeros_(weight)
+    state = torch.ones(N, core.state_dim)
+    _, after = core(
+        torch.zeros(1, N, X), state, torch.zeros(1, N, dtype=torch.bool), torch.zeros(N, Z)
+    )
+    close(after[:, -SIZE:], torch.full((N, SIZE), 1 / (1 + math.exp(-1))))

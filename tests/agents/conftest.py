@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import tiny_runs
 
 from mirl.configs.compose import compose_train
 from mirl.configs.schema import TrainConfig
@@ -20,10 +21,7 @@ TINY = (
     "agent.n_steps=32",
     "total_timesteps=512",
     "evaluation.episodes=4",
-    "encoder.channels=8",
-    "encoder.features_dim=16",
-    "context.dim=8",
-    "agent.net_arch=[8]",
+    *tiny_runs.NETWORK,
     "progress=false",
     "device=cpu",
     "precision=fp32",  # which auto takes depends on the machine

@@ -5,7 +5,7 @@ import csv
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,12 @@ import pytest
 import torch
 from gymnasium import spaces
 from killing import assert_kills_change_nothing
-from off_policy_setup import LIMIT, build_off_policy_agent, tiny_off_policy
+from nested_states import same
+from off_policy_setup import (
+    LIMIT,
+    make_agent_fixture,  # noqa: F401  (a fixture)
+    tiny_fixture,  # noqa: F401  (a fixture)
+)
 from run_setup import checkpoint_of, resolve
 from safetensors.torch import load_file
 from sb3_contrib import TQC
@@ -41,34 +46,6 @@ from mirl.envs import SuiteVecEnv
 KINDS: dict[str, type[OffPolicyAlgorithm]] = {"sac": SAC, "td3": TD3, "tqc": TQC, "dqn": DQN}
 Build = Callable[..., TrainConfig]
 Agents = Callable[[TrainConfig], Any]
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Build:
-    """``tiny(kind, *words)``: a tiny configuration of an algorithm."""
-    return lambda kind, *words: tiny_off_policy(tmp_path, kind, *words)
-
-
-@pytest.fixture
-def make_agent() -> Iterator[Agents]:
-    """``make_agent(config)``: an untrained agent; its environments are closed after the test."""
-    opened: list[SuiteVecEnv] = []
-    yield lambda config: build_off_policy_agent(config, opened)
-    for env in opened:
-        env.close()
-
-
-def same(first: Any, second: Any) -> bool:
-    """Return True for equal nested dicts and lists with tensors in them."""
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(
-            same(a, b) for a, b in zip(first, second, strict=True)
-        )
-    return bool(first == second)
 
 
 # ----------------------------------------------------------------------------------------- building

@@ -10,6 +10,7 @@ from typing import Any
 
 import pydantic
 import pytest
+import tiny_runs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mirl.eval
@@ -32,10 +33,7 @@ TINY = (
     "total_timesteps=256",
     "evaluation.episodes=2",
     "evaluation.test_episodes=2",
-    "encoder.channels=8",
-    "encoder.features_dim=16",
-    "context.dim=8",
-    "agent.net_arch=[8]",
+    *tiny_runs.NETWORK,
     "progress=false",
     "device=cpu",
     "precision=fp32",

@@ -1,7 +1,10 @@
 """Suites that several test modules use."""
 
+from importlib.util import find_spec
 from typing import Any
 
+import gymnasium as gym
+import minigrid  # noqa: F401  (registers its ids)
 import toy_envs  # noqa: F401  (registers its ids)
 
 from mirl.configs.schema import BackendName
@@ -12,6 +15,14 @@ BACKENDS: tuple[BackendName, ...] = ("gymnasium", "envpool")
 COUNTER = "ToyCounter-v0"
 FRAGILE = "ToyFragile-v0"
 EMPTY = "MiniGrid-Empty-5x5-v0"
+
+MINIGRID_IDS = sorted(
+    name
+    for name in gym.registry
+    if name.startswith(("MiniGrid-", "BabyAI-"))
+    and ("-WFC-" not in name or find_spec("imageio"))  # these ids need an extra
+)
+"""Every id of MiniGrid and BabyAI."""
 
 FORWARD = 2
 DONE = 6

@@ -3,25 +3,18 @@
 import os
 import subprocess
 import sys
-from importlib.util import find_spec as find_module
 
-import gymnasium as gym
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from suites import MINIGRID_IDS
 
 from mirl.configs.tasks import TaskConfig
 from mirl.envs import MAX_TOKENS, N_TOKENS, VOCABULARY, mission_space, tokenize
 from mirl.envs.make import make_env
 from mirl.envs.missions import token_id, words
 
-IDS = sorted(
-    name
-    for name in gym.registry
-    if name.startswith(("MiniGrid-", "BabyAI-"))
-    and ("-WFC-" not in name or find_module("imageio"))  # these ids need an extra
-)
 QUICK_IDS = (
     "MiniGrid-Fetch-5x5-N2-v0",
     "MiniGrid-PutNear-6x6-N2-v0",
@@ -116,7 +109,7 @@ def test_vocabulary_covers_the_missions(env_id: str) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("env_id", MINIGRID_IDS)
 def test_vocabulary_covers_every_id(env_id: str) -> None:
     """The vocabulary has every word of the missions of every id."""
     assert_in_vocabulary(env_id, episodes=30)

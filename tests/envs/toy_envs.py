@@ -95,7 +95,20 @@ class FragileEnv(CounterEnv):
         return observation, *rest
 
 
-class RandomGoalEnv(gym.Env[Any, Any]):
+class ObservingEnv(gym.Env[Any, Any]):
+    """Environment whose reset returns ``_observation()`` and changes nothing else."""
+
+    def _observation(self) -> Any:
+        raise NotImplementedError
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._observation(), {}
+
+
+class RandomGoalEnv(ObservingEnv):
     """Goal environment with continuous actions and endless episodes."""
 
     def __init__(self) -> None:
@@ -110,12 +123,6 @@ class RandomGoalEnv(gym.Env[Any, Any]):
             key: self.np_random.uniform(-1, 1, 3).astype(np.float32)
             for key in self.observation_space
         }
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        return self._observation(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         return self._observation(), -1.0, False, False, {}
@@ -182,7 +189,7 @@ class SwitchesEnv(gym.Env[Any, Any]):
         return np.ones(2, np.float32), float(np.sum(action) == 2), True, False, {}
 
 
-class ChoiceEnv(gym.Env[Any, Any]):
+class ChoiceEnv(ObservingEnv):
     """One timestep, n actions, a reward for the last of them.
 
     With ``own_mask``, it observes a mask that hides action 0.
@@ -198,12 +205,6 @@ class ChoiceEnv(gym.Env[Any, Any]):
         mask = np.arange(self.action_space.n) > 0
         values = {"observation": np.zeros(2, np.float32), "action_mask": mask.astype(np.int8)}
         return {key: values[key] for key in self.observation_space}
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        return self._observation(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         assert self.action_space.contains(action), "an action that this task does not have"

@@ -44,7 +44,10 @@ def with_extractor(**options: Any) -> dict[str, Any]:
 
 
 def ppo(
-    policy_kwargs: dict[str, Any], policy: Any = FusionPolicy, env: VecEnv | None = None
+    policy_kwargs: dict[str, Any],
+    policy: Any = FusionPolicy,
+    env: VecEnv | None = None,
+    **options: Any,
 ) -> PPO:
     return PPO(
         policy,
@@ -55,4 +58,5 @@ def ppo(
         policy_kwargs=policy_kwargs,
         seed=0,
         device="cpu",
+        **options,
     )

@@ -49,20 +49,24 @@ def extractor(**options: Any) -> dict[str, Any]:
     }
 
 
-def test_ppo_learns() -> None:
-    env = DummyVecEnv([FlipTaskEnv] * 8)
-    kwargs = {**extractor(context=TaskIdContextConfig(dim=8)), "net_arch": []}
-    model = PPO(
-        "MultiInputPolicy",
-        env,
+def build_ppo(policy: Any, policy_kwargs: dict[str, Any], seed: int = 0) -> PPO:
+    """Build PPO for the task whose goal is a task id."""
+    return PPO(
+        policy,
+        DummyVecEnv([FlipTaskEnv] * 8),
         n_steps=32,
         batch_size=64,
         n_epochs=4,
         learning_rate=5e-3,
-        policy_kwargs=kwargs,
-        seed=0,
+        policy_kwargs=policy_kwargs,
+        seed=seed,
         device="cpu",
     )
+
+
+def test_ppo_learns() -> None:
+    kwargs = {**extractor(context=TaskIdContextConfig(dim=8)), "net_arch": []}
+    model = build_ppo("MultiInputPolicy", kwargs)
     model.learn(4_000)
     assert success_rate(model, FlipTaskEnv) > 0.95
 
@@ -90,17 +94,7 @@ def test_every_multiplicative_fusion_learns(fusion: str, seed: int) -> None:
     # film sometimes stays for a while where three of the four cases are right
     kwargs = {**extractor(context=TaskIdContextConfig(dim=8)), "net_arch": []}
     kwargs["features_extractor_kwargs"]["fusion"] = fusion
-    model = PPO(
-        "MultiInputPolicy",
-        DummyVecEnv([FlipTaskEnv] * 8),
-        n_steps=32,
-        batch_size=64,
-        n_epochs=4,
-        learning_rate=5e-3,
-        policy_kwargs=kwargs,
-        seed=seed,
-        device="cpu",
-    )
+    model = build_ppo("MultiInputPolicy", kwargs, seed)
     model.learn(16_000)
     assert success_rate(model, FlipTaskEnv) > 0.95
 
@@ -162,18 +156,7 @@ def fused_heads(fusion: str, timesteps: int) -> PPO:
         "context": TaskIdContextConfig(dim=8),
         "net_arch": [],
     }
-    model = PPO(
-        FusionPolicy,
-        DummyVecEnv([FlipTaskEnv] * 8),
-        n_steps=32,
-        batch_size=64,
-        n_epochs=4,
-        learning_rate=5e-3,
-        policy_kwargs=kwargs,
-        seed=0,
-        device="cpu",
-    )
-    return model.learn(timesteps)
+    return build_ppo(FusionPolicy, kwargs).learn(timesteps)
 
 
 def test_multiplicative_heads_learn() -> None:

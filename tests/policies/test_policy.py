@@ -115,16 +115,7 @@ def test_gsde_noise_depends_on_hidden_layer(
     """The state-dependent noise of fused heads is a function of the hidden layer."""
     env = grid_env(spaces.Box(-1, 1, (2,), np.float32))
     options = {**TINY, "sites": sites, "net_arch": [8]}
-    model = PPO(
-        FusionPolicy,
-        env,
-        n_steps=16,
-        batch_size=8,
-        policy_kwargs=options,
-        use_sde=True,
-        sde_sample_freq=4,
-        device="cpu",
-    )
+    model = ppo(options, env=env, use_sde=True, sde_sample_freq=4)
     before = model.policy.log_std.detach().clone()
     model.learn(32)
     assert before.shape == (8, 2)

@@ -1,6 +1,5 @@
 """Recurrent policy: acting outside of training, and errors."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,16 +13,9 @@ from recall_setup import (
 )
 from stable_baselines3 import PPO as SB3PPO
 
-from mirl.agents import A2C, PPO
+from mirl.agents import PPO
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import TrainConfig
 from mirl.policies import FusionPolicy, RecurrentFusionPolicy, specialize
-
-close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 def test_missing_hidden_state_raises() -> None:

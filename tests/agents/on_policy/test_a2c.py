@@ -1,34 +1,23 @@
 """A2C's parameters."""
 
-import inspect
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-import torch
 from multitask_setup import build_multitask_agent
+from on_policy_checks import assert_contains_sb3s_parameters
 from stable_baselines3 import A2C as SB3A2C
 
 from mirl.agents import A2C, PPO
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
 
-close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
 Build = Callable[..., TrainConfig]
 Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 def test_signature_contains_sb3s_parameters() -> None:
     """A2C lists every parameter of SB3's A2C with the same default, and takes no others by **."""
-    ours = inspect.signature(A2C.__init__).parameters
-    for name, parameter in inspect.signature(SB3A2C.__init__).parameters.items():
-        assert name in ours
-        assert ours[name].default == parameter.default
-        assert ours[name].kind == parameter.kind
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    assert not any(parameter.kind in variable for parameter in ours.values())
+    assert_contains_sb3s_parameters(A2C, SB3A2C)
 
 
 def test_options_reach_a2c(tiny: Build, make_agent: Agents) -> None:

@@ -1,6 +1,5 @@
 """Equal observations share one forward pass, without any other effect."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,17 +9,10 @@ from multitask_setup import evaluate_samples
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
-from mirl.agents import A2C, PPO
+from mirl.agents import PPO
 from mirl.agents.on_policy.action_evaluation import ActionEvaluation, treats_rows_alike
-from mirl.configs.schema import TrainConfig
 from mirl.envs import make_vec_env
 from mirl.policies import FusionPolicy
-
-close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 TWO_TASKS = ("MiniGrid-GoToDoor-5x5-v0", "MiniGrid-Empty-5x5-v0")
 OPTIONS: dict[str, dict[str, Any]] = {

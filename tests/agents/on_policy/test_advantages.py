@@ -1,8 +1,5 @@
 """Generalized advantage estimation and normalization per task."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import torch
 from hypothesis import given
@@ -10,15 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from mirl.agents import A2C, PPO
 from mirl.agents.on_policy.advantages import generalized_advantages, normalize_per_task
-from mirl.configs.schema import TrainConfig
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 def test_gae_matches_hand_computed_values() -> None:

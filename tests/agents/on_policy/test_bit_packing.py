@@ -1,6 +1,5 @@
 """Small integers are packed several to a byte."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,17 +7,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from mirl.agents import A2C, PPO
 from mirl.agents.on_policy.bit_packing import BitPacking
 from mirl.agents.on_policy.storage import build_column
-from mirl.configs.schema import TrainConfig
-from mirl.envs import make_vec_env
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
 CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 def test_minigrid_view_takes_56_bytes(door: spaces.Dict) -> None:
@@ -26,15 +19,6 @@ def test_minigrid_view_takes_56_bytes(door: spaces.Dict) -> None:
     assert (
         build_column("image", door["image"], (1, 1), CPU).nbytes == 56
     )  # 49 cells of 4 + 3 + 2 bits
-
-
-@pytest.fixture(scope="module")
-def door() -> spaces.Dict:
-    """Return the observation space of GoToDoor: image, direction, mission, task."""
-    env = make_vec_env("MiniGrid-GoToDoor-5x5-v0", 1)
-    env.close()
-    assert isinstance(env.observation_space, spaces.Dict)
-    return env.observation_space
 
 
 @pytest.mark.parametrize(

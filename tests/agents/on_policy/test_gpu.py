@@ -1,6 +1,5 @@
 """On a CUDA device the rollouts, losses, gradients and precision are those of the CPU."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,15 +9,8 @@ from multitask_setup import evaluate_samples
 from stable_baselines3.common.vec_env import VecEnv
 
 from mirl.agents import A2C, PPO
-from mirl.configs.schema import TrainConfig
 from mirl.envs import make_vec_env
 from mirl.policies import FusionPolicy
-
-close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 pytestmark = [
     pytest.mark.gpu,

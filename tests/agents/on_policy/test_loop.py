@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from on_policy_checks import logged_updates
 from run_setup import resolve
 from safetensors.torch import load_file
 from stable_baselines3 import A2C as SB3A2C
@@ -18,7 +19,6 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnMaxEpisodes,
 )
 from stable_baselines3.common.env_util import make_vec_env as sb3_vec_env
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -31,9 +31,6 @@ from mirl.envs import SuiteVecEnv
 from mirl.policies import FusionPolicy
 from mirl.policies.popart import PopArtHead
 
-close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
 Build = Callable[..., TrainConfig]
 Agents = Callable[[TrainConfig], PPO | A2C]
 
@@ -139,19 +136,6 @@ def test_prediction_matches_sb3() -> None:
             torch.manual_seed(0)
             actions.append(model.predict(observation, deterministic=deterministic)[0])
         np.testing.assert_array_equal(*actions)
-
-
-def logged_updates(model: OnPolicyAlgorithm, timesteps: int) -> list[dict[str, Any]]:
-    """Return what each update recorded."""
-    update, updates = model.train, list[dict[str, Any]]()
-
-    def noted() -> None:
-        update()
-        updates.append(dict(model.logger.name_to_value))
-
-    model.train = noted  # type: ignore[method-assign]
-    model.learn(timesteps)
-    return updates
 
 
 def test_schedules_are_followed() -> None:

@@ -7,25 +7,20 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from on_policy_checks import logged_updates
 from stable_baselines3 import A2C as SB3A2C
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 from toy_goal_envs import FlipTaskEnv
 
-from mirl.agents import A2C, PPO
+from mirl.agents import A2C
 from mirl.agents.on_policy.action_evaluation import ActionEvaluation
 from mirl.agents.on_policy.losses import value_losses_of
 from mirl.agents.on_policy.minibatch import (
     Samples,
 )
-from mirl.configs.schema import TrainConfig
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 def make_samples(**given: Tensor) -> Samples:
@@ -52,19 +47,6 @@ def test_value_clipping_uses_task_scale() -> None:
     )
     given = make_samples(old_values=torch.zeros(2), returns=torch.tensor([2.0, 200.0]))
     close(value_losses_of(evaluation, given, clip_range_vf=0.5), torch.tensor([1.5**2, 1.5**2]))
-
-
-def logged_updates(model: OnPolicyAlgorithm, timesteps: int) -> list[dict[str, Any]]:
-    """Return what each update recorded."""
-    update, updates = model.train, list[dict[str, Any]]()
-
-    def noted() -> None:
-        update()
-        updates.append(dict(model.logger.name_to_value))
-
-    model.train = noted  # type: ignore[method-assign]
-    model.learn(timesteps)
-    return updates
 
 
 def unrewarded() -> gym.Env[Any, Any]:

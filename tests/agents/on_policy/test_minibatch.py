@@ -1,31 +1,21 @@
 """The order of the rows of a minibatch, their hashes, and the sizes of batches."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from mirl.agents import A2C, PPO
 from mirl.agents.on_policy.minibatch import (
     N_BUCKETS,
     ObservationHashes,
     pad_to_bucket,
     sort_rows,
 )
-from mirl.configs.schema import TrainConfig
-
-close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 @given(st.integers(1, 500))

@@ -1,11 +1,10 @@
 """PPO's parameters and its loss."""
 
-import inspect
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from on_policy_checks import assert_contains_sb3s_parameters
 from stable_baselines3 import PPO as SB3PPO
 from torch import Tensor
 
@@ -20,21 +19,13 @@ from mirl.agents.on_policy.ppo import ppo_losses
 from mirl.configs.schema import TrainConfig
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
 Build = Callable[..., TrainConfig]
 Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 def test_signature_contains_sb3s_parameters() -> None:
     """PPO lists every parameter of SB3's PPO with the same default, and takes no others by **."""
-    ours = inspect.signature(PPO.__init__).parameters
-    for name, parameter in inspect.signature(SB3PPO.__init__).parameters.items():
-        assert name in ours
-        assert ours[name].default == parameter.default
-        assert ours[name].kind == parameter.kind
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    assert not any(parameter.kind in variable for parameter in ours.values())
+    assert_contains_sb3s_parameters(PPO, SB3PPO)
 
 
 def test_options_reach_ppo(tiny: Build, make_agent: Agents) -> None:

@@ -1,7 +1,7 @@
 """Mixed precision: a fast trunk in bfloat16, and everything that PPO compares in float32."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,15 @@ from mirl.agents.on_policy.losses import LossWeights
 from mirl.agents.on_policy.ppo import ppo_losses
 from mirl.agents.on_policy.precision import autocast, in_float32, resolve_precision
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import PrecisionName, TrainConfig
+from mirl.configs.schema import PrecisionName
 from mirl.envs import make_vec_env
 from mirl.policies import (
     FusionPolicy,
 )
 from mirl.policies.features import Context, Features
 
-close = torch.testing.assert_close
 exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
 CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 def build_agent(kind: str, precision: PrecisionName = "bf16") -> PPO:

@@ -1,6 +1,5 @@
 """Minibatches of sequences, their hidden states and their burn-in."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,10 @@ from recall_setup import (
     recall_envs,
 )
 
-from mirl.agents import A2C, PPO
+from mirl.agents import PPO
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import TrainConfig
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 def test_burn_in_uses_current_weights() -> None:

@@ -28,10 +28,7 @@ from mirl.envs import SuiteVecEnv
 from mirl.policies import FusionExtractor, FusionPolicy, RecurrentFusionPolicy
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
 Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 SIZE = 8
 SHARED: dict[str, Any] = {

@@ -1,19 +1,8 @@
 """A snapshot restores weights and optimizer."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
-from mirl.agents import A2C, PPO
 from mirl.agents.on_policy.rollback import Snapshot, are_finite
-from mirl.configs.schema import TrainConfig
-
-close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 def test_snapshot_restores_same_tensors() -> None:

@@ -1,6 +1,5 @@
 """Rollouts: truncated episodes, and hidden states from one timestep to the next."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,11 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.env_util import make_vec_env as sb3_vec_env
 
-from mirl.agents import A2C, PPO
+from mirl.agents import PPO
 from mirl.agents.on_policy.rollout import Truncation, bootstrap_values, find_truncations
-from mirl.configs.schema import TrainConfig
 from mirl.policies import grouped_matmul
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 class StopInThirdTimestep(BaseCallback):

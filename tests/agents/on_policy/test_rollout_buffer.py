@@ -1,8 +1,5 @@
 """The buffer stores a rollout compactly and returns it as SB3's buffers do."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -13,28 +10,12 @@ from numpy.typing import NDArray
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.buffers import RolloutBuffer as SB3RolloutBuffer
 
-from mirl.agents import A2C, PPO
 from mirl.agents.on_policy.rollout_buffer import RolloutBuffer
-from mirl.configs.schema import TrainConfig
-from mirl.envs import make_vec_env
 from mirl.policies.features import UniqueRows
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 fractions = st.floats(0, 1, width=32)
-
-
-@pytest.fixture(scope="module")
-def door() -> spaces.Dict:
-    """Return the observation space of GoToDoor: image, direction, mission, task."""
-    env = make_vec_env("MiniGrid-GoToDoor-5x5-v0", 1)
-    env.close()
-    assert isinstance(env.observation_space, spaces.Dict)
-    return env.observation_space
 
 
 @given(st.integers(1, 6), st.integers(1, 4), fractions, fractions, st.integers(0, 2**32 - 1))

@@ -1,6 +1,5 @@
 """Columns store the values of one observation key and return them."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from mirl.agents import A2C, PPO
 from mirl.agents.on_policy.bit_packing import BitPacking
 from mirl.agents.on_policy.storage import CategoricalColumn, PackedColumn, PlainColumn, build_column
-from mirl.configs.schema import TrainConfig
 from mirl.policies.features import UniqueRows
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
 CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 @st.composite

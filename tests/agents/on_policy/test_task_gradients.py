@@ -1,8 +1,5 @@
 """Gradients per task, how much they conflict, and their projection by PCGrad."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +8,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mirl.agents import A2C, PPO
 from mirl.agents.on_policy.task_gradients import (
     assign_gradient,
     conflict,
@@ -19,13 +15,8 @@ from mirl.agents.on_policy.task_gradients import (
     random_orders,
     task_gradients,
 )
-from mirl.configs.schema import TrainConfig
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 seeds = st.integers(0, 2**32 - 1)
 

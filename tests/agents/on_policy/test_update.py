@@ -1,6 +1,5 @@
 """Updates over several tasks: PopArt, advantages per task, PCGrad."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,16 +17,12 @@ from mirl.agents.on_policy.task_gradients import (
     task_gradients,
 )
 from mirl.agents.runs.metric_names import GRADIENT_CONFLICT, GRADIENT_COSINE
-from mirl.configs.schema import TrainConfig
 from mirl.envs import make_vec_env
 from mirl.policies import FusionPolicy
 from mirl.policies.popart import PopArtHead
 
 close = torch.testing.assert_close
 exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C])

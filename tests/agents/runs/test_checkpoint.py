@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from nested_states import same
 from run_setup import resolve
 
 from mirl.agents.builder import build_agent
@@ -44,18 +44,6 @@ def learner(tiny: Build, make_agent: Agents) -> PPO | A2C:
 def directory(tmp_path: Path) -> CheckpointDirectory:
     """Return an empty directory of checkpoints."""
     return CheckpointDirectory(tmp_path)
-
-
-def same(first: Any, second: Any) -> bool:
-    """Return True if nested dicts and lists with tensors in them are equal."""
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, list | tuple):
-        pairs = zip(first, second, strict=True)
-        return len(first) == len(second) and all(same(a, b) for a, b in pairs)
-    return bool(first == second)
 
 
 # ------------------------------------------------------------------------------------ save and load

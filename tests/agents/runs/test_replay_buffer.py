@@ -1,36 +1,23 @@
 """Replay buffers are saved with the last checkpoint and continued where they were."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from off_policy_setup import build_off_policy_agent, tiny_off_policy
+from off_policy_setup import (
+    make_agent_fixture,  # noqa: F401  (a fixture)
+    tiny_fixture,  # noqa: F401  (a fixture)
+)
 
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
 from mirl.agents.runs.replay_buffer import REPLAY_BUFFER
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
-from mirl.envs import SuiteVecEnv
 
 Build = Callable[..., TrainConfig]
 Agents = Callable[[TrainConfig], Any]
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Build:
-    """``tiny(kind, *words)``: a tiny configuration of an off-policy algorithm."""
-    return lambda kind, *words: tiny_off_policy(tmp_path, kind, *words)
-
-
-@pytest.fixture
-def make_agent() -> Iterator[Agents]:
-    """``make_agent(config)``: an untrained agent; its environments are closed after the test."""
-    opened: list[SuiteVecEnv] = []
-    yield lambda config: build_off_policy_agent(config, opened)
-    for env in opened:
-        env.close()
 
 
 def test_unfinished_episode_is_truncated(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:

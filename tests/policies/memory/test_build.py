@@ -1,8 +1,5 @@
 """Recurrent cores from their configs."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from reference_cores import (
@@ -15,19 +12,11 @@ from reference_cores import (
     some_episodes,
 )
 
-from mirl.agents import A2C, PPO
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
     LstmConfig,
 )
-from mirl.configs.schema import TrainConfig
 from mirl.policies.memory.build import build_core
-
-close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 def test_single_feature_is_not_normalized() -> None:

@@ -1,8 +1,5 @@
 """Cores that compute a chunk of timesteps at once."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from reference_cores import (
@@ -15,15 +12,9 @@ from reference_cores import (
     some_episodes,
 )
 
-from mirl.agents import A2C, PPO
-from mirl.configs.schema import TrainConfig
 from mirl.policies.memory.chunks import ChunkedCore
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 @pytest.mark.parametrize("name", ["fast_weights", "attention"])

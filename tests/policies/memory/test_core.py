@@ -1,6 +1,5 @@
 """The interface that all recurrent cores share."""
 
-from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
@@ -17,22 +16,16 @@ from reference_cores import (
     some_episodes,
 )
 
-from mirl.agents import A2C, PPO
 from mirl.configs.networks import (
     LstmConfig,
     MiLstmConfig,
     RecurrentConfig,
 )
-from mirl.configs.schema import TrainConfig
 from mirl.policies.grouped_matmul import ContextGroups
 from mirl.policies.memory.build import build_core
 from mirl.policies.memory.mi_lstm import MiLstm
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 @pytest.mark.parametrize("name", MEMBERS)

@@ -1,20 +1,14 @@
 """Episode boundaries inside sequences."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from mirl.agents import A2C, PPO
-from mirl.configs.schema import TrainConfig
 from mirl.policies.memory.episodes import Episodes
 
 close = torch.testing.assert_close
 exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
 STARTS = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 0, 1]], np.bool_)

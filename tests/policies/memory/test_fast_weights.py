@@ -1,34 +1,14 @@
 """Fast weights against the delta rule, timestep by timestep."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
-import torch
 from reference_cores import (
-    MEMBERS,
-    N,
-    T,
     assert_matches_single_steps,
-    some_episodes,
+    parametrize_sequences,
 )
 from torch import Tensor
 
-from mirl.agents import A2C, PPO
-from mirl.configs.schema import TrainConfig
 
-close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
-
-
-@pytest.mark.parametrize("name", [name for name in MEMBERS if name.startswith("fast_weights")])
-@pytest.mark.parametrize(
-    "starts", [some_episodes(), torch.zeros(T, N, dtype=torch.bool)], ids=["episodes", "unbroken"]
-)
-@pytest.mark.parametrize("chunk", [64, 2])
+@parametrize_sequences("fast_weights")
 def test_sequence_matches_single_steps(
     monkeypatch: pytest.MonkeyPatch, name: str, starts: Tensor, chunk: int
 ) -> None:

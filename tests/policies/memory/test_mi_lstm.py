@@ -1,43 +1,31 @@
 """LSTM with a multiplicative interaction, against its equation and against torch's LSTM."""
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from reference_cores import (
-    MEMBERS,
     SIZE,
     N,
     T,
     X,
     Z,
+    assert_forget_gate_is_open,
     assert_matches_single_steps,
-    some_episodes,
+    parametrize_sequences,
 )
 from torch import Tensor, nn
 
-from mirl.agents import A2C, PPO
 from mirl.configs.networks import (
     MiLstmConfig,
 )
-from mirl.configs.schema import TrainConfig
 from mirl.policies.memory.build import build_core
 from mirl.policies.memory.mi_lstm import MiLstm
 
 close = torch.testing.assert_close
-exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
-CPU = torch.device("cpu")
-Build = Callable[..., TrainConfig]
-Agents = Callable[[TrainConfig], PPO | A2C]
 
 
-@pytest.mark.parametrize("name", [name for name in MEMBERS if name.startswith("mi_lstm")])
-@pytest.mark.parametrize(
-    "starts", [some_episodes(), torch.zeros(T, N, dtype=torch.bool)], ids=["episodes", "unbroken"]
-)
-@pytest.mark.parametrize("chunk", [64, 2])
+@parametrize_sequences("mi_lstm")
 def test_sequence_matches_single_steps(
     monkeypatch: pytest.MonkeyPatch, name: str, starts: Tensor, chunk: int
 ) -> None:
@@ -48,15 +36,7 @@ def test_sequence_matches_single_steps(
 @pytest.mark.parametrize("name", ["mi_lstm"])
 def test_initial_forget_gate_is_open(name: str) -> None:
     """At the start an LSTM keeps most of its cell state."""
-    core = build_core(MEMBERS[name], X, Z)
-    for weight in core.parameters():
-        if weight.dim() > 1:  # the biases alone
-            nn.init.zeros_(weight)
-    state = torch.ones(N, core.state_dim)
-    _, after = core(
-        torch.zeros(1, N, X), state, torch.zeros(1, N, dtype=torch.bool), torch.zeros(N, Z)
-    )
-    close(after[:, -SIZE:], torch.full((N, SIZE), 1 / (1 + math.exp(-1))))
+    assert_forget_gate_is_open(name)
 
 
 @pytest.mark.parametrize("form", ["full", "low_rank", "diagonal"])
