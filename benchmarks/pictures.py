@@ -50,7 +50,8 @@ def picture(name: str, **labels: Any) -> Iterator[Any]:
     with figure(name) as [axes]:
         yield axes
         axes.set(**labels)
-        axes.legend(loc="best", frameon=False)
+        # beside the axes, so that it covers no curve
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
 
 
