@@ -53,12 +53,12 @@ def test_burn_in_needs_preceding_sequence(sequence_length: int) -> None:
     ("batch_size", "length", "n_steps", "n_envs", "suggested"),
     [
         (1024, 48, 48, 256, "batch_size=768 or sequence_length=16"),
-        (25, 32, 32, 25, "batch_size=32 would"),  # no shorter sequence divides both
+        (25, 32, 32, 25, "batch_size=32"),  # no shorter sequence divides both
         (100, 8, 32, 4, "batch_size=64 or sequence_length=4"),
     ],
 )
 def test_minibatch_error_suggests_whole_sequences(
     batch_size: int, length: int, n_steps: int, n_envs: int, suggested: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"got {batch_size}; {suggested}"):
+    with pytest.raises(ConfigError, match=f"got {batch_size}; use {suggested}$"):
         check_minibatches(batch_size, length, n_steps, n_envs)
