@@ -21,7 +21,9 @@ from mirl.policies.memory.build import build_core
 
 def test_single_feature_is_not_normalized() -> None:
     """A single feature cannot be normalized: it would always be zero."""
-    with pytest.raises(ConfigError, match=r"needs two features or more, got 1; use memory.normalize=false"):
+    with pytest.raises(
+        ConfigError, match=r"needs two features or more, got 1; use memory.normalize=false"
+    ):
         build_core(LstmConfig(size=SIZE), 1, 0)
     build_core(LstmConfig(size=SIZE, normalize=False), 1, 0)
 
