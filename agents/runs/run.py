@@ -1,6 +1,6 @@
 """Run directories: a configuration, its checkpoints, and a lock for the training process."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -87,11 +87,16 @@ class Run:
         return cls(path, config, is_new=True)
 
     @classmethod
-    def find(cls, config: ResolvedConfig) -> Self | None:
+    def find(
+        cls,
+        config: ResolvedConfig,
+        complete: Callable[[ResolvedConfig], ResolvedConfig] = lambda stored: stored,
+    ) -> Self | None:
         """Find the existing run of a configuration, to resume it.
 
         Args:
             config: the configuration; it may differ from that of the directory in ``FREE_FIELDS``.
+            complete: adds what a stored configuration of an earlier version lacks.
 
         Returns:
             The run, with ``config`` as its configuration; None if there is none yet.
@@ -103,7 +108,7 @@ class Run:
         path = config.run_dir
         if not (path / CONFIG).exists():
             return None
-        differences = _differences(cls.open(path).config, config)
+        differences = _differences(complete(cls.open(path).config), config)
         if differences:
             listed = "\n".join(differences)
             raise ConfigError(
