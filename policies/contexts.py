@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
-    ContextConfig,
+    BaseContextConfig,
     GoalContextConfig,
     GridEncoderConfig,
     MissionContextConfig,
@@ -409,7 +409,7 @@ class GoalImageContext(nn.Module):
 ContextEncoder = TaskIdContext | MissionContext | GoalContext | GoalImageContext
 
 
-def build_context(config: ContextConfig, space: spaces.Dict) -> ContextEncoder:
+def build_context(config: BaseContextConfig, space: spaces.Dict) -> ContextEncoder:
     """Build the context encoder that ``config`` names.
 
     Args:
@@ -432,4 +432,4 @@ def build_context(config: ContextConfig, space: spaces.Dict) -> ContextEncoder:
         case GoalContextConfig():
             return GoalImageContext(space[config.key], config)
         case _:
-            assert_never(config)
+            raise ConfigError(f"context={config.kind} cannot be built")

@@ -6,7 +6,6 @@ Shapes in this file: B rows, H height, W width, C channels, P = H * W cells.
 """
 
 from itertools import pairwise
-from typing import assert_never
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
-    EncoderConfig,
+    BaseEncoderConfig,
     GridEncoderConfig,
     ImageEncoderConfig,
     VectorEncoderConfig,
@@ -260,7 +259,7 @@ class VectorEncoder(nn.Module):
 
 
 def build_encoder(
-    config: EncoderConfig, space: spaces.Dict, routing: Routing
+    config: BaseEncoderConfig, space: spaces.Dict, routing: Routing
 ) -> CellsEncoder | VectorEncoder:
     """Build the observation encoder that ``config`` names.
 
@@ -287,10 +286,10 @@ def build_encoder(
         case VectorEncoderConfig():
             return VectorEncoder(routing.others_dim, config)
         case _:
-            assert_never(config)
+            raise ConfigError(f"encoder={config.kind} cannot be built")
 
 
-def _image_space(config: EncoderConfig, space: spaces.Dict, routing: Routing) -> spaces.Box:
+def _image_space(config: BaseEncoderConfig, space: spaces.Dict, routing: Routing) -> spaces.Box:
     image = None
     if routing.image is not None:
         image = space[routing.image]
