@@ -15,9 +15,9 @@ from mirl.configs.agents import A2CConfig, OffPolicyConfig, OnPolicyConfig, PPOC
 from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
+    AnyContextConfig,
     AutoContextConfig,
     AutoEncoderConfig,
-    ContextConfig,
     NoMemoryConfig,
     TaskIdContextConfig,
 )
@@ -73,7 +73,7 @@ def resolve_auto(config: TrainConfig, observation_space: spaces.Space[Any]) -> R
 
 
 def _check_context_varies(
-    context: ContextConfig | AutoContextConfig, space: spaces.Dict
+    context: AnyContextConfig | AutoContextConfig, space: spaces.Dict
 ) -> None:
     """Raise a ConfigError if the context is the same in every episode."""
     if not isinstance(context, TaskIdContextConfig):

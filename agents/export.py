@@ -10,7 +10,7 @@ import io
 import re
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, assert_never
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -23,11 +23,10 @@ from mirl.agents.runs.atomic_files import write_bytes, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.run import Run
 from mirl.configs.errors import ConfigError, nearest
-from mirl.configs.keys import TASK_KEY
+from mirl.configs.keys import MISSION_KEY, TASK_KEY
 from mirl.configs.networks import (
+    AnyContextConfig,
     CombinedContextConfig,
-    ContextConfig,
-    GoalContextConfig,
     MissionContextConfig,
     TaskIdContextConfig,
 )
@@ -158,7 +157,7 @@ def checked_difference(outputs: tuple[Tensor, ...], expected: tuple[Tensor, ...]
     return difference
 
 
-def find_context(name: str, config: ContextConfig, suite: SuiteConfig) -> ArrayLike:
+def find_context(name: str, config: AnyContextConfig, suite: SuiteConfig) -> ArrayLike:
     """Return the context of a mission or a task, as an observation holds it.
 
     Args:
@@ -172,28 +171,25 @@ def find_context(name: str, config: ContextConfig, suite: SuiteConfig) -> ArrayL
     Raises:
         ConfigError: there is no such task, or the context is a goal, which has no name.
     """
-    match config:
-        case MissionContextConfig():
-            return tokenize(name)
-        case TaskIdContextConfig():
-            tasks = [task.name for task in suite.tasks]
-            if name not in tasks:
-                raise ConfigError(f"unknown task '{name}'." + nearest(name, tasks))
-            return tasks.index(name)
-        case GoalContextConfig():
-            raise ConfigError(
-                "export=… takes a mission or a task, and the context of this run is a goal, which "
-                "has no name; use mirl.agents.load_policy(…) and export the module that "
-                "mirl.policies.specialize(policy, goal) returns with torch.export"
-            )
-        case CombinedContextConfig():
-            raise ConfigError(
-                "export=… takes a mission or a task, and the context of this run joins "
-                f"{', '.join(config.keys)}; use mirl.agents.load_policy(…) and export the module "
-                "that mirl.policies.specialize(policy, {key: value, …}) returns with torch.export"
-            )
-        case _:
-            assert_never(config)
+    # a user's context encoder is known by its key
+    if isinstance(config, MissionContextConfig) or config.keys == (MISSION_KEY,):
+        return tokenize(name)
+    if isinstance(config, TaskIdContextConfig) or config.keys == (TASK_KEY,):
+        tasks = [task.name for task in suite.tasks]
+        if name not in tasks:
+            raise ConfigError(f"unknown task '{name}'." + nearest(name, tasks))
+        return tasks.index(name)
+    if isinstance(config, CombinedContextConfig):
+        raise ConfigError(
+            "export=… takes a mission or a task, and the context of this run joins "
+            f"{', '.join(config.keys)}; use mirl.agents.load_policy(…) and export the module that "
+            "mirl.policies.specialize(policy, {key: value, …}) returns with torch.export"
+        )
+    raise ConfigError(
+        "export=… takes a mission or a task, and the context of this run is a goal, which has no "
+        "name; use mirl.agents.load_policy(…) and export the module that "
+        "mirl.policies.specialize(policy, goal) returns with torch.export"
+    )
 
 
 def random_observations(space: spaces.Dict, seed: int) -> Observations:

@@ -148,7 +148,7 @@ def _default_presets() -> dict[str, str]:
 def _option_lines(model: type[BaseModel]) -> Iterator[str]:
     """Yield one line per option; the options of a union's members follow the member's name."""
     for name, field in model.model_fields.items():
-        members = config_classes(field.annotation)
+        members = config_classes(field)
         if not members:
             yield "  " + _option_line(name, field)
             continue

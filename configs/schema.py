@@ -29,17 +29,18 @@ from mirl.configs.aliases import replace_value
 from mirl.configs.config import AllowSingleName, Config
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
-    AutoContextConfig,
-    AutoEncoderConfig,
-    ContextConfig,
-    EncoderConfig,
-    FusionConfig,
-    MemoryConfig,
+    AutoContextField,
+    AutoEncoderField,
+    ContextField,
+    EncoderField,
+    FusionField,
+    MemoryField,
     NetworkConfig,
     NoMemoryConfig,
     Site,
     VectorEncoderConfig,
 )
+from mirl.configs.parts import short_name
 from mirl.configs.tasks import HoldoutConfig, SuiteConfig, file_name
 
 BackendName = Literal["auto", "gymnasium", "envpool"]
@@ -78,15 +79,15 @@ class TrainConfig(Config):
     # The next five have no default here: train.yaml always names a preset for them.
     task: SuiteConfig
     """Tasks to train on: a preset, or one or several environment ids joined by ``+``."""
-    fusion: Annotated[FusionConfig, Field(discriminator="kind")]
+    fusion: FusionField
     """Fusion of the observation features x and the context z into y."""
-    context: Annotated[ContextConfig | AutoContextConfig, Field(discriminator="kind")]
+    context: AutoContextField
     """Encoder of the context z: task id, mission or goal."""
-    encoder: Annotated[EncoderConfig | AutoEncoderConfig, Field(discriminator="kind")]
+    encoder: AutoEncoderField
     """Encoder of the observation into the features x."""
     agent: Annotated[AgentConfig, Field(discriminator="kind")]
     """Algorithm and its hyperparameters, named as in Stable-Baselines3."""
-    memory: Annotated[MemoryConfig, Field(discriminator="kind")] = NoMemoryConfig()
+    memory: MemoryField = NoMemoryConfig()
     """Recurrent core of the policy (PPO and A2C)."""
     split: HoldoutConfig = HoldoutConfig()
     """Missions, goals or tasks to hold out of training and to evaluate separately."""
@@ -284,9 +285,9 @@ class TrainConfig(Config):
         """Return the name of the run directory."""
         if self.name:
             return self.name
-        parts = [file_name(self.task.name), self.fusion.kind]
+        parts = [file_name(self.task.name), short_name(self.fusion)]
         if not isinstance(self.memory, NoMemoryConfig):
-            parts.append(self.memory.kind)
+            parts.append(short_name(self.memory))
         parts.append(self.agent.kind)
         if self.split.holds_out_any:
             # a split written on the command line keeps the default name "none"
@@ -307,9 +308,9 @@ class ResolvedConfig(TrainConfig):
     the networks.
     """
 
-    context: Annotated[ContextConfig, Field(discriminator="kind")]
+    context: ContextField
     """Encoder of the context z: task id, mission or goal."""
-    encoder: Annotated[EncoderConfig, Field(discriminator="kind")]
+    encoder: EncoderField
     """Encoder of the observation into the features x."""
 
 

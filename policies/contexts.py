@@ -8,7 +8,7 @@ distinct context.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypeGuard, assert_never
+from typing import ClassVar, TypeGuard
 
 import torch
 from gymnasium import spaces
@@ -18,14 +18,15 @@ from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
+    AnyContextConfig,
     CombinedContextConfig,
-    ContextConfig,
     GoalContextConfig,
     GridEncoderConfig,
     ImageEncoderConfig,
     MissionContextConfig,
     TaskIdContextConfig,
 )
+from mirl.configs.parts import Part, PartConfig
 from mirl.policies.encoders import CellsEncoder, GridEncoder, ImageEncoder, in_float32
 from mirl.policies.features import Context, Observations, UniqueRows, unique_rows
 from mirl.policies.grouped_matmul import ContextGroups
@@ -37,12 +38,14 @@ CONTEXT_BUCKET = 8
 kernel per shape."""
 
 
-class ContextEncoder(nn.Module, ABC):
+class ContextEncoder(Part, nn.Module, ABC):
     """Base class of the context encoders: observations to a ``Context``.
 
     The constructor of a subclass takes the observation space, a Dict, and the config of the
     encoder, and sets ``keys`` and ``out_dim``.
     """
+
+    Config: ClassVar[type[PartConfig]] = AnyContextConfig
 
     keys: tuple[str, ...]
     """Observation keys that the encoder reads as the context."""
@@ -70,7 +73,7 @@ class ContextEncoder(nn.Module, ABC):
             or values (B, Z) without groups, one per row.
         """
 
-    def update_statistics(self, observations: Observations) -> None:  # noqa: B027
+    def update_statistics(self, observations: Observations) -> None:
         """Update running statistics of the context, if the encoder has any.
 
         Args:
@@ -111,6 +114,8 @@ class TaskIdContext(ContextEncoder):
         Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020, in the
         multitask experiments.
     """
+
+    Config = TaskIdContextConfig
 
     def __init__(self, space: spaces.Dict, config: TaskIdContextConfig) -> None:
         super().__init__()
@@ -175,6 +180,8 @@ class MissionContext(ContextEncoder):
     Raises:
         ConfigError: if the space under the key is not one of token ids.
     """
+
+    Config = MissionContextConfig
 
     def __init__(self, space: spaces.Dict, config: MissionContextConfig) -> None:
         super().__init__()
@@ -243,6 +250,8 @@ class GoalContext(ContextEncoder):
     Raises:
         ConfigError: if the goal cannot be relative to the key that ``relative_to`` names.
     """
+
+    Config = GoalContextConfig
 
     def __init__(self, space: spaces.Dict, config: GoalContextConfig) -> None:
         super().__init__()
@@ -391,6 +400,8 @@ class CombinedContext(ContextEncoder):
         ConfigError: if the space under a part's key does not fit.
     """
 
+    Config = CombinedContextConfig
+
     def __init__(self, space: spaces.Dict, config: CombinedContextConfig) -> None:
         super().__init__()
         self.parts = nn.ModuleList([build_context(part, space) for part in config.parts])
@@ -477,8 +488,8 @@ def join_groups(
     return indices, ContextGroups(index, len(padded))
 
 
-def build_context(config: ContextConfig, space: spaces.Dict) -> ContextEncoder:
-    """Build the context encoder that ``config`` names.
+def build_context(config: AnyContextConfig, space: spaces.Dict) -> ContextEncoder:
+    """Build the context encoder that ``config`` belongs to.
 
     Args:
         config: kind, key and options of the context.
@@ -490,16 +501,6 @@ def build_context(config: ContextConfig, space: spaces.Dict) -> ContextEncoder:
     Raises:
         ConfigError: if the space under the key does not fit.
     """
-    match config:
-        case TaskIdContextConfig():
-            return TaskIdContext(space, config)
-        case MissionContextConfig():
-            return MissionContext(space, config)
-        case GoalContextConfig(encoder="mlp"):
-            return GoalContext(space, config)
-        case GoalContextConfig():
-            return GoalImageContext(space, config)
-        case CombinedContextConfig():
-            return CombinedContext(space, config)
-        case _:
-            assert_never(config)
+    if isinstance(config, GoalContextConfig) and config.encoder != "mlp":
+        return GoalImageContext(space, config)
+    return ContextEncoder.class_of(config).construct(space=space, config=config)

@@ -8,7 +8,7 @@ Shapes in this file: B rows, H height, W width, C channels, P = H * W cells.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Protocol, assert_never, cast, runtime_checkable
+from typing import ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,13 +21,14 @@ from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
+    BaseEncoderConfig,
     CombinedEncoderConfig,
-    EncoderConfig,
     GridEncoderConfig,
     ImageEncoderConfig,
     TextEncoderConfig,
     VectorEncoderConfig,
 )
+from mirl.configs.parts import Part, PartConfig
 from mirl.policies.features import unique_rows
 from mirl.policies.running_norm import RunningNorm
 from mirl.policies.text.words import build_mission_encoder
@@ -59,17 +60,21 @@ class FuseMap(Protocol):
         """
 
 
-class Encoder(nn.Module, ABC):
+class Encoder(Part, nn.Module, ABC):
     """Base class of the observation encoders.
 
     The constructor of a subclass takes a Dict space of the inputs alone and the config of the
     encoder, and sets ``keys``, ``out_dim`` and, if it has a feature map, ``channels``.
     """
 
+    Config: ClassVar[type[PartConfig]] = BaseEncoderConfig
+
     keys: tuple[str, ...]
     """Observation keys that the encoder reads."""
     out_dim: int
     """Size of the feature vector."""
+    has_map: ClassVar[bool] = False
+    """True if the encoder has a feature map, to which the fusion at site "map" is applied."""
     channels: int | None = None
     """C, the features of each cell of the feature map; None if there is no feature map."""
 
@@ -88,7 +93,7 @@ class Encoder(nn.Module, ABC):
             The feature vectors, (B, out_dim).
         """
 
-    def update_statistics(self, observations: Mapping[str, Tensor]) -> None:  # noqa: B027
+    def update_statistics(self, observations: Mapping[str, Tensor]) -> None:
         """Update running statistics of the inputs, if the encoder has any.
 
         Args:
@@ -272,9 +277,7 @@ class GridCells(nn.Module):
             # (B, H, W, codes) -> (B, P, codes) -> (B, P)
             return (codes.flatten(1, 2).float() @ self.strides).long()
 
-    def forward(
-        self, image: Float[Tensor, "batch ..."]
-    ) -> Float[Tensor, "batch cells channels"]:
+    def forward(self, image: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch cells channels"]:
         """Return the embedding of each cell, (B, P, C).
 
         Args:
@@ -401,6 +404,7 @@ class CellsEncoder(Encoder):
         features_dim: size of the feature vector.
     """
 
+    has_map = True
     channels: int
 
     def __init__(
@@ -501,6 +505,8 @@ class GridEncoder(CellsEncoder):
         ConfigError: if no input has cells, several have, or they are pixels.
     """
 
+    Config = GridEncoderConfig
+
     def __init__(self, space: spaces.Dict, config: GridEncoderConfig) -> None:
         key = cells_key(space, "grid")
         cells = GridCells(space[key], config.channels)
@@ -517,6 +523,8 @@ class ImageEncoder(CellsEncoder):
     Raises:
         ConfigError: if no input is an image, several are, or it holds codes.
     """
+
+    Config = ImageEncoderConfig
 
     def __init__(self, space: spaces.Dict, config: ImageEncoderConfig) -> None:
         key = cells_key(space, "image")
@@ -556,6 +564,8 @@ class VectorEncoder(Encoder):
         space: the space of the inputs.
         config: options of the encoder.
     """
+
+    Config = VectorEncoderConfig
 
     def __init__(self, space: spaces.Dict, config: VectorEncoderConfig) -> None:
         super().__init__()
@@ -614,6 +624,8 @@ class TextEncoder(Encoder):
         ConfigError: if the space is not one of token ids.
     """
 
+    Config = TextEncoderConfig
+
     def __init__(self, space: spaces.Dict, config: TextEncoderConfig) -> None:
         super().__init__()
         self.keys = tuple(space.spaces)
@@ -658,6 +670,8 @@ class CombinedEncoder(Encoder):
     Raises:
         ConfigError: if an encoder does not fit the space of its key.
     """
+
+    Config = CombinedEncoderConfig
 
     def __init__(self, space: spaces.Dict, config: CombinedEncoderConfig) -> None:
         super().__init__()
@@ -713,8 +727,8 @@ def flattened_dim(space: spaces.Dict, keys: Sequence[str]) -> int:
     return sum(int(get_flattened_obs_dim(space[key])) for key in keys)
 
 
-def build_encoder(config: EncoderConfig, space: spaces.Dict) -> Encoder:
-    """Build the observation encoder that ``config`` names.
+def build_encoder(config: BaseEncoderConfig, space: spaces.Dict) -> Encoder:
+    """Build the observation encoder that ``config`` belongs to.
 
     Args:
         config: kind and options of the encoder.
@@ -726,16 +740,4 @@ def build_encoder(config: EncoderConfig, space: spaces.Dict) -> Encoder:
     Raises:
         ConfigError: if the encoder does not fit the space.
     """
-    match config:
-        case GridEncoderConfig():
-            return GridEncoder(space, config)
-        case ImageEncoderConfig():
-            return ImageEncoder(space, config)
-        case VectorEncoderConfig():
-            return VectorEncoder(space, config)
-        case TextEncoderConfig():
-            return TextEncoder(space, config)
-        case CombinedEncoderConfig():
-            return CombinedEncoder(space, config)
-        case _:
-            assert_never(config)
+    return Encoder.class_of(config).construct(space=space, config=config)

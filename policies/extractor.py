@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import cast
 
-import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Int
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -15,6 +14,7 @@ from mirl.configs.keys import ACTION_MASK_KEY, TASK_KEY
 from mirl.configs.networks import (
     AutoContextConfig,
     AutoEncoderConfig,
+    BaseEncoderConfig,
     ContextConfig,
     EncoderConfig,
     FusionConfig,
@@ -140,8 +140,8 @@ class FusionExtractor(BaseFeaturesExtractor):
         # modules are built in a fixed order, context, encoder, fusions, because each one draws its
         # initial weights from the same generator
         context_encoder = build_context(network.context, observation_space)
-        encoder = build_encoder(network.encoder, inputs)
-        vector_dim = encoder.out_dim
+        input_encoder = build_encoder(network.encoder, inputs)
+        vector_dim = input_encoder.out_dim
         context_dim = context_encoder.out_dim
 
         super().__init__(observation_space, vector_dim)
@@ -149,19 +149,20 @@ class FusionExtractor(BaseFeaturesExtractor):
         self.return_features = return_features
         self.context_dim = context_dim
         self.context: ContextEncoder = context_encoder
-        self.encoder: Encoder = encoder
+        self.encoder: Encoder = input_encoder
         # None where the context does not enter; ``specialize`` replaces fusions by plain layers
         self.map_fusion: nn.Module | None = None
         self.vector_fusion: nn.Module | None = None
         if "map" in network.sites:
-            if encoder.channels is None:
+            channels = input_encoder.channels
+            if channels is None:
                 raise _no_feature_map(network.encoder)
             # as many channels as before, so that the encoder's second stage stays the same
             self.map_fusion = build_map_fusion(
                 network.fusion,
-                encoder.channels,
+                channels,
                 context_dim,
-                encoder.channels,
+                channels,
             )
         if "vector" in network.sites:
             self.vector_fusion = build_fusion(
@@ -289,7 +290,7 @@ def _check_sites(network: NetworkConfig) -> None:
         raise _no_feature_map(network.encoder)
 
 
-def _no_feature_map(encoder: EncoderConfig) -> ConfigError:
+def _no_feature_map(encoder: BaseEncoderConfig) -> ConfigError:
     return ConfigError(
         f"site 'map' fuses each cell, and encoder '{encoder.kind}' has no cells; "
         "use sites=('vector',)"

@@ -31,6 +31,7 @@ from mirl.configs.networks import (
     MemoryConfig,
     NetworkConfig,
     NoMemoryConfig,
+    RecurrentCoreConfig,
     Site,
 )
 from mirl.policies.action_mask import has_action_mask, mask_logits
@@ -165,7 +166,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
             optimizer_kwargs=optimizer_kwargs,
         )
 
-    def _check_memory(self, memory: MemoryConfig) -> None:
+    def _check_memory(self, memory: RecurrentCoreConfig | NoMemoryConfig) -> None:
         """Raise a ConfigError if the policy cannot have this memory."""
         if not isinstance(memory, NoMemoryConfig):
             raise ConfigError(

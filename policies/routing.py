@@ -18,8 +18,11 @@ from mirl.configs.keys import (
     TASK_KEY,
 )
 from mirl.configs.networks import (
+    AnyContextConfig,
     AutoContextConfig,
     AutoEncoderConfig,
+    BaseContextConfig,
+    BaseEncoderConfig,
     BilinearConfig,
     CombinedContextConfig,
     CombinedEncoderConfig,
@@ -32,8 +35,6 @@ from mirl.configs.networks import (
     MemoryConfig,
     MissionContextConfig,
     NetworkConfig,
-    SingleContextConfig,
-    SingleEncoderConfig,
     Site,
     TaskIdContextConfig,
     TextEncoderConfig,
@@ -42,7 +43,7 @@ from mirl.configs.networks import (
 )
 from mirl.configs.validation_messages import explain
 from mirl.policies.contexts import has_token_ids
-from mirl.policies.encoders import code_sizes, image_layout
+from mirl.policies.encoders import Encoder, code_sizes, image_layout
 
 
 def choose_network(
@@ -253,8 +254,8 @@ def is_text(space: spaces.Space[object]) -> bool:
 
 
 def resolve_context(
-    config: ContextConfig | AutoContextConfig, space: spaces.Dict
-) -> ContextConfig:
+    config: AnyContextConfig | AutoContextConfig, space: spaces.Dict
+) -> AnyContextConfig:
     """Return the context, chosen by the observation space as far as it is left open.
 
     Args:
@@ -282,7 +283,7 @@ def resolve_context(
             return _with_known_key(config, space)
 
 
-def default_contexts(space: spaces.Dict) -> list[SingleContextConfig]:
+def default_contexts(space: spaces.Dict) -> list[BaseContextConfig]:
     """Return a context per key that says what is asked: goals, texts, and task ids.
 
     Args:
@@ -326,7 +327,7 @@ def asked_keys(space: spaces.Dict) -> list[str]:
     return [*goals, *texts, *tasks]
 
 
-def context_of(key: str, space: spaces.Space[object]) -> SingleContextConfig:
+def context_of(key: str, space: spaces.Space[object]) -> BaseContextConfig:
     """Return the context encoder that fits the space of a key.
 
     Args:
@@ -346,7 +347,7 @@ def context_of(key: str, space: spaces.Space[object]) -> SingleContextConfig:
             return GoalContextConfig(key=key)
 
 
-def _auto_context(config: AutoContextConfig, space: spaces.Dict) -> ContextConfig:
+def _auto_context(config: AutoContextConfig, space: spaces.Dict) -> AnyContextConfig:
     options = dict(config.options)
     if "key" in options:
         key = str(options["key"])
@@ -363,7 +364,7 @@ def _auto_context(config: AutoContextConfig, space: spaces.Dict) -> ContextConfi
     if "dim" in options:
         joined["dim"] = options.pop("dim")
     unused = set(options)
-    parts: list[SingleContextConfig] = []
+    parts: list[BaseContextConfig] = []
     for part in contexts:
         own = {name: value for name, value in options.items() if name in type(part).model_fields}
         unused -= set(own)
@@ -375,7 +376,7 @@ def _auto_context(config: AutoContextConfig, space: spaces.Dict) -> ContextConfi
 
 def _with_known_key(config: Any, space: spaces.Dict) -> Any:
     """Return a context whose key the space has: its own, or the only one of its kind."""
-    if not isinstance(config, SingleContextConfig):
+    if not isinstance(config, BaseContextConfig):
         return config
     default_key = type(config).model_fields["key"].default
     if config.key in space.spaces or config.key != default_key:
@@ -404,9 +405,7 @@ def _with_known_key(config: Any, space: spaces.Dict) -> Any:
 
 def _check_key(key: str, space: spaces.Dict) -> None:
     if key not in space.spaces:
-        raise ConfigError(
-            f"the observation has no key '{key}'." + nearest(key, space.spaces)
-        )
+        raise ConfigError(f"the observation has no key '{key}'." + nearest(key, space.spaces))
 
 
 def _with_options(part: Any, options: Mapping[str, Any], group: str, space: spaces.Dict) -> Any:
@@ -435,7 +434,7 @@ def _unused_option(group: str, name: str, chosen: Sequence[str]) -> ConfigError:
 
 
 def input_keys(
-    space: spaces.Dict, context: ContextConfig, observation_keys: Sequence[str] | None
+    space: spaces.Dict, context: AnyContextConfig, observation_keys: Sequence[str] | None
 ) -> tuple[str, ...]:
     """Return the keys that are inputs.
 
@@ -463,7 +462,7 @@ def input_keys(
     return keys
 
 
-def legacy_input_keys(space: spaces.Dict, context: ContextConfig) -> tuple[str, ...]:
+def legacy_input_keys(space: spaces.Dict, context: AnyContextConfig) -> tuple[str, ...]:
     """Return the keys that were inputs before the configuration stored them.
 
     Args:
@@ -474,7 +473,9 @@ def legacy_input_keys(space: spaces.Dict, context: ContextConfig) -> tuple[str, 
     return tuple(key for key in space if key not in not_inputs)
 
 
-def resolve_encoder(config: EncoderConfig | AutoEncoderConfig, space: spaces.Dict) -> EncoderConfig:
+def resolve_encoder(
+    config: BaseEncoderConfig | AutoEncoderConfig, space: spaces.Dict
+) -> BaseEncoderConfig:
     """Return the encoder, chosen by the space of the inputs as far as it is left open.
 
     Args:
@@ -496,7 +497,7 @@ def resolve_encoder(config: EncoderConfig | AutoEncoderConfig, space: spaces.Dic
             return _combined(config, kinds)
         case VectorEncoderConfig() if "text" in kinds.values():
             # texts have no meaning as numbers; all other keys are flattened together
-            parts: dict[str, SingleEncoderConfig] = {}
+            parts: dict[str, BaseEncoderConfig] = {}
             for key, kind in kinds.items():
                 parts[key] = TextEncoderConfig() if kind == "text" else config
             return CombinedEncoderConfig(parts=parts, features_dim=config.features_dim)
@@ -508,7 +509,7 @@ def resolve_encoder(config: EncoderConfig | AutoEncoderConfig, space: spaces.Dic
 
 def _cells_encoder(
     config: GridEncoderConfig | ImageEncoderConfig, kinds: Mapping[str, Kind], space: spaces.Dict
-) -> EncoderConfig:
+) -> BaseEncoderConfig:
     """Return an encoder in which a kind with cells reads every image, grid or plane."""
     cells = [key for key in space if len(space[key].shape or ()) == RANK_OF_CELLS]
     cells += [key for key, kind in kinds.items() if kind in ("image", "grid") and key not in cells]
@@ -519,7 +520,7 @@ def _cells_encoder(
         )
     if len(cells) == 1 and "text" not in kinds.values():
         return config
-    parts: dict[str, SingleEncoderConfig] = dict.fromkeys(cells, config)
+    parts: dict[str, BaseEncoderConfig] = dict.fromkeys(cells, config)
     combined = CombinedEncoderConfig(parts=parts, features_dim=config.features_dim)
     return _combined(combined, kinds)
 
@@ -528,16 +529,14 @@ def _combined(config: CombinedEncoderConfig, kinds: Mapping[str, Kind]) -> Combi
     """Return a combined encoder with a part for each input."""
     for key in config.parts:
         if key not in kinds:
-            raise ConfigError(
-                f"encoder.parts: '{key}' is no input." + nearest(key, kinds)
-            )
-    parts: dict[str, SingleEncoderConfig] = {}
+            raise ConfigError(f"encoder.parts: '{key}' is no input." + nearest(key, kinds))
+    parts: dict[str, BaseEncoderConfig] = {}
     for key, kind in kinds.items():
         parts[key] = config.parts.get(key) or ENCODERS[kind]()
     return CombinedEncoderConfig(parts=parts, features_dim=config.features_dim)
 
 
-ENCODERS: Mapping[Kind, type[SingleEncoderConfig]] = {
+ENCODERS: Mapping[Kind, type[BaseEncoderConfig]] = {
     "text": TextEncoderConfig,
     "image": ImageEncoderConfig,
     "grid": GridEncoderConfig,
@@ -550,7 +549,7 @@ RANK_OF_CELLS = 3
 
 def _auto_encoder(
     config: AutoEncoderConfig, kinds: Mapping[str, Kind], space: spaces.Dict
-) -> EncoderConfig:
+) -> BaseEncoderConfig:
     options = dict(config.options)
     if "parts" in options:
         return _combined(CombinedEncoderConfig(**options), kinds)
@@ -569,7 +568,7 @@ def _auto_encoder(
     joined: dict[str, Any] = {}
     if "features_dim" in options:
         joined["features_dim"] = options.pop("features_dim")
-    parts: dict[str, SingleEncoderConfig] = {}
+    parts: dict[str, BaseEncoderConfig] = {}
     for key, kind in kinds.items():
         part = ENCODERS[kind]
         own = {name: value for name, value in options.items() if name in part.model_fields}
@@ -579,7 +578,7 @@ def _auto_encoder(
 
 def _with_vector(
     options: Mapping[str, Any], kinds: Mapping[str, Kind], space: spaces.Dict
-) -> EncoderConfig:
+) -> BaseEncoderConfig:
     """Return the encoder for an option of ``vector``, where no key alone calls for that kind.
 
     Numbers beside an image go through an MLP of their own; if there are none, all is flattened.
@@ -591,7 +590,7 @@ def _with_vector(
             raise _unused_option("encoder", name, ["vector"])
         return resolve_encoder(vector, space)
     rest = {name: value for name, value in options.items() if name not in own}
-    parts: dict[str, SingleEncoderConfig] = {}
+    parts: dict[str, BaseEncoderConfig] = {}
     unused = set(rest)
     for key, kind in kinds.items():
         part = ENCODERS[kind]
@@ -617,19 +616,15 @@ def _single_kind(kinds: Mapping[str, Kind]) -> Kind | None:
     return cells[0] if cells else "vector"
 
 
-def has_feature_map(encoder: EncoderConfig) -> bool:
+def has_feature_map(encoder: BaseEncoderConfig) -> bool:
     """Return True if an encoder has a feature map.
 
     Args:
         encoder: a resolved encoder.
     """
-    match encoder:
-        case GridEncoderConfig() | ImageEncoderConfig():
-            return True
-        case CombinedEncoderConfig():
-            return any(has_feature_map(part) for part in encoder.parts.values())
-        case _:
-            return False
+    if isinstance(encoder, CombinedEncoderConfig):
+        return any(has_feature_map(part) for part in encoder.parts.values())
+    return Encoder.class_of(encoder).has_map
 
 
 # -------------------------------------------------------------------------------------- description
