@@ -32,8 +32,9 @@ from mirl.configs.networks import (
 )
 from mirl.configs.schema import EvalConfig
 from mirl.configs.tasks import SuiteConfig, file_name
-from mirl.envs import choose_backend, tokenize
+from mirl.envs import choose_backend
 from mirl.envs.suite_spaces import suite_spaces
+from mirl.envs.texts.codec import suite_codec
 from mirl.envs.type_aliases import Observations
 from mirl.policies import FusionPolicy, specialize
 
@@ -171,7 +172,7 @@ def find_context(name: str, config: ContextConfig, suite: SuiteConfig) -> ArrayL
     """
     match config:
         case MissionContextConfig():
-            return tokenize(name)
+            return suite_codec(suite).encode(name, config.key)
         case TaskIdContextConfig():
             tasks = [task.name for task in suite.tasks]
             if name not in tasks:
