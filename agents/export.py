@@ -32,8 +32,9 @@ from mirl.configs.networks import (
 )
 from mirl.configs.schema import EvalConfig
 from mirl.configs.tasks import SuiteConfig, file_name
-from mirl.envs import choose_backend, tokenize
+from mirl.envs import choose_backend
 from mirl.envs.suite_spaces import suite_spaces
+from mirl.envs.texts.codec import suite_codec
 from mirl.envs.type_aliases import Observations
 from mirl.policies import FusionPolicy, specialize
 
@@ -173,7 +174,7 @@ def find_context(name: str, config: AnyContextConfig, suite: SuiteConfig) -> Arr
     """
     # a user's context encoder is known by its key
     if isinstance(config, MissionContextConfig) or config.keys == (MISSION_KEY,):
-        return tokenize(name)
+        return suite_codec(suite).encode(name, config.keys[0])
     if isinstance(config, TaskIdContextConfig) or config.keys == (TASK_KEY,):
         tasks = [task.name for task in suite.tasks]
         if name not in tasks:

@@ -22,7 +22,7 @@ from mirl.agents.on_policy.ppo import PPO
 from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.checkpoint import Checkpoint, EpisodeRecords, checkpoint_name
 from mirl.agents.runs.logger import build_logger
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run import Run, adopt_texts
 from mirl.agents.runs.synchronization import reseed_all
 from mirl.agents.runs.warm_start import warm_start
 from mirl.configs.errors import RunError
@@ -79,8 +79,10 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
             to another configuration; nothing has been written then.
         RunError: training failed; the checkpoints are kept.
     """
+    config = adopt_texts(config)
     with explain_out_of_memory(config), _open_environments(config) as envs:
         # from here on the configuration is complete; nothing is written before the agent is built
+        config = config.model_copy(update={"task": envs.training.suite})
         resolved = resolve_auto(config, envs.training.observation_space)
         agent = build_agent(resolved, envs.training)
         run = _create_or_resume(resolved, agent, envs.training)
@@ -107,7 +109,6 @@ def _open_environments(config: TrainConfig) -> Iterator[Environments]:
     # options that all environments of the run share
     build = partial(
         SuiteVecEnv,
-        config.task,
         backend=config.backend,
         seed=config.seed,
         holdout=config.split,
@@ -116,8 +117,11 @@ def _open_environments(config: TrainConfig) -> Iterator[Environments]:
         restart_non_finite=config.on_fault == "skip",
     )
     with (
-        closing(build(n_envs=n_envs, sampling=config.sampling)) as training,
-        closing(build(n_envs=n_validation_envs, seed_split="validation")) as validation,
+        closing(build(config.task, n_envs=n_envs, sampling=config.sampling)) as training,
+        # the suite of the first has the words and the length of the texts that were drawn
+        closing(
+            build(training.suite, n_envs=n_validation_envs, seed_split="validation")
+        ) as validation,
     ):
         if not config.split.holds_out_any:
             _check_episodes_exist(validation)
@@ -126,7 +130,9 @@ def _open_environments(config: TrainConfig) -> Iterator[Environments]:
         # as many environments per task as for validation
         n_held_out_tasks = len(config.split.task_indices(config.task, "held_out"))
         n_held_out_envs = n_validation_envs // n_tasks * n_held_out_tasks
-        held_out = build(n_envs=n_held_out_envs, seed_split="validation", subset="held_out")
+        held_out = build(
+            training.suite, n_envs=n_held_out_envs, seed_split="validation", subset="held_out"
+        )
         with closing(held_out):
             _check_episodes_exist(validation)
             _check_episodes_exist(held_out)

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from mirl.configs.aliases import RenamedWarning
 from mirl.configs.compose import GROUPS, PRESETS_DIR, presets
-from mirl.configs.errors import ConfigError, RunError
+from mirl.configs.errors import ConfigError, PlainWarning, RunError
 from mirl.configs.schema import EvalConfig, TrainConfig
 from mirl.configs.validation_messages import config_classes
 
@@ -61,7 +61,7 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[], str])
         sys.stdout.write(help_text())
         return 0
     try:
-        with _plain_renamed_warnings():
+        with _plain_warnings():
             return run(argv)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -75,8 +75,8 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[], str])
 
 
 @contextmanager
-def _plain_renamed_warnings() -> Iterator[None]:
-    """Print warnings about old names as one line, without Python's file name and source line."""
+def _plain_warnings() -> Iterator[None]:
+    """Print warnings to the user as one line, without Python's file name and source line."""
     show_as_usual = warnings.showwarning
 
     def show(
@@ -87,7 +87,7 @@ def _plain_renamed_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, RenamedWarning):
+        if issubclass(category, RenamedWarning | PlainWarning):
             sys.stderr.write(f"warning: {message}\n")
         else:
             show_as_usual(message, category, filename, lineno, file, line)

@@ -2,6 +2,8 @@
 
 TASK_KEY = "task"
 """Index of the task in its suite, a ``Discrete``."""
+ENV_TASK_KEY = "env_task"
+"""An environment's own observation ``task``, renamed because ``TASK_KEY`` is the suite's."""
 MISSION_KEY = "mission"
 """Token ids of the mission, an integer ``Box`` of shape (length,)."""
 DESIRED_GOAL_KEY = "desired_goal"

@@ -15,7 +15,7 @@ from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
 from mirl.configs.aliases import migrate_config
 from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import ResolvedConfig
+from mirl.configs.schema import ResolvedConfig, TrainConfig
 
 CONFIG = "config.yaml"
 """File with the configuration of the run."""
@@ -23,6 +23,8 @@ FREE_FIELDS = frozenset(
     {"device", "progress", "runs_dir", "name", "on_fault", "max_restarts", "env_timeout"}
 )
 """Fields in which a resumed run may differ, because they do not change what is learned."""
+FIRST_TEXT_LENGTH = 80
+"""Length of the texts of a run whose config.yaml does not state one."""
 MAX_CONFIG_BYTES = 2**18
 """Size up to which a config.yaml is loaded; a suite of fifty tasks takes a twentieth of it."""
 
@@ -58,7 +60,8 @@ class Run:
         Raises:
             ConfigError: the folder is not a run directory, or its configuration is not valid.
         """
-        return cls(path, validate(ResolvedConfig, migrate_config(_load_yaml(path))))
+        config = validate(ResolvedConfig, migrate_config(_load_yaml(path)))
+        return cls(path, _with_first_texts(config))
 
     @classmethod
     def create(cls, config: ResolvedConfig) -> Self:
@@ -184,6 +187,47 @@ class Run:
             OSError: it cannot be written; the earlier checkpoints are unchanged.
         """
         return self.checkpoints.save(agent, score=score, episodes=episodes)
+
+
+def adopt_texts(config: TrainConfig) -> TrainConfig:
+    """Give a configuration the vocabulary of the weights that it continues from.
+
+    The ids of words are part of the weights, so words are drawn for new weights only.
+
+    Args:
+        config: the configuration of a training command.
+
+    Returns:
+        The configuration with the vocabulary and the text length that its run directory states, or
+        with the vocabulary of the run that it starts from; what it states itself is kept.
+
+    Raises:
+        ConfigError: the configuration of the other run is not valid.
+    """
+    changes: dict[str, object] = {}
+    if (config.run_dir / CONFIG).exists():
+        stored = Run.open(config.run_dir).config.task
+        changes = {"vocabulary": stored.vocabulary, "text_length": stored.text_length}
+    elif config.start_from is not None and (config.start_from / CONFIG).exists():
+        changes = {"vocabulary": Run.open(config.start_from).config.task.vocabulary}
+    for name in list(changes):
+        if getattr(config.task, name) is not None:
+            del changes[name]
+    if not changes:
+        return config
+    return config.model_copy(update={"task": config.task.model_copy(update=changes)})
+
+
+def _with_first_texts(config: ResolvedConfig) -> ResolvedConfig:
+    """Return a stored configuration with what runs had that do not state their texts."""
+    changes: dict[str, object] = {}
+    if config.task.vocabulary is None:
+        changes["vocabulary"] = ()
+    if config.task.text_length is None:
+        changes["text_length"] = FIRST_TEXT_LENGTH
+    if not changes:
+        return config
+    return config.model_copy(update={"task": config.task.model_copy(update=changes)})
 
 
 def _load_yaml(run_dir: Path) -> object:
