@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mirl.configs.aliases import replace_value
 from mirl.configs.config import AllowSingleName, Config
@@ -40,7 +40,7 @@ def file_name(name: str) -> str:
 class WrapperConfig(Config):
     """A Gymnasium wrapper, written as ``module:Class`` or with its arguments."""
 
-    wrapper: Annotated[str, Field(pattern=r"^[^:]+:[^:]+$")]
+    wrapper: str
     """Class derived from ``gymnasium.Wrapper``, e.g. ``minigrid.wrappers:FullyObsWrapper``."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the class, beside the environment."""
@@ -50,6 +50,17 @@ class WrapperConfig(Config):
     def _name_alone_is_a_wrapper(cls, value: object) -> object:
         if isinstance(value, str):
             return {"wrapper": value}
+        return value
+
+    @field_validator("wrapper")
+    @classmethod
+    def _wrapper_names_a_class(cls, value: str) -> str:
+        module, _, name = value.partition(":")
+        if not module or not name or ":" in name:
+            raise ValueError(
+                "wrapper: expected module:Class, e.g. minigrid.wrappers:FullyObsWrapper, "
+                f"got '{value}'"
+            )
         return value
 
 
