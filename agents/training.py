@@ -77,13 +77,14 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
             to another configuration; nothing has been written then.
         RunError: training failed; the checkpoints are kept.
     """
-    config = adopt_texts(config)
+    stored = Run.stored(config)
+    config = adopt_texts(config, stored)
     with explain_out_of_memory(config), _open_environments(config) as envs:
         # from here on the configuration is complete; nothing is written before the agent is built
         config = config.model_copy(update={"task": envs.training.suite})
         resolved = resolve_auto(config, envs.training.observation_space)
         agent = build_agent(resolved, envs.training)
-        run = _create_or_resume(resolved, agent)
+        run = _create_or_resume(resolved, agent, stored)
         with run.lock():
             checkpoint = run.latest_valid_checkpoint()
             episodes = _load(run, checkpoint, agent)
@@ -142,9 +143,9 @@ def _check_episodes_exist(env: SuiteVecEnv) -> None:
         env.reset()
 
 
-def _create_or_resume(config: ResolvedConfig, agent: Agent) -> Run:
+def _create_or_resume(config: ResolvedConfig, agent: Agent, stored: Run | None) -> Run:
     """Open the run for training; load initial weights if it has no checkpoint yet."""
-    run = Run.find(config)
+    run = Run.find(config, stored)
     has_checkpoints = run is not None and not run.checkpoints.is_empty
     # a run that has a checkpoint resumes from it instead
     if config.start_from is not None and not has_checkpoints:

@@ -90,11 +90,30 @@ class Run:
         return cls(path, config, is_new=True)
 
     @classmethod
-    def find(cls, config: ResolvedConfig) -> Self | None:
+    def stored(cls, config: TrainConfig) -> Self | None:
+        """Open what the run directory of a configuration holds, whatever its own configuration is.
+
+        Args:
+            config: the configuration of a training command.
+
+        Returns:
+            The run as it was stored; None if there is none yet.
+
+        Raises:
+            ConfigError: the stored configuration is not valid.
+        """
+        # the stored configuration is read here and nowhere else in a training command
+        if not (config.run_dir / CONFIG).exists():
+            return None
+        return cls.open(config.run_dir)
+
+    @classmethod
+    def find(cls, config: ResolvedConfig, stored: Self | None = None) -> Self | None:
         """Find the existing run of a configuration, to resume it.
 
         Args:
             config: the configuration; it may differ from that of the directory in ``FREE_FIELDS``.
+            stored: the run directory, if it was opened before.
 
         Returns:
             The run, with ``config`` as its configuration; None if there is none yet.
@@ -102,11 +121,11 @@ class Run:
         Raises:
             ConfigError: the directory holds a run of another configuration; lists the differences.
         """
-        # the stored configuration is read here and nowhere else in a training command
         path = config.run_dir
-        if not (path / CONFIG).exists():
+        stored = stored or cls.stored(config)
+        if stored is None:
             return None
-        differences = _differences(cls.open(path).config, config)
+        differences = _differences(stored.config, config)
         if differences:
             listed = "\n".join(differences)
             raise ConfigError(
@@ -184,13 +203,14 @@ class Run:
         return self.checkpoints.save(agent, score=score, episodes=episodes)
 
 
-def adopt_texts(config: TrainConfig) -> TrainConfig:
+def adopt_texts(config: TrainConfig, stored: Run | None) -> TrainConfig:
     """Give a configuration the vocabulary of the weights that it continues from.
 
     The ids of words are part of the weights, so words are drawn for new weights only.
 
     Args:
         config: the configuration of a training command.
+        stored: its run directory, if there is one.
 
     Returns:
         The configuration with the vocabulary and the text length that its run directory states, or
@@ -200,9 +220,9 @@ def adopt_texts(config: TrainConfig) -> TrainConfig:
         ConfigError: the configuration of the other run is not valid.
     """
     changes: dict[str, object] = {}
-    if (config.run_dir / CONFIG).exists():
-        stored = Run.open(config.run_dir).config.task
-        changes = {"vocabulary": stored.vocabulary, "text_length": stored.text_length}
+    if stored is not None:
+        suite = stored.config.task
+        changes = {"vocabulary": suite.vocabulary, "text_length": suite.text_length}
     elif config.start_from is not None and (config.start_from / CONFIG).exists():
         changes = {"vocabulary": Run.open(config.start_from).config.task.vocabulary}
     for name in list(changes):

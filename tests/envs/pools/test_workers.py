@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import text_envs  # noqa: F401  (registers its ids)
 import toy_envs
 from suites import COUNTER, counters, single_task
 
@@ -14,6 +15,7 @@ from mirl.configs.schema import SamplingName
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs import EnvironmentFailedError, SuiteVecEnv
 from mirl.envs.pools.workers import WorkerBackend, Workers
+from mirl.envs.texts import codec
 
 GO_ON = 0
 KILL = 4
@@ -127,6 +129,25 @@ def test_workers_know_late_registrations() -> None:
     assert env.reset()["observation"].shape == (2, 3)
     env.close()
     del gym.registry["ToyLate-v0"]
+
+
+def test_text_warnings_reach_the_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two words in one bucket are one warning, however many workers meet them."""
+    monkeypatch.setattr(codec, "_shown", {})
+    task = TaskConfig(name="says", env_id="TextSays-v0", kwargs={"texts": ("iron", "cow")})
+    suite = SuiteConfig(name="says", tasks=(task,), vocabulary=(), text_length=8)
+    env = SuiteVecEnv(suite, 8, workers=2)
+    with pytest.warns(codec.TextWarning, match="'cow' and 'iron' share one token id") as caught:
+        for _ in range(20):
+            env.reset()
+    assert len(caught) == 1
+    env.close()
+    drawn = suite.model_copy(update={"vocabulary": None})
+    env = SuiteVecEnv(drawn, 8, workers=2)
+    assert env.suite.vocabulary == ("cow", "iron")
+    for _ in range(20):
+        env.reset()  # a warning would be an error
+    env.close()
 
 
 @pytest.mark.parametrize("task", range(5))
