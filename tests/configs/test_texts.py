@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirl.configs.compose import compose_train, validate
@@ -33,9 +33,10 @@ def test_vocabulary_survives_a_file(texts: list[str]) -> None:
     assert validate(SuiteConfig, yaml.safe_load(text)) == stored
 
 
+@settings(max_examples=20, deadline=None)  # Hydra takes its time
 @given(st.lists(st.from_regex(r"\w{1,8}", fullmatch=True), min_size=1, max_size=6))
 def test_word_list_is_typed_as_shown(texts: list[str]) -> None:
-    """What a warning shows can be typed, also for words that YAML takes for something else."""
+    """The list that a warning shows can be typed, also if YAML takes a word for a number."""
     words = unique_words(texts)
     config = compose_train([f"task.vocabulary={word_list(words)}"])
     assert config.task.vocabulary == words
@@ -53,7 +54,7 @@ def test_single_word_is_a_vocabulary() -> None:
 
 def test_too_large_vocabulary_is_refused() -> None:
     """A vocabulary must fit into a config.yaml."""
-    with pytest.raises(ConfigError, match="at most 16,384 characters.*leave out"):
+    with pytest.raises(ConfigError, match=r"at most 16,384 characters.*leave out"):
         suite(vocabulary=[f"word{i}" for i in range(3000)])
 
 

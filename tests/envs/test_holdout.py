@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import text_envs  # noqa: F401  (registers its ids)
 import toy_envs  # noqa: F401  (registers its ids)
 from gymnasium import spaces
 from hypothesis import given
@@ -17,6 +18,7 @@ from mirl.configs.tasks import HoldoutConfig, Subset, SuiteConfig, TaskConfig
 from mirl.configs.texts import TextForm
 from mirl.envs import VOCABULARY, SuiteVecEnv, mission_space, tokenize
 from mirl.envs.holdout import MAX_DRAWS, EpisodeFilter
+from mirl.envs.texts.codec import suite_codec
 
 GOALS = SuiteConfig(name="goals", tasks=(TaskConfig(name="goal", env_id="ToyShortGoal-v0"),))
 COLORS = HoldoutConfig(name="colors", missions=("red door", "green door"))
