@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam, Logger
 
-from mirl.agents.builder import Agent, build_agent, resolve_auto
+from mirl.agents.builder import Agent, build_agent, resolve_auto, with_input_keys
 from mirl.agents.callbacks.checkpointing import Checkpointing
 from mirl.agents.callbacks.evaluation import Evaluation
 from mirl.agents.callbacks.progress import ProgressBar
@@ -28,6 +29,7 @@ from mirl.configs.errors import RunError
 from mirl.configs.schema import ResolvedConfig, TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import count_parameters
+from mirl.policies.routing import describe
 
 TIMESTEPS_PER_ROW = 1_000
 """Timesteps between two rows of an off-policy algorithm's log, times ``log_every``."""
@@ -67,7 +69,7 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
 
     Args:
         config: the configuration of the run.
-        log: called with one line when training begins, once the configuration is known to work.
+        log: called with two lines when training begins, once the configuration is known to work.
 
     Returns:
         The state of the run.
@@ -84,12 +86,13 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
         config = config.model_copy(update={"task": envs.training.suite})
         resolved = resolve_auto(config, envs.training.observation_space)
         agent = build_agent(resolved, envs.training)
-        run = _create_or_resume(resolved, agent, stored)
+        run = _create_or_resume(resolved, agent, envs.training, stored)
         with run.lock():
             checkpoint = run.latest_valid_checkpoint()
             episodes = _load(run, checkpoint, agent)
             # everything that can be wrong with the configuration has been checked
             log(_first_line(run, agent, envs.training.backend))
+            log(_describe(resolved, envs.training))
             if checkpoint is not None and agent.num_timesteps >= resolved.total_timesteps:
                 return TrainResult(agent.num_timesteps, True, run, checkpoint)
             return _learn(run, agent, envs, episodes)
@@ -143,9 +146,12 @@ def _check_episodes_exist(env: SuiteVecEnv) -> None:
         env.reset()
 
 
-def _create_or_resume(config: ResolvedConfig, agent: Agent, stored: Run | None) -> Run:
+def _create_or_resume(
+    config: ResolvedConfig, agent: Agent, env: SuiteVecEnv, stored: ResolvedConfig | None
+) -> Run:
     """Open the run for training; load initial weights if it has no checkpoint yet."""
-    run = Run.find(config, stored)
+    complete = partial(with_input_keys, observation_space=env.observation_space)
+    run = Run.find(config, complete, stored)
     has_checkpoints = run is not None and not run.checkpoints.is_empty
     # a run that has a checkpoint resumes from it instead
     if config.start_from is not None and not has_checkpoints:
@@ -172,6 +178,13 @@ def _first_line(run: Run, agent: Agent, backend: str) -> str:
     precision = agent.precision if isinstance(agent, PPO | A2C) else "fp32"
     total = f"{run.config.total_timesteps:,} timesteps"
     return f"{start} {total} on {agent.device} ({precision}) and {backend}: {run.path}"
+
+
+def _describe(config: ResolvedConfig, env: SuiteVecEnv) -> str:
+    """Return one line: what is seen, what is asked, and where the two are fused."""
+    assert isinstance(env.observation_space, spaces.Dict), "the observation contract is a Dict"
+    seen_and_asked = describe(config.network, env.observation_space)
+    return f"{seen_and_asked} Fusion: {config.fusion.kind} ({', '.join(config.sites)})."
 
 
 # ----------------------------------------------------------------------------------------- learning

@@ -1,6 +1,6 @@
 """Run directories: a configuration, its checkpoints, and a lock for the training process."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -15,12 +15,13 @@ from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
 from mirl.configs.aliases import migrate_config
 from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
+from mirl.configs.imports import check_allowed, import_module, named_code
 from mirl.configs.schema import ResolvedConfig, TrainConfig
 
 CONFIG = "config.yaml"
 """File with the configuration of the run."""
 FREE_FIELDS = frozenset(
-    {"device", "progress", "runs_dir", "name", "on_fault", "max_restarts", "env_timeout"}
+    {"device", "progress", "runs_dir", "name", "imports", "on_fault", "max_restarts", "env_timeout"}
 )
 """Fields in which a resumed run may differ, because they do not change what is learned."""
 FIRST_TEXT_LENGTH = 80
@@ -58,10 +59,10 @@ class Run:
             The run.
 
         Raises:
-            ConfigError: the folder is not a run directory, or its configuration is not valid.
+            ConfigError: the folder is not a run directory, its configuration is not valid, or it
+                names a module that may not be imported.
         """
-        config = validate(ResolvedConfig, migrate_config(_load_yaml(path)))
-        return cls(path, _with_first_texts(config))
+        return cls(path, _load_config(path))
 
     @classmethod
     def create(cls, config: ResolvedConfig) -> Self:
@@ -90,14 +91,14 @@ class Run:
         return cls(path, config, is_new=True)
 
     @classmethod
-    def stored(cls, config: TrainConfig) -> Self | None:
-        """Open what the run directory of a configuration holds, whatever its own configuration is.
+    def stored(cls, config: TrainConfig) -> ResolvedConfig | None:
+        """Load the configuration that a run directory holds, which may be another one.
 
         Args:
             config: the configuration of a training command.
 
         Returns:
-            The run as it was stored; None if there is none yet.
+            The stored configuration; None if there is none yet.
 
         Raises:
             ConfigError: the stored configuration is not valid.
@@ -105,27 +106,36 @@ class Run:
         # the stored configuration is read here and nowhere else in a training command
         if not (config.run_dir / CONFIG).exists():
             return None
-        return cls.open(config.run_dir)
+        return _load_config(
+            config.run_dir, advice="; if this is another run, choose another name=…"
+        )
 
     @classmethod
-    def find(cls, config: ResolvedConfig, stored: Self | None = None) -> Self | None:
+    def find(
+        cls,
+        config: ResolvedConfig,
+        complete: Callable[[ResolvedConfig], ResolvedConfig] = lambda stored: stored,
+        stored: ResolvedConfig | None = None,
+    ) -> Self | None:
         """Find the existing run of a configuration, to resume it.
 
         Args:
             config: the configuration; it may differ from that of the directory in ``FREE_FIELDS``.
-            stored: the run directory, if it was opened before.
+            complete: adds what a stored configuration of an earlier version lacks.
+            stored: the stored configuration, if it was loaded before.
 
         Returns:
             The run, with ``config`` as its configuration; None if there is none yet.
 
         Raises:
-            ConfigError: the directory holds a run of another configuration; lists the differences.
+            ConfigError: the directory holds a run of another configuration, and the differences
+                are listed, or one that names a module that may not be imported.
         """
         path = config.run_dir
         stored = stored or cls.stored(config)
         if stored is None:
             return None
-        differences = _differences(stored.config, config)
+        differences = _differences(complete(stored), config)
         if differences:
             listed = "\n".join(differences)
             raise ConfigError(
@@ -203,14 +213,14 @@ class Run:
         return self.checkpoints.save(agent, score=score, episodes=episodes)
 
 
-def adopt_texts(config: TrainConfig, stored: Run | None) -> TrainConfig:
+def adopt_texts(config: TrainConfig, stored: ResolvedConfig | None) -> TrainConfig:
     """Give a configuration the vocabulary of the weights that it continues from.
 
     The ids of words are part of the weights, so words are drawn for new weights only.
 
     Args:
         config: the configuration of a training command.
-        stored: its run directory, if there is one.
+        stored: the configuration that its run directory holds, if there is one.
 
     Returns:
         The configuration with the vocabulary and the text length that its run directory states, or
@@ -221,7 +231,7 @@ def adopt_texts(config: TrainConfig, stored: Run | None) -> TrainConfig:
     """
     changes: dict[str, object] = {}
     if stored is not None:
-        suite = stored.config.task
+        suite = stored.task
         changes = {"vocabulary": suite.vocabulary, "text_length": suite.text_length}
     elif config.start_from is not None and (config.start_from / CONFIG).exists():
         changes = {"vocabulary": Run.open(config.start_from).config.task.vocabulary}
@@ -243,6 +253,20 @@ def _with_first_texts(config: ResolvedConfig) -> ResolvedConfig:
     if not changes:
         return config
     return config.model_copy(update={"task": config.task.model_copy(update=changes)})
+
+
+def _load_config(run_dir: Path, advice: str = "") -> ResolvedConfig:
+    """Return the configuration of a run, which imports nothing that only its file names.
+
+    ``advice`` ends the message about a module that may not be imported.
+    """
+    values = _load_yaml(run_dir)
+    # before the validation, which imports the networks' parts that are named by their class
+    check_allowed(named_code(values), f"{run_dir / CONFIG}: ", advice)
+    config = validate(ResolvedConfig, migrate_config(values))
+    for module in config.imports:
+        import_module(module)
+    return _with_first_texts(config)
 
 
 def _load_yaml(run_dir: Path) -> object:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TextIO, assert_never, cast
 
 from gymnasium.vector.utils import CloudpickleWrapper
 
+from mirl.configs.imports import allowed_modules, imported_modules, restore_imports
 from mirl.envs.pools.backend import EnvironmentFailedError, Step
 from mirl.envs.pools.gymnasium import GymnasiumBackend
 from mirl.envs.texts.codec import TextWarning
@@ -92,9 +93,10 @@ class Worker:
             self._connection, child_connection = context.Pipe()
             # A daemon ends with its owner. If the owner is killed, the process reads EOF and ends
             # by itself, unless it hangs.
+            imports = (allowed_modules(), imported_modules())
             process: BaseProcess = context.Process(  # type: ignore[attr-defined]
                 target=_serve,
-                args=(child_connection, self._builders, self._max_restarts),
+                args=(child_connection, self._builders, self._max_restarts, imports),
                 daemon=True,
             )
             process.start()
@@ -184,7 +186,10 @@ def _context() -> BaseContext:
 
 
 def _serve(
-    connection: Connection, builders: Sequence[CloudpickleWrapper], max_restarts: int
+    connection: Connection,
+    builders: Sequence[CloudpickleWrapper],
+    max_restarts: int,
+    imports: tuple[Sequence[str], Sequence[str]],
 ) -> None:
     """Run a worker process: reply to commands until the owner closes it or is gone.
 
@@ -192,10 +197,12 @@ def _serve(
         connection: connection to the owner.
         builders: one function per shard that makes its backend.
         max_restarts: number of failures of environments that one command tolerates.
+        imports: modules that the owner allowed and those that it imported.
     """
     # Both signals may reach the whole process group; the owner decides when to end.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, signal.SIG_IGN)
+    restore_imports(*imports)
     backends: dict[int, GymnasiumBackend] = {}
     tolerated: list[tuple[str, int]] = []
     notices = _forward_text_warnings()

@@ -159,7 +159,7 @@ def test_words_are_drawn_once(tmp_path: Path) -> None:
     other = TaskConfig(name="says", env_id="TextSays-v0", kwargs={"texts": ["iron", "cow"]})
     changed = config.task.model_copy(update={"tasks": (other,)})
     config = config.model_copy(update={"task": changed})
-    assert adopt_texts(config, stored).task.vocabulary == ("press",)
+    assert adopt_texts(config, stored.config).task.vocabulary == ("press",)
     warm = config.model_copy(update={"name": "warm", "start_from": stored.path})
     adopted = adopt_texts(warm, Run.stored(warm)).task
     assert (adopted.vocabulary, adopted.text_length) == (("press",), None)
