@@ -79,13 +79,14 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
             to another configuration; nothing has been written then.
         RunError: training failed; the checkpoints are kept.
     """
-    config = adopt_texts(config)
+    stored = Run.stored(config)
+    config = adopt_texts(config, stored)
     with explain_out_of_memory(config), _open_environments(config) as envs:
         # from here on the configuration is complete; nothing is written before the agent is built
         config = config.model_copy(update={"task": envs.training.suite})
         resolved = resolve_auto(config, envs.training.observation_space)
         agent = build_agent(resolved, envs.training)
-        run = _create_or_resume(resolved, agent, envs.training)
+        run = _create_or_resume(resolved, agent, envs.training, stored)
         with run.lock():
             checkpoint = run.latest_valid_checkpoint()
             episodes = _load(run, checkpoint, agent)
@@ -145,9 +146,12 @@ def _check_episodes_exist(env: SuiteVecEnv) -> None:
         env.reset()
 
 
-def _create_or_resume(config: ResolvedConfig, agent: Agent, env: SuiteVecEnv) -> Run:
+def _create_or_resume(
+    config: ResolvedConfig, agent: Agent, env: SuiteVecEnv, stored: ResolvedConfig | None
+) -> Run:
     """Open the run for training; load initial weights if it has no checkpoint yet."""
-    run = Run.find(config, partial(with_input_keys, observation_space=env.observation_space))
+    complete = partial(with_input_keys, observation_space=env.observation_space)
+    run = Run.find(config, complete, stored)
     has_checkpoints = run is not None and not run.checkpoints.is_empty
     # a run that has a checkpoint resumes from it instead
     if config.start_from is not None and not has_checkpoints:

@@ -67,9 +67,10 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         space = env.observation_space
         self._is_dict = isinstance(space, spaces.Dict)
         inner: dict[str, AnySpace] = {DEFAULT_KEY: space}
+        self._has_task_key = False
         if isinstance(space, spaces.Dict):
+            self._has_task_key = TASK_KEY in space.spaces
             inner = _without_task_key(dict(space))
-        self._has_task_key = self._is_dict and TASK_KEY in space
         self._codecs: dict[str, TextCodec] = {}
         for key, subspace in inner.items():
             if is_raw_text(subspace):
