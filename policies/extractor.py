@@ -15,9 +15,9 @@ from mirl.configs.keys import ACTION_MASK_KEY, TASK_KEY
 from mirl.configs.networks import (
     AutoContextConfig,
     AutoEncoderConfig,
-    ContextConfig,
-    EncoderConfig,
-    FusionConfig,
+    ContextChoice,
+    EncoderChoice,
+    FusionChoice,
     NetworkConfig,
     NoMemoryConfig,
     Site,
@@ -46,10 +46,11 @@ class FusionExtractor(BaseFeaturesExtractor):
     Args:
         observation_space: a Dict space; every size is read from it.
         network: the whole configuration, without site "heads" and without a memory.
-        fusion: name of a fusion ("bilinear", "film", ...) or its config with options.
-        context: name or config of the context encoder; None for the encoder of ``desired_goal``,
-            ``mission`` or ``task``, whichever key the space has first.
-        encoder: name or config of the observation encoder; None to choose it from the space.
+        fusion: name of a fusion ("bilinear", "film", ...), its config with options, or a class of
+            one's own.
+        context: name, config or class of the context encoder; None for the encoder of
+            ``desired_goal``, ``mission`` or ``task``, whichever key the space has first.
+        encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: "map" (each cell of an image), "vector" (the feature vector), or both. The heads are
             not part of a features extractor; ``FusionPolicy`` fuses there.
         observation_keys: keys that are inputs; None for all keys except ``desired_goal``,
@@ -65,9 +66,9 @@ class FusionExtractor(BaseFeaturesExtractor):
         observation_space: spaces.Dict,
         network: NetworkConfig | None = None,
         *,
-        fusion: str | FusionConfig = "bilinear",
-        context: str | ContextConfig | None = None,
-        encoder: str | EncoderConfig | None = None,
+        fusion: FusionChoice = "bilinear",
+        context: ContextChoice | None = None,
+        encoder: EncoderChoice | None = None,
         sites: Sequence[Site] = ("vector",),
         observation_keys: Sequence[str] | None = None,
         return_features: bool = False,
