@@ -4,8 +4,9 @@ A configuration names code as ``module:Name``. Importing a module executes it, s
 the config.yaml of a run directory, must not be able to do that by itself. A module may be imported
 
 - if the arguments of the command name it (``task=module:Id``, ``import=module``),
-- if an installed distribution names it as an entry point of the group ``mirl.plugins``, or
-- if it is in ``sys.modules``, because then it has been imported already.
+- if an installed distribution names it as an entry point of the group ``mirl.plugins``,
+- if it is in ``sys.modules``, because then it has been imported already, or
+- if it is part of MIRL or of a library whose environments MIRL imports itself.
 """
 
 import importlib
@@ -13,7 +14,8 @@ import pkgutil
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -23,7 +25,20 @@ from mirl.configs.errors import ConfigError, nearest
 
 PLUGIN_GROUP = "mirl.plugins"
 """Group of the entry points that MIRL imports when a command starts."""
+# Not "mirl": the root of the repository may hold folders that are not MIRL's, such as runs/.
+LIBRARIES = (
+    "mirl.agents",
+    "mirl.configs",
+    "mirl.envs",
+    "mirl.policies",
+    "gymnasium",
+    "gymnasium_robotics",
+    "minigrid",
+)
+"""Packages whose modules any file may name."""
 
+_imported: dict[str, None] = {}
+"""Modules that ``import_module`` returned, in the order of the first call."""
 _allowed: set[str] = set()
 """Modules that the user named; with a package, its modules are allowed."""
 
@@ -52,8 +67,13 @@ def allow_imports(*modules: str) -> None:
 
 
 def allowed_modules() -> tuple[str, ...]:
-    """Return the modules that were allowed by ``allow_imports``, e.g. to allow them in a worker."""
+    """Return the modules that were allowed by ``allow_imports``, in alphabetical order."""
     return tuple(sorted(_allowed))
+
+
+def imported_modules() -> tuple[str, ...]:
+    """Return the modules that were imported by name, for a worker process to import them too."""
+    return tuple(_imported)
 
 
 def is_allowed(module: str) -> bool:
@@ -64,9 +84,15 @@ def is_allowed(module: str) -> bool:
     """
     if sys.modules.get(module) is not None:
         return True
-    if not _is_module_name(module):
-        return False
-    named = _allowed | {plugin.module for plugin in _plugins()}
+    return _is_module_name(module) and (_is_around(module, _allowed) or _is_installed(module))
+
+
+def _is_installed(module: str) -> bool:
+    """Return True if a module may be imported by every process: a library's, or a plugin's."""
+    return _is_around(module, {*LIBRARIES, *(plugin.module for plugin in _plugins())})
+
+
+def _is_around(module: str, named: Iterable[str]) -> bool:
     # Importing a module imports the packages around it, so these are allowed as well.
     return any(_is_inside(module, other) or _is_inside(other, module) for other in named)
 
@@ -83,22 +109,89 @@ def module_of(path: str) -> str | None:
     return module
 
 
-def check_allowed(module: str, path: str, subject: str = "") -> None:
-    """Raise an error if a module may not be imported.
+def named_code(values: object) -> list[str]:
+    """Return everything in a configuration that names code: ``module:Name``, or a module.
+
+    These are the environment ids, the wrappers, the kinds of the networks' parts, and ``imports``.
 
     Args:
-        module: dotted name of the module.
-        path: the whole name for the error message, e.g. ``my_package:MyEnv-v0``.
+        values: nested dictionaries and lists, not validated yet.
+
+    Returns:
+        The names, each of them once.
+    """
+    return list(dict.fromkeys(_named_code(values)))
+
+
+def import_words(values: object) -> list[str]:
+    """Return the words that allow a command to open a run: ``import=my_package``, or nothing.
+
+    Args:
+        values: the configuration of the run, as nested dictionaries and lists.
+    """
+    modules: dict[str, None] = {}
+    for name in named_code(values):
+        module = name.partition(":")[0]
+        if not _is_installed(module):
+            modules.setdefault(_top(module))
+    if not modules:
+        return []
+    return [f"import={','.join(modules)}"]
+
+
+def _named_code(values: object) -> Iterator[str]:
+    if isinstance(values, list | tuple):
+        for item in values:
+            yield from _named_code(item)
+    if not isinstance(values, dict):
+        return
+    for key, value in values.items():
+        if key == "imports":
+            yield from _texts(value)
+        elif key in ("env_id", "kind", "wrapper", "wrappers"):
+            yield from (text for text in _texts(value) if ":" in text)
+        # Keyword arguments are passed to an environment, and name nothing that MIRL imports.
+        if key != "kwargs":
+            yield from _named_code(value)
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield a text, or the texts of a list."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        yield from (item for item in value if isinstance(item, str))
+
+
+def check_allowed(paths: Iterable[str], subject: str = "", advice: str = "") -> None:
+    """Raise an error if code is named that may not be imported.
+
+    Args:
+        paths: names of code: ``my_package:MyEnv-v0``, or a module.
         subject: start of the error message, e.g. ``task 'reach': ``.
+        advice: end of the error message, e.g. ``, or choose another name=…``.
 
     Raises:
-        ConfigError: if nobody but a file named the module.
+        ConfigError: if nobody but a file named one of the modules, or it is not one.
     """
-    if is_allowed(module):
+    forbidden: dict[str, str] = {}
+    for path in paths:
+        module = path.partition(":")[0]
+        if is_allowed(module):
+            continue
+        if not _is_module_name(module):
+            raise ConfigError(
+                f"{subject}'{path}' must begin with the name of a module, got '{module}'"
+            )
+        forbidden.setdefault(module, path)
+    if not forbidden:
         return
+    named = ", ".join(f"'{path}'" for path in forbidden.values())
+    modules = " and ".join(f"'{module}'" for module in forbidden)
+    words = ",".join(dict.fromkeys(_top(module) for module in forbidden))
     raise ConfigError(
-        f"{subject}'{path}' names code of '{module}', which a file may not import by itself; "
-        f"add import={_top(module)} (in Python, import {module} first)"
+        f"{subject}{named} names code of {modules}, which a file may not import by itself; "
+        f"add import={words} (in Python, import {', '.join(forbidden)} first){advice}"
     )
 
 
@@ -118,7 +211,8 @@ def import_module(module: str, path: str = "", subject: str = "") -> ModuleType:
     Raises:
         ConfigError: if the module is not allowed, does not exist, or fails on import.
     """
-    check_allowed(module, path or module, subject)
+    check_allowed([path or module], subject)
+    _imported.setdefault(module)
     loaded = sys.modules.get(module)
     if loaded is not None:
         return loaded
@@ -142,6 +236,20 @@ def import_module(module: str, path: str = "", subject: str = "") -> ModuleType:
         raise ConfigError(
             f"{subject}module '{module}' fails on import: {_one_line(error)}{_place(error)}"
         ) from error
+
+
+def import_modules(modules: Iterable[str]) -> None:
+    """Import modules that the user of this process named, such as those of ``import=``.
+
+    Args:
+        modules: dotted names of modules.
+
+    Raises:
+        ConfigError: if one of them does not exist or fails on import.
+    """
+    for module in modules:
+        allow_imports(module)
+        import_module(module, subject=f"import={module}: ")
 
 
 def import_object(path: str, subject: str = "") -> object:
@@ -168,9 +276,13 @@ def import_object(path: str, subject: str = "") -> object:
         # Only classes are searched. Through a module one would reach the modules that it imports.
         if found is not module and not isinstance(found, type):
             raise ConfigError(f"{subject}'{path}': only a module or a class can hold '{name}'")
-        if not hasattr(found, name):
-            raise ConfigError(_missing_object(subject, path, module_name, name, found))
-        found = getattr(found, name)
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            message = _missing_object(subject, path, module_name, name, found)
+            raise ConfigError(message) from None
+        except Exception as error:  # a module that imports its parts when they are asked for
+            raise ConfigError(f"{subject}'{path}' cannot be loaded: {_one_line(error)}") from error
     return found
 
 
@@ -188,6 +300,21 @@ def load_plugins() -> None:
             warnings.warn(
                 f"plugin '{plugin.name}' of {distribution}: {error}", PluginWarning, stacklevel=2
             )
+
+
+def restore_imports(allowed: Iterable[str], imported: Iterable[str]) -> None:
+    """Allow and import in a worker process what its owner allowed and imported.
+
+    Args:
+        allowed: ``allowed_modules()`` of the owner.
+        imported: ``imported_modules()`` of the owner.
+    """
+    for module in (*allowed, *imported):
+        allow_imports(module)
+    for module in imported:
+        # What needs a module that is missing here, such as an environment, says so itself.
+        with suppress(ConfigError):
+            import_module(module)
 
 
 @cache
