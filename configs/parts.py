@@ -253,18 +253,18 @@ def short_name(config: PartConfig) -> str:
     return names.rpartition(".")[2]
 
 
-def check_can_be_stored(config: PartConfig) -> None:
+def check_can_be_stored(config: Config) -> None:
     """Raise an error if a run directory could not name the class of a config.
 
     Args:
-        config: the config of any part.
+        config: the config of any part; one without a class passes.
 
     Raises:
         ConfigError: if the class was defined in a script or inside of a function.
     """
-    module, colon, names = config.kind.partition(OWN_KIND)
-    if not colon:
+    if not isinstance(config, PartConfig) or OWN_KIND not in config.kind:
         return
+    module, _, names = config.kind.partition(OWN_KIND)
     if module == "__main__" or "<locals>" in names:
         raise ConfigError(
             f"a run cannot store '{config.kind}', because no other process can import it; put the "
