@@ -165,8 +165,10 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
     ``task`` also takes environment ids, one or several
     (``task=BabyAI-GoToObj-v0+BabyAI-GoToLocal-v0``); context and encoder are then chosen by the
     observation space, unless an argument sets them. ``fusion``, ``context``, ``encoder`` and
-    ``memory`` also take a class of one's own (``fusion=my_package:Mine fusion.rank=8``). The modules that the arguments name may be
-    imported from then on, and those of ``import=`` are imported.
+    ``memory`` also take a class of one's own (``fusion=my_package:Mine fusion.rank=8``).
+
+    The modules that the arguments name may be imported from then on, and those of ``import=`` are
+    imported.
 
     Args:
         argv: command-line arguments.
