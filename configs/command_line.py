@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from mirl.configs.aliases import RenamedWarning
 from mirl.configs.compose import GROUPS, PRESETS_DIR, TYPED_NAMES, presets, split_config_dir
-from mirl.configs.errors import ConfigError, RunError
+from mirl.configs.errors import ConfigError, PlainWarning, RunError
 from mirl.configs.imports import PluginWarning, load_plugins
 from mirl.configs.schema import EvalConfig, TrainConfig
 from mirl.configs.validation_messages import config_classes
@@ -93,7 +93,7 @@ def _plain_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, RenamedWarning | PluginWarning):
+        if issubclass(category, RenamedWarning | PlainWarning | PluginWarning):
             sys.stderr.write(f"warning: {message}\n")
         else:
             show_as_usual(message, category, filename, lineno, file, line)

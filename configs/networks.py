@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from mirl.configs.config import AllowSingleName, Config, Width, Widths
 from mirl.configs.errors import ConfigError, nearest
@@ -23,6 +23,7 @@ from mirl.configs.parts import (
     config_class_of,
     find_config,
 )
+from mirl.configs.validation_messages import explain
 
 Site = Literal["map", "vector", "heads"]
 """Place where observation and context are fused."""
@@ -129,11 +130,25 @@ FusionConfig = (
 # ----------------------------------------------------------------------------------------- contexts
 
 
-class BaseContextConfig(PartConfig):
-    """Base class of the options of a context encoder."""
+class AnyContextConfig(PartConfig):
+    """Base class of the options of every context encoder."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Return the observation keys that are read as the context."""
+        raise NotImplementedError
+
+
+class BaseContextConfig(AnyContextConfig):
+    """Base class of the options of a context encoder that reads one observation key."""
 
     key: str
     """Observation key of the context."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Return the observation keys that are read as the context."""
+        return (self.key,)
 
 
 class TaskIdContextConfig(BaseContextConfig):
@@ -141,7 +156,7 @@ class TaskIdContextConfig(BaseContextConfig):
 
     kind: Literal["task_id"] = "task_id"
     key: str = TASK_KEY
-    """Observation key of the task id."""
+    """Observation key of the task id, a Discrete."""
     dim: Width = 64
     """Size Z of the context."""
     hidden: Widths = (64,)
@@ -183,9 +198,9 @@ class GoalContextConfig(BaseContextConfig):
     relative_to: str = ""
     """Observation key to subtract from the goal, e.g. ``achieved_goal``; empty for the goal as it
     is."""
-    encoder: Literal["mlp", "grid"] = "mlp"
-    """Encoder of the goal: an MLP over the flattened goal, or convolutions over a symbolic
-    grid."""
+    encoder: Literal["mlp", "grid", "image"] = "mlp"
+    """Encoder of the goal: an MLP over the flattened goal, or convolutions over a symbolic grid or
+    over pixels."""
     dim: Width = 64
     """Size Z of the context."""
     normalize: bool = False
@@ -194,25 +209,109 @@ class GoalContextConfig(BaseContextConfig):
 
     @model_validator(mode="after")
     def _grid_goals_are_not_normalized(self) -> Self:
-        if self.encoder != "grid":
+        if self.encoder == "mlp":
             return self
         # codes name objects and colors: their differences and means say nothing
         for option in ("normalize", "relative_to"):
             if getattr(self, option):
                 raise ValueError(
-                    f"{option} is for goals of real numbers, but encoder=grid reads integer codes; "
-                    "use encoder=mlp"
+                    f"{option} is for goals of real numbers, but encoder={self.encoder} reads "
+                    "cells; use encoder=mlp"
                 )
         return self
 
 
-ContextConfig = TaskIdContextConfig | MissionContextConfig | GoalContextConfig
+SingleContextConfig = TaskIdContextConfig | MissionContextConfig | GoalContextConfig
 
 
-class AutoContextConfig(Config):
-    """The goal if the observation has one, otherwise the mission, otherwise the task id."""
+ContextPart = Annotated[BaseContextConfig, BuiltInOrOwn(SingleContextConfig, BaseContextConfig)]
+"""A context that reads one observation key."""
+
+
+class CombinedContextConfig(AnyContextConfig):
+    """z = relu(V [z₁, z₂, …] + b), several contexts joined into one."""
+
+    kind: Literal["combined"] = "combined"
+    parts: tuple[ContextPart, ...] = ()
+    """The contexts to join; empty for all that the observation space has."""
+    dim: Width = 64
+    """Size Z of the joined context."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Return the observation keys that are read as the context."""
+        return tuple(dict.fromkeys(part.key for part in self.parts))
+
+
+ContextConfig = SingleContextConfig | CombinedContextConfig
+
+
+class AutoConfig(Config):
+    """Base class of the configs that are resolved by the observation space.
+
+    An option of a kind (``context.dim=32``) is kept in ``options`` and goes to the kind that is
+    chosen.
+    """
 
     kind: Literal["auto"] = "auto"
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the kinds that the observation space calls for, by name."""
+
+    @classmethod
+    def kinds(cls) -> tuple[type[Config], ...]:
+        """Return the config classes whose options are accepted."""
+        raise NotImplementedError
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect_options(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        options = dict(values.get("options", {}))
+        options |= {k: v for k, v in values.items() if k not in ("kind", "options")}
+        return {"options": options}
+
+    @model_validator(mode="after")
+    def _options_are_valid(self) -> Self:
+        for name, value in self.options.items():
+            owners = self.owners(name)
+            if not owners:
+                names: set[str] = set()
+                for kind in self.kinds():
+                    names |= set(kind.model_fields)
+                raise ValueError(f"unknown option '{name}'." + nearest(name, names - {"kind"}))
+            _check_option(owners, name, value)
+        return self
+
+    def owners(self, name: str) -> list[type[Config]]:
+        """Return the kinds that have an option.
+
+        Args:
+            name: name of the option.
+        """
+        return [kind for kind in self.kinds() if name in kind.model_fields]
+
+
+def _check_option(owners: Sequence[type[Config]], name: str, value: object) -> None:
+    """Raise a ValueError if a value is invalid for every owner of an option."""
+    problem = ""
+    for owner in owners:
+        try:
+            owner.model_validate({name: value})
+        except ValidationError as error:
+            problem = explain(owner, error.errors()[0])
+        else:
+            return
+    raise ValueError(problem)
+
+
+class AutoContextConfig(AutoConfig):
+    """Every text, every goal, and the task id of several tasks, joined into one context."""
+
+    @classmethod
+    def kinds(cls) -> tuple[type[Config], ...]:
+        """Return the config classes whose options are accepted."""
+        return get_args(ContextConfig)
 
 
 # ----------------------------------------------------------------------------------------- encoders
@@ -226,7 +325,10 @@ class BaseEncoderConfig(PartConfig):
 
 
 class GridEncoderConfig(BaseEncoderConfig):
-    """MiniGrid's symbolic view: embeddings, then convolutions; gives a feature map and a vector."""
+    """Cells of codes or planes, such as MiniGrid's view: embeddings, then convolutions.
+
+    It gives a feature map and a vector.
+    """
 
     kind: Literal["grid"] = "grid"
     channels: Width = 32
@@ -236,7 +338,7 @@ class GridEncoderConfig(BaseEncoderConfig):
 
 
 class ImageEncoderConfig(BaseEncoderConfig):
-    """RGB pixels: strided convolutions; gives a feature map and a vector."""
+    """Pixels: strided convolutions; gives a feature map and a vector."""
 
     kind: Literal["image"] = "image"
     channels: Width = 32
@@ -258,16 +360,87 @@ class VectorEncoderConfig(BaseEncoderConfig):
     statistics of the training."""
 
 
-EncoderConfig = GridEncoderConfig | ImageEncoderConfig | VectorEncoderConfig
+class TextEncoderConfig(BaseEncoderConfig):
+    """A text that is not the context: self-attention, a GRU or a bag of words; gives a vector."""
+
+    kind: Literal["text"] = "text"
+    words: Literal["attention", "gru", "bag"] = "attention"
+    """Encoder of the words, as of ``context=mission``."""
+    heads: Width = 4
+    """Heads of the self-attention, a divisor of ``features_dim``."""
+    layers: Width = 1
+    """Layers of the self-attention or of the GRU."""
+    features_dim: Width = 64
+    """Size of the feature vector."""
+
+    @model_validator(mode="after")
+    def _words_can_be_encoded(self) -> Self:
+        self.mission  # noqa: B018  (validates heads and features_dim together)
+        return self
+
+    @property
+    def mission(self) -> MissionContextConfig:
+        """Return the mission encoder with these options."""
+        return MissionContextConfig(
+            encoder=self.words, dim=self.features_dim, heads=self.heads, layers=self.layers
+        )
 
 
-class AutoEncoderConfig(Config):
-    """``grid``, ``image`` or ``vector``, chosen by the observation space.
+def _kind_to_dict(value: object) -> object:
+    """Return the name of a kind as the dictionary of its config; any other value unchanged."""
+    if isinstance(value, str):
+        return {"kind": value}
+    return value
 
-    Where ``vector`` is chosen, fusion on the map moves to the feature vector.
+
+SingleEncoderConfig = (
+    GridEncoderConfig | ImageEncoderConfig | VectorEncoderConfig | TextEncoderConfig
+)
+EncoderPart = Annotated[
+    BaseEncoderConfig,
+    BuiltInOrOwn(SingleEncoderConfig, BaseEncoderConfig),
+    BeforeValidator(_kind_to_dict),
+]
+"""Encoder of one observation key; a name such as ``image`` stands for its default options."""
+
+
+class CombinedEncoderConfig(BaseEncoderConfig):
+    """An encoder for each observation key, then a layer over their joined vectors.
+
+    Its feature maps, if there are any, share one fusion.
     """
 
-    kind: Literal["auto"] = "auto"
+    kind: Literal["combined"] = "combined"
+    parts: dict[str, EncoderPart] = Field(default_factory=dict)
+    """Encoder of each key, e.g. ``encoder.parts.camera=image``; the others are chosen by their
+    space."""
+    features_dim: Width = 128
+    """Size of the feature vector."""
+
+    @model_validator(mode="after")
+    def _maps_share_a_fusion(self) -> Self:
+        channels = {part.channels for part in self.parts.values() if hasattr(part, "channels")}
+        if len(channels) > 1:
+            raise ValueError(
+                "parts with a feature map share one fusion, so channels must be equal, got "
+                f"{sorted(channels)}"
+            )
+        return self
+
+
+EncoderConfig = SingleEncoderConfig | CombinedEncoderConfig
+
+
+class AutoEncoderConfig(AutoConfig):
+    """The kind of each observation key, chosen by its space.
+
+    Where there is no feature map, fusion on the map moves to the feature vector.
+    """
+
+    @classmethod
+    def kinds(cls) -> tuple[type[Config], ...]:
+        """Return the config classes whose options are accepted."""
+        return get_args(EncoderConfig)
 
 
 # ------------------------------------------------------------------------------------------- memory
@@ -378,11 +551,11 @@ MemoryConfig = NoMemoryConfig | RecurrentConfig
 
 FusionField = Annotated[BaseFusionConfig, BuiltInOrOwn(FusionConfig, BaseFusionConfig)]
 """Field for a fusion, built-in or a user's."""
-ContextField = Annotated[BaseContextConfig, BuiltInOrOwn(ContextConfig, BaseContextConfig)]
+ContextField = Annotated[AnyContextConfig, BuiltInOrOwn(ContextConfig, AnyContextConfig)]
 """Field for a context encoder."""
 AutoContextField = Annotated[
-    BaseContextConfig | AutoContextConfig,
-    BuiltInOrOwn(ContextConfig | AutoContextConfig, BaseContextConfig),
+    AnyContextConfig | AutoContextConfig,
+    BuiltInOrOwn(ContextConfig | AutoContextConfig, AnyContextConfig),
 ]
 """Field for a context encoder, or ``auto``."""
 EncoderField = Annotated[BaseEncoderConfig, BuiltInOrOwn(EncoderConfig, BaseEncoderConfig)]
@@ -399,7 +572,7 @@ MemoryField = Annotated[
 
 FusionChoice = str | BaseFusionConfig | type[Part]
 """Fusion as an argument in Python: its name, its config, or a user's class."""
-ContextChoice = str | BaseContextConfig | type[Part]
+ContextChoice = str | AnyContextConfig | type[Part]
 """Context encoder as an argument in Python."""
 EncoderChoice = str | BaseEncoderConfig | type[Part]
 """Encoder as an argument in Python."""
@@ -427,14 +600,14 @@ class NetworkConfig(Config):
     memory: MemoryField = NoMemoryConfig()
     """Recurrent core between the features extractor and the policy and value networks."""
     observation_keys: tuple[str, ...] | None = None
-    """Observation keys that are inputs; None for all keys except ``desired_goal``, ``mission``,
-    ``task``, the context's own key and ``action_mask``."""
+    """Observation keys that are inputs; None for all keys except the context's, ``action_mask``,
+    and the index of the task."""
 
     @property
     def is_resolved(self) -> bool:
-        """Return True if neither the context nor the encoder is ``auto``."""
-        auto = AutoContextConfig | AutoEncoderConfig
-        return not isinstance(self.context, auto) and not isinstance(self.encoder, auto)
+        """Return True if nothing is left to be chosen by the observation space."""
+        is_auto = isinstance(self.context, AutoConfig) or isinstance(self.encoder, AutoConfig)
+        return not is_auto and self.observation_keys is not None
 
 
 def network_config(
@@ -455,8 +628,8 @@ def network_config(
         encoder: the encoder, likewise; None to choose it by the observation space.
         sites: one or several of "map", "vector" and "heads".
         memory: the recurrent core, likewise; "none" for a feed-forward policy.
-        observation_keys: observation keys that are inputs; None for all keys except
-            ``desired_goal``, ``mission``, ``task``, the context's own key and ``action_mask``.
+        observation_keys: observation keys that are inputs; None for all keys except the context's,
+            ``action_mask``, and the index of the task.
 
     Returns:
         The frozen configuration.
@@ -469,7 +642,7 @@ def network_config(
         keys = tuple(observation_keys)
     return NetworkConfig(
         fusion=choose(fusion, FusionConfig, BaseFusionConfig),
-        context=choose(context or "auto", ContextConfig | AutoContextConfig, BaseContextConfig),
+        context=choose(context or "auto", ContextConfig | AutoContextConfig, AnyContextConfig),
         encoder=choose(encoder or "auto", EncoderConfig | AutoEncoderConfig, BaseEncoderConfig),
         sites=tuple(sites),
         memory=choose(memory, MemoryConfig, RecurrentCoreConfig),

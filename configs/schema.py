@@ -34,13 +34,10 @@ from mirl.configs.networks import (
     ContextField,
     EncoderField,
     FusionField,
-    GridEncoderConfig,
-    ImageEncoderConfig,
     MemoryField,
     NetworkConfig,
     NoMemoryConfig,
     Site,
-    TaskIdContextConfig,
     VectorEncoderConfig,
 )
 from mirl.configs.parts import short_name
@@ -114,6 +111,9 @@ class TrainConfig(Config):
     sites: Annotated[tuple[Site, ...], AllowSingleName] = ("map", "heads")
     """Sites of the fusion, one or several: the feature map, the feature vector, the policy and
     value heads."""
+    observation_keys: Annotated[tuple[str, ...], AllowSingleName] | None = None
+    """Observation keys that are inputs; null for all keys except the context's, ``action_mask``,
+    and the index of the task."""
     name: str = ""
     """Name of the run directory; empty for
     ``<task>-<fusion>[-<memory>]-<agent>[-<split>]-seed<seed>``."""
@@ -174,38 +174,12 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _encoder_has_the_map_to_fuse(self) -> Self:
-        # encoder=auto is checked again as a ResolvedConfig, when it is known
-        if "map" in self.sites and isinstance(self.encoder, VectorEncoderConfig):
+        # the sites by default move to the feature vector, and encoder=auto is checked when known
+        if "sites" not in self.model_fields_set or "map" not in self.sites:
+            return self
+        if isinstance(self.encoder, VectorEncoderConfig):
             raise ValueError(
-                "sites=[map] fuses a feature map, and encoder=vector has none; "
-                "use encoder=grid or sites=[vector]"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _task_id_distinguishes_tasks(self) -> Self:
-        # with one task the context would be the same in every episode
-        if isinstance(self.context, TaskIdContextConfig) and len(self.task.tasks) == 1:
-            raise ValueError(
-                f"context=task_id needs several tasks, and '{self.task.name}' has one; "
-                "use context=mission"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _encoder_accepts_the_observation(self) -> Self:
-        observation = self.task.observation
-        match self.encoder:
-            case GridEncoderConfig():
-                accepted = "grid"
-            case ImageEncoderConfig():
-                accepted = "rgb"
-            case _:  # the others accept both
-                return self
-        if observation != accepted:
-            raise ValueError(
-                f"encoder={self.encoder.kind} needs task.observation={accepted}, "
-                f"got task.observation={observation}"
+                "sites=[map] fuses a feature map, and encoder=vector has none; use sites=[vector]"
             )
         return self
 
@@ -310,6 +284,7 @@ class TrainConfig(Config):
             encoder=self.encoder,
             sites=self.sites,
             memory=self.memory,
+            observation_keys=self.observation_keys,
         )
 
     @property

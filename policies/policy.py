@@ -35,7 +35,6 @@ from mirl.configs.networks import (
     Site,
 )
 from mirl.policies.action_mask import has_action_mask, mask_logits
-from mirl.policies.contexts import GoalContext
 from mirl.policies.extractor import FusionExtractor, extractor_part
 from mirl.policies.features import Features, Observations, UniqueRows
 from mirl.policies.fusions import RELU_GAIN, Fusion, build_fusion
@@ -61,13 +60,13 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         network: the whole configuration of the networks.
         fusion: name of a fusion ("bilinear", "film", ...), its config with options, or a class of
             one's own.
-        context: name, config or class of the context encoder; None for the encoder of
-            ``desired_goal``, ``mission`` or ``task``, whichever key the space has first.
+        context: name, config or class of the context encoder; None for every goal and text, and the
+            task id of several tasks, joined into one context.
         encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map" (each cell of an image), "vector" (the feature vector) and
             "heads" (the policy head and the value head).
-        observation_keys: keys that are inputs; None for all keys except ``desired_goal``,
-            ``mission``, ``task``, the context's own key and ``action_mask``.
+        observation_keys: keys that are inputs; None for all keys except the context's,
+            ``action_mask``, and the index of the task.
         memory: name, config or class of the recurrent core, for ``RecurrentFusionPolicy`` only.
         popart: make the value head a ``PopArtHead``; MIRL's PPO and A2C call its ``update``.
         net_arch: sizes of the hidden layers of SB3's MLPs, as a list or as
@@ -235,14 +234,11 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         None if the contexts are continuous, or if the key is an input as well.
         """
         extractor = cast(FusionExtractor, self.pi_features_extractor)
-        routing = extractor.routing
-        if isinstance(extractor.context, GoalContext):
-            # continuous goals hardly ever repeat
-            return None
-        if routing.context in (routing.image, *routing.others):
+        key = extractor.context.grouped_key
+        if key in extractor.encoder.keys:
             # inputs are needed row by row
             return None
-        return routing.context
+        return key
 
     def extract_features(
         self,
