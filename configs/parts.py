@@ -62,6 +62,8 @@ class Part:
 
     Config: ClassVar[type[PartConfig]]
     """The options. The base class of a family names the base class of the configs."""
+    must_set: ClassVar[tuple[str, ...]] = ()
+    """Attributes that every constructor of the family sets."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -117,18 +119,22 @@ class Part:
             The part, newly initialized.
 
         Raises:
-            ConfigError: if the class has another constructor.
+            ConfigError: if the class has another constructor, or if it leaves an attribute out.
         """
         found: Any = cls
+        name = f"{cls.__module__}:{cls.__qualname__}"
         try:
             # not by a TypeError of the call itself, which may come from deeper inside
             inspect.signature(found).bind(*arguments.values())
         except TypeError as error:
             raise ConfigError(
-                f"{cls.__module__}:{cls.__qualname__} expected to be built by "
-                f"({', '.join(arguments)}), got an __init__ with other parameters: {error}"
+                f"{name} expected to be built by ({', '.join(arguments)}), got an __init__ with "
+                f"other parameters: {error}"
             ) from None
         part: Self = found(*arguments.values())
+        missing = [attribute for attribute in cls.must_set if not hasattr(part, attribute)]
+        if missing:
+            raise ConfigError(f"{name}.__init__ must set self.{', self.'.join(missing)}")
         return part
 
 

@@ -68,6 +68,7 @@ class Encoder(Part, nn.Module, ABC):
     """
 
     Config: ClassVar[type[PartConfig]] = BaseEncoderConfig
+    must_set = ("keys", "out_dim")
 
     keys: tuple[str, ...]
     """Observation keys that the encoder reads."""

@@ -189,6 +189,7 @@ class FusionExtractor(BaseFeaturesExtractor):
             The feature vectors, (B, features_dim), or ``Features`` if ``return_features`` is set.
         """
         context: Context = self.context(observations)
+        self._check_context(context)
         vector = self.fuse(observations, context)
         if not self.return_features:
             return vector
@@ -216,9 +217,29 @@ class FusionExtractor(BaseFeaturesExtractor):
         if self.map_fusion is not None:
             fuse = MapFusion(self.map_fusion, context)
         vector: Tensor = self.encoder(inputs, fuse)
+        if vector.ndim != 2 or vector.shape[1] != self.encoder.out_dim:
+            raise ConfigError(
+                f"encoder={self.network.encoder.kind} must return feature vectors (B, out_dim) "
+                f"with out_dim={self.encoder.out_dim}, got shape {tuple(vector.shape)}"
+            )
         if self.vector_fusion is not None:
             vector = F.relu(_apply_fusion(self.vector_fusion, vector, context))
         return vector
+
+    def _check_context(self, context: object) -> None:
+        """Raise if the context encoder, which may be a user's, returns something else."""
+        name = f"context={self.network.context.kind}"
+        if not isinstance(context, Context):
+            raise ConfigError(
+                f"{name} must return a mirl.policies.features.Context, e.g. Context(z, None) for "
+                f"a context per row, got {type(context).__name__}"
+            )
+        shape = tuple(context.values.shape)
+        if len(shape) != 2 or shape[1] != self.context_dim:
+            raise ConfigError(
+                f"{name} must return contexts (rows, out_dim) with out_dim={self.context_dim}, "
+                f"got shape {shape}"
+            )
 
     @property
     def has_running_norm(self) -> bool:

@@ -163,6 +163,7 @@ class Fusion(nn.Module, Part, ABC):
 
         Raises:
             ValueError: if the sizes do not fit.
+            ConfigError: if ``interact`` of a user's class returns another shape.
         """
         if isinstance(index, Tensor):
             groups: ContextGroups | None = ContextGroups(index, len(context))
@@ -182,7 +183,7 @@ class Fusion(nn.Module, Part, ABC):
             z = context.reshape(-1, self.context_dim)
         y = self.interact(x, z, groups)
         if y.shape != (*x.shape[:2], self.out_dim):
-            raise ValueError(
+            raise ConfigError(
                 f"{type(self).__name__}.interact must return (B, P, O) = "
                 f"{(*x.shape[:2], self.out_dim)}, got {tuple(y.shape)}"
             )
