@@ -26,6 +26,7 @@ from mirl.agents.runs.run import Run, adopt_texts
 from mirl.agents.runs.synchronization import reseed_all
 from mirl.agents.runs.warm_start import warm_start
 from mirl.configs.errors import RunError
+from mirl.configs.parts import check_can_be_stored
 from mirl.configs.schema import ResolvedConfig, TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import count_parameters
@@ -76,9 +77,12 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
 
     Raises:
         ConfigError: the environments or the device are not available, or the run directory belongs
-            to another configuration; nothing has been written then.
+            to another configuration, or cannot name the class of a part that was defined in a
+            script; nothing has been written then.
         RunError: training failed; the checkpoints are kept.
     """
+    for part in (config.fusion, config.context, config.encoder, config.memory):
+        check_can_be_stored(part)
     stored = Run.stored(config)
     config = adopt_texts(config, stored)
     with explain_out_of_memory(config), _open_environments(config) as envs:

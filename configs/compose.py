@@ -15,15 +15,19 @@ from pydantic import BaseModel, ValidationError
 from mirl.configs.aliases import replace_preset
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.imports import allow_imports, import_modules, named_code
+from mirl.configs.parts import OWN_KIND
 from mirl.configs.schema import TrainConfig
 from mirl.configs.validation_messages import config_classes, explain
 
 PRESETS_DIR = Path(__file__).parent
 """Folder of train.yaml and of the groups' folders."""
-CHOSEN_BY_OPTION = ("fusion", "context", "encoder", "memory")
-"""Groups whose preset an option chooses that only another kind has."""
 GROUPS = ("task", "fusion", "context", "encoder", "memory", "agent", "split")
 """Options that take the name of a preset."""
+PARTS = ("fusion", "context", "encoder", "memory")
+"""Parts of the network: groups whose preset an option chooses that only another kind has, and which
+also take a class of the user's own, ``module:Class``."""
+OWN_PARTS = "own_parts"
+"""Key under which Hydra composes the options of such classes, apart from those of a preset."""
 BY_OBSERVATION = ("context", "encoder")
 """Groups that ``auto`` chooses by the observation space."""
 CONFIG_DIR = "--config-dir"
@@ -163,8 +167,11 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
     A group takes a preset (``fusion=film``), any other option a value (``agent.n_steps=64``).
     ``task`` also takes environment ids, one or several
     (``task=BabyAI-GoToObj-v0+BabyAI-GoToLocal-v0``); context and encoder are then chosen by the
-    observation space, unless an argument sets them. The modules that the arguments name may be
-    imported from then on, and those of ``import=`` are imported.
+    observation space, unless an argument sets them. ``fusion``, ``context``, ``encoder`` and
+    ``memory`` also take a class of one's own (``fusion=my_package:Mine fusion.rank=8``).
+
+    The modules that the arguments name may be imported from then on, and those of ``import=`` are
+    imported.
 
     Args:
         argv: command-line arguments.
@@ -179,9 +186,16 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
     pairs = parse_overrides(words)
     known = set(option_names([TrainConfig]))
     groups_set = {key for key, _ in pairs if key in GROUPS}
+    own_parts = {key for key, value in pairs if key in PARTS and OWN_KIND in value}
     overrides: list[str] = []
     for key, value in pairs:
-        if key not in known and not key.startswith(FREE_OPTIONS):
+        group, _, option = key.partition(".")
+        if group in own_parts:
+            overrides.append(f"++{OWN_PARTS}.{group}.{option or 'kind'}={value}")
+            continue
+        # the user's own presets may be of classes whose options only the validation knows
+        is_free = config_dir is not None and group in PARTS and option
+        if key not in known and not key.startswith(FREE_OPTIONS) and not is_free:
             raise ConfigError(f"unknown option '{key}'." + nearest(key, known))
         if key == "task" and _names_environments(value, presets("task", config_dir)):
             has_rule = any(option == "task.success" for option, _ in pairs)
@@ -202,6 +216,9 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
         if group not in groups_set:
             overrides.append(f"{group}={name}")
     values = _compose(overrides, config_dir)
+    if isinstance(values, dict):
+        # in place of the group's preset, with none of its options
+        values |= values.pop(OWN_PARTS, {})
     # MIRL's own presets name no code, so all of this is named by the user
     allow_imports(*_named_modules(values))
     if isinstance(values, dict):
@@ -246,7 +263,7 @@ def _groups_by_options(pairs: Sequence[tuple[str, str]], config_dir: Path | None
     for key, _ in pairs:
         group, _, option = key.partition(".")
         option = option.partition(".")[0]
-        if group not in CHOSEN_BY_OPTION or not option:
+        if group not in PARTS or not option:
             continue
         kinds: dict[str, type[BaseModel]] = {}
         for config_class in config_classes(TrainConfig.model_fields[group]):

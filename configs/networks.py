@@ -676,6 +676,12 @@ def choose(
             return part
         if isinstance(part, type):
             return config_class_of(part, base)()
+        if isinstance(part, Part):
+            name = type(part).__qualname__
+            raise ConfigError(
+                f"expected a class or its Config, because every site builds a layer of its own, "
+                f"got an instance of {name}; pass {name}.Config(…)"
+            )
         if isinstance(part, str) and OWN_KIND in part:
             return find_config(part, base)()
     # every built-in config has its kind as the default of that field

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
-    ContextConfig,
-    EncoderConfig,
-    FusionConfig,
+    ContextChoice,
+    EncoderChoice,
+    FusionChoice,
     NetworkConfig,
     NoMemoryConfig,
     Site,
@@ -286,9 +286,9 @@ def _fuse_gaussian_actor(actor: SACActor | TQCActor) -> None:
 def _resolved_network(
     observation_space: spaces.Dict,
     network: NetworkConfig | None,
-    fusion: str | FusionConfig,
-    context: str | ContextConfig | None,
-    encoder: str | EncoderConfig | None,
+    fusion: FusionChoice,
+    context: ContextChoice | None,
+    encoder: EncoderChoice | None,
     sites: Sequence[Site],
     observation_keys: Sequence[str] | None,
 ) -> NetworkConfig:
@@ -341,9 +341,9 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
         action_space: a Box space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion or its config with options.
-        context: name or config of the context encoder; None to choose it from the space.
-        encoder: name or config of the observation encoder; None to choose it from the space.
+        fusion: name of a fusion, its config with options, or a class of one's own.
+        context: name, config or class of the context encoder; None to choose it from the space.
+        encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
@@ -371,9 +371,9 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
-        fusion: str | FusionConfig = "bilinear",
-        context: str | ContextConfig | None = None,
-        encoder: str | EncoderConfig | None = None,
+        fusion: FusionChoice = "bilinear",
+        context: ContextChoice | None = None,
+        encoder: EncoderChoice | None = None,
         sites: Sequence[Site] = ("vector", "heads"),
         observation_keys: Sequence[str] | None = None,
         net_arch: list[int] | dict[str, list[int]] | None = None,
@@ -443,9 +443,9 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
         action_space: a Box space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion or its config with options.
-        context: name or config of the context encoder; None to choose it from the space.
-        encoder: name or config of the observation encoder; None to choose it from the space.
+        fusion: name of a fusion, its config with options, or a class of one's own.
+        context: name, config or class of the context encoder; None to choose it from the space.
+        encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
@@ -474,9 +474,9 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
-        fusion: str | FusionConfig = "bilinear",
-        context: str | ContextConfig | None = None,
-        encoder: str | EncoderConfig | None = None,
+        fusion: FusionChoice = "bilinear",
+        context: ContextChoice | None = None,
+        encoder: EncoderChoice | None = None,
         sites: Sequence[Site] = ("vector", "heads"),
         observation_keys: Sequence[str] | None = None,
         net_arch: list[int] | dict[str, list[int]] | None = None,
@@ -547,9 +547,9 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
         action_space: a Box space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion or its config with options.
-        context: name or config of the context encoder; None to choose it from the space.
-        encoder: name or config of the observation encoder; None to choose it from the space.
+        fusion: name of a fusion, its config with options, or a class of one's own.
+        context: name, config or class of the context encoder; None to choose it from the space.
+        encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
@@ -573,9 +573,9 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
-        fusion: str | FusionConfig = "bilinear",
-        context: str | ContextConfig | None = None,
-        encoder: str | EncoderConfig | None = None,
+        fusion: FusionChoice = "bilinear",
+        context: ContextChoice | None = None,
+        encoder: EncoderChoice | None = None,
         sites: Sequence[Site] = ("vector", "heads"),
         observation_keys: Sequence[str] | None = None,
         net_arch: list[int] | dict[str, list[int]] | None = None,
@@ -631,9 +631,9 @@ class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
         action_space: a Discrete space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion or its config with options.
-        context: name or config of the context encoder; None to choose it from the space.
-        encoder: name or config of the observation encoder; None to choose it from the space.
+        fusion: name of a fusion, its config with options, or a class of one's own.
+        context: name, config or class of the context encoder; None to choose it from the space.
+        encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
@@ -654,9 +654,9 @@ class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
-        fusion: str | FusionConfig = "bilinear",
-        context: str | ContextConfig | None = None,
-        encoder: str | EncoderConfig | None = None,
+        fusion: FusionChoice = "bilinear",
+        context: ContextChoice | None = None,
+        encoder: EncoderChoice | None = None,
         sites: Sequence[Site] = ("vector", "heads"),
         observation_keys: Sequence[str] | None = None,
         net_arch: list[int] | None = None,
