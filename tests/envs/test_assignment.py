@@ -181,9 +181,11 @@ def test_unknown_success_refuses_its_sampling() -> None:
             rf"sampling={sampling} needs the success of every episode, and task 'unknown' reports "
             r"none .*; use sampling=fixed or sampling=uniform, or set success=return>=X"
         )
-        with closing(SuiteVecEnv(suite, 4, sampling=sampling, workers=0)) as env:
-            with pytest.raises(ConfigError, match=message):
-                _play_ones(env)
+        with (
+            closing(SuiteVecEnv(suite, 4, sampling=sampling, workers=0)) as env,
+            pytest.raises(ConfigError, match=message),
+        ):
+            _play_ones(env)
 
 
 def test_uniform_sampling_ignores_success() -> None:
