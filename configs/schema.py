@@ -59,6 +59,17 @@ RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
 """Pattern of the name of a run directory."""
 
 
+def _split_names(value: object) -> object:
+    """Return ``a,b`` and ``[a,b]`` as a list; brackets have to be quoted in some shells."""
+    if isinstance(value, str):
+        return [name.strip() for name in value.strip("[]").split(",") if name.strip()]
+    return value
+
+
+Imports = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
+"""Modules to import; the option is typed ``import=``."""
+
+
 class EvaluationConfig(Config):
     """Evaluation during training, on environment seeds that are not trained on."""
 
@@ -110,6 +121,8 @@ class TrainConfig(Config):
     start_from: Path | None = None
     """Initial weights: a run directory (its best checkpoint), or a .zip file saved by
     Stable-Baselines3; None for random weights."""
+    imports: Imports = ()
+    """Modules of your own to import first, e.g. because they register environments."""
     total_timesteps: PositiveInt = 500_000
     """Timesteps to train for, over all environments, rounded up to whole rollouts."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -343,6 +356,8 @@ class EvalConfig(Config):
 
     run: Path
     """Run directory, e.g. ``runs/goto_door-bilinear-ppo-seed0``."""
+    imports: Imports = ()
+    """Modules of your own that the run needs; a run directory imports none by itself."""
     checkpoint: str = "best"
     """Checkpoint: ``best``, ``last``, or its number of timesteps."""
     episodes: PositiveInt = 1000

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from mirl.configs.aliases import replace_value
-from mirl.configs.config import Config
+from mirl.configs.config import AllowSingleName, Config
 from mirl.configs.errors import nearest
 
 REFERENCES = Path(__file__).with_name("references.json")
@@ -92,16 +93,39 @@ def file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]", "-", name)
 
 
+class WrapperConfig(Config):
+    """A Gymnasium wrapper, written as ``module:Class`` or with its arguments."""
+
+    wrapper: Annotated[str, Field(pattern=r"^[^:]+:[^:]+$")]
+    """Class derived from ``gymnasium.Wrapper``, e.g. ``minigrid.wrappers:FullyObsWrapper``."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the class, beside the environment."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone_is_a_wrapper(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"wrapper": value}
+        return value
+
+
+Wrappers = Annotated[tuple[WrapperConfig, ...], AllowSingleName]
+"""Wrappers around an environment, the innermost first."""
+
+
 class TaskConfig(Config):
-    """A task: an environment, its keyword arguments, and its success rule."""
+    """A task: an environment, its keyword arguments, its wrappers, and its success rule."""
 
     # SB3 writes the names of metrics into the header of its CSV file without quotes.
     name: Annotated[str, Field(pattern=r'^[^,"\r\n]+$')]
     """Name in logs and tables."""
     env_id: str
-    """Registered Gymnasium id, e.g. ``MiniGrid-GoToDoor-5x5-v0``."""
+    """Id that ``gym.make`` takes: ``MiniGrid-GoToDoor-5x5-v0``, or ``my_package:MyEnv-v0`` to
+    import the module that registers it."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for ``gym.make``; they require the ``gymnasium`` backend."""
+    wrappers: Wrappers = ()
+    """Wrappers around the environment; they require the ``gymnasium`` backend."""
     mission: str = ""
     """Keep only episodes whose mission contains this phrase; empty keeps all. It makes several
     tasks out of one environment, e.g. one task per door color."""
@@ -158,8 +182,8 @@ def has_score_bounds(task: TaskConfig) -> bool:
 
 def _measured_results(task: TaskConfig) -> dict[str, dict[str, float]]:
     """Return the measured results of a task's environment; empty if there are none."""
-    # The measurements hold for an environment as registered, not for one with other kwargs.
-    if task.kwargs:
+    # The measurements hold for an environment as registered, not for a changed one.
+    if task.kwargs or task.wrappers:
         return {}
     return _references().get(task.env_id, {})
 
@@ -174,6 +198,29 @@ def _references() -> dict[str, dict[str, dict[str, float]]]:
     return environments
 
 
+FOR_EVERY_TASK = ("kwargs", "wrappers")
+"""Options of a task that can be given for all tasks of a suite."""
+
+
+def _with_options(task: object, for_all: Mapping[str, object]) -> object:
+    """Return a task with the options that are given for all tasks.
+
+    Args:
+        task: the task; anything but a config or a dictionary is left to the validation.
+        for_all: the options; a task's own ones win, and keyword arguments are joined.
+    """
+    if isinstance(task, TaskConfig):
+        task = task.model_dump(exclude_unset=True)
+    if not isinstance(task, dict):
+        return task
+    joined = {**for_all, **task}
+    own = task.get("kwargs")
+    common = for_all.get("kwargs")
+    if isinstance(own, dict) and isinstance(common, dict):
+        joined["kwargs"] = {**common, **own}
+    return joined
+
+
 class SuiteConfig(Config):
     """An ordered tuple of tasks that are trained together."""
 
@@ -184,6 +231,28 @@ class SuiteConfig(Config):
     observation: Literal["grid", "rgb"] = "grid"
     """MiniGrid observations: the symbolic grid, or the same view as RGB pixels (which require the
     ``gymnasium`` backend)."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for ``gym.make`` of every task, e.g. ``task.kwargs.max_steps=20``; a task's
+    own value wins."""
+    wrappers: Wrappers = ()
+    """Wrappers around the environments of every task that has none of its own, e.g.
+    ``task.wrappers=[minigrid.wrappers:FullyObsWrapper]``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_of_the_suite_reach_its_tasks(cls, values: object) -> object:
+        """Move what is given for all tasks into the tasks, so that it stands in one place."""
+        if not isinstance(values, dict) or not isinstance(values.get("tasks"), list | tuple):
+            return values
+        suite = dict(values)
+        for_all: dict[str, object] = {}
+        for key in FOR_EVERY_TASK:
+            if suite.get(key):
+                for_all[key] = suite.pop(key)
+        if not for_all:
+            return values
+        suite["tasks"] = [_with_options(task, for_all) for task in suite["tasks"]]
+        return suite
 
     @model_validator(mode="after")
     def _task_names_are_unique(self) -> Self:

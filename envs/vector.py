@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mirl.configs.compose import validate
+from mirl.configs.imports import allow_imports, module_of
 from mirl.configs.schema import BackendName, SamplingName
 from mirl.configs.tasks import HoldoutConfig, Subset, SuiteConfig
 from mirl.envs.actions import ActionValidator
@@ -274,7 +275,8 @@ def make_vec_env(
     """Return a ``SuiteVecEnv`` of one id, of several ids, or of a suite.
 
     Args:
-        env: an id, several ids (one task each, named by its id), or a suite.
+        env: an id, several ids (one task each, named by its id), or a suite. ``module:Id`` imports
+            the module that registers the id.
         n_envs: number of environments over all tasks, at least one per task.
         backend: what steps the environments.
         seed: seed from which the seed of each environment derives.
@@ -285,6 +287,8 @@ def make_vec_env(
     """
     if not isinstance(env, SuiteConfig):
         ids = (env,) if isinstance(env, str) else tuple(env)
+        # The caller names these modules; those in a suite may come from a file.
+        allow_imports(*filter(None, map(module_of, ids)))
         tasks = [{"name": env_id, "env_id": env_id} for env_id in ids]
         env = validate(SuiteConfig, {"name": "+".join(ids), "tasks": tasks})
     return SuiteVecEnv(env, n_envs, backend=backend, seed=seed, seed_split=seed_split)

@@ -15,6 +15,7 @@ from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
 from mirl.configs.aliases import migrate_config
 from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
+from mirl.configs.imports import check_allowed, import_module, named_code
 from mirl.configs.schema import ResolvedConfig
 
 CONFIG = "config.yaml"
@@ -24,7 +25,7 @@ LOCK = ".lock"
 LOG_FILES = ("metrics.csv", "events.out.tfevents.*")
 """Patterns of the files of the logger."""
 FREE_FIELDS = frozenset(
-    {"device", "progress", "runs_dir", "name", "on_fault", "max_restarts", "env_timeout"}
+    {"device", "progress", "runs_dir", "name", "imports", "on_fault", "max_restarts", "env_timeout"}
 )
 """Fields in which a resumed run may differ, because they do not change what is learned."""
 MAX_CONFIG_BYTES = 2**18
@@ -60,9 +61,10 @@ class Run:
             The run.
 
         Raises:
-            ConfigError: the folder is not a run directory, or its configuration is not valid.
+            ConfigError: the folder is not a run directory, its configuration is not valid, or it
+                names a module that may not be imported.
         """
-        return cls(path, validate(ResolvedConfig, migrate_config(_load_yaml(path))))
+        return cls(path, _load_config(path))
 
     @classmethod
     def create(cls, config: ResolvedConfig) -> Self:
@@ -101,13 +103,15 @@ class Run:
             The run, with ``config`` as its configuration; None if there is none yet.
 
         Raises:
-            ConfigError: the directory holds a run of another configuration; lists the differences.
+            ConfigError: the directory holds a run of another configuration, and the differences
+                are listed, or one that names a module that may not be imported.
         """
         # the stored configuration is read here and nowhere else in a training command
         path = config.run_dir
         if not (path / CONFIG).exists():
             return None
-        differences = _differences(cls.open(path).config, config)
+        stored = _load_config(path, advice="; if this is another run, choose another name=…")
+        differences = _differences(stored, config)
         if differences:
             listed = "\n".join(differences)
             raise ConfigError(
@@ -201,6 +205,20 @@ class Run:
             OSError: it cannot be written; the earlier checkpoints are unchanged.
         """
         return self.checkpoints.save(agent, score=score, criterion=criterion, episodes=episodes)
+
+
+def _load_config(run_dir: Path, advice: str = "") -> ResolvedConfig:
+    """Return the configuration of a run, which imports nothing that only its file names.
+
+    ``advice`` ends the message about a module that may not be imported.
+    """
+    values = _load_yaml(run_dir)
+    # before the validation, which imports the networks' parts that are named by their class
+    check_allowed(named_code(values), f"{run_dir / CONFIG}: ", advice)
+    config = validate(ResolvedConfig, migrate_config(values))
+    for module in config.imports:
+        import_module(module)
+    return config
 
 
 def _load_yaml(run_dir: Path) -> object:

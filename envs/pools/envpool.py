@@ -63,6 +63,11 @@ def _task_obstacle(task: TaskConfig, known: frozenset[str]) -> str | None:
         return (
             f"it takes no kwargs, but task '{task.name}' has {task.kwargs}; use backend=gymnasium"
         )
+    if task.wrappers:
+        return (
+            f"it takes no wrappers, but task '{task.name}' has {task.wrappers[0].wrapper}; use "
+            "backend=gymnasium"
+        )
     if task.success in ("info", "any_step"):
         return (
             f"its infos have neither 'is_success' nor 'success', but task '{task.name}' has "

@@ -14,6 +14,7 @@ from typing import Any, Literal, assert_never, cast
 
 from gymnasium.vector.utils import CloudpickleWrapper
 
+from mirl.configs.imports import allowed_modules, imported_modules, restore_imports
 from mirl.envs.pools.backend import EnvironmentFailedError, Step
 from mirl.envs.pools.gymnasium import GymnasiumBackend
 from mirl.envs.type_aliases import Observations
@@ -88,9 +89,10 @@ class Worker:
             self._connection, child_connection = context.Pipe()
             # A daemon ends with its owner. If the owner is killed, the process reads EOF and ends
             # by itself, unless it hangs.
+            imports = (allowed_modules(), imported_modules())
             process: BaseProcess = context.Process(  # type: ignore[attr-defined]
                 target=_serve,
-                args=(child_connection, self._builders, self._max_restarts),
+                args=(child_connection, self._builders, self._max_restarts, imports),
                 daemon=True,
             )
             process.start()
@@ -180,7 +182,10 @@ def _context() -> BaseContext:
 
 
 def _serve(
-    connection: Connection, builders: Sequence[CloudpickleWrapper], max_restarts: int
+    connection: Connection,
+    builders: Sequence[CloudpickleWrapper],
+    max_restarts: int,
+    imports: tuple[Sequence[str], Sequence[str]],
 ) -> None:
     """Run a worker process: reply to commands until the owner closes it or is gone.
 
@@ -188,10 +193,12 @@ def _serve(
         connection: connection to the owner.
         builders: one function per shard that makes its backend.
         max_restarts: number of failures of environments that one command tolerates.
+        imports: modules that the owner allowed and those that it imported.
     """
     # Both signals may reach the whole process group; the owner decides when to end.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, signal.SIG_IGN)
+    restore_imports(*imports)
     backends: dict[int, GymnasiumBackend] = {}
     tolerated: list[tuple[str, int]] = []
 

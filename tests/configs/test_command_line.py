@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from mirl.configs.command_line import command, console_entry, eval_help, train_help
+from mirl.configs.command_line import (
+    command,
+    console_entry,
+    eval_help,
+    train_help,
+    typed_name,
+)
 from mirl.configs.compose import GROUPS, option_names, presets
 from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.schema import EvalConfig, TrainConfig
@@ -36,7 +42,8 @@ print(json.dumps({
 
 def options(model: type[TrainConfig] | type[EvalConfig]) -> list[str]:
     """Return the options of a command that users set."""
-    return sorted({name for name in option_names([model]) if not name.endswith(".kind")})
+    names = {name for name in option_names([model]) if not name.endswith(".kind")}
+    return sorted(typed_name(name) for name in names)
 
 
 @pytest.mark.parametrize("group", GROUPS)
