@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 
+import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
 from mirl.configs.errors import ConfigError
+from mirl.configs.imports import import_object
 from mirl.configs.tasks import TaskConfig, return_threshold
-from mirl.envs.make import find_spec
+from mirl.envs.make import defining_module, find_spec
 from mirl.envs.pools.backend import NOT_REPORTED, Step
 from mirl.envs.type_aliases import EnvIndices
 
@@ -15,6 +18,13 @@ RETURN_TOLERANCE = 1e-6
 """Share by which a return may miss a threshold, because rewards are rounded to float32."""
 NO_REPORT = "no 'is_success' or 'success' in the last info of an episode"
 """Reason why the success of an episode is unknown."""
+_REWARD_KEEPERS = (
+    gym.Wrapper.step,
+    gym.ObservationWrapper.step,
+    gym.ActionWrapper.step,
+    TimeLimit.step,
+)
+"""Methods ``step`` of wrappers that return the reward of the environment as it is."""
 
 
 class SuccessTracker:
@@ -27,7 +37,7 @@ class SuccessTracker:
 
     def __init__(self, tasks: Sequence[TaskConfig], n_envs: int) -> None:
         self._tasks = tasks
-        self._has_minigrid_reward = [_is_of_minigrid(task) for task in tasks]
+        self._has_minigrid_reward = [_has_minigrid_reward(task) for task in tasks]
         self._is_reported = [False] * len(tasks)
         """True for each task whose last infos have reported success or failure before."""
         self._best_reports = np.full(n_envs, NOT_REPORTED, dtype=np.int8)
@@ -165,16 +175,16 @@ def _passes_threshold(rule: str, episode_return: float) -> bool:
     return episode_return >= bound - tolerance
 
 
-def _is_of_minigrid(task: TaskConfig) -> bool:
-    """Return True if the id of a task is one of MiniGrid's or BabyAI's own environments.
+def _has_minigrid_reward(task: TaskConfig) -> bool:
+    """Return True if a task pays as MiniGrid and BabyAI do, which report no success in their infos.
 
-    They report no success in their infos: an episode ends with a positive reward, or it failed.
+    Their own environments end an episode with a positive reward, or it failed. Classes derived from
+    them, and wrappers that change a timestep, may pay otherwise.
     """
     try:
-        entry_point = find_spec(task).entry_point
+        module = defining_module(find_spec(task))
+        wrappers = [import_object(wrapper.wrapper, "") for wrapper in task.wrappers]
     except ConfigError:  # making the environment says what is wrong
         return False
-    module = getattr(entry_point, "__module__", "")
-    if isinstance(entry_point, str):
-        module, _, _ = entry_point.partition(":")
-    return module.partition(".")[0] == "minigrid"
+    keeps_rewards = all(getattr(wrapper, "step", None) in _REWARD_KEEPERS for wrapper in wrappers)
+    return module.partition(".")[0] == "minigrid" and keeps_rewards

@@ -245,6 +245,24 @@ def test_copied_minigrid_class_is_unknown() -> None:
     assert "is_success" not in infos[0]
 
 
+@pytest.mark.parametrize(
+    ("wrapper", "is_known"),
+    [
+        ("minigrid.wrappers:FullyObsWrapper", True),
+        ({"wrapper": "gymnasium.wrappers:TimeLimit", "kwargs": {"max_episode_steps": 9}}, True),
+        # it adds a bonus to the reward of every timestep, so a failure may end with one
+        ("minigrid.wrappers:PositionBonus", False),
+    ],
+)
+def test_wrapper_may_change_the_reward(wrapper: Any, is_known: bool) -> None:
+    """MiniGrid's reward rule holds under wrappers that leave the reward as it is."""
+    with closing(SuiteVecEnv(single_task(EMPTY, wrappers=[wrapper]), 1, workers=0)) as env:
+        env.reset()
+        for action in SOLUTION:
+            infos = env.step(np.array([action]))[3]
+    assert ("is_success" in infos[0]) == is_known
+
+
 @pytest.mark.parametrize(("rule", "expected"), [("auto", None), ("return>=-1", False)])
 def test_failed_environment_never_succeeds(rule: str, expected: bool | None) -> None:
     """An episode whose environment fails is a failure, or unknown if its task reports nothing."""
