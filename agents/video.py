@@ -20,6 +20,7 @@ from mirl.configs.tasks import SuiteConfig
 from mirl.envs import make_env
 from mirl.envs.actions import with_action_mask
 from mirl.envs.holdout import EpisodeFilter
+from mirl.envs.texts.codec import suite_codec
 from mirl.envs.type_aliases import EnvIndices, Observations
 from mirl.envs.vector import NO_HOLDOUT
 
@@ -81,7 +82,14 @@ def record_episode(
     probe.close()
     if "rgb_array" not in probe.metadata.get("render_modes", ()):
         return None
-    env = make_env(task, task_index, n_tasks, suite.observation, render_mode="rgb_array")
+    env = make_env(
+        task,
+        task_index,
+        n_tasks,
+        suite.observation,
+        render_mode="rgb_array",
+        texts=suite_codec(suite),
+    )
     try:
         observation = _first_observation(env, suite, seed)
         caption = str(getattr(env.unwrapped, "mission", task.name))

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from mirl.configs.aliases import RenamedWarning
 from mirl.configs.compose import GROUPS, PRESETS_DIR, TYPED_NAMES, presets, split_config_dir
-from mirl.configs.errors import ConfigError, RunError
+from mirl.configs.errors import ConfigError, PlainWarning, RunError
 from mirl.configs.imports import PluginWarning, load_plugins
 from mirl.configs.schema import EvalConfig, TrainConfig
 from mirl.configs.validation_messages import config_classes
@@ -93,7 +93,7 @@ def _plain_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, RenamedWarning | PluginWarning):
+        if issubclass(category, RenamedWarning | PlainWarning | PluginWarning):
             sys.stderr.write(f"warning: {message}\n")
         else:
             show_as_usual(message, category, filename, lineno, file, line)
@@ -162,7 +162,7 @@ def _default_presets() -> dict[str, str]:
 def _option_lines(model: type[BaseModel]) -> Iterator[str]:
     """Yield one line per option; the options of a union's members follow the member's name."""
     for name, field in model.model_fields.items():
-        members = config_classes(field.annotation)
+        members = config_classes(field)
         if not members:
             yield "  " + _option_line(typed_name(name), field)
             continue

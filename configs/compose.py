@@ -105,7 +105,7 @@ def option_names(classes: Sequence[type[BaseModel]], prefix: str = "") -> Iterat
         for name, field in config_class.model_fields.items():
             yield prefix + name
             if get_origin(field.annotation) is not tuple:
-                yield from option_names(config_classes(field.annotation), f"{prefix}{name}.")
+                yield from option_names(config_classes(field), f"{prefix}{name}.")
 
 
 def validate(model: type[ConfigT], values: object) -> ConfigT:

@@ -29,20 +29,18 @@ from mirl.configs.aliases import replace_value
 from mirl.configs.config import AllowSingleName, Config
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
-    AutoContextConfig,
-    AutoEncoderConfig,
-    ContextConfig,
-    EncoderConfig,
-    FusionConfig,
-    GridEncoderConfig,
-    ImageEncoderConfig,
-    MemoryConfig,
+    AutoContextField,
+    AutoEncoderField,
+    ContextField,
+    EncoderField,
+    FusionField,
+    MemoryField,
     NetworkConfig,
     NoMemoryConfig,
     Site,
-    TaskIdContextConfig,
     VectorEncoderConfig,
 )
+from mirl.configs.parts import short_name
 from mirl.configs.tasks import HoldoutConfig, SuiteConfig, file_name
 
 BackendName = Literal["auto", "gymnasium", "envpool"]
@@ -92,15 +90,15 @@ class TrainConfig(Config):
     # The next five have no default here: train.yaml always names a preset for them.
     task: SuiteConfig
     """Tasks to train on: a preset, or one or several environment ids joined by ``+``."""
-    fusion: Annotated[FusionConfig, Field(discriminator="kind")]
+    fusion: FusionField
     """Fusion of the observation features x and the context z into y."""
-    context: Annotated[ContextConfig | AutoContextConfig, Field(discriminator="kind")]
+    context: AutoContextField
     """Encoder of the context z: task id, mission or goal."""
-    encoder: Annotated[EncoderConfig | AutoEncoderConfig, Field(discriminator="kind")]
+    encoder: AutoEncoderField
     """Encoder of the observation into the features x."""
     agent: Annotated[AgentConfig, Field(discriminator="kind")]
     """Algorithm and its hyperparameters, named as in Stable-Baselines3."""
-    memory: Annotated[MemoryConfig, Field(discriminator="kind")] = NoMemoryConfig()
+    memory: MemoryField = NoMemoryConfig()
     """Recurrent core of the policy (PPO and A2C)."""
     split: HoldoutConfig = HoldoutConfig()
     """Missions, goals or tasks to hold out of training and to evaluate separately."""
@@ -113,6 +111,9 @@ class TrainConfig(Config):
     sites: Annotated[tuple[Site, ...], AllowSingleName] = ("map", "heads")
     """Sites of the fusion, one or several: the feature map, the feature vector, the policy and
     value heads."""
+    observation_keys: Annotated[tuple[str, ...], AllowSingleName] | None = None
+    """Observation keys that are inputs; null for all keys except the context's, ``action_mask``,
+    and the index of the task."""
     name: str = ""
     """Name of the run directory; empty for
     ``<task>-<fusion>[-<memory>]-<agent>[-<split>]-seed<seed>``."""
@@ -173,38 +174,12 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _encoder_has_the_map_to_fuse(self) -> Self:
-        # encoder=auto is checked again as a ResolvedConfig, when it is known
-        if "map" in self.sites and isinstance(self.encoder, VectorEncoderConfig):
+        # the sites by default move to the feature vector, and encoder=auto is checked when known
+        if "sites" not in self.model_fields_set or "map" not in self.sites:
+            return self
+        if isinstance(self.encoder, VectorEncoderConfig):
             raise ValueError(
-                "sites=[map] fuses a feature map, and encoder=vector has none; "
-                "use encoder=grid or sites=[vector]"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _task_id_distinguishes_tasks(self) -> Self:
-        # with one task the context would be the same in every episode
-        if isinstance(self.context, TaskIdContextConfig) and len(self.task.tasks) == 1:
-            raise ValueError(
-                f"context=task_id needs several tasks, and '{self.task.name}' has one; "
-                "use context=mission"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _encoder_accepts_the_observation(self) -> Self:
-        observation = self.task.observation
-        match self.encoder:
-            case GridEncoderConfig():
-                accepted = "grid"
-            case ImageEncoderConfig():
-                accepted = "rgb"
-            case _:  # the others accept both
-                return self
-        if observation != accepted:
-            raise ValueError(
-                f"encoder={self.encoder.kind} needs task.observation={accepted}, "
-                f"got task.observation={observation}"
+                "sites=[map] fuses a feature map, and encoder=vector has none; use sites=[vector]"
             )
         return self
 
@@ -309,6 +284,7 @@ class TrainConfig(Config):
             encoder=self.encoder,
             sites=self.sites,
             memory=self.memory,
+            observation_keys=self.observation_keys,
         )
 
     @property
@@ -322,9 +298,9 @@ class TrainConfig(Config):
         """Return the name of the run directory."""
         if self.name:
             return self.name
-        parts = [file_name(self.task.name), self.fusion.kind]
+        parts = [file_name(self.task.name), short_name(self.fusion)]
         if not isinstance(self.memory, NoMemoryConfig):
-            parts.append(self.memory.kind)
+            parts.append(short_name(self.memory))
         parts.append(self.agent.kind)
         if self.split.holds_out_any:
             # a split written on the command line keeps the default name "none"
@@ -345,9 +321,9 @@ class ResolvedConfig(TrainConfig):
     the networks.
     """
 
-    context: Annotated[ContextConfig, Field(discriminator="kind")]
+    context: ContextField
     """Encoder of the context z: task id, mission or goal."""
-    encoder: Annotated[EncoderConfig, Field(discriminator="kind")]
+    encoder: EncoderField
     """Encoder of the observation into the features x."""
 
 

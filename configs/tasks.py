@@ -8,11 +8,17 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mirl.configs.aliases import replace_value
 from mirl.configs.config import AllowSingleName, Config
 from mirl.configs.errors import nearest
+from mirl.configs.texts import (
+    MAX_TEXT_LENGTH,
+    MAX_VOCABULARY_CHARACTERS,
+    TextForm,
+    unique_words,
+)
 
 REFERENCES = Path(__file__).with_name("references.json")
 """Results of a random agent and of an expert per environment id; see benchmarks/references.py."""
@@ -231,6 +237,33 @@ class SuiteConfig(Config):
     observation: Literal["grid", "rgb"] = "grid"
     """MiniGrid observations: the symbolic grid, or the same view as RGB pixels (which require the
     ``gymnasium`` backend)."""
+    vocabulary: Annotated[tuple[str, ...], AllowSingleName] | None = None
+    """Words that get token ids of their own, beside MiniGrid's and BabyAI's; all others share 64
+    ids. None collects the words of the environments' texts when they are made first."""
+    text_length: Annotated[int, Field(ge=1, le=MAX_TEXT_LENGTH)] | None = None
+    """Length of a text in words (in bytes for ``text_form=utf8``); longer ones are cut. None
+    measures the environments' texts when they are made first."""
+    text_form: TextForm = "tokens"
+    """Form of the texts: ``tokens`` for one id per word, ``utf8`` for the text itself as bytes,
+    which ``context=sentence`` needs."""
+
+    @field_validator("vocabulary")
+    @classmethod
+    def _vocabulary_is_of_single_words(
+        cls, vocabulary: tuple[str, ...] | None
+    ) -> tuple[str, ...] | None:
+        if vocabulary is None:
+            return None
+        # in the form in which texts are split; a text of several words names each of them
+        words = unique_words(vocabulary)
+        n_characters = sum(map(len, words))
+        if n_characters > MAX_VOCABULARY_CHARACTERS:
+            raise ValueError(
+                f"vocabulary must have at most {MAX_VOCABULARY_CHARACTERS:,} characters in all its "
+                f"words, got {n_characters:,}; leave out the rarest words, which then share ids"
+            )
+        return words
+
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for ``gym.make`` of every task, e.g. ``task.kwargs.max_steps=20``; a task's
     own value wins."""

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 from mirl.configs.tasks import SuiteConfig
 from mirl.envs.actions import ActionSpace
 from mirl.envs.make import make_env
+from mirl.envs.texts.codec import suite_codec
 from mirl.envs.type_aliases import AnyEnv, Array
 
 
@@ -124,7 +125,7 @@ class EnvAttributes(VecEnv):
                 "compute_reward() needs a suite with one task on backend=gymnasium, got suite "
                 f"'{self.suite.name}' with {len(tasks)} on backend={self.backend}"
             )
-        env = make_env(tasks[0], 0, 1, self.suite.observation)
+        env = make_env(tasks[0], 0, 1, self.suite.observation, texts=suite_codec(self.suite))
         if not env.has_wrapper_attr("compute_reward"):
             env.close()
             raise AttributeError(

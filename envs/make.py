@@ -21,6 +21,7 @@ from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.imports import import_module, import_object, module_of
 from mirl.configs.tasks import TaskConfig, WrapperConfig
 from mirl.envs.spaces import ContractObservation
+from mirl.envs.texts.codec import TextCodec
 from mirl.envs.type_aliases import AnyEnv, Info
 from mirl.envs.worlds import four_rooms, ode  # noqa: F401  (registers MIRL's own ids)
 
@@ -69,6 +70,7 @@ def make_env(
     n_tasks: int = 1,
     observation: ObservationKind = "grid",
     render_mode: str | None = None,
+    texts: TextCodec | None = None,
 ) -> AnyEnv:
     """Return one environment of a task under the observation contract.
 
@@ -78,6 +80,7 @@ def make_env(
         n_tasks: number of tasks in the suite.
         observation: ``grid`` for the environment's own observation, ``rgb`` for MiniGrid's pixels.
         render_mode: render mode of Gymnasium; None for no rendering.
+        texts: conversion of the texts; None for the defaults of ``ContractObservation``.
 
     Raises:
         ConfigError: if the id is unknown, a package is missing, or the environment does not take
@@ -96,7 +99,11 @@ def make_env(
                 f"{task.env_id}; use observation=grid"
             )
         env = RGBImgPartialObsWrapper(env, tile_size=RGB_TILE)  # type: ignore[no-untyped-call]
-    return ContractObservation(env, task_index, n_tasks)
+    if texts is None:
+        return ContractObservation(env, task_index, n_tasks)
+    return ContractObservation(
+        env, task_index, n_tasks, texts.vocabulary, texts.length, text_form=texts.form
+    )
 
 
 def check_reset(env: AnyEnv, task: TaskConfig) -> None:

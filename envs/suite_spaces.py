@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -13,6 +14,10 @@ from mirl.configs.keys import ACTION_MASK_KEY
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs.actions import ActionSpace, check_action_space
 from mirl.envs.make import check_reset, make_env
+from mirl.envs.spaces import ContractObservation
+from mirl.envs.texts.codec import suite_codec
+from mirl.envs.texts.draw import TextSample, complete_texts, draw_texts
+from mirl.envs.type_aliases import AnyEnv
 
 
 @dataclass(frozen=True)
@@ -20,11 +25,13 @@ class JoinedSpaces:
     """The spaces of all tasks as one.
 
     Args:
+        suite: the tasks, with the vocabulary and the length of their texts.
         observation: observation space, with ``action_mask`` if the numbers of actions differ.
         action: action space with every action of any task.
         n_actions: number of actions of each task, (n_tasks,), if they differ.
     """
 
+    suite: SuiteConfig
     observation: spaces.Dict
     action: ActionSpace
     n_actions: NDArray[np.int64] | None
@@ -49,6 +56,9 @@ def suite_spaces(
 def joined_spaces(suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]) -> JoinedSpaces:
     """Return the spaces of a suite, which may differ only in the number of discrete actions.
 
+    Unless the suite states the vocabulary and the length of its texts, some are drawn from the
+    environments.
+
     Args:
         suite: the tasks; one environment of each is made.
         backend: backend that will step the environments.
@@ -56,38 +66,70 @@ def joined_spaces(suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]) 
     Raises:
         ConfigError: if an environment cannot be made, or the spaces of two tasks differ.
     """
-    observations = []
-    actions = []
-    for task_index in range(len(suite.tasks)):
-        observation, action = _task_spaces(suite, task_index, backend)
-        observations.append(observation)
-        actions.append(action)
+    parts = [_task_spaces(suite, index, backend) for index in range(len(suite.tasks))]
+    actions = [part.action for part in parts]
+    suite = complete_texts(suite, [part.texts for part in parts])
+    observations = [_with_texts(suite, part) for part in parts]
     # Differing numbers of actions are allowed; the mask hides those that a task lacks.
     n_actions = _differing_counts(actions)
     _check_observations(suite, observations, n_actions)
     if n_actions is None:
         for task, action in zip(suite.tasks, actions, strict=True):
             _check_same("action space", suite.tasks[0], actions[0], task, action)
-        return JoinedSpaces(observations[0], actions[0], None)
+        return JoinedSpaces(suite, observations[0], actions[0], None)
     n_actions_max = int(n_actions.max())
     masked = {**observations[0], ACTION_MASK_KEY: spaces.MultiBinary(n_actions_max)}
-    return JoinedSpaces(spaces.Dict(masked), spaces.Discrete(n_actions_max), n_actions)
+    return JoinedSpaces(suite, spaces.Dict(masked), spaces.Discrete(n_actions_max), n_actions)
+
+
+@dataclass(frozen=True)
+class _TaskSpaces:
+    """The spaces of one task, and what its texts need."""
+
+    observation: spaces.Dict
+    action: ActionSpace
+    text_keys: tuple[str, ...]
+    texts: TextSample
 
 
 def _task_spaces(
     suite: SuiteConfig, task_index: int, backend: Literal["gymnasium", "envpool"]
-) -> tuple[spaces.Dict, ActionSpace]:
+) -> _TaskSpaces:
     """Return the spaces of one task, from an environment that is closed again."""
     task = suite.tasks[task_index]
-    env = make_env(task, task_index, len(suite.tasks), suite.observation)
+    codec = suite_codec(suite)
+    env = make_env(task, task_index, len(suite.tasks), suite.observation, texts=codec)
     try:
         if backend == "gymnasium":
             check_reset(env, task)
         assert isinstance(env.observation_space, spaces.Dict), "the observation contract is a Dict"
         action_space = check_action_space(env.action_space, f"task '{task.name}'")
-        return env.observation_space, action_space
+        contract = _contract(env)
+        texts = TextSample()
+        if suite.vocabulary is None or suite.text_length is None:
+            texts = draw_texts(contract.env)
+        return _TaskSpaces(env.observation_space, action_space, contract.text_keys, texts)
     finally:
         env.close()
+
+
+def _contract(env: AnyEnv) -> ContractObservation:
+    """Return the wrapper that converts the observations of an environment."""
+    while not isinstance(env, ContractObservation):
+        assert isinstance(env, gym.Wrapper), "make_env wraps every environment"
+        env = env.env
+    return env
+
+
+def _with_texts(suite: SuiteConfig, part: _TaskSpaces) -> spaces.Dict:
+    """Return the observation space of a task for the vocabulary and length of the suite."""
+    space = suite_codec(suite).space()
+    return spaces.Dict(
+        {
+            key: space if key in part.text_keys else subspace
+            for key, subspace in part.observation.items()
+        }
+    )
 
 
 def _differing_counts(actions: Sequence[ActionSpace]) -> NDArray[np.int64] | None:

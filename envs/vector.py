@@ -50,7 +50,8 @@ class SuiteVecEnv(EnvAttributes):
     ``is_success``. Other infos are empty.
 
     Args:
-        suite: the tasks.
+        suite: the tasks. The attribute ``suite`` also has the vocabulary and the length of their
+            texts, which are drawn from the environments if the suite does not state them.
         n_envs: number of environments over all active tasks, at least one per task.
         backend: what steps the environments.
         seed: seed from which the seed of each environment and that of the task sampler derive.
@@ -102,6 +103,7 @@ class SuiteVecEnv(EnvAttributes):
         self.task_index = self._assignment.task_ids
         """Index of the task that each environment plays now, (n_envs,)."""
         joined = joined_spaces(suite, backend_name)
+        suite = joined.suite  # with the vocabulary and the length of its texts
         task_names = [task.name for task in suite.tasks]
         self._actions = ActionValidator(joined.action, joined.n_actions, task_names)
         episode_filter = EpisodeFilter(suite, holdout, subset, joined.observation)

@@ -1,6 +1,6 @@
 """Run directories: a configuration, its checkpoints, and a lock for the training process."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -16,7 +16,7 @@ from mirl.configs.aliases import migrate_config
 from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
 from mirl.configs.imports import check_allowed, import_module, named_code
-from mirl.configs.schema import ResolvedConfig
+from mirl.configs.schema import ResolvedConfig, TrainConfig
 
 CONFIG = "config.yaml"
 """File with the configuration of the run."""
@@ -28,6 +28,8 @@ FREE_FIELDS = frozenset(
     {"device", "progress", "runs_dir", "name", "imports", "on_fault", "max_restarts", "env_timeout"}
 )
 """Fields in which a resumed run may differ, because they do not change what is learned."""
+FIRST_TEXT_LENGTH = 80
+"""Length of the texts of a run whose config.yaml does not state one."""
 MAX_CONFIG_BYTES = 2**18
 """Size up to which a config.yaml is loaded; a suite of fifty tasks takes a twentieth of it."""
 
@@ -93,11 +95,16 @@ class Run:
         return cls(path, config, is_new=True)
 
     @classmethod
-    def find(cls, config: ResolvedConfig) -> Self | None:
+    def find(
+        cls,
+        config: ResolvedConfig,
+        complete: Callable[[ResolvedConfig], ResolvedConfig] = lambda stored: stored,
+    ) -> Self | None:
         """Find the existing run of a configuration, to resume it.
 
         Args:
             config: the configuration; it may differ from that of the directory in ``FREE_FIELDS``.
+            complete: adds what a stored configuration of an earlier version lacks.
 
         Returns:
             The run, with ``config`` as its configuration; None if there is none yet.
@@ -111,7 +118,7 @@ class Run:
         if not (path / CONFIG).exists():
             return None
         stored = _load_config(path, advice="; if this is another run, choose another name=…")
-        differences = _differences(stored, config)
+        differences = _differences(complete(stored), config)
         if differences:
             listed = "\n".join(differences)
             raise ConfigError(
@@ -207,6 +214,47 @@ class Run:
         return self.checkpoints.save(agent, score=score, criterion=criterion, episodes=episodes)
 
 
+def adopt_texts(config: TrainConfig) -> TrainConfig:
+    """Give a configuration the vocabulary of the weights that it continues from.
+
+    The ids of words are part of the weights, so words are drawn for new weights only.
+
+    Args:
+        config: the configuration of a training command.
+
+    Returns:
+        The configuration with the vocabulary and the text length that its run directory states, or
+        with the vocabulary of the run that it starts from; what it states itself is kept.
+
+    Raises:
+        ConfigError: the configuration of the other run is not valid.
+    """
+    changes: dict[str, object] = {}
+    if (config.run_dir / CONFIG).exists():
+        stored = Run.open(config.run_dir).config.task
+        changes = {"vocabulary": stored.vocabulary, "text_length": stored.text_length}
+    elif config.start_from is not None and (config.start_from / CONFIG).exists():
+        changes = {"vocabulary": Run.open(config.start_from).config.task.vocabulary}
+    for name in list(changes):
+        if getattr(config.task, name) is not None:
+            del changes[name]
+    if not changes:
+        return config
+    return config.model_copy(update={"task": config.task.model_copy(update=changes)})
+
+
+def _with_first_texts(config: ResolvedConfig) -> ResolvedConfig:
+    """Return a stored configuration with what runs had that do not state their texts."""
+    changes: dict[str, object] = {}
+    if config.task.vocabulary is None:
+        changes["vocabulary"] = ()
+    if config.task.text_length is None:
+        changes["text_length"] = FIRST_TEXT_LENGTH
+    if not changes:
+        return config
+    return config.model_copy(update={"task": config.task.model_copy(update=changes)})
+
+
 def _load_config(run_dir: Path, advice: str = "") -> ResolvedConfig:
     """Return the configuration of a run, which imports nothing that only its file names.
 
@@ -218,7 +266,7 @@ def _load_config(run_dir: Path, advice: str = "") -> ResolvedConfig:
     config = validate(ResolvedConfig, migrate_config(values))
     for module in config.imports:
         import_module(module)
-    return config
+    return _with_first_texts(config)
 
 
 def _load_yaml(run_dir: Path) -> object:

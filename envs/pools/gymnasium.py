@@ -12,6 +12,7 @@ from mirl.configs.tasks import TaskConfig
 from mirl.envs.make import ObservationKind, make_env
 from mirl.envs.pools.backend import NOT_REPORTED, EnvironmentFailedError, Step, scatter_rows
 from mirl.envs.seeds import replacement_seed
+from mirl.envs.texts.codec import TextCodec
 from mirl.envs.type_aliases import AnyEnv, AnySpace, Array, EnvIndices, Observation, Observations
 
 EnvStep = tuple[Observation, float, bool, bool, Mapping[str, object]]
@@ -38,6 +39,7 @@ class GymnasiumBackend:
         n_tasks: number of tasks in the suite.
         observation: kind of observation, see ``make_env``.
         on_failure: called with each failure; by default it raises the failure.
+        texts: conversion of the texts, see ``make_env``.
     """
 
     def __init__(
@@ -48,10 +50,11 @@ class GymnasiumBackend:
         n_tasks: int = 1,
         observation: ObservationKind = "grid",
         on_failure: Callable[[EnvironmentFailedError], None] = _raise,
+        texts: TextCodec | None = None,
     ) -> None:
         self._task = task
         self._on_failure = on_failure
-        self._make_env = partial(make_env, task, task_index, n_tasks, observation)
+        self._make_env = partial(make_env, task, task_index, n_tasks, observation, texts=texts)
         self._envs: list[AnyEnv | None] = [None] * n
         self._space: AnySpace  # known once the first environment has been made
         self._seeds: list[int | None] = [None] * n

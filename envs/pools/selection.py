@@ -15,6 +15,7 @@ from mirl.envs.pools.envpool import EnvPoolBackend, envpool_obstacle
 from mirl.envs.pools.gymnasium import GymnasiumBackend
 from mirl.envs.pools.suite import SuiteBackend
 from mirl.envs.pools.workers import WorkerBackend, Workers, available_cpus
+from mirl.envs.texts.codec import suite_codec
 
 MAX_IN_PROCESS_ENVS = 4
 """Largest number of environments for which worker processes cost more time than they save."""
@@ -121,19 +122,27 @@ def make_backends(
     n_tasks = len(suite.tasks)
     # The backends of all tasks work at the same time, so they share the CPUs.
     threads = max(1, available_cpus() // len(sizes))
+    texts = suite_codec(suite)
     backends: dict[int, Backend] = {}
     for task_index, n in sizes.items():
         task = suite.tasks[task_index]
         if backend == "envpool":
-            backends[task_index] = EnvPoolBackend(task, n, task_index, threads=threads)
+            backends[task_index] = EnvPoolBackend(task, n, task_index, threads=threads, texts=texts)
         elif workers is not None:
             # Rounded up, so that every worker has environments.
             n_shards = -(-len(workers) // len(sizes))
             backends[task_index] = WorkerBackend(
-                task, n, task_index, n_tasks, suite.observation, workers=workers, n_shards=n_shards
+                task,
+                n,
+                task_index,
+                n_tasks,
+                suite.observation,
+                workers=workers,
+                n_shards=n_shards,
+                texts=texts,
             )
         else:
             backends[task_index] = GymnasiumBackend(
-                task, n, task_index, n_tasks, suite.observation, restarts.count
+                task, n, task_index, n_tasks, suite.observation, restarts.count, texts
             )
     return backends

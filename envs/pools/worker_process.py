@@ -5,24 +5,28 @@ import multiprocessing
 import signal
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal, assert_never, cast
+from typing import Any, Literal, TextIO, assert_never, cast
 
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from mirl.configs.imports import allowed_modules, imported_modules, restore_imports
 from mirl.envs.pools.backend import EnvironmentFailedError, Step
 from mirl.envs.pools.gymnasium import GymnasiumBackend
+from mirl.envs.texts.codec import TextWarning
 from mirl.envs.type_aliases import Observations
 
 Command = Literal["reset", "step"]
 """Command to a worker about one of its shards."""
-Reply = tuple[str | None, Observations | Step | None, Sequence[tuple[str, int]]]
-"""Error message or None, the result, and the tolerated failures (message, env index)."""
+Notice = tuple[str, str, str]
+"""Message, observation key and topic of a ``TextWarning``."""
+Reply = tuple[str | None, Observations | Step | None, Sequence[tuple[str, int]], Sequence[Notice]]
+"""Error message or None, the result, the tolerated failures (message, env index), and warnings."""
 
 POLL_SECONDS = 1.0
 """Time between two checks whether a silent worker process is still alive."""
@@ -201,6 +205,7 @@ def _serve(
     restore_imports(*imports)
     backends: dict[int, GymnasiumBackend] = {}
     tolerated: list[tuple[str, int]] = []
+    notices = _forward_text_warnings()
 
     def tolerate(failure: EnvironmentFailedError) -> None:
         if len(tolerated) == max_restarts:
@@ -214,6 +219,7 @@ def _serve(
                 break
             # The owner counts failures over all workers, so each reply starts a new list.
             tolerated.clear()
+            notices.clear()
             try:
                 if shard not in backends:
                     # Built at the first command, so that an error is sent as a reply.
@@ -221,7 +227,7 @@ def _serve(
                     backends[shard] = cast(GymnasiumBackend, backend)
                 result = _execute(backends[shard], command, argument)
                 # Inside the block, because a result that cannot be pickled is an error as well.
-                connection.send((None, result, tolerated))
+                connection.send((None, result, tolerated, notices))
             except EnvironmentFailedError as error:
                 connection.send(_error_reply(str(error), error))
             except Exception as error:
@@ -230,6 +236,33 @@ def _serve(
         return  # the owner is gone
     for backend in backends.values():
         backend.close()
+
+
+def _forward_text_warnings() -> list[Notice]:
+    """Collect warnings about texts from now on, so that the owner shows each of them once.
+
+    Returns:
+        The list that they are added to.
+    """
+    notices: list[Notice] = []
+    show_as_usual = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if isinstance(message, TextWarning):
+            notices.append((str(message), message.key, message.topic))
+        else:
+            show_as_usual(message, category, filename, lineno, file, line)
+
+    # Python prints every warning through this function
+    warnings.showwarning = show
+    return notices
 
 
 def _execute(backend: GymnasiumBackend, command: Command, argument: Any) -> Observations | Step:
@@ -252,4 +285,4 @@ def _execute(backend: GymnasiumBackend, command: Command, argument: Any) -> Obse
 def _error_reply(message: str, error: Exception) -> Reply:
     """Return a reply with an error and its traceback in the worker."""
     lines = traceback.format_exception(error.__cause__ or error)
-    return (f"{message}\nIn the worker:\n{''.join(lines)}", None, ())
+    return (f"{message}\nIn the worker:\n{''.join(lines)}", None, (), ())

@@ -28,6 +28,7 @@ from mirl.envs.pools.worker_process import (
     WorkerTimeoutError,
 )
 from mirl.envs.seeds import replacement_seed
+from mirl.envs.texts.codec import TextCodec, TextWarning, warn_once
 from mirl.envs.type_aliases import Array, EnvIndices, Observations
 
 MAX_SEEDS_IN_MESSAGE = 3
@@ -105,6 +106,7 @@ class WorkerBackend:
         observation: kind of observation, see ``make_env``.
         workers: the worker processes.
         n_shards: largest number of shards.
+        texts: conversion of the texts, see ``make_env``.
     """
 
     def __init__(
@@ -117,11 +119,12 @@ class WorkerBackend:
         *,
         workers: Workers,
         n_shards: int,
+        texts: TextCodec | None = None,
     ) -> None:
         shares = np.array_split(np.arange(n), min(n_shards, len(workers), n))
         self._first_env_indices = [int(share[0]) for share in shares]
         # The registration is sent along: a worker has not imported the user's script or notebook.
-        build = partial(_build, find_spec(task), task, task_index, n_tasks, observation)
+        build = partial(_build, find_spec(task), task, task_index, n_tasks, observation, texts)
         self._shards = []
         for worker, share in zip(workers.assign(len(shares)), shares, strict=True):
             self._shards.append(_Shard(worker, task, build, len(share), workers.restarts))
@@ -290,11 +293,14 @@ class _Shard:
 
     def _recv_reply(self) -> Observations | Step | None:
         try:
-            failure, result, tolerated = self._worker.recv(self._generation)
+            failure, result, tolerated, notices = self._worker.recv(self._generation)
         except WorkerLostError as lost:
             if lost.reason:
                 self._count_loss(lost)
             raise
+        # several workers may have the same to say
+        for message, key, topic in notices:
+            warn_once(TextWarning(message, key, topic))
         if failure is not None:
             raise EnvironmentFailedError(failure)
         for message, env_index in tolerated:
@@ -343,6 +349,7 @@ def _build(
     task_index: int,
     n_tasks: int,
     observation: ObservationKind,
+    texts: TextCodec | None,
     n: int,
     *,
     on_failure: Callable[[EnvironmentFailedError], None],
@@ -350,4 +357,4 @@ def _build(
     """Return a shard's backend, in the worker process."""
     # setdefault, because a module that the worker imported may have registered the id already.
     gym.registry.setdefault(spec.id, spec)
-    return GymnasiumBackend(task, n, task_index, n_tasks, observation, on_failure)
+    return GymnasiumBackend(task, n, task_index, n_tasks, observation, on_failure, texts)

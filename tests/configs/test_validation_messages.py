@@ -1,24 +1,37 @@
 """Messages about invalid values: what was expected, what was given, and the nearest name."""
 
+from typing import Annotated, Any
+
 import pytest
 from config_errors import error_message
+from pydantic.fields import FieldInfo
 
 from mirl.configs.compose import compose_train, validate
 from mirl.configs.errors import ConfigError
-from mirl.configs.networks import FilmConfig, GateConfig
+from mirl.configs.networks import BaseFusionConfig, FilmConfig, GateConfig
+from mirl.configs.parts import BuiltInOrOwn, PartConfig
 from mirl.configs.schema import TrainConfig
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.configs.validation_messages import MAX_SHOWN_CHARACTERS, config_classes
 
 
-def test_config_classes_of_an_annotation() -> None:
-    """A class, the members of a union, or the items of a tuple; other types have none."""
-    assert config_classes(FilmConfig) == [FilmConfig]
-    assert config_classes(FilmConfig | GateConfig) == [FilmConfig, GateConfig]
-    assert config_classes(tuple[TaskConfig, ...]) == [TaskConfig]
-    assert config_classes(TrainConfig.model_fields["task"].annotation) == [SuiteConfig]
-    assert config_classes(int) == []
-    assert config_classes(dict[str, int]) == []
+@pytest.mark.parametrize(
+    ("annotation", "classes"),
+    [
+        (FilmConfig, [FilmConfig]),
+        (FilmConfig | GateConfig, [FilmConfig, GateConfig]),
+        (tuple[TaskConfig, ...], [TaskConfig]),
+        (
+            Annotated[PartConfig, BuiltInOrOwn(FilmConfig | GateConfig, BaseFusionConfig)],
+            [FilmConfig, GateConfig],
+        ),
+        (int, []),
+        (dict[str, int], []),
+    ],
+)
+def test_config_classes_of_a_field(annotation: Any, classes: list[type]) -> None:
+    assert config_classes(FieldInfo.from_annotation(annotation)) == classes
+    assert config_classes(TrainConfig.model_fields["task"]) == [SuiteConfig]
 
 
 @pytest.mark.parametrize(
