@@ -70,8 +70,8 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
 
     Args:
         config: the configuration of the run.
-        log: called with two lines when training begins, once the configuration is known to work, and
-            with one when a task turns out to report no success.
+        log: called with two lines when training begins, once the configuration is known to work,
+            and with one when a task turns out to report no success.
 
     Returns:
         The state of the run.
