@@ -349,7 +349,7 @@ def missing_success_line(results: Sequence[TaskResult]) -> str | None:
     tasks = list(dict.fromkeys(result.task for result in results if result.success is None))
     if not tasks:
         return None
-    return f"{describe_missing_success(tasks)}; train with success=return>=X to define it"
+    return f"{describe_missing_success(tasks)}; train with 'success=return>=X' to define it"
 
 
 def _by_subset(results: Sequence[TaskResult]) -> list[tuple[Subset, list[TaskResult]]]:

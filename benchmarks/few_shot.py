@@ -73,7 +73,7 @@ def success_rates(curves: list[Curve], way: str) -> np.ndarray:
             task = each["task"]["name"]
             raise SystemExit(
                 f"task '{task}' reports no success, which this benchmark compares; "
-                "set success=return>=X for it"
+                "set 'success=return>=X' for it"
             )
         rates.append(of_curve)
     return np.array(rates)

@@ -72,7 +72,9 @@ def _parse_success(value: object) -> str:
             sign = ">" if threshold.is_strict else ">="
             return f"return{sign}{threshold.bound!r}".removesuffix(".0")
     hint = nearest(rule, SUCCESS_RULES)
-    if str(rule).startswith("return"):
+    if rule == "return":
+        hint = " A shell takes > for a redirection, so quote the argument: 'success=return>=-5'."
+    elif str(rule).startswith("return"):
         hint = " An example: 'return>=-5'."
     raise ValueError(
         "expected 'auto', 'reward', 'info', 'any_step' or 'return>=X' with a number X, "

@@ -148,7 +148,7 @@ class TaskAssignment:
                 raise ConfigError(
                     f"sampling={self._sampler.strategy} needs the success of every episode, and "
                     f"task '{self._task_names[task_index]}' reports none ({NO_REPORT}); use "
-                    "sampling=fixed or sampling=uniform, or set success=return>=X with a number X"
+                    "sampling=fixed or sampling=uniform, or set 'success=return>=X' with a number X"
                 )
 
     @property

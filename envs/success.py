@@ -158,7 +158,7 @@ def _require_report(task: TaskConfig, report: int, infos: str) -> bool:
     if report == NOT_REPORTED:
         raise ConfigError(
             f"task '{task.name}' has success={task.success}, but {infos} of {task.env_id} has "
-            "neither 'is_success' nor 'success'; use success=return>=X with a number X, or "
+            "neither 'is_success' nor 'success'; use 'success=return>=X' with a number X, or "
             "success=auto"
         )
     return report == 1

@@ -80,7 +80,7 @@ class SuccessNotice:
         effects = ["tables show –"]
         if any(task in self._config.trained_tasks for task in new):
             effects.append(f"the best checkpoint is that of the highest {self._criterion()}")
-        advice = "to define it, start a run with success=return>=X and another name=…"
+        advice = "to define it, start a run with 'success=return>=X' and another name=…"
         self._log(f"{describe_missing_success(new)}: {', '.join(effects)}; {advice}")
 
     def _criterion(self) -> str:

@@ -287,7 +287,7 @@ def test_line_explains_missing_success() -> None:
     line = missing_success_line([one("a", 2), unknown("b"), unknown("b", subset="held_out")])
     assert line == (
         "task 'b' reports no success (no 'is_success' or 'success' in the last info of an "
-        "episode); train with success=return>=X to define it"
+        "episode); train with 'success=return>=X' to define it"
     )
 
 

@@ -309,7 +309,7 @@ def test_refused_success_leaves_no_run(
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
     # each of the remedies that the message names
-    assert "success=return>=X" in str(caught.value)
+    assert "'success=return>=X'" in str(caught.value)
     corrected = ["success: 'return>=-8'"] * len(fields)
     assert train(compose_train([*corridor(*corrected), *common, *words])).finished
 

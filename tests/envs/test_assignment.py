@@ -179,7 +179,7 @@ def test_unknown_success_refuses_its_sampling() -> None:
     for sampling in strategies:
         message = (
             rf"sampling={sampling} needs the success of every episode, and task 'unknown' reports "
-            r"none .*; use sampling=fixed or sampling=uniform, or set success=return>=X"
+            r"none .*; use sampling=fixed or sampling=uniform, or set 'success=return>=X'"
         )
         with (
             closing(SuiteVecEnv(suite, 4, sampling=sampling, workers=0)) as env,

@@ -35,7 +35,7 @@ def test_missing_report_names_the_task() -> None:
     env = SuiteVecEnv(single_task(COUNTER, success="info"), 1)
     env.reset()
     message = (
-        r"task 'toy' has success=info.*neither 'is_success' nor 'success'; use success=return>=X"
+        r"task 'toy' has success=info.*neither 'is_success' nor 'success'; use 'success=return>=X'"
     )
     with pytest.raises(ConfigError, match=message):
         env.step(np.array([1]))

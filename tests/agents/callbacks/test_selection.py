@@ -103,7 +103,7 @@ def test_notice_names_each_task_once(tiny: Build) -> None:
     assert lines[0] == (
         "task 'task0' reports no success (no 'is_success' or 'success' in the last info of an "
         "episode): tables show –, the best checkpoint is that of the highest mean return; "
-        "to define it, start a run with success=return>=X and another name=…"
+        "to define it, start a run with 'success=return>=X' and another name=…"
     )
     assert lines[1].startswith("tasks 'task1', 'task2' report no success")
 
