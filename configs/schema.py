@@ -81,7 +81,7 @@ class EvaluationConfig(Config):
     """Episodes per task in the final evaluation after training, on test seeds."""
     best_by: Literal["mean", "worst"] = "mean"
     """Criterion of the ``best`` checkpoint: the mean success rate over the tasks, or the success
-    rate of the worst task."""
+    rate of the worst task; if a task reports no success, the same of scores or returns."""
 
 
 class TrainConfig(Config):

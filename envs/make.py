@@ -179,11 +179,15 @@ def _unknown_id(task: TaskConfig, module: str | None, env_id: str) -> ConfigErro
 def _is_of(spec: EnvSpec, module: str) -> bool:
     """Return True if an environment is defined in the package of a module."""
     package = module.partition(".")[0]
-    return _defining_module(spec).partition(".")[0] == package
+    return defining_module(spec).partition(".")[0] == package
 
 
-def _defining_module(spec: EnvSpec) -> str:
-    """Return the module in which an environment is defined."""
+def defining_module(spec: EnvSpec) -> str:
+    """Return the module in which an environment is defined.
+
+    Args:
+        spec: the registration of the environment.
+    """
     if isinstance(spec.entry_point, str):
         return spec.entry_point.partition(":")[0]
     return str(getattr(spec.entry_point, "__module__", ""))
@@ -243,7 +247,7 @@ def _check_can_render(task: TaskConfig, spec: EnvSpec) -> None:
     MuJoCo itself fails only at the first frame, and at the second attempt ends the whole process.
     """
     has_display = any(os.environ.get(name) for name in _DISPLAY_VARIABLES)
-    module = _defining_module(spec)
+    module = defining_module(spec)
     if module.startswith(_MUJOCO_MODULES) and sys.platform == "linux" and not has_display:
         raise ConfigError(
             f"task '{task.name}': MuJoCo cannot render without a display; set the environment "

@@ -45,8 +45,9 @@ class SuiteVecEnv(EnvAttributes):
     numbers of actions, the observation ``action_mask`` marks the available ones.
 
     The info of an environment whose episode ended holds ``terminal_observation``,
-    ``TimeLimit.truncated``, ``is_success``, ``task`` (its name) and ``episode`` (as SB3's Monitor:
-    return ``r``, length ``l``, seconds since the start ``t``). Other infos are empty.
+    ``TimeLimit.truncated``, ``task`` (its name), ``episode`` (as SB3's Monitor: return ``r``,
+    length ``l``, seconds since the start ``t``) and, unless its success is unknown,
+    ``is_success``. Other infos are empty.
 
     Args:
         suite: the tasks. The attribute ``suite`` also has the vocabulary and the length of their
@@ -197,7 +198,7 @@ class SuiteVecEnv(EnvAttributes):
             infos = self._statistics.infos(step, ended, self.task_index)
             if ended.size:
                 # The success rates decide the tasks of the next episodes.
-                self._assignment.record(ended, [infos[i]["is_success"] for i in ended])
+                self._assignment.record(ended, [infos[i].get("is_success") for i in ended])
                 self._start_next_episodes(ended, step.obs)
         self._state = "all_inactive" if self._backend.all_inactive else "ready"
         self._faults.store_last_obs(step.obs)
