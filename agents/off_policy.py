@@ -25,6 +25,7 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY, GOAL_KEYS
 from mirl.configs.tasks import TaskConfig
 from mirl.envs import SuiteVecEnv
+from mirl.envs.contract.descriptions import describe_space
 from mirl.envs.make import make_env
 from mirl.policies.off_policy import (
     FusionDQNPolicy,
@@ -167,6 +168,12 @@ def check_action_space(config: AgentConfig, space: spaces.Space[Any]) -> None:
         raise ConfigError(
             f"agent={config.kind} takes continuous actions, and these are {space}; "
             f"use agent={others}"
+        )
+    if isinstance(space, spaces.Box) and not (space.low < space.high).all():
+        raise ConfigError(
+            f"agent={config.kind} scales actions to their bounds, so each lower bound must be "
+            f"below the upper one, got {describe_space(space)} with equal bounds; leave out what "
+            "cannot change, or use agent=ppo"
         )
 
 

@@ -77,11 +77,20 @@ def record_episode(
     task = suite.tasks[task_index]
     n_tasks = len(suite.tasks)
     # rendering may need a display, so ask for it only where it is possible
-    probe = make_env(task, task_index, n_tasks, suite.observation)
+    probe = make_env(
+        task, task_index, n_tasks, suite.observation, unknown_codes=suite.unknown_codes
+    )
     probe.close()
     if "rgb_array" not in probe.metadata.get("render_modes", ()):
         return None
-    env = make_env(task, task_index, n_tasks, suite.observation, render_mode="rgb_array")
+    env = make_env(
+        task,
+        task_index,
+        n_tasks,
+        suite.observation,
+        render_mode="rgb_array",
+        unknown_codes=suite.unknown_codes,
+    )
     try:
         observation = _first_observation(env, suite, seed)
         caption = str(getattr(env.unwrapped, "mission", task.name))

@@ -109,6 +109,9 @@ class SuiteConfig(Config):
     observation: Literal["grid", "rgb"] = "grid"
     """MiniGrid observations: the symbolic grid, or the same view as RGB pixels (which require the
     ``gymnasium`` backend)."""
+    unknown_codes: Literal["error", "hash"] = "error"
+    """Reaction to codes of a symbolic image that neither MiniGrid's tables nor the bounds of its
+    space have: an error, or rows of their own, which are hashed; ``encoder.unknown`` sets it."""
 
     @model_validator(mode="after")
     def _task_names_are_unique(self) -> Self:

@@ -124,7 +124,9 @@ class EnvAttributes(VecEnv):
                 "compute_reward() needs a suite with one task on backend=gymnasium, got suite "
                 f"'{self.suite.name}' with {len(tasks)} on backend={self.backend}"
             )
-        env = make_env(tasks[0], 0, 1, self.suite.observation)
+        env = make_env(
+            tasks[0], 0, 1, self.suite.observation, unknown_codes=self.suite.unknown_codes
+        )
         if not env.has_wrapper_attr("compute_reward"):
             env.close()
             raise AttributeError(

@@ -12,7 +12,9 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs.actions import ActionSpace, check_action_space
-from mirl.envs.make import check_reset, make_env
+from mirl.envs.contract.descriptions import describe_space
+from mirl.envs.contract.probe import check_first_timestep
+from mirl.envs.make import make_env
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,18 @@ def _task_spaces(
 ) -> tuple[spaces.Dict, ActionSpace]:
     """Return the spaces of one task, from an environment that is closed again."""
     task = suite.tasks[task_index]
-    env = make_env(task, task_index, len(suite.tasks), suite.observation)
+    env = make_env(
+        task,
+        task_index,
+        len(suite.tasks),
+        suite.observation,
+        unknown_codes=suite.unknown_codes,
+    )
     try:
-        if backend == "gymnasium":
-            check_reset(env, task)
         assert isinstance(env.observation_space, spaces.Dict), "the observation contract is a Dict"
         action_space = check_action_space(env.action_space, f"task '{task.name}'")
+        if backend == "gymnasium":
+            check_first_timestep(env, task, action_space)
         return env.observation_space, action_space
     finally:
         env.close()
@@ -135,15 +143,6 @@ def _check_same(
     if expected != got:
         raise ConfigError(
             f"tasks of one suite must share their spaces, but {aspect} of '{first.name}' is "
-            f"{_describe(expected)}, of '{other.name}' {_describe(got)}; change one of them with "
-            "a wrapper, or train them apart"
+            f"{describe_space(expected)}, of '{other.name}' {describe_space(got)}; change one of "
+            "them with a wrapper, or train them apart"
         )
-
-
-def _describe(value: object) -> str:
-    # The text of a Box spells out every bound.
-    if isinstance(value, spaces.Box):
-        low = value.low.min()
-        high = value.high.max()
-        return f"Box of shape {value.shape}, {value.dtype}, in [{low}, {high}]"
-    return str(value)

@@ -130,10 +130,23 @@ def make_backends(
             # Rounded up, so that every worker has environments.
             n_shards = -(-len(workers) // len(sizes))
             backends[task_index] = WorkerBackend(
-                task, n, task_index, n_tasks, suite.observation, workers=workers, n_shards=n_shards
+                task,
+                n,
+                task_index,
+                n_tasks,
+                suite.observation,
+                workers=workers,
+                n_shards=n_shards,
+                unknown_codes=suite.unknown_codes,
             )
         else:
             backends[task_index] = GymnasiumBackend(
-                task, n, task_index, n_tasks, suite.observation, restarts.count
+                task,
+                n,
+                task_index,
+                n_tasks,
+                suite.observation,
+                restarts.count,
+                unknown_codes=suite.unknown_codes,
             )
     return backends
