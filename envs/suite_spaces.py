@@ -13,6 +13,7 @@ from mirl.configs.keys import ACTION_MASK_KEY
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs.actions import ActionSpace, check_action_space
 from mirl.envs.contract.descriptions import describe_space
+from mirl.envs.contract.episode_limits import episode_limit
 from mirl.envs.contract.probe import check_first_timestep
 from mirl.envs.make import make_env
 
@@ -25,11 +26,14 @@ class JoinedSpaces:
         observation: observation space, with ``action_mask`` if the numbers of actions differ.
         action: action space with every action of any task.
         n_actions: number of actions of each task, (n_tasks,), if they differ.
+        episode_limits: timesteps after which the environments of each task truncate an episode;
+            None if that is not known.
     """
 
     observation: spaces.Dict
     action: ActionSpace
     n_actions: NDArray[np.int64] | None
+    episode_limits: tuple[int | None, ...]
 
 
 def suite_spaces(
@@ -60,26 +64,29 @@ def joined_spaces(suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]) 
     """
     observations = []
     actions = []
+    limits = []
     for task_index in range(len(suite.tasks)):
-        observation, action = _task_spaces(suite, task_index, backend)
+        observation, action, limit = _task_spaces(suite, task_index, backend)
         observations.append(observation)
         actions.append(action)
+        limits.append(limit)
     # Differing numbers of actions are allowed; the mask hides those that a task lacks.
     n_actions = _differing_counts(actions)
     _check_observations(suite, observations, n_actions)
     if n_actions is None:
         for task, action in zip(suite.tasks, actions, strict=True):
             _check_same("action space", suite.tasks[0], actions[0], task, action)
-        return JoinedSpaces(observations[0], actions[0], None)
+        return JoinedSpaces(observations[0], actions[0], None, tuple(limits))
     n_actions_max = int(n_actions.max())
     masked = {**observations[0], ACTION_MASK_KEY: spaces.MultiBinary(n_actions_max)}
-    return JoinedSpaces(spaces.Dict(masked), spaces.Discrete(n_actions_max), n_actions)
+    action = spaces.Discrete(n_actions_max)
+    return JoinedSpaces(spaces.Dict(masked), action, n_actions, tuple(limits))
 
 
 def _task_spaces(
     suite: SuiteConfig, task_index: int, backend: Literal["gymnasium", "envpool"]
-) -> tuple[spaces.Dict, ActionSpace]:
-    """Return the spaces of one task, from an environment that is closed again."""
+) -> tuple[spaces.Dict, ActionSpace, int | None]:
+    """Return the spaces and the episode limit of one task, from an environment that is closed."""
     task = suite.tasks[task_index]
     env = make_env(
         task,
@@ -93,7 +100,7 @@ def _task_spaces(
         action_space = check_action_space(env.action_space, f"task '{task.name}'")
         if backend == "gymnasium":
             check_first_timestep(env, task, action_space)
-        return env.observation_space, action_space
+        return env.observation_space, action_space, episode_limit(env)
     finally:
         env.close()
 

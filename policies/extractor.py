@@ -23,6 +23,7 @@ from mirl.configs.networks import (
     Site,
     VectorEncoderConfig,
 )
+from mirl.policies.action_mask import is_mask_space
 from mirl.policies.contexts import GoalContext, build_context, get_task_ids
 from mirl.policies.encoders import (
     CellsEncoder,
@@ -223,7 +224,7 @@ class FusionExtractor(BaseFeaturesExtractor):
     def _action_mask(self, observations: Observations) -> Bool[Tensor, "batch actions"] | None:
         """Return the mask of available actions, if the space has the key ``action_mask``."""
         space = self.observation_space.get(ACTION_MASK_KEY)
-        if not isinstance(space, spaces.MultiBinary):
+        if not is_mask_space(space):
             return None
         return _tensor(observations, ACTION_MASK_KEY) != 0
 
