@@ -155,7 +155,8 @@ class MaskedDQN(DQN):
         Returns:
             The actions and ``state``.
         """
-        if not deterministic and np.random.rand() < self.exploration_rate:
+        # SB3's own generator, which it seeds and a checkpoint restores
+        if not deterministic and np.random.rand() < self.exploration_rate:  # noqa: NPY002
             return self._random_actions(observation), state
         return self.policy.predict(observation, state, episode_start, deterministic)
 

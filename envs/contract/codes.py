@@ -141,9 +141,7 @@ class CodeValues:
         remedy = "raise the bound 'high' of its Box"
         if self._from_minigrid:
             name, table = _CHANNELS[channel]
-            remedy = (
-                f"add it to minigrid.core.constants.{table} before the environment is made"
-            )
+            remedy = f"add it to minigrid.core.constants.{table} before the environment is made"
         where = (row, column, channel)
         return ContractError(
             f"observation '{self._key}': expected {name} codes from {self._low[where]} to "

@@ -74,14 +74,17 @@ def batch_of_rewards(result: Any, n_pairs: int) -> NDArray[np.float32]:
     Raises:
         ContractError: if the result is not one number per pair.
     """
-    array = np.asarray(result) if isinstance(result, np.ndarray | list | tuple) else None
+    try:
+        array = np.asarray(result)
+    except ValueError:  # rows of different lengths
+        array = np.empty(0)
     # a column of numbers holds the same rewards
-    if array is not None and array.shape == (n_pairs, 1):
+    if array.shape == (n_pairs, 1):
         array = array[:, 0]
-    if array is None or array.shape != (n_pairs,) or array.dtype.kind not in "biuf":
+    if array.shape != (n_pairs,) or array.dtype.kind not in "biuf":
         raise ContractError(
-            f"compute_reward(): expected an array of shape (n,), one reward for each of n={n_pairs} "
-            f"pairs of goals, got {describe_value(result)}; compute along the last axis, for "
+            "compute_reward(): expected an array of shape (n,), one reward for each of "
+            f"n={n_pairs} pairs of goals, got {describe_value(result)}; compute along the last axis, for "
             "example np.linalg.norm(achieved_goal - desired_goal, axis=-1)"
         )
     return array.astype(np.float32)

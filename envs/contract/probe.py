@@ -19,6 +19,9 @@ from mirl.envs.make import check_reset
 from mirl.envs.spaces import ContractObservation, is_known
 from mirl.envs.type_aliases import AnyEnv, Array, Observation
 
+_OWN_FILES = tuple(inspect.getfile(part) for part in (check_reset, is_known, check_step_result))
+"""Files of MIRL through which an environment is called."""
+
 
 def check_first_timestep(env: ContractObservation, task: TaskConfig, space: ActionSpace) -> None:
     """Raise an error if a reset or a timestep breaks the contract of observations.
@@ -97,11 +100,20 @@ def _call(method: str, env: AnyEnv, call: Callable[[], Any]) -> Any:
         # a wrapper fails on a result of the wrong form before it can be looked at
         if isinstance(error, ValueError | TypeError):
             _check_forms(env.unwrapped)
-        frame = traceback.extract_tb(error.__traceback__)[-1]
         raise ContractError(
-            f"{method} failed at its first call: {type(error).__name__}: {shorten(str(error))} "
-            f"({frame.filename}:{frame.lineno}); correct the environment"
+            f"{method} failed at its first call: {shorten(f'{type(error).__name__}: {error}')} "
+            f"({_place(error)}); correct the environment"
         ) from error
+
+
+def _place(error: Exception) -> str:
+    """Return file and line of the user's code that raised, or that called what raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename]
+    # the first frames are those of MIRL's wrappers around the environment
+    own = [frame for frame in own if frame.filename not in (__file__, *_OWN_FILES)]
+    frame = (own or list(frames))[-1]
+    return f"{frame.filename}:{frame.lineno}"
 
 
 def _check_forms(env: AnyEnv) -> None:

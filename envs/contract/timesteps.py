@@ -77,9 +77,7 @@ def _flag(name: str, value: Any) -> bool:
     """Return a flag as a bool; 0, 1 and arrays of one flag are taken."""
     array = _as_array(value)
     if array is None or array.size != 1 or array.item() not in (0, 1):
-        raise ContractError(
-            f"{name}: expected a bool, got {describe_value(value)}; return bool(…)"
-        )
+        raise ContractError(f"{name}: expected a bool, got {describe_value(value)}; return bool(…)")
     return bool(array.item())
 
 

@@ -140,10 +140,12 @@ class Values:
     def _form_error(self, value: Any) -> ContractError:
         """Return an error about dtype and shape."""
         expected = f"an array of shape {self._shape}, {self._dtype}"
-        remedy = f"return it in this form, for example by np.asarray(…, np.{self._dtype})"
+        remedy = f"return an array of shape {self._shape}"
         if isinstance(self._declared, spaces.Discrete):
             expected = "one integer"
             remedy = "return an int"
+        elif np.shape(value) == self._shape:
+            remedy = f"return it as {self._dtype} by np.asarray(…, np.{self._dtype.name})"
         return ContractError(
             f"observation '{self._key}': expected {expected}, as its space says, got "
             f"{describe_value(value)}; {remedy}, or change the observation space"
@@ -253,4 +255,3 @@ def _is_narrow(space: spaces.Box) -> bool:
 
 def _tolerance(bound: Array) -> Array:
     return BOUND_TOLERANCE * np.maximum(1.0, np.abs(bound))
-
