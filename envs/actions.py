@@ -22,11 +22,11 @@ BOUND_TOLERANCE = 1e-6
 """Relative tolerance within which a continuous action may exceed its bound before it is clipped."""
 
 
-def check_action_space(space: AnySpace, owner: str) -> ActionSpace:
+def check_action_space(space: AnySpace | None, owner: str) -> ActionSpace:
     """Return the space if SB3's policies support it.
 
     Args:
-        space: the action space of an environment.
+        space: the action space of an environment; None if it has none.
         owner: name of the space's owner, for the error message.
 
     Raises:

@@ -4,7 +4,7 @@ Single environments live in C++ or in other processes, so almost all of it is re
 """
 
 from contextlib import closing
-from typing import Literal
+from typing import Literal, cast
 
 import gymnasium as gym
 from gymnasium import spaces
@@ -109,9 +109,11 @@ class EnvAttributes(VecEnv):
         # The rewards depend on the goals alone, so each environment gives the same.
         compute_reward = self._goal_env.get_wrapper_attr("compute_reward")
         rewards = []
+        # SB3 passes the goals by their positions
+        n_pairs = len(cast(Array, method_args[0]))
         for _ in self._get_indices(indices):
             result = compute_reward(*method_args, **method_kwargs)
-            rewards.append(batch_of_rewards(result, len(method_args[0])))
+            rewards.append(batch_of_rewards(result, n_pairs))
         return rewards
 
     def check_compute_reward(self, n_steps: int) -> None:

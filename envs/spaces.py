@@ -1,6 +1,6 @@
 """The observation contract: a Dict of arrays that SB3 can batch, with the index of the task."""
 
-from collections.abc import Mapping
+from collections.abc import KeysView, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -73,6 +73,7 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         self._is_checked = not is_known(env)
         self._text_keys = tuple(key for key, subspace in inner.items() if _is_text(subspace))
         self._task_index = np.asarray(task_index, dtype=np.int64)
+        self._keys = inner.keys()
         self._values: dict[str, Values] = {}
         self._n_actions: int | None = None
         contract: dict[str, AnySpace] = {}
@@ -164,7 +165,7 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         converted: Observation = {DEFAULT_KEY: observation}
         if self._is_dict:
             if self._is_checked:
-                _check_keys(observation, self.env.observation_space)
+                _check_keys(observation, self._keys)
             converted = dict(observation)
         for key in self._text_keys:
             converted[key] = tokenize(str(converted[key]))
@@ -202,24 +203,24 @@ _HARMLESS = (OrderEnforcing, PassiveEnvChecker, TimeLimit)
 """Wrappers of ``gym.make``, which change nothing that is checked."""
 
 
-def _check_keys(observation: Any, space: spaces.Dict) -> None:
+def _check_keys(observation: Any, keys: KeysView[str]) -> None:
     """Raise an error if an observation is no dict, or has other keys than its space."""
     if not isinstance(observation, Mapping):
         raise ContractError(
-            f"observation: expected a dict with the keys {shorten(str(list(space)))}, as the "
+            f"observation: expected a dict with the keys {shorten(str(list(keys)))}, as the "
             f"space says, got {describe_value(observation)}; return a dict"
         )
-    if observation.keys() == space.keys():
+    if observation.keys() == keys:
         return
-    missing = sorted(space.keys() - observation.keys())
+    missing = sorted(keys - observation.keys())
     if missing:
         raise ContractError(
             f"observation: expected the key '{missing[0]}', as the space says, got "
             f"{describe_value(observation)}; return it, or take it out of the space"
         )
-    [extra, *_] = sorted(map(str, observation.keys() - space.keys()))
+    [extra, *_] = sorted(map(str, observation.keys() - keys))
     raise ContractError(
-        f"observation: expected only the keys {shorten(str(list(space)))}, got '{extra}' too; add "
+        f"observation: expected only the keys {shorten(str(list(keys)))}, got '{extra}' too; add "
         "it to the observation space, or return it in the info"
     )
 

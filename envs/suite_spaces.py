@@ -97,7 +97,9 @@ def _task_spaces(
     )
     try:
         assert isinstance(env.observation_space, spaces.Dict), "the observation contract is a Dict"
-        action_space = check_action_space(env.action_space, f"task '{task.name}'")
+        # an environment that sets no space has no such attribute
+        declared = getattr(env, "action_space", None)
+        action_space = check_action_space(declared, f"task '{task.name}' ({task.env_id})")
         if backend == "gymnasium":
             check_first_timestep(env, task, action_space)
         return env.observation_space, action_space, episode_limit(env)

@@ -79,7 +79,7 @@ def is_code_space(space: spaces.Space[Any]) -> bool:
     if space.dtype.kind not in "iu" or space.low.min() < 0:
         return False
     # the bounds of pixels, and of integers that have none
-    return bool(space.high.max() < min(255, np.iinfo(space.dtype).max))
+    return bool(space.high.max() < min(255, np.iinfo(space.dtype.name).max))
 
 
 class CodeValues:
@@ -107,7 +107,7 @@ class CodeValues:
         self.space = space
         """Space of the codes after ``convert``."""
         if unknown_codes == "hash":
-            largest = int(np.iinfo(space.dtype).max)
+            largest = int(np.iinfo(space.dtype.name).max)
             self._n_buckets = min(N_BUCKETS, largest - int(space.high.max()))
         if self._n_buckets:
             # a code v gets the row known + 1 + v % n_buckets, so no known row is shared

@@ -84,8 +84,8 @@ def batch_of_rewards(result: Any, n_pairs: int) -> NDArray[np.float32]:
     if array.shape != (n_pairs,) or array.dtype.kind not in "biuf":
         raise ContractError(
             "compute_reward(): expected an array of shape (n,), one reward for each of "
-            f"n={n_pairs} pairs of goals, got {describe_value(result)}; compute along the last axis, for "
-            "example np.linalg.norm(achieved_goal - desired_goal, axis=-1)"
+            f"n={n_pairs} pairs of goals, got {describe_value(result)}; compute along the last "
+            "axis, for example np.linalg.norm(achieved_goal - desired_goal, axis=-1)"
         )
     return array.astype(np.float32)
 

@@ -3,7 +3,7 @@
 import inspect
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -122,7 +122,8 @@ def _check_forms(env: AnyEnv) -> None:
         observation, _ = check_reset_result(env.reset(seed=0))
         if not isinstance(observation, dict):
             observation = {}
-        check_step_result(env.step(neutral_action(env.action_space, observation)))
+        action = neutral_action(cast(ActionSpace, env.action_space), observation)
+        check_step_result(env.step(action))
     except ContractError:
         raise
     except Exception:

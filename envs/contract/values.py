@@ -144,7 +144,7 @@ class Values:
         if isinstance(self._declared, spaces.Discrete):
             expected = "one integer"
             remedy = "return an int"
-        elif np.shape(value) == self._shape:
+        elif isinstance(value, np.ndarray) and value.shape == self._shape:
             remedy = f"return it as {self._dtype} by np.asarray(…, np.{self._dtype.name})"
         return ContractError(
             f"observation '{self._key}': expected {expected}, as its space says, got "
@@ -249,7 +249,7 @@ def cast_without_loss(array: Array, dtype: np.dtype[Any]) -> Array | None:
 
 def _is_narrow(space: spaces.Box) -> bool:
     """Return True if the dtype can hold numbers outside of the bounds of an integer Box."""
-    limits = np.iinfo(space.dtype)
+    limits = np.iinfo(space.dtype.name)
     return bool((space.low > limits.min).any() or (space.high < limits.max).any())
 
 

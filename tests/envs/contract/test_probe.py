@@ -60,8 +60,6 @@ class BreakingEnv(gym.Env[Any, Any]):
         self.count = 0
         if self.breaks == "old_reset":
             return self.observe()
-        if self.breaks == "reset_raises":
-            raise KeyError("door")
         return self.observe(), ([] if self.breaks == "reset_info" else {})
 
     def step(self, action: Any) -> Any:
@@ -87,6 +85,13 @@ class NoSeedEnv(BreakingEnv):
         return super().reset()
 
 
+class RaisingEnv(BreakingEnv):
+    """Environment whose reset raises."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        raise KeyError("door")
+
+
 class AnyKeywordsEnv(BreakingEnv):
     """Environment whose reset passes its keyword arguments on."""
 
@@ -94,7 +99,7 @@ class AnyKeywordsEnv(BreakingEnv):
         return super().reset(**kwargs)
 
 
-for _cls in (BreakingEnv, NoSeedEnv, AnyKeywordsEnv):
+for _cls in (BreakingEnv, NoSeedEnv, RaisingEnv, AnyKeywordsEnv):
     gym.register(f"Toy{_cls.__name__}-v0", entry_point=_cls, max_episode_steps=9)
 
 MESSAGES = {
@@ -107,7 +112,6 @@ MESSAGES = {
     "no_dict": "observation: expected a dict with the keys",
     "old_reset": r"reset\(\): expected a tuple \(observation, info\)",
     "reset_info": r"info of reset\(\): expected a dict, got a list",
-    "reset_raises": r"reset\(\) failed at its first call: KeyError: 'door' .*test_probe.py:\d+\)",
     "step_raises": r"step\(\) failed at its first call: KeyError: 'key' .*test_probe.py:\d+\)",
     "reward": r"reward: expected one number, got an array of shape \(3,\)",
     "truncated": "truncated: expected a bool, got None",
@@ -136,6 +140,14 @@ def test_reset_without_seed_is_refused() -> None:
     message = r"reset\(\) of NoSeedEnv: expected the keyword arguments 'seed' and 'options'"
     with pytest.raises(ConfigError, match=message):
         SuiteVecEnv(single_task("ToyNoSeedEnv-v0"), 1)
+
+
+def test_exception_in_reset_is_one_line() -> None:
+    """An exception names its type and its place, and stays the cause of the error."""
+    message = r"task 'toy' .* reset\(\) failed at its first call: KeyError: 'door' .*probe.py:\d+\)"
+    with pytest.raises(ConfigError, match=message) as caught:
+        SuiteVecEnv(single_task("ToyRaisingEnv-v0"), 1)
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 @pytest.mark.parametrize("env_id", ["ToyBreakingEnv-v0", "ToyAnyKeywordsEnv-v0"])
