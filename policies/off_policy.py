@@ -632,7 +632,7 @@ class MaskedQNetwork(QNetwork):
     """
 
     masks_values = False
-    """Whether ``forward`` gives the values of unavailable actions as the lowest finite number.
+    """True if ``forward`` gives the lowest finite number as the value of unavailable actions.
 
     That is right for the target network, whose values are maximized. The online network gives all
     values: those of actions that were taken are trained, even by a DQN that explores any action.

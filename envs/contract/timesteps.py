@@ -1,4 +1,4 @@
-"""Check of what ``reset`` and ``step`` return beside the observation."""
+"""Check of the return values of ``reset`` and ``step`` beside the observation."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from mirl.envs.type_aliases import Info
 
 
 class Timestep(NamedTuple):
-    """What ``step`` returns, in the types that Gymnasium documents."""
+    """Return value of ``step``, in the types that Gymnasium documents."""
 
     observation: Any
     reward: float

@@ -40,7 +40,7 @@ def environments() -> VecEnv:
         (["image", "position"], r"'image': .*use norm_obs_keys=\['position'\]"),
         (["mission", "counts"], r"'mission': .*use norm_obs_keys=\['counts'\]"),
         (["image", "mission"], "'image': .*use norm_obs=False"),
-        (None, r"use norm_obs_keys=\['counts', 'pixels', 'position'\]"),
+        (None, r"use norm_obs_keys=\['pixels', 'position', 'counts'\]"),
     ],
 )
 def test_normalized_names_are_refused(keys: list[str] | None, message: str) -> None:

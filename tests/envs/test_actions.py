@@ -117,7 +117,7 @@ def test_unavailable_action_is_an_error(backend: BackendName) -> None:
     ],
 )
 def test_action_spaces_are_those_of_sb3(space: Any, message: str) -> None:
-    """What SB3 refuses is one line that names the owner and a remedy."""
+    """A space that SB3 refuses is one line that names the owner and a remedy."""
     with pytest.raises(ConfigError, match=f"task 'a': .*{message}") as caught:
         check_action_space(space, "task 'a'")
     assert len(str(caught.value).splitlines()) == 1

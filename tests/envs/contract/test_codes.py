@@ -55,7 +55,7 @@ def test_minigrids_own_tables_give_its_bounds() -> None:
 def test_bounds_follow_tables_when_made(
     monkeypatch: pytest.MonkeyPatch, table: str, channel: int
 ) -> None:
-    """What is added to a table before an environment is made is known to it."""
+    """An environment knows what was added to a table before it was made."""
     code = [6, 0, 0]
     code[channel] = 20
     before = ContractObservation(OneBallEnv(tuple(code)))

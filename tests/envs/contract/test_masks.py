@@ -86,7 +86,7 @@ def test_masks_keep_their_bits(value: np.ndarray) -> None:
 
 
 def test_last_mask_may_be_empty() -> None:
-    """Where the episode has ended, no action has to be available."""
+    """No action has to be available after the end of an episode."""
     env = ContractObservation(MaskedEnv(spaces.MultiBinary(N), np.ones(N, np.int8)))
     env.reset()
     assert not env.step(1)[0]["action_mask"].any()
