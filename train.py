@@ -5,6 +5,7 @@ import sys
 
 from mirl.configs.command_line import command, console_entry, train_help
 from mirl.configs.compose import compose_train
+from mirl.configs.imports import import_words
 
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
 """Capacity of torch's CPU kernel caches, which hold a kernel per matrix size and default to 1024.
@@ -59,7 +60,8 @@ def run(argv: list[str]) -> int:
     console.print(results_table(results, title))
     log(f"Written: {report}")
     log(f"Curves:  {command('tensorboard')} --logdir {config.runs_dir}")
-    log(f"Evaluate again: {command('mirl-eval')} run={config.run_dir} checkpoint=last")
+    words = [f"run={config.run_dir}", "checkpoint=last", *import_words(config.model_dump())]
+    log(f"Evaluate again: {command('mirl-eval')} {' '.join(words)}")
     return 0
 
 

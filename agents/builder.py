@@ -14,13 +14,19 @@ from mirl.agents.on_policy.ppo import PPO
 from mirl.configs.agents import A2CConfig, OffPolicyConfig, OnPolicyConfig, PPOConfig, TQCConfig
 from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
-from mirl.configs.networks import NoMemoryConfig, TaskIdContextConfig
+from mirl.configs.networks import (
+    AnyContextConfig,
+    AutoContextConfig,
+    AutoEncoderConfig,
+    NoMemoryConfig,
+    TaskIdContextConfig,
+)
 from mirl.configs.schema import DeviceName, PrecisionName, ResolvedConfig, TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.envs.actions import ActionSpace
 from mirl.policies import FusionPolicy, RecurrentFusionPolicy
 from mirl.policies.off_policy import OffPolicyFusion
-from mirl.policies.routing import resolve_network
+from mirl.policies.routing import asked_keys, legacy_input_keys, resolve_network
 
 FUSED_ADAM = {"fused": True}
 """Adam with one kernel for all weights instead of several for each."""
@@ -51,20 +57,52 @@ def resolve_auto(config: TrainConfig, observation_space: spaces.Space[Any]) -> R
         ConfigError: the observations have no context.
     """
     assert isinstance(observation_space, spaces.Dict), "the observation contract is a Dict"
-    network = resolve_network(config.network, observation_space, move_map_site=True)
-    if isinstance(network.context, TaskIdContextConfig) and len(config.task.tasks) == 1:
-        raise ConfigError(
-            f"the observations of '{config.task.name}' have neither a goal nor a mission, and a "
-            f"single task has no other context: their keys are {sorted(observation_space.spaces)}; "
-            "name one: context=goal context.key=…"
-        )
+    # an explicit site "map" is kept, and an encoder without a feature map rejects it
+    is_default = "sites" not in config.model_fields_set
+    move_map_site = is_default or isinstance(config.encoder, AutoEncoderConfig)
+    network = resolve_network(config.network, observation_space, move_map_site=move_map_site)
+    _check_context_varies(network.context, observation_space)
     resolved = {
         "context": network.context.model_dump(),
         "encoder": network.encoder.model_dump(),
         "sites": network.sites,
+        "observation_keys": network.observation_keys,
     }
     # the parts must fit each other as those of any configuration
     return validate(ResolvedConfig, {**config.model_dump(), **resolved})
+
+
+def _check_context_varies(
+    context: AnyContextConfig | AutoContextConfig, space: spaces.Dict
+) -> None:
+    """Raise a ConfigError if the context is the same in every episode."""
+    if not isinstance(context, TaskIdContextConfig):
+        return
+    subspace = space[context.key]
+    if isinstance(subspace, spaces.Discrete) and subspace.n == 1:
+        advice = "add a goal, a text or a second task"
+        if asked_keys(space):
+            advice = "use context=auto"
+        raise ConfigError(
+            f"context=task_id needs several tasks, and '{context.key}' has one; {advice}"
+        )
+
+
+def with_input_keys(config: ResolvedConfig, observation_space: spaces.Space[Any]) -> ResolvedConfig:
+    """Return a stored configuration with the keys of its inputs, which old runs did not store.
+
+    Args:
+        config: the configuration of a run.
+        observation_space: the observation space of its environments, a ``Dict``.
+
+    Returns:
+        The configuration; unchanged if it has ``observation_keys``.
+    """
+    if config.observation_keys is not None:
+        return config
+    assert isinstance(observation_space, spaces.Dict), "the observation contract is a Dict"
+    keys = legacy_input_keys(observation_space, config.context)
+    return config.model_copy(update={"observation_keys": keys})
 
 
 def resolve_device(name: DeviceName) -> str:

@@ -10,7 +10,7 @@ import io
 import re
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, assert_never
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -23,17 +23,18 @@ from mirl.agents.runs.atomic_files import write_bytes, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.run import Run
 from mirl.configs.errors import ConfigError, nearest
-from mirl.configs.keys import TASK_KEY
+from mirl.configs.keys import MISSION_KEY, TASK_KEY
 from mirl.configs.networks import (
-    ContextConfig,
-    GoalContextConfig,
+    AnyContextConfig,
+    CombinedContextConfig,
     MissionContextConfig,
     TaskIdContextConfig,
 )
 from mirl.configs.schema import EvalConfig
 from mirl.configs.tasks import SuiteConfig, file_name
-from mirl.envs import choose_backend, tokenize
+from mirl.envs import choose_backend
 from mirl.envs.suite_spaces import suite_spaces
+from mirl.envs.texts.codec import suite_codec
 from mirl.envs.type_aliases import Observations
 from mirl.policies import FusionPolicy, specialize
 
@@ -79,6 +80,8 @@ def export_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> Export:
     """
     training = run.config
     context = find_context(config.export, training.context, training.task)
+    # a mission or a task id has one key
+    [context_key] = training.context.keys
     backend = choose_backend(training.task, config.backend)
     observation_space, action_space = suite_spaces(training.task, backend)
     # the program is for the CPU; ``torch.export`` records the device
@@ -90,7 +93,7 @@ def export_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> Export:
     observations = random_observations(observation_space, config.seed)
     # a value per task (PopArt) is that of the first, unless the context names the task
     observations[TASK_KEY] = np.zeros(SAMPLES, np.int64)
-    observations[training.context.key] = np.repeat(np.asarray(context)[None], SAMPLES, axis=0)
+    observations[context_key] = np.repeat(np.asarray(context)[None], SAMPLES, axis=0)
     inputs = {name: torch.from_numpy(observations[name]) for name in specialized.keys}
     program, data = export_program(specialized, inputs)
     action_parameters, values = program(inputs)
@@ -109,13 +112,13 @@ def export_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> Export:
     write_bytes(result.path, data)
     outputs = {parameters_name(action_space): action_parameters, "value": values}
     description: dict[str, object] = {
-        training.context.key: config.export,
+        context_key: config.export,
         "run": run.path.name,
         "checkpoint": checkpoint.name,
         "inputs": {name: describe(tensor) for name, tensor in inputs.items()},
         "outputs": {name: describe(tensor) for name, tensor in outputs.items()},
     }
-    if policy.popart and training.context.key != TASK_KEY:
+    if policy.popart and context_key != TASK_KEY:
         description["value_of_task"] = training.task.tasks[0].name
     description |= {
         "action_space": str(action_space),
@@ -155,7 +158,7 @@ def checked_difference(outputs: tuple[Tensor, ...], expected: tuple[Tensor, ...]
     return difference
 
 
-def find_context(name: str, config: ContextConfig, suite: SuiteConfig) -> ArrayLike:
+def find_context(name: str, config: AnyContextConfig, suite: SuiteConfig) -> ArrayLike:
     """Return the context of a mission or a task, as an observation holds it.
 
     Args:
@@ -169,22 +172,25 @@ def find_context(name: str, config: ContextConfig, suite: SuiteConfig) -> ArrayL
     Raises:
         ConfigError: there is no such task, or the context is a goal, which has no name.
     """
-    match config:
-        case MissionContextConfig():
-            return tokenize(name)
-        case TaskIdContextConfig():
-            tasks = [task.name for task in suite.tasks]
-            if name not in tasks:
-                raise ConfigError(f"unknown task '{name}'." + nearest(name, tasks))
-            return tasks.index(name)
-        case GoalContextConfig():
-            raise ConfigError(
-                "export=… takes a mission or a task, and the context of this run is a goal, which "
-                "has no name; use mirl.agents.load_policy(…) and export the module that "
-                "mirl.policies.specialize(policy, goal) returns with torch.export"
-            )
-        case _:
-            assert_never(config)
+    # a user's context encoder is known by its key
+    if isinstance(config, MissionContextConfig) or config.keys == (MISSION_KEY,):
+        return suite_codec(suite).encode(name, config.keys[0])
+    if isinstance(config, TaskIdContextConfig) or config.keys == (TASK_KEY,):
+        tasks = [task.name for task in suite.tasks]
+        if name not in tasks:
+            raise ConfigError(f"unknown task '{name}'." + nearest(name, tasks))
+        return tasks.index(name)
+    if isinstance(config, CombinedContextConfig):
+        raise ConfigError(
+            "export=… takes a mission or a task, and the context of this run joins "
+            f"{', '.join(config.keys)}; use mirl.agents.load_policy(…) and export the module that "
+            "mirl.policies.specialize(policy, {key: value, …}) returns with torch.export"
+        )
+    raise ConfigError(
+        "export=… takes a mission or a task, and the context of this run is a goal, which has no "
+        "name; use mirl.agents.load_policy(…) and export the module that "
+        "mirl.policies.specialize(policy, goal) returns with torch.export"
+    )
 
 
 def random_observations(space: spaces.Dict, seed: int) -> Observations:

@@ -8,17 +8,16 @@ tunes all weights, from the same start, for comparison.
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import ConstantSchedule
-from torch import Tensor, nn
+from torch import nn
 
-from mirl.agents.builder import build_agent
-from mirl.agents.evaluation import evaluate
+from mirl.agents.builder import build_agent, with_input_keys
+from mirl.agents.evaluation import evaluate, success_cells
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
 from mirl.agents.runs.atomic_files import write_json
@@ -32,8 +31,8 @@ from mirl.configs.schema import EvalConfig, ResolvedConfig, TrainConfig
 from mirl.configs.tasks import HoldoutConfig, SuiteConfig, TaskConfig, file_name
 from mirl.envs import SeedSplit, SuiteVecEnv
 from mirl.policies import FusionExtractor
-from mirl.policies.contexts import TaskIdContext
-from mirl.policies.features import Context
+from mirl.policies.contexts import ContextEncoder, TaskIdContext
+from mirl.policies.features import Context, Observations
 
 N_ENVS = 16
 """Environments that practice together."""
@@ -46,7 +45,7 @@ CONTEXT_RATE = 1e-2
 fall linearly to 0."""
 
 
-class ShiftedContext(nn.Module):
+class ShiftedContext(ContextEncoder):
     """Context encoder with a learned offset: z + δ.
 
     The id of a task that was not trained selects weights that were not trained either; the mean of
@@ -57,36 +56,41 @@ class ShiftedContext(nn.Module):
         trained_ids: ids of the trained tasks.
     """
 
-    def __init__(self, encoder: nn.Module, trained_ids: Sequence[int]) -> None:
+    def __init__(self, encoder: ContextEncoder, trained_ids: Sequence[int]) -> None:
         super().__init__()
         self.encoder = encoder
-        self.out_dim: int = encoder.out_dim  # type: ignore[assignment]
+        self.keys = encoder.keys
+        self.out_dim = encoder.out_dim
         self.delta = nn.Parameter(torch.zeros(self.out_dim))
         # a new task has no trained id, so it starts from the mean context of the trained tasks
-        self.trained: list[int] | None = None
-        if isinstance(encoder, TaskIdContext):
-            self.trained = list(trained_ids)
+        for module in encoder.modules():
+            if isinstance(module, TaskIdContext):
+                module.average_over = list(trained_ids)
 
-    def forward(self, observed: Any) -> Context:
+    @property
+    def grouped_key(self) -> str | None:
+        """Key that may come as ``UniqueRows``, as of the encoder."""
+        return self.encoder.grouped_key
+
+    def forward(self, observations: Observations) -> Context:
         """Encode the context and add the offset.
 
         Args:
-            observed: what the encoder takes.
+            observations: what the encoder takes.
 
         Returns:
             The context.
         """
-        context: Context = self.encoder(observed)
-        return context._replace(values=self._start(context.values) + self.delta)
+        context: Context = self.encoder(observations)
+        return context._replace(values=context.values + self.delta)
 
-    def _start(self, values: Float[Tensor, "rows context"]) -> Float[Tensor, "rows context"]:
-        """Return the contexts that adaptation starts from."""
-        if self.trained is None:
-            return values
-        assert isinstance(self.encoder, TaskIdContext)
-        one_hot_ids = torch.eye(self.encoder.n_tasks, device=values.device)[self.trained]
-        # (trained tasks, Z) -> (rows, Z)
-        return self.encoder(one_hot_ids).per_row().mean(0).expand_as(values)
+    def update_statistics(self, observations: Observations) -> None:
+        """Update the running statistics of the encoder.
+
+        Args:
+            observations: what the encoder takes.
+        """
+        self.encoder.update_statistics(observations)
 
 
 class CurvePoint(NamedTuple):
@@ -188,14 +192,8 @@ def curve_table(curve: Sequence[CurvePoint], title: str) -> Table:
     for column in ("episodes", "timesteps", "success", "95 % interval", "return"):
         table.add_column(column, justify="right")
     for episodes, timesteps, result in curve:
-        low, high = result.success_interval
-        table.add_row(
-            f"{episodes:,}",
-            f"{timesteps:,}",
-            f"{result.success_rate:.1%}",
-            f"{low:.1%} – {high:.1%}",
-            f"{result.mean_return:.3f}",
-        )
+        practice = (f"{episodes:,}", f"{timesteps:,}")
+        table.add_row(*practice, *success_cells(result), f"{result.mean_return:.3f}")
     return table
 
 
@@ -315,7 +313,8 @@ def _load(
     training: ResolvedConfig, checkpoint: Checkpoint, config: EvalConfig, env: SuiteVecEnv
 ) -> PPO | A2C:
     """Build the run's agent on another task, with an optimizer of the tuned parameters only."""
-    agent = build_agent(_adaptation_config(training, config), env)
+    completed = with_input_keys(training, env.observation_space)
+    agent = build_agent(_adaptation_config(completed, config), env)
     assert isinstance(agent, PPO | A2C)
     checkpoint.load_weights(agent.policy)
     policy = agent.policy
@@ -326,7 +325,7 @@ def _load(
     for module in policy.modules():
         if isinstance(module, FusionExtractor):
             shifted = ShiftedContext(module.context, trained_ids)
-            module.context = shifted.to(policy.device)  # type: ignore[assignment]
+            module.context = shifted.to(policy.device)
     tuned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     # the one that the policy built holds frozen parameters, and not the offset
     policy.optimizer = policy.optimizer_class(  # type: ignore[call-arg]

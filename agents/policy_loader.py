@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from mirl.agents.builder import Policy, build_policy, resolve_device
+from mirl.agents.builder import Policy, build_policy, resolve_device, with_input_keys
 from mirl.agents.runs.atomic_files import check_regular
 from mirl.agents.runs.checkpoint import Checkpoint, Spaces
 from mirl.agents.runs.run import Run
@@ -77,8 +77,9 @@ def restore_policy(
     saved_spaces = checkpoint.spaces() or env_spaces or _spaces_of_run(config)
     if env_spaces is not None:
         _check_same_spaces(checkpoint, saved_spaces, env_spaces)
+    completed = with_input_keys(config, saved_spaces.observation)
     with _limit_parameters(checkpoint.policy_path):
-        policy = build_policy(config, *saved_spaces)
+        policy = build_policy(completed, *saved_spaces)
     checkpoint.load_weights(policy)
     policy.to(resolve_device(device))
     policy.set_training_mode(False)

@@ -20,6 +20,7 @@ from mirl.configs.tasks import SuiteConfig
 from mirl.envs import make_env
 from mirl.envs.actions import with_action_mask
 from mirl.envs.holdout import EpisodeFilter
+from mirl.envs.texts.codec import suite_codec
 from mirl.envs.type_aliases import EnvIndices, Observations
 from mirl.envs.vector import NO_HOLDOUT
 
@@ -90,6 +91,7 @@ def record_episode(
         suite.observation,
         render_mode="rgb_array",
         unknown_codes=suite.unknown_codes,
+        texts=suite_codec(suite),
     )
     try:
         observation = _first_observation(env, suite, seed)

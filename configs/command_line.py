@@ -6,7 +6,7 @@ after Ctrl-C.
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -16,22 +16,26 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mirl.configs.aliases import RenamedWarning
-from mirl.configs.compose import GROUPS, PRESETS_DIR, presets
-from mirl.configs.errors import ConfigError, RunError
+from mirl.configs.compose import GROUPS, PRESETS_DIR, TYPED_NAMES, presets, split_config_dir
+from mirl.configs.errors import ConfigError, PlainWarning, RunError
+from mirl.configs.imports import PluginWarning, load_plugins
 from mirl.configs.schema import EvalConfig, TrainConfig
 from mirl.configs.validation_messages import config_classes
 
 TRAIN_USAGE = """\
 Train an agent, or resume a run that was stopped.
 
-usage: train.py [group=preset | option=value] …
+usage: train.py [--config-dir DIR] [group=preset | option=value] …
 
 examples:
   train.py                                       the default agent on GoToDoor
   train.py task=goto_local fusion=film seed=3    presets and an option
   train.py task=BabyAI-GoToObj-v0                any environment id with a mission or goal
+  train.py task=my_package:MyEnv-v0              an environment of your own, and its module
   train.py fusion=low_rank fusion.rank=64        an option of the chosen preset
   train.py sites=[map,vector,heads] agent=a2c    where to fuse, and the algorithm
+  train.py task=goto_door task.kwargs.size=7     keyword arguments of the environment
+  train.py --config-dir my_presets task=mine     your own presets: my_presets/task/mine.yaml
 """
 EVAL_USAGE = """\
 Evaluate a checkpoint on test episodes; prints a table and writes eval/*.json in the run directory.
@@ -42,15 +46,16 @@ examples:
   eval.py run=runs/goto_door-bilinear-ppo-seed0
   eval.py run=runs/goto_door-bilinear-ppo-seed0 checkpoint=last episodes=200 gif=true
   eval.py run=runs/goto_door-bilinear-ppo-seed0 export="go to the red door"
+  eval.py run=runs/mine import=my_package        a run that needs a module of your own
 """
 
 
-def console_entry(run: Callable[[list[str]], int], help_text: Callable[[], str]) -> int:
+def console_entry(run: Callable[[list[str]], int], help_text: Callable[[list[str]], str]) -> int:
     """Run a command on ``sys.argv``.
 
     Args:
         run: takes the command-line arguments and returns the exit code.
-        help_text: returns the text of ``--help``.
+        help_text: takes the command-line arguments and returns the text of ``--help``.
 
     Returns:
         The exit code.
@@ -58,10 +63,11 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[], str])
     argv = sys.argv[1:]
     # before anything else, so that --help also works beside invalid options
     if "-h" in argv or "--help" in argv:
-        sys.stdout.write(help_text())
+        sys.stdout.write(help_text(argv))
         return 0
     try:
-        with _plain_renamed_warnings():
+        with _plain_warnings():
+            load_plugins()
             return run(argv)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -75,8 +81,8 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[], str])
 
 
 @contextmanager
-def _plain_renamed_warnings() -> Iterator[None]:
-    """Print warnings about old names as one line, without Python's file name and source line."""
+def _plain_warnings() -> Iterator[None]:
+    """Print MIRL's own warnings as one line, without Python's file name and source line."""
     show_as_usual = warnings.showwarning
 
     def show(
@@ -87,7 +93,7 @@ def _plain_renamed_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, RenamedWarning):
+        if issubclass(category, RenamedWarning | PlainWarning | PluginWarning):
             sys.stderr.write(f"warning: {message}\n")
         else:
             show_as_usual(message, category, filename, lineno, file, line)
@@ -115,13 +121,21 @@ def command(name: str) -> str:
     return str(path)
 
 
-def train_help() -> str:
-    """Return the text of ``train.py --help``."""
+def train_help(argv: Sequence[str] = ()) -> str:
+    """Return the text of ``train.py --help``.
+
+    Args:
+        argv: the command-line arguments; the presets of ``--config-dir`` are listed.
+    """
+    try:
+        _, config_dir = split_config_dir(argv)
+    except ConfigError:
+        config_dir = None
     defaults = _default_presets()
     lines = [TRAIN_USAGE, "groups (presets; * is the default):"]
     for group in GROUPS:
         names: list[str] = []
-        for name in presets(group):
+        for name in presets(group, config_dir):
             mark = "*" if name == defaults[group] else ""
             names.append(name + mark)
         lines.append(f"  {group:<9}{'  '.join(names)}")
@@ -129,7 +143,7 @@ def train_help() -> str:
     return "\n".join(lines) + "\n"
 
 
-def eval_help() -> str:
+def eval_help(_argv: Sequence[str] = ()) -> str:
     """Return the text of ``eval.py --help``."""
     lines = [EVAL_USAGE, "options (default):", *_option_lines(EvalConfig)]
     return "\n".join(lines) + "\n"
@@ -148,9 +162,9 @@ def _default_presets() -> dict[str, str]:
 def _option_lines(model: type[BaseModel]) -> Iterator[str]:
     """Yield one line per option; the options of a union's members follow the member's name."""
     for name, field in model.model_fields.items():
-        members = config_classes(field.annotation)
+        members = config_classes(field)
         if not members:
-            yield "  " + _option_line(name, field)
+            yield "  " + _option_line(typed_name(name), field)
             continue
         yield f"  {name}:  {_first_paragraph(field.description)}"
         for member in members:
@@ -161,6 +175,18 @@ def _option_lines(model: type[BaseModel]) -> Iterator[str]:
                 # the preset sets the kind, so it is no option of its own
                 if option != "kind":
                     yield "      " + _option_line(f"{name}.{option}", inner)
+
+
+def typed_name(name: str) -> str:
+    """Return the name of an option as it is typed.
+
+    Args:
+        name: name of the field, e.g. ``imports``.
+    """
+    for typed, field in TYPED_NAMES.items():
+        if field == name:
+            return typed
+    return name
 
 
 def _option_line(name: str, field: FieldInfo) -> str:

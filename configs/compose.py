@@ -4,14 +4,17 @@ Hydra composes the YAML presets, the schema validates the result. Every invalid 
 ``ConfigError`` that says what was expected, what was given, and the nearest valid name.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar, get_origin
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from mirl.configs.aliases import replace_preset
 from mirl.configs.errors import ConfigError, nearest
+from mirl.configs.imports import allow_imports, import_modules, named_code
 from mirl.configs.schema import TrainConfig
 from mirl.configs.validation_messages import config_classes, explain
 
@@ -19,17 +22,76 @@ PRESETS_DIR = Path(__file__).parent
 """Folder of train.yaml and of the groups' folders."""
 GROUPS = ("task", "fusion", "context", "encoder", "memory", "agent", "split")
 """Options that take the name of a preset."""
+BY_OBSERVATION = ("context", "encoder")
+"""Groups that ``auto`` chooses by the observation space."""
+CONFIG_DIR = "--config-dir"
+"""Argument of train.py that names a folder of the user's own presets."""
+TYPED_NAMES = {"import": "imports", "success": "task.success"}
+"""Names of options as they may be typed, because Python reserves the word or it is shorter."""
+QUOTES = "\"'"
+"""Quotation marks around a value, which Hydra would remove."""
+FREE_OPTIONS = ("task.kwargs.",)
+"""Beginnings of options whose names the schema does not know."""
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
-def presets(group: str) -> list[str]:
+def presets(group: str, config_dir: Path | None = None) -> list[str]:
     """Return the names of a group's presets in alphabetical order.
 
     Args:
         group: one of ``GROUPS``.
+        config_dir: folder of the user's own presets, which are among the names.
     """
-    return sorted(path.stem for path in (PRESETS_DIR / group).glob("*.yaml"))
+    folders = [PRESETS_DIR]
+    if config_dir is not None:
+        folders.append(config_dir)
+    names: set[str] = set()
+    for folder in folders:
+        names |= {path.stem for path in (folder / group).glob("*.yaml")}
+    return sorted(names)
+
+
+def split_config_dir(argv: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Take ``--config-dir DIR`` or ``--config-dir=DIR`` out of the arguments.
+
+    Args:
+        argv: command-line arguments.
+
+    Returns:
+        The other arguments, and the folder as an absolute path; None if there is none.
+
+    Raises:
+        ConfigError: if the folder does not exist, holds no presets, or a preset of MIRL's name.
+    """
+    words: list[str] = []
+    given: str | None = None
+    remaining = iter(argv)
+    for word in remaining:
+        key, equals, value = word.partition("=")
+        if key != CONFIG_DIR:
+            words.append(word)
+        elif equals:
+            given = value
+        else:
+            given = next(remaining, "")
+    if given is None:
+        return words, None
+    folder = Path(given).expanduser().absolute()
+    if not given or not folder.is_dir():
+        raise ConfigError(f"{CONFIG_DIR}: expected a folder of presets, got '{given}'")
+    own = [(group, path.stem) for group in GROUPS for path in (folder / group).glob("*.yaml")]
+    if not own:
+        raise ConfigError(
+            f"{CONFIG_DIR}: {given} holds no presets; expected files such as task/my_task.yaml in "
+            f"the folders {', '.join(GROUPS)}"
+        )
+    for group, name in own:
+        if name in presets(group):
+            raise ConfigError(
+                f"{CONFIG_DIR}: MIRL has a preset {group}={name}; rename {group}/{name}.yaml"
+            )
+    return words, folder
 
 
 def option_names(classes: Sequence[type[BaseModel]], prefix: str = "") -> Iterator[str]:
@@ -45,7 +107,7 @@ def option_names(classes: Sequence[type[BaseModel]], prefix: str = "") -> Iterat
         for name, field in config_class.model_fields.items():
             yield prefix + name
             if get_origin(field.annotation) is not tuple:
-                yield from option_names(config_classes(field.annotation), f"{prefix}{name}.")
+                yield from option_names(config_classes(field), f"{prefix}{name}.")
 
 
 def validate(model: type[ConfigT], values: object) -> ConfigT:
@@ -89,7 +151,7 @@ def parse_overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
         key = key.lstrip("+")
         if not equals or not key:
             raise ConfigError(f"expected key=value, got '{word}'. See --help.")
-        pairs.append((key, value))
+        pairs.append((TYPED_NAMES.get(key, key), value))
     return pairs
 
 
@@ -99,7 +161,8 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
     A group takes a preset (``fusion=film``), any other option a value (``agent.n_steps=64``).
     ``task`` also takes environment ids, one or several
     (``task=BabyAI-GoToObj-v0+BabyAI-GoToLocal-v0``); context and encoder are then chosen by the
-    observation space, unless an argument sets them.
+    observation space, unless an argument sets them. The modules that the arguments name may be
+    imported from then on, and those of ``import=`` are imported.
 
     Args:
         argv: command-line arguments.
@@ -110,33 +173,100 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
     Raises:
         ConfigError: if an argument is invalid.
     """
-    pairs = parse_overrides(argv)
+    words, config_dir = split_config_dir(argv)
+    pairs = parse_overrides(words)
     known = set(option_names([TrainConfig]))
     # "context.dim=32" sets the group "context"
     groups_set = {key.partition(".")[0] for key, _ in pairs}
     overrides: list[str] = []
     for key, value in pairs:
-        if key not in known:
+        if key not in known and not key.startswith(FREE_OPTIONS):
             raise ConfigError(f"unknown option '{key}'." + nearest(key, known))
-        # environment ids end in a version, and no preset has "-v" in its name
-        if key == "task" and "-v" in value:
-            overrides += _override_environments(value)
-            # the default presets fit MiniGrid, and these environments may be of any kind
-            for group in ("context", "encoder"):
-                if group not in groups_set:
-                    overrides.append(f"{group}=auto")
+        if key == "task" and _names_environments(value, presets("task", config_dir)):
+            has_rule = any(option == "task.success" for option, _ in pairs)
+            overrides += _override_environments(value, has_rule)
         elif key in GROUPS:
-            overrides.append(_override_preset(key, value))
+            overrides.append(_override_preset(key, value, config_dir))
+        elif key == "task.success":
+            # in quotes, because Hydra reads return>=5 as more than a text
+            overrides.append(f"++task.success='{value.strip(QUOTES)}'")
+        elif key == "imports":
+            # in brackets, because Hydra would read a,b as a sweep
+            overrides.append(f"++imports=[{value.strip('[]')}]")
         else:
             # ++ sets an option whether or not the preset lists it
             overrides.append(f"++{key}={value}")
-    return validate(TrainConfig, _compose(overrides))
+    for group in _groups_by_observation(pairs, config_dir):
+        if group not in groups_set:
+            overrides.append(f"{group}=auto")
+    values = _compose(overrides, config_dir)
+    # MIRL's own presets name no code, so all of this is named by the user
+    allow_imports(*_named_modules(values))
+    if isinstance(values, dict):
+        import_modules(_named_modules({"imports": values.get("imports")}))
+    return validate(TrainConfig, values)
 
 
-def _override_preset(group: str, value: str) -> str:
+def _named_modules(values: object) -> list[str]:
+    return [name.partition(":")[0] for name in named_code(values)]
+
+
+def _groups_by_observation(
+    pairs: Sequence[tuple[str, str]], config_dir: Path | None
+) -> tuple[str, ...]:
+    """Return the groups to choose by the observation, because their defaults are for MiniGrid.
+
+    MIRL's presets fit their own tasks. Environments that the user names may be of any kind, as may
+    those of the user's own presets and in wrappers; what such a preset overrides is kept.
+    """
+    keys = {key for key, _ in pairs}
+    names = [value for key, value in pairs if key == "task"]
+    if not names:
+        if keys & {"task.tasks", "task.wrappers"}:
+            return BY_OBSERVATION
+        return ()
+    name = replace_preset("task", names[-1])
+    if _names_environments(name, presets("task", config_dir)):
+        return BY_OBSERVATION
+    if name in presets("task") and "task.wrappers" not in keys:
+        return ()
+    overridden = _overridden_groups(name, config_dir)
+    return tuple(group for group in BY_OBSERVATION if group not in overridden)
+
+
+def _overridden_groups(name: str, config_dir: Path | None) -> set[str]:
+    """Return the groups that a preset of ``task`` overrides in its defaults list."""
+    path = PRESETS_DIR / "task" / f"{name}.yaml"
+    if config_dir is not None and not path.exists():
+        path = config_dir / "task" / f"{name}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return set()  # Hydra reads it as well, and reports it
+    defaults = content.get("defaults") if isinstance(content, dict) else None
+    groups: set[str] = set()
+    for entry in defaults or ():
+        if isinstance(entry, dict):  # written as "override /context: task_id"
+            groups |= {str(key).rpartition("/")[2] for key in entry}
+    return groups
+
+
+def _names_environments(value: str, names: Sequence[str]) -> bool:
+    """Return True if ``task=`` is given environment ids, joined by ``+``, and not a preset."""
+    if value in names:
+        return False
+    return any(_looks_like_id(word) for word in value.split("+"))
+
+
+def _looks_like_id(word: str) -> bool:
+    """Return True for ``module:Id``, ``namespace/Name``, ``name-v0`` and ``Name``."""
+    return ":" in word or "/" in word or bool(re.search(r"-v\d", word)) or word[:1].isupper()
+
+
+def _override_preset(group: str, value: str, config_dir: Path | None) -> str:
     """Return Hydra's override for a preset."""
     name = replace_preset(group, value)
-    names = presets(group)
+    names = presets(group, config_dir)
     if name not in names:
         expected = "a preset"
         if group == "task":
@@ -145,20 +275,32 @@ def _override_preset(group: str, value: str) -> str:
     return f"{group}={name}"
 
 
-def _override_environments(value: str) -> list[str]:
-    """Return Hydra's overrides for a suite of environment ids that are joined by ``+``."""
+def _override_environments(value: str, has_rule: bool) -> list[str]:
+    """Return Hydra's overrides for a suite of environment ids that are joined by ``+``.
+
+    ``has_rule`` is True if another argument sets the success rule of the tasks.
+    """
     tasks: list[str] = []
     for env_id in value.split("+"):
-        task = f"name: {env_id}, env_id: {env_id}"
-        if env_id.startswith("Meta-World/"):
+        if not re.fullmatch(r"[\w .:/-]+", env_id):
+            raise ConfigError(
+                f"task: expected an environment id, or several joined by +, got '{env_id}'"
+            )
+        if not _looks_like_id(env_id):
+            raise ConfigError(
+                f"task: only environment ids can be joined by +, got '{env_id}'; write the ids of "
+                "its environments"
+            )
+        task = f"name: '{env_id}', env_id: '{env_id}'"
+        if env_id.startswith("Meta-World/") and not has_rule:
             # Meta-World counts an episode as a success if any of its timesteps is one
             task += ", success: any_step"
         # a dictionary in the syntax of Hydra's command line
         tasks.append(f"{{{task}}}")
-    return [f"++task.name={value}", f"++task.tasks=[{', '.join(tasks)}]"]
+    return [f"++task.name='{value}'", f"++task.tasks=[{', '.join(tasks)}]"]
 
 
-def _compose(overrides: list[str]) -> object:
+def _compose(overrides: list[str], config_dir: Path | None) -> object:
     """Return the plain values of train.yaml after Hydra applied the overrides."""
     # imported on use, because Hydra takes long to import and eval.py does without
     from hydra import compose, initialize_config_dir
@@ -166,6 +308,9 @@ def _compose(overrides: list[str]) -> object:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if config_dir is not None:
+        folder = str(config_dir).replace("\\", "\\\\").replace("'", "\\'")
+        overrides = [*overrides, f"hydra.searchpath=['file://{folder}']"]
     try:
         with initialize_config_dir(str(PRESETS_DIR), version_base="1.3"):
             config = compose("train", overrides)
@@ -174,6 +319,9 @@ def _compose(overrides: list[str]) -> object:
         # the lines after the first are about how Hydra works inside
         reason = str(error).splitlines()[0]
         raise ConfigError(f"the command line could not be parsed: {reason}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:  # MIRL's own presets can be read
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{CONFIG_DIR}: a preset could not be read: {reason}") from None
 
 
 def parse_flat(model: type[ConfigT], argv: Sequence[str]) -> ConfigT:
@@ -184,7 +332,7 @@ def parse_flat(model: type[ConfigT], argv: Sequence[str]) -> ConfigT:
         argv: ``key=value`` arguments.
 
     Returns:
-        The valid configuration.
+        The valid configuration; the modules of ``import=`` have been imported.
 
     Raises:
         ConfigError: if an argument is invalid.
@@ -194,4 +342,6 @@ def parse_flat(model: type[ConfigT], argv: Sequence[str]) -> ConfigT:
         if key not in model.model_fields:
             raise ConfigError(f"unknown option '{key}'." + nearest(key, model.model_fields))
     # all values are strings; pydantic converts them to the types of the fields
-    return validate(model, dict(pairs))
+    config = validate(model, dict(pairs))
+    import_modules(getattr(config, "imports", ()))
+    return config

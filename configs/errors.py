@@ -19,6 +19,10 @@ class RunError(RuntimeError):
     """A failure not caused by an option. The commands print the message and exit with code 1."""
 
 
+class PlainWarning(UserWarning):
+    """A warning to the user of a command, which prints it as one line."""
+
+
 def nearest(name: object, valid: Iterable[str]) -> str:
     """Return a hint to append to an error message about an unknown name.
 

@@ -2,6 +2,8 @@
 
 TASK_KEY = "task"
 """Index of the task in its suite, a ``Discrete``."""
+ENV_TASK_KEY = "env_task"
+"""An environment's own observation ``task``, renamed because ``TASK_KEY`` is the suite's."""
 MISSION_KEY = "mission"
 """Token ids of the mission, an integer ``Box`` of shape (length,)."""
 DESIRED_GOAL_KEY = "desired_goal"
@@ -10,7 +12,11 @@ ACHIEVED_GOAL_KEY = "achieved_goal"
 """Goal achieved in the current state, as in Gymnasium-Robotics."""
 GOAL_KEYS = (ACHIEVED_GOAL_KEY, DESIRED_GOAL_KEY)
 """Keys that hindsight experience replay requires."""
+GOAL_NAMES = (DESIRED_GOAL_KEY, "goal")
+"""Keys that hold what is to be reached, by convention."""
+ENV_TASK_KEY = "env_task"
+"""The environment's own key ``task``, renamed because ``task`` is the index of the suite's task."""
 ACTION_MASK_KEY = "action_mask"
 """Mask of the available actions, a ``MultiBinary``; neither an input nor a context."""
 CONTEXT_KEYS = (DESIRED_GOAL_KEY, MISSION_KEY, TASK_KEY)
-"""Keys that can provide the context, in order of preference; all other keys are inputs."""
+"""Keys that were never inputs before runs stored their ``observation_keys``."""

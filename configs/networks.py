@@ -1,18 +1,29 @@
 """Schema of the networks: encoders, fusion, and recurrent core.
 
-Each group is a closed union of config classes, discriminated by ``kind``. In the equations, x are
-the observation features, z is the context and y is the output.
+The built-in configs of each group are a closed union, discriminated by ``kind``. A config class of
+a user derives from the base class of the group and is the ``Config`` of a class; see
+``mirl.configs.parts``. In the equations, x are the observation features, z is the context and y is
+the output.
 """
 
 from collections.abc import Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from mirl.configs.config import AllowSingleName, Config, Width, Widths
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.keys import DESIRED_GOAL_KEY, MISSION_KEY, TASK_KEY
+from mirl.configs.parts import (
+    OWN_KIND,
+    BuiltInOrOwn,
+    Part,
+    PartConfig,
+    config_class_of,
+    find_config,
+)
+from mirl.configs.validation_messages import explain
 
 Site = Literal["map", "vector", "heads"]
 """Place where observation and context are fused."""
@@ -21,7 +32,11 @@ Site = Literal["map", "vector", "heads"]
 # ------------------------------------------------------------------------------------------ fusions
 
 
-class ConcatConfig(Config):
+class BaseFusionConfig(PartConfig):
+    """Base class of the options of a fusion."""
+
+
+class ConcatConfig(BaseFusionConfig):
     """y = V x + Uᵀ z + b, the additive baseline."""
 
     kind: Literal["concat"] = "concat"
@@ -30,7 +45,7 @@ class ConcatConfig(Config):
     for the affine form."""
 
 
-class BilinearConfig(Config):
+class BilinearConfig(BaseFusionConfig):
     """y = zᵀ𝕎x + Uᵀz + Vx + b, the general multiplicative interaction.
 
     Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
@@ -39,7 +54,7 @@ class BilinearConfig(Config):
     kind: Literal["bilinear"] = "bilinear"
 
 
-class LowRankConfig(Config):
+class LowRankConfig(BaseFusionConfig):
     """y = P((A x) ⊙ (B z)) + Uᵀz + Vx + b, a factorization of 𝕎 with rank R."""
 
     kind: Literal["low_rank"] = "low_rank"
@@ -47,7 +62,7 @@ class LowRankConfig(Config):
     """Rank R of the factorization."""
 
 
-class HyperConfig(Config):
+class HyperConfig(BaseFusionConfig):
     """y = W′(z) x + b′(z) with (W′, b′) = g(z), a hypernetwork.
 
     With an affine generator g it equals ``bilinear``. Ha et al., "HyperNetworks", ICLR 2017.
@@ -58,7 +73,7 @@ class HyperConfig(Config):
     """Hidden ReLU layers of the generator g; empty for an affine g."""
 
 
-class FilmConfig(Config):
+class FilmConfig(BaseFusionConfig):
     """y = (1 + γ(z)) ⊙ (V x + b) + β(z), feature-wise linear modulation (FiLM).
 
     Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", AAAI 2018.
@@ -67,13 +82,13 @@ class FilmConfig(Config):
     kind: Literal["film"] = "film"
 
 
-class GateConfig(Config):
+class GateConfig(BaseFusionConfig):
     """y = σ(g(x, z)) ⊙ (V x + b), a bounded gate per feature."""
 
     kind: Literal["gate"] = "gate"
 
 
-class AttentionConfig(Config):
+class AttentionConfig(BaseFusionConfig):
     """y = V (m ⊙ x) + b with a mask m from M(x, z); on the feature map, cross-attention.
 
     The context is the query of the multi-head cross-attention, the cells are its keys and values.
@@ -89,7 +104,7 @@ class AttentionConfig(Config):
     """Rank of the interaction M(x, z) that computes the mask."""
 
 
-class MetricConfig(Config):
+class MetricConfig(BaseFusionConfig):
     """y = V x + b + W s(x, z), with similarities s of learned projections of x and z."""
 
     kind: Literal["metric"] = "metric"
@@ -99,7 +114,7 @@ class MetricConfig(Config):
     """Size of each projection."""
 
 
-# Closed unions: the builders match over the members and end with assert_never.
+# the built-in members, which errors and --help list
 FusionConfig = (
     ConcatConfig
     | BilinearConfig
@@ -115,12 +130,33 @@ FusionConfig = (
 # ----------------------------------------------------------------------------------------- contexts
 
 
-class TaskIdContextConfig(Config):
+class AnyContextConfig(PartConfig):
+    """Base class of the options of every context encoder."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Return the observation keys that are read as the context."""
+        raise NotImplementedError
+
+
+class BaseContextConfig(AnyContextConfig):
+    """Base class of the options of a context encoder that reads one observation key."""
+
+    key: str
+    """Observation key of the context."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Return the observation keys that are read as the context."""
+        return (self.key,)
+
+
+class TaskIdContextConfig(BaseContextConfig):
     """z = relu(MLP(one-hot task id)), or the one-hot task id itself; missions are ignored."""
 
     kind: Literal["task_id"] = "task_id"
     key: str = TASK_KEY
-    """Observation key of the task id."""
+    """Observation key of the task id, a Discrete."""
     dim: Width = 64
     """Size Z of the context."""
     hidden: Widths = (64,)
@@ -128,7 +164,7 @@ class TaskIdContextConfig(Config):
     turns ``bilinear`` heads into one head per task."""
 
 
-class MissionContextConfig(Config):
+class MissionContextConfig(BaseContextConfig):
     """z = encoder(words of the mission)."""
 
     kind: Literal["mission"] = "mission"
@@ -153,7 +189,7 @@ class MissionContextConfig(Config):
         return self
 
 
-class GoalContextConfig(Config):
+class GoalContextConfig(BaseContextConfig):
     """z = relu(MLP(goal)), or a convolutional encoder of a goal in MiniGrid's symbolic form."""
 
     kind: Literal["goal"] = "goal"
@@ -162,9 +198,9 @@ class GoalContextConfig(Config):
     relative_to: str = ""
     """Observation key to subtract from the goal, e.g. ``achieved_goal``; empty for the goal as it
     is."""
-    encoder: Literal["mlp", "grid"] = "mlp"
-    """Encoder of the goal: an MLP over the flattened goal, or convolutions over a symbolic
-    grid."""
+    encoder: Literal["mlp", "grid", "image"] = "mlp"
+    """Encoder of the goal: an MLP over the flattened goal, or convolutions over a symbolic grid or
+    over pixels."""
     dim: Width = 64
     """Size Z of the context."""
     normalize: bool = False
@@ -173,32 +209,126 @@ class GoalContextConfig(Config):
 
     @model_validator(mode="after")
     def _grid_goals_are_not_normalized(self) -> Self:
-        if self.encoder != "grid":
+        if self.encoder == "mlp":
             return self
         # codes name objects and colors: their differences and means say nothing
         for option in ("normalize", "relative_to"):
             if getattr(self, option):
                 raise ValueError(
-                    f"{option} is for goals of real numbers, but encoder=grid reads integer codes; "
-                    "use encoder=mlp"
+                    f"{option} is for goals of real numbers, but encoder={self.encoder} reads "
+                    "cells; use encoder=mlp"
                 )
         return self
 
 
-ContextConfig = TaskIdContextConfig | MissionContextConfig | GoalContextConfig
+SingleContextConfig = TaskIdContextConfig | MissionContextConfig | GoalContextConfig
 
 
-class AutoContextConfig(Config):
-    """The goal if the observation has one, otherwise the mission, otherwise the task id."""
+ContextPart = Annotated[BaseContextConfig, BuiltInOrOwn(SingleContextConfig, BaseContextConfig)]
+"""A context that reads one observation key."""
+
+
+class CombinedContextConfig(AnyContextConfig):
+    """z = relu(V [z₁, z₂, …] + b), several contexts joined into one."""
+
+    kind: Literal["combined"] = "combined"
+    parts: tuple[ContextPart, ...] = ()
+    """The contexts to join; empty for all that the observation space has."""
+    dim: Width = 64
+    """Size Z of the joined context."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Return the observation keys that are read as the context."""
+        return tuple(dict.fromkeys(part.key for part in self.parts))
+
+
+ContextConfig = SingleContextConfig | CombinedContextConfig
+
+
+class AutoConfig(Config):
+    """Base class of the configs that are resolved by the observation space.
+
+    An option of a kind (``context.dim=32``) is kept in ``options`` and goes to the kind that is
+    chosen.
+    """
 
     kind: Literal["auto"] = "auto"
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the kinds that the observation space calls for, by name."""
+
+    @classmethod
+    def kinds(cls) -> tuple[type[Config], ...]:
+        """Return the config classes whose options are accepted."""
+        raise NotImplementedError
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect_options(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        options = dict(values.get("options", {}))
+        options |= {k: v for k, v in values.items() if k not in ("kind", "options")}
+        return {"options": options}
+
+    @model_validator(mode="after")
+    def _options_are_valid(self) -> Self:
+        for name, value in self.options.items():
+            owners = self.owners(name)
+            if not owners:
+                names: set[str] = set()
+                for kind in self.kinds():
+                    names |= set(kind.model_fields)
+                raise ValueError(f"unknown option '{name}'." + nearest(name, names - {"kind"}))
+            _check_option(owners, name, value)
+        return self
+
+    def owners(self, name: str) -> list[type[Config]]:
+        """Return the kinds that have an option.
+
+        Args:
+            name: name of the option.
+        """
+        return [kind for kind in self.kinds() if name in kind.model_fields]
+
+
+def _check_option(owners: Sequence[type[Config]], name: str, value: object) -> None:
+    """Raise a ValueError if a value is invalid for every owner of an option."""
+    problem = ""
+    for owner in owners:
+        try:
+            owner.model_validate({name: value})
+        except ValidationError as error:
+            problem = explain(owner, error.errors()[0])
+        else:
+            return
+    raise ValueError(problem)
+
+
+class AutoContextConfig(AutoConfig):
+    """Every text, every goal, and the task id of several tasks, joined into one context."""
+
+    @classmethod
+    def kinds(cls) -> tuple[type[Config], ...]:
+        """Return the config classes whose options are accepted."""
+        return get_args(ContextConfig)
 
 
 # ----------------------------------------------------------------------------------------- encoders
 
 
-class GridEncoderConfig(Config):
-    """MiniGrid's symbolic view: embeddings, then convolutions; gives a feature map and a vector."""
+class BaseEncoderConfig(PartConfig):
+    """Base class of the options of an encoder."""
+
+    features_dim: Width = 128
+    """Size of the feature vector."""
+
+
+class GridEncoderConfig(BaseEncoderConfig):
+    """Cells of codes or planes, such as MiniGrid's view: embeddings, then convolutions.
+
+    It gives a feature map and a vector.
+    """
 
     kind: Literal["grid"] = "grid"
     channels: Width = 32
@@ -210,8 +340,8 @@ class GridEncoderConfig(Config):
     their own, which are hashed."""
 
 
-class ImageEncoderConfig(Config):
-    """RGB pixels: strided convolutions; gives a feature map and a vector."""
+class ImageEncoderConfig(BaseEncoderConfig):
+    """Pixels: strided convolutions; gives a feature map and a vector."""
 
     kind: Literal["image"] = "image"
     channels: Width = 32
@@ -220,7 +350,7 @@ class ImageEncoderConfig(Config):
     """Size of the feature vector."""
 
 
-class VectorEncoderConfig(Config):
+class VectorEncoderConfig(BaseEncoderConfig):
     """Any observation, flattened: an MLP; gives a vector and no feature map."""
 
     kind: Literal["vector"] = "vector"
@@ -233,16 +363,87 @@ class VectorEncoderConfig(Config):
     statistics of the training."""
 
 
-EncoderConfig = GridEncoderConfig | ImageEncoderConfig | VectorEncoderConfig
+class TextEncoderConfig(BaseEncoderConfig):
+    """A text that is not the context: self-attention, a GRU or a bag of words; gives a vector."""
+
+    kind: Literal["text"] = "text"
+    words: Literal["attention", "gru", "bag"] = "attention"
+    """Encoder of the words, as of ``context=mission``."""
+    heads: Width = 4
+    """Heads of the self-attention, a divisor of ``features_dim``."""
+    layers: Width = 1
+    """Layers of the self-attention or of the GRU."""
+    features_dim: Width = 64
+    """Size of the feature vector."""
+
+    @model_validator(mode="after")
+    def _words_can_be_encoded(self) -> Self:
+        self.mission  # noqa: B018  (validates heads and features_dim together)
+        return self
+
+    @property
+    def mission(self) -> MissionContextConfig:
+        """Return the mission encoder with these options."""
+        return MissionContextConfig(
+            encoder=self.words, dim=self.features_dim, heads=self.heads, layers=self.layers
+        )
 
 
-class AutoEncoderConfig(Config):
-    """``grid``, ``image`` or ``vector``, chosen by the observation space.
+def _kind_to_dict(value: object) -> object:
+    """Return the name of a kind as the dictionary of its config; any other value unchanged."""
+    if isinstance(value, str):
+        return {"kind": value}
+    return value
 
-    Where ``vector`` is chosen, fusion on the map moves to the feature vector.
+
+SingleEncoderConfig = (
+    GridEncoderConfig | ImageEncoderConfig | VectorEncoderConfig | TextEncoderConfig
+)
+EncoderPart = Annotated[
+    BaseEncoderConfig,
+    BuiltInOrOwn(SingleEncoderConfig, BaseEncoderConfig),
+    BeforeValidator(_kind_to_dict),
+]
+"""Encoder of one observation key; a name such as ``image`` stands for its default options."""
+
+
+class CombinedEncoderConfig(BaseEncoderConfig):
+    """An encoder for each observation key, then a layer over their joined vectors.
+
+    Its feature maps, if there are any, share one fusion.
     """
 
-    kind: Literal["auto"] = "auto"
+    kind: Literal["combined"] = "combined"
+    parts: dict[str, EncoderPart] = Field(default_factory=dict)
+    """Encoder of each key, e.g. ``encoder.parts.camera=image``; the others are chosen by their
+    space."""
+    features_dim: Width = 128
+    """Size of the feature vector."""
+
+    @model_validator(mode="after")
+    def _maps_share_a_fusion(self) -> Self:
+        channels = {part.channels for part in self.parts.values() if hasattr(part, "channels")}
+        if len(channels) > 1:
+            raise ValueError(
+                "parts with a feature map share one fusion, so channels must be equal, got "
+                f"{sorted(channels)}"
+            )
+        return self
+
+
+EncoderConfig = SingleEncoderConfig | CombinedEncoderConfig
+
+
+class AutoEncoderConfig(AutoConfig):
+    """The kind of each observation key, chosen by its space.
+
+    Where there is no feature map, fusion on the map moves to the feature vector.
+    """
+
+    @classmethod
+    def kinds(cls) -> tuple[type[Config], ...]:
+        """Return the config classes whose options are accepted."""
+        return get_args(EncoderConfig)
 
 
 # ------------------------------------------------------------------------------------------- memory
@@ -254,7 +455,7 @@ class NoMemoryConfig(Config):
     kind: Literal["none"] = "none"
 
 
-class RecurrentCoreConfig(Config):
+class RecurrentCoreConfig(PartConfig):
     """Options shared by all recurrent cores."""
 
     size: Width = 128
@@ -349,6 +550,39 @@ RecurrentConfig = LstmConfig | GruConfig | MiLstmConfig | FastWeightsConfig | At
 MemoryConfig = NoMemoryConfig | RecurrentConfig
 
 
+# ------------------------------------------------------------------------------ fields for any part
+
+FusionField = Annotated[BaseFusionConfig, BuiltInOrOwn(FusionConfig, BaseFusionConfig)]
+"""Field for a fusion, built-in or a user's."""
+ContextField = Annotated[AnyContextConfig, BuiltInOrOwn(ContextConfig, AnyContextConfig)]
+"""Field for a context encoder."""
+AutoContextField = Annotated[
+    AnyContextConfig | AutoContextConfig,
+    BuiltInOrOwn(ContextConfig | AutoContextConfig, AnyContextConfig),
+]
+"""Field for a context encoder, or ``auto``."""
+EncoderField = Annotated[BaseEncoderConfig, BuiltInOrOwn(EncoderConfig, BaseEncoderConfig)]
+"""Field for an encoder."""
+AutoEncoderField = Annotated[
+    BaseEncoderConfig | AutoEncoderConfig,
+    BuiltInOrOwn(EncoderConfig | AutoEncoderConfig, BaseEncoderConfig),
+]
+"""Field for an encoder, or ``auto``."""
+MemoryField = Annotated[
+    RecurrentCoreConfig | NoMemoryConfig, BuiltInOrOwn(MemoryConfig, RecurrentCoreConfig)
+]
+"""Field for a recurrent core, or ``none``."""
+
+FusionChoice = str | BaseFusionConfig | type[Part]
+"""Fusion as an argument in Python: its name, its config, or a user's class."""
+ContextChoice = str | AnyContextConfig | type[Part]
+"""Context encoder as an argument in Python."""
+EncoderChoice = str | BaseEncoderConfig | type[Part]
+"""Encoder as an argument in Python."""
+MemoryChoice = str | RecurrentCoreConfig | NoMemoryConfig | type[Part]
+"""Recurrent core as an argument in Python."""
+
+
 # ---------------------------------------------------------------------------------- all in one part
 
 
@@ -358,50 +592,47 @@ class NetworkConfig(Config):
     It is the single argument that the builders pass down to the features extractor.
     """
 
-    fusion: Annotated[FusionConfig, Field(discriminator="kind")] = BilinearConfig()
+    fusion: FusionField = BilinearConfig()
     """Fusion of observation and context."""
-    context: Annotated[ContextConfig | AutoContextConfig, Field(discriminator="kind")] = (
-        AutoContextConfig()
-    )
+    context: AutoContextField = AutoContextConfig()
     """Encoder of the context."""
-    encoder: Annotated[EncoderConfig | AutoEncoderConfig, Field(discriminator="kind")] = (
-        AutoEncoderConfig()
-    )
+    encoder: AutoEncoderField = AutoEncoderConfig()
     """Encoder of the observation."""
     sites: Annotated[tuple[Site, ...], AllowSingleName] = ("vector", "heads")
     """Sites of the fusion: the feature map, the feature vector, the policy and value heads."""
-    memory: Annotated[MemoryConfig, Field(discriminator="kind")] = NoMemoryConfig()
+    memory: MemoryField = NoMemoryConfig()
     """Recurrent core between the features extractor and the policy and value networks."""
     observation_keys: tuple[str, ...] | None = None
-    """Observation keys that are inputs; None for all keys except ``desired_goal``, ``mission``,
-    ``task``, the context's own key and ``action_mask``."""
+    """Observation keys that are inputs; None for all keys except the context's, ``action_mask``,
+    and the index of the task."""
 
     @property
     def is_resolved(self) -> bool:
-        """Return True if neither the context nor the encoder is ``auto``."""
-        auto = AutoContextConfig | AutoEncoderConfig
-        return not isinstance(self.context, auto) and not isinstance(self.encoder, auto)
+        """Return True if nothing is left to be chosen by the observation space."""
+        is_auto = isinstance(self.context, AutoConfig) or isinstance(self.encoder, AutoConfig)
+        return not is_auto and self.observation_keys is not None
 
 
 def network_config(
     *,
-    fusion: str | FusionConfig = "bilinear",
-    context: str | ContextConfig | None = None,
-    encoder: str | EncoderConfig | None = None,
+    fusion: FusionChoice = "bilinear",
+    context: ContextChoice | None = None,
+    encoder: EncoderChoice | None = None,
     sites: Sequence[Site] = ("vector", "heads"),
-    memory: str | MemoryConfig = "none",
+    memory: MemoryChoice = "none",
     observation_keys: Sequence[str] | None = None,
 ) -> NetworkConfig:
-    """Build a ``NetworkConfig`` from names ("film", "mission", ...) or config objects.
+    """Build a ``NetworkConfig`` from names ("film", "mission", ...), config objects or classes.
 
     Args:
-        fusion: name of a fusion, or its config with options.
-        context: name or config of the context encoder; None to choose it by the observation space.
-        encoder: name or config of the encoder; None to choose it by the observation space.
+        fusion: name of a fusion, its config with options, or a class of one's own; the name of
+            such a class is ``module:Class``.
+        context: the context encoder, likewise; None to choose it by the observation space.
+        encoder: the encoder, likewise; None to choose it by the observation space.
         sites: one or several of "map", "vector" and "heads".
-        memory: name or config of the recurrent core; "none" for a feed-forward policy.
-        observation_keys: observation keys that are inputs; None for all keys except
-            ``desired_goal``, ``mission``, ``task``, the context's own key and ``action_mask``.
+        memory: the recurrent core, likewise; "none" for a feed-forward policy.
+        observation_keys: observation keys that are inputs; None for all keys except the context's,
+            ``action_mask``, and the index of the task.
 
     Returns:
         The frozen configuration.
@@ -413,32 +644,44 @@ def network_config(
     if observation_keys is not None:
         keys = tuple(observation_keys)
     return NetworkConfig(
-        fusion=choose(fusion, FusionConfig),
-        context=choose(context or "auto", ContextConfig | AutoContextConfig),
-        encoder=choose(encoder or "auto", EncoderConfig | AutoEncoderConfig),
+        fusion=choose(fusion, FusionConfig, BaseFusionConfig),
+        context=choose(context or "auto", ContextConfig | AutoContextConfig, AnyContextConfig),
+        encoder=choose(encoder or "auto", EncoderConfig | AutoEncoderConfig, BaseEncoderConfig),
         sites=tuple(sites),
-        memory=choose(memory, MemoryConfig),
+        memory=choose(memory, MemoryConfig, RecurrentCoreConfig),
         observation_keys=keys,
     )
 
 
-def choose(part: str | Config, union: UnionType) -> Any:
-    """Return a member of a union of config classes.
+def choose(
+    part: str | Config | type[Part], union: UnionType, base: type[PartConfig] | None = None
+) -> Any:
+    """Return the config that is given by name, as a config, or by the class of a part.
 
     Args:
-        part: the ``kind`` of a member, or a config object.
-        union: union of config classes, e.g. ``FusionConfig``.
+        part: the ``kind`` of a built-in member; a config object; a class of one's own, or its name
+            ``module:Class``.
+        union: union of the built-in config classes, e.g. ``FusionConfig``.
+        base: base class of all config classes of the group, e.g. ``BaseFusionConfig``; None if the
+            built-in ones are all.
 
     Returns:
-        The member of that kind with its default options; a config object of the union as it is.
+        A config object as it is; otherwise a config with its default options.
 
     Raises:
-        ConfigError: if ``part`` is neither; the message suggests the nearest kind.
+        ConfigError: if ``part`` is none of these; the message suggests the nearest kind.
     """
     members = get_args(union)
     if isinstance(part, members):
         return part
-    # every member has its kind as the default of that field
+    if base is not None:
+        if isinstance(part, base):
+            return part
+        if isinstance(part, type):
+            return config_class_of(part, base)()
+        if isinstance(part, str) and OWN_KIND in part:
+            return find_config(part, base)()
+    # every built-in config has its kind as the default of that field
     kinds = {member.model_fields["kind"].default: member for member in members}
     if isinstance(part, str) and part in kinds:
         return kinds[part]()

@@ -29,20 +29,18 @@ from mirl.configs.aliases import replace_value
 from mirl.configs.config import AllowSingleName, Config
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
-    AutoContextConfig,
-    AutoEncoderConfig,
-    ContextConfig,
-    EncoderConfig,
-    FusionConfig,
-    GridEncoderConfig,
-    ImageEncoderConfig,
-    MemoryConfig,
+    AutoContextField,
+    AutoEncoderField,
+    ContextField,
+    EncoderField,
+    FusionField,
+    MemoryField,
     NetworkConfig,
     NoMemoryConfig,
     Site,
-    TaskIdContextConfig,
     VectorEncoderConfig,
 )
+from mirl.configs.parts import short_name
 from mirl.configs.tasks import HoldoutConfig, SuiteConfig, file_name
 
 BackendName = Literal["auto", "gymnasium", "envpool"]
@@ -57,6 +55,17 @@ PrecisionName = Literal["auto", "fp32", "bf16"]
 # Neither a slash nor a leading dot, so that a run stays inside of runs_dir.
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
 """Pattern of the name of a run directory."""
+
+
+def _split_names(value: object) -> object:
+    """Return ``a,b`` and ``[a,b]`` as a list; brackets have to be quoted in some shells."""
+    if isinstance(value, str):
+        return [name.strip() for name in value.strip("[]").split(",") if name.strip()]
+    return value
+
+
+Imports = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
+"""Modules to import; the option is typed ``import=``."""
 
 
 class EvaluationConfig(Config):
@@ -75,7 +84,7 @@ class EvaluationConfig(Config):
     environment has no time limit of its own, and no limit elsewhere."""
     best_by: Literal["mean", "worst"] = "mean"
     """Criterion of the ``best`` checkpoint: the mean success rate over the tasks, or the success
-    rate of the worst task."""
+    rate of the worst task; if a task reports no success, the same of scores or returns."""
 
 
 class TrainConfig(Config):
@@ -84,15 +93,15 @@ class TrainConfig(Config):
     # The next five have no default here: train.yaml always names a preset for them.
     task: SuiteConfig
     """Tasks to train on: a preset, or one or several environment ids joined by ``+``."""
-    fusion: Annotated[FusionConfig, Field(discriminator="kind")]
+    fusion: FusionField
     """Fusion of the observation features x and the context z into y."""
-    context: Annotated[ContextConfig | AutoContextConfig, Field(discriminator="kind")]
+    context: AutoContextField
     """Encoder of the context z: task id, mission or goal."""
-    encoder: Annotated[EncoderConfig | AutoEncoderConfig, Field(discriminator="kind")]
+    encoder: AutoEncoderField
     """Encoder of the observation into the features x."""
     agent: Annotated[AgentConfig, Field(discriminator="kind")]
     """Algorithm and its hyperparameters, named as in Stable-Baselines3."""
-    memory: Annotated[MemoryConfig, Field(discriminator="kind")] = NoMemoryConfig()
+    memory: MemoryField = NoMemoryConfig()
     """Recurrent core of the policy (PPO and A2C)."""
     split: HoldoutConfig = HoldoutConfig()
     """Missions, goals or tasks to hold out of training and to evaluate separately."""
@@ -105,6 +114,9 @@ class TrainConfig(Config):
     sites: Annotated[tuple[Site, ...], AllowSingleName] = ("map", "heads")
     """Sites of the fusion, one or several: the feature map, the feature vector, the policy and
     value heads."""
+    observation_keys: Annotated[tuple[str, ...], AllowSingleName] | None = None
+    """Observation keys that are inputs; null for all keys except the context's, ``action_mask``,
+    and the index of the task."""
     name: str = ""
     """Name of the run directory; empty for
     ``<task>-<fusion>[-<memory>]-<agent>[-<split>]-seed<seed>``."""
@@ -113,6 +125,8 @@ class TrainConfig(Config):
     start_from: Path | None = None
     """Initial weights: a run directory (its best checkpoint), or a .zip file saved by
     Stable-Baselines3; None for random weights."""
+    imports: Imports = ()
+    """Modules of your own to import first, e.g. because they register environments."""
     total_timesteps: PositiveInt = 500_000
     """Timesteps to train for, over all environments, rounded up to whole rollouts."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -179,38 +193,12 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _encoder_has_the_map_to_fuse(self) -> Self:
-        # encoder=auto is checked again as a ResolvedConfig, when it is known
-        if "map" in self.sites and isinstance(self.encoder, VectorEncoderConfig):
+        # the sites by default move to the feature vector, and encoder=auto is checked when known
+        if "sites" not in self.model_fields_set or "map" not in self.sites:
+            return self
+        if isinstance(self.encoder, VectorEncoderConfig):
             raise ValueError(
-                "sites=[map] fuses a feature map, and encoder=vector has none; "
-                "use encoder=grid or sites=[vector]"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _task_id_distinguishes_tasks(self) -> Self:
-        # with one task the context would be the same in every episode
-        if isinstance(self.context, TaskIdContextConfig) and len(self.task.tasks) == 1:
-            raise ValueError(
-                f"context=task_id needs several tasks, and '{self.task.name}' has one; "
-                "use context=mission"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _encoder_accepts_the_observation(self) -> Self:
-        observation = self.task.observation
-        match self.encoder:
-            case GridEncoderConfig():
-                accepted = "grid"
-            case ImageEncoderConfig():
-                accepted = "rgb"
-            case _:  # the others accept both
-                return self
-        if observation != accepted:
-            raise ValueError(
-                f"encoder={self.encoder.kind} needs task.observation={accepted}, "
-                f"got task.observation={observation}"
+                "sites=[map] fuses a feature map, and encoder=vector has none; use sites=[vector]"
             )
         return self
 
@@ -315,6 +303,7 @@ class TrainConfig(Config):
             encoder=self.encoder,
             sites=self.sites,
             memory=self.memory,
+            observation_keys=self.observation_keys,
         )
 
     @property
@@ -328,9 +317,9 @@ class TrainConfig(Config):
         """Return the name of the run directory."""
         if self.name:
             return self.name
-        parts = [file_name(self.task.name), self.fusion.kind]
+        parts = [file_name(self.task.name), short_name(self.fusion)]
         if not isinstance(self.memory, NoMemoryConfig):
-            parts.append(self.memory.kind)
+            parts.append(short_name(self.memory))
         parts.append(self.agent.kind)
         if self.split.holds_out_any:
             # a split written on the command line keeps the default name "none"
@@ -358,9 +347,9 @@ class ResolvedConfig(TrainConfig):
     the networks.
     """
 
-    context: Annotated[ContextConfig, Field(discriminator="kind")]
+    context: ContextField
     """Encoder of the context z: task id, mission or goal."""
-    encoder: Annotated[EncoderConfig, Field(discriminator="kind")]
+    encoder: EncoderField
     """Encoder of the observation into the features x."""
 
 
@@ -369,6 +358,8 @@ class EvalConfig(Config):
 
     run: Path
     """Run directory, e.g. ``runs/goto_door-bilinear-ppo-seed0``."""
+    imports: Imports = ()
+    """Modules of your own that the run needs; a run directory imports none by itself."""
     checkpoint: str = "best"
     """Checkpoint: ``best``, ``last``, or its number of timesteps."""
     episodes: PositiveInt = 1000

@@ -1,24 +1,89 @@
 """Schema of tasks: environments, success rules, score bounds, and what is held out of training."""
 
 import json
+import math
 import re
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mirl.configs.aliases import replace_value
-from mirl.configs.config import Config
+from mirl.configs.config import AllowSingleName, Config
+from mirl.configs.errors import nearest
+from mirl.configs.texts import (
+    MAX_TEXT_LENGTH,
+    MAX_VOCABULARY_CHARACTERS,
+    TextForm,
+    unique_words,
+)
 
 REFERENCES = Path(__file__).with_name("references.json")
 """Results of a random agent and of an expert per environment id; see benchmarks/references.py."""
 
-Success = Annotated[
-    Literal["auto", "reward", "info", "any_step"],
-    BeforeValidator(lambda value: replace_value("success", value)),
-]
-"""Rule that decides whether an episode succeeded."""
+SUCCESS_RULES = ("auto", "reward", "info", "any_step")
+"""Success rules without a number."""
+
+# "return>=-5", "return > 1e3"
+_RETURN_RULE = re.compile(r"return\s*(>=|>)\s*([^\s>=]+)")
+
+
+class ReturnThreshold(NamedTuple):
+    """Return from which on an episode is successful."""
+
+    bound: float
+    is_strict: bool
+    """True if the return has to exceed the bound, False if it has to reach it."""
+
+
+def return_threshold(rule: str) -> ReturnThreshold | None:
+    """Return the threshold of a success rule such as ``return>=-5``.
+
+    Args:
+        rule: a success rule.
+
+    Returns:
+        The threshold; None if the rule is another one.
+    """
+    match = _RETURN_RULE.fullmatch(rule.strip())
+    if match is None:
+        return None
+    try:
+        bound = float(match[2])
+    except ValueError:
+        return None
+    # every episode exceeds -inf and none reaches nan
+    if not math.isfinite(bound):
+        return None
+    return ReturnThreshold(bound, is_strict=match[1] == ">")
+
+
+def _parse_success(value: object) -> str:
+    """Return a success rule in its canonical spelling."""
+    rule = replace_value("success", value)
+    if isinstance(rule, str):
+        if rule in SUCCESS_RULES:
+            return rule
+        threshold = return_threshold(rule)
+        if threshold is not None:
+            # one spelling, so that a run is resumed by "return >= 5.0" as well as by "return>=5"
+            sign = ">" if threshold.is_strict else ">="
+            return f"return{sign}{threshold.bound!r}".removesuffix(".0")
+    hint = nearest(rule, SUCCESS_RULES)
+    if rule == "return":
+        hint = " A shell takes > for a redirection, so quote the argument: 'success=return>=-5'."
+    elif str(rule).startswith("return"):
+        hint = " An example: 'return>=-5'."
+    raise ValueError(
+        "expected 'auto', 'reward', 'info', 'any_step' or 'return>=X' with a number X, "
+        f"got {value!r}.{hint}"
+    )
+
+
+Success = Annotated[str, BeforeValidator(_parse_success)]
+"""Rule that decides whether an episode succeeded: one of ``SUCCESS_RULES``, or ``return>=X``."""
 Subset = Literal["trained", "held_out"]
 """Subset of the episodes: those that are trained on, and those that are held out."""
 
@@ -36,23 +101,59 @@ def file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]", "-", name)
 
 
+class WrapperConfig(Config):
+    """A Gymnasium wrapper, written as ``module:Class`` or with its arguments."""
+
+    wrapper: str
+    """Class derived from ``gymnasium.Wrapper``, e.g. ``minigrid.wrappers:FullyObsWrapper``."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the class, beside the environment."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone_is_a_wrapper(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"wrapper": value}
+        return value
+
+    @field_validator("wrapper")
+    @classmethod
+    def _wrapper_names_a_class(cls, value: str) -> str:
+        module, _, name = value.partition(":")
+        if not module or not name or ":" in name:
+            raise ValueError(
+                "wrapper: expected module:Class, e.g. minigrid.wrappers:FullyObsWrapper, "
+                f"got '{value}'"
+            )
+        return value
+
+
+Wrappers = Annotated[tuple[WrapperConfig, ...], AllowSingleName]
+"""Wrappers around an environment, the innermost first."""
+
+
 class TaskConfig(Config):
-    """A task: an environment, its keyword arguments, and its success rule."""
+    """A task: an environment, its keyword arguments, its wrappers, and its success rule."""
 
     # SB3 writes the names of metrics into the header of its CSV file without quotes.
     name: Annotated[str, Field(pattern=r'^[^,"\r\n]+$')]
     """Name in logs and tables."""
     env_id: str
-    """Registered Gymnasium id, e.g. ``MiniGrid-GoToDoor-5x5-v0``."""
+    """Id that ``gym.make`` takes: ``MiniGrid-GoToDoor-5x5-v0``, or ``my_package:MyEnv-v0`` to
+    import the module that registers it."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for ``gym.make``; they require the ``gymnasium`` backend."""
+    wrappers: Wrappers = ()
+    """Wrappers around the environment; they require the ``gymnasium`` backend."""
     mission: str = ""
     """Keep only episodes whose mission contains this phrase; empty keeps all. It makes several
     tasks out of one environment, e.g. one task per door color."""
     success: Success = "auto"
     """Success rule: ``reward`` requires a positive last reward, ``info`` reads ``is_success`` or
-    ``success`` from the last info, ``any_step`` reads it from the info of every timestep, ``auto``
-    reads the last info and falls back to the last reward."""
+    ``success`` from the last info, ``any_step`` reads it from the info of every timestep,
+    ``return>=X`` (or ``return>X``) requires the return of the episode to reach the number X, and
+    ``auto`` reads the last info; where that says nothing, it is ``reward`` for the ids of MiniGrid
+    and BabyAI, and otherwise the success is unknown."""
     score_low: float | None = None
     """Return with score 0; by default the measured return of a random agent, or 0 if there is
     none."""
@@ -76,10 +177,7 @@ def score_bounds(task: TaskConfig) -> tuple[float, float]:
     Returns:
         The lower and the upper bound, in units of the episode return.
     """
-    measured: dict[str, dict[str, float]] = {}
-    # The measurements hold for an environment as registered, not for one with other kwargs.
-    if not task.kwargs:
-        measured = _references().get(task.env_id, {})
+    measured = _measured_results(task)
     low = task.score_low
     if low is None:
         low = measured.get("random", {}).get("return", 0.0)
@@ -87,6 +185,26 @@ def score_bounds(task: TaskConfig) -> tuple[float, float]:
     if high is None:
         high = measured.get("expert", {}).get("return", 1.0)
     return low, high
+
+
+def has_score_bounds(task: TaskConfig) -> bool:
+    """Return True if both score bounds of a task are given or measured, so that neither is assumed.
+
+    Args:
+        task: the task.
+    """
+    measured = _measured_results(task)
+    has_low = task.score_low is not None or "return" in measured.get("random", {})
+    has_high = task.score_high is not None or "return" in measured.get("expert", {})
+    return has_low and has_high
+
+
+def _measured_results(task: TaskConfig) -> dict[str, dict[str, float]]:
+    """Return the measured results of a task's environment; empty if there are none."""
+    # The measurements hold for an environment as registered, not for a changed one.
+    if task.kwargs or task.wrappers:
+        return {}
+    return _references().get(task.env_id, {})
 
 
 @cache
@@ -97,6 +215,55 @@ def _references() -> dict[str, dict[str, dict[str, float]]]:
     content = json.loads(REFERENCES.read_text("utf-8"))
     environments: dict[str, dict[str, dict[str, float]]] = content["environments"]
     return environments
+
+
+FOR_EVERY_TASK = ("kwargs", "wrappers", "success")
+"""Options of a task that can be given for all tasks of a suite."""
+
+
+def _with_options(task: object, for_all: Mapping[str, object]) -> object:
+    """Return a task with the options that are given for all tasks.
+
+    Args:
+        task: the task; anything but a config or a dictionary is left to the validation.
+        for_all: the options; a task's own ones win, and keyword arguments are joined.
+    """
+    if isinstance(task, TaskConfig):
+        task = task.model_dump(exclude_unset=True)
+    if not isinstance(task, dict):
+        return task
+    joined = {**for_all, **task}
+    own = task.get("kwargs")
+    common = for_all.get("kwargs")
+    if isinstance(own, dict) and isinstance(common, dict):
+        joined["kwargs"] = {**common, **own}
+    return joined
+
+
+def _check_used(for_all: Mapping[str, object], tasks: Sequence[object]) -> None:
+    """Raise an error if an option is given for all tasks, and each of them has its own value."""
+    for key, value in for_all.items():
+        names = [(key,)]
+        if isinstance(value, dict):
+            names = [(key, str(name)) for name in value]
+        for path in names:
+            if all(_has(task, path) for task in tasks):
+                option = ".".join(path)
+                raise ValueError(
+                    f"{option}=… has no effect, because every task of the suite sets its own "
+                    f"{option}; list the tasks with task.tasks=[…] to change it"
+                )
+
+
+def _has(task: object, path: Sequence[str]) -> bool:
+    """Return True if a task that is not validated yet sets an option, such as kwargs.size."""
+    if isinstance(task, TaskConfig):
+        task = task.model_dump(exclude_unset=True)
+    for name in path:
+        if not isinstance(task, dict) or name not in task:
+            return False
+        task = task[name]
+    return True
 
 
 class SuiteConfig(Config):
@@ -112,6 +279,58 @@ class SuiteConfig(Config):
     unknown_codes: Literal["error", "hash"] = "error"
     """Reaction to codes of a symbolic image that neither MiniGrid's tables nor the bounds of its
     space have: an error, or rows of their own, which are hashed; ``encoder.unknown`` sets it."""
+    vocabulary: Annotated[tuple[str, ...], AllowSingleName] | None = None
+    """Words that get token ids of their own, beside MiniGrid's and BabyAI's; all others share 64
+    ids. None collects the words of the environments' texts when they are made first."""
+    text_length: Annotated[int, Field(ge=1, le=MAX_TEXT_LENGTH)] | None = None
+    """Length of a text in words (in bytes for ``text_form=utf8``); longer ones are cut. None
+    measures the environments' texts when they are made first."""
+    text_form: TextForm = "tokens"
+    """Form of the texts: ``tokens`` for one id per word, ``utf8`` for the text itself as bytes,
+    which ``context=sentence`` needs."""
+
+    @field_validator("vocabulary")
+    @classmethod
+    def _vocabulary_is_of_single_words(
+        cls, vocabulary: tuple[str, ...] | None
+    ) -> tuple[str, ...] | None:
+        if vocabulary is None:
+            return None
+        # in the form in which texts are split; a text of several words names each of them
+        words = unique_words(vocabulary)
+        n_characters = sum(map(len, words))
+        if n_characters > MAX_VOCABULARY_CHARACTERS:
+            raise ValueError(
+                f"vocabulary must have at most {MAX_VOCABULARY_CHARACTERS:,} characters in all its "
+                f"words, got {n_characters:,}; leave out the rarest words, which then share ids"
+            )
+        return words
+
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for ``gym.make`` of every task, e.g. ``task.kwargs.max_steps=20``; a task's
+    own value wins."""
+    wrappers: Wrappers = ()
+    """Wrappers around the environments of every task that has none of its own, e.g.
+    ``task.wrappers=[minigrid.wrappers:FullyObsWrapper]``."""
+    success: Success | None = None
+    """Success rule of every task that has none of its own; it may be typed without ``task.``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_of_the_suite_reach_its_tasks(cls, values: object) -> object:
+        """Move what is given for all tasks into the tasks, so that it stands in one place."""
+        if not isinstance(values, dict) or not isinstance(values.get("tasks"), list | tuple):
+            return values
+        suite = dict(values)
+        for_all: dict[str, object] = {}
+        for key in FOR_EVERY_TASK:
+            if suite.get(key):
+                for_all[key] = suite.pop(key)
+        if not for_all:
+            return values
+        _check_used(for_all, suite["tasks"])
+        suite["tasks"] = [_with_options(task, for_all) for task in suite["tasks"]]
+        return suite
 
     @model_validator(mode="after")
     def _task_names_are_unique(self) -> Self:

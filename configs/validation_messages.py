@@ -6,24 +6,33 @@ from types import UnionType
 from typing import Annotated, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from mirl.configs.errors import nearest
+from mirl.configs.parts import BuiltInOrOwn, own_config
 
 MAX_SHOWN_CHARACTERS = 200
 """Longest value that a message shows in full."""
 
 
-def config_classes(annotation: object) -> list[type[BaseModel]]:
-    """Return the config classes in the annotation of a field.
+def config_classes(field: FieldInfo) -> list[type[BaseModel]]:
+    """Return the config classes that a field can hold, those of users aside.
 
     Args:
-        annotation: a config class, a union of them, or a tuple of them; any other annotation has
+        field: a field for a config, one of several configs, or a tuple of them; any other field has
             no config classes.
 
     Returns:
-        The classes in the order of the annotation.
+        The classes in the order in which the schema lists them.
     """
+    for mark in field.metadata:
+        if isinstance(mark, BuiltInOrOwn):
+            return _classes_in(mark.union)
+    return _classes_in(field.annotation)
+
+
+def _classes_in(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     # a union that is written A | B is a UnionType, and the schema has no other
@@ -31,7 +40,7 @@ def config_classes(annotation: object) -> list[type[BaseModel]]:
         return []
     classes: list[type[BaseModel]] = []
     for part in get_args(annotation):
-        classes += config_classes(part)
+        classes += _classes_in(part)
     return classes
 
 
@@ -106,11 +115,17 @@ def _find(model: type[BaseModel], location: Sequence[str | int]) -> _Place:
             place.union = members
             place.classes = [members[place.kind]]
             continue
+        own = own_config(str(part))
+        if own is not None:
+            place.kind = str(part)
+            place.union = {}
+            place.classes = [own]
+            continue
         place.path.append(str(part))
         inner: list[type[BaseModel]] = []
         for config_class in place.classes:
             if part in config_class.model_fields:
-                inner += config_classes(config_class.model_fields[str(part)].annotation)
+                inner += config_classes(config_class.model_fields[str(part)])
         if inner:  # an index into a tuple has no field, and its items have the same classes
             place.classes = inner
     return place

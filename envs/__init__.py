@@ -6,11 +6,13 @@
 
 from mirl.configs.keys import TASK_KEY
 from mirl.envs.make import make_env
-from mirl.envs.missions import MAX_TOKENS, N_TOKENS, VOCABULARY, mission_space, tokenize
 from mirl.envs.pools.backend import EnvironmentFailedError
 from mirl.envs.pools.selection import choose_backend
 from mirl.envs.seeds import SeedSplit, env_seeds
 from mirl.envs.spaces import ContractObservation
+from mirl.envs.texts.codec import mission_space, tokenize
+from mirl.envs.texts.draw import draw_vocabulary
+from mirl.envs.texts.vocabulary import MAX_TOKENS, N_TOKENS, VOCABULARY
 from mirl.envs.vector import SuiteVecEnv, make_vec_env
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "SeedSplit",
     "SuiteVecEnv",
     "choose_backend",
+    "draw_vocabulary",
     "env_seeds",
     "make_env",
     "make_vec_env",

@@ -19,6 +19,7 @@ from mirl.envs.contract.episode_limits import episode_limit
 from mirl.envs.contract.goals import batch_of_rewards, check_compute_reward, ends_within
 from mirl.envs.make import make_env
 from mirl.envs.spaces import ContractObservation
+from mirl.envs.texts.codec import suite_codec
 from mirl.envs.type_aliases import AnyEnv, Array
 
 
@@ -155,7 +156,12 @@ class EnvAttributes(VecEnv):
                 f"'{self.suite.name}' with {len(tasks)} on backend={self.backend}"
             )
         env = make_env(
-            tasks[0], 0, 1, self.suite.observation, unknown_codes=self.suite.unknown_codes
+            tasks[0],
+            0,
+            1,
+            self.suite.observation,
+            texts=suite_codec(self.suite),
+            unknown_codes=self.suite.unknown_codes,
         )
         if not env.has_wrapper_attr("compute_reward"):
             env.close()

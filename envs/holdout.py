@@ -4,7 +4,6 @@ An episode is recognized by its first observation, and drawn again if it is reje
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import NoReturn, get_args
 
 import numpy as np
@@ -14,14 +13,11 @@ from numpy.typing import NDArray
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.keys import DESIRED_GOAL_KEY, MISSION_KEY, TASK_KEY
 from mirl.configs.tasks import HoldoutConfig, Subset, SuiteConfig
-from mirl.envs.missions import mission_space, token_id, words
+from mirl.envs.texts.codec import Phrase, TextCodec, suite_codec
 from mirl.envs.type_aliases import Array, Observations
 
 MAX_DRAWS = 1000
 """Maximum number of resets before raising that no episode matches."""
-
-Phrase = tuple[int, ...]
-"""Token ids of consecutive words."""
 
 
 def active_tasks(suite: SuiteConfig, holdout: HoldoutConfig, subset: Subset) -> tuple[int, ...]:
@@ -85,21 +81,23 @@ class EpisodeFilter:
         self._holdout = holdout
         self._subset: Subset = subset
         self._is_held_out_task = np.array([task.name in holdout.tasks for task in suite.tasks])
+        self._codec = suite_codec(suite)
+        self._text_keys = _text_keys(observation_space, self._codec)
         self._held_out_phrases = tuple(
-            _parse_phrase(f"split '{holdout.name}'", text) for text in holdout.missions
+            _parse_phrase(self._codec, f"split '{holdout.name}'", text) for text in holdout.missions
         )
         self._task_phrases: list[Phrase] = []
         for task in suite.tasks:
             phrase: Phrase = ()  # an empty phrase accepts every mission
             if task.mission:
-                phrase = _parse_phrase(f"task '{task.name}'", task.mission)
+                phrase = _parse_phrase(self._codec, f"task '{task.name}'", task.mission)
             self._task_phrases.append(phrase)
         self._goal_low = np.array(holdout.goal_low)
         self._goal_high = np.array(holdout.goal_high)
         self._tasks_have_missions = any(self._task_phrases)
         self.rejects = holdout.holds_out_episodes or self._tasks_have_missions
         """True if some episodes are rejected at their start and drawn again."""
-        _check_observation_space(suite, holdout, observation_space)
+        _check_observation_space(suite, holdout, observation_space, self._text_keys)
 
     def draw(self, reset: Callable[[NDArray[np.int64]], Observations], n: int) -> Observations:
         """Reset environments until every episode is accepted.
@@ -154,9 +152,8 @@ class EpisodeFilter:
         # (n_tasks,) -> (k,), a copy
         is_held_out: NDArray[np.bool_] = self._is_held_out_task[obs[TASK_KEY]]
         if self._held_out_phrases:
-            is_held_out |= [
-                _contains_any(mission, self._held_out_phrases) for mission in obs[MISSION_KEY]
-            ]
+            for key in self._text_keys:
+                is_held_out |= [self._contains(text, self._held_out_phrases) for text in obs[key]]
         if self._goal_low.size:
             goals = obs[DESIRED_GOAL_KEY]  # (k, goal size)
             # (k, goal size) -> (k,); the bounds belong to the box that is held out.
@@ -167,10 +164,15 @@ class EpisodeFilter:
     def _has_mission_of_task(self, obs: Observations) -> list[bool]:
         """Return True for each episode whose mission contains the phrase of its task."""
         matches = []
-        for mission, task_index in zip(obs[MISSION_KEY], obs[TASK_KEY], strict=True):
+        for row, task_index in enumerate(obs[TASK_KEY]):
             phrase = self._task_phrases[task_index]
-            matches.append(not phrase or _contains_any(mission, (phrase,)))
+            texts = [obs[key][row] for key in self._text_keys]
+            matches.append(not phrase or any(self._contains(text, (phrase,)) for text in texts))
         return matches
+
+    def _contains(self, text: Array, phrases: tuple[Phrase, ...]) -> bool:
+        """Return True if a text (text_length,) contains one of the phrases."""
+        return self._codec.contains_any(text, phrases)
 
     def _raise_never_matched(self, task_index: int) -> NoReturn:
         """Raise an error for a task of which ``MAX_DRAWS`` episodes were rejected."""
@@ -196,12 +198,21 @@ class EpisodeFilter:
         )
 
 
+def _text_keys(space: spaces.Dict, codec: TextCodec) -> tuple[str, ...]:
+    """Return the keys whose texts are searched for phrases: the mission, or else every text."""
+    text_space = codec.space()
+    keys = tuple(key for key, subspace in space.items() if subspace == text_space)
+    if MISSION_KEY in keys:
+        return (MISSION_KEY,)
+    return keys
+
+
 def _check_observation_space(
-    suite: SuiteConfig, holdout: HoldoutConfig, space: spaces.Dict
+    suite: SuiteConfig, holdout: HoldoutConfig, space: spaces.Dict, text_keys: tuple[str, ...]
 ) -> None:
     """Raise an error if the observations lack the missions or goals that are needed."""
     keys = sorted(space)
-    has_missions = space.spaces.get(MISSION_KEY) == mission_space()
+    has_missions = bool(text_keys)
     if holdout.missions and not has_missions:
         raise ConfigError(
             f"split '{holdout.name}' holds out missions, but suite '{suite.name}' has none: its "
@@ -228,29 +239,11 @@ def _check_observation_space(
         )
 
 
-def _parse_phrase(owner: str, text: str) -> Phrase:
-    """Return the token ids of a phrase, which has at least one word."""
-    phrase = tuple(token_id(word) for word in words(text))
+def _parse_phrase(codec: TextCodec, owner: str, text: str) -> Phrase:
+    """Return the words of a phrase, which has at least one."""
+    phrase = codec.phrase(text)
     if not phrase:
         raise ConfigError(
             f"{owner}: a phrase of missions must have at least one word, got '{text}'"
         )
     return phrase
-
-
-def _contains_any(mission: Array, phrases: tuple[Phrase, ...]) -> bool:
-    """Return True if a mission (MAX_TOKENS,) contains one of the phrases."""
-    # Few missions are distinct, so the search is cached; arrays are not hashable, bytes are.
-    return _cached_contains_any(mission.tobytes(), mission.dtype.str, phrases)
-
-
-@lru_cache(maxsize=8192)
-def _cached_contains_any(mission: bytes, dtype: str, phrases: tuple[Phrase, ...]) -> bool:
-    tokens = tuple(np.frombuffer(mission, dtype).tolist())
-    for phrase in phrases:
-        length = len(phrase)
-        # Compare the phrase with each run of as many tokens.
-        for start in range(len(tokens) - length + 1):
-            if tokens[start : start + length] == phrase:
-                return True
-    return False

@@ -11,15 +11,19 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import minigrid  # noqa: F401  (registers MiniGrid's and BabyAI's ids)
+from gymnasium.envs import registration
 from gymnasium.envs.registration import EnvSpec
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import RGBImgPartialObsWrapper
 
+from mirl.configs.compose import presets
 from mirl.configs.errors import ConfigError, ContractError, nearest
-from mirl.configs.tasks import TaskConfig
+from mirl.configs.imports import import_module, import_object, module_of
+from mirl.configs.tasks import TaskConfig, WrapperConfig
 from mirl.envs.contract.codes import UnknownCodes
 from mirl.envs.spaces import ContractObservation
+from mirl.envs.texts.codec import TextCodec
 from mirl.envs.type_aliases import AnyEnv, Info, Observation
 from mirl.envs.worlds import four_rooms, ode  # noqa: F401  (registers MIRL's own ids)
 
@@ -49,6 +53,13 @@ _PIP_TARGETS = {
     "imageio": '"minigrid[wfc]"',
 }
 """Argument of ``pip install`` for a missing package, if it is not the name of the package."""
+_REFUSED_WRAPPERS = {
+    "RecordVideo": "MIRL records videos itself",
+    "HumanRendering": "MIRL records videos itself",
+    "ArrayConversion": "observations are NumPy arrays",
+}
+"""Wrappers of Gymnasium that a configuration cannot use, because they write files, open windows or
+take modules as arguments, and the reason why nobody needs them here."""
 _MUJOCO_MODULES = ("gymnasium.envs.mujoco", "gymnasium_robotics.", "mirl.envs.worlds.metaworld")
 """Modules of environments that MuJoCo renders."""
 _DISPLAY_VARIABLES = ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")
@@ -61,6 +72,7 @@ def make_env(
     n_tasks: int = 1,
     observation: ObservationKind = "grid",
     render_mode: str | None = None,
+    texts: TextCodec | None = None,
     unknown_codes: UnknownCodes = "error",
 ) -> ContractObservation:
     """Return one environment of a task under the observation contract.
@@ -71,6 +83,7 @@ def make_env(
         n_tasks: number of tasks in the suite.
         observation: ``grid`` for the environment's own observation, ``rgb`` for MiniGrid's pixels.
         render_mode: render mode of Gymnasium; None for no rendering.
+        texts: conversion of the texts; None for the defaults of ``ContractObservation``.
         unknown_codes: reaction to codes beyond the known ones, see ``ContractObservation``.
 
     Raises:
@@ -81,6 +94,8 @@ def make_env(
     # RoomGridLevel is the base class of BabyAI's levels.
     if isinstance(env.unwrapped, RoomGridLevel):
         env = _QuietReset(env)
+    for wrapper in task.wrappers:
+        env = _wrap(env, wrapper, task)
     if observation == "rgb":
         if not isinstance(env.unwrapped, MiniGridEnv):
             raise ConfigError(
@@ -89,7 +104,17 @@ def make_env(
             )
         env = RGBImgPartialObsWrapper(env, tile_size=RGB_TILE)  # type: ignore[no-untyped-call]
     try:
-        return ContractObservation(env, task_index, n_tasks, unknown_codes)
+        if texts is None:
+            return ContractObservation(env, task_index, n_tasks, unknown_codes=unknown_codes)
+        return ContractObservation(
+            env,
+            task_index,
+            n_tasks,
+            texts.vocabulary,
+            texts.length,
+            text_form=texts.form,
+            unknown_codes=unknown_codes,
+        )
     except ContractError as error:
         raise ContractError(f"task '{task.name}' ({task.env_id}): {error}") from None
 
@@ -114,29 +139,104 @@ def find_spec(task: TaskConfig) -> EnvSpec:
     """Return the registration of a task's id.
 
     Args:
-        task: the task.
+        task: the task. ``module:Id`` imports the module, if it may be imported.
 
     Raises:
-        ConfigError: if the id is not registered, or its package is missing.
+        ConfigError: if the id is not registered, its package is missing, or its module may not be
+            imported.
     """
+    module = module_of(task.env_id)
+    # The id itself has no colon, or Gymnasium would import what stands before it.
+    env_id = task.env_id.rpartition(":")[2]
+    if task.env_id.count(":") > 1:
+        raise ConfigError(
+            f"task '{task.name}': env_id must look like 'my_package:Name-v0', got '{task.env_id}'"
+        )
+    if module is not None:
+        import_module(module, task.env_id, f"task '{task.name}': ")
     try:
-        for beginning, module in _PLUGINS.items():
-            if task.env_id.startswith(beginning):
+        for beginning, plugin in _PLUGINS.items():
+            if env_id.startswith(beginning):
                 # gymnasium-robotics prints news when it is imported, in every process.
                 with redirect_stderr(StringIO()):
-                    importlib.import_module(module)
+                    importlib.import_module(plugin)
                 break
-        return gym.spec(task.env_id)
+        return _registered(env_id)
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise _missing_package(task, error) from error
     except gym.error.UnregisteredEnv as error:
-        raise ConfigError(
-            f"task '{task.name}': no environment is registered as '{task.env_id}'."
-            f"{nearest(task.env_id, gym.registry)}"
-        ) from error
+        raise _unknown_id(task, module, env_id) from error
+    except gym.error.DeprecatedEnv as error:
+        raise ConfigError(f"task '{task.name}': {error}") from error
     except gym.error.Error as error:  # an id that cannot be parsed
         raise ConfigError(
-            f"task '{task.name}': env_id must look like 'Name-v0', got '{task.env_id}'"
+            f"task '{task.name}': env_id must look like 'Name-v0', got '{env_id}'"
+        ) from error
+
+
+def _unknown_id(task: TaskConfig, module: str | None, env_id: str) -> ConfigError:
+    """Return an error about an id that nobody has registered."""
+    start = f"task '{task.name}': "
+    if module is None:
+        return ConfigError(
+            f"{start}no environment is registered as '{env_id}'."
+            f"{nearest(env_id, {*gym.registry, *presets('task')})} An environment of your own is "
+            f"named with the module that registers it: my_package:{env_id}"
+        )
+    own = [spec.id for spec in gym.registry.values() if _is_of(spec, module)]
+    hint = nearest(env_id, own or gym.registry)
+    if not hint:
+        hint = " Ids are registered by gymnasium.register(id=…, entry_point=…)."
+    return ConfigError(f"{start}module '{module}' does not register '{env_id}'.{hint}")
+
+
+def _is_of(spec: EnvSpec, module: str) -> bool:
+    """Return True if an environment is defined in the package of a module."""
+    package = module.partition(".")[0]
+    return defining_module(spec).partition(".")[0] == package
+
+
+def defining_module(spec: EnvSpec) -> str:
+    """Return the module in which an environment is defined.
+
+    Args:
+        spec: the registration of the environment.
+    """
+    if isinstance(spec.entry_point, str):
+        return spec.entry_point.partition(":")[0]
+    return str(getattr(spec.entry_point, "__module__", ""))
+
+
+def _registered(env_id: str) -> EnvSpec:
+    """Return a registration; of an id without a version that of the latest one, as gym.make."""
+    namespace, name, version = registration.parse_env_id(env_id)
+    if version is None and env_id not in gym.registry:
+        version = registration.find_highest_version(namespace, name)
+        env_id = registration.get_env_id(namespace, name, version)
+    return gym.spec(env_id)
+
+
+def _wrap(env: AnyEnv, wrapper: WrapperConfig, task: TaskConfig) -> AnyEnv:
+    """Return an environment in one of the wrappers of its task."""
+    start = f"task '{task.name}': "
+    wrapper_class = import_object(wrapper.wrapper, f"{start}wrappers: ")
+    if not isinstance(wrapper_class, type) or not issubclass(wrapper_class, gym.Wrapper):
+        raise ConfigError(
+            f"{start}wrappers: expected a class derived from gymnasium.Wrapper, got "
+            f"{wrapper.wrapper}"
+        )
+    for base in wrapper_class.__mro__:
+        if base.__module__.startswith("gymnasium.") and base.__name__ in _REFUSED_WRAPPERS:
+            raise ConfigError(
+                f"{start}wrappers: {wrapper.wrapper} cannot be used here, because "
+                f"{_REFUSED_WRAPPERS[base.__name__]}; leave it out"
+            )
+    try:
+        return wrapper_class(env, **wrapper.kwargs)
+    except Exception as error:
+        raise ConfigError(
+            f"{start}wrapper {wrapper.wrapper} rejected kwargs={wrapper.kwargs}: {error}; "
+            f"change wrappers=[{{wrapper: {wrapper.wrapper}, kwargs: {{…}}}}]"
         ) from error
 
 
@@ -160,10 +260,8 @@ def _check_can_render(task: TaskConfig, spec: EnvSpec) -> None:
 
     MuJoCo itself fails only at the first frame, and at the second attempt ends the whole process.
     """
-    module = spec.entry_point
-    if not isinstance(module, str):
-        module = str(getattr(module, "__module__", ""))
     has_display = any(os.environ.get(name) for name in _DISPLAY_VARIABLES)
+    module = defining_module(spec)
     if module.startswith(_MUJOCO_MODULES) and sys.platform == "linux" and not has_display:
         raise ConfigError(
             f"task '{task.name}': MuJoCo cannot render without a display; set the environment "

@@ -1,24 +1,25 @@
 """The observation contract: a Dict of arrays that SB3 can batch, with the index of the task."""
 
-from collections.abc import KeysView, Mapping
+from collections.abc import KeysView, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
-from minigrid.core.mission import MissionSpace
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import RGBImgObsWrapper, RGBImgPartialObsWrapper
 
 from mirl.configs.errors import ConfigError, ContractError
-from mirl.configs.keys import ACTION_MASK_KEY, TASK_KEY
+from mirl.configs.keys import ACTION_MASK_KEY, ENV_TASK_KEY, TASK_KEY
+from mirl.configs.texts import TextForm
 from mirl.envs.contract.codes import UnknownCodes, grid_high
 from mirl.envs.contract.descriptions import describe_value, shorten
 from mirl.envs.contract.masks import convert_mask, mask_space
 from mirl.envs.contract.timesteps import check_reset_result, check_step_result
 from mirl.envs.contract.values import Values
-from mirl.envs.missions import mission_space, tokenize
+from mirl.envs.texts.codec import TextCodec, text_codec
+from mirl.envs.texts.draw import default_length, is_raw_text
 from mirl.envs.type_aliases import AnyEnv, AnySpace, Info, Observation
 
 DEFAULT_KEY = "observation"
@@ -28,8 +29,9 @@ DEFAULT_KEY = "observation"
 class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
     """Wrapper that converts each observation to a Dict with a ``task`` index.
 
-    An observation that is not a Dict is stored under ``observation``; all other keys keep their
-    names. Texts become token ids of shape (MAX_TOKENS,). MiniGrid's symbolic image gets the bounds
+    An observation that is not a Dict is stored under ``observation``; an environment's own key
+    ``task`` becomes ``env_task``, and all other keys keep their names. Texts under any key become
+    token ids, a Box of int16 of shape (text_length,). MiniGrid's symbolic image gets the bounds
     of its codes instead of 0 to 255, which SB3 would take for pixels. An ``action_mask`` becomes a
     MultiBinary, and Discrete values start at 0.
 
@@ -41,6 +43,12 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         env: the environment.
         task_index: index of its task in the suite.
         n_tasks: number of tasks in the suite.
+        vocabulary: words with token ids of their own, beside MiniGrid's and BabyAI's;
+            ``mirl.envs.draw_vocabulary`` collects those of an environment. All other words share
+            64 ids.
+        text_length: length of each text, in words; longer ones are cut. None for 80 where the
+            texts are MiniGrid's, and otherwise for what the space allows, at most 256.
+        text_form: ``tokens``, or ``utf8`` for the text's bytes plus 1.
         unknown_codes: reaction to codes of a symbolic image beyond MiniGrid's tables or the bounds
             of its space: "error", or "hash" for rows of their own.
 
@@ -54,6 +62,10 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         env: AnyEnv,
         task_index: int = 0,
         n_tasks: int = 1,
+        vocabulary: Sequence[str] = (),
+        text_length: int | None = None,
+        *,
+        text_form: TextForm = "tokens",
         unknown_codes: UnknownCodes = "error",
     ) -> None:
         super().__init__(env)
@@ -64,22 +76,21 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         self._is_dict = isinstance(space, spaces.Dict)
         inner: dict[str, Any] = {DEFAULT_KEY: space}
         if isinstance(space, spaces.Dict):
-            inner = dict(space)
-        if TASK_KEY in inner:
-            raise ConfigError(
-                f"the observation already has a key '{TASK_KEY}', which is reserved for the index "
-                "of the task; rename it with a wrapper"
-            )
+            inner = _without_task_key(dict(space))
+        self._has_task_key = self._is_dict and TASK_KEY in space
         self._is_checked = not is_known(env)
-        self._text_keys = tuple(key for key, subspace in inner.items() if _is_text(subspace))
+        self._keys = dict(space).keys() if self._is_dict else inner.keys()
         self._task_index = np.asarray(task_index, dtype=np.int64)
-        self._keys = inner.keys()
+        self._codecs: dict[str, TextCodec] = {}
         self._values: dict[str, Values] = {}
         self._n_actions: int | None = None
         contract: dict[str, AnySpace] = {}
         for key, subspace in inner.items():
-            if _is_text(subspace):
-                contract[key] = mission_space()
+            if is_raw_text(subspace):
+                length = text_length or default_length(subspace, env, text_form)
+                codec = text_codec(tuple(vocabulary), length, text_form)
+                self._codecs[key] = codec
+                contract[key] = codec.space()
             elif key == ACTION_MASK_KEY:
                 mask = mask_space(subspace, env.action_space)
                 self._n_actions = mask.n  # type: ignore[assignment]
@@ -94,6 +105,11 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
                 contract[key] = values.space
         contract[TASK_KEY] = spaces.Discrete(n_tasks)
         self.observation_space = spaces.Dict(contract)  # type: ignore[assignment]
+
+    @property
+    def text_keys(self) -> tuple[str, ...]:
+        """Keys of the texts."""
+        return tuple(self._codecs)
 
     def reset(
         self, *, seed: int | None = None, options: Info | None = None
@@ -167,8 +183,15 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
             if self._is_checked:
                 _check_keys(observation, self._keys)
             converted = dict(observation)
-        for key in self._text_keys:
-            converted[key] = tokenize(str(converted[key]))
+        if self._has_task_key:
+            converted[ENV_TASK_KEY] = converted.pop(TASK_KEY)
+        for key, codec in self._codecs.items():
+            if self._is_checked and not isinstance(converted[key], str):
+                raise ContractError(
+                    f"observation '{key}': expected a text, as its space says, got "
+                    f"{describe_value(converted[key])}; return a str, or change the space"
+                )
+            converted[key] = codec.encode(str(converted[key]), key)
         if self._is_checked:
             for key, values in self._values.items():
                 converted[key] = values.convert(converted[key])
@@ -178,6 +201,19 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         # A copy, because a wrapper or the caller may change an observation in place.
         converted[TASK_KEY] = self._task_index.copy()
         return converted
+
+
+def _without_task_key(inner: dict[str, AnySpace]) -> dict[str, AnySpace]:
+    """Return the subspaces with the environment's own ``task`` under ``env_task``."""
+    if TASK_KEY not in inner:
+        return inner
+    if ENV_TASK_KEY in inner:
+        raise ConfigError(
+            f"the observation has both '{TASK_KEY}' and '{ENV_TASK_KEY}', and the first is renamed "
+            f"to the second, because '{TASK_KEY}' is the index of the task; rename one of them "
+            "with a wrapper"
+        )
+    return {ENV_TASK_KEY if key == TASK_KEY else key: space for key, space in inner.items()}
 
 
 def is_known(env: AnyEnv) -> bool:
@@ -223,10 +259,6 @@ def _check_keys(observation: Any, keys: KeysView[str]) -> None:
         f"observation: expected only the keys {shorten(str(list(keys)))}, got '{extra}' too; add "
         "it to the observation space, or return it in the info"
     )
-
-
-def _is_text(space: AnySpace) -> bool:
-    return isinstance(space, (MissionSpace, spaces.Text))
 
 
 def _with_code_bounds(space: spaces.Box) -> spaces.Box:

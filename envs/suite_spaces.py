@@ -16,6 +16,8 @@ from mirl.envs.contract.descriptions import describe_space
 from mirl.envs.contract.episode_limits import episode_limit
 from mirl.envs.contract.probe import check_first_timestep
 from mirl.envs.make import make_env
+from mirl.envs.texts.codec import suite_codec
+from mirl.envs.texts.draw import TextSample, complete_texts, draw_texts
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class JoinedSpaces:
     """The spaces of all tasks as one.
 
     Args:
+        suite: the tasks, with the vocabulary and the length of their texts.
         observation: observation space, with ``action_mask`` if the numbers of actions differ.
         action: action space with every action of any task.
         n_actions: number of actions of each task, (n_tasks,), if they differ.
@@ -30,6 +33,7 @@ class JoinedSpaces:
             None if that is not known.
     """
 
+    suite: SuiteConfig
     observation: spaces.Dict
     action: ActionSpace
     n_actions: NDArray[np.int64] | None
@@ -55,6 +59,9 @@ def suite_spaces(
 def joined_spaces(suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]) -> JoinedSpaces:
     """Return the spaces of a suite, which may differ only in the number of discrete actions.
 
+    Unless the suite states the vocabulary and the length of its texts, some are drawn from the
+    environments.
+
     Args:
         suite: the tasks; one environment of each is made.
         backend: backend that will step the environments.
@@ -62,37 +69,47 @@ def joined_spaces(suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]) 
     Raises:
         ConfigError: if an environment cannot be made, or the spaces of two tasks differ.
     """
-    observations = []
-    actions = []
-    limits = []
-    for task_index in range(len(suite.tasks)):
-        observation, action, limit = _task_spaces(suite, task_index, backend)
-        observations.append(observation)
-        actions.append(action)
-        limits.append(limit)
+    parts = [_task_spaces(suite, index, backend) for index in range(len(suite.tasks))]
+    actions = [part.action for part in parts]
+    suite = complete_texts(suite, [part.texts for part in parts])
+    observations = [_with_texts(suite, part) for part in parts]
+    limits = tuple(part.episode_limit for part in parts)
     # Differing numbers of actions are allowed; the mask hides those that a task lacks.
     n_actions = _differing_counts(actions)
     _check_observations(suite, observations, n_actions)
     if n_actions is None:
         for task, action in zip(suite.tasks, actions, strict=True):
             _check_same("action space", suite.tasks[0], actions[0], task, action)
-        return JoinedSpaces(observations[0], actions[0], None, tuple(limits))
+        return JoinedSpaces(suite, observations[0], actions[0], None, limits)
     n_actions_max = int(n_actions.max())
     masked = {**observations[0], ACTION_MASK_KEY: spaces.MultiBinary(n_actions_max)}
     action = spaces.Discrete(n_actions_max)
-    return JoinedSpaces(spaces.Dict(masked), action, n_actions, tuple(limits))
+    return JoinedSpaces(suite, spaces.Dict(masked), action, n_actions, limits)
+
+
+@dataclass(frozen=True)
+class _TaskSpaces:
+    """The spaces of one task, and what its texts need."""
+
+    observation: spaces.Dict
+    action: ActionSpace
+    text_keys: tuple[str, ...]
+    texts: TextSample
+    episode_limit: int | None
 
 
 def _task_spaces(
     suite: SuiteConfig, task_index: int, backend: Literal["gymnasium", "envpool"]
-) -> tuple[spaces.Dict, ActionSpace, int | None]:
-    """Return the spaces and the episode limit of one task, from an environment that is closed."""
+) -> _TaskSpaces:
+    """Return the spaces of one task, from an environment that is closed again."""
     task = suite.tasks[task_index]
+    codec = suite_codec(suite)
     env = make_env(
         task,
         task_index,
         len(suite.tasks),
         suite.observation,
+        texts=codec,
         unknown_codes=suite.unknown_codes,
     )
     try:
@@ -102,9 +119,24 @@ def _task_spaces(
         action_space = check_action_space(declared, f"task '{task.name}' ({task.env_id})")
         if backend == "gymnasium":
             check_first_timestep(env, task, action_space)
-        return env.observation_space, action_space, episode_limit(env)
+        texts = TextSample()
+        if suite.vocabulary is None or suite.text_length is None:
+            texts = draw_texts(env.env)
+        limit = episode_limit(env)
+        return _TaskSpaces(env.observation_space, action_space, env.text_keys, texts, limit)
     finally:
         env.close()
+
+
+def _with_texts(suite: SuiteConfig, part: _TaskSpaces) -> spaces.Dict:
+    """Return the observation space of a task for the vocabulary and length of the suite."""
+    space = suite_codec(suite).space()
+    return spaces.Dict(
+        {
+            key: space if key in part.text_keys else subspace
+            for key, subspace in part.observation.items()
+        }
+    )
 
 
 def _differing_counts(actions: Sequence[ActionSpace]) -> NDArray[np.int64] | None:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mirl.configs.compose import validate
+from mirl.configs.imports import allow_imports, module_of
 from mirl.configs.schema import BackendName, SamplingName
 from mirl.configs.tasks import HoldoutConfig, Subset, SuiteConfig
 from mirl.envs.actions import ActionValidator
@@ -45,11 +46,13 @@ class SuiteVecEnv(EnvAttributes):
     numbers of actions, the observation ``action_mask`` marks the available ones.
 
     The info of an environment whose episode ended holds ``terminal_observation``,
-    ``TimeLimit.truncated``, ``is_success``, ``task`` (its name) and ``episode`` (as SB3's Monitor:
-    return ``r``, length ``l``, seconds since the start ``t``). Other infos are empty.
+    ``TimeLimit.truncated``, ``task`` (its name), ``episode`` (as SB3's Monitor: return ``r``,
+    length ``l``, seconds since the start ``t``) and, unless its success is unknown,
+    ``is_success``. Other infos are empty.
 
     Args:
-        suite: the tasks.
+        suite: the tasks. The attribute ``suite`` also has the vocabulary and the length of their
+            texts, which are drawn from the environments if the suite does not state them.
         n_envs: number of environments over all active tasks, at least one per task.
         backend: what steps the environments.
         seed: seed from which the seed of each environment and that of the task sampler derive.
@@ -104,6 +107,7 @@ class SuiteVecEnv(EnvAttributes):
         self.task_index = self._assignment.task_ids
         """Index of the task that each environment plays now, (n_envs,)."""
         joined = joined_spaces(suite, backend_name)
+        suite = joined.suite  # with the vocabulary and the length of its texts
         task_names = [task.name for task in suite.tasks]
         self._actions = ActionValidator(joined.action, joined.n_actions, task_names)
         episode_filter = EpisodeFilter(suite, holdout, subset, joined.observation)
@@ -202,7 +206,7 @@ class SuiteVecEnv(EnvAttributes):
             infos = self._statistics.infos(step, ended, self.task_index)
             if ended.size:
                 # The success rates decide the tasks of the next episodes.
-                self._assignment.record(ended, [infos[i]["is_success"] for i in ended])
+                self._assignment.record(ended, [infos[i].get("is_success") for i in ended])
                 self._start_next_episodes(ended, step.obs)
         self._state = "all_inactive" if self._backend.all_inactive else "ready"
         self._faults.store_last_obs(step.obs)
@@ -281,7 +285,8 @@ def make_vec_env(
     """Return a ``SuiteVecEnv`` of one id, of several ids, or of a suite.
 
     Args:
-        env: an id, several ids (one task each, named by its id), or a suite.
+        env: an id, several ids (one task each, named by its id), or a suite. ``module:Id`` imports
+            the module that registers the id.
         n_envs: number of environments over all tasks, at least one per task.
         backend: what steps the environments.
         seed: seed from which the seed of each environment derives.
@@ -292,6 +297,8 @@ def make_vec_env(
     """
     if not isinstance(env, SuiteConfig):
         ids = (env,) if isinstance(env, str) else tuple(env)
+        # The caller names these modules; those in a suite may come from a file.
+        allow_imports(*filter(None, map(module_of, ids)))
         tasks = [{"name": env_id, "env_id": env_id} for env_id in ids]
         env = validate(SuiteConfig, {"name": "+".join(ids), "tasks": tasks})
     return SuiteVecEnv(env, n_envs, backend=backend, seed=seed, seed_split=seed_split)

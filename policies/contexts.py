@@ -5,35 +5,80 @@ an index of the rows, so that everything that depends on the context alone is co
 distinct context.
 """
 
-from contextlib import nullcontext
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypeGuard, assert_never
+from typing import ClassVar, TypeGuard
 
 import torch
 from gymnasium import spaces
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
-    ContextConfig,
+    AnyContextConfig,
+    CombinedContextConfig,
     GoalContextConfig,
     GridEncoderConfig,
+    ImageEncoderConfig,
     MissionContextConfig,
     TaskIdContextConfig,
 )
-from mirl.policies.encoders import CellsEncoder, GridCells
-from mirl.policies.features import Context, UniqueRows, unique_rows
+from mirl.configs.parts import Part, PartConfig
+from mirl.policies.encoders import CellsEncoder, GridEncoder, ImageEncoder, in_float32
+from mirl.policies.features import Context, Observations, UniqueRows, unique_rows
 from mirl.policies.grouped_matmul import ContextGroups
-from mirl.policies.positions import sinusoidal_positions
-from mirl.policies.routing import Routing
 from mirl.policies.running_norm import RunningNorm
+from mirl.policies.text.words import build_mission_encoder
 
-MISSION_BUCKET = 8
+CONTEXT_BUCKET = 8
 """Distinct missions are padded to a multiple of this number, because oneDNN compiles and caches one
 kernel per shape."""
+
+
+class ContextEncoder(Part, nn.Module, ABC):
+    """Base class of the context encoders: observations to a ``Context``.
+
+    The constructor of a subclass takes the observation space, a Dict, and the config of the
+    encoder, and sets ``keys`` and ``out_dim``.
+    """
+
+    Config: ClassVar[type[PartConfig]] = AnyContextConfig
+
+    keys: tuple[str, ...]
+    """Observation keys that the encoder reads as the context."""
+    out_dim: int
+    """Z, the size of the context."""
+
+    @property
+    def grouped_key(self) -> str | None:
+        """Key that may come as ``UniqueRows``, because a batch has few distinct values of it.
+
+        None if there is no such key, as for continuous goals.
+        """
+        return None
+
+    @abstractmethod
+    def forward(self, observations: Observations) -> Context:
+        """Encode the contexts of a batch.
+
+        Args:
+            observations: the keys of the space, preprocessed by SB3. The value of ``grouped_key``
+                may also be ``UniqueRows``.
+
+        Returns:
+            Values (G, Z), one row per distinct context, and the context of each row of the batch;
+            or values (B, Z) without groups, one per row.
+        """
+
+    def update_statistics(self, observations: Observations) -> None:
+        """Update running statistics of the context, if the encoder has any.
+
+        Args:
+            observations: a batch, as ``forward`` takes it.
+        """
 
 
 def get_task_ids(
@@ -55,28 +100,35 @@ def get_task_ids(
     return task.reshape(len(task), n_tasks).argmax(-1)
 
 
-class TaskIdContext(nn.Module):
+class TaskIdContext(ContextEncoder):
     """Context z = relu(MLP(one-hot task id)); without hidden layers, the one-hot id itself.
 
     Args:
-        space: the Discrete space of the task id.
+        space: the observation space, with a Discrete under ``config.key``.
         config: options of the context.
 
     Raises:
-        ConfigError: if the space is not Discrete.
+        ConfigError: if the space under the key is not Discrete.
 
     References:
         Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020, in the
         multitask experiments.
     """
 
-    def __init__(self, space: spaces.Space[object], config: TaskIdContextConfig) -> None:
+    Config = TaskIdContextConfig
+
+    def __init__(self, space: spaces.Dict, config: TaskIdContextConfig) -> None:
         super().__init__()
-        if not isinstance(space, spaces.Discrete):
+        subspace = space[config.key]
+        if not isinstance(subspace, spaces.Discrete):
             raise ConfigError(
-                f"context=task_id needs a Discrete space under '{config.key}', got {space}"
+                f"context=task_id needs a Discrete space under '{config.key}', got {subspace}; "
+                "use context=auto"
             )
-        self.n_tasks = int(space.n)
+        self.keys = (config.key,)
+        self.n_tasks = int(subspace.n)
+        self.average_over: Sequence[int] | None = None
+        """Tasks whose mean context takes the place of every task's own, for few-shot adaptation."""
         sizes = [self.n_tasks]
         # without hidden layers the MLP below stays empty and returns the one-hot id
         if config.hidden:
@@ -87,202 +139,80 @@ class TaskIdContext(nn.Module):
             self.mlp.append(nn.Linear(in_size, out_size))
             self.mlp.append(nn.ReLU())
 
-    def forward(self, task: Float[Tensor, "batch ..."] | UniqueRows) -> Context:
+    @property
+    def grouped_key(self) -> str:
+        """Key of the task id."""
+        return self.keys[0]
+
+    def forward(self, observations: Observations) -> Context:
         """Encode the task ids.
 
         Args:
-            task: the one-hot key, (B, n) or (B, 1, n), or its distinct indices.
+            observations: the task id under its key, one-hot (B, n) or (B, 1, n), or its distinct
+                indices.
 
         Returns:
             The encoded tasks: all of them, or the distinct ones if they are given.
         """
+        task = observations[self.keys[0]]
         if not isinstance(task, UniqueRows):
             index = get_task_ids(task, self.n_tasks)
             # encoding all n tasks costs less than a search for those in the batch
             all_tasks = torch.arange(self.n_tasks, device=index.device)
             task = UniqueRows(all_tasks, ContextGroups(index, self.n_tasks))
         one_hot = F.one_hot(task.rows.long().flatten(), self.n_tasks).float()
-        return Context(self.mlp(one_hot), task.groups)
+        values = self.mlp(one_hot)
+        if self.average_over is not None:
+            every_task = torch.eye(self.n_tasks, device=one_hot.device)
+            # (trained tasks, Z) -> (rows, Z)
+            mean = self.mlp(every_task)[list(self.average_over)].mean(0)
+            values = mean.expand_as(values)
+        return Context(values, task.groups)
 
 
-class AttentionMissionEncoder(nn.Module):
-    """Mission encoder: embeddings with sinusoidal positions, self-attention, mean over the words.
-
-    Args:
-        n_tokens: size of the vocabulary, with 0 as padding.
-        config: options of the mission encoder.
-
-    References:
-        Vaswani et al., "Attention Is All You Need", NeurIPS 2017.
-    """
-
-    def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(n_tokens, config.dim, padding_idx=0)
-        layer = nn.TransformerEncoderLayer(
-            config.dim,
-            config.heads,
-            dim_feedforward=2 * config.dim,
-            dropout=0.0,  # dropout would make the probability ratios of PPO random
-            batch_first=True,
-            norm_first=True,
-        )
-        # PyTorch has no nested tensors for norm_first, and warns if they are enabled
-        self.attention = nn.TransformerEncoder(
-            layer,
-            config.layers,
-            enable_nested_tensor=False,
-        )
-
-    def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
-        """Encode missions.
-
-        Args:
-            tokens: token ids, (missions, length).
-
-        Returns:
-            One vector per mission, (missions, dim).
-        """
-        # the first token always counts as a word, so that an empty mission has a mean, too
-        first = torch.zeros(1, dtype=torch.int64, device=tokens.device)
-        words = (tokens != 0).index_fill(1, first, True)
-        positions = sinusoidal_positions(
-            tokens.shape[1], self.embedding.embedding_dim, tokens.device
-        )
-        located = self.embedding(tokens) + positions
-        # on a CPU the backward pass of the fused kernel in bfloat16 is ten times as slow
-        on_cpu = located.device.type == "cpu"
-        with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
-            attended = self.attention(located, src_key_padding_mask=~words)
-        # mean over the words alone: (missions, length, dim) -> (missions, dim)
-        total = (attended * words.unsqueeze(-1)).sum(1)
-        mean: Tensor = total / words.sum(1, keepdim=True)
-        return mean
-
-
-class GruMissionEncoder(nn.Module):
-    """Mission encoder: embeddings, then the state of a GRU after the last word.
-
-    Args:
-        n_tokens: size of the vocabulary, with 0 as padding.
-        config: options of the mission encoder.
-    """
-
-    def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(n_tokens, config.dim, padding_idx=0)
-        self.gru = nn.GRU(
-            config.dim,
-            config.dim,
-            num_layers=config.layers,
-            batch_first=True,
-        )
-
-    def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
-        """Encode missions.
-
-        Args:
-            tokens: token ids, (missions, length).
-
-        Returns:
-            One vector per mission, (missions, dim).
-        """
-        states, _ = self.gru(self.embedding(tokens))
-        # the GRU also runs over the padding behind the last word, whose states are not used;
-        # an empty mission has the state after its first token
-        last_word = (tokens != 0).sum(1).sub(1).clamp(min=0)
-        missions = torch.arange(len(tokens), device=tokens.device)
-        final: Tensor = states[missions, last_word]
-        return final
-
-
-class BagMissionEncoder(nn.Module):
-    """Mission encoder: the mean of the words' embeddings, which ignores their order.
-
-    Args:
-        n_tokens: size of the vocabulary, with 0 as padding.
-        config: options of the mission encoder.
-    """
-
-    def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
-        super().__init__()
-        # padding_idx leaves the padding out of the mean
-        self.embedding = nn.EmbeddingBag(
-            n_tokens,
-            config.dim,
-            mode="mean",
-            padding_idx=0,
-        )
-
-    def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
-        """Encode missions.
-
-        Args:
-            tokens: token ids, (missions, length).
-
-        Returns:
-            One vector per mission, (missions, dim).
-        """
-        mean: Tensor = self.embedding(tokens)
-        return mean
-
-
-MissionEncoder = AttentionMissionEncoder | GruMissionEncoder | BagMissionEncoder
-
-
-def build_mission_encoder(n_tokens: int, config: MissionContextConfig) -> MissionEncoder:
-    """Build the mission encoder that ``config`` names.
-
-    Args:
-        n_tokens: size of the vocabulary, with 0 as padding.
-        config: options of the mission encoder.
-
-    Returns:
-        A module from token ids (missions, length) to vectors (missions, dim).
-    """
-    match config.encoder:
-        case "attention":
-            return AttentionMissionEncoder(n_tokens, config)
-        case "gru":
-            return GruMissionEncoder(n_tokens, config)
-        case "bag":
-            return BagMissionEncoder(n_tokens, config)
-        case _:
-            assert_never(config.encoder)
-
-
-class MissionContext(nn.Module):
+class MissionContext(ContextEncoder):
     """Context z = LayerNorm(encoder(mission)); each distinct mission is encoded once.
 
     Args:
-        space: the space of the mission, a Box of integers (length,).
+        space: the observation space, with a Box of integers (length,) under ``config.key``.
         config: options of the context.
 
     Raises:
-        ConfigError: if the space is not one of token ids.
+        ConfigError: if the space under the key is not one of token ids.
     """
 
-    def __init__(self, space: spaces.Space[object], config: MissionContextConfig) -> None:
+    Config = MissionContextConfig
+
+    def __init__(self, space: spaces.Dict, config: MissionContextConfig) -> None:
         super().__init__()
-        if not _has_token_ids(space):
+        subspace = space[config.key]
+        if not has_token_ids(subspace):
             raise ConfigError(
                 "context=mission needs token ids, a Box of integers (length,), under "
-                f"'{config.key}', got {space}; wrap the environment in "
-                "mirl.envs.ContractObservation"
+                f"'{config.key}', got {subspace}; wrap the environment in "
+                "mirl.envs.ContractObservation, or use context=auto"
             )
+        self.keys = (config.key,)
         self.out_dim = config.dim
-        self.words = build_mission_encoder(int(space.high.max()) + 1, config)
+        self.words = build_mission_encoder(int(subspace.high.max()) + 1, config)
         self.norm = nn.LayerNorm(config.dim)
 
-    def forward(self, tokens: Float[Tensor, "batch length"] | UniqueRows) -> Context:
+    @property
+    def grouped_key(self) -> str:
+        """Key of the mission."""
+        return self.keys[0]
+
+    def forward(self, observations: Observations) -> Context:
         """Encode the missions.
 
         Args:
-            tokens: token ids, (B, length), padded with 0; or the distinct missions.
+            observations: token ids under their key, (B, length), padded with 0; or the distinct
+                missions.
 
         Returns:
-            The distinct missions, encoded; padded to a multiple of ``MISSION_BUCKET``.
+            The distinct missions, encoded; padded to a multiple of ``CONTEXT_BUCKET``.
         """
+        tokens = observations[self.keys[0]]
         distinct = tokens if isinstance(tokens, UniqueRows) else unique_rows(tokens.long())
         # drop the columns that are padding in every mission, but keep one for empty missions
         used_columns = (distinct.rows != 0).any(0).nonzero()
@@ -290,24 +220,28 @@ class MissionContext(nn.Module):
         if len(used_columns):
             longest = int(used_columns[-1]) + 1
         # -n % k is the distance from n to the next multiple of k
-        missing = -len(distinct.rows) % MISSION_BUCKET
+        missing = -len(distinct.rows) % CONTEXT_BUCKET
         # (missions, length) -> (missions + missing, longest)
         padded = F.pad(distinct.rows[:, :longest].long(), (0, 0, 0, missing))
         return Context(self.norm(self.words(padded)), distinct.groups)
 
 
-def _has_token_ids(space: spaces.Space[object]) -> TypeGuard[spaces.Box]:
-    """Return True if the space is a Box of integers (length,)."""
+def has_token_ids(space: spaces.Space[object]) -> TypeGuard[spaces.Box]:
+    """Return True if a space is a Box of non-negative integers (length,).
+
+    Args:
+        space: any space.
+    """
     if not isinstance(space, spaces.Box):
         return False
-    return len(space.shape) == 1 and space.dtype.kind in "iu"
+    return len(space.shape) == 1 and space.dtype.kind in "iu" and bool(space.low.min() >= 0)
 
 
-class GoalContext(nn.Module):
+class GoalContext(ContextEncoder):
     """Context z = relu(MLP(goal)), with the goal normalized first if ``normalize`` is set.
 
-    Goals are continuous, so every row has its own context. A goal that is ``relative_to`` another
-    key arrives with the value of that key subtracted.
+    Goals are continuous, so every row has its own context. With ``relative_to``, the value of that
+    key is subtracted from the goal.
 
     Args:
         space: the space of the observations.
@@ -317,8 +251,11 @@ class GoalContext(nn.Module):
         ConfigError: if the goal cannot be relative to the key that ``relative_to`` names.
     """
 
+    Config = GoalContextConfig
+
     def __init__(self, space: spaces.Dict, config: GoalContextConfig) -> None:
         super().__init__()
+        self.keys = (config.key,)
         self.goal_dim = spaces.flatdim(space[config.key])
         self.out_dim = config.dim
         self.relative_to = config.relative_to or None
@@ -333,20 +270,44 @@ class GoalContext(nn.Module):
             nn.Linear(config.dim, config.dim),
         )
 
-    def forward(self, goal: Float[Tensor, "batch ..."]) -> Context:
+    def forward(self, observations: Observations) -> Context:
         """Encode the goals.
 
         Args:
-            goal: (B, *goal).
+            observations: the goal under its key, (B, *goal).
 
         Returns:
             One context per row.
         """
-        # (B, *goal) -> (B, goal_dim)
-        flat = goal.reshape(len(goal), self.goal_dim).float()
+        flat = self._flat_goal(observations)
         if self.normalize is not None:
             flat = self.normalize(flat)
-        return Context(F.relu(self.mlp(flat)), None)
+        first, *later = self.mlp
+        # goals in real units would lose their last digits in bfloat16
+        hidden = in_float32(first, flat)
+        for layer in later:
+            hidden = layer(hidden)
+        return Context(F.relu(hidden), None)
+
+    def update_statistics(self, observations: Observations) -> None:
+        """Update the running statistics of the goal, if it is normalized.
+
+        Args:
+            observations: a batch, as ``forward`` takes it.
+        """
+        if self.normalize is not None:
+            self.normalize.update(self._flat_goal(observations))
+
+    def _flat_goal(self, observations: Observations) -> Float[Tensor, "batch goal"]:
+        """Return the goal, minus the ``relative_to`` key's value if set, flattened."""
+        goal = observations[self.keys[0]]
+        assert isinstance(goal, Tensor), "goals are continuous and never come as UniqueRows"
+        if self.relative_to is not None:
+            other = observations[self.relative_to]
+            assert isinstance(other, Tensor), "only the context may come as UniqueRows"
+            goal = goal - other
+        # (B, *goal) -> (B, goal_dim)
+        return goal.reshape(len(goal), self.goal_dim).float()
 
 
 def _check_relative_to(space: spaces.Dict, goal: str, other: str) -> None:
@@ -360,76 +321,186 @@ def _check_relative_to(space: spaces.Dict, goal: str, other: str) -> None:
         if not isinstance(space[key], spaces.Box) or space[key].shape != space[goal].shape:
             raise ConfigError(
                 "context.relative_to needs two Box spaces of the same shape, "
-                f"and '{goal}' is {space[goal]}, '{other}' is {space[other]}"
+                f"and '{goal}' is {space[goal]}, '{other}' is {space[other]}; "
+                "remove context.relative_to"
             )
 
 
-class GoalImageContext(nn.Module):
-    """Context from a goal in MiniGrid's symbolic form; each distinct goal is encoded once.
+class GoalImageContext(ContextEncoder):
+    """Context from a goal that is a grid of codes or a picture; each distinct goal is encoded once.
 
     Args:
-        space: the space of the goal, a Box (H, W, codes) of small integers.
+        space: the observation space, with a Box (H, W, codes) of small integers or an image under
+            ``config.key``.
         config: options of the context.
 
     Raises:
-        ConfigError: if the space is not one of symbolic images.
+        ConfigError: if the space under the key is not one of cells.
     """
 
-    def __init__(self, space: spaces.Space[object], config: GoalContextConfig) -> None:
+    def __init__(self, space: spaces.Dict, config: GoalContextConfig) -> None:
         super().__init__()
-        if not (isinstance(space, spaces.Box) and len(space.shape) == 3):
+        subspace = space[config.key]
+        if len(subspace.shape or ()) not in (2, 3):
             raise ConfigError(
-                f"context.encoder=grid needs a Box of rank 3 under '{config.key}', got {space}"
+                f"context.encoder={config.encoder} needs a Box of rank 3 under '{config.key}', got "
+                f"{subspace}; use context.encoder=mlp"
             )
-        grid = GridEncoderConfig(features_dim=config.dim)
-        routing = Routing(config.key, image=config.key, others=(), others_dim=0)
-        self.shape = space.shape
+        self.keys = (config.key,)
+        self.shape = tuple(subspace.shape or ())
         self.out_dim = config.dim
-        self.encoder = CellsEncoder(GridCells(space, grid.channels), routing, grid)
+        goal_space = spaces.Dict({config.key: subspace})
+        is_integer = subspace.dtype is not None and subspace.dtype.kind in "iub"
+        self.has_codes = config.encoder == "grid" and is_integer
+        self.encoder: CellsEncoder
+        if config.encoder == "grid":
+            self.encoder = GridEncoder(goal_space, GridEncoderConfig(features_dim=config.dim))
+        else:
+            self.encoder = ImageEncoder(goal_space, ImageEncoderConfig(features_dim=config.dim))
 
-    def forward(self, goal: Float[Tensor, "batch height width codes"] | UniqueRows) -> Context:
+    @property
+    def grouped_key(self) -> str | None:
+        """Key of the goal if it is a grid of codes."""
+        # a picture as UniqueRows would lack SB3's scaling of pixels
+        return self.keys[0] if self.has_codes else None
+
+    def forward(self, observations: Observations) -> Context:
         """Encode the goals.
 
         Args:
-            goal: (B, H, W, codes), or its distinct rows.
+            observations: the goal under its key, (B, H, W, codes) or (B, *image), or its distinct
+                rows.
 
         Returns:
-            The distinct goals, encoded.
+            The distinct goals, encoded; one per row for pictures.
         """
+        key = self.keys[0]
+        goal = observations[key]
+        if not self.has_codes:
+            assert isinstance(goal, Tensor), "pictures never come as UniqueRows"
+            return Context(self.encoder({key: goal}), None)
         # (B, H, W, codes) -> (B, H * W * codes)
         distinct = goal if isinstance(goal, UniqueRows) else unique_rows(goal.flatten(1).long())
         # (goals, H * W * codes) -> (goals, H, W, codes)
         images = distinct.rows.reshape(-1, *self.shape).float()
-        # a goal is the image alone, without keys such as the direction
-        no_others = images.new_zeros(len(images), 0)
-        z = self.encoder.to_vector(self.encoder.to_cells(images), no_others)
-        return Context(z, distinct.groups)
+        return Context(self.encoder({key: images}), distinct.groups)
 
 
-ContextEncoder = TaskIdContext | MissionContext | GoalContext | GoalImageContext
+class CombinedContext(ContextEncoder):
+    """Context z = relu(V [z₁, z₂, …] + b) of several contexts: a goal, a task id, a mission.
+
+    If a batch has few distinct values of every part, it has few distinct combinations, and each is
+    computed once.
+
+    Args:
+        space: the space of the observations.
+        config: options of the context, with the config of each part.
+
+    Raises:
+        ConfigError: if the space under a part's key does not fit.
+    """
+
+    Config = CombinedContextConfig
+
+    def __init__(self, space: spaces.Dict, config: CombinedContextConfig) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([build_context(part, space) for part in config.parts])
+        keys: list[str] = []
+        joined_dim = 0
+        for part in self._encoders():
+            keys += part.keys
+            joined_dim += part.out_dim
+        self.keys = tuple(dict.fromkeys(keys))
+        self.out_dim = config.dim
+        self.join = nn.Linear(joined_dim, config.dim)
+
+    @property
+    def grouped_key(self) -> str | None:
+        """Key of the first part that has one."""
+        for part in self._encoders():
+            if part.grouped_key is not None:
+                return part.grouped_key
+        return None
+
+    def forward(self, observations: Observations) -> Context:
+        """Encode the parts and join them.
+
+        Args:
+            observations: a batch with the keys of all parts.
+
+        Returns:
+            The distinct combinations; one context per row if a part is continuous.
+        """
+        contexts = [part(observations) for part in self._encoders()]
+        groups = join_groups([context.groups for context in contexts])
+        if groups is None:
+            # (B, Z₁), (B, Z₂), … -> (B, Z₁ + Z₂ + …)
+            joined = torch.cat([context.per_row() for context in contexts], dim=1)
+            return Context(F.relu(self.join(joined)), None)
+        indices, joint = groups
+        values = []
+        for context, index in zip(contexts, indices, strict=True):
+            values.append(context.values.index_select(0, index))
+        # (combinations, Z₁ + Z₂ + …)
+        return Context(F.relu(self.join(torch.cat(values, dim=1))), joint)
+
+    def update_statistics(self, observations: Observations) -> None:
+        """Update the running statistics of every part.
+
+        Args:
+            observations: a batch, as ``forward`` takes it.
+        """
+        for part in self._encoders():
+            part.update_statistics(observations)
+
+    def _encoders(self) -> list[ContextEncoder]:
+        return [part for part in self.parts if isinstance(part, ContextEncoder)]
 
 
-def build_context(config: ContextConfig, space: spaces.Dict) -> ContextEncoder:
-    """Build the context encoder that ``config`` names.
+def join_groups(
+    groups: Sequence[ContextGroups | None],
+) -> tuple[list[Int[Tensor, " combinations"]], ContextGroups] | None:
+    """Find the distinct combinations of several groupings of the same rows.
+
+    Args:
+        groups: the groups of each part, or None for a part that has a context per row.
+
+    Returns:
+        For each part the index of its context in each combination, and the combination of each
+        row; None if a part has no groups. The number of combinations is padded to a multiple of
+        ``CONTEXT_BUCKET``.
+    """
+    known = [part for part in groups if part is not None]
+    if len(known) < len(groups):
+        return None
+    # a mixed-radix number per row: one digit per part
+    code = torch.zeros_like(known[0].index)
+    for part in known:
+        code = code * part.count + part.index
+    combinations, index = torch.unique(code, return_inverse=True)
+    count = len(combinations)
+    # the padding repeats combination 0, which no row refers to there
+    padded = F.pad(combinations, (0, -count % CONTEXT_BUCKET))
+    indices: list[Tensor] = []
+    for part in reversed(known):
+        indices.insert(0, padded % part.count)
+        padded = padded // part.count
+    return indices, ContextGroups(index, len(padded))
+
+
+def build_context(config: AnyContextConfig, space: spaces.Dict) -> ContextEncoder:
+    """Build the context encoder that ``config`` belongs to.
 
     Args:
         config: kind, key and options of the context.
         space: the space of the observations, from which all sizes are read.
 
     Returns:
-        A module from the value of the key to a ``Context``.
+        A module from observations to a ``Context``.
 
     Raises:
         ConfigError: if the space under the key does not fit.
     """
-    match config:
-        case TaskIdContextConfig():
-            return TaskIdContext(space[config.key], config)
-        case MissionContextConfig():
-            return MissionContext(space[config.key], config)
-        case GoalContextConfig(encoder="mlp"):
-            return GoalContext(space, config)
-        case GoalContextConfig():
-            return GoalImageContext(space[config.key], config)
-        case _:
-            assert_never(config)
+    if isinstance(config, GoalContextConfig) and config.encoder != "mlp":
+        return GoalImageContext(space, config)
+    return ContextEncoder.class_of(config).construct(space=space, config=config)

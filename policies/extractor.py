@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import cast
 
-import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Int
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -15,28 +14,78 @@ from mirl.configs.keys import ACTION_MASK_KEY, TASK_KEY
 from mirl.configs.networks import (
     AutoContextConfig,
     AutoEncoderConfig,
+    BaseEncoderConfig,
     ContextConfig,
     EncoderConfig,
     FusionConfig,
     NetworkConfig,
     NoMemoryConfig,
     Site,
-    VectorEncoderConfig,
 )
 from mirl.policies.action_mask import is_mask_space
-from mirl.policies.contexts import GoalContext, build_context, get_task_ids
-from mirl.policies.encoders import (
-    CellsEncoder,
-    GridCells,
-    ImageCells,
-    VectorEncoder,
-    build_encoder,
-    gather_rows,
-)
-from mirl.policies.features import Context, Features, Observations, UniqueRows
+from mirl.policies.contexts import ContextEncoder, build_context, get_task_ids
+from mirl.policies.encoders import Encoder, build_encoder, gather_rows
+from mirl.policies.features import Context, Features, Observations
 from mirl.policies.fusions import Fusion, build_fusion, build_map_fusion
-from mirl.policies.routing import choose_network, resolve_network, route
+from mirl.policies.routing import (
+    choose_network,
+    has_feature_map,
+    resolve_network,
+    subspace,
+)
 from mirl.policies.running_norm import RunningNorm
+
+
+class MapFusion:
+    """Fusion of a feature map with the contexts of a batch, followed by a ReLU.
+
+    Args:
+        fusion: the fusion, or the plain module that replaced it for one context.
+        context: the encoded contexts; None if the fusion is specialized for one context.
+    """
+
+    def __init__(self, fusion: nn.Module, context: Context | None) -> None:
+        self.fusion = fusion
+        self.context = context
+
+    def __call__(
+        self, cells: Float[Tensor, "batch cells channels"]
+    ) -> Float[Tensor, "batch cells channels"]:
+        """Return the fused cells.
+
+        Args:
+            cells: features of the cells, (B, P, C).
+        """
+        return F.relu(_apply_fusion(self.fusion, cells, self.context))
+
+    def by_type(
+        self,
+        cell_types: Float[Tensor, "kinds channels"],
+        cell_type_ids: Int[Tensor, "batch cells"],
+    ) -> Float[Tensor, "batch cells channels"]:
+        """Return the fused cells of a map with few cell types.
+
+        If there are fewer pairs of a cell type and a distinct context than cells, every such pair
+        is fused once and the results are gathered.
+
+        Args:
+            cell_types: features of each cell type, (types, C).
+            cell_type_ids: type of each cell, (B, P).
+        """
+        fusion = self.fusion
+        context = self.context
+        # attention mixes the cells of a row
+        if isinstance(fusion, Fusion) and fusion.is_positionwise and context is not None:
+            n_pairs = len(context.values) * len(cell_types)
+            if context.groups is not None and n_pairs <= cell_type_ids.numel():
+                # (types, C) -> (contexts, types, C), a view
+                repeated = cell_types.expand(len(context.values), -1, -1)
+                # (contexts, types, C) -> (contexts * types, C)
+                table = F.relu(fusion(repeated, context.values)).flatten(0, 1)
+                # each context has its own block of rows in the table
+                first_rows = len(cell_types) * context.groups.index
+                return gather_rows(table, cell_type_ids + first_rows.unsqueeze(1))
+        return self(gather_rows(cell_types, cell_type_ids))
 
 
 class FusionExtractor(BaseFeaturesExtractor):
@@ -48,13 +97,13 @@ class FusionExtractor(BaseFeaturesExtractor):
         observation_space: a Dict space; every size is read from it.
         network: the whole configuration, without site "heads" and without a memory.
         fusion: name of a fusion ("bilinear", "film", ...) or its config with options.
-        context: name or config of the context encoder; None for the encoder of ``desired_goal``,
-            ``mission`` or ``task``, whichever key the space has first.
+        context: name or config of the context encoder; None for every goal and text, and the task
+            id of several tasks, joined into one context.
         encoder: name or config of the observation encoder; None to choose it from the space.
         sites: "map" (each cell of an image), "vector" (the feature vector), or both. The heads are
             not part of a features extractor; ``FusionPolicy`` fuses there.
-        observation_keys: keys that are inputs; None for all keys except ``desired_goal``,
-            ``mission``, ``task``, the context's own key and ``action_mask``.
+        observation_keys: keys that are inputs; None for all keys except the context's,
+            ``action_mask``, and the index of the task.
         return_features: return ``Features``, which a policy's heads read, instead of a tensor.
 
     Raises:
@@ -87,30 +136,28 @@ class FusionExtractor(BaseFeaturesExtractor):
         # a resolved network has no auto member
         assert not isinstance(network.context, AutoContextConfig)
         assert not isinstance(network.encoder, AutoEncoderConfig)
-        routing = route(
-            observation_space,
-            network.context.key,
-            network.observation_keys,
-            flatten=isinstance(network.encoder, VectorEncoderConfig),
-        )
+        assert network.observation_keys is not None
+        inputs = subspace(observation_space, network.observation_keys)
         # modules are built in a fixed order, context, encoder, fusions, because each one draws its
         # initial weights from the same generator
         context_encoder = build_context(network.context, observation_space)
-        vector_dim = network.encoder.features_dim
+        input_encoder = build_encoder(network.encoder, inputs)
+        vector_dim = input_encoder.out_dim
         context_dim = context_encoder.out_dim
 
         super().__init__(observation_space, vector_dim)
         self.network = network
-        self.routing = routing
         self.return_features = return_features
         self.context_dim = context_dim
-        self.context = context_encoder
-        self.encoder = build_encoder(network.encoder, observation_space, routing)
+        self.context: ContextEncoder = context_encoder
+        self.encoder: Encoder = input_encoder
         # None where the context does not enter; ``specialize`` replaces fusions by plain layers
         self.map_fusion: nn.Module | None = None
         self.vector_fusion: nn.Module | None = None
         if "map" in network.sites:
-            channels = cast(CellsEncoder, self.encoder).channels
+            channels = input_encoder.channels
+            if channels is None:
+                raise _no_feature_map(network.encoder)
             # as many channels as before, so that the encoder's second stage stays the same
             self.map_fusion = build_map_fusion(
                 network.fusion,
@@ -141,7 +188,7 @@ class FusionExtractor(BaseFeaturesExtractor):
         Returns:
             The feature vectors, (B, features_dim), or ``Features`` if ``return_features`` is set.
         """
-        context: Context = self.context(self._raw_context(observations))
+        context: Context = self.context(observations)
         vector = self.fuse(observations, context)
         if not self.return_features:
             return vector
@@ -164,13 +211,11 @@ class FusionExtractor(BaseFeaturesExtractor):
         Returns:
             The feature vectors, (B, features_dim).
         """
-        others = self._others(observations)
-        if isinstance(self.encoder, CellsEncoder) and self.routing.image is not None:
-            image = _tensor(observations, self.routing.image)
-            cells = self._cells(self.encoder.to_cells, image, context)
-            vector = self.encoder.to_vector(cells, others)
-        else:
-            vector = self.encoder(others)
+        inputs = {key: _tensor(observations, key) for key in self.encoder.keys}
+        fuse = None
+        if self.map_fusion is not None:
+            fuse = MapFusion(self.map_fusion, context)
+        vector: Tensor = self.encoder(inputs, fuse)
         if self.vector_fusion is not None:
             vector = F.relu(_apply_fusion(self.vector_fusion, vector, context))
         return vector
@@ -186,33 +231,9 @@ class FusionExtractor(BaseFeaturesExtractor):
         Args:
             observations: a batch, as ``forward`` takes it.
         """
-        if isinstance(self.encoder, VectorEncoder) and self.encoder.normalize is not None:
-            self.encoder.normalize.update(self._others(observations))
-        if isinstance(self.context, GoalContext) and self.context.normalize is not None:
-            goal = self._raw_context(observations)
-            assert isinstance(goal, Tensor), "goals are continuous and never come as UniqueRows"
-            self.context.normalize.update(goal.flatten(1))
-
-    def _raw_context(self, observations: Observations) -> Tensor | UniqueRows:
-        """Return the raw context value, minus the ``relative_to`` key's value if set."""
-        value = observations[self.routing.context]
-        if isinstance(self.context, GoalContext) and self.context.relative_to is not None:
-            assert isinstance(value, Tensor), "goals are continuous and never come as UniqueRows"
-            return value - _tensor(observations, self.context.relative_to)
-        return value
-
-    def _others(self, observations: Observations) -> Float[Tensor, "batch others"]:
-        """Return the inputs other than the image, flattened and concatenated."""
-        first = _tensor(observations, self.routing.image or self.routing.others[0])
-        batch = first.shape[0]
-        if not self.routing.others:
-            # the image is the only input; zero columns spare every encoder a special case
-            return first.new_zeros(batch, 0, dtype=torch.float32)
-        others = []
-        for key in self.routing.others:
-            # one shape for SB3's (B, n) and (B, 1, n) forms of a Discrete key
-            others.append(_tensor(observations, key).reshape(batch, -1).float())
-        return torch.cat(others, dim=1)
+        inputs = {key: _tensor(observations, key) for key in self.encoder.keys}
+        self.encoder.update_statistics(inputs)
+        self.context.update_statistics(observations)
 
     def _task(self, observations: Observations) -> Int[Tensor, " batch"] | None:
         """Return the task index of each row, if the space has the key ``task``."""
@@ -227,37 +248,6 @@ class FusionExtractor(BaseFeaturesExtractor):
         if not is_mask_space(space):
             return None
         return _tensor(observations, ACTION_MASK_KEY) != 0
-
-    def _cells(
-        self, to_cells: GridCells | ImageCells, image: Tensor, context: Context | None
-    ) -> Float[Tensor, "batch cells channels"]:
-        """Return the cells of the image, fused with the context if site "map" is used.
-
-        If there are fewer pairs of a cell type and a distinct context than cells, every such pair
-        is fused once and the results are gathered.
-        """
-        fusion = self.map_fusion
-        if fusion is None:
-            return to_cells(image)
-        # pixels have no cell types, and attention mixes the cells of a row
-        if (
-            isinstance(to_cells, GridCells)
-            and isinstance(fusion, Fusion)
-            and fusion.is_positionwise
-            and context is not None
-        ):
-            cell_types = to_cells.cell_types()
-            cell_type_ids = to_cells.cell_type_ids(image)
-            n_pairs = len(context.values) * len(cell_types)
-            if context.groups is not None and n_pairs <= cell_type_ids.numel():
-                # (types, C) -> (contexts, types, C), a view
-                repeated = cell_types.expand(len(context.values), -1, -1)
-                # (contexts, types, C) -> (contexts * types, C)
-                table = F.relu(fusion(repeated, context.values)).flatten(0, 1)
-                # each context has its own block of rows in the table
-                first_rows = len(cell_types) * context.groups.index
-                return gather_rows(table, cell_type_ids + first_rows.unsqueeze(1))
-        return F.relu(_apply_fusion(fusion, to_cells(image), context))
 
 
 def _tensor(observations: Observations, key: str) -> Tensor:
@@ -296,10 +286,16 @@ def _check_sites(network: NetworkConfig) -> None:
             f"a features extractor has no memory, got memory={network.memory.kind}; "
             "use mirl.policies.RecurrentFusionPolicy"
         )
-    if "map" in network.sites and isinstance(network.encoder, VectorEncoderConfig):
-        raise ConfigError(
-            "site 'map' fuses each cell, and encoder 'vector' has no cells; use sites=('vector',)"
-        )
+    assert not isinstance(network.encoder, AutoEncoderConfig)
+    if "map" in network.sites and not has_feature_map(network.encoder):
+        raise _no_feature_map(network.encoder)
+
+
+def _no_feature_map(encoder: BaseEncoderConfig) -> ConfigError:
+    return ConfigError(
+        f"site 'map' fuses each cell, and encoder '{encoder.kind}' has no cells; "
+        "use sites=('vector',)"
+    )
 
 
 def count_parameters(module: nn.Module) -> int:

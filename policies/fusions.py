@@ -15,7 +15,7 @@ References:
 import math
 from abc import ABC, abstractmethod
 from itertools import pairwise
-from typing import assert_never
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -25,15 +25,16 @@ from torch.nn import functional as F
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
     AttentionConfig,
+    BaseFusionConfig,
     BilinearConfig,
     ConcatConfig,
     FilmConfig,
-    FusionConfig,
     GateConfig,
     HyperConfig,
     LowRankConfig,
     MetricConfig,
 )
+from mirl.configs.parts import Part
 from mirl.policies.grouped_matmul import ContextGroups, multiply_row_by_row
 from mirl.policies.positions import sinusoidal_positions
 
@@ -74,8 +75,11 @@ class Affine(nn.Module):
         return y
 
 
-class Fusion(nn.Module, ABC):
+class Fusion(nn.Module, Part, ABC):
     """Base class of the fusions y = f(x, z).
+
+    Every fusion is a class with a ``Config``, built by ``(features_dim, context_dim, out_dim,
+    config, gain)``, where ``gain`` is that of the map V x + b which the fusion starts as.
 
     Args:
         features_dim: X, the size of the features.
@@ -83,6 +87,9 @@ class Fusion(nn.Module, ABC):
         out_dim: O, the size of the output.
     """
 
+    Config: ClassVar[type[BaseFusionConfig]] = BaseFusionConfig
+    map_class: ClassVar[type["Fusion"] | None] = None
+    """Class that fuses a feature map in place of this one; None for this one."""
     is_positionwise = True
     """True if each position is fused by itself, independently of the other positions."""
 
@@ -211,6 +218,8 @@ class Concat(Fusion):
         gain: gain of the initialization of V, or of P if there is a hidden layer.
     """
 
+    Config = ConcatConfig
+
     def __init__(
         self,
         features_dim: int,
@@ -254,17 +263,21 @@ class Bilinear(Fusion):
         features_dim: X, the size of the features.
         context_dim: Z, the size of the context.
         out_dim: O, the size of the output.
+        config: options of the fusion; it has none.
         gain: gain of the initialization of V; 𝕎 and U start at zero.
 
     References:
         Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
     """
 
+    Config = BilinearConfig
+
     def __init__(
         self,
         features_dim: int,
         context_dim: int,
         out_dim: int,
+        config: BilinearConfig,
         gain: float,
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
@@ -327,6 +340,8 @@ class LowRank(Fusion):
         Kim et al., "Hadamard Product for Low-rank Bilinear Pooling", ICLR 2017.
     """
 
+    Config = LowRankConfig
+
     def __init__(
         self,
         features_dim: int,
@@ -372,6 +387,8 @@ class Hyper(Fusion):
         Ha et al., "HyperNetworks", ICLR 2017.
     """
 
+    Config = HyperConfig
+
     def __init__(
         self,
         features_dim: int,
@@ -386,7 +403,7 @@ class Hyper(Fusion):
         for in_size, out_size in pairwise(sizes):
             self.hidden.append(Affine(in_size, out_size, gain=RELU_GAIN))
         # the last layer of g and its product with x are together one bilinear interaction
-        self.generate = Bilinear(features_dim, sizes[-1], out_dim, gain)
+        self.generate = Bilinear(features_dim, sizes[-1], out_dim, BilinearConfig(), gain)
 
     def interact(
         self,
@@ -410,17 +427,21 @@ class Film(Fusion):
         features_dim: X, the size of the features.
         context_dim: Z, the size of the context.
         out_dim: O, the size of the output.
+        config: options of the fusion; it has none.
         gain: gain of the initialization of V.
 
     References:
         Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", AAAI 2018.
     """
 
+    Config = FilmConfig
+
     def __init__(
         self,
         features_dim: int,
         context_dim: int,
         out_dim: int,
+        config: FilmConfig,
         gain: float,
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
@@ -450,17 +471,21 @@ class Gate(Fusion):
         features_dim: X, the size of the features.
         context_dim: Z, the size of the context.
         out_dim: O, the size of the output.
+        config: options of the fusion; it has none.
         gain: gain of the map that the layer starts as.
 
     References:
         Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
     """
 
+    Config = GateConfig
+
     def __init__(
         self,
         features_dim: int,
         context_dim: int,
         out_dim: int,
+        config: GateConfig,
         gain: float,
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
@@ -479,71 +504,6 @@ class Gate(Fusion):
         # g(x, z): (B, P, O) + (B, 1, O)
         logits = self.gate_features(x) + per_row(self.gate_context(z), groups)
         return torch.sigmoid(logits) * self.main(x)
-
-
-class AttentionMask(Fusion):
-    """Soft feature mask y = V (m ⊙ x) + b with m = σ(M(x, z)) or m = X · softmax(M(x, z)).
-
-    M is a low-rank interaction that starts at zero. The factor X makes the initial, uniform softmax
-    mask the identity. The initial sigmoid mask is 1/2, so V starts at twice the gain.
-
-    Args:
-        features_dim: X, the size of the features.
-        context_dim: Z, the size of the context.
-        out_dim: O, the size of the output.
-        config: options of the fusion: the kind of mask and the rank of M.
-        gain: gain of the map that the layer starts as.
-
-    References:
-        Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
-    """
-
-    def __init__(
-        self,
-        features_dim: int,
-        context_dim: int,
-        out_dim: int,
-        config: AttentionConfig,
-        gain: float,
-    ) -> None:
-        super().__init__(features_dim, context_dim, out_dim)
-        self.simplex = config.mask == "softmax"
-        mask_config = LowRankConfig(rank=config.rank)
-        self.to_mask = LowRank(features_dim, context_dim, features_dim, mask_config, gain=0)
-        # the initial mask is 1 with softmax and 1/2 with sigmoid
-        main_gain = gain if self.simplex else 2 * gain
-        self.main = Affine(features_dim, out_dim, gain=main_gain)
-
-    def mask(
-        self,
-        x: Float[Tensor, "B P X"],
-        z: Float[Tensor, "G Z"],
-        groups: ContextGroups | None,
-    ) -> Float[Tensor, "B P X"]:
-        """Return the mask m.
-
-        Args:
-            x: features, (B, P, X).
-            z: contexts, (G, Z).
-            groups: the context of each row; None if every row has its own.
-
-        Returns:
-            One weight per feature, (B, P, X).
-        """
-        logits = self.to_mask.interact(x, z, groups)
-        if self.simplex:
-            # a mean weight of 1 instead of 1/X keeps the scale of the features
-            return self.features_dim * logits.softmax(-1)
-        return torch.sigmoid(logits)
-
-    def interact(
-        self,
-        x: Float[Tensor, "B P X"],
-        z: Float[Tensor, "G Z"],
-        groups: ContextGroups | None,
-    ) -> Float[Tensor, "B P O"]:
-        """Compute V (m ⊙ x) + b."""
-        return self.main(self.mask(x, z, groups) * x)
 
 
 class CrossAttention(Fusion):
@@ -632,6 +592,74 @@ class CrossAttention(Fusion):
         return self.main(x) + self.project(self.attend(x, z, groups))
 
 
+class AttentionMask(Fusion):
+    """Soft feature mask y = V (m ⊙ x) + b with m = σ(M(x, z)) or m = X · softmax(M(x, z)).
+
+    M is a low-rank interaction that starts at zero. The factor X makes the initial, uniform softmax
+    mask the identity. The initial sigmoid mask is 1/2, so V starts at twice the gain.
+
+    Args:
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context.
+        out_dim: O, the size of the output.
+        config: options of the fusion: the kind of mask and the rank of M.
+        gain: gain of the map that the layer starts as.
+
+    References:
+        Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
+    """
+
+    Config = AttentionConfig
+    map_class = CrossAttention
+
+    def __init__(
+        self,
+        features_dim: int,
+        context_dim: int,
+        out_dim: int,
+        config: AttentionConfig,
+        gain: float,
+    ) -> None:
+        super().__init__(features_dim, context_dim, out_dim)
+        self.simplex = config.mask == "softmax"
+        mask_config = LowRankConfig(rank=config.rank)
+        self.to_mask = LowRank(features_dim, context_dim, features_dim, mask_config, gain=0)
+        # the initial mask is 1 with softmax and 1/2 with sigmoid
+        main_gain = gain if self.simplex else 2 * gain
+        self.main = Affine(features_dim, out_dim, gain=main_gain)
+
+    def mask(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P X"]:
+        """Return the mask m.
+
+        Args:
+            x: features, (B, P, X).
+            z: contexts, (G, Z).
+            groups: the context of each row; None if every row has its own.
+
+        Returns:
+            One weight per feature, (B, P, X).
+        """
+        logits = self.to_mask.interact(x, z, groups)
+        if self.simplex:
+            # a mean weight of 1 instead of 1/X keeps the scale of the features
+            return self.features_dim * logits.softmax(-1)
+        return torch.sigmoid(logits)
+
+    def interact(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P O"]:
+        """Compute V (m ⊙ x) + b."""
+        return self.main(self.mask(x, z, groups) * x)
+
+
 class MetricSimilarity(Fusion):
     """Learned similarities of x and z as extra features: y = V x + b + W s(x, z).
 
@@ -653,6 +681,8 @@ class MetricSimilarity(Fusion):
     References:
         Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
     """
+
+    Config = MetricConfig
 
     def __init__(
         self,
@@ -709,17 +739,17 @@ class MetricSimilarity(Fusion):
 
 
 def build_fusion(
-    config: FusionConfig,
+    config: BaseFusionConfig,
     features_dim: int,
     context_dim: int,
     out_dim: int,
     *,
     gain: float = RELU_GAIN,
 ) -> Fusion:
-    """Build the fusion that ``config`` names, for a vector or for each position by itself.
+    """Build the fusion that ``config`` belongs to, for a vector or for each position by itself.
 
     Args:
-        config: kind and options of the fusion.
+        config: options of the fusion, built-in or a user's.
         features_dim: X, the size of the features.
         context_dim: Z, the size of the context.
         out_dim: O, the size of the output.
@@ -727,44 +757,50 @@ def build_fusion(
 
     Returns:
         The fusion, newly initialized.
+
+    Raises:
+        ConfigError: if no fusion has this config, or if it has another constructor.
     """
-    match config:
-        case ConcatConfig():
-            return Concat(features_dim, context_dim, out_dim, config, gain)
-        case BilinearConfig():
-            return Bilinear(features_dim, context_dim, out_dim, gain)
-        case LowRankConfig():
-            return LowRank(features_dim, context_dim, out_dim, config, gain)
-        case HyperConfig():
-            return Hyper(features_dim, context_dim, out_dim, config, gain)
-        case FilmConfig():
-            return Film(features_dim, context_dim, out_dim, gain)
-        case GateConfig():
-            return Gate(features_dim, context_dim, out_dim, gain)
-        case AttentionConfig():
-            return AttentionMask(features_dim, context_dim, out_dim, config, gain)
-        case MetricConfig():
-            return MetricSimilarity(features_dim, context_dim, out_dim, config, gain)
-        case _:
-            assert_never(config)
+    fusion_class = Fusion.class_of(config)
+    return _construct(fusion_class, config, features_dim, context_dim, out_dim, gain)
 
 
 def build_map_fusion(
-    config: FusionConfig, features_dim: int, context_dim: int, out_dim: int
+    config: BaseFusionConfig, features_dim: int, context_dim: int, out_dim: int
 ) -> Fusion:
     """Build the fusion of a feature map.
 
-    ``attention`` attends over the cells; every other fusion treats each cell by itself.
+    ``attention`` attends over the cells; every other built-in fusion treats each cell by itself.
 
     Args:
-        config: kind and options of the fusion.
+        config: options of the fusion, built-in or a user's.
         features_dim: X, the features of a cell.
         context_dim: Z, the size of the context.
         out_dim: O, the features of a fused cell.
 
     Returns:
         The fusion, newly initialized.
+
+    Raises:
+        ConfigError: if no fusion has this config, or if it has another constructor.
     """
-    if isinstance(config, AttentionConfig):
-        return CrossAttention(features_dim, context_dim, out_dim, config, RELU_GAIN)
-    return build_fusion(config, features_dim, context_dim, out_dim)
+    fusion_class = Fusion.class_of(config)
+    fusion_class = fusion_class.map_class or fusion_class
+    return _construct(fusion_class, config, features_dim, context_dim, out_dim, RELU_GAIN)
+
+
+def _construct(
+    fusion_class: type[Fusion],
+    config: BaseFusionConfig,
+    features_dim: int,
+    context_dim: int,
+    out_dim: int,
+    gain: float,
+) -> Fusion:
+    return fusion_class.construct(
+        features_dim=features_dim,
+        context_dim=context_dim,
+        out_dim=out_dim,
+        config=config,
+        gain=gain,
+    )

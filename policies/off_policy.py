@@ -347,8 +347,8 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
         context: name or config of the context encoder; None to choose it from the space.
         encoder: name or config of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
-        observation_keys: keys that are inputs; None for all keys except ``desired_goal``,
-            ``mission``, ``task``, the context's own key and ``action_mask``.
+        observation_keys: keys that are inputs; None for all keys except the context's,
+            ``action_mask``, and the index of the task.
         net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for
             SB3's default.
         activation_fn: activation of the hidden layers.
@@ -449,8 +449,8 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
         context: name or config of the context encoder; None to choose it from the space.
         encoder: name or config of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
-        observation_keys: keys that are inputs; None for all keys except ``desired_goal``,
-            ``mission``, ``task``, the context's own key and ``action_mask``.
+        observation_keys: keys that are inputs; None for all keys except the context's,
+            ``action_mask``, and the index of the task.
         net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for
             SB3's default.
         activation_fn: activation of the hidden layers.
@@ -553,8 +553,8 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
         context: name or config of the context encoder; None to choose it from the space.
         encoder: name or config of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
-        observation_keys: keys that are inputs; None for all keys except ``desired_goal``,
-            ``mission``, ``task``, the context's own key and ``action_mask``.
+        observation_keys: keys that are inputs; None for all keys except the context's,
+            ``action_mask``, and the index of the task.
         net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for
             SB3's default.
         activation_fn: activation of the hidden layers.
@@ -668,8 +668,8 @@ class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
         context: name or config of the context encoder; None to choose it from the space.
         encoder: name or config of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
-        observation_keys: keys that are inputs; None for all keys except ``desired_goal``,
-            ``mission``, ``task``, the context's own key and ``action_mask``.
+        observation_keys: keys that are inputs; None for all keys except the context's,
+            ``action_mask``, and the index of the task.
         net_arch: sizes of the hidden layers; None for SB3's default.
         activation_fn: activation of the hidden layers.
         normalize_images: divide images by 255.

@@ -31,10 +31,10 @@ from mirl.configs.networks import (
     MemoryConfig,
     NetworkConfig,
     NoMemoryConfig,
+    RecurrentCoreConfig,
     Site,
 )
 from mirl.policies.action_mask import has_action_mask, mask_logits
-from mirl.policies.contexts import GoalContext
 from mirl.policies.extractor import FusionExtractor, extractor_part
 from mirl.policies.features import Features, Observations, UniqueRows
 from mirl.policies.fusions import RELU_GAIN, Fusion, build_fusion
@@ -59,13 +59,13 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks.
         fusion: name of a fusion ("bilinear", "film", ...) or its config with options.
-        context: name or config of the context encoder; None for the encoder of ``desired_goal``,
-            ``mission`` or ``task``, whichever key the space has first.
+        context: name or config of the context encoder; None for every goal and text, and the task
+            id of several tasks, joined into one context.
         encoder: name or config of the observation encoder; None to choose it from the space.
         sites: one or several of "map" (each cell of an image), "vector" (the feature vector) and
             "heads" (the policy head and the value head).
-        observation_keys: keys that are inputs; None for all keys except ``desired_goal``,
-            ``mission``, ``task``, the context's own key and ``action_mask``.
+        observation_keys: keys that are inputs; None for all keys except the context's,
+            ``action_mask``, and the index of the task.
         memory: name or config of the recurrent core, for ``RecurrentFusionPolicy`` only.
         popart: make the value head a ``PopArtHead``; MIRL's PPO and A2C call its ``update``.
         net_arch: sizes of the hidden layers of SB3's MLPs, as a list or as
@@ -166,7 +166,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
             optimizer_kwargs=optimizer_kwargs,
         )
 
-    def _check_memory(self, memory: MemoryConfig) -> None:
+    def _check_memory(self, memory: RecurrentCoreConfig | NoMemoryConfig) -> None:
         """Raise a ConfigError if the policy cannot have this memory."""
         if not isinstance(memory, NoMemoryConfig):
             raise ConfigError(
@@ -233,14 +233,11 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         None if the contexts are continuous, or if the key is an input as well.
         """
         extractor = cast(FusionExtractor, self.pi_features_extractor)
-        routing = extractor.routing
-        if isinstance(extractor.context, GoalContext):
-            # continuous goals hardly ever repeat
-            return None
-        if routing.context in (routing.image, *routing.others):
+        key = extractor.context.grouped_key
+        if key in extractor.encoder.keys:
             # inputs are needed row by row
             return None
-        return routing.context
+        return key
 
     def extract_features(
         self,

@@ -14,7 +14,12 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
-from mirl.configs.networks import MemoryConfig, RecurrentConfig, choose
+from mirl.configs.networks import (
+    NoMemoryConfig,
+    RecurrentConfig,
+    RecurrentCoreConfig,
+    choose,
+)
 from mirl.policies.extractor import FusionExtractor
 from mirl.policies.features import Features, Observations
 from mirl.policies.memory.build import build_core
@@ -73,8 +78,8 @@ class RecurrentFusionPolicy(FusionPolicy):
     is_recurrent = True
     default_memory = "lstm"
 
-    def _check_memory(self, memory: MemoryConfig) -> None:
-        choose(memory, RecurrentConfig)
+    def _check_memory(self, memory: RecurrentCoreConfig | NoMemoryConfig) -> None:
+        choose(memory, RecurrentConfig, RecurrentCoreConfig)
 
     def _build_mlp_extractor(self) -> None:
         # The cores are built here, because the extractors exist already and the MLPs do not yet.
@@ -88,7 +93,8 @@ class RecurrentFusionPolicy(FusionPolicy):
 
     def _build_core(self, extractor: BaseFeaturesExtractor) -> Core:
         assert isinstance(extractor, FusionExtractor)
-        memory: RecurrentConfig = choose(self.network.memory, RecurrentConfig)
+        memory = self.network.memory
+        assert isinstance(memory, RecurrentCoreConfig)
         return build_core(memory, extractor.features_dim, extractor.context_dim)
 
     @property

@@ -6,13 +6,14 @@ costs as much as one without a context. Weights are folded in float64 on the CPU
 
 import copy
 import math
-from collections.abc import Callable
-from typing import assert_never, cast
+from collections.abc import Callable, Mapping
+from typing import Any, assert_never, cast
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from jaxtyping import Float
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.type_aliases import TensorDict
@@ -44,15 +45,17 @@ from mirl.policies.positions import sinusoidal_positions
 
 Head = nn.Linear | FusionHead | VectorHead | PopArtHead
 """A policy or value head of ``FusionPolicy``."""
+OneContext = ArrayLike | Mapping[str, ArrayLike]
+"""One row as the observation holds it; a dictionary of rows if the context has several keys."""
 
 
-def specialize(policy: BasePolicy, context: ArrayLike, task: int = 0) -> "SpecializedPolicy":
+def specialize(policy: BasePolicy, context: OneContext, task: int = 0) -> "SpecializedPolicy":
     """Return the policy for one context, at the cost of a plain network.
 
     Args:
         policy: a ``FusionPolicy`` without a memory; it is left as it is.
         context: one row as the observation holds it: token ids of a mission, the index of a task,
-            or a goal.
+            or a goal; a dictionary of rows if the context has several keys.
         task: index of the task whose value is computed if values are per task (``popart``);
             ignored if the context is the task.
 
@@ -80,14 +83,14 @@ def specialize(policy: BasePolicy, context: ArrayLike, task: int = 0) -> "Specia
 
 
 def specialize_extractor(
-    extractor: FusionExtractor, context: ArrayLike, *, normalize_images: bool = True
+    extractor: FusionExtractor, context: OneContext, *, normalize_images: bool = True
 ) -> "SpecializedExtractor":
     """Return the features extractor for one context, without a context encoder or fusions.
 
     Args:
         extractor: any ``FusionExtractor``; it is left as it is.
         context: one row as the observation holds it: token ids of a mission, the index of a task,
-            or a goal.
+            or a goal; a dictionary of rows if the context has several keys.
         normalize_images: divide images by 255, as the policy of the extractor does.
 
     Returns:
@@ -294,7 +297,7 @@ class SpecializedCrossAttention(nn.Module):
 
 @torch.no_grad()
 def encode_one_context(
-    extractor: FusionExtractor, context: ArrayLike, normalize_images: bool
+    extractor: FusionExtractor, context: OneContext, normalize_images: bool
 ) -> Float[Tensor, " context"]:
     """Encode one context.
 
@@ -309,14 +312,41 @@ def encode_one_context(
     Raises:
         ConfigError: if the context does not fit its space, or if it changes at every timestep.
     """
-    key = extractor.routing.context
-    if isinstance(extractor.context, GoalContext) and extractor.context.relative_to is not None:
+    for module in extractor.context.modules():
+        if isinstance(module, GoalContext) and module.relative_to is not None:
+            raise ConfigError(
+                f"context.relative_to={module.relative_to}: the relative goal changes at every "
+                "step, so a policy for one context does not exist; use the policy itself"
+            )
+    keys = extractor.context.keys
+    values: Mapping[str, ArrayLike]
+    if isinstance(context, Mapping):
+        values = context
+    elif len(keys) == 1:
+        values = {keys[0]: context}
+    else:
         raise ConfigError(
-            f"context.relative_to={extractor.context.relative_to}: the relative goal changes at "
-            "every step, so a policy for one context does not exist; use the policy itself"
+            f"expected the context as a dictionary with the keys {', '.join(keys)}, got "
+            f"{type(context).__name__}"
         )
-    space = extractor.observation_space[key]
-    row = np.asarray(context)
+    missing = [key for key in keys if key not in values]
+    if missing:
+        raise ConfigError(f"expected a context for {', '.join(keys)}, got none for {missing[0]}")
+    device = next(extractor.parameters()).device
+    batch: dict[str, Tensor] = {}
+    for key in keys:
+        space = extractor.observation_space[key]
+        row = _check_row(key, space, values[key])
+        # a batch of one row, because SB3's preprocessing and the encoders take batches
+        one_row = torch.as_tensor(row, device=device).unsqueeze(0)
+        batch[key] = cast(Tensor, preprocess_obs(one_row, space, normalize_images))
+    encoded: Context = extractor.context(batch)
+    return encoded.per_row()[0]
+
+
+def _check_row(key: str, space: spaces.Space[object], value: ArrayLike) -> NDArray[Any]:
+    """Return the value of one key as an array, if its space contains it."""
+    row = np.asarray(value)
     is_integer = space.dtype is not None and space.dtype.kind in "iu"
     # integers fit a space of floats, but not the other way round
     kinds = "iu" if is_integer else "iuf"
@@ -330,11 +360,7 @@ def encode_one_context(
         )
     if is_integer and not space.contains(row.astype(space.dtype)):
         raise ConfigError(f"expected a context in {space} under '{key}', got {row.tolist()}")
-    # a batch of one row, because SB3's preprocessing and the encoders take batches
-    device = next(extractor.parameters()).device
-    batch = torch.as_tensor(row, device=device).unsqueeze(0)
-    encoded: Context = extractor.context(preprocess_obs(batch, space, normalize_images))
-    return encoded.per_row()[0]
+    return row
 
 
 class SpecializedExtractor(nn.Module):
@@ -355,11 +381,7 @@ class SpecializedExtractor(nn.Module):
         super().__init__()
         self.space = extractor.observation_space
         self.normalize_images = normalize_images
-        image = extractor.routing.image
-        others = extractor.routing.others
-        self.keys = others
-        if image is not None:
-            self.keys = (image, *others)
+        self.keys = extractor.encoder.keys
         self.trunk = copy.deepcopy(extractor)
         # z replaces it
         del self.trunk.context
@@ -424,7 +446,7 @@ class SpecializedPolicy(nn.Module):
             not the task.
     """
 
-    def __init__(self, policy: FusionPolicy, context: ArrayLike, task: int) -> None:
+    def __init__(self, policy: FusionPolicy, context: OneContext, task: int) -> None:
         super().__init__()
         actor = cast(FusionExtractor, policy.pi_features_extractor)
         critic = cast(FusionExtractor, policy.vf_features_extractor)
@@ -436,8 +458,9 @@ class SpecializedPolicy(nn.Module):
         if critic is not actor:
             self.critic_extractor = SpecializedExtractor(critic, critic_z, normalize_images)
         # if the context is the task, it decides which task's value is computed
-        if actor.routing.context == TASK_KEY:
-            task = int(np.asarray(context))
+        if TASK_KEY in actor.context.keys:
+            index = context[TASK_KEY] if isinstance(context, Mapping) else context
+            task = int(np.asarray(index))
         mlp = policy.mlp_extractor
         self.actor = _mlp_and_head(mlp.policy_net, policy.action_net, actor_z, task)
         self.critic = _mlp_and_head(mlp.value_net, policy.value_net, critic_z, task)

@@ -1,7 +1,7 @@
 """Run directories: a configuration, its checkpoints, and a lock for the training process."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -10,19 +10,26 @@ from filelock import FileLock, Timeout
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from mirl.agents.runs.atomic_files import check_regular, write_text
-from mirl.agents.runs.checkpoint import Checkpoint, EpisodeRecords
+from mirl.agents.runs.checkpoint import Checkpoint, Criterion, EpisodeRecords
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
 from mirl.configs.aliases import migrate_config
 from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import ResolvedConfig
+from mirl.configs.imports import check_allowed, import_module, named_code
+from mirl.configs.schema import ResolvedConfig, TrainConfig
 
 CONFIG = "config.yaml"
 """File with the configuration of the run."""
+LOCK = ".lock"
+"""File that the training process locks."""
+LOG_FILES = ("metrics.csv", "events.out.tfevents.*")
+"""Patterns of the files of the logger."""
 FREE_FIELDS = frozenset(
-    {"device", "progress", "runs_dir", "name", "on_fault", "max_restarts", "env_timeout"}
+    {"device", "progress", "runs_dir", "name", "imports", "on_fault", "max_restarts", "env_timeout"}
 )
 """Fields in which a resumed run may differ, because they do not change what is learned."""
+FIRST_TEXT_LENGTH = 80
+"""Length of the texts of a run whose config.yaml does not state one."""
 MAX_CONFIG_BYTES = 2**18
 """Size up to which a config.yaml is loaded; a suite of fifty tasks takes a twentieth of it."""
 
@@ -56,9 +63,10 @@ class Run:
             The run.
 
         Raises:
-            ConfigError: the folder is not a run directory, or its configuration is not valid.
+            ConfigError: the folder is not a run directory, its configuration is not valid, or it
+                names a module that may not be imported.
         """
-        return cls(path, validate(ResolvedConfig, migrate_config(_load_yaml(path))))
+        return cls(path, _load_config(path))
 
     @classmethod
     def create(cls, config: ResolvedConfig) -> Self:
@@ -87,29 +95,52 @@ class Run:
         return cls(path, config, is_new=True)
 
     @classmethod
-    def find(cls, config: ResolvedConfig) -> Self | None:
+    def find(
+        cls,
+        config: ResolvedConfig,
+        complete: Callable[[ResolvedConfig], ResolvedConfig] = lambda stored: stored,
+    ) -> Self | None:
         """Find the existing run of a configuration, to resume it.
 
         Args:
             config: the configuration; it may differ from that of the directory in ``FREE_FIELDS``.
+            complete: adds what a stored configuration of an earlier version lacks.
 
         Returns:
             The run, with ``config`` as its configuration; None if there is none yet.
 
         Raises:
-            ConfigError: the directory holds a run of another configuration; lists the differences.
+            ConfigError: the directory holds a run of another configuration, and the differences
+                are listed, or one that names a module that may not be imported.
         """
         # the stored configuration is read here and nowhere else in a training command
         path = config.run_dir
         if not (path / CONFIG).exists():
             return None
-        differences = _differences(cls.open(path).config, config)
+        stored = _load_config(path, advice="; if this is another run, choose another name=…")
+        differences = _differences(complete(stored), config)
         if differences:
             listed = "\n".join(differences)
             raise ConfigError(
                 f"{path} holds a run of another configuration; choose another name=…\n{listed}"
             )
         return cls(path, config)
+
+    def discard(self) -> None:
+        """Delete what a new run has written before its first checkpoint.
+
+        The corrected command then starts anew, instead of finding a run of another configuration.
+        """
+        if not self.is_new or not self.checkpoints.is_empty:
+            return
+        written = [self.path / CONFIG, self.path / LOCK]
+        for pattern in LOG_FILES:
+            written += self.path.glob(pattern)
+        # an error while deleting must not hide the one that ended the run
+        with suppress(OSError):
+            for path in written:
+                path.unlink(missing_ok=True)
+            self.path.rmdir()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -120,7 +151,7 @@ class Run:
         Raises:
             ConfigError: another process trains in the run directory.
         """
-        lock = FileLock(self.path / ".lock")
+        lock = FileLock(self.path / LOCK)
         try:
             # no waiting: an error at once is better than a command that seems to hang
             lock.acquire(timeout=0)
@@ -163,13 +194,15 @@ class Run:
         agent: BaseAlgorithm,
         *,
         score: float | None = None,
+        criterion: Criterion = "success",
         episodes: EpisodeRecords | None = None,
     ) -> Checkpoint:
         """Save an agent as the last checkpoint, and as the best one if a score is given.
 
         Args:
             agent: the agent.
-            score: success rate of the evaluation that made it the best.
+            score: score of the evaluation that made it the best.
+            criterion: quantity that the score is a value of.
             episodes: the last episodes of each task.
 
         Returns:
@@ -178,7 +211,62 @@ class Run:
         Raises:
             OSError: it cannot be written; the earlier checkpoints are unchanged.
         """
-        return self.checkpoints.save(agent, score=score, episodes=episodes)
+        return self.checkpoints.save(agent, score=score, criterion=criterion, episodes=episodes)
+
+
+def adopt_texts(config: TrainConfig) -> TrainConfig:
+    """Give a configuration the vocabulary of the weights that it continues from.
+
+    The ids of words are part of the weights, so words are drawn for new weights only.
+
+    Args:
+        config: the configuration of a training command.
+
+    Returns:
+        The configuration with the vocabulary and the text length that its run directory states, or
+        with the vocabulary of the run that it starts from; what it states itself is kept.
+
+    Raises:
+        ConfigError: the configuration of the other run is not valid.
+    """
+    changes: dict[str, object] = {}
+    if (config.run_dir / CONFIG).exists():
+        stored = Run.open(config.run_dir).config.task
+        changes = {"vocabulary": stored.vocabulary, "text_length": stored.text_length}
+    elif config.start_from is not None and (config.start_from / CONFIG).exists():
+        changes = {"vocabulary": Run.open(config.start_from).config.task.vocabulary}
+    for name in list(changes):
+        if getattr(config.task, name) is not None:
+            del changes[name]
+    if not changes:
+        return config
+    return config.model_copy(update={"task": config.task.model_copy(update=changes)})
+
+
+def _with_first_texts(config: ResolvedConfig) -> ResolvedConfig:
+    """Return a stored configuration with what runs had that do not state their texts."""
+    changes: dict[str, object] = {}
+    if config.task.vocabulary is None:
+        changes["vocabulary"] = ()
+    if config.task.text_length is None:
+        changes["text_length"] = FIRST_TEXT_LENGTH
+    if not changes:
+        return config
+    return config.model_copy(update={"task": config.task.model_copy(update=changes)})
+
+
+def _load_config(run_dir: Path, advice: str = "") -> ResolvedConfig:
+    """Return the configuration of a run, which imports nothing that only its file names.
+
+    ``advice`` ends the message about a module that may not be imported.
+    """
+    values = _load_yaml(run_dir)
+    # before the validation, which imports the networks' parts that are named by their class
+    check_allowed(named_code(values), f"{run_dir / CONFIG}: ", advice)
+    config = validate(ResolvedConfig, migrate_config(values))
+    for module in config.imports:
+        import_module(module)
+    return _with_first_texts(config)
 
 
 def _load_yaml(run_dir: Path) -> object:

@@ -5,7 +5,6 @@ Every peculiarity of EnvPool 1.2.5 is handled here and nowhere else.
 
 import importlib
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from numpy.typing import NDArray
 from mirl.configs.errors import nearest
 from mirl.configs.keys import MISSION_KEY, TASK_KEY
 from mirl.configs.tasks import SuiteConfig, TaskConfig
-from mirl.envs.missions import MAX_TOKENS, tokenize
 from mirl.envs.pools.backend import NOT_REPORTED, Step
+from mirl.envs.texts.codec import TextCodec, text_codec
 from mirl.envs.type_aliases import Array, EnvIndices, Observations
 
 _FAMILIES = ("MiniGrid-", "BabyAI-")
@@ -63,6 +62,11 @@ def _task_obstacle(task: TaskConfig, known: frozenset[str]) -> str | None:
         return (
             f"it takes no kwargs, but task '{task.name}' has {task.kwargs}; use backend=gymnasium"
         )
+    if task.wrappers:
+        return (
+            f"it takes no wrappers, but task '{task.name}' has {task.wrappers[0].wrapper}; use "
+            "backend=gymnasium"
+        )
     if task.success in ("info", "any_step"):
         return (
             f"its infos have neither 'is_success' nor 'success', but task '{task.name}' has "
@@ -79,14 +83,24 @@ class EnvPoolBackend:
         n: number of environments.
         task_index: index of the task in its suite.
         threads: number of threads that step them.
+        texts: conversion of the missions; None for MiniGrid's.
     """
 
-    def __init__(self, task: TaskConfig, n: int, task_index: int = 0, *, threads: int = 1) -> None:
+    def __init__(
+        self,
+        task: TaskConfig,
+        n: int,
+        task_index: int = 0,
+        *,
+        threads: int = 1,
+        texts: TextCodec | None = None,
+    ) -> None:
         self._task = task
         self._n = n
         self._threads = threads
         self._task_index = task_index
-        self._missions = np.zeros((n, MAX_TOKENS), dtype=np.int16)
+        self._texts = texts or text_codec()
+        self._missions = np.zeros((n, self._texts.length), dtype=np.int16)
         self._seeds: list[int] = []
         self._envs: Any = None
 
@@ -119,7 +133,7 @@ class EnvPoolBackend:
         env_indices = info["env_id"][order]
         # Missions change only at resets, so they are decoded here.
         raw_missions = raw[MISSION_KEY][order]
-        self._missions[env_indices] = [_decode_mission(row.tobytes()) for row in raw_missions]
+        self._missions[env_indices] = [self._encode_mission(row.tobytes()) for row in raw_missions]
         return self._observations(raw, order, env_indices)
 
     def send(self, env_indices: EnvIndices, actions: Array) -> None:
@@ -171,6 +185,10 @@ class EnvPoolBackend:
             seed=self._seeds,
         )
 
+    def _encode_mission(self, text: bytes) -> NDArray[np.int16]:
+        # EnvPool pads missions with zero bytes.
+        return self._texts.encode(text.partition(b"\0")[0].decode("utf-8"), MISSION_KEY)
+
     def _observations(
         self, raw: Mapping[str, Array], order: NDArray[np.int64], env_indices: EnvIndices
     ) -> Observations:
@@ -198,9 +216,3 @@ def _correct_terminated(
     # A reward other than 0 (a success, or -1 for a collision) reveals the termination. An episode
     # that ends without a reward on that very timestep (lava) still counts as truncated.
     return terminated | (truncated & (rewards != 0))
-
-
-@lru_cache(maxsize=8192)
-def _decode_mission(text: bytes) -> NDArray[np.int16]:
-    # EnvPool pads missions with zero bytes. Few missions are distinct, so they are cached.
-    return tokenize(text.partition(b"\0")[0].decode("utf-8"))

@@ -15,6 +15,7 @@ from mirl.envs.contract.descriptions import describe_value
 from mirl.envs.make import ObservationKind, make_env
 from mirl.envs.pools.backend import NOT_REPORTED, EnvironmentFailedError, Step, scatter_rows
 from mirl.envs.seeds import replacement_seed
+from mirl.envs.texts.codec import TextCodec
 from mirl.envs.type_aliases import AnyEnv, AnySpace, Array, EnvIndices, Observation, Observations
 
 EnvStep = tuple[Observation, float, bool, bool, Mapping[str, object]]
@@ -41,6 +42,7 @@ class GymnasiumBackend:
         n_tasks: number of tasks in the suite.
         observation: kind of observation, see ``make_env``.
         on_failure: called with each failure; by default it raises the failure.
+        texts: conversion of the texts, see ``make_env``.
         unknown_codes: reaction to unknown codes, see ``make_env``.
     """
 
@@ -52,12 +54,19 @@ class GymnasiumBackend:
         n_tasks: int = 1,
         observation: ObservationKind = "grid",
         on_failure: Callable[[EnvironmentFailedError], None] = _raise,
+        texts: TextCodec | None = None,
         unknown_codes: UnknownCodes = "error",
     ) -> None:
         self._task = task
         self._on_failure = on_failure
         self._make_env = partial(
-            make_env, task, task_index, n_tasks, observation, unknown_codes=unknown_codes
+            make_env,
+            task,
+            task_index,
+            n_tasks,
+            observation,
+            texts=texts,
+            unknown_codes=unknown_codes,
         )
         self._envs: list[AnyEnv | None] = [None] * n
         self._space: AnySpace  # known once the first environment has been made

@@ -15,6 +15,7 @@ from mirl.envs.pools.envpool import EnvPoolBackend, envpool_obstacle
 from mirl.envs.pools.gymnasium import GymnasiumBackend
 from mirl.envs.pools.suite import SuiteBackend
 from mirl.envs.pools.workers import WorkerBackend, Workers, available_cpus
+from mirl.envs.texts.codec import suite_codec
 
 MAX_IN_PROCESS_ENVS = 4
 """Largest number of environments for which worker processes cost more time than they save."""
@@ -121,11 +122,12 @@ def make_backends(
     n_tasks = len(suite.tasks)
     # The backends of all tasks work at the same time, so they share the CPUs.
     threads = max(1, available_cpus() // len(sizes))
+    texts = suite_codec(suite)
     backends: dict[int, Backend] = {}
     for task_index, n in sizes.items():
         task = suite.tasks[task_index]
         if backend == "envpool":
-            backends[task_index] = EnvPoolBackend(task, n, task_index, threads=threads)
+            backends[task_index] = EnvPoolBackend(task, n, task_index, threads=threads, texts=texts)
         elif workers is not None:
             # Rounded up, so that every worker has environments.
             n_shards = -(-len(workers) // len(sizes))
@@ -137,6 +139,7 @@ def make_backends(
                 suite.observation,
                 workers=workers,
                 n_shards=n_shards,
+                texts=texts,
                 unknown_codes=suite.unknown_codes,
             )
         else:
@@ -147,6 +150,7 @@ def make_backends(
                 n_tasks,
                 suite.observation,
                 restarts.count,
+                texts,
                 unknown_codes=suite.unknown_codes,
             )
     return backends

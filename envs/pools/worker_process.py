@@ -5,24 +5,29 @@ import multiprocessing
 import signal
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal, assert_never, cast
+from typing import Any, Literal, TextIO, assert_never, cast
 
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from mirl.configs.errors import ConfigError
+from mirl.configs.imports import allowed_modules, imported_modules, restore_imports
 from mirl.envs.pools.backend import EnvironmentFailedError, Step
 from mirl.envs.pools.gymnasium import GymnasiumBackend
+from mirl.envs.texts.codec import TextWarning
 from mirl.envs.type_aliases import Observations
 
 Command = Literal["reset", "step"]
 """Command to a worker about one of its shards."""
-Reply = tuple[str | None, Observations | Step | None, Sequence[tuple[str, int]]]
-"""Error message or None, the result, and the tolerated failures (message, env index)."""
+Notice = tuple[str, str, str]
+"""Message, observation key and topic of a ``TextWarning``."""
+Reply = tuple[str | None, Observations | Step | None, Sequence[tuple[str, int]], Sequence[Notice]]
+"""Error message or None, the result, the tolerated failures (message, env index), and warnings."""
 
 POLL_SECONDS = 1.0
 """Time between two checks whether a silent worker process is still alive."""
@@ -89,9 +94,10 @@ class Worker:
             self._connection, child_connection = context.Pipe()
             # A daemon ends with its owner. If the owner is killed, the process reads EOF and ends
             # by itself, unless it hangs.
+            imports = (allowed_modules(), imported_modules())
             process: BaseProcess = context.Process(  # type: ignore[attr-defined]
                 target=_serve,
-                args=(child_connection, self._builders, self._max_restarts),
+                args=(child_connection, self._builders, self._max_restarts, imports),
                 daemon=True,
             )
             process.start()
@@ -181,7 +187,10 @@ def _context() -> BaseContext:
 
 
 def _serve(
-    connection: Connection, builders: Sequence[CloudpickleWrapper], max_restarts: int
+    connection: Connection,
+    builders: Sequence[CloudpickleWrapper],
+    max_restarts: int,
+    imports: tuple[Sequence[str], Sequence[str]],
 ) -> None:
     """Run a worker process: reply to commands until the owner closes it or is gone.
 
@@ -189,12 +198,15 @@ def _serve(
         connection: connection to the owner.
         builders: one function per shard that makes its backend.
         max_restarts: number of failures of environments that one command tolerates.
+        imports: modules that the owner allowed and those that it imported.
     """
     # Both signals may reach the whole process group; the owner decides when to end.
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, signal.SIG_IGN)
+    restore_imports(*imports)
     backends: dict[int, GymnasiumBackend] = {}
     tolerated: list[tuple[str, int]] = []
+    notices = _forward_text_warnings()
 
     def tolerate(failure: EnvironmentFailedError) -> None:
         if len(tolerated) == max_restarts:
@@ -208,6 +220,7 @@ def _serve(
                 break
             # The owner counts failures over all workers, so each reply starts a new list.
             tolerated.clear()
+            notices.clear()
             try:
                 if shard not in backends:
                     # Built at the first command, so that an error is sent as a reply.
@@ -215,13 +228,13 @@ def _serve(
                     backends[shard] = cast(GymnasiumBackend, backend)
                 result = _execute(backends[shard], command, argument)
                 # Inside the block, because a result that cannot be pickled is an error as well.
-                connection.send((None, result, tolerated))
+                connection.send((None, result, tolerated, notices))
             except ConfigError as error:
-                connection.send((str(error), None, ()))
+                connection.send((str(error), None, (), ()))
             except EnvironmentFailedError as error:
                 if isinstance(error.__cause__, ConfigError):
                     # It says all that a user needs, so a traceback would only bury it.
-                    connection.send((str(error), None, ()))
+                    connection.send((str(error), None, (), ()))
                     continue
                 connection.send(_error_reply(str(error), error))
             except Exception as error:
@@ -230,6 +243,33 @@ def _serve(
         return  # the owner is gone
     for backend in backends.values():
         backend.close()
+
+
+def _forward_text_warnings() -> list[Notice]:
+    """Collect warnings about texts from now on, so that the owner shows each of them once.
+
+    Returns:
+        The list that they are added to.
+    """
+    notices: list[Notice] = []
+    show_as_usual = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if isinstance(message, TextWarning):
+            notices.append((str(message), message.key, message.topic))
+        else:
+            show_as_usual(message, category, filename, lineno, file, line)
+
+    # Python prints every warning through this function
+    warnings.showwarning = show
+    return notices
 
 
 def _execute(backend: GymnasiumBackend, command: Command, argument: Any) -> Observations | Step:
@@ -252,4 +292,4 @@ def _execute(backend: GymnasiumBackend, command: Command, argument: Any) -> Obse
 def _error_reply(message: str, error: Exception) -> Reply:
     """Return a reply with an error and its traceback in the worker."""
     lines = traceback.format_exception(error.__cause__ or error)
-    return (f"{message}\nIn the worker:\n{''.join(lines)}", None, ())
+    return (f"{message}\nIn the worker:\n{''.join(lines)}", None, (), ())

@@ -34,6 +34,7 @@ from mirl.envs.pools.worker_process import (
     WorkerTimeoutError,
 )
 from mirl.envs.seeds import replacement_seed
+from mirl.envs.texts.codec import TextCodec, TextWarning, warn_once
 from mirl.envs.type_aliases import Array, EnvIndices, Observations
 
 MAX_SEEDS_IN_MESSAGE = 3
@@ -111,6 +112,7 @@ class WorkerBackend:
         observation: kind of observation, see ``make_env``.
         workers: the worker processes.
         n_shards: largest number of shards.
+        texts: conversion of the texts, see ``make_env``.
         unknown_codes: reaction to unknown codes, see ``make_env``.
     """
 
@@ -124,6 +126,7 @@ class WorkerBackend:
         *,
         workers: Workers,
         n_shards: int,
+        texts: TextCodec | None = None,
         unknown_codes: UnknownCodes = "error",
     ) -> None:
         shares = np.array_split(np.arange(n), min(n_shards, len(workers), n))
@@ -138,6 +141,7 @@ class WorkerBackend:
             task_index,
             n_tasks,
             observation,
+            texts,
             unknown_codes=unknown_codes,
         )
         self._shards = []
@@ -308,11 +312,14 @@ class _Shard:
 
     def _recv_reply(self) -> Observations | Step | None:
         try:
-            failure, result, tolerated = self._worker.recv(self._generation)
+            failure, result, tolerated, notices = self._worker.recv(self._generation)
         except WorkerLostError as lost:
             if lost.reason:
                 self._count_loss(lost)
             raise
+        # several workers may have the same to say
+        for message, key, topic in notices:
+            warn_once(TextWarning(message, key, topic))
         if failure is not None:
             raise EnvironmentFailedError(failure)
         for message, env_index in tolerated:
@@ -362,6 +369,7 @@ def _build(
     task_index: int,
     n_tasks: int,
     observation: ObservationKind,
+    texts: TextCodec | None,
     n: int,
     *,
     unknown_codes: UnknownCodes,
@@ -372,5 +380,5 @@ def _build(
     gym.registry.setdefault(spec.id, spec)
     add_to_minigrid_tables(tables)
     return GymnasiumBackend(
-        task, n, task_index, n_tasks, observation, on_failure, unknown_codes=unknown_codes
+        task, n, task_index, n_tasks, observation, on_failure, texts, unknown_codes
     )

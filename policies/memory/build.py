@@ -1,48 +1,30 @@
 """Builder of recurrent cores from their configs."""
 
-from typing import assert_never
-
-from torch import nn
-
-from mirl.configs.networks import (
-    AttentionMemoryConfig,
-    FastWeightsConfig,
-    GruConfig,
-    LstmConfig,
-    MiLstmConfig,
-    RecurrentConfig,
-)
+from mirl.configs.networks import RecurrentCoreConfig
 from mirl.policies.memory.core import Core
 from mirl.policies.memory.fast_weights import FastWeights
-from mirl.policies.memory.lstm import Recurrent
+from mirl.policies.memory.lstm import Gru, Lstm
 from mirl.policies.memory.mi_lstm import MiLstm
 from mirl.policies.memory.window_attention import WindowAttention
 
+BUILT_IN = (Lstm, Gru, MiLstm, FastWeights, WindowAttention)
+"""Built-in cores. Importing their modules is what makes their configs known."""
 
-def build_core(config: RecurrentConfig, features_dim: int, context_dim: int) -> Core:
-    """Build the recurrent core that a config describes.
+
+def build_core(config: RecurrentCoreConfig, features_dim: int, context_dim: int) -> Core:
+    """Build the recurrent core that ``config`` belongs to.
 
     Args:
-        config: kind and options of the core.
+        config: options of the core, built-in or a user's.
         features_dim: X, the size of the features.
-        context_dim: Z, the size of the context; used by ``mi_lstm`` only.
+        context_dim: Z, the size of the context.
 
     Returns:
         The core with its initial weights.
 
     Raises:
-        ConfigError: if there is a single feature and it is to be normalized.
+        ConfigError: if no core has this config, if it has another constructor, or if there is a
+            single feature and it is to be normalized.
     """
-    match config:
-        case LstmConfig():
-            return Recurrent(nn.LSTM(features_dim, config.size), config)
-        case GruConfig():
-            return Recurrent(nn.GRU(features_dim, config.size), config)
-        case MiLstmConfig():
-            return MiLstm(features_dim, context_dim, config)
-        case FastWeightsConfig():
-            return FastWeights(features_dim, config)
-        case AttentionMemoryConfig():
-            return WindowAttention(features_dim, config)
-        case _:
-            assert_never(config)
+    core_class = Core.class_of(config)
+    return core_class.construct(features_dim=features_dim, context_dim=context_dim, config=config)

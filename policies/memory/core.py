@@ -6,6 +6,7 @@ sequence, O output.
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,12 +16,13 @@ from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import RecurrentCoreConfig
+from mirl.configs.parts import Part
 from mirl.policies.fusions import Affine
 from mirl.policies.grouped_matmul import ContextGroups
 from mirl.policies.memory.episodes import Episodes
 
 
-class Core(nn.Module, ABC):
+class Core(nn.Module, Part, ABC):
     """A recurrent core: (features, state, episode_start, context) -> (output, state).
 
     The hidden state of a sequence is one row of numbers. It is reset to zeros where an episode
@@ -31,6 +33,8 @@ class Core(nn.Module, ABC):
     With a skip connection the output is x + P y, where y is the output of the core and P starts
     at zero: the agent first learns to react, like one without memory. No gradient flows from y to
     x, so that an untrained memory does not disturb the features.
+
+    Every core is a class with a ``Config``, built by ``(features_dim, context_dim, config)``.
 
     Args:
         features_dim: X, the size of the features.
@@ -44,6 +48,8 @@ class Core(nn.Module, ABC):
         Parisotto et al., "Stabilizing Transformers for Reinforcement Learning", ICML 2020, for the
         identity map at the start.
     """
+
+    Config: ClassVar[type[RecurrentCoreConfig]] = RecurrentCoreConfig
 
     def __init__(self, features_dim: int, state_dim: int, config: RecurrentCoreConfig) -> None:
         super().__init__()

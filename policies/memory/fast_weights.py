@@ -26,6 +26,7 @@ class FastWeights(ChunkedCore):
 
     Args:
         features_dim: X, the size of the features.
+        context_dim: Z, the size of the context, which is ignored.
         config: size and number of heads.
 
     References:
@@ -34,7 +35,9 @@ class FastWeights(ChunkedCore):
         Length", NeurIPS 2024, for the triangular system.
     """
 
-    def __init__(self, features_dim: int, config: FastWeightsConfig) -> None:
+    Config = FastWeightsConfig
+
+    def __init__(self, features_dim: int, context_dim: int, config: FastWeightsConfig) -> None:
         self.heads = config.heads
         self.head_dim = config.size // config.heads
         super().__init__(features_dim, config.size * self.head_dim, config)

@@ -25,10 +25,6 @@ class Recurrent(Core):
     Args:
         network: the layer; its weights are initialized here.
         config: the options of the core.
-
-    References:
-        Hochreiter and Schmidhuber, "Long Short-Term Memory", Neural Computation 1997; Cho et al.,
-        "Learning Phrase Representations using RNN Encoder-Decoder", EMNLP 2014, for the GRU.
     """
 
     def __init__(self, network: nn.LSTM | nn.GRU, config: LstmConfig | GruConfig) -> None:
@@ -73,6 +69,42 @@ class Recurrent(Core):
         if isinstance(parts, Tensor):
             parts = (parts,)
         return torch.cat(parts, dim=2).squeeze(0)
+
+
+class Lstm(Recurrent):
+    """Long short-term memory, ``torch.nn.LSTM``.
+
+    Args:
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context, which is ignored.
+        config: options of the core.
+
+    References:
+        Hochreiter and Schmidhuber, "Long Short-Term Memory", Neural Computation 1997.
+    """
+
+    Config = LstmConfig
+
+    def __init__(self, features_dim: int, context_dim: int, config: LstmConfig) -> None:
+        super().__init__(nn.LSTM(features_dim, config.size), config)
+
+
+class Gru(Recurrent):
+    """Gated recurrent unit, ``torch.nn.GRU``.
+
+    Args:
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context, which is ignored.
+        config: options of the core.
+
+    References:
+        Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder", EMNLP 2014.
+    """
+
+    Config = GruConfig
+
+    def __init__(self, features_dim: int, context_dim: int, config: GruConfig) -> None:
+        super().__init__(nn.GRU(features_dim, config.size), config)
 
 
 def init_gates(weight: Float[Tensor, "gates in"], size: int) -> None:

@@ -39,6 +39,7 @@ class MiLstm(Core):
         Wu et al., "On Multiplicative Integration with Recurrent Neural Networks", NeurIPS 2016.
     """
 
+    Config = MiLstmConfig
     columns: Int[Tensor, " multiplied"]
     """(M,), the columns of a_t whose gates have the multiplicative term."""
 

@@ -31,6 +31,7 @@ class WindowAttention(ChunkedCore):
 
     Args:
         features_dim: X, the size of the features.
+        context_dim: Z, the size of the context, which is ignored.
         config: size, heads, window and positions.
 
     References:
@@ -38,7 +39,9 @@ class WindowAttention(ChunkedCore):
         ACL 2019, for the relative positions.
     """
 
-    def __init__(self, features_dim: int, config: AttentionMemoryConfig) -> None:
+    Config = AttentionMemoryConfig
+
+    def __init__(self, features_dim: int, context_dim: int, config: AttentionMemoryConfig) -> None:
         self.heads = config.heads
         self.past = config.window - 1
         super().__init__(features_dim, self.past * features_dim + 1, config)

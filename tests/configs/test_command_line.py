@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from mirl.configs.command_line import command, console_entry, eval_help, train_help
+from mirl.configs.command_line import (
+    command,
+    console_entry,
+    eval_help,
+    train_help,
+    typed_name,
+)
 from mirl.configs.compose import GROUPS, option_names, presets
 from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.schema import EvalConfig, TrainConfig
@@ -36,13 +42,21 @@ print(json.dumps({
 
 def options(model: type[TrainConfig] | type[EvalConfig]) -> list[str]:
     """Return the options of a command that users set."""
-    return sorted({name for name in option_names([model]) if not name.endswith(".kind")})
+    names = {name for name in option_names([model]) if not name.endswith(".kind")}
+    return sorted(typed_name(name) for name in names)
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_help_lists_groups_and_presets(group: str) -> None:
     (line,) = re.findall(rf"^  {group} +(\S.*)$", train_help(), re.MULTILINE)
     assert line.replace("*", "").split() == presets(group)
+
+
+def test_help_lists_own_presets(tmp_path: Path) -> None:
+    (tmp_path / "fusion").mkdir()
+    (tmp_path / "fusion" / "narrow.yaml").write_text("kind: low_rank\n")
+    assert re.search(r"^  fusion .* narrow", train_help(["--config-dir", str(tmp_path)]), re.M)
+    assert "narrow" not in train_help(["--config-dir", "nowhere"])
 
 
 def test_default_presets_are_marked() -> None:

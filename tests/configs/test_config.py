@@ -23,7 +23,7 @@ def all_models() -> list[type[BaseModel]]:
             continue
         found.append(model)
         for field in model.model_fields.values():
-            waiting += config_classes(field.annotation)
+            waiting += config_classes(field)
     return found
 
 

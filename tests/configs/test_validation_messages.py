@@ -1,24 +1,37 @@
 """Messages about invalid values: what was expected, what was given, and the nearest name."""
 
+from typing import Annotated, Any
+
 import pytest
 from config_errors import error_message
+from pydantic.fields import FieldInfo
 
 from mirl.configs.compose import compose_train, validate
 from mirl.configs.errors import ConfigError
-from mirl.configs.networks import FilmConfig, GateConfig
+from mirl.configs.networks import BaseFusionConfig, FilmConfig, GateConfig
+from mirl.configs.parts import BuiltInOrOwn, PartConfig
 from mirl.configs.schema import TrainConfig
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.configs.validation_messages import MAX_SHOWN_CHARACTERS, config_classes
 
 
-def test_config_classes_of_an_annotation() -> None:
-    """A class, the members of a union, or the items of a tuple; other types have none."""
-    assert config_classes(FilmConfig) == [FilmConfig]
-    assert config_classes(FilmConfig | GateConfig) == [FilmConfig, GateConfig]
-    assert config_classes(tuple[TaskConfig, ...]) == [TaskConfig]
-    assert config_classes(TrainConfig.model_fields["task"].annotation) == [SuiteConfig]
-    assert config_classes(int) == []
-    assert config_classes(dict[str, int]) == []
+@pytest.mark.parametrize(
+    ("annotation", "classes"),
+    [
+        (FilmConfig, [FilmConfig]),
+        (FilmConfig | GateConfig, [FilmConfig, GateConfig]),
+        (tuple[TaskConfig, ...], [TaskConfig]),
+        (
+            Annotated[PartConfig, BuiltInOrOwn(FilmConfig | GateConfig, BaseFusionConfig)],
+            [FilmConfig, GateConfig],
+        ),
+        (int, []),
+        (dict[str, int], []),
+    ],
+)
+def test_config_classes_of_a_field(annotation: Any, classes: list[type]) -> None:
+    assert config_classes(FieldInfo.from_annotation(annotation)) == classes
+    assert config_classes(TrainConfig.model_fields["task"]) == [SuiteConfig]
 
 
 @pytest.mark.parametrize(
@@ -60,8 +73,8 @@ def test_option_of_other_preset_is_rejected(argv: list[str], message: str) -> No
 def test_error_inside_task_is_one_line() -> None:
     (line,) = error_message("task.tasks=[{name: a, env_id: X-v0, success: rewrad}]").splitlines()
     assert line == (
-        "task.tasks.0.success: expected 'auto', 'reward', 'info' or 'any_step', got 'rewrad'. "
-        "Did you mean 'reward'?"
+        "task.tasks.0.success: expected 'auto', 'reward', 'info', 'any_step' or 'return>=X' with "
+        "a number X, got 'rewrad'. Did you mean 'reward'?"
     )
 
 

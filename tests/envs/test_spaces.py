@@ -7,14 +7,19 @@ import numpy as np
 import pytest
 import toy_envs  # noqa: F401  (registers its ids)
 from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
 from minigrid.wrappers import FullyObsWrapper
 from suites import BACKENDS, MINIGRID_IDS, single_task
+from text_envs import ManyTextsEnv
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import BackendName
 from mirl.configs.tasks import TaskConfig
+from mirl.configs.texts import TextForm
 from mirl.envs import ContractObservation, SuiteVecEnv, make_env, tokenize
 from mirl.envs.pools.envpool import envpool_ids
+from mirl.envs.texts.codec import is_text
 
 QUICK_IDS = (
     "BabyAI-ActionObjDoor-v0",
@@ -129,7 +134,9 @@ def test_texts_become_tokens() -> None:
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
     assert observation["cell"] == 1
-    np.testing.assert_array_equal(observation["mission"], tokenize("Qapla' to the red ball!"))
+    # spaces.Text(100) has at most 100 words
+    expected = tokenize("Qapla' to the red ball!", text_length=100)
+    np.testing.assert_array_equal(observation["mission"], expected)
 
 
 def test_unsupported_space_names_the_key() -> None:
@@ -138,10 +145,48 @@ def test_unsupported_space_names_the_key() -> None:
         make_env(make_task("ToyText-v0", nested=True))
 
 
-def test_task_key_is_reserved() -> None:
-    """An environment whose observation already has a key ``task`` is an error."""
-    with pytest.raises(ConfigError, match="already has a key 'task'"):
-        make_env(make_task("ToyText-v0", own_task=True))
+def test_own_task_key_is_renamed() -> None:
+    """An environment's own ``task`` becomes ``env_task``; ``task`` is the suite's index."""
+    env = make_env(make_task("ToyText-v0", own_task=True), task_index=1, n_tasks=3)
+    assert env.observation_space["env_task"] == spaces.Discrete(2)
+    assert env.observation_space["task"] == spaces.Discrete(3)
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    assert (observation["env_task"], observation["task"]) == (0, 1)
+
+
+def test_both_task_keys_are_refused() -> None:
+    env = gym.make("ToyText-v0", own_task=True)
+    space = {**env.observation_space, "env_task": spaces.Discrete(2)}
+    env.observation_space = spaces.Dict(space)
+    with pytest.raises(ConfigError, match=r"has both 'task' and 'env_task'.*rename one"):
+        ContractObservation(env)
+
+
+@given(
+    keys=st.sets(st.sampled_from(["mission", "instruction", "hint", "task"]), min_size=1),
+    max_length=st.integers(20, 600),
+    text_length=st.none() | st.integers(20, 300),
+    text_form=st.sampled_from(["tokens", "utf8"]),
+)
+def test_texts_under_any_key(
+    keys: set[str], max_length: int, text_length: int | None, text_form: TextForm
+) -> None:
+    """Every text is an int16 Box of rank 1 that starts at 0, and observations are in it."""
+    env = ContractObservation(
+        ManyTextsEnv(keys, max_length),
+        vocabulary=("klingon",),
+        text_length=text_length,
+        text_form=text_form,
+    )
+    names = {"env_task" if key == "task" else key for key in keys}
+    assert set(env.text_keys) == names
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    for name in names:
+        assert is_text(env.observation_space[name])
+        assert observation[name].any()
+    assert not is_text(env.observation_space["cell"])
 
 
 def test_task_index_must_be_in_range() -> None:

@@ -150,10 +150,14 @@ class TextEnv(gym.Env[Any, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        return {"mission": "Qapla' to the red ball!", "cell": 1}, {}
+        return self._observation("Qapla' to the red ball!", 1), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        return {"mission": "go to the red ball", "cell": 2}, 0.0, False, False, {}
+        return self._observation("go to the red ball", 2), 0.0, False, False, {}
+
+    def _observation(self, mission: str, cell: int) -> dict[str, Any]:
+        observation = {"mission": mission, "cell": cell, "task": 0}
+        return {key: observation[key] for key in self.observation_space if key in observation}
 
 
 class LazyEnv(CounterEnv):

@@ -79,7 +79,7 @@ def test_minigrid_keys() -> None:
     assert isinstance(extractor.encoder, CellsEncoder)
     assert isinstance(extractor.encoder.to_cells, GridCells)
     assert (extractor.routing.context, extractor.routing.image) == ("mission", "image")
-    assert extractor.routing.others == ("direction",)
+    assert extractor.encoder.keys == ("direction",)
 
 
 def test_real_minigrid_observation() -> None:
@@ -108,38 +108,38 @@ def test_goal_environment_keys() -> None:
     extractor = FusionExtractor(GOAL)
     assert isinstance(extractor.context, GoalContext)
     assert isinstance(extractor.encoder, VectorEncoder)
-    assert extractor.routing.context == "desired_goal"
-    assert set(extractor.routing.others) == {"observation", "achieved_goal"}
+    assert extractor.context.keys == ("desired_goal",)
+    assert set(extractor.encoder.keys) == {"observation", "achieved_goal"}
 
 
 def test_task_id_keys() -> None:
     """A task id is the context if there is no other."""
     extractor = FusionExtractor(TASKS)
     assert isinstance(extractor.context, TaskIdContext)
-    assert extractor.routing.others == ("observation",)
+    assert extractor.encoder.keys == ("observation",)
 
 
 def test_other_contexts_are_not_inputs() -> None:
     """With a chosen context the keys of the other contexts are not inputs."""
     extractor = FusionExtractor(GRID, context="task_id")
     assert extractor.routing.context == "task"
-    assert extractor.routing.others == ("direction",)
+    assert extractor.encoder.keys == ("direction",)
 
 
 def test_context_key_is_not_an_input() -> None:
     """A context under an unusual key is not an input as well."""
     extractor = FusionExtractor(TASKS, context=GoalContextConfig(key="task"))
-    assert extractor.routing.others == ("observation",)
+    assert extractor.encoder.keys == ("observation",)
     space = spaces.Dict({"observation": POINT, "where": spaces.Box(-1, 1, (2, 2, 2))})
     extractor = FusionExtractor(space, context=GoalContextConfig(key="where"))
     assert isinstance(extractor.encoder, VectorEncoder)
-    assert extractor.routing.others == ("observation",)
+    assert extractor.encoder.keys == ("observation",)
 
 
 def test_observation_keys_choose_the_inputs() -> None:
     """Only the keys in ``observation_keys`` are inputs."""
     extractor = FusionExtractor(GOAL, observation_keys=["observation"])
-    assert extractor.routing.others == ("observation",)
+    assert extractor.encoder.keys == ("observation",)
     batch = batch_of(GOAL, 4)
     close(extractor(batch), extractor({**batch, "achieved_goal": torch.zeros(4, 3)}))
 

@@ -69,7 +69,7 @@ def test_extractor_updates_both_norms() -> None:
     seen = torch.cat(
         [
             {"observation": observation, "direction": direction}[key]
-            for key in extractor.routing.others
+            for key in extractor.encoder.keys
         ],
         1,
     )

@@ -99,9 +99,9 @@ def rows_of(extractor: FusionExtractor, steps: list[dict[str, np.ndarray]]) -> n
     joined = {
         key: np.concatenate([step[key] for step in steps]).astype(np.float64) for key in steps[0]
     }
-    assert extractor.routing.context == "desired_goal"
+    assert extractor.context.keys == ("desired_goal",)
     return np.concatenate(
-        [joined[key].reshape(len(joined[key]), -1) for key in extractor.routing.others], axis=1
+        [joined[key].reshape(len(joined[key]), -1) for key in extractor.encoder.keys], axis=1
     )
 
 

@@ -1,4 +1,4 @@
-"""Tests of the tokenization of missions."""
+"""Tests of the vocabulary of MiniGrid and BabyAI, and of the token ids of their missions."""
 
 import os
 import subprocess
@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from suites import MINIGRID_IDS
 
 from mirl.configs.tasks import TaskConfig
+from mirl.configs.texts import split_words as words
 from mirl.envs import MAX_TOKENS, N_TOKENS, VOCABULARY, mission_space, tokenize
 from mirl.envs.make import make_env
-from mirl.envs.missions import token_id, words
+from mirl.envs.texts.codec import text_codec
+from mirl.envs.texts.vocabulary import MAX_BYTES
 
+token_id = text_codec().token_id
 QUICK_IDS = (
     "MiniGrid-Fetch-5x5-N2-v0",
     "MiniGrid-PutNear-6x6-N2-v0",
@@ -81,7 +84,7 @@ def test_unknown_words_have_stable_buckets() -> None:
 def test_tokens_are_equal_across_processes() -> None:
     """A text has the same tokens in a process with another hash seed."""
     text = "go to the klingon ship, then pick up 3 tribbles"
-    code = f"from mirl.envs.missions import tokenize; print(*tokenize({text!r}))"
+    code = f"from mirl.envs.texts.codec import tokenize; print(*tokenize({text!r}))"
     environment = {**os.environ, "PYTHONHASHSEED": "4711"}
     out = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
@@ -101,6 +104,7 @@ def test_longest_mission_fits() -> None:
     clause = f"put {place} next to {place}"
     longest = f"{clause} and {clause} after you {clause} and {clause}"
     assert len(words(longest)) == 72 <= MAX_TOKENS
+    assert len(longest.replace("red", "purple").encode()) < 320 < MAX_BYTES
 
 
 @pytest.mark.parametrize("env_id", QUICK_IDS)

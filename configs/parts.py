@@ -1,0 +1,293 @@
+"""Parts of a network, each chosen by a config: fusions, contexts, encoders and recurrent cores.
+
+A part is a class with a frozen ``Config``. Built-in parts and those of users follow one contract,
+and a config knows which class it belongs to, so that nothing has to list the classes:
+
+    class Mine(Fusion):
+        class Config(BaseFusionConfig):
+            rank: Width = 8
+
+        def __init__(self, features_dim, context_dim, out_dim, config: Config, gain): ...
+
+The ``kind`` of a built-in config is a short name. That of any other is ``module:Class``, after the
+class that owns it; it is set when the class is defined and never typed.
+"""
+
+import inspect
+from types import UnionType, new_class
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+from pydantic import Field, GetCoreSchemaHandler, ValidationError, ValidatorFunctionWrapHandler
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
+
+from mirl.configs.config import Config
+from mirl.configs.errors import ConfigError
+from mirl.configs.imports import import_object
+
+PACKAGE = "mirl"
+"""Package whose config classes have a short kind that they write themselves."""
+OWN_KIND = ":"
+"""Character that tells the kind of a user's part, ``module:Class``, from a built-in one."""
+
+_part_classes: dict[type["PartConfig"], type["Part"]] = {}
+"""The class that each config class is the ``Config`` of."""
+_own_configs: dict[str, type["PartConfig"]] = {}
+"""The config classes of users by their kind; a later definition replaces an earlier one."""
+
+
+class PartConfig(Config):
+    """Options of a part; base class of the families ``BaseFusionConfig`` and so on."""
+
+    kind: str = ""
+    """Short name of a built-in part, ``module:Class`` of any other."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if _is_of_package(cls.__module__):
+            return
+        # pydantic collects the fields after this method
+        kind = f"{cls.__module__}:{cls.__qualname__.removesuffix('.Config')}"
+        cls.__annotations__ = {**inspect.get_annotations(cls), "kind": Literal[kind]}
+        cls.kind = kind
+        _own_configs[kind] = cls
+
+
+class Part:
+    """Mixin of the base class of each family of parts, such as ``Fusion``.
+
+    A class that inherits from the base class belongs to the config class that it names as
+    ``Config``. Without one, it gets a copy of the ``Config`` of the part that it inherits from; if
+    that is the base class, it is abstract and cannot be chosen.
+    """
+
+    Config: ClassVar[type[PartConfig]]
+    """The options. The base class of a family names the base class of the configs."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if Part in cls.__bases__:
+            return
+        config_class = cls.__dict__.get("Config")
+        if config_class is None:
+            if cls.Config not in _part_classes or _is_of_package(cls.__module__):
+                return
+            # options as those of the part that it inherits from, but another class to build
+            names = {
+                "__module__": cls.__module__,
+                "__qualname__": f"{cls.__qualname__}.Config",
+                "__doc__": cls.Config.__doc__,
+            }
+            config_class = new_class(
+                "Config", (cls.Config,), exec_body=lambda namespace: namespace.update(names)
+            )
+            cls.Config = config_class
+        owner = _part_classes.setdefault(config_class, cls)
+        if owner is not cls:
+            raise ConfigError(
+                f"{cls.__qualname__}: its Config already belongs to {owner.__qualname__}; give it "
+                f"one of its own, class Config({owner.__qualname__}.Config)"
+            )
+
+    @classmethod
+    def class_of(cls, config: PartConfig) -> type[Self]:
+        """Return the class that a config belongs to.
+
+        Args:
+            config: the options of a part of this family.
+
+        Raises:
+            ConfigError: if no class of this family has it as its ``Config``.
+        """
+        found = _part_classes.get(type(config))
+        if found is None or not issubclass(found, cls):
+            raise ConfigError(
+                f"expected the Config of a {cls.__name__}, got {type(config).__qualname__}"
+            )
+        return found
+
+    @classmethod
+    def construct(cls, **arguments: object) -> Self:
+        """Build a part by the constructor that all parts of its family have.
+
+        Args:
+            arguments: the arguments in their order. They are passed by position, so a class may
+                give its parameters other names.
+
+        Returns:
+            The part, newly initialized.
+
+        Raises:
+            ConfigError: if the class has another constructor.
+        """
+        found: Any = cls
+        try:
+            # not by a TypeError of the call itself, which may come from deeper inside
+            inspect.signature(found).bind(*arguments.values())
+        except TypeError as error:
+            raise ConfigError(
+                f"{cls.__module__}:{cls.__qualname__} expected to be built by "
+                f"({', '.join(arguments)}), got an __init__ with other parameters: {error}"
+            ) from None
+        part: Self = found(*arguments.values())
+        return part
+
+
+class BuiltInOrOwn:
+    """Validation of a field that holds the config of a built-in or of a user's part.
+
+    Built-in configs stay a closed union, which errors and ``--help`` list. The field also takes an
+    instance of a user's config class, a class, and the name ``module:Class``, alone or as the
+    ``kind`` of a dictionary of options.
+
+        fusion: Annotated[BaseFusionConfig, BuiltInOrOwn(FusionConfig, BaseFusionConfig)]
+
+    Args:
+        union: union of the built-in config classes, each with its own ``kind``.
+        base: base class of the users' config classes.
+    """
+
+    def __init__(self, union: UnionType, base: type[PartConfig]) -> None:
+        self.union = union
+        self.base = base
+
+    def __get_pydantic_core_schema__(
+        self, _source: object, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        by_kind: object = Annotated[self.union, Field(discriminator="kind")]
+        return core_schema.no_info_wrap_validator_function(
+            self._validate,
+            handler.generate_schema(by_kind),
+            # by the class of the value, because the union does not have the users' classes
+            serialization=core_schema.simple_ser_schema("any"),
+        )
+
+    def _validate(self, value: object, validate_built_in: ValidatorFunctionWrapHandler) -> object:
+        if isinstance(value, self.base) and type(value) not in get_args(self.union):
+            Part.class_of(value)
+            return value
+        options: dict[object, object] = {}
+        named: object = value
+        if isinstance(value, dict):
+            options = value
+            named = value.get("kind")
+        if isinstance(named, str) and OWN_KIND in named:
+            config_class = find_config(named, self.base)
+        elif isinstance(named, type):
+            config_class = config_class_of(named, self.base)
+        else:
+            return validate_built_in(value)
+        kind = config_class.model_fields["kind"].default
+        options = {**options, "kind": kind}
+        if config_class in get_args(self.union):
+            return validate_built_in(options)
+        try:
+            return config_class.model_validate(options)
+        except ValidationError as error:
+            # the kind in the location, as in the location of an error in the union
+            raise _put_below(error, kind) from None
+
+
+def find_config(path: str, base: type[PartConfig], subject: str = "") -> type[PartConfig]:
+    """Return the config class of the part that ``module:Class`` names.
+
+    Args:
+        path: name of the class of a part.
+        base: base class that its config class must have.
+        subject: start of the error message, e.g. ``fusion: ``.
+
+    Raises:
+        ConfigError: if the module may not be imported or has no such class, or if the class is not
+            a part of this family.
+    """
+    known = _own_configs.get(path)
+    # classes inside of functions cannot be imported, but are known where they were defined
+    found = known if known is not None else import_object(path, subject)
+    return config_class_of(found, base, path, subject)
+
+
+def config_class_of(
+    found: object, base: type[PartConfig], path: str = "", subject: str = ""
+) -> type[PartConfig]:
+    """Return the config class of the class of a part.
+
+    Args:
+        found: the class of a part, or its config class.
+        base: base class that the config class must have.
+        path: name of the class in the error message; by default its own.
+        subject: start of the error message, e.g. ``fusion: ``.
+
+    Raises:
+        ConfigError: if the class is not a part of this family, or an abstract one.
+    """
+    config_class: object = found
+    if isinstance(found, type) and issubclass(found, Part):
+        config_class = found.Config
+    if (
+        isinstance(config_class, type)
+        and issubclass(config_class, base)
+        and config_class in _part_classes
+    ):
+        return config_class
+    name = path or getattr(found, "__qualname__", repr(found))
+    raise ConfigError(
+        f"{subject}expected a class with an inner class Config({base.__name__}), got '{name}'"
+    )
+
+
+def own_config(kind: str) -> type[PartConfig] | None:
+    """Return the config class of a user that has this kind; None if none is known.
+
+    Args:
+        kind: ``module:Class``.
+    """
+    return _own_configs.get(kind)
+
+
+def short_name(config: PartConfig) -> str:
+    """Return the kind of a config for the name of a run: ``Mine`` for ``own.layers:Mine``.
+
+    Args:
+        config: the config of any part.
+    """
+    _, _, names = config.kind.rpartition(OWN_KIND)
+    return names.rpartition(".")[2]
+
+
+def check_can_be_stored(config: PartConfig) -> None:
+    """Raise an error if a run directory could not name the class of a config.
+
+    Args:
+        config: the config of any part.
+
+    Raises:
+        ConfigError: if the class was defined in a script or inside of a function.
+    """
+    module, colon, names = config.kind.partition(OWN_KIND)
+    if not colon:
+        return
+    if module == "__main__" or "<locals>" in names:
+        raise ConfigError(
+            f"a run cannot store '{config.kind}', because no other process can import it; put the "
+            "class at the top level of a module of its own"
+        )
+
+
+def _is_of_package(module: str) -> bool:
+    return module.partition(".")[0] == PACKAGE
+
+
+def _put_below(error: ValidationError, kind: str) -> ValidationError:
+    """Return a validation error with a kind at the start of the location of each detail."""
+    details: list[InitErrorDetails] = []
+    for detail in error.errors(include_url=False):
+        details.append(
+            InitErrorDetails(
+                # a custom error may have the type of any error, and keeps its message
+                type=PydanticCustomError(
+                    detail["type"], "{message}", {**detail.get("ctx", {}), "message": detail["msg"]}
+                ),
+                loc=(kind, *detail["loc"]),
+                input=detail["input"],
+            )
+        )
+    return ValidationError.from_exception_data(error.title, details)

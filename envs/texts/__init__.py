@@ -1,0 +1,1 @@
+"""Missions and other texts of observations, as arrays of numbers."""

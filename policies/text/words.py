@@ -1,0 +1,161 @@
+"""Encoders of token ids: the words of a text as one vector.
+
+Shapes in this file: length, the number of tokens; dim, the size of the vector.
+"""
+
+from contextlib import nullcontext
+from typing import assert_never
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mirl.configs.networks import MissionContextConfig
+from mirl.policies.positions import sinusoidal_positions
+
+
+class AttentionMissionEncoder(nn.Module):
+    """Mission encoder: embeddings with sinusoidal positions, self-attention, mean over the words.
+
+    Args:
+        n_tokens: size of the vocabulary, with 0 as padding.
+        config: options of the mission encoder.
+
+    References:
+        Vaswani et al., "Attention Is All You Need", NeurIPS 2017.
+    """
+
+    def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(n_tokens, config.dim, padding_idx=0)
+        layer = nn.TransformerEncoderLayer(
+            config.dim,
+            config.heads,
+            dim_feedforward=2 * config.dim,
+            dropout=0.0,  # dropout would make the probability ratios of PPO random
+            batch_first=True,
+            norm_first=True,
+        )
+        # PyTorch has no nested tensors for norm_first, and warns if they are enabled
+        self.attention = nn.TransformerEncoder(
+            layer,
+            config.layers,
+            enable_nested_tensor=False,
+        )
+
+    def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
+        """Encode missions.
+
+        Args:
+            tokens: token ids, (missions, length).
+
+        Returns:
+            One vector per mission, (missions, dim).
+        """
+        # the first token always counts as a word, so that an empty mission has a mean, too
+        first = torch.zeros(1, dtype=torch.int64, device=tokens.device)
+        words = (tokens != 0).index_fill(1, first, True)
+        positions = sinusoidal_positions(
+            tokens.shape[1], self.embedding.embedding_dim, tokens.device
+        )
+        located = self.embedding(tokens) + positions
+        # on a CPU the backward pass of the fused kernel in bfloat16 is ten times as slow
+        on_cpu = located.device.type == "cpu"
+        with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
+            attended = self.attention(located, src_key_padding_mask=~words)
+        # mean over the words alone: (missions, length, dim) -> (missions, dim)
+        total = (attended * words.unsqueeze(-1)).sum(1)
+        mean: Tensor = total / words.sum(1, keepdim=True)
+        return mean
+
+
+class GruMissionEncoder(nn.Module):
+    """Mission encoder: embeddings, then the state of a GRU after the last word.
+
+    Args:
+        n_tokens: size of the vocabulary, with 0 as padding.
+        config: options of the mission encoder.
+    """
+
+    def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(n_tokens, config.dim, padding_idx=0)
+        self.gru = nn.GRU(
+            config.dim,
+            config.dim,
+            num_layers=config.layers,
+            batch_first=True,
+        )
+
+    def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
+        """Encode missions.
+
+        Args:
+            tokens: token ids, (missions, length).
+
+        Returns:
+            One vector per mission, (missions, dim).
+        """
+        states, _ = self.gru(self.embedding(tokens))
+        # the GRU also runs over the padding behind the last word, whose states are not used;
+        # an empty mission has the state after its first token
+        last_word = (tokens != 0).sum(1).sub(1).clamp(min=0)
+        missions = torch.arange(len(tokens), device=tokens.device)
+        final: Tensor = states[missions, last_word]
+        return final
+
+
+class BagMissionEncoder(nn.Module):
+    """Mission encoder: the mean of the words' embeddings, which ignores their order.
+
+    Args:
+        n_tokens: size of the vocabulary, with 0 as padding.
+        config: options of the mission encoder.
+    """
+
+    def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
+        super().__init__()
+        # padding_idx leaves the padding out of the mean
+        self.embedding = nn.EmbeddingBag(
+            n_tokens,
+            config.dim,
+            mode="mean",
+            padding_idx=0,
+        )
+
+    def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
+        """Encode missions.
+
+        Args:
+            tokens: token ids, (missions, length).
+
+        Returns:
+            One vector per mission, (missions, dim).
+        """
+        mean: Tensor = self.embedding(tokens)
+        return mean
+
+
+MissionEncoder = AttentionMissionEncoder | GruMissionEncoder | BagMissionEncoder
+
+
+def build_mission_encoder(n_tokens: int, config: MissionContextConfig) -> MissionEncoder:
+    """Build the mission encoder that ``config`` names.
+
+    Args:
+        n_tokens: size of the vocabulary, with 0 as padding.
+        config: options of the mission encoder.
+
+    Returns:
+        A module from token ids (missions, length) to vectors (missions, dim).
+    """
+    match config.encoder:
+        case "attention":
+            return AttentionMissionEncoder(n_tokens, config)
+        case "gru":
+            return GruMissionEncoder(n_tokens, config)
+        case "bag":
+            return BagMissionEncoder(n_tokens, config)
+        case _:
+            assert_never(config.encoder)
