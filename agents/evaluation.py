@@ -220,6 +220,7 @@ def _build_env(run: Run, config: EvalConfig, subset: Subset) -> SuiteVecEnv:
         seed_split="test",
         holdout=training.split,
         subset=subset,
+        max_steps=config.max_steps or training.evaluation.max_steps or "auto",
     )
 
 

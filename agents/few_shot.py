@@ -304,6 +304,8 @@ def _build_env(
         seed_split=seed_split,
         holdout=HoldoutConfig(name="adaptation", tasks=(task.name,)),
         subset="held_out",
+        # endless episodes would neither be counted nor evaluated
+        max_steps=config.max_steps or "auto",
     )
 
 

@@ -133,12 +133,13 @@ def _open_environments(config: TrainConfig) -> Iterator[Environments]:
         timeout=config.env_timeout,
         restart_non_finite=config.on_fault == "skip",
     )
+    build_validation = partial(
+        build, seed_split="validation", max_steps=config.evaluation.max_steps or "auto"
+    )
     with (
         closing(build(config.task, n_envs=n_envs, sampling=config.sampling)) as training,
         # the suite of the first has the words and the length of the texts that were drawn
-        closing(
-            build(training.suite, n_envs=n_validation_envs, seed_split="validation")
-        ) as validation,
+        closing(build_validation(training.suite, n_envs=n_validation_envs)) as validation,
     ):
         if not config.split.holds_out_any:
             _check_episodes_exist(validation)
@@ -147,9 +148,7 @@ def _open_environments(config: TrainConfig) -> Iterator[Environments]:
         # as many environments per task as for validation
         n_held_out_tasks = len(config.split.task_indices(config.task, "held_out"))
         n_held_out_envs = n_validation_envs // n_tasks * n_held_out_tasks
-        held_out = build(
-            training.suite, n_envs=n_held_out_envs, seed_split="validation", subset="held_out"
-        )
+        held_out = build_validation(training.suite, n_envs=n_held_out_envs, subset="held_out")
         with closing(held_out):
             _check_episodes_exist(validation)
             _check_episodes_exist(held_out)

@@ -276,6 +276,9 @@ class SuiteConfig(Config):
     observation: Literal["grid", "rgb"] = "grid"
     """MiniGrid observations: the symbolic grid, or the same view as RGB pixels (which require the
     ``gymnasium`` backend)."""
+    unknown_codes: Literal["error", "hash"] = "error"
+    """Reaction to codes of a symbolic image that neither MiniGrid's tables nor the bounds of its
+    space have: an error, or rows of their own, which are hashed; ``encoder.unknown`` sets it."""
     vocabulary: Annotated[tuple[str, ...], AllowSingleName] | None = None
     """Words that get token ids of their own, beside MiniGrid's and BabyAI's; all others share 64
     ids. None collects the words of the environments' texts when they are made first."""

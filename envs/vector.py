@@ -12,6 +12,7 @@ from mirl.configs.schema import BackendName, SamplingName
 from mirl.configs.tasks import HoldoutConfig, Subset, SuiteConfig
 from mirl.envs.actions import ActionValidator
 from mirl.envs.assignment import TaskAssignment
+from mirl.envs.contract.episode_limits import EpisodeLimits, MaxSteps
 from mirl.envs.env_attributes import EnvAttributes
 from mirl.envs.episode_start import EpisodeStarter
 from mirl.envs.episode_statistics import EpisodeStatistics
@@ -70,6 +71,8 @@ class SuiteVecEnv(EnvAttributes):
         timeout: seconds without a reply after which a worker process counts as hung.
         restart_non_finite: whether non-finite observations and rewards are failures of this kind
             too; otherwise they are raised.
+        max_steps: timesteps after which an episode is truncated; "auto" for 10,000, with a warning,
+            where the environment has no limit of its own; None for no limit.
 
     Raises:
         ConfigError: if an argument does not fit the suite, or its tasks do not fit together.
@@ -90,6 +93,7 @@ class SuiteVecEnv(EnvAttributes):
         max_restarts: int = 0,
         timeout: float = DEFAULT_TIMEOUT,
         restart_non_finite: bool = False,
+        max_steps: MaxSteps = None,
     ) -> None:
         # Each group of arguments goes to the part that it concerns, which validates it.
         fault_policy = FaultPolicy(max_restarts, timeout, restart_non_finite)
@@ -110,6 +114,7 @@ class SuiteVecEnv(EnvAttributes):
         self.rejects = episode_filter.rejects
         """True if some episodes are rejected at their start and drawn again."""
         self._statistics = EpisodeStatistics(suite.tasks, n_envs)
+        self._limits = EpisodeLimits(suite.tasks, joined.episode_limits, max_steps)
         self._deactivated = np.zeros(n_envs, dtype=np.bool_)
         self._state: _State = "new"
         super().__init__(suite, backend_name, n_envs, joined.observation, joined.action)
@@ -192,6 +197,9 @@ class SuiteVecEnv(EnvAttributes):
             # Faults come first: they change rewards, ends and last observations.
             self._statistics.add_timestep()
             self._faults.check_step(step, self.task_index, self._statistics.lengths)
+            self._limits.truncate(
+                step, self.task_index, self._statistics.lengths, self._backend.inactive
+            )
             self._statistics.update(step)
             done = step.done
             ended = np.flatnonzero(done)
