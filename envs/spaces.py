@@ -75,11 +75,13 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         space = getattr(env, "observation_space", None)
         self._is_dict = isinstance(space, spaces.Dict)
         inner: dict[str, Any] = {DEFAULT_KEY: space}
+        self._keys = inner.keys()
+        self._has_task_key = False
         if isinstance(space, spaces.Dict):
+            self._keys = space.spaces.keys()
+            self._has_task_key = TASK_KEY in space.spaces
             inner = _without_task_key(dict(space))
-        self._has_task_key = isinstance(space, spaces.Dict) and TASK_KEY in space.spaces
         self._is_checked = not is_known(env)
-        self._keys = dict(space).keys() if self._is_dict else inner.keys()
         self._task_index = np.asarray(task_index, dtype=np.int64)
         self._codecs: dict[str, TextCodec] = {}
         self._values: dict[str, Values] = {}

@@ -312,7 +312,7 @@ def test_table_has_row_per_point(runs: dict[str, Path]) -> None:
 
 
 def test_curve_table_shows_dash() -> None:
-    """Where success is unknown, the table of a curve shows neither a rate nor an interval."""
+    """The table of a curve with unknown success shows neither a rate nor an interval."""
     result = TaskResult("own", None, np.full(2, -5.0), np.full(2, 5))
     columns = [list(column.cells) for column in curve_table([CurvePoint(0, 0, result)], "").columns]
     assert columns == [["0"], ["0"], ["–"], ["–"], ["-5.000"]]
