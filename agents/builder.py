@@ -26,7 +26,12 @@ from mirl.envs import SuiteVecEnv
 from mirl.envs.actions import ActionSpace
 from mirl.policies import FusionPolicy, RecurrentFusionPolicy
 from mirl.policies.off_policy import OffPolicyFusion
-from mirl.policies.routing import asked_keys, legacy_input_keys, resolve_network
+from mirl.policies.routing import (
+    advice_without_context,
+    asked_keys,
+    legacy_input_keys,
+    resolve_network,
+)
 
 FUSED_ADAM = {"fused": True}
 """Adam with one kernel for all weights instead of several for each."""
@@ -72,17 +77,15 @@ def resolve_auto(config: TrainConfig, observation_space: spaces.Space[Any]) -> R
     return validate(ResolvedConfig, {**config.model_dump(), **resolved})
 
 
-def _check_context_varies(
-    context: ContextConfig | AutoContextConfig, space: spaces.Dict
-) -> None:
+def _check_context_varies(context: ContextConfig | AutoContextConfig, space: spaces.Dict) -> None:
     """Raise a ConfigError if the context is the same in every episode."""
     if not isinstance(context, TaskIdContextConfig):
         return
     subspace = space[context.key]
     if isinstance(subspace, spaces.Discrete) and subspace.n == 1:
-        advice = "add a goal, a text or a second task"
-        if asked_keys(space):
-            advice = "use context=auto"
+        advice = "use context=auto"
+        if not asked_keys(space):
+            advice = advice_without_context(space)
         raise ConfigError(
             f"context=task_id needs several tasks, and '{context.key}' has one; {advice}"
         )

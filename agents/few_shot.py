@@ -14,7 +14,7 @@ import torch
 from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import ConstantSchedule
-from torch import Tensor, nn
+from torch import nn
 
 from mirl.agents.builder import build_agent, with_input_keys
 from mirl.agents.evaluation import evaluate

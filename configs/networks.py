@@ -193,7 +193,7 @@ class GoalContextConfig(KeyedContextConfig):
             if getattr(self, option):
                 raise ValueError(
                     f"{option} is for goals of real numbers, but encoder={self.encoder} reads "
-                    "cells; use encoder=mlp"
+                    "cells; use context.encoder=mlp"
                 )
         return self
 
@@ -359,7 +359,9 @@ class TextEncoderConfig(Config):
         )
 
 
-SingleEncoderConfig = GridEncoderConfig | ImageEncoderConfig | VectorEncoderConfig | TextEncoderConfig
+SingleEncoderConfig = (
+    GridEncoderConfig | ImageEncoderConfig | VectorEncoderConfig | TextEncoderConfig
+)
 EncoderPart = Annotated[
     SingleEncoderConfig, Field(discriminator="kind"), BeforeValidator(_kind_to_dict)
 ]

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import cast
 
-import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Int
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -291,8 +290,7 @@ def _check_sites(network: NetworkConfig) -> None:
 
 def _no_feature_map(encoder: EncoderConfig) -> ConfigError:
     return ConfigError(
-        f"site 'map' fuses each cell, and encoder '{encoder.kind}' has no cells; "
-        "use sites=('vector',)"
+        f"site 'map' fuses each cell, and encoder '{encoder.kind}' has no cells; use sites=[vector]"
     )
 
 

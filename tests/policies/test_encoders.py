@@ -14,7 +14,6 @@ from mirl.configs.networks import (
     VectorEncoderConfig,
 )
 from mirl.policies.encoders import CellsEncoder, GridCells, ImageCells, build_encoder
-from mirl.policies.routing import route
 
 close = torch.testing.assert_close
 CODES = (10, 5, 3)
@@ -37,8 +36,7 @@ def codes(batch: int, height: int, width: int) -> Tensor:
 def encoder_of(
     config: EncoderConfig, image: spaces.Box, **others: spaces.Space[object]
 ) -> CellsEncoder:
-    space = spaces.Dict({"image": image, "mission": spaces.Discrete(2), **others})
-    encoder = build_encoder(config, space, route(space, "mission", None, flatten=False))
+    encoder = build_encoder(config, spaces.Dict({"image": image, **others}))
     assert isinstance(encoder, CellsEncoder)
     return encoder
 
@@ -121,18 +119,23 @@ def test_every_cell_reaches_the_vector() -> None:
         assert cells.grad.abs().sum(-1).min() > 0
 
 
-@pytest.mark.parametrize(
-    "space",
-    [
-        spaces.Box(0, 255, (7, 7, 3), np.uint8),
-        spaces.Box(0, 1, (7, 7, 3), np.float32),
-    ],
-    ids=["pixels", "floats"],
-)
-def test_grid_encoder_needs_codes(space: spaces.Box) -> None:
-    """The grid encoder rejects spaces that are no grid of small integer codes."""
-    with pytest.raises(ConfigError, match=r"small integer codes.*encoder=image for pixels"):
-        encoder_of(GridEncoderConfig(), space)
+def test_grid_encoder_rejects_pixels() -> None:
+    """The grid encoder rejects pixels, and the message says which encoder reads them."""
+    with pytest.raises(ConfigError, match=r"codes or planes, got pixels.*use encoder=image"):
+        encoder_of(GridEncoderConfig(), spaces.Box(0, 255, (7, 7, 3), np.uint8))
+
+
+def test_image_encoder_rejects_codes() -> None:
+    """The image encoder rejects codes, and the message says which encoder reads them."""
+    with pytest.raises(ConfigError, match=r"pixels, got codes or planes.*use encoder=grid"):
+        encoder_of(ImageEncoderConfig(), grid_space(7, 7))
+
+
+def test_real_planes_are_read_linearly() -> None:
+    """Planes of real numbers, which the grid encoder once rejected, go through a linear layer."""
+    cells = GridCells(spaces.Box(0, 1, (7, 5, 3), np.float32), channels=8)
+    planes = torch.rand(2, 7, 5, 3)
+    close(cells(planes), torch.relu(cells.embedding(planes)).flatten(1, 2))
 
 
 # -------------------------------------------------------------------------------------------- image
@@ -180,30 +183,24 @@ def test_images_of_any_size(size: int) -> None:
 @pytest.mark.parametrize("hidden", [(), (7,), (7, 9)])
 def test_vector_encoder_is_an_mlp(hidden: tuple[int, ...]) -> None:
     """The vector encoder is an MLP with a ReLU after every layer."""
-    space = spaces.Dict(
-        {"a": spaces.Box(-1, 1, (2, 3)), "b": spaces.Discrete(4), "task": spaces.Discrete(2)}
-    )
-    encoder = build_encoder(
-        VectorEncoderConfig(hidden=hidden, features_dim=5),
-        space,
-        route(space, "task", None, flatten=True),
-    )
+    space = spaces.Dict({"a": spaces.Box(-1, 1, (2, 3)), "b": spaces.Discrete(4)})
+    encoder = build_encoder(VectorEncoderConfig(hidden=hidden, features_dim=5), space)
     seen = torch.randn(3, 10)
     expected = seen
     for layer in encoder.modules():
         if isinstance(layer, nn.Linear):
             expected = torch.relu(layer(expected))
-    close(encoder(seen), expected)
+    close(encoder({"a": seen[:, :6].reshape(3, 2, 3), "b": seen[:, 6:]}), expected)
     assert sum(isinstance(layer, nn.Linear) for layer in encoder.modules()) == len(hidden) + 1
     assert expected.shape == (3, encoder.out_dim)
 
 
 def test_image_encoders_need_an_image() -> None:
     """The encoders of images reject observations without an image."""
-    space = spaces.Dict({"observation": spaces.Box(-1, 1, (3,)), "task": spaces.Discrete(2)})
+    space = spaces.Dict({"observation": spaces.Box(-1, 1, (3,))})
     for config in (GridEncoderConfig(), ImageEncoderConfig()):
         with pytest.raises(
             ConfigError,
-            match=f"encoder={config.kind} needs an observation of rank 3.*encoder=vector",
+            match=f"encoder={config.kind} needs an observation of rank 3.*use encoder=auto",
         ):
-            build_encoder(config, space, route(space, "task", None, flatten=False))
+            build_encoder(config, space)
