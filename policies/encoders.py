@@ -273,10 +273,10 @@ def space_text(space: spaces.Space[object]) -> str:
     Args:
         space: any space.
     """
-    if not isinstance(space, spaces.Box):
+    if not isinstance(space, spaces.Box) or not space.low.size:
         return " ".join(str(space).split())
-    low = space.low.min(initial=np.inf)
-    high = space.high.max(initial=-np.inf)
+    low = float(space.low.min())
+    high = float(space.high.max())
     return f"Box({low:g}, {high:g}, {space.shape}, {space.dtype})"
 
 

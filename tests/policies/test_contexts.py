@@ -216,15 +216,15 @@ def test_distinct_goal_images_are_encoded_once() -> None:
         (TaskIdContextConfig(key="mission"), "task_id needs a Discrete space under 'mission'"),
         (
             MissionContextConfig(key="desired_goal"),
-            "under .*; wrap the environment in mirl.envs.ContractObservation",
+            "under .*mirl.envs.ContractObservation makes them of a text.*use context=auto",
         ),
         (
-            GoalContextConfig(encoder="grid"),
-            "encoder=grid needs a Box of rank 3 under 'desired_goal', got Box",
+            GoalContextConfig(key="mission", encoder="grid"),
+            "encoder=grid needs a Box of rank 3 under 'mission', got Box",
         ),
         (
             MissionContextConfig(key="task"),
-            "under .*; wrap the environment in mirl.envs.ContractObservation",
+            "under .*mirl.envs.ContractObservation makes them of a text.*use context=auto",
         ),
     ],
 )
