@@ -27,8 +27,7 @@ from mirl.envs.actions import ActionSpace
 from mirl.policies import FusionPolicy, RecurrentFusionPolicy
 from mirl.policies.off_policy import OffPolicyFusion
 from mirl.policies.routing import (
-    advice_without_context,
-    asked_keys,
+    advice_auto,
     legacy_input_keys,
     resolve_network,
 )
@@ -83,11 +82,9 @@ def _check_context_varies(context: ContextConfig | AutoContextConfig, space: spa
         return
     subspace = space[context.key]
     if isinstance(subspace, spaces.Discrete) and subspace.n == 1:
-        advice = "use context=auto"
-        if not asked_keys(space):
-            advice = advice_without_context(space)
         raise ConfigError(
-            f"context=task_id needs several tasks, and '{context.key}' has one; {advice}"
+            f"context=task_id needs several tasks, and '{context.key}' has one; "
+            f"{advice_auto(context, space)}"
         )
 
 

@@ -31,8 +31,8 @@ from mirl.policies.encoders import (
     CellsEncoder,
     GridEncoder,
     ImageEncoder,
-    code_sizes,
     in_float32,
+    reads_pixels,
     space_text,
 )
 from mirl.policies.features import Context, Observations, UniqueRows, unique_rows
@@ -356,10 +356,10 @@ class GoalImageContext(ContextEncoder):
         self.has_codes = config.encoder == "grid" and is_integer
         self.encoder: CellsEncoder
         other = "grid" if config.encoder == "image" else "image"
-        reads_pixels = code_sizes(subspace) is None
+        fits = reads_pixels(subspace)
         if config.encoder == "grid":
-            reads_pixels = is_image_space(subspace)
-        if reads_pixels != (config.encoder == "image"):
+            fits = not is_image_space(subspace)
+        if not fits:
             raise ConfigError(
                 f"context.encoder={config.encoder} does not read the goal '{config.key}', "
                 f"{space_text(subspace)}; use context.encoder={other}"

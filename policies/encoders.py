@@ -265,6 +265,16 @@ def is_text(space: spaces.Space[object]) -> bool:
     return len(space.shape) == 1 and bool((space.low == 0).all())
 
 
+def reads_pixels(space: spaces.Space[object]) -> bool:
+    """Return True if the values of a space of cells can be read as pixels, and not only as codes.
+
+    Args:
+        space: a space of shape (H, W), (H, W, C) or (C, H, W).
+    """
+    # bytes of rank 2 can be both
+    return code_sizes(space) is None or kind_of(space) == "image"
+
+
 def space_text(space: spaces.Space[object]) -> str:
     """Return a short description of a space for an error message, in one line.
 
@@ -412,7 +422,7 @@ class ImageCells(nn.Module):
 
     def __init__(self, space: spaces.Space[object], channels: int) -> None:
         super().__init__()
-        if code_sizes(space) is not None:
+        if not reads_pixels(space):
             raise ConfigError(
                 f"encoder=image needs pixels, got codes or planes, {space_text(space)}; "
                 "use encoder=grid"

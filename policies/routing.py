@@ -43,7 +43,7 @@ from mirl.configs.networks import (
 )
 from mirl.configs.validation_messages import explain
 from mirl.policies.contexts import has_token_ids
-from mirl.policies.encoders import Kind, code_sizes, is_text, kind_of, space_text
+from mirl.policies.encoders import Kind, is_text, kind_of, reads_pixels, space_text
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -340,35 +340,58 @@ def _with_known_key(config: Any, space: spaces.Dict) -> Any:
     """Return a context whose key the space has: its own, or the only one of its kind."""
     if not isinstance(config, SingleContextConfig):
         return config
-    if isinstance(config, GoalContextConfig) and config.relative_to:
-        _check_known("context.relative_to", config.relative_to, space)
     if config.key in space.spaces:
         if isinstance(config, GoalContextConfig) and is_text(space[config.key]):
-            raise ConfigError(
-                f"context=goal needs numbers, and '{config.key}' is a text; use context=mission"
-            )
+            advice = "use context=mission"
+            for name in sorted(config.model_fields_set - {"kind", "key", "dim"}):
+                advice += f" and remove context.{name}"
+            raise ConfigError(f"context=goal needs numbers, and '{config.key}' is a text; {advice}")
+        _check_relative_to(config, space)
         return config
-    default_key = type(config).model_fields["key"].default
-    if config.key != default_key:
-        _check_known("context.key", config.key, space)
     fitting: list[str] = []
     for key in asked_keys(space):
         if isinstance(context_of(key, space[key]), type(config)):
             fitting.append(key)
-    if len(fitting) == 1:
+    is_default = config.key == type(config).model_fields["key"].default
+    if len(fitting) == 1 and is_default:
+        _check_relative_to(config, space)
         return config.model_copy(update={"key": fitting[0]})
-    reason = f"the observation has no key '{config.key}'"
+    reason = f"context={config.kind}: the observation has no key '{config.key}', only "
+    reason += ", ".join(space)
     if fitting:
-        raise ConfigError(
-            f"context={config.kind}: {reason}, and several keys fit: {', '.join(fitting)}; "
-            f"use context.key={fitting[0]}"
-        )
+        close = get_close_matches(config.key, fitting, n=1, cutoff=0.5)
+        raise ConfigError(f"{reason}; use context.key={[*close, *fitting][0]}")
+    raise ConfigError(f"{reason}; {advice_auto(config, space)}")
+
+
+def advice_auto(config: Config, space: spaces.Dict) -> str:
+    """Return the advice to let the observation space choose the context.
+
+    Args:
+        config: the context that does not fit.
+        space: the space of the observations.
+    """
+    options = {name: getattr(config, name) for name in sorted(config.model_fields_set)}
+    options.pop("kind", None)
+    key = options.pop("key", None)
+    unknown = ""
+    if key is not None and key not in space.spaces:
+        unknown = " and remove context.key"
     asked = asked_keys(space)
-    if asked:
-        raise ConfigError(
-            f"context={config.kind}: {reason}, its context is {', '.join(asked)}; use context=auto"
-        )
-    raise ConfigError(f"context={config.kind}: {reason}; {advice_without_context(space)}")
+    if not asked:
+        # this names another key instead of the unknown one
+        return advice_without_context(space, options)
+    advice = f"use context=auto{unknown}"
+    contexts = [context_of(name, space[name]) for name in asked]
+    for name, value in options.items():
+        if not any(_accepts(part, name, value) for part in contexts):
+            advice += f" and remove context.{name}"
+    return advice
+
+
+def _check_relative_to(config: SingleContextConfig, space: spaces.Dict) -> None:
+    if isinstance(config, GoalContextConfig) and config.relative_to:
+        _check_known("context.relative_to", config.relative_to, space)
 
 
 def _check_known(option: str, key: str, space: spaces.Dict) -> None:
@@ -379,6 +402,8 @@ def _check_known(option: str, key: str, space: spaces.Dict) -> None:
     close = get_close_matches(key, space.spaces, n=1, cutoff=0.5)
     if close:
         advice = f"use {option}={close[0]}"
+    elif option == "context.key" and not asked_keys(space):
+        advice = advice_without_context(space)
     raise ConfigError(
         f"{option}: the observation has no key '{key}', only {', '.join(space)}; {advice}"
     )
@@ -563,7 +588,7 @@ def _reads_cells(
         return False
     if config.kind == "grid":
         return not is_image_space(space)
-    return code_sizes(space) is None
+    return reads_pixels(space)
 
 
 def _combined(config: CombinedEncoderConfig, kinds: Mapping[str, Kind]) -> CombinedEncoderConfig:

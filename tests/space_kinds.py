@@ -66,6 +66,8 @@ def observation_of(seen: str, asked: str) -> spaces.Dict:
     return spaces.Dict({"task": spaces.Discrete(1)} | SEEN[seen] | ASKED[asked])
 
 
-PAIRS = [(seen, "mission") for seen in SEEN] + [("vector", asked) for asked in ASKED]
+PAIRS = [(seen, "mission") for seen in SEEN] + [
+    ("vector", asked) for asked in ASKED if asked != "mission"
+]
 PAIRS += [("picture", "goal"), ("codes", "all"), ("nothing", "goal_and_mission")]
 PAIRS += [("nothing", "goal"), ("picture_and_vector", "nothing"), ("note", "nothing")]

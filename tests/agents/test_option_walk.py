@@ -23,6 +23,8 @@ BASE: dict[str, Any] = {
     "encoder": {"kind": "auto"},
 }
 BATCH = 4
+TRAINED: set[str] = set()
+"""Networks that took a step already."""
 
 OPTIONS: list[dict[str, str]] = [
     {},
@@ -91,6 +93,10 @@ def config_of(options: dict[str, str]) -> TrainConfig:
 def train_step(config: TrainConfig, space: spaces.Dict) -> None:
     """Take one gradient step of the policy on sampled observations."""
     resolved = resolve_auto(config, space)
+    # several options may stand for the same networks
+    name = f"{resolved.network!r} {space!r}"
+    if name in TRAINED:
+        return
     torch.manual_seed(0)
     policy = build_policy(resolved, space, spaces.Discrete(2))
     assert isinstance(policy, FusionPolicy)
@@ -110,6 +116,7 @@ def train_step(config: TrainConfig, space: spaces.Dict) -> None:
     assert gradients
     assert all(gradient.isfinite().all() for gradient in gradients)
     policy.optimizer.step()
+    TRAINED.add(name)
 
 
 def follow(

@@ -9,7 +9,6 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mission_cases import (
-    LENGTH,
     N_TASKS,
     N_TOKENS,
     SPACE,
@@ -23,7 +22,6 @@ from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
-    CombinedContextConfig,
     ContextConfig,
     GoalContextConfig,
     MissionContextConfig,

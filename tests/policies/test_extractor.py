@@ -413,7 +413,11 @@ def test_policy_network_without_heads() -> None:
         (GRID, {"encoder": "gird"}, "Did you mean 'grid'"),
         (GRID, {"sites": ("vectro",)}, "unknown site 'vectro'. Did you mean 'vector'"),
         (GRID, {"sites": ("heads",)}, "use mirl.policies.FusionPolicy"),
-        (GRID, {"observation_keys": ["imgae"]}, r"no key 'imgae'.*; use observation_keys=\[image\]$"),
+        (
+            GRID,
+            {"observation_keys": ["imgae"]},
+            r"no key 'imgae'.*; use observation_keys=\[image\]$",
+        ),
         (
             GRID,
             {"context": MissionContextConfig(key="mision")},
