@@ -306,8 +306,6 @@ def context_of(key: str, space: spaces.Space[object]) -> SingleContextConfig:
 
 def _auto_context(config: AutoContextConfig, space: spaces.Dict) -> ContextConfig:
     options = dict(config.options)
-    if "relative_to" in options:
-        _check_known("context.relative_to", str(options["relative_to"]), space)
     if "key" in options:
         key = str(options["key"])
         _check_known("context.key", key, space)
@@ -323,6 +321,7 @@ def _auto_context(config: AutoContextConfig, space: spaces.Dict) -> ContextConfi
     unused = dict(options)
     parts: list[SingleContextConfig] = []
     for part in contexts:
+        _check_relative_to(part, options.get("relative_to"), space)
         own: dict[str, Any] = {}
         for name, value in options.items():
             if _accepts(part, name, value):
@@ -346,7 +345,7 @@ def _with_known_key(config: Any, space: spaces.Dict) -> Any:
             for name in sorted(config.model_fields_set - {"kind", "key", "dim"}):
                 advice += f" and remove context.{name}"
             raise ConfigError(f"context=goal needs numbers, and '{config.key}' is a text; {advice}")
-        _check_relative_to(config, space)
+        _check_relative_to(config, config.relative_to, space)
         return config
     fitting: list[str] = []
     for key in asked_keys(space):
@@ -354,8 +353,9 @@ def _with_known_key(config: Any, space: spaces.Dict) -> Any:
             fitting.append(key)
     is_default = config.key == type(config).model_fields["key"].default
     if len(fitting) == 1 and is_default:
-        _check_relative_to(config, space)
-        return config.model_copy(update={"key": fitting[0]})
+        found = config.model_copy(update={"key": fitting[0]})
+        _check_relative_to(found, config.relative_to, space)
+        return found
     reason = f"context={config.kind}: the observation has no key '{config.key}', only "
     reason += ", ".join(space)
     if fitting:
@@ -389,9 +389,27 @@ def advice_auto(config: Config, space: spaces.Dict) -> str:
     return advice
 
 
-def _check_relative_to(config: SingleContextConfig, space: spaces.Dict) -> None:
-    if isinstance(config, GoalContextConfig) and config.relative_to:
-        _check_known("context.relative_to", config.relative_to, space)
+def _check_relative_to(config: SingleContextConfig, other: object, space: spaces.Dict) -> None:
+    """Raise a ConfigError if a goal cannot be relative to another key."""
+    if not isinstance(config, GoalContextConfig) or not other:
+        return
+    goal = space[config.key]
+    fitting: list[str] = []
+    for key, part in space.items():
+        if isinstance(part, spaces.Box) and part.shape == goal.shape and key != config.key:
+            fitting.append(key)
+    if other in fitting and isinstance(goal, spaces.Box):
+        return
+    problem = f"'{config.key}' is {space_text(goal)}, and the observation has no key '{other}'"
+    advice = "remove context.relative_to"
+    if other in space.spaces:
+        problem = f"'{config.key}' is {space_text(goal)}, '{other}' {space_text(space[str(other)])}"
+    elif isinstance(goal, spaces.Box):
+        close = get_close_matches(str(other), fitting, n=1, cutoff=0.5)
+        advice = f"use context.relative_to={close[0]}" if close else advice
+    raise ConfigError(
+        f"context.relative_to needs two Box spaces of the same shape, {problem}; {advice}"
+    )
 
 
 def _check_known(option: str, key: str, space: spaces.Dict) -> None:

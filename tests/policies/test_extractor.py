@@ -489,11 +489,11 @@ def test_relative_goal_is_the_difference() -> None:
         ),
         (
             GoalContextConfig(relative_to="observation"),
-            r"two Box spaces of the same shape.*'observation' is Box.*\(5,\)",
+            r"two Box spaces of the same shape.*'observation' Box.*\(5,\)",
         ),
         (
             GoalContextConfig(key="task", relative_to="observation"),
-            "two Box spaces of the same shape.*'task' is Discrete",
+            "two Box spaces of the same shape, 'task' is Discrete",
         ),
     ],
 )
