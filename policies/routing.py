@@ -345,7 +345,7 @@ def _with_known_key(config: Any, space: spaces.Dict) -> Any:
             for name in sorted(config.model_fields_set - {"kind", "key", "dim"}):
                 advice += f" and remove context.{name}"
             raise ConfigError(f"context=goal needs numbers, and '{config.key}' is a text; {advice}")
-        _check_relative_to(config, config.relative_to, space)
+        _check_relative_to(config, getattr(config, "relative_to", ""), space)
         return config
     fitting: list[str] = []
     for key in asked_keys(space):
@@ -354,7 +354,7 @@ def _with_known_key(config: Any, space: spaces.Dict) -> Any:
     is_default = config.key == type(config).model_fields["key"].default
     if len(fitting) == 1 and is_default:
         found = config.model_copy(update={"key": fitting[0]})
-        _check_relative_to(found, config.relative_to, space)
+        _check_relative_to(found, getattr(found, "relative_to", ""), space)
         return found
     reason = f"context={config.kind}: the observation has no key '{config.key}', only "
     reason += ", ".join(space)

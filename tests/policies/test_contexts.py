@@ -28,7 +28,7 @@ from mirl.configs.networks import (
     TaskIdContextConfig,
 )
 from mirl.policies import contexts
-from mirl.policies.contexts import CONTEXT_BUCKET, build_context
+from mirl.policies.contexts import CONTEXT_BUCKET, ContextEncoder, build_context
 from mirl.policies.features import UniqueRows, unique_rows
 from mirl.policies.grouped_matmul import ContextGroups
 
@@ -236,3 +236,74 @@ def test_raw_text_error_names_the_wrapper() -> None:
     """The error for a raw text names the wrapper that tokenizes it."""
     with pytest.raises(ConfigError, match="ContractObservation"):
         build_context(MissionContextConfig(), spaces.Dict({"mission": spaces.Text(20)}))
+
+
+# --------------------------------------------------------------------------------- several contexts
+
+
+def combined_context(*parts: ContextConfig) -> ContextEncoder:
+    torch.manual_seed(0)
+    return build_context(CombinedContextConfig(parts=parts, dim=6), SPACE)  # type: ignore[arg-type]
+
+
+MISSION = MissionContextConfig(encoder="bag", dim=8)
+TASK = TaskIdContextConfig(dim=5)
+PARTS: dict[str, tuple[ContextConfig, ...]] = {
+    "mission_task": (MISSION, TASK),
+    "task_mission": (TASK, MISSION),
+    "goal_mission": (GoalContextConfig(dim=4), MISSION),
+    "all": (GoalContextConfig(dim=4, normalize=True), MISSION, TASK),
+}
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+def test_combined_context_equals_each_row(parts: tuple[ContextConfig, ...]) -> None:
+    """The joined context is relu(V [z₁, z₂, …] + b), row by row, and with ``UniqueRows``."""
+    context = combined_context(*parts)
+    texts = missions([1, 2], [3], [1, 2], [3], [4, 5, 6], [1, 2])
+    batch = {
+        "mission": texts,
+        "task": one_hot([0, 1, 3, 1, 0, 0]),
+        "desired_goal": torch.randn(6, 2, 3),
+    }
+    encoders = context.get_submodule("parts")
+    join = context.get_submodule("join")
+    expected = []
+    for row in range(6):
+        alone = {key: value[row : row + 1] for key, value in batch.items()}
+        joined = torch.cat([part(alone).per_row() for part in encoders], dim=1)  # type: ignore[union-attr]
+        expected.append(torch.relu(join(joined)))
+    result = context(batch)
+    close(result.per_row(), torch.cat(expected), rtol=1e-4, atol=1e-6)
+    assert context.out_dim == 6
+    # one key may come as its distinct rows
+    key = context.grouped_key
+    assert key in ("mission", "task")
+    rows = texts.long() if key == "mission" else batch["task"].argmax(-1, keepdim=True)
+    given = context({**batch, key: unique_rows(rows)})
+    close(given.per_row(), result.per_row(), rtol=1e-4, atol=1e-6)
+
+
+def test_few_combinations_are_joined_once() -> None:
+    """Rows with the same mission and the same task share one context."""
+    context = combined_context(MISSION, TASK)
+    texts = missions([1, 2], [3], [1, 2], [3], [3])
+    result = context({"mission": texts, "task": one_hot([0, 1, 0, 2, 1])})
+    assert result.groups is not None
+    assert result.groups.index.unique().numel() == 3
+    assert len(result.values) == CONTEXT_BUCKET
+
+
+def test_goal_keeps_digits_under_autocast() -> None:
+    """A goal in real units gives different contexts for 512 and 513 in bfloat16, as in float32."""
+    space = spaces.Dict({"desired_goal": spaces.Box(0, 1000, (2,), np.float32)})
+    context = build_context(GoalContextConfig(dim=8), space)
+    goals = torch.tensor([[512.0, 513.0], [513.0, 512.0]])
+    hidden: list[Tensor] = []
+    context.get_submodule("mlp.0").register_forward_hook(lambda *call: hidden.append(call[2]))
+    plain = context({"desired_goal": goals}).values
+    with torch.autocast("cpu", torch.bfloat16):
+        half = context({"desired_goal": goals}).values
+    close(hidden[1], hidden[0])
+    assert not torch.equal(half[0], half[1])
+    assert not torch.equal(plain[0], plain[1])
