@@ -28,6 +28,7 @@ from mirl.policies import FusionPolicy, RecurrentFusionPolicy
 from mirl.policies.off_policy import OffPolicyFusion
 from mirl.policies.routing import (
     advice_auto,
+    check_resolvable,
     legacy_input_keys,
     resolve_network,
 )
@@ -65,7 +66,13 @@ def resolve_auto(config: TrainConfig, observation_space: spaces.Space[Any]) -> R
     is_default = "sites" not in config.model_fields_set
     move_map_site = is_default or isinstance(config.encoder, AutoEncoderConfig)
     network = resolve_network(config.network, observation_space, move_map_site=move_map_site)
-    _check_context_varies(network.context, observation_space)
+    if _is_constant(network.context, observation_space):
+        # where the observation has no other context, that is what has to change
+        check_resolvable(config.network, observation_space)
+        raise ConfigError(
+            f"context=task_id needs several tasks, and '{network.context.keys[0]}' has one; "
+            f"{advice_auto(config.network.context, observation_space)}"
+        )
     resolved = {
         "context": network.context.model_dump(),
         "encoder": network.encoder.model_dump(),
@@ -76,16 +83,12 @@ def resolve_auto(config: TrainConfig, observation_space: spaces.Space[Any]) -> R
     return validate(ResolvedConfig, {**config.model_dump(), **resolved})
 
 
-def _check_context_varies(context: ContextConfig | AutoContextConfig, space: spaces.Dict) -> None:
-    """Raise a ConfigError if the context is the same in every episode."""
+def _is_constant(context: ContextConfig | AutoContextConfig, space: spaces.Dict) -> bool:
+    """Return True if the context is the id of a single task."""
     if not isinstance(context, TaskIdContextConfig):
-        return
+        return False
     subspace = space[context.key]
-    if isinstance(subspace, spaces.Discrete) and subspace.n == 1:
-        raise ConfigError(
-            f"context=task_id needs several tasks, and '{context.key}' has one; "
-            f"{advice_auto(context, space)}"
-        )
+    return isinstance(subspace, spaces.Discrete) and bool(subspace.n == 1)
 
 
 def with_input_keys(config: ResolvedConfig, observation_space: spaces.Space[Any]) -> ResolvedConfig:

@@ -138,11 +138,76 @@ def resolve_network(
     if network.is_resolved:
         return network
     check_supported(observation_space)
+    try:
+        return _resolve(network, observation_space, move_map_site)
+    except ConfigError as error:
+        problem = str(error)
+    if not _has_context_and_inputs(network, observation_space):
+        check_resolvable(network, observation_space)
+    message, _, advice = problem.rpartition("; ")
+    if advice.startswith("add "):
+        # only the options that are given leave no input
+        problem = f"{message}; {_without_options(network, '')}"
+    raise ConfigError(problem)
+
+
+def _has_context_and_inputs(network: NetworkConfig, space: spaces.Dict) -> bool:
+    """Return True if only the encoder of a configuration does not fit."""
+    try:
+        context = resolve_context(network.context, space)
+        input_keys(space, context, network.observation_keys)
+    except ConfigError:
+        return False
+    return True
+
+
+def check_resolvable(network: NetworkConfig, space: spaces.Dict) -> None:
+    """Raise the error of the observation space itself, which no option of the user causes.
+
+    Args:
+        network: the configuration that does not fit; the advice names its options.
+        space: the space of the observations.
+
+    Raises:
+        ConfigError: if the space has no context or no input by itself.
+    """
+    try:
+        _resolve(NetworkConfig(), space, True)
+    except ConfigError as error:
+        message, _, advice = str(error).rpartition("; ")
+    else:
+        return
+    raise ConfigError(f"{message}; {_without_options(network, advice)}")
+
+
+def _without_options(network: NetworkConfig, advice: str) -> str:
+    """Return some advice, and to remove all that is given about the context and the inputs."""
+    steps = [advice] if advice else []
+    for group, config in (("context", network.context), ("encoder", network.encoder)):
+        if isinstance(config, AutoContextConfig | AutoEncoderConfig):
+            given = dict(config.options)
+        else:
+            given = {name: getattr(config, name) for name in config.model_fields_set - {"kind"}}
+            if f"{group}=auto" not in advice:
+                steps.append(f"use {group}=auto")
+        names = [name for name in sorted(given) if name != "parts"]
+        if isinstance(given.get("parts"), Mapping):
+            names += [f"parts.{key}" for key in given["parts"]]
+        for name in names:
+            if f"{group}.{name}=" not in advice:
+                steps.append(f"remove {group}.{name}")
+    if network.observation_keys is not None:
+        steps.append("remove observation_keys")
+    return " and ".join(steps)
+
+
+def _resolve(network: NetworkConfig, observation_space: spaces.Dict, move: bool) -> NetworkConfig:
+    """Return the resolved configuration, see ``resolve_network``."""
     context = resolve_context(network.context, observation_space)
     keys = input_keys(observation_space, context, network.observation_keys)
     encoder = resolve_encoder(network.encoder, subspace(observation_space, keys))
     sites = network.sites
-    if move_map_site and not has_feature_map(encoder):
+    if move and not has_feature_map(encoder):
         moved: list[Site] = ["vector" if site == "map" else site for site in sites]
         sites = tuple(dict.fromkeys(moved))  # "vector" may have been there already
     return network.model_copy(

@@ -66,7 +66,7 @@ def test_explicit_options_stay() -> None:
 def test_single_task_without_context() -> None:
     """A single task with neither a goal nor a mission has no context."""
     with pytest.raises(
-        ConfigError, match="no context among .*; add a goal or a text to the observation"
+        ConfigError, match=r"no context among .*; add a goal or a text to the observation"
     ):
         resolve_auto(compose_train(["task=Some-v0"]), space(observation=VECTOR))
 
@@ -75,7 +75,7 @@ def test_task_id_needs_several_tasks() -> None:
     """The id of a single task is the same in every episode, so it is no context."""
     config = compose_train(["task=Some-v0", "context=task_id"])
     observed = space(observation=VECTOR, desired_goal=VECTOR)
-    with pytest.raises(ConfigError, match="'task' has one; use context=auto$"):
+    with pytest.raises(ConfigError, match=r"'task' has one; use context=auto$"):
         resolve_auto(config, observed)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from gymnasium import spaces
-from space_kinds import PAIRS, VECTOR, observation_of
+from space_kinds import CODE_GRID, PAIRS, PICTURE, VECTOR, observation_of
 
 from mirl.agents.builder import build_policy, resolve_auto
 from mirl.configs.compose import compose_train, validate
@@ -121,9 +121,10 @@ def train_step(config: TrainConfig, space: spaces.Dict) -> None:
 
 def follow(
     advice: str, options: dict[str, str], space: spaces.Dict
-) -> tuple[dict[str, str], spaces.Dict]:
-    """Return options and space with the advice of an error message applied."""
+) -> tuple[dict[str, str], list[spaces.Dict]]:
+    """Return the options with the advice of an error message applied, and spaces that fit it."""
     options = dict(options)
+    changed = [space]
     for step in advice.removesuffix(".").replace(" with ", " and use ").split(" and "):
         verb, _, rest = step.partition(" ")
         match verb:
@@ -135,11 +136,13 @@ def follow(
                 assert rest in options, f"'{rest}' was not given"
                 del options[rest]
             case "add":
-                added = {"desired_goal": VECTOR} if "goal" in rest else {"speed": VECTOR}
-                space = spaces.Dict({**added, **space.spaces})
+                # the user adds an input of the kind that the other options are about
+                key = "desired_goal" if "goal" in rest else "image"
+                kinds = (VECTOR,) if "goal" in rest else (VECTOR, PICTURE, CODE_GRID)
+                changed = [spaces.Dict({key: kind, **space.spaces}) for kind in kinds]
             case _:
                 raise AssertionError(f"cannot follow '{step}'")
-    return options, space
+    return options, changed
 
 
 def problem_of(options: dict[str, str], space: spaces.Dict) -> str:
@@ -169,7 +172,7 @@ def test_every_option_trains_or_advises(seen: str, asked: str) -> None:
         except AssertionError as error:
             failures.append(f"{error}: {shown}")
             continue
-        second = problem_of(advised, changed)
-        if second:
+        second = [problem_of(advised, one) for one in changed]
+        if all(second):
             failures.append(f"{shown}\n    then {advised}: {second}")
     assert not failures, "\n".join(failures)
