@@ -46,6 +46,7 @@ class ContextEncoder(Part, nn.Module, ABC):
     """
 
     Config: ClassVar[type[PartConfig]] = AnyContextConfig
+    must_set = ("keys", "out_dim")
 
     keys: tuple[str, ...]
     """Observation keys that the encoder reads as the context."""
