@@ -74,12 +74,13 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         # an environment that sets no space has no such attribute
         space = getattr(env, "observation_space", None)
         self._is_dict = isinstance(space, spaces.Dict)
-        inner: dict[str, Any] = {DEFAULT_KEY: space}
+        declared: dict[str, Any] = {DEFAULT_KEY: space}
         if isinstance(space, spaces.Dict):
-            inner = _without_task_key(dict(space))
-        self._has_task_key = self._is_dict and TASK_KEY in space
+            declared = dict(space)
+        self._has_task_key = TASK_KEY in declared
         self._is_checked = not is_known(env)
-        self._keys = dict(space).keys() if self._is_dict else inner.keys()
+        self._keys = declared.keys()
+        inner = _without_task_key(declared)
         self._task_index = np.asarray(task_index, dtype=np.int64)
         self._codecs: dict[str, TextCodec] = {}
         self._values: dict[str, Values] = {}
