@@ -100,7 +100,9 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
                 # some wrappers leave nothing of the Dict but the image
                 is_image = key == "image" or not self._is_dict
                 is_symbolic = is_image and _is_symbolic(subspace, env)
-                known = _with_code_bounds(subspace) if is_symbolic else subspace
+                known = subspace
+                if is_symbolic and isinstance(subspace, spaces.Box):
+                    known = _with_code_bounds(subspace)
                 values = Values(key, known, unknown_codes, from_minigrid=is_symbolic)
                 self._values[key] = values
                 contract[key] = values.space
