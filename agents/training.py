@@ -27,6 +27,7 @@ from mirl.agents.runs.run import Run, adopt_texts
 from mirl.agents.runs.synchronization import reseed_all
 from mirl.agents.runs.warm_start import warm_start
 from mirl.configs.errors import ConfigError, RunError
+from mirl.configs.parts import check_can_be_stored
 from mirl.configs.schema import ResolvedConfig, TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import count_parameters
@@ -78,17 +79,20 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
 
     Raises:
         ConfigError: the environments or the device are not available, or the run directory belongs
-            to another configuration, or an environment shows that an option does not fit it;
-            nothing of a new run is left then.
+            to another configuration, an environment shows that an option does not fit it, or the
+            class of a part was defined in a script; nothing of a new run is left then.
         RunError: training failed; the checkpoints are kept.
     """
-    config = adopt_texts(config)
+    for part in (config.fusion, config.context, config.encoder, config.memory):
+        check_can_be_stored(part)
+    stored = Run.stored(config)
+    config = adopt_texts(config, stored)
     with explain_out_of_memory(config), _open_environments(config) as envs:
         # from here on the configuration is complete; nothing is written before the agent is built
         config = config.model_copy(update={"task": envs.training.suite})
         resolved = resolve_auto(config, envs.training.observation_space)
         agent = build_agent(resolved, envs.training)
-        run = _create_or_resume(resolved, agent, envs.training)
+        run = _create_or_resume(resolved, agent, envs.training, stored)
         with _discard_on_config_error(run), run.lock():
             checkpoint = run.latest_valid_checkpoint()
             episodes = _load(run, checkpoint, agent)
@@ -157,9 +161,12 @@ def _check_episodes_exist(env: SuiteVecEnv) -> None:
         env.reset()
 
 
-def _create_or_resume(config: ResolvedConfig, agent: Agent, env: SuiteVecEnv) -> Run:
+def _create_or_resume(
+    config: ResolvedConfig, agent: Agent, env: SuiteVecEnv, stored: ResolvedConfig | None
+) -> Run:
     """Open the run for training; load initial weights if it has no checkpoint yet."""
-    run = Run.find(config, partial(with_input_keys, observation_space=env.observation_space))
+    complete = partial(with_input_keys, observation_space=env.observation_space)
+    run = Run.find(config, complete, stored)
     has_checkpoints = run is not None and not run.checkpoints.is_empty
     # a run that has a checkpoint resumes from it instead
     if config.start_from is not None and not has_checkpoints:

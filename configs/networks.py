@@ -216,7 +216,7 @@ class GoalContextConfig(BaseContextConfig):
             if getattr(self, option):
                 raise ValueError(
                     f"{option} is for goals of real numbers, but encoder={self.encoder} reads "
-                    "cells; use encoder=mlp"
+                    "cells; use context.encoder=mlp"
                 )
         return self
 
@@ -679,6 +679,12 @@ def choose(
             return part
         if isinstance(part, type):
             return config_class_of(part, base)()
+        if isinstance(part, Part):
+            name = type(part).__qualname__
+            raise ConfigError(
+                f"expected a class or its Config, because every site builds a layer of its own, "
+                f"got an instance of {name}; pass {name}.Config(…)"
+            )
         if isinstance(part, str) and OWN_KIND in part:
             return find_config(part, base)()
     # every built-in config has its kind as the default of that field

@@ -243,7 +243,7 @@ def _with_options(task: object, for_all: Mapping[str, object]) -> object:
 def _check_used(for_all: Mapping[str, object], tasks: Sequence[object]) -> None:
     """Raise an error if an option is given for all tasks, and each of them has its own value."""
     for key, value in for_all.items():
-        names = [(key,)]
+        names: list[tuple[str, ...]] = [(key,)]
         if isinstance(value, dict):
             names = [(key, str(name)) for name in value]
         for path in names:

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY
 from mirl.configs.networks import (
-    ContextConfig,
-    EncoderConfig,
-    FusionConfig,
+    ContextChoice,
+    EncoderChoice,
+    FusionChoice,
     NetworkConfig,
     NoMemoryConfig,
     Site,
@@ -288,9 +288,9 @@ def _fuse_gaussian_actor(actor: SACActor | TQCActor) -> None:
 def _resolved_network(
     observation_space: spaces.Dict,
     network: NetworkConfig | None,
-    fusion: str | FusionConfig,
-    context: str | ContextConfig | None,
-    encoder: str | EncoderConfig | None,
+    fusion: FusionChoice,
+    context: ContextChoice | None,
+    encoder: EncoderChoice | None,
     sites: Sequence[Site],
     observation_keys: Sequence[str] | None,
 ) -> NetworkConfig:
@@ -343,9 +343,9 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
         action_space: a Box space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion or its config with options.
-        context: name or config of the context encoder; None to choose it from the space.
-        encoder: name or config of the observation encoder; None to choose it from the space.
+        fusion: name of a fusion, its config with options, or a class of one's own.
+        context: name, config or class of the context encoder; None to choose it from the space.
+        encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
@@ -373,9 +373,9 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
-        fusion: str | FusionConfig = "bilinear",
-        context: str | ContextConfig | None = None,
-        encoder: str | EncoderConfig | None = None,
+        fusion: FusionChoice = "bilinear",
+        context: ContextChoice | None = None,
+        encoder: EncoderChoice | None = None,
         sites: Sequence[Site] = ("vector", "heads"),
         observation_keys: Sequence[str] | None = None,
         net_arch: list[int] | dict[str, list[int]] | None = None,
@@ -445,9 +445,9 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
         action_space: a Box space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion or its config with options.
-        context: name or config of the context encoder; None to choose it from the space.
-        encoder: name or config of the observation encoder; None to choose it from the space.
+        fusion: name of a fusion, its config with options, or a class of one's own.
+        context: name, config or class of the context encoder; None to choose it from the space.
+        encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
@@ -476,9 +476,9 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
-        fusion: str | FusionConfig = "bilinear",
-        context: str | ContextConfig | None = None,
-        encoder: str | EncoderConfig | None = None,
+        fusion: FusionChoice = "bilinear",
+        context: ContextChoice | None = None,
+        encoder: EncoderChoice | None = None,
         sites: Sequence[Site] = ("vector", "heads"),
         observation_keys: Sequence[str] | None = None,
         net_arch: list[int] | dict[str, list[int]] | None = None,
@@ -549,9 +549,9 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
         action_space: a Box space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion or its config with options.
-        context: name or config of the context encoder; None to choose it from the space.
-        encoder: name or config of the observation encoder; None to choose it from the space.
+        fusion: name of a fusion, its config with options, or a class of one's own.
+        context: name, config or class of the context encoder; None to choose it from the space.
+        encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
@@ -575,9 +575,9 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
-        fusion: str | FusionConfig = "bilinear",
-        context: str | ContextConfig | None = None,
-        encoder: str | EncoderConfig | None = None,
+        fusion: FusionChoice = "bilinear",
+        context: ContextChoice | None = None,
+        encoder: EncoderChoice | None = None,
         sites: Sequence[Site] = ("vector", "heads"),
         observation_keys: Sequence[str] | None = None,
         net_arch: list[int] | dict[str, list[int]] | None = None,
@@ -664,9 +664,9 @@ class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
         action_space: a Discrete space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion or its config with options.
-        context: name or config of the context encoder; None to choose it from the space.
-        encoder: name or config of the observation encoder; None to choose it from the space.
+        fusion: name of a fusion, its config with options, or a class of one's own.
+        context: name, config or class of the context encoder; None to choose it from the space.
+        encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
@@ -687,9 +687,9 @@ class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
-        fusion: str | FusionConfig = "bilinear",
-        context: str | ContextConfig | None = None,
-        encoder: str | EncoderConfig | None = None,
+        fusion: FusionChoice = "bilinear",
+        context: ContextChoice | None = None,
+        encoder: EncoderChoice | None = None,
         sites: Sequence[Site] = ("vector", "heads"),
         observation_keys: Sequence[str] | None = None,
         net_arch: list[int] | None = None,

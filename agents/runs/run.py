@@ -95,16 +95,38 @@ class Run:
         return cls(path, config, is_new=True)
 
     @classmethod
+    def stored(cls, config: TrainConfig) -> ResolvedConfig | None:
+        """Load the configuration that a run directory holds, which may be another one.
+
+        Args:
+            config: the configuration of a training command.
+
+        Returns:
+            The stored configuration; None if there is none yet.
+
+        Raises:
+            ConfigError: the stored configuration is not valid.
+        """
+        # the stored configuration is read here and nowhere else in a training command
+        if not (config.run_dir / CONFIG).exists():
+            return None
+        return _load_config(
+            config.run_dir, advice="; if this is another run, choose another name=…"
+        )
+
+    @classmethod
     def find(
         cls,
         config: ResolvedConfig,
         complete: Callable[[ResolvedConfig], ResolvedConfig] = lambda stored: stored,
+        stored: ResolvedConfig | None = None,
     ) -> Self | None:
         """Find the existing run of a configuration, to resume it.
 
         Args:
             config: the configuration; it may differ from that of the directory in ``FREE_FIELDS``.
             complete: adds what a stored configuration of an earlier version lacks.
+            stored: the stored configuration, if it was loaded before.
 
         Returns:
             The run, with ``config`` as its configuration; None if there is none yet.
@@ -113,11 +135,10 @@ class Run:
             ConfigError: the directory holds a run of another configuration, and the differences
                 are listed, or one that names a module that may not be imported.
         """
-        # the stored configuration is read here and nowhere else in a training command
         path = config.run_dir
-        if not (path / CONFIG).exists():
+        stored = stored or cls.stored(config)
+        if stored is None:
             return None
-        stored = _load_config(path, advice="; if this is another run, choose another name=…")
         differences = _differences(complete(stored), config)
         if differences:
             listed = "\n".join(differences)
@@ -214,13 +235,14 @@ class Run:
         return self.checkpoints.save(agent, score=score, criterion=criterion, episodes=episodes)
 
 
-def adopt_texts(config: TrainConfig) -> TrainConfig:
+def adopt_texts(config: TrainConfig, stored: ResolvedConfig | None) -> TrainConfig:
     """Give a configuration the vocabulary of the weights that it continues from.
 
     The ids of words are part of the weights, so words are drawn for new weights only.
 
     Args:
         config: the configuration of a training command.
+        stored: the configuration that its run directory holds, if there is one.
 
     Returns:
         The configuration with the vocabulary and the text length that its run directory states, or
@@ -230,9 +252,9 @@ def adopt_texts(config: TrainConfig) -> TrainConfig:
         ConfigError: the configuration of the other run is not valid.
     """
     changes: dict[str, object] = {}
-    if (config.run_dir / CONFIG).exists():
-        stored = Run.open(config.run_dir).config.task
-        changes = {"vocabulary": stored.vocabulary, "text_length": stored.text_length}
+    if stored is not None:
+        suite = stored.task
+        changes = {"vocabulary": suite.vocabulary, "text_length": suite.text_length}
     elif config.start_from is not None and (config.start_from / CONFIG).exists():
         changes = {"vocabulary": Run.open(config.start_from).config.task.vocabulary}
     for name in list(changes):

@@ -259,7 +259,7 @@ def unknown(task: str, **options: Any) -> TaskResult:
 
 
 def test_table_shows_dash_for_unknown_success() -> None:
-    """Where success is unknown, the table has neither a rate nor an interval, nor a reason why."""
+    """The table of an unknown success has neither a rate nor an interval, nor a reason why."""
     table = results_table([unknown("own")], "title")
     assert rows_of(table) == [["own", "4", "–", "–", "-5.000", "-5.000", "5.0"]]
     assert table.caption is None
