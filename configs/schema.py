@@ -40,7 +40,7 @@ from mirl.configs.networks import (
     Site,
     VectorEncoderConfig,
 )
-from mirl.configs.parts import short_name
+from mirl.configs.parts import PartConfig, short_name
 from mirl.configs.tasks import HoldoutConfig, SuiteConfig, file_name
 
 BackendName = Literal["auto", "gymnasium", "envpool"]
@@ -152,6 +152,20 @@ class TrainConfig(Config):
     """Iterations between rows of the log."""
     progress: bool = True
     """Show a progress bar."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sentences_need_the_text(cls, values: object) -> object:
+        """Give the observations the texts themselves if a context embeds them."""
+        if not isinstance(values, dict) or not _has_sentences(values.get("context")):
+            return values
+        suite = values.get("task")
+        form = {"text_form": "utf8"}
+        if isinstance(suite, SuiteConfig):
+            return {**values, "task": suite.model_copy(update=form)}
+        if isinstance(suite, dict):
+            return {**values, "task": {**suite, **form}}
+        return values
 
     @field_validator("name")
     @classmethod
@@ -312,6 +326,18 @@ class TrainConfig(Config):
     def run_dir(self) -> Path:
         """Return the path of the run directory."""
         return self.runs_dir / self.run_name
+
+
+def _has_sentences(context: object) -> bool:
+    """Return True if a context, or a part of one, embeds sentences; it need not be valid."""
+    if isinstance(context, PartConfig):
+        context = context.model_dump()
+    if not isinstance(context, dict):
+        return context == "sentence"
+    parts = context.get("parts")
+    if isinstance(parts, list | tuple) and any(_has_sentences(part) for part in parts):
+        return True
+    return context.get("kind") == "sentence"
 
 
 class ResolvedConfig(TrainConfig):

@@ -234,7 +234,9 @@ def has_token_ids(space: spaces.Space[object]) -> TypeGuard[spaces.Box]:
     """
     if not isinstance(space, spaces.Box):
         return False
-    return len(space.shape) == 1 and space.dtype.kind in "iu" and space.low.min() >= 0
+    if len(space.shape) != 1 or space.dtype.kind not in "iu":
+        return False
+    return bool(space.low.min() >= 0)
 
 
 class GoalContext(ContextEncoder):
