@@ -40,7 +40,7 @@ from mirl.configs.networks import (
     Site,
     VectorEncoderConfig,
 )
-from mirl.configs.parts import PartConfig, short_name
+from mirl.configs.parts import short_name
 from mirl.configs.tasks import HoldoutConfig, SuiteConfig, file_name
 
 BackendName = Literal["auto", "gymnasium", "envpool"]
@@ -79,9 +79,12 @@ class EvaluationConfig(Config):
     """Take the most probable action (the mean of a Gaussian); false to sample from the policy."""
     test_episodes: PositiveInt = 1000
     """Episodes per task in the final evaluation after training, on test seeds."""
+    max_steps: PositiveInt | None = None
+    """Timesteps after which an evaluated episode is truncated; None for 10,000 where the
+    environment has no time limit of its own, and no limit elsewhere."""
     best_by: Literal["mean", "worst"] = "mean"
     """Criterion of the ``best`` checkpoint: the mean success rate over the tasks, or the success
-    rate of the worst task."""
+    rate of the worst task; if a task reports no success, the same of scores or returns."""
 
 
 class TrainConfig(Config):
@@ -156,15 +159,17 @@ class TrainConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _sentences_need_the_text(cls, values: object) -> object:
-        """Give the observations the texts themselves if a context embeds them."""
-        if not isinstance(values, dict) or not _has_sentences(values.get("context")):
-            return values
-        suite = values.get("task")
-        form = {"text_form": "utf8"}
-        if isinstance(suite, SuiteConfig):
-            return {**values, "task": suite.model_copy(update=form)}
-        if isinstance(suite, dict):
-            return {**values, "task": {**suite, **form}}
+        # the environments give the texts themselves instead of token ids
+        if isinstance(values, dict) and _has_sentences(values.get("context")):
+            return _with_task_option(values, "text_form", "utf8")
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unknown_codes_are_those_of_the_encoder(cls, values: object) -> object:
+        # the environments declare the rows that the encoder reads
+        if isinstance(values, dict) and _option(values.get("encoder"), "unknown") == "hash":
+            return _with_task_option(values, "unknown_codes", "hash")
         return values
 
     @field_validator("name")
@@ -330,14 +335,27 @@ class TrainConfig(Config):
 
 def _has_sentences(context: object) -> bool:
     """Return True if a context, or a part of one, embeds sentences; it need not be valid."""
-    if isinstance(context, PartConfig):
-        context = context.model_dump()
-    if not isinstance(context, dict):
-        return context == "sentence"
-    parts = context.get("parts")
-    if isinstance(parts, list | tuple) and any(_has_sentences(part) for part in parts):
+    if context == "sentence" or _option(context, "kind") == "sentence":
         return True
-    return context.get("kind") == "sentence"
+    parts = _option(context, "parts")
+    return isinstance(parts, list | tuple) and any(_has_sentences(part) for part in parts)
+
+
+def _option(group: object, name: str) -> object:
+    """Return an option of a group, which may be plain values or a config."""
+    if isinstance(group, dict):
+        return group.get(name)
+    return getattr(group, name, None)
+
+
+def _with_task_option(values: dict[str, object], name: str, value: object) -> dict[str, object]:
+    """Return values of a ``TrainConfig`` with an option of its suite; they need not be valid."""
+    task = values.get("task")
+    if isinstance(task, dict):
+        return {**values, "task": {**task, name: value}}
+    if isinstance(task, SuiteConfig):
+        return {**values, "task": task.model_copy(update={name: value})}
+    return values
 
 
 class ResolvedConfig(TrainConfig):
@@ -376,6 +394,9 @@ class EvalConfig(Config):
     """Take the most probable action (the mean of a Gaussian); false to sample from the policy."""
     gif: bool = False
     """Also write a GIF of one episode per task."""
+    max_steps: PositiveInt | None = None
+    """Timesteps after which an episode is truncated; None for ``evaluation.max_steps`` of the
+    run."""
     adapt: Literal["no", "context", "network"] = "no"
     """Few-shot adaptation to a task in place of an evaluation: train its context z alone, or the
     whole network."""

@@ -1,7 +1,7 @@
 """Run directories: a configuration, its checkpoints, and a lock for the training process."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from mirl.agents.runs.atomic_files import check_regular, write_text
-from mirl.agents.runs.checkpoint import Checkpoint, EpisodeRecords
+from mirl.agents.runs.checkpoint import Checkpoint, Criterion, EpisodeRecords
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
 from mirl.configs.aliases import migrate_config
 from mirl.configs.compose import validate
@@ -20,6 +20,10 @@ from mirl.configs.schema import ResolvedConfig, TrainConfig
 
 CONFIG = "config.yaml"
 """File with the configuration of the run."""
+LOCK = ".lock"
+"""File that the training process locks."""
+LOG_FILES = ("metrics.csv", "events.out.tfevents.*")
+"""Patterns of the files of the logger."""
 FREE_FIELDS = frozenset(
     {"device", "progress", "runs_dir", "name", "imports", "on_fault", "max_restarts", "env_timeout"}
 )
@@ -143,6 +147,22 @@ class Run:
             )
         return cls(path, config)
 
+    def discard(self) -> None:
+        """Delete what a new run has written before its first checkpoint.
+
+        The corrected command then starts anew, instead of finding a run of another configuration.
+        """
+        if not self.is_new or not self.checkpoints.is_empty:
+            return
+        written = [self.path / CONFIG, self.path / LOCK]
+        for pattern in LOG_FILES:
+            written += self.path.glob(pattern)
+        # an error while deleting must not hide the one that ended the run
+        with suppress(OSError):
+            for path in written:
+                path.unlink(missing_ok=True)
+            self.path.rmdir()
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes from training in the run directory.
@@ -152,7 +172,7 @@ class Run:
         Raises:
             ConfigError: another process trains in the run directory.
         """
-        lock = FileLock(self.path / ".lock")
+        lock = FileLock(self.path / LOCK)
         try:
             # no waiting: an error at once is better than a command that seems to hang
             lock.acquire(timeout=0)
@@ -195,13 +215,15 @@ class Run:
         agent: BaseAlgorithm,
         *,
         score: float | None = None,
+        criterion: Criterion = "success",
         episodes: EpisodeRecords | None = None,
     ) -> Checkpoint:
         """Save an agent as the last checkpoint, and as the best one if a score is given.
 
         Args:
             agent: the agent.
-            score: success rate of the evaluation that made it the best.
+            score: score of the evaluation that made it the best.
+            criterion: quantity that the score is a value of.
             episodes: the last episodes of each task.
 
         Returns:
@@ -210,7 +232,7 @@ class Run:
         Raises:
             OSError: it cannot be written; the earlier checkpoints are unchanged.
         """
-        return self.checkpoints.save(agent, score=score, episodes=episodes)
+        return self.checkpoints.save(agent, score=score, criterion=criterion, episodes=episodes)
 
 
 def adopt_texts(config: TrainConfig, stored: ResolvedConfig | None) -> TrainConfig:
