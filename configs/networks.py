@@ -246,7 +246,7 @@ class GoalContextConfig(BaseContextConfig):
             if getattr(self, option):
                 raise ValueError(
                     f"{option} is for goals of real numbers, but encoder={self.encoder} reads "
-                    "cells; use encoder=mlp"
+                    "cells; use context.encoder=mlp"
                 )
         return self
 
