@@ -48,6 +48,12 @@ from mirl.policies.encoders import Encoder, Kind, is_text, kind_of, reads_pixels
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
+MAX_ATTENDED_WORDS = 80
+"""Largest length of a text that self-attention reads by default, that of MiniGrid's missions.
+
+The mean over the words of a longer one hides the single word that matters from a new network.
+"""
+
 
 def choose_network(
     network: NetworkConfig | None,
@@ -358,7 +364,8 @@ def context_of(key: str, space: spaces.Space[object]) -> BaseContextConfig:
         space: its space.
     """
     if is_text(space) or (key == MISSION_KEY and has_token_ids(space)):
-        return MissionContextConfig(key=key)
+        is_long = (space.shape or (0,))[0] > MAX_ATTENDED_WORDS
+        return MissionContextConfig(key=key, encoder="gru" if is_long else "attention")
     if isinstance(space, spaces.Discrete) and key not in GOAL_NAMES:
         return TaskIdContextConfig(key=key)
     match kind_of(space):

@@ -1,11 +1,15 @@
 """Encoders of token ids: attention, GRU and bag of words."""
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from mission_cases import LENGTH, N_TOKENS, WORDS, Words, encode, mission_context, missions
 from torch import nn
 
+from mirl.configs.networks import MissionContextConfig, network_config
 from mirl.policies.positions import sinusoidal_positions
+from mirl.policies.routing import resolve_network
 
 close = torch.testing.assert_close
 
@@ -131,3 +135,12 @@ def test_attention_equals_unpadded_transformer_layer() -> None:
     words = table[[4, 9, 2]] + sinusoidal_positions(3, 8)
     expected = nn.functional.layer_norm(layer(words.unsqueeze(0)).mean(dim=1), (8,))
     close(encode(context, missions([4, 9, 2], [1] * LENGTH))[:1], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("length", "encoder"), [(80, "attention"), (81, "gru")])
+def test_long_texts_are_read_by_a_gru(length: int, encoder: str) -> None:
+    text = spaces.Box(0, 200, (length,), np.int16)
+    space = spaces.Dict({"mission": text, "observation": spaces.Box(-1, 1, (3,), np.float32)})
+    context = resolve_network(network_config(), space).context
+    assert isinstance(context, MissionContextConfig)
+    assert context.encoder == encoder
