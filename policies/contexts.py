@@ -235,7 +235,7 @@ def has_token_ids(space: spaces.Space[object]) -> TypeGuard[spaces.Box]:
     """
     if not isinstance(space, spaces.Box):
         return False
-    return len(space.shape) == 1 and space.dtype.kind in "iu" and space.low.min() >= 0
+    return len(space.shape) == 1 and space.dtype.kind in "iu" and bool(space.low.min() >= 0)
 
 
 class GoalContext(ContextEncoder):

@@ -103,15 +103,15 @@ class Encoder(Part, nn.Module, ABC):
 
 
 def in_float32(
-    layer: nn.Module, inputs: Float[Tensor, "batch inputs"]
-) -> Float[Tensor, "batch outputs"]:
+    layer: nn.Module, inputs: Float[Tensor, "*batch inputs"]
+) -> Float[Tensor, "*batch outputs"]:
     """Apply a layer to numbers from the environment, in float32 even under autocast.
 
     bfloat16 has 8 significant bits: it cannot tell 512 from 513.
 
     Args:
         layer: the first layer that reads the numbers.
-        inputs: (B, inputs).
+        inputs: (*B, inputs).
     """
     with torch.autocast(inputs.device.type, enabled=False):
         outputs: Tensor = layer(inputs)

@@ -104,8 +104,9 @@ def test_stored_options_are_restored(limit: float, size: int, channels: int) -> 
 @pytest.mark.parametrize("groups", [*((group,) for group in GROUPS), GROUPS])
 def test_on_policy_agents_learn(door_env: Any, algorithm: Any, groups: tuple[str, ...]) -> None:
     kwargs = {**TINY_NETWORK, **own(*groups)}
+    options = {"batch_size": 16} if algorithm is PPO else {}
     agent = algorithm(
-        policy_class(groups), door_env, n_steps=8, policy_kwargs=kwargs, device="cpu", seed=0
+        policy_class(groups), door_env, n_steps=8, policy_kwargs=kwargs, device="cpu", **options
     )
     before = {name: value.clone() for name, value in agent.policy.state_dict().items()}
     agent.learn(64)
@@ -315,7 +316,8 @@ def test_broken_part_is_named(door_env: Any, group: str, form: Any, message: str
     def learn() -> None:
         kwargs = {group: form, "sites": ("vector", "heads")}
         policy = policy_class((group,))
-        PPO(policy, door_env, n_steps=8, policy_kwargs=kwargs, device="cpu").learn(32)
+        agent = A2C(policy, door_env, policy_kwargs=kwargs, device="cpu")
+        agent.learn(32)
 
     with pytest.raises(ConfigError) as raised:
         learn()
