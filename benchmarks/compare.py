@@ -348,6 +348,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("name", help="of the results file and the figure")
     parser.add_argument("options", nargs="*", metavar="option=value", help="common to all agents")
     parser.add_argument("--agent", action="append", required=True, metavar="'NAME: option=value …'")
+    parser.add_argument("--config-dir", type=Path, help="folder of presets, as of train.py")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument(
         "--match", metavar="OPTION", help="the option that makes the number of parameters equal"
@@ -376,6 +377,8 @@ def main() -> None:
     for text in arguments.agent:
         name, _, own = text.partition(":")
         agents[name] = own.split()
+    if arguments.config_dir is not None:
+        arguments.options.insert(0, f"--config-dir={arguments.config_dir.absolute()}")
     if arguments.match is not None:
         agents = match_parameters(agents, arguments.options, arguments.match)
     metrics = arguments.metric or ["success_rate"]

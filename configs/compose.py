@@ -32,8 +32,10 @@ BY_OBSERVATION = ("context", "encoder")
 """Groups that ``auto`` chooses by the observation space."""
 CONFIG_DIR = "--config-dir"
 """Argument of train.py that names a folder of the user's own presets."""
-TYPED_NAMES = {"import": "imports"}
-"""Names of options as they are typed, where Python reserves the word."""
+TYPED_NAMES = {"import": "imports", "success": "task.success"}
+"""Names of options as they may be typed, because Python reserves the word or it is shorter."""
+QUOTES = "\"'"
+"""Quotation marks around a value, which Hydra would remove."""
 FREE_OPTIONS = ("task.kwargs.", "encoder.parts.")
 """Beginnings of options whose names the schema does not know."""
 
@@ -196,9 +198,13 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
         if key not in known and not key.startswith(FREE_OPTIONS) and not is_free:
             raise ConfigError(f"unknown option '{key}'." + nearest(key, known))
         if key == "task" and _names_environments(value, presets("task", config_dir)):
-            overrides += _override_environments(value)
+            has_rule = any(option == "task.success" for option, _ in pairs)
+            overrides += _override_environments(value, has_rule)
         elif key in GROUPS:
             overrides.append(_override_preset(key, value, config_dir))
+        elif key == "task.success":
+            # in quotes, because Hydra reads return>=5 as more than a text
+            overrides.append(f"++task.success='{value.strip(QUOTES)}'")
         elif key == "imports":
             # in brackets, because Hydra would read a,b as a sweep
             overrides.append(f"++imports=[{value.strip('[]')}]")
@@ -341,8 +347,11 @@ def _override_preset(group: str, value: str, config_dir: Path | None) -> str:
     return f"{group}={name}"
 
 
-def _override_environments(value: str) -> list[str]:
-    """Return Hydra's overrides for a suite of environment ids that are joined by ``+``."""
+def _override_environments(value: str, has_rule: bool) -> list[str]:
+    """Return Hydra's overrides for a suite of environment ids that are joined by ``+``.
+
+    ``has_rule`` is True if another argument sets the success rule of the tasks.
+    """
     tasks: list[str] = []
     for env_id in value.split("+"):
         if not re.fullmatch(r"[\w .:/-]+", env_id):
@@ -355,7 +364,7 @@ def _override_environments(value: str) -> list[str]:
                 "its environments"
             )
         task = f"name: '{env_id}', env_id: '{env_id}'"
-        if env_id.startswith("Meta-World/"):
+        if env_id.startswith("Meta-World/") and not has_rule:
             # Meta-World counts an episode as a success if any of its timesteps is one
             task += ", success: any_step"
         # a dictionary in the syntax of Hydra's command line

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -46,7 +46,7 @@ def file_name(name: str) -> str:
 class WrapperConfig(Config):
     """A Gymnasium wrapper, written as ``module:Class`` or with its arguments."""
 
-    wrapper: Annotated[str, Field(pattern=r"^[^:]+:[^:]+$")]
+    wrapper: str
     """Class derived from ``gymnasium.Wrapper``, e.g. ``minigrid.wrappers:FullyObsWrapper``."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the class, beside the environment."""
@@ -56,6 +56,17 @@ class WrapperConfig(Config):
     def _name_alone_is_a_wrapper(cls, value: object) -> object:
         if isinstance(value, str):
             return {"wrapper": value}
+        return value
+
+    @field_validator("wrapper")
+    @classmethod
+    def _wrapper_names_a_class(cls, value: str) -> str:
+        module, _, name = value.partition(":")
+        if not module or not name or ":" in name:
+            raise ValueError(
+                "wrapper: expected module:Class, e.g. minigrid.wrappers:FullyObsWrapper, "
+                f"got '{value}'"
+            )
         return value
 
 
@@ -129,7 +140,7 @@ def _references() -> dict[str, dict[str, dict[str, float]]]:
     return environments
 
 
-FOR_EVERY_TASK = ("kwargs", "wrappers")
+FOR_EVERY_TASK = ("kwargs", "wrappers", "success")
 """Options of a task that can be given for all tasks of a suite."""
 
 
@@ -150,6 +161,32 @@ def _with_options(task: object, for_all: Mapping[str, object]) -> object:
     if isinstance(own, dict) and isinstance(common, dict):
         joined["kwargs"] = {**common, **own}
     return joined
+
+
+def _check_used(for_all: Mapping[str, object], tasks: Sequence[object]) -> None:
+    """Raise an error if an option is given for all tasks, and each of them has its own value."""
+    for key, value in for_all.items():
+        names = [(key,)]
+        if isinstance(value, dict):
+            names = [(key, str(name)) for name in value]
+        for path in names:
+            if all(_has(task, path) for task in tasks):
+                option = ".".join(path)
+                raise ValueError(
+                    f"{option}=… has no effect, because every task of the suite sets its own "
+                    f"{option}; list the tasks with task.tasks=[…] to change it"
+                )
+
+
+def _has(task: object, path: Sequence[str]) -> bool:
+    """Return True if a task that is not validated yet sets an option, such as kwargs.size."""
+    if isinstance(task, TaskConfig):
+        task = task.model_dump(exclude_unset=True)
+    for name in path:
+        if not isinstance(task, dict) or name not in task:
+            return False
+        task = task[name]
+    return True
 
 
 class SuiteConfig(Config):
@@ -195,6 +232,8 @@ class SuiteConfig(Config):
     wrappers: Wrappers = ()
     """Wrappers around the environments of every task that has none of its own, e.g.
     ``task.wrappers=[minigrid.wrappers:FullyObsWrapper]``."""
+    success: Success | None = None
+    """Success rule of every task that has none of its own; it may be typed without ``task.``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -209,6 +248,7 @@ class SuiteConfig(Config):
                 for_all[key] = suite.pop(key)
         if not for_all:
             return values
+        _check_used(for_all, suite["tasks"])
         suite["tasks"] = [_with_options(task, for_all) for task in suite["tasks"]]
         return suite
 

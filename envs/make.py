@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import minigrid  # noqa: F401  (registers MiniGrid's and BabyAI's ids)
+from gymnasium.envs import registration
 from gymnasium.envs.registration import EnvSpec
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
 from minigrid.minigrid_env import MiniGridEnv
@@ -146,8 +147,7 @@ def find_spec(task: TaskConfig) -> EnvSpec:
                 with redirect_stderr(StringIO()):
                     importlib.import_module(plugin)
                 break
-        with _quiet_versions():
-            return gym.spec(env_id)
+        return _registered(env_id)
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise _missing_package(task, error) from error
     except gym.error.UnregisteredEnv as error:
@@ -189,13 +189,13 @@ def _defining_module(spec: EnvSpec) -> str:
     return str(getattr(spec.entry_point, "__module__", ""))
 
 
-@contextmanager
-def _quiet_versions() -> Iterator[None]:
-    """Silence Gymnasium about versions: an older one, or none, in a configuration is intended."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*is out of date", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message=r".*Using the latest versioned environment")
-        yield
+def _registered(env_id: str) -> EnvSpec:
+    """Return a registration; of an id without a version that of the latest one, as gym.make."""
+    namespace, name, version = registration.parse_env_id(env_id)
+    if version is None and env_id not in gym.registry:
+        version = registration.find_highest_version(namespace, name)
+        env_id = registration.get_env_id(namespace, name, version)
+    return gym.spec(env_id)
 
 
 def _wrap(env: AnyEnv, wrapper: WrapperConfig, task: TaskConfig) -> AnyEnv:
@@ -230,7 +230,9 @@ def _make(task: TaskConfig, render_mode: str | None) -> AnyEnv:
         render_kwargs["render_mode"] = render_mode
     if render_mode == "rgb_array":
         _check_can_render(task, spec)
-    with _failure_as_config_error(task, "rejected"), _quiet_versions():
+    with _failure_as_config_error(task, "rejected"), warnings.catch_warnings():
+        # An older version in a configuration is intended, to compare with results on it.
+        warnings.filterwarnings("ignore", message=r".*is out of date", category=DeprecationWarning)
         # The contract checks the spaces; Gymnasium's checker would warn in each environment.
         return gym.make(spec, disable_env_checker=True, **render_kwargs, **task.kwargs)
 

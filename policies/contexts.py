@@ -235,7 +235,8 @@ def has_token_ids(space: spaces.Space[object]) -> TypeGuard[spaces.Box]:
     """
     if not isinstance(space, spaces.Box):
         return False
-    return len(space.shape) == 1 and space.dtype.kind in "iu" and bool(space.low.min() >= 0)
+    is_integer_row = len(space.shape) == 1 and space.dtype.kind in "iu"
+    return is_integer_row and bool(space.low.min() >= 0)
 
 
 class GoalContext(ContextEncoder):
