@@ -41,6 +41,7 @@ from mirl.configs.networks import (
     VectorEncoderConfig,
     network_config,
 )
+from mirl.configs.parts import OWN_KIND
 from mirl.configs.validation_messages import explain
 from mirl.policies.contexts import has_token_ids
 from mirl.policies.encoders import Encoder, code_sizes, image_layout
@@ -396,8 +397,12 @@ def _with_known_key(config: Any, space: spaces.Dict) -> Any:
         )
     asked = asked_keys(space)
     if asked:
+        advice = "context=auto"
+        if OWN_KIND in config.kind:
+            # a user's class may read any key
+            advice = f"context.key={asked[0]}"
         raise ConfigError(
-            f"context={config.kind}: {reason}, its context is {', '.join(asked)}; use context=auto"
+            f"context={config.kind}: {reason}, its context is {', '.join(asked)}; use {advice}"
         )
     default_contexts(space)  # raises, and says what is missing
     raise AssertionError("a space without asked keys has no default contexts")

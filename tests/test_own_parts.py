@@ -31,6 +31,7 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
     BaseContextConfig,
     BaseEncoderConfig,
+    FilmConfig,
     NetworkConfig,
     RecurrentCoreConfig,
     network_config,
@@ -41,7 +42,7 @@ from mirl.policies import FusionExtractor, FusionPolicy, RecurrentFusionPolicy, 
 from mirl.policies.contexts import ContextEncoder
 from mirl.policies.encoders import Encoder
 from mirl.policies.features import Context
-from mirl.policies.fusions import Fusion
+from mirl.policies.fusions import Fusion, build_fusion, build_map_fusion
 from mirl.policies.memory.core import Core
 from mirl.policies.off_policy import FusionDQNPolicy, FusionSACPolicy
 
@@ -131,6 +132,24 @@ def test_fusion_is_built_at_every_site(door_env: Any) -> None:
     fused += [policy.action_net.fusion, policy.value_net.fusion]
     assert all(isinstance(fusion, ownparts.BoundedFilm) for fusion in fused)
     assert all(fusion.limit == 0.5 for fusion in fused)
+
+
+class CellFilm(ownparts.BoundedFilm):
+    """Fuses the feature map in place of ``VectorFilm``."""
+
+
+class VectorFilm(ownparts.BoundedFilm):
+    """A fusion with another class for the feature map."""
+
+    map_class = CellFilm
+
+
+def test_another_class_fuses_the_map() -> None:
+    config = VectorFilm.Config(limit=0.25)
+    assert type(build_fusion(config, 3, 2, 4)) is VectorFilm
+    of_map = build_map_fusion(config, 3, 2, 3)
+    assert isinstance(of_map, CellFilm)
+    assert of_map.limit == 0.25
 
 
 def test_plain_sb3_trains_and_loads(door_env: Any, tmp_path: Path) -> None:
@@ -353,6 +372,21 @@ def test_words_choose_class_and_options(group: str) -> None:
     assert validate(TrainConfig, config.model_dump(mode="json")) == config
 
 
+def test_words_choose_all_parts_together() -> None:
+    words: list[str] = []
+    for group in GROUPS:
+        words += words_of(group)
+    config = compose_train(words)
+    for group in GROUPS:
+        assert getattr(config, group) == config_of(group)
+
+
+def test_last_word_of_a_group_counts() -> None:
+    words = ["fusion=film", "fusion=ownparts:BoundedFilm"]
+    assert compose_train(words).fusion == ownparts.BoundedFilm.Config()
+    assert compose_train(words[::-1]).fusion == FilmConfig()
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -401,7 +435,7 @@ def run_script(folder: Path, script: str, *argv: str) -> subprocess.CompletedPro
 @pytest.mark.parametrize("group", GROUPS)
 def test_run_is_trained_resumed_evaluated(group: str, tmp_path: Path) -> None:
     """A run with an own part goes through every command."""
-    words = [*words_of(group), *TINY, "backend=gymnasium", "total_timesteps=128", "name=run"]
+    words = [*words_of(group), *TINY, "total_timesteps=128", "name=run"]
     trained = run_script(tmp_path, "train.py", *words)
     assert trained.returncode == 0, trained.stderr
     assert "import=ownparts" in trained.stdout
