@@ -335,6 +335,9 @@ class GridEncoderConfig(BaseEncoderConfig):
     """Features per cell of the feature map."""
     features_dim: Width = 128
     """Size of the feature vector."""
+    unknown: Literal["error", "hash"] = "error"
+    """Reaction to codes beyond MiniGrid's tables and the bounds of the space: an error, or rows of
+    their own, which are hashed."""
 
 
 class ImageEncoderConfig(BaseEncoderConfig):

@@ -22,6 +22,7 @@ from mirl.configs.networks import (
     NoMemoryConfig,
     Site,
 )
+from mirl.policies.action_mask import is_mask_space
 from mirl.policies.contexts import ContextEncoder, build_context, get_task_ids
 from mirl.policies.encoders import Encoder, build_encoder, gather_rows
 from mirl.policies.features import Context, Features, Observations
@@ -266,7 +267,7 @@ class FusionExtractor(BaseFeaturesExtractor):
     def _action_mask(self, observations: Observations) -> Bool[Tensor, "batch actions"] | None:
         """Return the mask of available actions, if the space has the key ``action_mask``."""
         space = self.observation_space.get(ACTION_MASK_KEY)
-        if not isinstance(space, spaces.MultiBinary):
+        if not is_mask_space(space):
             return None
         return _tensor(observations, ACTION_MASK_KEY) != 0
 

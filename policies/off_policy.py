@@ -28,6 +28,7 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
+from mirl.configs.keys import ACTION_MASK_KEY
 from mirl.configs.networks import (
     ContextChoice,
     EncoderChoice,
@@ -36,6 +37,7 @@ from mirl.configs.networks import (
     NoMemoryConfig,
     Site,
 )
+from mirl.policies.action_mask import has_action_mask, mask_logits
 from mirl.policies.extractor import FusionExtractor, extractor_part
 from mirl.policies.features import Features
 from mirl.policies.fusions import build_fusion
@@ -623,8 +625,39 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
         ).to(self.device)
 
 
+class MaskedQNetwork(QNetwork):
+    """Q-network whose greedy action is an available one: one with a 1 in ``action_mask``.
+
+    The arguments are those of SB3's ``QNetwork``.
+    """
+
+    masks_values = False
+    """True if ``forward`` gives the lowest finite number as the value of unavailable actions.
+
+    That is right for the target network, whose values are maximized. The online network gives all
+    values: those of actions that were taken are trained, even by a DQN that explores any action.
+    """
+
+    def forward(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
+        """Return the values of all actions, (B, actions)."""
+        values = super().forward(obs)
+        return self._mask(values, obs) if self.masks_values else values
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> Tensor:
+        values = self._mask(self(observation), observation)
+        return values.argmax(dim=1).reshape(-1)
+
+    def _mask(self, values: Tensor, obs: PyTorchObs) -> Tensor:
+        assert isinstance(obs, dict), "a mask is a key of the observation"
+        return mask_logits(values, obs[ACTION_MASK_KEY] != 0)
+
+
 class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
     """DQN policy whose Q-network is f(MLP(features), z), with one output per action.
+
+    If the observation has the key ``action_mask``, zeros and ones with one entry per action, the
+    greedy action and the value of the next state are those of available actions. SB3's DQN draws
+    its random actions from all; ``agent=dqn`` draws them from the available ones.
 
     Args:
         observation_space: a Dict space.
@@ -668,6 +701,7 @@ class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
         self.network = _resolved_network(
             observation_space, network, fusion, context, encoder, sites, observation_keys
         )
+        self.masks_actions = has_action_mask(observation_space, action_space)
         super().__init__(
             observation_space,
             action_space,
@@ -680,11 +714,18 @@ class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
+        if isinstance(self.q_net_target, MaskedQNetwork):
+            self.q_net_target.masks_values = True
 
     def make_q_net(self) -> QNetwork:
         """Build the Q-network as SB3 does, with a fused head if ``sites`` contains "heads"."""
         # SB3 calls this twice, for the online and for the target network
-        q_net = super().make_q_net()
+        if self.masks_actions:
+            q_net: QNetwork = MaskedQNetwork(
+                **self._update_features_extractor(self.net_args, features_extractor=None)
+            )
+        else:
+            q_net = super().make_q_net()
         if self.fuses_in_heads:
             q_net.q_net = with_fused_head(q_net.q_net, q_net.features_extractor)
         return q_net.to(self.device)

@@ -46,8 +46,8 @@ from mirl.policies.routing import choose_network, resolve_network
 class FusionPolicy(MultiInputActorCriticPolicy):
     """Actor-critic policy for PPO and A2C: a ``FusionExtractor``, SB3's MLPs, and fused heads.
 
-    If the observation has the key ``action_mask``, a MultiBinary with one bit per Discrete action,
-    the policy never takes an action whose bit is 0. Everything else is SB3's
+    If the observation has the key ``action_mask``, zeros and ones with one entry per Discrete
+    action, the policy never takes an action whose entry is 0. Everything else is SB3's
     ``MultiInputActorCriticPolicy``.
 
     Describe the networks either by ``network`` or by the separate options from ``fusion`` to

@@ -13,7 +13,16 @@ from mirl.configs import tasks
 from mirl.configs.compose import PRESETS_DIR, compose_train, presets, validate
 from mirl.configs.errors import ConfigError
 from mirl.configs.keys import TASK_KEY
-from mirl.configs.tasks import REFERENCES, HoldoutConfig, SuiteConfig, TaskConfig, score_bounds
+from mirl.configs.tasks import (
+    REFERENCES,
+    HoldoutConfig,
+    ReturnThreshold,
+    SuiteConfig,
+    TaskConfig,
+    has_score_bounds,
+    return_threshold,
+    score_bounds,
+)
 from mirl.envs import SuiteVecEnv
 
 MEASURED = json.loads(REFERENCES.read_text(encoding="utf-8"))["environments"]
@@ -65,6 +74,74 @@ def test_score_bounds_have_defaults(
 ) -> None:
     """Score bounds are the task's own, otherwise the measured ones, otherwise 0 and 1."""
     assert score_bounds(TaskConfig(name="task", **options)) == bounds
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"env_id": "Both-v0"}, True),
+        ({"env_id": "Both-v0", "kwargs": {"size": 16}}, False),
+        ({"env_id": "Random-v0"}, False),
+        ({"env_id": "Random-v0", "score_high": 2}, True),
+        ({"env_id": "Unmeasured-v0", "score_high": 2}, False),
+        ({"env_id": "Unmeasured-v0", "score_low": -2, "score_high": 2}, True),
+    ],
+)
+def test_assumed_bounds_are_no_bounds(options: dict[str, object], expected: bool) -> None:
+    """A task has score bounds if both are its own or measured."""
+    assert has_score_bounds(TaskConfig(name="task", **options)) is expected
+
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(FINITE, st.sampled_from([">=", ">"]), st.sampled_from(["", " "]))
+def test_return_rule_keeps_its_number(bound: float, sign: str, space: str) -> None:
+    """Any number can be a threshold, and a rule has one spelling, which is stable."""
+    task = TaskConfig(name="a", env_id="X-v0", success=f"return{space}{sign}{space}{bound!r}")
+    assert return_threshold(task.success) == ReturnThreshold(bound, is_strict=sign == ">")
+    again = TaskConfig(name="a", env_id="X-v0", success=task.success)
+    assert again.success == task.success
+    assert " " not in task.success
+
+
+@pytest.mark.parametrize(
+    ("rule", "canonical"),
+    [
+        ("return >= 5.0", "return>=5"),
+        ("return>=-5", "return>=-5"),
+        ("return>.5", "return>0.5"),
+        ("return>=+1e3", "return>=1000"),
+        (" return>=5 ", "return>=5"),
+    ],
+)
+def test_return_rule_has_one_spelling(rule: str, canonical: str) -> None:
+    assert TaskConfig(name="a", env_id="X-v0", success=rule).success == canonical
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *("return", "return>=", "return>=x", "return=>5", "return<5", "return>=inf", "return>nan"),
+        *("return>=1e999", "return>=5>=4", "reward>=5", "returns>=5", "Return>=5", ""),
+        *(5, None, ["auto"]),
+    ],
+)
+def test_other_rules_are_rejected_in_one_line(rule: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(TaskConfig, {"name": "a", "env_id": "X-v0", "success": rule})
+    [line] = str(caught.value).splitlines()
+    assert line.startswith("success: expected 'auto', 'reward', 'info', 'any_step' or 'return>=X'")
+    assert f"got {rule!r}." in line
+    if str(rule).startswith("return"):
+        assert "return>=-5" in line, "the advice is a rule that works"
+
+
+def test_return_rule_from_the_command_line() -> None:
+    """In a list of tasks the rule is quoted, because Hydra reads = and > otherwise."""
+    words = ["task.name=x", "task.tasks=[{name: a, env_id: X-v0, success: 'return>=-5'}]"]
+    assert compose_train(words).task.tasks[0].success == "return>=-5"
 
 
 @pytest.mark.usefixtures("measured")

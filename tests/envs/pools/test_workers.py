@@ -2,6 +2,7 @@
 
 import multiprocessing
 import sys
+import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import text_envs  # noqa: F401  (registers its ids)
 import toy_envs
 from suites import COUNTER, counters, single_task
 
@@ -17,6 +19,7 @@ from mirl.configs.schema import SamplingName
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs import EnvironmentFailedError, SuiteVecEnv
 from mirl.envs.pools.workers import WorkerBackend, Workers
+from mirl.envs.texts import codec
 
 GO_ON = 0
 KILL = 4
@@ -130,6 +133,27 @@ def test_workers_know_late_registrations() -> None:
     assert env.reset()["observation"].shape == (2, 3)
     env.close()
     del gym.registry["ToyLate-v0"]
+
+
+def test_text_warnings_reach_the_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two words in one bucket are one warning, however many workers meet them."""
+    monkeypatch.setattr(codec, "_shown", {})
+    task = TaskConfig(name="says", env_id="TextSays-v0", kwargs={"texts": ("iron", "cow")})
+    suite = SuiteConfig(name="says", tasks=(task,), vocabulary=(), text_length=8)
+    env = SuiteVecEnv(suite, 8, workers=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(20):
+            env.reset()
+    [warning] = caught
+    assert "'cow' and 'iron' share one token id" in str(warning.message)
+    env.close()
+    drawn = suite.model_copy(update={"vocabulary": None})
+    env = SuiteVecEnv(drawn, 8, workers=2)
+    assert env.suite.vocabulary == ("cow", "iron")
+    for _ in range(20):
+        env.reset()  # a warning would be an error
+    env.close()
 
 
 @pytest.mark.parametrize("task", range(5))
