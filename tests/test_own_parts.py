@@ -390,7 +390,10 @@ def test_last_word_of_a_group_counts() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["fusion.limt=1"], "unknown option 'fusion.limt' of ownparts:BoundedFilm. Did you mean"),
+        (
+            ["fusion.limits=1"],
+            "unknown option 'fusion.limits' of ownparts:BoundedFilm. Did you mean",
+        ),
         (["fusion.limit=0"], "fusion.limit: input should be greater than 0, got 0"),
         (["fusion.limit=wide"], "fusion.limit: input should be a valid number"),
         (["fusion.rank=8"], "unknown option 'fusion.rank' of ownparts:BoundedFilm"),
