@@ -522,6 +522,7 @@ def build_context(config: AnyContextConfig, space: spaces.Dict) -> ContextEncode
     Raises:
         ConfigError: if the space under the key does not fit.
     """
-    if isinstance(config, GoalContextConfig) and config.encoder != "mlp":
+    # a user's class with options of this kind is looked up like any other
+    if type(config) is GoalContextConfig and config.encoder != "mlp":
         return GoalImageContext(space, config)
     return ContextEncoder.class_of(config).construct(space=space, config=config)

@@ -111,7 +111,7 @@ def in_float32(
 
     Args:
         layer: the first layer that reads the numbers.
-        inputs: (B, inputs), or (B, P, inputs).
+        inputs: (*B, inputs).
     """
     with torch.autocast(inputs.device.type, enabled=False):
         outputs: Tensor = layer(inputs)

@@ -42,6 +42,7 @@ from mirl.configs.networks import (
     VectorEncoderConfig,
     network_config,
 )
+from mirl.configs.parts import OWN_KIND
 from mirl.configs.validation_messages import explain
 from mirl.policies.contexts import has_token_ids
 from mirl.policies.encoders import Encoder, Kind, is_text, kind_of, reads_pixels, space_text
@@ -454,6 +455,9 @@ def advice_auto(config: Config, space: spaces.Dict) -> str:
     if not asked:
         # this names another key instead of the unknown one
         return advice_without_context(space, options)
+    if OWN_KIND in getattr(config, "kind", ""):
+        # a user's class may read any key
+        return f"use context.key={asked[0]}"
     advice = f"use context=auto{unknown}"
     contexts = [context_of(name, space[name]) for name in asked]
     for name, value in options.items():
