@@ -243,7 +243,7 @@ _HARMLESS = (OrderEnforcing, PassiveEnvChecker, TimeLimit)
 
 
 def _check_keys(observation: Any, keys: KeysView[str]) -> None:
-    """Raise an error if an observation is no dict, or has other keys than its space."""
+    """Raise an error unless an observation is a dict with the keys of its space."""
     if not isinstance(observation, Mapping):
         raise ContractError(
             f"observation: expected a dict with the keys {shorten(str(list(keys)))}, as the "

@@ -700,7 +700,7 @@ class VectorEncoder(Encoder):
 
         Args:
             observations: the keys of the space, preprocessed by SB3.
-            fuse: not used, because there is no feature map.
+            fuse: ignored, because the encoder has no map.
 
         Returns:
             The feature vectors, (B, out_dim).
@@ -760,7 +760,7 @@ class TextEncoder(Encoder):
 
         Args:
             observations: token ids (B, length), padded with 0.
-            fuse: not used, because there is no feature map.
+            fuse: ignored, because the encoder has no map.
 
         Returns:
             The feature vectors, (B, out_dim).

@@ -270,7 +270,7 @@ def subspace(space: spaces.Dict, keys: Sequence[str]) -> spaces.Dict:
 def resolve_context(
     config: AnyContextConfig | AutoContextConfig, space: spaces.Dict
 ) -> AnyContextConfig:
-    """Return the context, chosen by the observation space as far as it is left open.
+    """Return the context, with open choices made by the observation space.
 
     Args:
         config: the context; ``auto``, or ``combined`` without parts, for every text, every goal and
@@ -490,7 +490,7 @@ def _check_relative_to(config: BaseContextConfig, other: object, space: spaces.D
 
 
 def _check_known(option: str, key: str, space: spaces.Dict) -> None:
-    """Raise a ConfigError if the value of an option is no key of the observation."""
+    """Raise a ConfigError if the observation lacks the key that an option names."""
     if key in space.spaces or not key:
         return
     advice = f"remove {option}"
@@ -612,7 +612,7 @@ def legacy_input_keys(space: spaces.Dict, context: AnyContextConfig) -> tuple[st
 def resolve_encoder(
     config: BaseEncoderConfig | AutoEncoderConfig, space: spaces.Dict
 ) -> BaseEncoderConfig:
-    """Return the encoder, chosen by the space of the inputs as far as it is left open.
+    """Return the encoder, with open choices made by the space of the inputs.
 
     Args:
         config: the encoder; ``auto`` chooses a kind for each key. A given kind reads what it can,
@@ -698,7 +698,7 @@ def _combined(config: CombinedEncoderConfig, kinds: Mapping[str, Kind]) -> Combi
 
 
 def _check_parts(config: CombinedEncoderConfig, kinds: Mapping[str, Kind]) -> None:
-    """Raise a ConfigError if a part is given for a key that is no input."""
+    """Raise a ConfigError if a part is given for a key outside the inputs."""
     for key in config.parts:
         if key not in kinds:
             raise ConfigError(

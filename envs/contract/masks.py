@@ -64,7 +64,7 @@ def convert_mask(value: Any, n_actions: int, is_last: bool = False) -> NDArray[n
         is_last: whether the episode has ended, where no action has to be available.
 
     Raises:
-        ContractError: if the value is no mask, or makes no action available.
+        ContractError: if the value is not a mask, or masks every action.
     """
     mask = np.asarray(value)
     if mask.shape != (n_actions,) or mask.dtype.kind not in "biuf":

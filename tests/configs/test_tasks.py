@@ -128,7 +128,7 @@ def test_return_rule_has_one_spelling(rule: str, canonical: str) -> None:
         *(5, None, ["auto"]),
     ],
 )
-def test_other_rules_are_rejected_in_one_line(rule: object) -> None:
+def test_other_rules_are_rejected(rule: object) -> None:
     with pytest.raises(ConfigError) as caught:
         validate(TaskConfig, {"name": "a", "env_id": "X-v0", "success": rule})
     [line] = str(caught.value).splitlines()

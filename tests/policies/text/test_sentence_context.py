@@ -69,7 +69,7 @@ def test_order_of_words_matters(model: FakeModel) -> None:
     assert not torch.allclose(rows[0], rows[1], atol=1e-3)
 
 
-def test_model_is_no_part_of_the_weights(model: FakeModel) -> None:
+def test_model_is_not_in_the_weights(model: FakeModel) -> None:
     encoder = build_context(CONFIGS[0], SPACE)
     encoder(batch("go left")).values.sum().backward()
     names = {name.partition(".")[0] for name in encoder.state_dict()}

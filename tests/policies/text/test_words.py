@@ -138,7 +138,7 @@ def test_attention_equals_unpadded_transformer_layer() -> None:
 
 
 @pytest.mark.parametrize(("length", "encoder"), [(80, "attention"), (81, "gru")])
-def test_long_texts_are_read_by_a_gru(length: int, encoder: str) -> None:
+def test_gru_reads_long_texts(length: int, encoder: str) -> None:
     text = spaces.Box(0, 200, (length,), np.int16)
     space = spaces.Dict({"mission": text, "observation": spaces.Box(-1, 1, (3,), np.float32)})
     context = resolve_network(network_config(), space).context
