@@ -80,7 +80,7 @@ class EvaluationConfig(Config):
     test_episodes: PositiveInt = 1000
     """Episodes per task in the final evaluation after training, on test seeds."""
     max_steps: PositiveInt | None = None
-    """Timesteps after which an evaluated episode is truncated; None for 10,000 where the
+    """Timesteps after which an evaluated episode is truncated; None for 1,000 where the
     environment has no time limit of its own, and no limit elsewhere."""
     best_by: Literal["mean", "worst"] = "mean"
     """Criterion of the ``best`` checkpoint: the mean success rate over the tasks, or the success

@@ -71,7 +71,7 @@ class SuiteVecEnv(EnvAttributes):
         timeout: seconds without a reply after which a worker process counts as hung.
         restart_non_finite: whether non-finite observations and rewards are failures of this kind
             too; otherwise they are raised.
-        max_steps: timesteps after which an episode is truncated; "auto" for 10,000, with a warning,
+        max_steps: timesteps after which an episode is truncated; "auto" for 1,000, with a warning,
             where the environment has no limit of its own; None for no limit.
 
     Raises:

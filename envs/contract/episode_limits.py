@@ -13,7 +13,7 @@ from mirl.envs.contract.descriptions import name_task
 from mirl.envs.pools.backend import RowMask, Step
 from mirl.envs.type_aliases import AnyEnv
 
-DEFAULT_LIMIT = 10_000
+DEFAULT_LIMIT = 1_000
 """Timesteps of an evaluated episode after which it is truncated, if its environment has no limit.
 
 Without one, an evaluation of an environment that never ends would never end either.
