@@ -184,7 +184,8 @@ def typed_name(name: str) -> str:
         name: name of the field, e.g. ``imports``.
     """
     for typed, field in TYPED_NAMES.items():
-        if field == name:
+        # an option of a group keeps its name, beside which the short form may be typed
+        if field == name and "." not in field:
             return typed
     return name
 

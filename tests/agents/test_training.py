@@ -210,7 +210,16 @@ def test_config_is_written_first(tiny: Build, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(SystemError):
         train(config)
     assert {path.name for path in config.run_dir.iterdir()} == {"config.yaml", ".lock"}
-    assert Run.open(config.run_dir).config.model_dump() == config.model_dump()
+    stored = Run.open(config.run_dir).config
+    # what follows from the environments: the inputs, and the words of MiniGrid
+    assert stored.observation_keys == ("direction", "image")
+    assert stored.task.vocabulary == ()
+    completed = config.model_copy(
+        update={"observation_keys": stored.observation_keys, "task": stored.task}
+    )
+    assert stored.model_dump() == completed.model_dump()
+    filled = {"vocabulary": None, "text_length": None}
+    assert stored.task.model_copy(update=filled) == config.task
 
 
 @pytest.mark.parametrize("checkpoint_every", [256, 10_000])

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from run_setup import checkpoint_of, resolve
 from toy_goal_envs import MirrorReachEnv
 
@@ -28,6 +29,11 @@ LIMIT = 5
 
 class FarReachEnv(MirrorReachEnv):
     """Observations with a large scale and offset."""
+
+    def __init__(self, n_steps: int = 2) -> None:
+        super().__init__(n_steps)
+        seen = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.observation_space = spaces.Dict({**self.observation_space, "observation": seen})
 
     def _observation(self) -> dict[str, Any]:
         seen = super()._observation()
