@@ -14,7 +14,7 @@ from mirl.agents.builder import Policy
 from mirl.agents.eval_mode import eval_mode
 from mirl.agents.on_policy.minibatch import pad_to_bucket
 from mirl.agents.policy_loader import restore_policy
-from mirl.agents.runs.atomic_files import write_bytes, write_json
+from mirl.agents.runs.atomic_files import make_folder, write_bytes, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.run import Run
 from mirl.agents.statistics import Episode, TaskResult, suite_result
@@ -197,7 +197,7 @@ def evaluate_run(
     if config.deterministic:
         stem += "-deterministic"
     folder = run.path / "eval"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     report = folder / f"{stem}.json"
     write_json(report, _report(checkpoint, env.backend, config, results))
     written = [report]

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from mirl.agents.policy_loader import restore_policy
-from mirl.agents.runs.atomic_files import write_bytes, write_json
+from mirl.agents.runs.atomic_files import make_folder, write_bytes, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.run import Run
 from mirl.configs.errors import ConfigError, nearest
@@ -109,7 +109,7 @@ def export_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> Export:
         policy_parameters=count_all_parameters(policy),
         difference=difference,
     )
-    result.path.parent.mkdir(exist_ok=True)
+    make_folder(result.path.parent)
     write_bytes(result.path, data)
     outputs = {parameters_name(action_space): action_parameters, "value": values}
     description: dict[str, object] = {

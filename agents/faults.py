@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
-from mirl.agents.runs.atomic_files import write_json
+from mirl.agents.runs.atomic_files import make_folder, write_json
 from mirl.agents.runs.checkpoint import get_optimizers
 from mirl.configs.errors import RunError
 from mirl.configs.networks import NoMemoryConfig
@@ -55,7 +55,8 @@ class NonFiniteError(RunError):
         Raises:
             OSError: they cannot be written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
+        make_folder(folder)
         tensors = {}
         for name, tensor in self.evidence.items():
             tensors[name] = tensor.detach().cpu().contiguous()  # as safetensors needs it

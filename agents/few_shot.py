@@ -20,7 +20,7 @@ from mirl.agents.builder import build_agent, with_input_keys
 from mirl.agents.evaluation import evaluate, success_cells
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
-from mirl.agents.runs.atomic_files import write_json
+from mirl.agents.runs.atomic_files import make_folder, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.run import Run
 from mirl.agents.statistics import TaskResult
@@ -142,7 +142,7 @@ def adapt_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> Iterator[
     for suite, task in adaptation_tasks(run.config, config.task):
         curve = adapt(run, checkpoint, config, suite, task)
         path = run.path / "eval" / _file_name(checkpoint, config, task)
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         write_json(path, _report(checkpoint, config, task, curve))
         yield Adaptation(task.name, curve, path)
 

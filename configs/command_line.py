@@ -70,14 +70,22 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[list[str
             load_plugins()
             return run(argv)
     except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {_printable(error)}\n")
         return 2
     except RunError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {_printable(error)}\n")
         return 1
     except KeyboardInterrupt:  # outside of the training loop, which saves a checkpoint first
         sys.stderr.write("stopped\n")
         return 130  # 128 + 2, the number of SIGINT, as in a shell
+
+
+def _printable(error: Exception) -> str:
+    """Return the text of an error without control characters, which a file may have put there."""
+    lines = []
+    for line in str(error).split("\n"):
+        lines.append("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
+    return "\n".join(lines)
 
 
 @contextmanager

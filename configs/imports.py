@@ -5,7 +5,7 @@ the config.yaml of a run directory, must not be able to do that by itself. A mod
 
 - if the arguments of the command name it (``task=module:Id``, ``import=module``),
 - if an installed distribution names it as an entry point of the group ``mirl.plugins``,
-- if it is in ``sys.modules``, because then it has been imported already, or
+- if it is in ``sys.modules`` under its own name, because then it has been imported already, or
 - if it is part of MIRL or of a library whose environments MIRL imports itself.
 """
 
@@ -15,7 +15,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -41,6 +41,10 @@ _imported: dict[str, None] = {}
 """Modules that ``import_module`` returned, in the order of the first call."""
 _allowed: set[str] = set()
 """Modules that the user named; with a package, its modules are allowed."""
+_inherited: set[str] = set()
+"""In a worker process, modules that its owner had imported."""
+OWN_PACKAGE = "mirl"
+"""Package that is always imported, and whose name therefore allows nothing."""
 
 
 class PluginWarning(UserWarning):
@@ -63,6 +67,11 @@ def allow_imports(*modules: str) -> None:
             raise ConfigError(
                 f"import: expected the name of a module, e.g. my_package, got '{module}'"
             )
+        if module == OWN_PACKAGE:
+            # its folder may hold others, such as runs/
+            raise ConfigError(
+                "import: expected a module of your own, got 'mirl'; name the module itself"
+            )
         _allowed.add(module)
 
 
@@ -82,9 +91,21 @@ def is_allowed(module: str) -> bool:
     Args:
         module: dotted name of the module.
     """
-    if sys.modules.get(module) is not None:
+    if _is_loaded(module):
         return True
-    return _is_module_name(module) and (_is_around(module, _allowed) or _is_installed(module))
+    if not _is_module_name(module):
+        return False
+    return _is_around(module, _allowed) or module in _inherited or _is_installed(module)
+
+
+def _is_loaded(module: str) -> bool:
+    """Return True if a module has been imported under this name."""
+    loaded = sys.modules.get(module)
+    if loaded is None:
+        return False
+    # an alias, as compiled modules have them, stands for a file of another name elsewhere
+    spec = getattr(loaded, "__spec__", None)
+    return module == "__main__" or (spec is not None and spec.name == module)
 
 
 def _is_installed(module: str) -> bool:
@@ -133,7 +154,7 @@ def import_words(values: object) -> list[str]:
     for name in named_code(values):
         module = name.partition(":")[0]
         if not _is_installed(module):
-            modules.setdefault(_top(module))
+            modules.setdefault(_word(module))
     if not modules:
         return []
     return [f"import={','.join(modules)}"]
@@ -181,14 +202,15 @@ def check_allowed(paths: Iterable[str], subject: str = "", advice: str = "") -> 
             continue
         if not _is_module_name(module):
             raise ConfigError(
-                f"{subject}'{path}' must begin with the name of a module, got '{module}'"
+                f"{subject}'{_shown(path)}' must begin with the name of a module, got "
+                f"'{_shown(module)}'"
             )
         forbidden.setdefault(module, path)
     if not forbidden:
         return
-    named = ", ".join(f"'{path}'" for path in forbidden.values())
+    named = ", ".join(f"'{_shown(path)}'" for path in forbidden.values())
     modules = " and ".join(f"'{module}'" for module in forbidden)
-    words = ",".join(dict.fromkeys(_top(module) for module in forbidden))
+    words = ",".join(dict.fromkeys(_word(module) for module in forbidden))
     raise ConfigError(
         f"{subject}{named} names code of {modules}, which a file may not import by itself; "
         f"add import={words} (in Python, import {', '.join(forbidden)} first){advice}"
@@ -198,7 +220,8 @@ def check_allowed(paths: Iterable[str], subject: str = "", advice: str = "") -> 
 def import_module(module: str, path: str = "", subject: str = "") -> ModuleType:
     """Import a module that may be imported.
 
-    The current folder is searched last; it is added to ``sys.path`` only here.
+    The current folder is searched last, and only for a module that the user named; it stays on
+    ``sys.path`` if the module was found there.
 
     Args:
         module: dotted name of the module.
@@ -216,12 +239,10 @@ def import_module(module: str, path: str = "", subject: str = "") -> ModuleType:
     loaded = sys.modules.get(module)
     if loaded is not None:
         return loaded
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.append(folder)
     importlib.invalidate_caches()
     try:
-        return importlib.import_module(module)
+        with _current_folder(module):
+            return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or module
         if _is_inside(module, missing):
@@ -236,6 +257,28 @@ def import_module(module: str, path: str = "", subject: str = "") -> ModuleType:
         raise ConfigError(
             f"{subject}module '{module}' fails on import: {_one_line(error)}{_place(error)}"
         ) from error
+
+
+@contextmanager
+def _current_folder(module: str) -> Iterator[None]:
+    """Search the current folder, last, for a module that the user of this process named.
+
+    A file must not bring it onto ``sys.path``: every missing package would then be taken from a
+    folder that may be a stranger's.
+    """
+    folder = str(Path.cwd())
+    if folder in sys.path or not _is_around(module, _allowed):
+        yield
+        return
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        found = str(getattr(sys.modules.get(_top(module)), "__file__", None) or "")
+        # a package without __init__.py has a path, but no file
+        parts = [*getattr(sys.modules.get(_top(module)), "__path__", []), found]
+        if not any(Path(part).is_relative_to(folder) for part in parts if part):
+            sys.path.remove(folder)
 
 
 def import_modules(modules: Iterable[str]) -> None:
@@ -269,7 +312,9 @@ def import_object(path: str, subject: str = "") -> object:
     module_name, _, qualified_name = path.partition(":")
     names = qualified_name.split(".")
     if not _is_module_name(module_name) or not all(name.isidentifier() for name in names):
-        raise ConfigError(f"{subject}expected module:Name, e.g. my_package:Mine, got '{path}'")
+        raise ConfigError(
+            f"{subject}expected module:Name, e.g. my_package:Mine, got '{_shown(path)}'"
+        )
     module = import_module(module_name, path, subject)
     found: object = module
     for name in names:
@@ -309,8 +354,8 @@ def restore_imports(allowed: Iterable[str], imported: Iterable[str]) -> None:
         allowed: ``allowed_modules()`` of the owner.
         imported: ``imported_modules()`` of the owner.
     """
-    for module in (*allowed, *imported):
-        allow_imports(module)
+    _allowed.update(allowed)
+    _inherited.update(imported)
     for module in imported:
         # What needs a module that is missing here, such as an environment, says so itself.
         with suppress(ConfigError):
@@ -338,6 +383,18 @@ def _is_inside(module: str, other: str) -> bool:
 
 def _top(module: str) -> str:
     return module.partition(".")[0]
+
+
+def _word(module: str) -> str:
+    """Return what to write after ``import=`` to allow a module."""
+    if _top(module) == OWN_PACKAGE:
+        return module
+    return _top(module)
+
+
+def _shown(text: str) -> str:
+    """Return a text of a file without line breaks and control characters."""
+    return text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
 
 
 def _modules_beside(module: str) -> Iterable[str]:

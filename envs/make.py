@@ -56,6 +56,7 @@ _PIP_TARGETS = {
 """Argument of ``pip install`` for a missing package, if it is not the name of the package."""
 _REFUSED_WRAPPERS = {
     "RecordVideo": "MIRL records videos itself",
+    "Monitor": "MIRL records episodes itself",
     "HumanRendering": "MIRL records videos itself",
     "ArrayConversion": "observations are NumPy arrays",
 }
@@ -227,7 +228,8 @@ def _wrap(env: AnyEnv, wrapper: WrapperConfig, task: TaskConfig) -> AnyEnv:
             f"{wrapper.wrapper}"
         )
     for base in wrapper_class.__mro__:
-        if base.__module__.startswith("gymnasium.") and base.__name__ in _REFUSED_WRAPPERS:
+        is_library = base.__module__.startswith(("gymnasium.", "stable_baselines3."))
+        if is_library and base.__name__ in _REFUSED_WRAPPERS:
             raise ConfigError(
                 f"{start}wrappers: {wrapper.wrapper} cannot be used here, because "
                 f"{_REFUSED_WRAPPERS[base.__name__]}; leave it out"

@@ -8,6 +8,7 @@ from mirl.agents.callbacks.evaluation import Evaluation
 from mirl.agents.callbacks.schedule import BetweenIterations, Interval
 from mirl.agents.callbacks.statistics import TaskStatistics
 from mirl.agents.runs import metric_names as metrics
+from mirl.agents.runs.atomic_files import make_folder, write_bytes
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.logger import TensorBoard, WarnOnWriteError
 from mirl.agents.runs.run import Run
@@ -143,6 +144,6 @@ class Checkpointing(BetweenIterations):
     def _write_video(self, task: str, gif: Gif) -> None:
         path = self.run.path / "videos" / f"{file_name(task)}_{self.num_timesteps:09d}.gif"
         with self.video_errors:
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(gif.data)
+            make_folder(path.parent)
+            write_bytes(path, gif.data)
         self.tensorboard.write_gif(f"video/{task}", gif, self.num_timesteps)

@@ -46,7 +46,10 @@ def write_bytes(path: Path, data: bytes) -> None:
         data: its content.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
+    # a new file, because a link of this name would lead to another one
+    temporary.unlink(missing_ok=True)
+    with temporary.open("xb") as file:
+        file.write(data)
     # before the rename, or a crash could leave the new name without its content
     flush(temporary)
     temporary.replace(path)
@@ -146,6 +149,21 @@ def verify_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
             raise ConfigError(
                 f"{path} was changed or damaged: its SHA-256 differs from the manifest's"
             )
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder inside a run directory if it does not exist.
+
+    Args:
+        path: the folder; its parents are created, too.
+
+    Raises:
+        ConfigError: it is a link, which could lead anywhere.
+        OSError: it cannot be created.
+    """
+    if path.is_symlink():
+        raise ConfigError(f"{path} is a link, expected a folder; remove the link")
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def check_regular(path: Path) -> None:

@@ -14,6 +14,7 @@ from stable_baselines3.common.logger import (
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
+from mirl.agents.runs.atomic_files import check_regular
 from mirl.agents.runs.metric_names import TIMESTEPS
 from mirl.agents.video import Gif
 
@@ -87,6 +88,8 @@ class MetricsCsv(FaultTolerantWriter, CSVOutputFormat):
         self.keys: list[str] = []
         self.separator = ","
         self.quotechar = '"'
+        if path.exists() or path.is_symlink():
+            check_regular(path)
         if resumed_at and path.exists():
             self.keys = _drop_rows_after(path, resumed_at)
         # readable, because SB3 rewrites the whole table when a column is added
@@ -103,7 +106,9 @@ def _drop_rows_after(path: Path, timesteps: int) -> list[str]:
         rows = [row for row in reader if int(row.get(TIMESTEPS) or 0) <= timesteps]
     columns = list(reader.fieldnames or [])
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
+    # a new file, because a link of this name would lead to another one
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -306,7 +306,8 @@ def _load_yaml(run_dir: Path) -> object:
             f"{run_dir} is not a run directory: its config.yaml is nested too deeply"
         ) from None
     except (ConfigError, OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{run_dir} is not a run directory: {error}") from None
+        reason = " ".join(str(error).split())  # PyYAML's messages have several lines
+        raise ConfigError(f"{run_dir} is not a run directory: {reason}") from None
 
 
 class _LoaderWithoutAliases(yaml.SafeLoader):

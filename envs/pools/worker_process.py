@@ -2,12 +2,13 @@
 
 import atexit
 import multiprocessing
+import os
 import signal
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -29,6 +30,8 @@ Notice = tuple[str, str, str]
 Reply = tuple[str | None, Observations | Step | None, Sequence[tuple[str, int]], Sequence[Notice]]
 """Error message or None, the result, the tolerated failures (message, env index), and warnings."""
 
+SAFE_PATH = "PYTHONSAFEPATH"
+"""Environment variable that keeps the current folder off ``sys.path``."""
 POLL_SECONDS = 1.0
 """Time between two checks whether a silent worker process is still alive."""
 CLOSE_SECONDS = 5.0
@@ -100,7 +103,8 @@ class Worker:
                 args=(child_connection, self._builders, self._max_restarts, imports),
                 daemon=True,
             )
-            process.start()
+            with _safe_path():
+                process.start()
             self._process = process
             # This runs before multiprocessing's own exit handler, which would wait for the process.
             atexit.register(process.kill)
@@ -174,6 +178,24 @@ class Worker:
         atexit.unregister(self._process.kill)
         self._connection.close()
         self._process.close()
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Keep Python's helper processes from importing modules of the current folder.
+
+    The fork server starts as ``python -c``, which searches the current folder first. Workers get
+    the ``sys.path`` of their owner.
+    """
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SAFE_PATH]
+        else:
+            os.environ[SAFE_PATH] = before
 
 
 def _context() -> BaseContext:

@@ -80,13 +80,13 @@ def error_of(path: str) -> str:
 @pytest.mark.parametrize(
     ("named", "module", "expected"),
     [
-        ("ownparts", "ownparts", True),
-        ("ownparts", "ownparts.layers", True),
-        ("ownparts.layers", "ownparts", True),
-        ("ownparts.layers", "ownparts.other", False),
-        ("ownparts", "ownparts2", False),
-        ("ownparts", "ownparts.__main__", False),
-        ("ownparts", "other", False),
+        ("plantedparts", "plantedparts", True),
+        ("plantedparts", "plantedparts.layers", True),
+        ("plantedparts.layers", "plantedparts", True),
+        ("plantedparts.layers", "plantedparts.other", False),
+        ("plantedparts", "plantedparts2", False),
+        ("plantedparts", "plantedparts.__main__", False),
+        ("plantedparts", "other", False),
     ],
 )
 def test_package_allows_its_modules(named: str, module: str, expected: bool) -> None:
@@ -108,20 +108,20 @@ def test_allowing_needs_module_name(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "expected"), [("Outer", "Outer"), ("Outer.Inner", "Inner")])
 def test_allowed_object_is_imported(plant: Plant, name: str, expected: str) -> None:
-    plant("ownparts.layers")
-    allow_imports("ownparts")
-    found = import_object(f"ownparts.layers:{name}")
+    plant("plantedparts.layers")
+    allow_imports("plantedparts")
+    found = import_object(f"plantedparts.layers:{name}")
     assert isinstance(found, type)
     assert found.__name__ == expected
 
 
 def test_foreign_module_is_not_executed(plant: Plant) -> None:
-    plant("ownparts", "raise SystemExit")
+    plant("plantedparts", "raise SystemExit")
     path_before = list(sys.path)
-    message = error_of("ownparts:Mine")
+    message = error_of("plantedparts:Mine")
     assert message == (
-        "'ownparts:Mine' names code of 'ownparts', which a file may not import by itself; "
-        "add import=ownparts (in Python, import ownparts first)"
+        "'plantedparts:Mine' names code of 'plantedparts', which a file may not import by itself; "
+        "add import=plantedparts (in Python, import plantedparts first)"
     )
     assert sys.path == path_before
 
@@ -129,14 +129,14 @@ def test_foreign_module_is_not_executed(plant: Plant) -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("ownpart:Mine", "no module 'ownpart' .* Did you mean 'ownparts'?"),
-        ("ownparts.layer:Mine", "no module 'ownparts.layer' .* Did you mean 'ownparts.layers'?"),
-        ("ownparts.layers:Outr", "has no 'Outr'. Did you mean 'Outer'?"),
-        ("ownparts.layers:value.real", "only a module or a class can hold 'real'"),
-        ("ownparts.layers:os.system", "only a module or a class can hold 'system'"),
-        ("ownparts.layers", "expected module:Name"),
-        ("ownparts.layers:", "expected module:Name"),
-        ("ownparts.layers:a b", "expected module:Name"),
+        ("ownpart:Mine", "no module 'ownpart' .* Did you mean 'plantedparts'?"),
+        ("plantedparts.layer:Mine", "no module 'plantedparts.layer' .* Did you mean 'plantedparts.layers'?"),
+        ("plantedparts.layers:Outr", "has no 'Outr'. Did you mean 'Outer'?"),
+        ("plantedparts.layers:value.real", "only a module or a class can hold 'real'"),
+        ("plantedparts.layers:os.system", "only a module or a class can hold 'system'"),
+        ("plantedparts.layers", "expected module:Name"),
+        ("plantedparts.layers:", "expected module:Name"),
+        ("plantedparts.layers:a b", "expected module:Name"),
         ("fails:Mine", r"fails on import: ZeroDivisionError: .* \(.*fails.py, line 2\)"),
         ("ends:Mine", "fails on import: SystemExit: 1"),
         ("needs:Mine", "module 'needs' needs 'no_such_package'; pip install no_such_package"),
@@ -144,12 +144,12 @@ def test_foreign_module_is_not_executed(plant: Plant) -> None:
     ],
 )
 def test_failed_import_says_why(plant: Plant, path: str, message: str) -> None:
-    plant("ownparts.layers")
-    plant("ownparts.__init__", "")
+    plant("plantedparts.layers")
+    plant("plantedparts.__init__", "")
     plant("fails", "\n1 / 0")
     plant("ends", "raise SystemExit(1)")
     plant("needs", "import no_such_package.part")
-    allow_imports("ownpart", "ownparts", "fails", "ends", "needs")
+    allow_imports("ownpart", "plantedparts", "fails", "ends", "needs")
     with pytest.raises(ConfigError, match=message):
         import_object(path)
     assert "\n" not in error_of(path)
@@ -232,8 +232,8 @@ def test_path_is_no_module_name(path: str) -> None:
 
 def test_worker_imports_as_its_owner(plant: Plant) -> None:
     """A worker imports what its owner imported, and leaves out what it cannot."""
-    plant("ownparts.layers")
-    restore_imports(("ownparts",), ("ownparts.layers", "made_in_a_notebook"))
-    assert "ownparts.layers" in imported_modules()
-    assert "ownparts.layers" in sys.modules
-    assert allowed_modules() == ("made_in_a_notebook", "ownparts", "ownparts.layers")
+    plant("plantedparts.layers")
+    restore_imports(("plantedparts",), ("plantedparts.layers", "made_in_a_notebook"))
+    assert "plantedparts.layers" in imported_modules()
+    assert "plantedparts.layers" in sys.modules
+    assert allowed_modules() == ("made_in_a_notebook", "plantedparts", "plantedparts.layers")
