@@ -33,9 +33,11 @@ from mirl.configs.networks import (
 )
 from mirl.configs.schema import EvalConfig
 from mirl.configs.tasks import SuiteConfig, file_name
+from mirl.configs.texts import split_words
 from mirl.envs import choose_backend
 from mirl.envs.suite_spaces import suite_spaces
 from mirl.envs.texts.codec import suite_codec
+from mirl.envs.texts.vocabulary import VOCABULARY
 from mirl.envs.type_aliases import Observations
 from mirl.policies import FusionPolicy, specialize
 
@@ -176,6 +178,8 @@ def find_context(name: str, config: AnyContextConfig, suite: SuiteConfig) -> Arr
     # a user's context encoder is known by its key
     is_text = isinstance(config, MissionContextConfig | SentenceContextConfig)
     if is_text or config.keys == (MISSION_KEY,):
+        if isinstance(config, MissionContextConfig):
+            _check_words(name, suite)
         return suite_codec(suite).encode(name, config.keys[0])
     if isinstance(config, TaskIdContextConfig) or config.keys == (TASK_KEY,):
         tasks = [task.name for task in suite.tasks]
@@ -193,6 +197,17 @@ def find_context(name: str, config: AnyContextConfig, suite: SuiteConfig) -> Arr
         "name; use mirl.agents.load_policy(…) and export the module that "
         "mirl.policies.specialize(policy, goal) returns with torch.export"
     )
+
+
+def _check_words(mission: str, suite: SuiteConfig) -> None:
+    """Raise a ConfigError if a mission has words that no mission of the run has."""
+    known = {*VOCABULARY, *(suite.vocabulary or ())}
+    unknown = [word for word in split_words(mission) if word not in known]
+    if unknown:
+        raise ConfigError(
+            f"export={mission}: expected a mission, and the agent does not know "
+            f"{', '.join(unknown)}.{nearest(unknown[0], known)}"
+        )
 
 
 def random_observations(space: spaces.Dict, seed: int) -> Observations:

@@ -100,6 +100,10 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
             log(_first_line(run, agent, envs.training.backend))
             log(_describe(resolved, envs.training))
             if checkpoint is not None and agent.num_timesteps >= resolved.total_timesteps:
+                log(
+                    "The run is finished; to train further, use another name=… with "
+                    f"start_from={run.path}"
+                )
                 return TrainResult(agent.num_timesteps, True, run, checkpoint)
             return _learn(run, agent, envs, episodes, log)
 

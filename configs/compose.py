@@ -343,6 +343,8 @@ def _override_preset(group: str, value: str, config_dir: Path | None) -> str:
         expected = "a preset"
         if group == "task":
             expected = "a preset or an environment id"
+        elif group in PARTS:
+            expected = "a preset or module:Class"
         raise ConfigError(f"unknown {group} '{name}': expected {expected}." + nearest(name, names))
     return f"{group}={name}"
 

@@ -400,8 +400,8 @@ def _shown(text: str) -> str:
 def _modules_beside(module: str) -> Iterable[str]:
     """Return the names of the modules that can be imported beside one that does not exist."""
     package, dot, _ = module.rpartition(".")
-    # Without a package, None stands for the folders of sys.path.
-    folders = None
+    # Without a package only the current folder, or the nearest name would be a stranger's.
+    folders = [str(Path.cwd())]
     if package:
         folders = getattr(sys.modules.get(package), "__path__", [])
     return [package + dot + found.name for found in pkgutil.iter_modules(folders)]

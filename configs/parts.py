@@ -131,7 +131,16 @@ class Part:
                 f"{name} expected to be built by ({', '.join(arguments)}), got an __init__ with "
                 f"other parameters: {error}"
             ) from None
-        part: Self = found(*arguments.values())
+        if inspect.isabstract(found):
+            methods = ", ".join(sorted(found.__abstractmethods__))
+            raise ConfigError(f"{name} must define {methods}")
+        try:
+            part: Self = found(*arguments.values())
+        except AttributeError as error:
+            # torch's message does not name the class
+            if "Module.__init__() call" not in str(error):
+                raise
+            raise ConfigError(f"{name}.__init__ must call super().__init__ first") from None
         missing = [attribute for attribute in cls.must_set if not hasattr(part, attribute)]
         if missing:
             raise ConfigError(f"{name}.__init__ must set self.{', self.'.join(missing)}")

@@ -182,10 +182,11 @@ class Fusion(nn.Module, Part, ABC):
             x = features.reshape(-1, 1, self.features_dim)
             z = context.reshape(-1, self.context_dim)
         y = self.interact(x, z, groups)
-        if y.shape != (*x.shape[:2], self.out_dim):
+        shape = (*x.shape[:2], self.out_dim)
+        returned = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        if returned != shape:
             raise ConfigError(
-                f"{type(self).__name__}.interact must return (B, P, O) = "
-                f"{(*x.shape[:2], self.out_dim)}, got {tuple(y.shape)}"
+                f"{type(self).__name__}.interact must return (B, P, O) = {shape}, got {returned}"
             )
         # (B, P, O) -> (*B, O) or (B, *positions, O)
         return y.reshape(*features.shape[:-1], self.out_dim)

@@ -827,6 +827,8 @@ def describe(network: NetworkConfig, space: spaces.Dict) -> str:
     # the index of a single task says nothing
     unused = [key for key in space if key not in used and not _is_constant(space[key])]
     lines = f"Seen: {', '.join(seen)}. Asked: {', '.join(asked)}."
+    if ACTION_MASK_KEY in space.spaces:
+        lines += f" Mask: {ACTION_MASK_KEY}."
     if unused:
         lines += f" Not used: {', '.join(unused)}."
     return lines

@@ -279,7 +279,10 @@ def test_own_preset_may_override_groups(config_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("fusion=narow", "unknown fusion 'narow': expected a preset. Did you mean 'narrow'?"),
+        (
+            "fusion=narow",
+            "unknown fusion 'narow': expected a preset or module:Class. Did you mean 'narrow'?",
+        ),
         ("task=minee", "Did you mean 'mine'?"),
         ("fusion=broken", "--config-dir: a preset could not be read"),
     ],
@@ -316,9 +319,18 @@ def test_suite_from_command_line() -> None:
         ("evaluation.evry=8", "unknown option 'evaluation.evry'. Did you mean 'evaluation.every'?"),
         ("evaluation={evry: 8}", "unknown option 'evaluation.evry'. Did you mean 'every'?"),
         ("task.tasks.env_id=x", "unknown option 'task.tasks.env_id'."),
-        ("fusion=flim", "unknown fusion 'flim': expected a preset. Did you mean 'film'?"),
-        ("context=misson", "unknown context 'misson': expected a preset. Did you mean 'mission'?"),
-        ("encoder=gird", "unknown encoder 'gird': expected a preset. Did you mean 'grid'?"),
+        (
+            "fusion=flim",
+            "unknown fusion 'flim': expected a preset or module:Class. Did you mean 'film'?",
+        ),
+        (
+            "context=misson",
+            "unknown context 'misson': expected a preset or module:Class. Did you mean 'mission'?",
+        ),
+        (
+            "encoder=gird",
+            "unknown encoder 'gird': expected a preset or module:Class. Did you mean 'grid'?",
+        ),
         ("agent=pppo", "unknown agent 'pppo': expected a preset. Did you mean 'ppo'?"),
         (
             "agent=impala",

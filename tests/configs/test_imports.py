@@ -130,7 +130,10 @@ def test_foreign_module_is_not_executed(plant: Plant) -> None:
     ("path", "message"),
     [
         ("ownpart:Mine", "no module 'ownpart' .* Did you mean 'plantedparts'?"),
-        ("plantedparts.layer:Mine", "no module 'plantedparts.layer' .* Did you mean 'plantedparts.layers'?"),
+        (
+            "plantedparts.layer:Mine",
+            "no module 'plantedparts.layer' .* Did you mean 'plantedparts.layers'?",
+        ),
         ("plantedparts.layers:Outr", "has no 'Outr'. Did you mean 'Outer'?"),
         ("plantedparts.layers:value.real", "only a module or a class can hold 'real'"),
         ("plantedparts.layers:os.system", "only a module or a class can hold 'system'"),
@@ -165,6 +168,8 @@ def test_installed_module_comes_first(plant: Plant) -> None:
 
 def test_plugins_are_imported(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     plant("plugin.main")
+    # a plugin is installed, so the current folder is not searched for it
+    monkeypatch.syspath_prepend(str(Path.cwd()))
     plugin = EntryPoint("mine", "plugin.main", "mirl.plugins")
     monkeypatch.setattr(imports, "_plugins", lambda: (plugin,))
     assert is_allowed("plugin.main")
@@ -177,6 +182,35 @@ def test_broken_plugin_is_a_warning(plant: Plant, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(imports, "_plugins", lambda: (plugin,))
     with pytest.warns(PluginWarning, match="plugin 'mine' .* no module 'no_such_plugin'"):
         load_plugins()
+
+
+def test_file_does_not_add_the_current_folder(plant: Plant) -> None:
+    """A module that any file may name is not searched for in the current folder."""
+    plant("gymnasium.planted")
+    plant("missing_package")
+    before = list(sys.path)
+    with pytest.raises(ConfigError, match=r"no module .gymnasium\.not_yet."):
+        import_module("gymnasium.not_yet")
+    assert sys.path == before
+    allow_imports("json.tool")
+    import_module("json.tool")
+    assert sys.path == before  # found elsewhere
+    allow_imports("missing_package")
+    import_module("missing_package")
+    assert sys.path == [*before, str(Path.cwd())]
+
+
+def test_alias_of_a_module_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name in ``sys.modules`` that is not the module's own stands for another file elsewhere."""
+    monkeypatch.setitem(sys.modules, "_alias_of_json", sys.modules["json"])
+    assert is_allowed("json")
+    assert not is_allowed("_alias_of_json")
+
+
+def test_package_itself_is_not_allowed() -> None:
+    """The name of MIRL allows nothing, because its folder may hold run directories."""
+    with pytest.raises(ConfigError, match="expected a module of your own, got 'mirl'"):
+        allow_imports("mirl")
 
 
 def test_libraries_are_allowed() -> None:
@@ -236,4 +270,4 @@ def test_worker_imports_as_its_owner(plant: Plant) -> None:
     restore_imports(("plantedparts",), ("plantedparts.layers", "made_in_a_notebook"))
     assert "plantedparts.layers" in imported_modules()
     assert "plantedparts.layers" in sys.modules
-    assert allowed_modules() == ("made_in_a_notebook", "plantedparts", "plantedparts.layers")
+    assert allowed_modules() == ("plantedparts",)

@@ -61,7 +61,10 @@ from mirl.configs.schema import ResolvedConfig, TrainConfig
             "those that split.goal_low and split.goal_high hold out; use agent.her=false",
         ),
         (["agent=sac", "agent.gradient_steps=0"], "agent.gradient_steps"),
-        (["memory=lsmt"], "unknown memory 'lsmt': expected a preset. Did you mean 'lstm'?"),
+        (
+            ["memory=lsmt"],
+            "unknown memory 'lsmt': expected a preset or module:Class. Did you mean 'lstm'?",
+        ),
         (["memory=lstm", "agent=sac"], "memory=lstm needs agent=ppo or agent=a2c, got agent=sac"),
         (
             ["memory=lstm", "agent.n_steps=48", "agent.batch_size=1024"],
@@ -94,8 +97,8 @@ from mirl.configs.schema import ResolvedConfig, TrainConfig
             "unknown option 'memory.rank' of lstm. It is an option of mi_lstm",
         ),
         (
-            ["memory.window=8"],
-            "unknown option 'memory.window' of none. It is an option of attention",
+            ["memory.heads=8"],
+            "unknown option 'memory.heads' of none. It is an option of fast_weights, attention",
         ),
         (["sites=[]"], "sites must name at least one site"),
         (["sites=[map,map]"], "none twice"),
