@@ -127,7 +127,7 @@ def resolve_network(
     """Replace all that is left to the observation space: context, encoder and keys.
 
     Args:
-        network: the configuration; one that is resolved already is returned unchanged.
+        network: the configuration; in one that is resolved already, the keys are checked.
         observation_space: a Dict space; the context and the inputs are read from its keys.
         move_map_site: if the chosen encoder has no feature map, replace site "map" by "vector";
             the default keeps the sites, and ``FusionExtractor`` rejects the combination.
@@ -143,8 +143,6 @@ def resolve_network(
             f"expected a Dict observation space with a context in it, got {observation_space}; "
             "wrap the environment so that its observation has a goal or a text beside what is seen"
         )
-    if network.is_resolved:
-        return network
     check_supported(observation_space)
     try:
         return _resolve(network, observation_space, move_map_site)

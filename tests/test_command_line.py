@@ -70,7 +70,7 @@ def assert_one_message(code: int, out: str, err: str, message: str) -> None:
         (["fusoin=film"], "unknown option 'fusoin'. Did you mean 'fusion'?\n"),
         (
             ["sites=[map]", "encoder=vector"],
-            "encoder=vector has none; use encoder=grid or sites=[vector]\n",
+            "encoder=vector has none; use sites=[vector]\n",
         ),
     ],
 )

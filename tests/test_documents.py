@@ -96,7 +96,8 @@ def test_snippets_of_pages_run(tmp_path: Path) -> None:
 def test_own_environment_page_works(tmp_path: Path) -> None:
     """Follow the page on environments: write the module, train on it, evaluate the run."""
     page = ROOT / "docs" / "environments.md"
-    [snippet] = python_snippets(page)
+    # the first snippet is the module, the others show single lines
+    snippet = python_snippets(page)[0]
     (tmp_path / "my_package.py").write_text(snippet, encoding="utf-8")
     text = page.read_text(encoding="utf-8")
     train_words = re.search(r"python train.py (task=my_package:MyEnv-v0) ", text)

@@ -64,7 +64,8 @@ def test_fused_head_equals_einsum() -> None:
     features = policy.extract_features(observation)
     assert isinstance(features, Features)
     task = nn.functional.one_hot(observation["task"], 3).float()  # type: ignore[index]
-    context = policy.pi_features_extractor.context(task).per_row()  # type: ignore[operator]
+    context_encoder = policy.pi_features_extractor.context
+    context = context_encoder({"task": task}).per_row()  # type: ignore[operator]
     value_net = policy.value_net
     assert isinstance(value_net, FusionHead)
     hidden = policy.mlp_extractor.value_net(features.vector)

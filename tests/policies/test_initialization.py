@@ -115,12 +115,13 @@ def outputs(policy: ActorCriticPolicy, observation: dict[str, np.ndarray]) -> Te
     return torch.cat([distribution.logits, policy.predict_values(tensors)], dim=1)
 
 
-def under_other_contexts(observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {
-        **observation,
+def under_other_contexts(observation: dict[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
+    """Return the observations with other contexts; the keys beside the context are seen."""
+    others = {
         "mission": observation["mission"][::-1].copy(),
         "task": (observation["task"] + 1) % N_TASKS,
     }
+    return {**observation, key: others[key]}
 
 
 def fusions_of(policy: nn.Module) -> list[tuple[str, Fusion]]:
@@ -153,7 +154,7 @@ def test_initial_outputs_ignore_the_context(
     with torch.no_grad():
         y = outputs(model.policy, seen)
         torch.testing.assert_close(
-            outputs(model.policy, under_other_contexts(seen)), y, rtol=1e-6, atol=1e-6
+            outputs(model.policy, under_other_contexts(seen, key)), y, rtol=1e-6, atol=1e-6
         )
         assert y.std(dim=0).min() > 1e-6, "it ignores the inputs, too"
 
@@ -207,7 +208,7 @@ def test_first_gradients_reach_the_context(
         backward()
         with torch.no_grad():
             changes.append(
-                outputs(model.policy, seen) - outputs(model.policy, under_other_contexts(seen))
+                outputs(model.policy, seen) - outputs(model.policy, under_other_contexts(seen, key))
             )
     assert torch.stack(changes).abs().max() > 1e-5
 

@@ -31,6 +31,8 @@ SUITE = (
     "task.name=two",
     "task.tasks=[{name: door, env_id: MiniGrid-GoToDoor-5x5-v0}, "
     "{name: obj, env_id: MiniGrid-GoToObject-6x6-N2-v0}]",
+    "context=mission",
+    "encoder=grid",
 )
 
 
