@@ -148,12 +148,14 @@ def test_auto_encoder_uses_observation_keys() -> None:
 
 
 def test_resolved_network_stays_the_same() -> None:
-    """A network in which nothing is left open is returned unchanged."""
+    """A network in which nothing is left open stays the same, and its keys are checked."""
     network = network_config(
-        context="task_id", encoder="vector", sites=("map",), observation_keys=("observation",)
+        context="task_id", encoder="vector", sites=("heads",), observation_keys=("observation",)
     )
-    space = dict_of("observation", "task")
-    assert resolve_network(network, space, move_map_site=True) is network
+    assert network.is_resolved
+    assert resolve_network(network, dict_of("observation", "task"), move_map_site=True) == network
+    with pytest.raises(ConfigError, match="no key 'observation'"):
+        resolve_network(network, dict_of("grid", "task"))
 
 
 @pytest.mark.parametrize(
