@@ -86,6 +86,8 @@ def build(
         "sites": sites,
         "context": CONTEXTS[key],
         "encoder": GridEncoderConfig(channels=8, features_dim=16),
+        # without the mission, which is seen beside another context
+        "observation_keys": tuple(name for name in SPACE if name not in CONTEXTS),
     }
     extractor = {"features_extractor_class": FusionExtractor, "features_extractor_kwargs": parts}
     policy_kwargs = {"net_arch": [8], **(parts if policy is FusionPolicy else extractor), **options}
