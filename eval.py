@@ -4,6 +4,7 @@ See ``--help``.
 """
 
 import sys
+from collections.abc import Sequence
 
 from mirl.configs.command_line import console_entry, eval_help
 from mirl.configs.compose import parse_flat
@@ -25,6 +26,7 @@ def run(argv: list[str]) -> int:
     from rich.console import Console
 
     from mirl.agents.runs.run import Run
+    from mirl.agents.statistics import TaskResult
 
     console = Console()
 
@@ -45,19 +47,26 @@ def run(argv: list[str]) -> int:
         )
         return 0
 
+    from mirl.agents.evaluation import evaluate_run, missing_success_line, results_table
+
+    def explain(results: Sequence[TaskResult]) -> None:
+        line = missing_success_line(results)
+        if line is not None:
+            log(line)
+
     if config.adapt != "no":
         from mirl.agents.few_shot import adapt_run, curve_table
 
         for adaptation in adapt_run(opened, checkpoint, config):
             title = f"{source}, practicing {adaptation.task} by its {config.adapt}"
             console.print(curve_table(adaptation.curve, title))
+            explain([point.result for point in adaptation.curve])
             log(f"Written: {adaptation.path}")
         return 0
 
-    from mirl.agents.evaluation import evaluate_run, results_table
-
     results, written = evaluate_run(opened, checkpoint, config)
     console.print(results_table(results, f"{source}, on unseen episodes"))
+    explain(results)
     for path in written:
         log(f"Written: {path}")
     return 0

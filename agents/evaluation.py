@@ -22,9 +22,12 @@ from mirl.agents.video import record_episode
 from mirl.configs.schema import EvalConfig
 from mirl.configs.tasks import Subset, TaskConfig, file_name, score_bounds
 from mirl.envs import SuiteVecEnv, env_seeds
+from mirl.envs.success import NO_REPORT
 from mirl.envs.type_aliases import Observations
 
 SUBSETS: tuple[Subset, ...] = ("trained", "held_out")
+NO_SUCCESS = "–"
+"""Success in tables where it is unknown."""
 SUMMARY_ROWS = ("mean", "IQM", "worst")
 """Rows of the table over several tasks, in the order of the fields of ``Aggregate``."""
 
@@ -115,7 +118,8 @@ def _play(
         for env_index in active[starts[active]].tolist():
             info = infos[env_index]
             episode = info["episode"]
-            played[env_index].append(Episode(info["is_success"], episode["r"], episode["l"]))
+            outcome = Episode(info.get("is_success"), episode["r"], episode["l"])
+            played[env_index].append(outcome)
         remaining = quotas - [len(done) for done in played]
         env.deactivate(np.flatnonzero(remaining <= 1))
         still_active = np.flatnonzero(remaining[active] > 0)
@@ -133,9 +137,14 @@ def _take_rows(hidden_state: HiddenState | None, rows: NDArray[np.integer]) -> H
 
 def _result(task: TaskConfig, episodes: Sequence[Episode], subset: Subset) -> TaskResult:
     score_low, score_high = score_bounds(task)
+    successes = [episode.success for episode in episodes]
+    # a rate over some of the episodes would be a guess about the others
+    success = None
+    if None not in successes:
+        success = np.array(successes)
     return TaskResult(
         task=task.name,
-        success=np.array([episode.success for episode in episodes]),
+        success=success,
         returns=np.array([episode.episode_return for episode in episodes]),
         lengths=np.array([episode.length for episode in episodes]),
         score_low=score_low,
@@ -211,6 +220,7 @@ def _build_env(run: Run, config: EvalConfig, subset: Subset) -> SuiteVecEnv:
         seed_split="test",
         holdout=training.split,
         subset=subset,
+        max_steps=config.max_steps or training.evaluation.max_steps or "auto",
     )
 
 
@@ -258,7 +268,7 @@ def results_table(results: Sequence[TaskResult], title: str) -> Table:
     Returns:
         The table, for the terminal.
     """
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", caption_justify="left")
     table.add_column("task")
     for column in ("episodes", "success", "95 % interval", "return", "score", "length"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -275,22 +285,72 @@ def results_table(results: Sequence[TaskResult], title: str) -> Table:
 def _add_summary(table: Table, subset: Subset, results: Sequence[TaskResult]) -> None:
     summary = suite_result(results)
     suffix = "" if subset == "trained" else " (held out)"
-    rows = zip(SUMMARY_ROWS, astuple(summary.success), astuple(summary.score), strict=True)
-    for name, success, score in rows:
-        table.add_row(name + suffix, "", f"{success:.1%}", "", "", f"{score:.3f}", "")
+    rates = [NO_SUCCESS] * len(SUMMARY_ROWS)
+    if summary.success is not None:
+        rates = [f"{rate:.1%}" for rate in astuple(summary.success)]
+    for name, rate, score in zip(SUMMARY_ROWS, rates, astuple(summary.score), strict=True):
+        table.add_row(name + suffix, "", rate, "", "", f"{score:.3f}", "")
+    if 0 < summary.tasks_with_success < len(results):
+        note = f"over the {summary.tasks_with_success} of {len(results)} tasks that report it"
+        lines = [] if table.caption is None else [str(table.caption)]
+        table.caption = "\n".join([*lines, f"success{suffix}: {note}"])
 
 
 def _task_cells(result: TaskResult) -> list[str]:
-    low, high = result.success_interval
     return [
         result.label,
         str(result.n_episodes),
-        f"{result.success_rate:.1%}",
-        f"{low:.1%} – {high:.1%}",
+        *success_cells(result),
         f"{result.mean_return:.3f}",
         f"{result.score:.3f}",
         f"{result.mean_length:.1f}",
     ]
+
+
+def success_cells(result: TaskResult) -> tuple[str, str]:
+    """Return the success rate and its interval for a table.
+
+    Args:
+        result: the result of a task.
+
+    Returns:
+        Both as text, ``–`` if they are unknown.
+    """
+    if result.success_rate is None or result.success_interval is None:
+        return NO_SUCCESS, NO_SUCCESS
+    low, high = result.success_interval
+    return f"{result.success_rate:.1%}", f"{low:.1%} – {high:.1%}"
+
+
+def describe_missing_success(tasks: Sequence[str]) -> str:
+    """Return which tasks report no success, and why it is unknown.
+
+    Args:
+        tasks: names of the tasks, at least one.
+
+    Returns:
+        The beginning of a sentence.
+    """
+    names = ", ".join(f"'{task}'" for task in tasks)
+    if len(tasks) == 1:
+        return f"task {names} reports no success ({NO_REPORT})"
+    return f"tasks {names} report no success ({NO_REPORT})"
+
+
+def missing_success_line(results: Sequence[TaskResult]) -> str | None:
+    """Return a line that explains a table in which success is unknown.
+
+    Args:
+        results: the results in the table.
+
+    Returns:
+        The line; None if every task has a success rate.
+    """
+    # a task can have a result per subset
+    tasks = list(dict.fromkeys(result.task for result in results if result.success is None))
+    if not tasks:
+        return None
+    return f"{describe_missing_success(tasks)}; train with 'success=return>=X' to define it"
 
 
 def _by_subset(results: Sequence[TaskResult]) -> list[tuple[Subset, list[TaskResult]]]:

@@ -220,9 +220,19 @@ def export_program(module: nn.Module, inputs: dict[str, Tensor]) -> tuple[nn.Mod
 
     Returns:
         The program, loaded back from the bytes of its file; and these bytes.
+
+    Raises:
+        ConfigError: if torch cannot export the module; built-in parts can all be exported.
     """
     any_batch_size = {key: {0: torch.export.Dim("batch", min=1)} for key in inputs}
-    exported = torch.export.export(module, (inputs,), dynamic_shapes=(any_batch_size,))
+    try:
+        exported = torch.export.export(module, (inputs,), dynamic_shapes=(any_batch_size,))
+    except Exception as error:  # torch raises many types, some of them private
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"torch.export cannot export the policy: {reason} (in an encoder of one's own, len(x) "
+            "makes the size of the batch a constant: use x.shape[0])"
+        ) from error
     buffer = io.BytesIO()
     torch.export.save(exported, buffer)
     data = buffer.getvalue()

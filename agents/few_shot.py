@@ -17,7 +17,7 @@ from stable_baselines3.common.utils import ConstantSchedule
 from torch import nn
 
 from mirl.agents.builder import build_agent, with_input_keys
-from mirl.agents.evaluation import evaluate
+from mirl.agents.evaluation import evaluate, success_cells
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
 from mirl.agents.runs.atomic_files import write_json
@@ -192,14 +192,8 @@ def curve_table(curve: Sequence[CurvePoint], title: str) -> Table:
     for column in ("episodes", "timesteps", "success", "95 % interval", "return"):
         table.add_column(column, justify="right")
     for episodes, timesteps, result in curve:
-        low, high = result.success_interval
-        table.add_row(
-            f"{episodes:,}",
-            f"{timesteps:,}",
-            f"{result.success_rate:.1%}",
-            f"{low:.1%} – {high:.1%}",
-            f"{result.mean_return:.3f}",
-        )
+        practice = (f"{episodes:,}", f"{timesteps:,}")
+        table.add_row(*practice, *success_cells(result), f"{result.mean_return:.3f}")
     return table
 
 
@@ -310,6 +304,8 @@ def _build_env(
         seed_split=seed_split,
         holdout=HoldoutConfig(name="adaptation", tasks=(task.name,)),
         subset="held_out",
+        # endless episodes would neither be counted nor evaluated
+        max_steps=config.max_steps or "auto",
     )
 
 

@@ -7,12 +7,12 @@ from typing import Any, assert_never, cast
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 from sb3_contrib import TQC
 from stable_baselines3 import DQN, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer
-from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.noise import ActionNoise, NormalActionNoise
 
+from mirl.agents.vec_normalize import check_not_normalized
 from mirl.configs.agents import (
     AgentConfig,
     DQNConfig,
@@ -25,6 +25,7 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY, GOAL_KEYS
 from mirl.configs.tasks import TaskConfig
 from mirl.envs import SuiteVecEnv
+from mirl.envs.contract.descriptions import describe_space
 from mirl.envs.make import make_env
 from mirl.policies.off_policy import (
     FusionDQNPolicy,
@@ -67,7 +68,7 @@ def build_off_policy(
         ConfigError: the algorithm does not fit the action space, or HER does not fit the suite.
     """
     check_action_space(config, env.action_space)
-    _check_no_action_mask(config, env)
+    check_not_normalized(env)
     # the options have the names and meanings of SB3's own arguments, but for the few named below
     kwargs = config.model_dump(exclude=set(NOT_FOR_THE_ALGORITHM))
     kwargs |= {
@@ -102,7 +103,7 @@ def build_off_policy(
         case DQNConfig():
             # an interval below n_envs means the same as n_envs, but SB3 warns of it
             kwargs["target_update_interval"] = max(config.target_update_interval, env.num_envs)
-            return DQN(**kwargs)
+            return dqn_class(env.observation_space)(**kwargs)
         case _:
             assert_never(config)
 
@@ -127,6 +128,66 @@ def off_policy_class(config: OffPolicyAgentConfig) -> type[OffPolicyFusion]:
             return FusionDQNPolicy
         case _:
             assert_never(config)
+
+
+class MaskedDQN(DQN):
+    """SB3's DQN, whose random actions are available ones: those with a 1 in ``action_mask``.
+
+    The greedy actions and the values of the next states are those of ``FusionDQNPolicy``, which
+    masks them. Its arguments are those of SB3's DQN.
+    """
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Return the greedy actions, or random ones at the exploration rate.
+
+        Args:
+            observation: one observation, or a batch of them.
+            state: not used.
+            episode_start: not used.
+            deterministic: take the greedy actions.
+
+        Returns:
+            The actions and ``state``.
+        """
+        # SB3's own generator, which it seeds and a checkpoint restores
+        if not deterministic and np.random.rand() < self.exploration_rate:  # noqa: NPY002
+            return self._random_actions(observation), state
+        return self.policy.predict(observation, state, episode_start, deterministic)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self.num_timesteps < learning_starts:
+            assert self._last_obs is not None, "learn() has reset the environments"
+            actions = self._random_actions(self._last_obs)
+            return actions, actions
+        return super()._sample_action(learning_starts, action_noise, n_envs)
+
+    def _random_actions(self, observation: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
+        """Return one of the available actions for each observation."""
+        assert isinstance(observation, dict), "a mask is a key of the observation"
+        mask = np.asarray(observation[ACTION_MASK_KEY]).astype(np.int8)
+        action_space = cast(spaces.Discrete, self.action_space)
+        # (n,) for one observation, (B, n) for a batch
+        actions = [action_space.sample(mask=row) for row in np.atleast_2d(mask)]
+        return np.array(actions).reshape(mask.shape[:-1])
+
+
+def dqn_class(observation_space: spaces.Space[Any]) -> type[DQN]:
+    """Return the class of DQN: SB3's own, or the one that masks actions.
+
+    Args:
+        observation_space: the observation space, which may have the key ``action_mask``.
+    """
+    if isinstance(observation_space, spaces.Dict) and ACTION_MASK_KEY in observation_space.spaces:
+        return MaskedDQN
+    return DQN
 
 
 def has_goal_keys(space: spaces.Space[Any]) -> bool:
@@ -168,14 +229,11 @@ def check_action_space(config: AgentConfig, space: spaces.Space[Any]) -> None:
             f"agent={config.kind} takes continuous actions, and these are {space}; "
             f"use agent={others}"
         )
-
-
-def _check_no_action_mask(config: OffPolicyAgentConfig, env: SuiteVecEnv) -> None:
-    space = env.observation_space
-    if isinstance(space, spaces.Dict) and ACTION_MASK_KEY in space.spaces:
+    if isinstance(space, spaces.Box) and not (space.low < space.high).all():
         raise ConfigError(
-            f"agent={config.kind} cannot mask actions, and the tasks of suite '{env.suite.name}' "
-            "have different numbers of them; use agent=ppo or a2c"
+            f"agent={config.kind} scales actions to their bounds, so each lower bound must be "
+            f"below the upper one, got {describe_space(space)} with equal bounds; leave out what "
+            "cannot change, or use agent=ppo"
         )
 
 
@@ -207,21 +265,17 @@ def check_her(config: OffPolicyConfig, env: SuiteVecEnv) -> None:
     max_steps = episode_limit(suite.tasks[0])
     if max_steps is not None:
         _check_episodes_fit(config, max_steps)
-    observation_space = cast(spaces.Dict, env.observation_space)
-    goals = [_zeros(cast(spaces.Box, observation_space[key])) for key in GOAL_KEYS]
     try:
         # an environment may refuse to compute a reward from goals alone
-        env.env_method("compute_reward", *goals, [{}], indices=[0])
+        env.check_compute_reward(_steps_before_learning(config))
     except (AttributeError, ConfigError) as error:
         raise ConfigError(f"hindsight experience replay: {error}; or use agent.her=false") from None
 
 
 def _check_episodes_fit(config: OffPolicyConfig, max_steps: int) -> None:
     """Check that the longest episode ends before learning starts, and fits into the buffer."""
-    # timesteps of each environment when the first gradient step may come
-    steps_before_learning = config.learning_starts // config.n_envs + 1
     # SB3's HerReplayBuffer raises if it is sampled before the first episode has ended
-    if steps_before_learning < max_steps:
+    if _steps_before_learning(config) < max_steps:
         raise ConfigError(
             f"agent.learning_starts must let an episode of up to {max_steps} timesteps end in each "
             f"of {config.n_envs} environments, for hindsight experience replay; use at least "
@@ -236,9 +290,9 @@ def _check_episodes_fit(config: OffPolicyConfig, max_steps: int) -> None:
         )
 
 
-def _zeros(space: spaces.Box) -> NDArray[np.generic]:
-    """Return a batch (1, ...) of one observation of zeros."""
-    return np.zeros((1, *space.shape), space.dtype)
+def _steps_before_learning(config: OffPolicyConfig) -> int:
+    """Return the timesteps of each environment when the first gradient step may come."""
+    return config.learning_starts // config.n_envs + 1
 
 
 def episode_limit(task: TaskConfig) -> int | None:

@@ -14,7 +14,8 @@ from mirl.configs.tasks import Subset
 class Episode(NamedTuple):
     """Outcome of one episode."""
 
-    success: bool
+    success: bool | None
+    """None if it is unknown."""
     episode_return: float
     length: int
 
@@ -93,14 +94,14 @@ def bootstrap_interval(
 
 
 class TaskSummary(TypedDict):
-    """The numbers of one task, as ``eval/*.json`` holds them."""
+    """The numbers of one task, as ``eval/*.json`` holds them; None where success is unknown."""
 
     task: str
     subset: Subset
     episodes: int
-    successes: int
-    success_rate: float
-    success_interval: list[float]
+    successes: int | None
+    success_rate: float | None
+    success_interval: list[float] | None
     return_mean: float
     return_std: float
     score: float
@@ -113,7 +114,7 @@ class TaskResult:
 
     Args:
         task: name of the task.
-        success: True for each successful episode.
+        success: True for each successful episode; None if it is unknown for any of them.
         returns: return of each episode.
         lengths: timesteps of each episode.
         score_low: return that counts as score 0.
@@ -122,7 +123,7 @@ class TaskResult:
     """
 
     task: str
-    success: Bool[np.ndarray, " episodes"]
+    success: Bool[np.ndarray, " episodes"] | None
     returns: Float[np.ndarray, " episodes"]
     lengths: Int[np.ndarray, " episodes"]
     score_low: float = 0.0
@@ -139,21 +140,27 @@ class TaskResult:
     @property
     def n_episodes(self) -> int:
         """Number of episodes."""
-        return len(self.success)
+        return len(self.returns)
 
     @property
-    def n_successes(self) -> int:
-        """Number of successful episodes."""
+    def n_successes(self) -> int | None:
+        """Number of successful episodes; None if it is unknown."""
+        if self.success is None:
+            return None
         return int(self.success.sum())
 
     @property
-    def success_rate(self) -> float:
-        """Share of successful episodes."""
+    def success_rate(self) -> float | None:
+        """Share of successful episodes; None if it is unknown."""
+        if self.success is None:
+            return None
         return float(self.success.mean())
 
     @property
-    def success_interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the success rate."""
+    def success_interval(self) -> tuple[float, float] | None:
+        """95 % Wilson interval of the success rate; None if that is unknown."""
+        if self.n_successes is None:
+            return None
         return wilson_interval(self.n_successes, self.n_episodes)
 
     @property
@@ -177,13 +184,14 @@ class TaskResult:
         Returns:
             The numbers by name.
         """
+        interval = self.success_interval
         return {
             "task": self.task,
             "subset": self.subset,
             "episodes": self.n_episodes,
             "successes": self.n_successes,
             "success_rate": self.success_rate,
-            "success_interval": list(self.success_interval),
+            "success_interval": None if interval is None else list(interval),
             "return_mean": self.mean_return,
             "return_std": float(self.returns.std()),
             "score": self.score,
@@ -228,12 +236,14 @@ class SuiteResult:
     """The results of a suite's tasks, taken together.
 
     Args:
-        success: the success rates.
+        success: the success rates of the tasks that have one; None if none has.
         score: the scores.
+        tasks_with_success: number of tasks that have a success rate.
     """
 
-    success: Aggregate
+    success: Aggregate | None
     score: Aggregate
+    tasks_with_success: int
 
 
 def suite_result(results: Sequence[TaskResult]) -> SuiteResult:
@@ -245,7 +255,9 @@ def suite_result(results: Sequence[TaskResult]) -> SuiteResult:
     Returns:
         Success rates and scores over the tasks.
     """
+    rates = [result.success_rate for result in results if result.success_rate is not None]
     return SuiteResult(
-        success=aggregate([result.success_rate for result in results]),
+        success=aggregate(rates) if rates else None,
         score=aggregate([result.score for result in results]),
+        tasks_with_success=len(rates),
     )

@@ -15,6 +15,7 @@ from mirl.agents.callbacks.checkpointing import Checkpointing
 from mirl.agents.callbacks.evaluation import Evaluation
 from mirl.agents.callbacks.progress import ProgressBar
 from mirl.agents.callbacks.schedule import stop_signals
+from mirl.agents.callbacks.selection import SuccessNotice
 from mirl.agents.callbacks.statistics import ObservationStatistics, OffPolicyLogger, TaskStatistics
 from mirl.agents.faults import NonFiniteError, explain_out_of_memory
 from mirl.agents.on_policy.a2c import A2C
@@ -25,7 +26,8 @@ from mirl.agents.runs.logger import build_logger
 from mirl.agents.runs.run import Run, adopt_texts
 from mirl.agents.runs.synchronization import reseed_all
 from mirl.agents.runs.warm_start import warm_start
-from mirl.configs.errors import RunError
+from mirl.configs.errors import ConfigError, RunError
+from mirl.configs.parts import check_can_be_stored
 from mirl.configs.schema import ResolvedConfig, TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import count_parameters
@@ -69,32 +71,47 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
 
     Args:
         config: the configuration of the run.
-        log: called with two lines when training begins, once the configuration is known to work.
+        log: called with two lines when training begins, once the configuration is known to work,
+            and with one when a task turns out to report no success.
 
     Returns:
         The state of the run.
 
     Raises:
         ConfigError: the environments or the device are not available, or the run directory belongs
-            to another configuration; nothing has been written then.
+            to another configuration, an environment shows that an option does not fit it, or the
+            class of a part was defined in a script; nothing of a new run is left then.
         RunError: training failed; the checkpoints are kept.
     """
-    config = adopt_texts(config)
+    for part in (config.fusion, config.context, config.encoder, config.memory):
+        check_can_be_stored(part)
+    stored = Run.stored(config)
+    config = adopt_texts(config, stored)
     with explain_out_of_memory(config), _open_environments(config) as envs:
         # from here on the configuration is complete; nothing is written before the agent is built
         config = config.model_copy(update={"task": envs.training.suite})
         resolved = resolve_auto(config, envs.training.observation_space)
         agent = build_agent(resolved, envs.training)
-        run = _create_or_resume(resolved, agent, envs.training)
-        with run.lock():
+        run = _create_or_resume(resolved, agent, envs.training, stored)
+        with _discard_on_config_error(run), run.lock():
             checkpoint = run.latest_valid_checkpoint()
             episodes = _load(run, checkpoint, agent)
-            # everything that can be wrong with the configuration has been checked
+            # everything that can be known to be wrong with the configuration has been checked
             log(_first_line(run, agent, envs.training.backend))
             log(_describe(resolved, envs.training))
             if checkpoint is not None and agent.num_timesteps >= resolved.total_timesteps:
                 return TrainResult(agent.num_timesteps, True, run, checkpoint)
-            return _learn(run, agent, envs, episodes)
+            return _learn(run, agent, envs, episodes, log)
+
+
+@contextmanager
+def _discard_on_config_error(run: Run) -> Iterator[None]:
+    """Leave nothing of a new run if an environment shows that its configuration is invalid."""
+    try:
+        yield
+    except ConfigError:
+        run.discard()
+        raise
 
 
 @contextmanager
@@ -116,12 +133,13 @@ def _open_environments(config: TrainConfig) -> Iterator[Environments]:
         timeout=config.env_timeout,
         restart_non_finite=config.on_fault == "skip",
     )
+    build_validation = partial(
+        build, seed_split="validation", max_steps=config.evaluation.max_steps or "auto"
+    )
     with (
         closing(build(config.task, n_envs=n_envs, sampling=config.sampling)) as training,
         # the suite of the first has the words and the length of the texts that were drawn
-        closing(
-            build(training.suite, n_envs=n_validation_envs, seed_split="validation")
-        ) as validation,
+        closing(build_validation(training.suite, n_envs=n_validation_envs)) as validation,
     ):
         if not config.split.holds_out_any:
             _check_episodes_exist(validation)
@@ -130,9 +148,7 @@ def _open_environments(config: TrainConfig) -> Iterator[Environments]:
         # as many environments per task as for validation
         n_held_out_tasks = len(config.split.task_indices(config.task, "held_out"))
         n_held_out_envs = n_validation_envs // n_tasks * n_held_out_tasks
-        held_out = build(
-            training.suite, n_envs=n_held_out_envs, seed_split="validation", subset="held_out"
-        )
+        held_out = build_validation(training.suite, n_envs=n_held_out_envs, subset="held_out")
         with closing(held_out):
             _check_episodes_exist(validation)
             _check_episodes_exist(held_out)
@@ -145,9 +161,12 @@ def _check_episodes_exist(env: SuiteVecEnv) -> None:
         env.reset()
 
 
-def _create_or_resume(config: ResolvedConfig, agent: Agent, env: SuiteVecEnv) -> Run:
+def _create_or_resume(
+    config: ResolvedConfig, agent: Agent, env: SuiteVecEnv, stored: ResolvedConfig | None
+) -> Run:
     """Open the run for training; load initial weights if it has no checkpoint yet."""
-    run = Run.find(config, partial(with_input_keys, observation_space=env.observation_space))
+    complete = partial(with_input_keys, observation_space=env.observation_space)
+    run = Run.find(config, complete, stored)
     has_checkpoints = run is not None and not run.checkpoints.is_empty
     # a run that has a checkpoint resumes from it instead
     if config.start_from is not None and not has_checkpoints:
@@ -186,7 +205,13 @@ def _describe(config: ResolvedConfig, env: SuiteVecEnv) -> str:
 # ----------------------------------------------------------------------------------------- learning
 
 
-def _learn(run: Run, agent: Agent, envs: Environments, episodes: EpisodeRecords) -> TrainResult:
+def _learn(
+    run: Run,
+    agent: Agent,
+    envs: Environments,
+    episodes: EpisodeRecords,
+    log: Callable[[str], None],
+) -> TrainResult:
     """Learn to the end, or until a signal; save the last checkpoint."""
     config = run.config
     start = agent.num_timesteps
@@ -195,11 +220,12 @@ def _learn(run: Run, agent: Agent, envs: Environments, episodes: EpisodeRecords)
     if not start:  # a resumed run has logged them
         _log_hyperparameters(config, logger, count_parameters(agent.policy))
     is_on_policy = isinstance(agent, PPO | A2C)
-    statistics = _build_statistics(config, is_on_policy)
+    notice = SuccessNotice(config, log)
+    statistics = _build_statistics(config, is_on_policy, notice)
     statistics.load(episodes)
     # from here on the first signal ends learning in order, with a checkpoint
     with stop_signals() as stop_requested:
-        evaluation = Evaluation(run, envs.validation, envs.held_out)
+        evaluation = Evaluation(run, envs.validation, envs.held_out, notice)
         checkpointing = Checkpointing(run, tensorboard, statistics, evaluation, stop_requested)
         bar = ProgressBar(config.total_timesteps)
         # statistics first and checkpoints after the evaluation; the timer must come last
@@ -237,11 +263,13 @@ def _learn(run: Run, agent: Agent, envs: Environments, episodes: EpisodeRecords)
     )
 
 
-def _build_statistics(config: ResolvedConfig, is_on_policy: bool) -> TaskStatistics:
+def _build_statistics(
+    config: ResolvedConfig, is_on_policy: bool, notice: SuccessNotice
+) -> TaskStatistics:
     tasks = [task.name for task in config.task.tasks]
     if is_on_policy:
-        return TaskStatistics(tasks)
-    return OffPolicyLogger(tasks, TIMESTEPS_PER_ROW * config.log_every)
+        return TaskStatistics(tasks, notice)
+    return OffPolicyLogger(tasks, TIMESTEPS_PER_ROW * config.log_every, notice)
 
 
 def _with_evidence(error: NonFiniteError, run: Run, agent: Agent) -> RunError:

@@ -78,7 +78,9 @@ def record_episode(
     task = suite.tasks[task_index]
     n_tasks = len(suite.tasks)
     # rendering may need a display, so ask for it only where it is possible
-    probe = make_env(task, task_index, n_tasks, suite.observation)
+    probe = make_env(
+        task, task_index, n_tasks, suite.observation, unknown_codes=suite.unknown_codes
+    )
     probe.close()
     if "rgb_array" not in probe.metadata.get("render_modes", ()):
         return None
@@ -88,6 +90,7 @@ def record_episode(
         n_tasks,
         suite.observation,
         render_mode="rgb_array",
+        unknown_codes=suite.unknown_codes,
         texts=suite_codec(suite),
     )
     try:

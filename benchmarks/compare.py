@@ -15,6 +15,9 @@ train several agents at a time.
 After each run, the results are written to ``benchmarks/results/NAME.json`` and the learning curves
 to ``docs/pictures/NAME.png``. An interrupted benchmark can be repeated: unfinished runs in
 ``--runs`` are resumed, and ``--continue`` skips those that are already among the results.
+
+Where no task reports success, the table and the figure show the return instead. Where only some do,
+the others have no cell (–), and the means are over those that do.
 """
 
 import argparse
@@ -101,7 +104,7 @@ def train_and_evaluate(options: list[str], runs: Path, name: str, threads: int) 
     peak_rss_bytes = None
     if not was_interrupted:
         peak_rss_bytes = usage.ru_maxrss * RSS_UNIT
-    return {
+    run = {
         "options": options,
         "parameters": int(float(parameters)),
         "timesteps": int(last.removeprefix("step_")),
@@ -110,6 +113,10 @@ def train_and_evaluate(options: list[str], runs: Path, name: str, threads: int) 
         "held_out_curve": column(rows, "eval/held_out/success_rate"),
         "tasks": report["tasks"],
     }
+    returns = column(rows, "eval/return")
+    if returns and not run["curve"]:
+        run["return_curve"] = returns
+    return run
 
 
 def column(rows: list[dict[str, str]], name: str) -> list[tuple[int, float]]:
@@ -155,7 +162,10 @@ def summary_table(
         agents: The runs of each agent, one per seed.
         metrics: The metrics to show.
     """
-    cells = {name: describe(runs, metrics) for name, runs in agents.items()}
+    every_run = [run for runs in agents.values() for run in runs]
+    metrics = shown_metrics(every_run, metrics)
+    unknown = tasks_without_success(every_run)
+    cells = {name: describe(runs, metrics, unknown) for name, runs in agents.items()}
     measures = list(next(iter(cells.values())))
     table = [["agent", *measures]]
     for name, found in cells.items():
@@ -165,21 +175,52 @@ def summary_table(
     return table[0], table[1:]
 
 
-def describe(runs: list[Run], metrics: list[str]) -> dict[str, str]:
+def tasks_without_success(runs: list[Run]) -> set[str]:
+    """Return the tasks of which an evaluation does not know the success.
+
+    Args:
+        runs: The runs of all agents.
+    """
+    unknown = set()
+    for run in runs:
+        for task in run["tasks"]:
+            if task["success_rate"] is None:
+                unknown.add(task["task"])
+    return unknown
+
+
+def shown_metrics(runs: list[Run], metrics: list[str]) -> list[str]:
+    """Return the metrics of the table: the return takes the place of a success that is unknown.
+
+    Args:
+        runs: The runs of all agents.
+        metrics: The metrics that are asked for.
+    """
+    tasks = {task["task"] for run in runs for task in run["tasks"]}
+    if not tasks or tasks_without_success(runs) != tasks:
+        return metrics
+    replaced = ["return_mean" if metric == "success_rate" else metric for metric in metrics]
+    return list(dict.fromkeys(replaced))
+
+
+def describe(runs: list[Run], metrics: list[str], unknown: set[str]) -> dict[str, str]:
     """Return the cells of an agent by their column: size, results and peak memory.
 
     Args:
         runs: The runs of the agent, one per seed.
         metrics: The metrics to show.
+        unknown: The tasks whose success is unknown.
     """
     cells = {"parameters": f"{runs[0]['parameters']:,}", "seeds": str(len(runs))}
     for metric in metrics:
-        # a single metric needs no name in the columns
+        # success needs no name in the columns if it is the only metric
         suffix = ""
-        if len(metrics) > 1:
+        if metrics != ["success_rate"]:
             suffix = f", {METRICS[metric]}"
+        without_cell = unknown if metric == "success_rate" else set()
         for part, prefix in PARTS.items():
-            for measure, cell in part_cells(task_scores(runs, part, metric), metric).items():
+            scores = task_scores(runs, part, metric)
+            for measure, cell in part_cells(scores, metric, without_cell).items():
                 cells[prefix + measure + suffix] = cell
     if "success_rate" in metrics and len(runs[0]["tasks"]) == 1:
         cells["timesteps to 95 %"] = timesteps_to(SOLVED, runs)
@@ -207,12 +248,13 @@ def task_scores(runs: list[Run], part: str, metric: str) -> dict[str, list[float
     return found
 
 
-def part_cells(scores: dict[str, list[float]], metric: str) -> dict[str, str]:
+def part_cells(scores: dict[str, list[float]], metric: str, unknown: set[str]) -> dict[str, str]:
     """Return the cells of an agent for trained or held-out episodes, by their column.
 
     Args:
         scores: The metric of each task, one value per seed; may be empty.
         metric: The name of the metric.
+        unknown: The tasks whose metric is unknown.
     """
 
     def text(value: float) -> str:
@@ -221,23 +263,31 @@ def part_cells(scores: dict[str, list[float]], metric: str) -> dict[str, str]:
         return f"{value:.2f}"
 
     cells = {}
+    known = {}
     for task, values in scores.items():
+        if task in unknown:
+            cells[task] = "–"
+            continue
+        known[task] = values
         cells[task] = text(np.mean(values))
         if len(values) > 1:
             cells[task] += f" ({text(min(values))} – {text(max(values))})"
-    if len(scores) < 2:
+    if len(known) < 2:
         return cells
 
-    matrix = np.array(list(scores.values())).T  # (seeds, tasks)
+    over = ""
+    if len(known) < len(scores):
+        over = f" over {len(known)} of {len(scores)} tasks"
+    matrix = np.array(list(known.values())).T  # (seeds, tasks)
     mean = text(matrix.mean())
     if len(matrix) > 1:
         low, high = bootstrap_interval(matrix, np.mean, np.random.default_rng(0))
-        cells["mean (95 % interval)"] = f"{mean} ({text(low)} – {text(high)})"
+        cells[f"mean{over} (95 % interval)"] = f"{mean} ({text(low)} – {text(high)})"
     else:
         # one seed says nothing about the variation between seeds
-        cells["mean"] = mean
-    cells["interquartile mean"] = text(trim_mean(matrix, 0.25, axis=None))
-    cells["worst task"] = text(matrix.mean(0).min())
+        cells[f"mean{over}"] = mean
+    cells[f"interquartile mean{over}"] = text(trim_mean(matrix, 0.25, axis=None))
+    cells[f"worst task{over}"] = text(matrix.mean(0).min())
     return cells
 
 
@@ -266,19 +316,25 @@ def timesteps_to(rate: float, runs: list[Run]) -> str:
 def draw(agents: dict[str, list[Run]], name: str) -> None:
     """Draw success on unseen episodes against timesteps: mean and range over the seeds.
 
-    Dashed lines show the held-out episodes.
+    Dashed lines show the held-out episodes. Where no task reports success, the return takes its
+    place.
 
     Args:
         agents: The runs of each agent, one per seed.
         name: The name of the figure.
     """
     styles = (("curve", "", "-"), ("held_out_curve", ", held out", "--"))
-    labels = {
+    labels: dict[str, Any] = {
         "xlabel": "timesteps",
         "ylabel": "success on unseen episodes",
         "xlim": (0, None),
         "ylim": (0, 1.02),
     }
+    # runs without a success curve have one of the return
+    if any("return_curve" in run for runs in agents.values() for run in runs):
+        styles = (("return_curve", "", "-"),)
+        labels["ylabel"] = "return on unseen episodes"
+        del labels["ylim"]
     with picture(name, **labels) as axes:
         for number, (agent, runs) in enumerate(agents.items()):
             for key, suffix, linestyle in styles:
@@ -325,10 +381,25 @@ class Comparison:
         with self.lock:
             self.runs[agent][seed] = run
             self.write()
-            metric = self.metrics[0]
-            values = [task[metric] for task in run["tasks"] if task["subset"] == "trained"]
-            result = f"{np.mean(values):.3f}, {run['parameters']:,} parameters"
-            print(f"{agent} seed {seed}: {result}", flush=True)  # noqa: T201
+            print(f"{agent} seed {seed}: {self.summary(run)}", flush=True)  # noqa: T201
+
+    def summary(self, run: Run) -> str:
+        """Return one line about a run: the mean of the first metric, and its size.
+
+        Args:
+            run: The run.
+        """
+        metric = shown_metrics([run], self.metrics)[0]
+        trained = [task[metric] for task in run["tasks"] if task["subset"] == "trained"]
+        values = [value for value in trained if value is not None]
+        mean = f"{METRICS[metric]} –"
+        if values:
+            mean = f"{METRICS[metric]} {np.mean(values):.3f}"
+        if len(values) < len(trained):
+            mean += f" over {len(values)} of {len(trained)} tasks"
+        if metric != self.metrics[0]:
+            mean += " (no task reports success)"
+        return f"{mean}, {run['parameters']:,} parameters"
 
     def write(self) -> None:
         """Write the results file and the figure."""
@@ -348,6 +419,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("name", help="of the results file and the figure")
     parser.add_argument("options", nargs="*", metavar="option=value", help="common to all agents")
     parser.add_argument("--agent", action="append", required=True, metavar="'NAME: option=value …'")
+    parser.add_argument("--config-dir", type=Path, help="folder of presets, as of train.py")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument(
         "--match", metavar="OPTION", help="the option that makes the number of parameters equal"
@@ -376,6 +448,8 @@ def main() -> None:
     for text in arguments.agent:
         name, _, own = text.partition(":")
         agents[name] = own.split()
+    if arguments.config_dir is not None:
+        arguments.options.insert(0, f"--config-dir={arguments.config_dir.absolute()}")
     if arguments.match is not None:
         agents = match_parameters(agents, arguments.options, arguments.match)
     metrics = arguments.metric or ["success_rate"]

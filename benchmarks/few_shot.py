@@ -60,11 +60,22 @@ def success_rates(curves: list[Curve], way: str) -> np.ndarray:
     Args:
         curves: The curves of all seeds, tasks and ways.
         way: The way of adaptation.
+
+    Raises:
+        SystemExit: If a task reports no success.
     """
     rates = []
     for each in curves:
-        if each["adapt"] == way:
-            rates.append([point["success_rate"] for point in each["curve"]])
+        if each["adapt"] != way:
+            continue
+        of_curve = [point["success_rate"] for point in each["curve"]]
+        if None in of_curve:
+            task = each["task"]["name"]
+            raise SystemExit(
+                f"task '{task}' reports no success, which this benchmark compares; "
+                "set 'success=return>=X' for it"
+            )
+        rates.append(of_curve)
     return np.array(rates)
 
 

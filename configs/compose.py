@@ -15,21 +15,27 @@ from pydantic import BaseModel, ValidationError
 from mirl.configs.aliases import replace_preset
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.imports import allow_imports, import_modules, named_code
+from mirl.configs.parts import OWN_KIND
 from mirl.configs.schema import TrainConfig
 from mirl.configs.validation_messages import config_classes, explain
 
 PRESETS_DIR = Path(__file__).parent
 """Folder of train.yaml and of the groups' folders."""
-CHOSEN_BY_OPTION = ("fusion", "context", "encoder", "memory")
-"""Groups whose preset an option chooses that only another kind has."""
 GROUPS = ("task", "fusion", "context", "encoder", "memory", "agent", "split")
 """Options that take the name of a preset."""
+PARTS = ("fusion", "context", "encoder", "memory")
+"""Parts of the network: groups whose preset an option chooses that only another kind has, and which
+also take a class of the user's own, ``module:Class``."""
+OWN_PARTS = "own_parts"
+"""Key under which Hydra composes the options of such classes, apart from those of a preset."""
 BY_OBSERVATION = ("context", "encoder")
 """Groups that ``auto`` chooses by the observation space."""
 CONFIG_DIR = "--config-dir"
 """Argument of train.py that names a folder of the user's own presets."""
-TYPED_NAMES = {"import": "imports"}
-"""Names of options as they are typed, where Python reserves the word."""
+TYPED_NAMES = {"import": "imports", "success": "task.success"}
+"""Names of options as they may be typed, because Python reserves the word or it is shorter."""
+QUOTES = "\"'"
+"""Quotation marks around a value, which Hydra would remove."""
 FREE_OPTIONS = ("task.kwargs.", "encoder.parts.")
 """Beginnings of options whose names the schema does not know."""
 
@@ -161,8 +167,11 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
     A group takes a preset (``fusion=film``), any other option a value (``agent.n_steps=64``).
     ``task`` also takes environment ids, one or several
     (``task=BabyAI-GoToObj-v0+BabyAI-GoToLocal-v0``); context and encoder are then chosen by the
-    observation space, unless an argument sets them. The modules that the arguments name may be
-    imported from then on, and those of ``import=`` are imported.
+    observation space, unless an argument sets them. ``fusion``, ``context``, ``encoder`` and
+    ``memory`` also take a class of one's own (``fusion=my_package:Mine fusion.rank=8``).
+
+    The modules that the arguments name may be imported from then on, and those of ``import=`` are
+    imported.
 
     Args:
         argv: command-line arguments.
@@ -177,14 +186,25 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
     pairs = parse_overrides(words)
     known = set(option_names([TrainConfig]))
     groups_set = {key for key, _ in pairs if key in GROUPS}
+    own_parts = {key for key, value in pairs if key in PARTS and OWN_KIND in value}
     overrides: list[str] = []
     for key, value in pairs:
-        if key not in known and not key.startswith(FREE_OPTIONS):
+        group, _, option = key.partition(".")
+        if group in own_parts:
+            overrides.append(f"++{OWN_PARTS}.{group}.{option or 'kind'}={value}")
+            continue
+        # the user's own presets may be of classes whose options only the validation knows
+        is_free = config_dir is not None and group in PARTS and option
+        if key not in known and not key.startswith(FREE_OPTIONS) and not is_free:
             raise ConfigError(f"unknown option '{key}'." + nearest(key, known))
         if key == "task" and _names_environments(value, presets("task", config_dir)):
-            overrides += _override_environments(value)
+            has_rule = any(option == "task.success" for option, _ in pairs)
+            overrides += _override_environments(value, has_rule)
         elif key in GROUPS:
             overrides.append(_override_preset(key, value, config_dir))
+        elif key == "task.success":
+            # in quotes, because Hydra reads return>=5 as more than a text
+            overrides.append(f"++task.success='{value.strip(QUOTES)}'")
         elif key == "imports":
             # in brackets, because Hydra would read a,b as a sweep
             overrides.append(f"++imports=[{value.strip('[]')}]")
@@ -196,6 +216,9 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
         if group not in groups_set:
             overrides.append(f"{group}={name}")
     values = _compose(overrides, config_dir)
+    if isinstance(values, dict):
+        # in place of the group's preset, with none of its options
+        values |= values.pop(OWN_PARTS, {})
     # MIRL's own presets name no code, so all of this is named by the user
     allow_imports(*_named_modules(values))
     if isinstance(values, dict):
@@ -240,7 +263,7 @@ def _groups_by_options(pairs: Sequence[tuple[str, str]], config_dir: Path | None
     for key, _ in pairs:
         group, _, option = key.partition(".")
         option = option.partition(".")[0]
-        if group not in CHOSEN_BY_OPTION or not option:
+        if group not in PARTS or not option:
             continue
         kinds: dict[str, type[BaseModel]] = {}
         for config_class in config_classes(TrainConfig.model_fields[group]):
@@ -324,8 +347,11 @@ def _override_preset(group: str, value: str, config_dir: Path | None) -> str:
     return f"{group}={name}"
 
 
-def _override_environments(value: str) -> list[str]:
-    """Return Hydra's overrides for a suite of environment ids that are joined by ``+``."""
+def _override_environments(value: str, has_rule: bool) -> list[str]:
+    """Return Hydra's overrides for a suite of environment ids that are joined by ``+``.
+
+    ``has_rule`` is True if another argument sets the success rule of the tasks.
+    """
     tasks: list[str] = []
     for env_id in value.split("+"):
         if not re.fullmatch(r"[\w .:/-]+", env_id):
@@ -338,7 +364,7 @@ def _override_environments(value: str) -> list[str]:
                 "its environments"
             )
         task = f"name: '{env_id}', env_id: '{env_id}'"
-        if env_id.startswith("Meta-World/"):
+        if env_id.startswith("Meta-World/") and not has_rule:
             # Meta-World counts an episode as a success if any of its timesteps is one
             task += ", success: any_step"
         # a dictionary in the syntax of Hydra's command line

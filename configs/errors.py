@@ -11,6 +11,10 @@ class ConfigError(ValueError):
     """An invalid option or argument. The commands print the message and exit with code 2."""
 
 
+class ContractError(ConfigError):
+    """An environment declares or returns what agents cannot use; the message names the remedy."""
+
+
 class RunError(RuntimeError):
     """A failure not caused by an option. The commands print the message and exit with code 1."""
 

@@ -335,6 +335,9 @@ class GridEncoderConfig(BaseEncoderConfig):
     """Features per cell of the feature map."""
     features_dim: Width = 128
     """Size of the feature vector."""
+    unknown: Literal["error", "hash"] = "error"
+    """Reaction to codes beyond MiniGrid's tables and the bounds of the space: an error, or rows of
+    their own, which are hashed."""
 
 
 class ImageEncoderConfig(BaseEncoderConfig):
@@ -676,6 +679,12 @@ def choose(
             return part
         if isinstance(part, type):
             return config_class_of(part, base)()
+        if isinstance(part, Part):
+            name = type(part).__qualname__
+            raise ConfigError(
+                f"expected a class or its Config, because every site builds a layer of its own, "
+                f"got an instance of {name}; pass {name}.Config(…)"
+            )
         if isinstance(part, str) and OWN_KIND in part:
             return find_config(part, base)()
     # every built-in config has its kind as the default of that field

@@ -62,6 +62,8 @@ class Part:
 
     Config: ClassVar[type[PartConfig]]
     """The options. The base class of a family names the base class of the configs."""
+    must_set: ClassVar[tuple[str, ...]] = ()
+    """Attributes that every constructor of the family sets."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -117,18 +119,22 @@ class Part:
             The part, newly initialized.
 
         Raises:
-            ConfigError: if the class has another constructor.
+            ConfigError: if the class has another constructor, or if it leaves an attribute out.
         """
         found: Any = cls
+        name = f"{cls.__module__}:{cls.__qualname__}"
         try:
             # not by a TypeError of the call itself, which may come from deeper inside
             inspect.signature(found).bind(*arguments.values())
         except TypeError as error:
             raise ConfigError(
-                f"{cls.__module__}:{cls.__qualname__} expected to be built by "
-                f"({', '.join(arguments)}), got an __init__ with other parameters: {error}"
+                f"{name} expected to be built by ({', '.join(arguments)}), got an __init__ with "
+                f"other parameters: {error}"
             ) from None
         part: Self = found(*arguments.values())
+        missing = [attribute for attribute in cls.must_set if not hasattr(part, attribute)]
+        if missing:
+            raise ConfigError(f"{name}.__init__ must set self.{', self.'.join(missing)}")
         return part
 
 
@@ -253,18 +259,18 @@ def short_name(config: PartConfig) -> str:
     return names.rpartition(".")[2]
 
 
-def check_can_be_stored(config: PartConfig) -> None:
+def check_can_be_stored(config: Config) -> None:
     """Raise an error if a run directory could not name the class of a config.
 
     Args:
-        config: the config of any part.
+        config: the config of any part; one without a class passes.
 
     Raises:
         ConfigError: if the class was defined in a script or inside of a function.
     """
-    module, colon, names = config.kind.partition(OWN_KIND)
-    if not colon:
+    if not isinstance(config, PartConfig) or OWN_KIND not in config.kind:
         return
+    module, _, names = config.kind.partition(OWN_KIND)
     if module == "__main__" or "<locals>" in names:
         raise ConfigError(
             f"a run cannot store '{config.kind}', because no other process can import it; put the "

@@ -79,9 +79,12 @@ class EvaluationConfig(Config):
     """Take the most probable action (the mean of a Gaussian); false to sample from the policy."""
     test_episodes: PositiveInt = 1000
     """Episodes per task in the final evaluation after training, on test seeds."""
+    max_steps: PositiveInt | None = None
+    """Timesteps after which an evaluated episode is truncated; None for 10,000 where the
+    environment has no time limit of its own, and no limit elsewhere."""
     best_by: Literal["mean", "worst"] = "mean"
     """Criterion of the ``best`` checkpoint: the mean success rate over the tasks, or the success
-    rate of the worst task."""
+    rate of the worst task; if a task reports no success, the same of scores or returns."""
 
 
 class TrainConfig(Config):
@@ -152,6 +155,22 @@ class TrainConfig(Config):
     """Iterations between rows of the log."""
     progress: bool = True
     """Show a progress bar."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unknown_codes_are_those_of_the_encoder(cls, values: object) -> object:
+        # the environments declare the rows that the encoder reads
+        if not isinstance(values, dict):
+            return values
+        if _option(values.get("encoder"), "unknown") != "hash":
+            return values
+        task = values.get("task")
+        if isinstance(task, dict):
+            return {**values, "task": {**task, "unknown_codes": "hash"}}
+        if isinstance(task, SuiteConfig):
+            hashing = task.model_copy(update={"unknown_codes": "hash"})
+            return {**values, "task": hashing}
+        return values
 
     @field_validator("name")
     @classmethod
@@ -314,6 +333,13 @@ class TrainConfig(Config):
         return self.runs_dir / self.run_name
 
 
+def _option(group: object, name: str) -> object:
+    """Return an option of a group, which may be plain values or a config."""
+    if isinstance(group, dict):
+        return group.get(name)
+    return getattr(group, name, None)
+
+
 class ResolvedConfig(TrainConfig):
     """A training run after ``auto`` was resolved against the environments' spaces.
 
@@ -350,6 +376,9 @@ class EvalConfig(Config):
     """Take the most probable action (the mean of a Gaussian); false to sample from the policy."""
     gif: bool = False
     """Also write a GIF of one episode per task."""
+    max_steps: PositiveInt | None = None
+    """Timesteps after which an episode is truncated; None for ``evaluation.max_steps`` of the
+    run."""
     adapt: Literal["no", "context", "network"] = "no"
     """Few-shot adaptation to a task in place of an evaluation: train its context z alone, or the
     whole network."""

@@ -1,16 +1,18 @@
 """Schema of tasks: environments, success rules, score bounds, and what is held out of training."""
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mirl.configs.aliases import replace_value
 from mirl.configs.config import AllowSingleName, Config
+from mirl.configs.errors import nearest
 from mirl.configs.texts import (
     MAX_TEXT_LENGTH,
     MAX_VOCABULARY_CHARACTERS,
@@ -21,11 +23,67 @@ from mirl.configs.texts import (
 REFERENCES = Path(__file__).with_name("references.json")
 """Results of a random agent and of an expert per environment id; see benchmarks/references.py."""
 
-Success = Annotated[
-    Literal["auto", "reward", "info", "any_step"],
-    BeforeValidator(lambda value: replace_value("success", value)),
-]
-"""Rule that decides whether an episode succeeded."""
+SUCCESS_RULES = ("auto", "reward", "info", "any_step")
+"""Success rules without a number."""
+
+# "return>=-5", "return > 1e3"
+_RETURN_RULE = re.compile(r"return\s*(>=|>)\s*([^\s>=]+)")
+
+
+class ReturnThreshold(NamedTuple):
+    """Return from which on an episode is successful."""
+
+    bound: float
+    is_strict: bool
+    """True if the return has to exceed the bound, False if it has to reach it."""
+
+
+def return_threshold(rule: str) -> ReturnThreshold | None:
+    """Return the threshold of a success rule such as ``return>=-5``.
+
+    Args:
+        rule: a success rule.
+
+    Returns:
+        The threshold; None if the rule is another one.
+    """
+    match = _RETURN_RULE.fullmatch(rule.strip())
+    if match is None:
+        return None
+    try:
+        bound = float(match[2])
+    except ValueError:
+        return None
+    # every episode exceeds -inf and none reaches nan
+    if not math.isfinite(bound):
+        return None
+    return ReturnThreshold(bound, is_strict=match[1] == ">")
+
+
+def _parse_success(value: object) -> str:
+    """Return a success rule in its canonical spelling."""
+    rule = replace_value("success", value)
+    if isinstance(rule, str):
+        if rule in SUCCESS_RULES:
+            return rule
+        threshold = return_threshold(rule)
+        if threshold is not None:
+            # one spelling, so that a run is resumed by "return >= 5.0" as well as by "return>=5"
+            sign = ">" if threshold.is_strict else ">="
+            return f"return{sign}{threshold.bound!r}".removesuffix(".0")
+    hint = nearest(rule, SUCCESS_RULES)
+    if rule == "return":
+        hint = " A shell takes > for a redirection, so quote the argument: 'success=return>=-5'."
+    elif str(rule).startswith("return"):
+        hint = " An example: 'return>=-5'."
+    raise ValueError(
+        "expected 'auto', 'reward', 'info', 'any_step' or 'return>=X' with a number X, "
+        f"got {value!r}.{hint}"
+    )
+
+
+Success = Annotated[str, BeforeValidator(_parse_success)]
+"""Rule that decides whether an episode succeeded: one of ``SUCCESS_RULES``, or ``return>=X``."""
 Subset = Literal["trained", "held_out"]
 """Subset of the episodes: those that are trained on, and those that are held out."""
 
@@ -46,7 +104,7 @@ def file_name(name: str) -> str:
 class WrapperConfig(Config):
     """A Gymnasium wrapper, written as ``module:Class`` or with its arguments."""
 
-    wrapper: Annotated[str, Field(pattern=r"^[^:]+:[^:]+$")]
+    wrapper: str
     """Class derived from ``gymnasium.Wrapper``, e.g. ``minigrid.wrappers:FullyObsWrapper``."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the class, beside the environment."""
@@ -56,6 +114,17 @@ class WrapperConfig(Config):
     def _name_alone_is_a_wrapper(cls, value: object) -> object:
         if isinstance(value, str):
             return {"wrapper": value}
+        return value
+
+    @field_validator("wrapper")
+    @classmethod
+    def _wrapper_names_a_class(cls, value: str) -> str:
+        module, _, name = value.partition(":")
+        if not module or not name or ":" in name:
+            raise ValueError(
+                "wrapper: expected module:Class, e.g. minigrid.wrappers:FullyObsWrapper, "
+                f"got '{value}'"
+            )
         return value
 
 
@@ -81,8 +150,10 @@ class TaskConfig(Config):
     tasks out of one environment, e.g. one task per door color."""
     success: Success = "auto"
     """Success rule: ``reward`` requires a positive last reward, ``info`` reads ``is_success`` or
-    ``success`` from the last info, ``any_step`` reads it from the info of every timestep, ``auto``
-    reads the last info and falls back to the last reward."""
+    ``success`` from the last info, ``any_step`` reads it from the info of every timestep,
+    ``return>=X`` (or ``return>X``) requires the return of the episode to reach the number X, and
+    ``auto`` reads the last info; where that says nothing, it is ``reward`` for the ids of MiniGrid
+    and BabyAI, and otherwise the success is unknown."""
     score_low: float | None = None
     """Return with score 0; by default the measured return of a random agent, or 0 if there is
     none."""
@@ -106,10 +177,7 @@ def score_bounds(task: TaskConfig) -> tuple[float, float]:
     Returns:
         The lower and the upper bound, in units of the episode return.
     """
-    measured: dict[str, dict[str, float]] = {}
-    # The measurements hold for an environment as registered, not for a changed one.
-    if not task.kwargs and not task.wrappers:
-        measured = _references().get(task.env_id, {})
+    measured = _measured_results(task)
     low = task.score_low
     if low is None:
         low = measured.get("random", {}).get("return", 0.0)
@@ -117,6 +185,26 @@ def score_bounds(task: TaskConfig) -> tuple[float, float]:
     if high is None:
         high = measured.get("expert", {}).get("return", 1.0)
     return low, high
+
+
+def has_score_bounds(task: TaskConfig) -> bool:
+    """Return True if both score bounds of a task are given or measured, so that neither is assumed.
+
+    Args:
+        task: the task.
+    """
+    measured = _measured_results(task)
+    has_low = task.score_low is not None or "return" in measured.get("random", {})
+    has_high = task.score_high is not None or "return" in measured.get("expert", {})
+    return has_low and has_high
+
+
+def _measured_results(task: TaskConfig) -> dict[str, dict[str, float]]:
+    """Return the measured results of a task's environment; empty if there are none."""
+    # The measurements hold for an environment as registered, not for a changed one.
+    if task.kwargs or task.wrappers:
+        return {}
+    return _references().get(task.env_id, {})
 
 
 @cache
@@ -129,7 +217,7 @@ def _references() -> dict[str, dict[str, dict[str, float]]]:
     return environments
 
 
-FOR_EVERY_TASK = ("kwargs", "wrappers")
+FOR_EVERY_TASK = ("kwargs", "wrappers", "success")
 """Options of a task that can be given for all tasks of a suite."""
 
 
@@ -152,6 +240,32 @@ def _with_options(task: object, for_all: Mapping[str, object]) -> object:
     return joined
 
 
+def _check_used(for_all: Mapping[str, object], tasks: Sequence[object]) -> None:
+    """Raise an error if an option is given for all tasks, and each of them has its own value."""
+    for key, value in for_all.items():
+        names: list[tuple[str, ...]] = [(key,)]
+        if isinstance(value, dict):
+            names = [(key, str(name)) for name in value]
+        for path in names:
+            if all(_has(task, path) for task in tasks):
+                option = ".".join(path)
+                raise ValueError(
+                    f"{option}=… has no effect, because every task of the suite sets its own "
+                    f"{option}; list the tasks with task.tasks=[…] to change it"
+                )
+
+
+def _has(task: object, path: Sequence[str]) -> bool:
+    """Return True if a task that is not validated yet sets an option, such as kwargs.size."""
+    if isinstance(task, TaskConfig):
+        task = task.model_dump(exclude_unset=True)
+    for name in path:
+        if not isinstance(task, dict) or name not in task:
+            return False
+        task = task[name]
+    return True
+
+
 class SuiteConfig(Config):
     """An ordered tuple of tasks that are trained together."""
 
@@ -162,6 +276,9 @@ class SuiteConfig(Config):
     observation: Literal["grid", "rgb"] = "grid"
     """MiniGrid observations: the symbolic grid, or the same view as RGB pixels (which require the
     ``gymnasium`` backend)."""
+    unknown_codes: Literal["error", "hash"] = "error"
+    """Reaction to codes of a symbolic image that neither MiniGrid's tables nor the bounds of its
+    space have: an error, or rows of their own, which are hashed; ``encoder.unknown`` sets it."""
     vocabulary: Annotated[tuple[str, ...], AllowSingleName] | None = None
     """Words that get token ids of their own, beside MiniGrid's and BabyAI's; all others share 64
     ids. None collects the words of the environments' texts when they are made first."""
@@ -195,6 +312,8 @@ class SuiteConfig(Config):
     wrappers: Wrappers = ()
     """Wrappers around the environments of every task that has none of its own, e.g.
     ``task.wrappers=[minigrid.wrappers:FullyObsWrapper]``."""
+    success: Success | None = None
+    """Success rule of every task that has none of its own; it may be typed without ``task.``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -209,6 +328,7 @@ class SuiteConfig(Config):
                 for_all[key] = suite.pop(key)
         if not for_all:
             return values
+        _check_used(for_all, suite["tasks"])
         suite["tasks"] = [_with_options(task, for_all) for task in suite["tasks"]]
         return suite
 

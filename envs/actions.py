@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY
+from mirl.envs.contract.descriptions import describe_space
 from mirl.envs.type_aliases import AnySpace, Array, Observations
 
 ActionSpace = spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary | spaces.Box
@@ -21,27 +22,62 @@ BOUND_TOLERANCE = 1e-6
 """Relative tolerance within which a continuous action may exceed its bound before it is clipped."""
 
 
-def check_action_space(space: AnySpace, owner: str) -> ActionSpace:
+def check_action_space(space: AnySpace | None, owner: str) -> ActionSpace:
     """Return the space if SB3's policies support it.
 
     Args:
-        space: the action space of an environment.
+        space: the action space of an environment; None if it has none.
         owner: name of the space's owner, for the error message.
 
     Raises:
-        ConfigError: if the space is of another kind, or its actions do not start at 0.
+        ConfigError: if the space is of another kind, or SB3 refuses its bounds, shape or start.
     """
-    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(space.start):
+    match space:
+        case spaces.Box():
+            _check_box(space, owner)
+            return space
+        case spaces.Discrete() | spaces.MultiDiscrete() if np.any(space.start):
+            raise ConfigError(
+                f"{owner}: actions must start at 0 because SB3 counts actions from 0, got the "
+                f"action space {space}; leave 'start' out, and add it to the action in step()"
+            )
+        case spaces.MultiDiscrete() | spaces.MultiBinary() if len(space.shape) != 1:
+            raise ConfigError(
+                f"{owner}: {type(space).__name__} actions must have one dimension, got shape "
+                f"{space.shape}; flatten the action space, and reshape the action in step()"
+            )
+        case spaces.MultiDiscrete() if not space.shape[0]:
+            raise ConfigError(
+                f"{owner}: the action space must have at least one component, got {space}; leave "
+                "no component out"
+            )
+        case spaces.Discrete() | spaces.MultiDiscrete() | spaces.MultiBinary():
+            return space
+        case None:
+            raise ConfigError(
+                f"{owner}: the action space must be Discrete, MultiDiscrete, MultiBinary or Box, "
+                "got None; set self.action_space in __init__()"
+            )
+        case _:
+            raise ConfigError(
+                f"{owner}: the action space must be Discrete, MultiDiscrete, MultiBinary or Box, "
+                f"got {type(space).__name__}; join its parts to one of these, and split the action "
+                "in step()"
+            )
+
+
+def _check_box(space: spaces.Box, owner: str) -> None:
+    """Raise an error if SB3 cannot scale actions to the bounds of a space."""
+    expected = f"{owner}: continuous actions must have "
+    if not np.prod(space.shape):
         raise ConfigError(
-            f"{owner}: actions must start at 0 because SB3 counts actions from 0, got the action "
-            f"space {space}; shift it with a wrapper"
+            f"{expected}at least one number, got a Box of shape {space.shape}; give it one"
         )
-    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)):
-        return space
-    raise ConfigError(
-        f"{owner}: the action space must be Discrete, MultiDiscrete, MultiBinary or Box, "
-        f"got {type(space).__name__}; convert it with a wrapper"
-    )
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise ConfigError(
+            f"{expected}finite bounds, to which SB3 scales them, got {describe_space(space)}; "
+            f"declare them, for example Box(-1, 1, {space.shape}), and scale the action in step()"
+        )
 
 
 def validate_actions(actions: ArrayLike, space: ActionSpace, n_envs: int) -> Array:

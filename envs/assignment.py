@@ -12,6 +12,7 @@ from mirl.configs.schema import SamplingName
 from mirl.configs.tasks import SuiteConfig
 from mirl.envs.sampling import SamplingState, TaskSampler
 from mirl.envs.seeds import SeedSplit, env_seeds
+from mirl.envs.success import NO_REPORT
 from mirl.envs.type_aliases import EnvIndices
 
 
@@ -53,7 +54,7 @@ class TaskAssignment:
                 f"{len(active_tasks)}, got {n_envs}"
             )
         self._active_tasks = list(active_tasks)
-        self._n_tasks = len(suite.tasks)
+        self._task_names = [task.name for task in suite.tasks]
         self._n_envs = n_envs
         # The first shares are larger by one if the division leaves a remainder.
         shares = np.array_split(np.arange(n_envs), len(active_tasks))
@@ -127,17 +128,28 @@ class TaskAssignment:
             self.task_ids[env_indices] = self._sampler.draw(len(env_indices))
         return self.task_ids[env_indices]
 
-    def record(self, ended: EnvIndices, successes: Sequence[bool]) -> None:
+    def record(self, ended: EnvIndices, successes: Sequence[bool | None]) -> None:
         """Update the success rates of the sampler.
 
         Args:
             ended: environments whose episode ended, (k,).
-            successes: success of each of these episodes, k booleans.
+            successes: success of each of these k episodes; None where it is unknown.
+
+        Raises:
+            ConfigError: if the sampling depends on a success that is unknown.
         """
         if self._sampler is None:
             return
         for env_index, success in zip(ended.tolist(), successes, strict=True):
-            self._sampler.record(int(self.task_ids[env_index]), success)
+            task_index = int(self.task_ids[env_index])
+            if success is not None:
+                self._sampler.record(task_index, success)
+            elif self._sampler.needs_success:
+                raise ConfigError(
+                    f"sampling={self._sampler.strategy} needs the success of every episode, and "
+                    f"task '{self._task_names[task_index]}' reports none ({NO_REPORT}); use "
+                    "sampling=fixed or sampling=uniform, or set 'success=return>=X' with a number X"
+                )
 
     @property
     def task_probabilities(self) -> NDArray[np.float64]:
@@ -146,8 +158,8 @@ class TaskAssignment:
         With a fixed assignment, the share of the environments that play the task.
         """
         if self._sampler is None:
-            return np.bincount(self.task_ids, minlength=self._n_tasks) / self._n_envs
-        probabilities = np.zeros(self._n_tasks)
+            return np.bincount(self.task_ids, minlength=len(self._task_names)) / self._n_envs
+        probabilities = np.zeros(len(self._task_names))
         probabilities[self._active_tasks] = self._sampler.probabilities
         return probabilities
 

@@ -3,7 +3,8 @@
 Single environments live in C++ or in other processes, so almost all of it is rejected.
 """
 
-from typing import Literal
+from contextlib import closing
+from typing import Literal, cast
 
 import gymnasium as gym
 from gymnasium import spaces
@@ -11,9 +12,13 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
+from mirl.configs.errors import ConfigError
 from mirl.configs.tasks import SuiteConfig
 from mirl.envs.actions import ActionSpace
+from mirl.envs.contract.episode_limits import episode_limit
+from mirl.envs.contract.goals import batch_of_rewards, check_compute_reward, ends_within
 from mirl.envs.make import make_env
+from mirl.envs.spaces import ContractObservation
 from mirl.envs.texts.codec import suite_codec
 from mirl.envs.type_aliases import AnyEnv, Array
 
@@ -104,7 +109,32 @@ class EnvAttributes(VecEnv):
             self._goal_env = self._make_goal_env()
         # The rewards depend on the goals alone, so each environment gives the same.
         compute_reward = self._goal_env.get_wrapper_attr("compute_reward")
-        return [compute_reward(*method_args, **method_kwargs) for _ in self._get_indices(indices)]
+        rewards = []
+        # SB3 passes the goals by their positions
+        n_pairs = len(cast(Array, method_args[0]))
+        for _ in self._get_indices(indices):
+            result = compute_reward(*method_args, **method_kwargs)
+            rewards.append(batch_of_rewards(result, n_pairs))
+        return rewards
+
+    def check_compute_reward(self, n_steps: int) -> None:
+        """Raise an error if hindsight experience replay cannot relabel the goals of the suite.
+
+        Args:
+            n_steps: timesteps of an environment within which an episode has to end.
+
+        Raises:
+            AttributeError: if the suite has no ``compute_reward``.
+            ConfigError: if its rewards are wrong, or its episodes do not end.
+        """
+        with closing(self._make_goal_env()) as env:
+            check_compute_reward(env)
+            if episode_limit(env) is None and not ends_within(env, n_steps):
+                raise ConfigError(
+                    f"no episode ended within {n_steps:,} random timesteps, where learning starts, "
+                    "and goals are taken from episodes that have ended; set "
+                    "task.kwargs.max_episode_steps=…"
+                )
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
@@ -117,7 +147,7 @@ class EnvAttributes(VecEnv):
         """
         return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
 
-    def _make_goal_env(self) -> AnyEnv:
+    def _make_goal_env(self) -> ContractObservation:
         """Return an environment in this process, which computes rewards and is never stepped."""
         tasks = self.suite.tasks
         if len(tasks) > 1 or self.backend != "gymnasium":
@@ -125,7 +155,14 @@ class EnvAttributes(VecEnv):
                 "compute_reward() needs a suite with one task on backend=gymnasium, got suite "
                 f"'{self.suite.name}' with {len(tasks)} on backend={self.backend}"
             )
-        env = make_env(tasks[0], 0, 1, self.suite.observation, texts=suite_codec(self.suite))
+        env = make_env(
+            tasks[0],
+            0,
+            1,
+            self.suite.observation,
+            texts=suite_codec(self.suite),
+            unknown_codes=self.suite.unknown_codes,
+        )
         if not env.has_wrapper_attr("compute_reward"):
             env.close()
             raise AttributeError(

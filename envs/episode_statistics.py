@@ -61,13 +61,13 @@ class EpisodeStatistics:
 
         Returns:
             n_envs infos. Those of ended episodes hold ``terminal_observation``,
-            ``TimeLimit.truncated``, ``is_success``, ``episode``, ``task`` and, after a failure of
-            the environment, ``failed``; the others are empty.
+            ``TimeLimit.truncated``, ``episode``, ``task``, ``is_success`` unless it is unknown,
+            and, after a failure of the environment, ``failed``; the others are empty.
 
         Raises:
             ConfigError: if a success rule needs a report that the environment does not give.
         """
-        successes = self._success.evaluate(step, ended, task_ids)
+        successes = self._success.evaluate(step, ended, task_ids, self._returns)
         infos: list[Info] = [{} for _ in step.rewards]
         # (n_envs, …) -> (k, …), a copy: the first observations of the next episodes replace these.
         final_obs = {key: values[ended] for key, values in step.obs.items()}
@@ -80,7 +80,6 @@ class EpisodeStatistics:
                 "terminal_observation": {key: values[row] for key, values in final_obs.items()},
                 # SB3 bootstraps the value where this is True, so a termination takes precedence.
                 "TimeLimit.truncated": truncated and not terminated,
-                "is_success": successes[row],
                 "episode": {
                     "r": float(self._returns[env_index]),
                     "l": int(self.lengths[env_index]),
@@ -88,6 +87,9 @@ class EpisodeStatistics:
                 },
                 "task": self._tasks[task_ids[env_index]].name,
             }
+            # Absent, not None: SB3 and its wrappers take the key itself for a report.
+            if successes[row] is not None:
+                info["is_success"] = successes[row]
             if step.failed[env_index]:
                 info["failed"] = True
             infos[env_index] = info

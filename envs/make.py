@@ -11,18 +11,20 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import minigrid  # noqa: F401  (registers MiniGrid's and BabyAI's ids)
+from gymnasium.envs import registration
 from gymnasium.envs.registration import EnvSpec
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import RGBImgPartialObsWrapper
 
 from mirl.configs.compose import presets
-from mirl.configs.errors import ConfigError, nearest
+from mirl.configs.errors import ConfigError, ContractError, nearest
 from mirl.configs.imports import import_module, import_object, module_of
 from mirl.configs.tasks import TaskConfig, WrapperConfig
+from mirl.envs.contract.codes import UnknownCodes
 from mirl.envs.spaces import ContractObservation
 from mirl.envs.texts.codec import TextCodec
-from mirl.envs.type_aliases import AnyEnv, Info
+from mirl.envs.type_aliases import AnyEnv, Info, Observation
 from mirl.envs.worlds import four_rooms, ode  # noqa: F401  (registers MIRL's own ids)
 
 ObservationKind = Literal["grid", "rgb"]
@@ -71,7 +73,8 @@ def make_env(
     observation: ObservationKind = "grid",
     render_mode: str | None = None,
     texts: TextCodec | None = None,
-) -> AnyEnv:
+    unknown_codes: UnknownCodes = "error",
+) -> ContractObservation:
     """Return one environment of a task under the observation contract.
 
     Args:
@@ -81,10 +84,11 @@ def make_env(
         observation: ``grid`` for the environment's own observation, ``rgb`` for MiniGrid's pixels.
         render_mode: render mode of Gymnasium; None for no rendering.
         texts: conversion of the texts; None for the defaults of ``ContractObservation``.
+        unknown_codes: reaction to codes beyond the known ones, see ``ContractObservation``.
 
     Raises:
-        ConfigError: if the id is unknown, a package is missing, or the environment does not take
-            the keyword arguments.
+        ConfigError: if the id is unknown, a package is missing, the environment does not take
+            the keyword arguments, or its observation space is not supported.
     """
     env = _make(task, render_mode)
     # RoomGridLevel is the base class of BabyAI's levels.
@@ -99,25 +103,36 @@ def make_env(
                 f"{task.env_id}; use observation=grid"
             )
         env = RGBImgPartialObsWrapper(env, tile_size=RGB_TILE)  # type: ignore[no-untyped-call]
-    if texts is None:
-        return ContractObservation(env, task_index, n_tasks)
-    return ContractObservation(
-        env, task_index, n_tasks, texts.vocabulary, texts.length, text_form=texts.form
-    )
+    try:
+        if texts is None:
+            return ContractObservation(env, task_index, n_tasks, unknown_codes=unknown_codes)
+        return ContractObservation(
+            env,
+            task_index,
+            n_tasks,
+            texts.vocabulary,
+            texts.length,
+            text_form=texts.form,
+            unknown_codes=unknown_codes,
+        )
+    except ContractError as error:
+        raise ContractError(f"task '{task.name}' ({task.env_id}): {error}") from None
 
 
-def check_reset(env: AnyEnv, task: TaskConfig) -> None:
-    """Raise an error if an environment cannot be reset, for example without a package.
+def check_reset(env: ContractObservation, task: TaskConfig) -> Observation:
+    """Return a first observation, or raise an error, for example without a package.
 
     Args:
         env: the environment.
         task: its task, for the error message.
 
     Raises:
+        ContractError: if the environment returns anything that its spaces do not promise.
         ConfigError: if a package is missing, or a task with keyword arguments fails.
     """
     with _failure_as_config_error(task, "cannot start with"):
-        env.reset(seed=0)
+        observation, _ = env.reset(seed=0)
+    return observation
 
 
 def find_spec(task: TaskConfig) -> EnvSpec:
@@ -146,8 +161,7 @@ def find_spec(task: TaskConfig) -> EnvSpec:
                 with redirect_stderr(StringIO()):
                     importlib.import_module(plugin)
                 break
-        with _quiet_versions():
-            return gym.spec(env_id)
+        return _registered(env_id)
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise _missing_package(task, error) from error
     except gym.error.UnregisteredEnv as error:
@@ -179,23 +193,27 @@ def _unknown_id(task: TaskConfig, module: str | None, env_id: str) -> ConfigErro
 def _is_of(spec: EnvSpec, module: str) -> bool:
     """Return True if an environment is defined in the package of a module."""
     package = module.partition(".")[0]
-    return _defining_module(spec).partition(".")[0] == package
+    return defining_module(spec).partition(".")[0] == package
 
 
-def _defining_module(spec: EnvSpec) -> str:
-    """Return the module in which an environment is defined."""
+def defining_module(spec: EnvSpec) -> str:
+    """Return the module in which an environment is defined.
+
+    Args:
+        spec: the registration of the environment.
+    """
     if isinstance(spec.entry_point, str):
         return spec.entry_point.partition(":")[0]
     return str(getattr(spec.entry_point, "__module__", ""))
 
 
-@contextmanager
-def _quiet_versions() -> Iterator[None]:
-    """Silence Gymnasium about versions: an older one, or none, in a configuration is intended."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*is out of date", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message=r".*Using the latest versioned environment")
-        yield
+def _registered(env_id: str) -> EnvSpec:
+    """Return a registration; of an id without a version that of the latest one, as gym.make."""
+    namespace, name, version = registration.parse_env_id(env_id)
+    if version is None and env_id not in gym.registry:
+        version = registration.find_highest_version(namespace, name)
+        env_id = registration.get_env_id(namespace, name, version)
+    return gym.spec(env_id)
 
 
 def _wrap(env: AnyEnv, wrapper: WrapperConfig, task: TaskConfig) -> AnyEnv:
@@ -230,7 +248,9 @@ def _make(task: TaskConfig, render_mode: str | None) -> AnyEnv:
         render_kwargs["render_mode"] = render_mode
     if render_mode == "rgb_array":
         _check_can_render(task, spec)
-    with _failure_as_config_error(task, "rejected"), _quiet_versions():
+    with _failure_as_config_error(task, "rejected"), warnings.catch_warnings():
+        # An older version in a configuration is intended, to compare with results on it.
+        warnings.filterwarnings("ignore", message=r".*is out of date", category=DeprecationWarning)
         # The contract checks the spaces; Gymnasium's checker would warn in each environment.
         return gym.make(spec, disable_env_checker=True, **render_kwargs, **task.kwargs)
 
@@ -241,7 +261,7 @@ def _check_can_render(task: TaskConfig, spec: EnvSpec) -> None:
     MuJoCo itself fails only at the first frame, and at the second attempt ends the whole process.
     """
     has_display = any(os.environ.get(name) for name in _DISPLAY_VARIABLES)
-    module = _defining_module(spec)
+    module = defining_module(spec)
     if module.startswith(_MUJOCO_MODULES) and sys.platform == "linux" and not has_display:
         raise ConfigError(
             f"task '{task.name}': MuJoCo cannot render without a display; set the environment "
@@ -259,6 +279,8 @@ def _failure_as_config_error(task: TaskConfig, failed: str) -> Iterator[None]:
         yield
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise _missing_package(task, error) from error
+    except ContractError:
+        raise
     except Exception as error:
         # Without keyword arguments the mistake is not in the configuration.
         if not task.kwargs:

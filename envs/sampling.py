@@ -48,7 +48,8 @@ class TaskSampler:
     """
 
     def __init__(self, strategy: SamplingStrategy, tasks: Sequence[int], seed: int) -> None:
-        self._strategy: SamplingStrategy = strategy
+        self.strategy: SamplingStrategy = strategy
+        """The strategy."""
         self._tasks = np.array(tasks, dtype=np.int64)  # (n,)
         self._row_of = {task_index: row for row, task_index in enumerate(tasks)}
         self._recent = np.zeros(len(tasks))
@@ -88,6 +89,11 @@ class TaskSampler:
         self._long_term[row] += SLOW_RATE * (success - self._long_term[row])
 
     @property
+    def needs_success(self) -> bool:
+        """True if the samples depend on the success of earlier episodes."""
+        return self.strategy != "uniform"
+
+    @property
     def probabilities(self) -> NDArray[np.float64]:
         """Probability of each task to be sampled next, (n,)."""
         weights = self._weights()  # (n,)
@@ -104,7 +110,7 @@ class TaskSampler:
         """Return everything that the next samples depend on, for JSON."""
         # The keys are part of every checkpoint, so they keep their names.
         return {
-            "sampling": self._strategy,
+            "sampling": self.strategy,
             "tasks": self._tasks.tolist(),
             "recent_success": self._recent.tolist(),
             "long_ago_success": self._long_term.tolist(),
@@ -120,7 +126,7 @@ class TaskSampler:
         Raises:
             ConfigError: if the state does not fit; nothing has changed then.
         """
-        expected = {"sampling": self._strategy, "tasks": self._tasks.tolist()}
+        expected = {"sampling": self.strategy, "tasks": self._tasks.tolist()}
         for key, value in expected.items():
             if state.get(key) != value:
                 raise ConfigError(
@@ -143,7 +149,7 @@ class TaskSampler:
         self._generator = np.random.Generator(generator)
 
     def _weights(self) -> NDArray[np.float64]:
-        match self._strategy:
+        match self.strategy:
             case "uniform":
                 return np.ones(len(self._tasks))
             case "lowest_success":
@@ -151,7 +157,7 @@ class TaskSampler:
             case "learning_progress":
                 return np.abs(self._recent - self._long_term)
             case _:
-                assert_never(self._strategy)
+                assert_never(self.strategy)
 
     def _parse_rates(self, key: str, values: object) -> NDArray[np.float64]:
         """Return the success rates in a state, (n,)."""

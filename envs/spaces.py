@@ -1,27 +1,26 @@
 """The observation contract: a Dict of arrays that SB3 can batch, with the index of the task."""
 
-from collections.abc import Sequence
+from collections.abc import KeysView, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import RGBImgObsWrapper, RGBImgPartialObsWrapper
 
-from mirl.configs.errors import ConfigError
-from mirl.configs.keys import ENV_TASK_KEY, TASK_KEY
+from mirl.configs.errors import ConfigError, ContractError
+from mirl.configs.keys import ACTION_MASK_KEY, ENV_TASK_KEY, TASK_KEY
 from mirl.configs.texts import TextForm
+from mirl.envs.contract.codes import UnknownCodes, grid_high
+from mirl.envs.contract.descriptions import describe_value, shorten
+from mirl.envs.contract.masks import convert_mask, mask_space
+from mirl.envs.contract.timesteps import check_reset_result, check_step_result
+from mirl.envs.contract.values import Values
 from mirl.envs.texts.codec import TextCodec, text_codec
 from mirl.envs.texts.draw import default_length, is_raw_text
-from mirl.envs.type_aliases import AnyEnv, AnySpace, Observation
-
-MAX_STATE = 3
-"""Largest state code of a cell; for the agent, the state is its direction."""
-
-GRID_HIGH = (max(OBJECT_TO_IDX.values()), max(COLOR_TO_IDX.values()), MAX_STATE)
-"""Largest object, color and state code of MiniGrid's symbolic image."""
+from mirl.envs.type_aliases import AnyEnv, AnySpace, Info, Observation
 
 DEFAULT_KEY = "observation"
 """Key of an observation that is not a Dict."""
@@ -33,7 +32,12 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
     An observation that is not a Dict is stored under ``observation``; an environment's own key
     ``task`` becomes ``env_task``, and all other keys keep their names. Texts under any key become
     token ids, a Box of int16 of shape (text_length,). MiniGrid's symbolic image gets the bounds
-    of its codes instead of 0 to 255, which SB3 would take for pixels.
+    of its codes instead of 0 to 255, which SB3 would take for pixels. An ``action_mask`` becomes a
+    MultiBinary, and Discrete values start at 0.
+
+    Whatever an environment returns is compared with its spaces. Values of another dtype are
+    converted if that loses nothing, and so are rewards that are arrays of one number. MiniGrid's
+    and BabyAI's own environments are not checked, which saves their time.
 
     Args:
         env: the environment.
@@ -45,6 +49,8 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         text_length: length of each text, in words; longer ones are cut. None for 80 where the
             texts are MiniGrid's, and otherwise for what the space allows, at most 256.
         text_form: ``tokens``, or ``utf8`` for the text's bytes plus 1.
+        unknown_codes: reaction to codes of a symbolic image beyond MiniGrid's tables or the bounds
+            of its space: "error", or "hash" for rows of their own.
 
     Raises:
         ValueError: if ``task_index`` is not below ``n_tasks``.
@@ -60,26 +66,45 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         text_length: int | None = None,
         *,
         text_form: TextForm = "tokens",
+        unknown_codes: UnknownCodes = "error",
     ) -> None:
         super().__init__(env)
         if not 0 <= task_index < n_tasks:
             raise ValueError(f"task_index must be in [0, n_tasks={n_tasks}), got {task_index}")
-        space = env.observation_space
+        # an environment that sets no space has no such attribute
+        space = getattr(env, "observation_space", None)
         self._is_dict = isinstance(space, spaces.Dict)
-        inner: dict[str, AnySpace] = {DEFAULT_KEY: space}
+        inner: dict[str, Any] = {DEFAULT_KEY: space}
+        self._keys = inner.keys()
+        self._has_task_key = False
         if isinstance(space, spaces.Dict):
+            self._keys = space.spaces.keys()
+            self._has_task_key = TASK_KEY in space.spaces
             inner = _without_task_key(dict(space))
-        self._has_task_key = self._is_dict and TASK_KEY in space
+        self._is_checked = not is_known(env)
+        self._task_index = np.asarray(task_index, dtype=np.int64)
         self._codecs: dict[str, TextCodec] = {}
+        self._values: dict[str, Values] = {}
+        self._n_actions: int | None = None
+        contract: dict[str, AnySpace] = {}
         for key, subspace in inner.items():
             if is_raw_text(subspace):
                 length = text_length or default_length(subspace, env, text_form)
-                self._codecs[key] = text_codec(tuple(vocabulary), length, text_form)
-        self._task_index = np.asarray(task_index, dtype=np.int64)
-        contract = {}
-        for key, subspace in inner.items():
-            codec = self._codecs.get(key)
-            contract[key] = codec.space() if codec else _contract_space(key, subspace, env)
+                codec = text_codec(tuple(vocabulary), length, text_form)
+                self._codecs[key] = codec
+                contract[key] = codec.space()
+            elif key == ACTION_MASK_KEY:
+                mask = mask_space(subspace, env.action_space)
+                self._n_actions = mask.n  # type: ignore[assignment]
+                contract[key] = mask
+            else:
+                # some wrappers leave nothing of the Dict but the image
+                is_image = key == "image" or not self._is_dict
+                is_symbolic = is_image and _is_symbolic(subspace, env)
+                known = _with_code_bounds(subspace) if is_symbolic else subspace
+                values = Values(key, known, unknown_codes, from_minigrid=is_symbolic)
+                self._values[key] = values
+                contract[key] = values.space
         contract[TASK_KEY] = spaces.Discrete(n_tasks)
         self.observation_space = spaces.Dict(contract)  # type: ignore[assignment]
 
@@ -88,19 +113,93 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         """Keys of the texts."""
         return tuple(self._codecs)
 
+    def reset(
+        self, *, seed: int | None = None, options: Info | None = None
+    ) -> tuple[Observation, Info]:
+        """Start an episode.
+
+        Args:
+            seed: seed of the environment's random stream; None continues it.
+            options: options of the environment.
+
+        Returns:
+            The first observation and the info.
+
+        Raises:
+            ContractError: if the environment returns anything that its spaces do not promise.
+        """
+        result = self.env.reset(seed=seed, options=options)
+        if self._is_checked:
+            result = check_reset_result(result)
+        observation, info = result
+        return self.observation(observation), info
+
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
+        """Take a timestep.
+
+        Args:
+            action: an action of the wrapped environment's space.
+
+        Returns:
+            The observation, the reward, whether the episode terminated or was truncated, and the
+            info.
+
+        Raises:
+            ContractError: if the environment returns anything that its spaces do not promise.
+        """
+        result = self.env.step(action)
+        if not self._is_checked:
+            observation, reward, terminated, truncated, info = result
+            return self.observation(observation), float(reward), terminated, truncated, info
+        timestep = check_step_result(result)
+        is_last = timestep.terminated or timestep.truncated
+        return (self._convert(timestep.observation, is_last), *timestep[1:])
+
     def observation(self, observation: Any) -> Observation:
         """Return an observation of the wrapped environment in the contract's form.
 
         Args:
             observation: the observation of the wrapped environment.
+
+        Raises:
+            ContractError: if it is not in the space of the wrapped environment.
         """
+        return self._convert(observation, is_last=False)
+
+    def check_bounds(self, observation: Observation) -> None:
+        """Raise an error if a float exceeds its bounds, which costs time in every timestep.
+
+        Args:
+            observation: an observation in the contract's form.
+
+        Raises:
+            ContractError: if a float exceeds its bounds.
+        """
+        for key, values in self._values.items():
+            values.check_bounds(observation[key])
+
+    def _convert(self, observation: Any, is_last: bool) -> Observation:
+        """Return an observation in the contract's form; the last one needs no available action."""
         converted: Observation = {DEFAULT_KEY: observation}
         if self._is_dict:
+            if self._is_checked:
+                _check_keys(observation, self._keys)
             converted = dict(observation)
         if self._has_task_key:
             converted[ENV_TASK_KEY] = converted.pop(TASK_KEY)
         for key, codec in self._codecs.items():
+            if self._is_checked and not isinstance(converted[key], str):
+                raise ContractError(
+                    f"observation '{key}': expected a text, as its space says, got "
+                    f"{describe_value(converted[key])}; return a str, or change the space"
+                )
             converted[key] = codec.encode(str(converted[key]), key)
+        if self._is_checked:
+            for key, values in self._values.items():
+                converted[key] = values.convert(converted[key])
+            if self._n_actions is not None:
+                mask = converted[ACTION_MASK_KEY]
+                converted[ACTION_MASK_KEY] = convert_mask(mask, self._n_actions, is_last)
         # A copy, because a wrapper or the caller may change an observation in place.
         converted[TASK_KEY] = self._task_index.copy()
         return converted
@@ -119,24 +218,61 @@ def _without_task_key(inner: dict[str, AnySpace]) -> dict[str, AnySpace]:
     return {ENV_TASK_KEY if key == TASK_KEY else key: space for key, space in inner.items()}
 
 
-def _contract_space(key: str, space: AnySpace, env: AnyEnv) -> AnySpace:
-    """Return the space that replaces the subspace of one key."""
-    supported = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-    if not isinstance(space, supported):
-        raise ConfigError(
-            f"the observation '{key}' must be a Box, Discrete, MultiDiscrete, MultiBinary or text, "
-            f"got {type(space).__name__}; flatten it with a wrapper"
+def is_known(env: AnyEnv) -> bool:
+    """Return True if an environment and all of its wrappers come with MiniGrid or MIRL.
+
+    Their observations are known to be in their spaces.
+
+    Args:
+        env: any environment.
+    """
+    layer: AnyEnv = env
+    while isinstance(layer, gym.Wrapper):
+        module = type(layer).__module__
+        if not module.startswith(_KNOWN_MODULES) and not isinstance(layer, _HARMLESS):
+            return False
+        layer = layer.env
+    return type(layer).__module__.startswith(_KNOWN_MODULES)
+
+
+_KNOWN_MODULES = ("minigrid.", "mirl.envs.worlds.", "mirl.envs.make")
+"""Modules whose environments and wrappers return what their spaces promise."""
+_HARMLESS = (OrderEnforcing, PassiveEnvChecker, TimeLimit)
+"""Wrappers of ``gym.make``, which change nothing that is checked."""
+
+
+def _check_keys(observation: Any, keys: KeysView[str]) -> None:
+    """Raise an error if an observation is no dict, or has other keys than its space."""
+    if not isinstance(observation, Mapping):
+        raise ContractError(
+            f"observation: expected a dict with the keys {shorten(str(list(keys)))}, as the "
+            f"space says, got {describe_value(observation)}; return a dict"
         )
-    if key == "image" and isinstance(space, spaces.Box) and _is_symbolic(space, env):
-        # (3,) -> (W, H, 3)
-        high = np.broadcast_to(np.asarray(GRID_HIGH, dtype=np.uint8), space.shape)
-        return spaces.Box(np.zeros_like(high), high.copy(), space.shape, np.uint8)
-    return space
+    if observation.keys() == keys:
+        return
+    missing = sorted(keys - observation.keys())
+    if missing:
+        raise ContractError(
+            f"observation: expected the key '{missing[0]}', as the space says, got "
+            f"{describe_value(observation)}; return it, or take it out of the space"
+        )
+    [extra, *_] = sorted(map(str, observation.keys() - keys))
+    raise ContractError(
+        f"observation: expected only the keys {shorten(str(list(keys)))}, got '{extra}' too; add "
+        "it to the observation space, or return it in the info"
+    )
 
 
-def _is_symbolic(space: spaces.Box, env: AnyEnv) -> bool:
+def _with_code_bounds(space: spaces.Box) -> spaces.Box:
+    """Return the space of a symbolic image with the largest codes as its bounds."""
+    # (3,) -> (W, H, 3)
+    high = np.broadcast_to(np.asarray(grid_high(), dtype=np.uint8), space.shape)
+    return spaces.Box(np.zeros_like(high), high.copy(), space.shape, np.uint8)
+
+
+def _is_symbolic(space: AnySpace, env: AnyEnv) -> bool:
     """Return True if an image holds MiniGrid's codes (W, H, 3), not pixels of the same dtype."""
-    if not isinstance(env.unwrapped, MiniGridEnv):
+    if not isinstance(env.unwrapped, MiniGridEnv) or not isinstance(space, spaces.Box):
         return False
     if space.dtype != np.uint8 or space.shape[2:] != (3,):
         return False

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -13,11 +12,12 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs.actions import ActionSpace, check_action_space
-from mirl.envs.make import check_reset, make_env
-from mirl.envs.spaces import ContractObservation
+from mirl.envs.contract.descriptions import describe_space
+from mirl.envs.contract.episode_limits import episode_limit
+from mirl.envs.contract.probe import check_first_timestep
+from mirl.envs.make import make_env
 from mirl.envs.texts.codec import suite_codec
 from mirl.envs.texts.draw import TextSample, complete_texts, draw_texts
-from mirl.envs.type_aliases import AnyEnv
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,15 @@ class JoinedSpaces:
         observation: observation space, with ``action_mask`` if the numbers of actions differ.
         action: action space with every action of any task.
         n_actions: number of actions of each task, (n_tasks,), if they differ.
+        episode_limits: timesteps after which the environments of each task truncate an episode;
+            None if that is not known.
     """
 
     suite: SuiteConfig
     observation: spaces.Dict
     action: ActionSpace
     n_actions: NDArray[np.int64] | None
+    episode_limits: tuple[int | None, ...]
 
 
 def suite_spaces(
@@ -70,16 +73,18 @@ def joined_spaces(suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]) 
     actions = [part.action for part in parts]
     suite = complete_texts(suite, [part.texts for part in parts])
     observations = [_with_texts(suite, part) for part in parts]
+    limits = tuple(part.episode_limit for part in parts)
     # Differing numbers of actions are allowed; the mask hides those that a task lacks.
     n_actions = _differing_counts(actions)
     _check_observations(suite, observations, n_actions)
     if n_actions is None:
         for task, action in zip(suite.tasks, actions, strict=True):
             _check_same("action space", suite.tasks[0], actions[0], task, action)
-        return JoinedSpaces(suite, observations[0], actions[0], None)
+        return JoinedSpaces(suite, observations[0], actions[0], None, limits)
     n_actions_max = int(n_actions.max())
     masked = {**observations[0], ACTION_MASK_KEY: spaces.MultiBinary(n_actions_max)}
-    return JoinedSpaces(suite, spaces.Dict(masked), spaces.Discrete(n_actions_max), n_actions)
+    action = spaces.Discrete(n_actions_max)
+    return JoinedSpaces(suite, spaces.Dict(masked), action, n_actions, limits)
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class _TaskSpaces:
     action: ActionSpace
     text_keys: tuple[str, ...]
     texts: TextSample
+    episode_limit: int | None
 
 
 def _task_spaces(
@@ -98,27 +104,28 @@ def _task_spaces(
     """Return the spaces of one task, from an environment that is closed again."""
     task = suite.tasks[task_index]
     codec = suite_codec(suite)
-    env = make_env(task, task_index, len(suite.tasks), suite.observation, texts=codec)
+    env = make_env(
+        task,
+        task_index,
+        len(suite.tasks),
+        suite.observation,
+        texts=codec,
+        unknown_codes=suite.unknown_codes,
+    )
     try:
-        if backend == "gymnasium":
-            check_reset(env, task)
         assert isinstance(env.observation_space, spaces.Dict), "the observation contract is a Dict"
-        action_space = check_action_space(env.action_space, f"task '{task.name}'")
-        contract = _contract(env)
+        # an environment that sets no space has no such attribute
+        declared = getattr(env, "action_space", None)
+        action_space = check_action_space(declared, f"task '{task.name}' ({task.env_id})")
+        if backend == "gymnasium":
+            check_first_timestep(env, task, action_space)
         texts = TextSample()
         if suite.vocabulary is None or suite.text_length is None:
-            texts = draw_texts(contract.env)
-        return _TaskSpaces(env.observation_space, action_space, contract.text_keys, texts)
+            texts = draw_texts(env.env)
+        limit = episode_limit(env)
+        return _TaskSpaces(env.observation_space, action_space, env.text_keys, texts, limit)
     finally:
         env.close()
-
-
-def _contract(env: AnyEnv) -> ContractObservation:
-    """Return the wrapper that converts the observations of an environment."""
-    while not isinstance(env, ContractObservation):
-        assert isinstance(env, gym.Wrapper), "make_env wraps every environment"
-        env = env.env
-    return env
 
 
 def _with_texts(suite: SuiteConfig, part: _TaskSpaces) -> spaces.Dict:
@@ -177,15 +184,6 @@ def _check_same(
     if expected != got:
         raise ConfigError(
             f"tasks of one suite must share their spaces, but {aspect} of '{first.name}' is "
-            f"{_describe(expected)}, of '{other.name}' {_describe(got)}; change one of them with "
-            "a wrapper, or train them apart"
+            f"{describe_space(expected)}, of '{other.name}' {describe_space(got)}; change one of "
+            "them with a wrapper, or train them apart"
         )
-
-
-def _describe(value: object) -> str:
-    # The text of a Box spells out every bound.
-    if isinstance(value, spaces.Box):
-        low = value.low.min()
-        high = value.high.max()
-        return f"Box of shape {value.shape}, {value.dtype}, in [{low}, {high}]"
-    return str(value)

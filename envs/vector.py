@@ -12,6 +12,7 @@ from mirl.configs.schema import BackendName, SamplingName
 from mirl.configs.tasks import HoldoutConfig, Subset, SuiteConfig
 from mirl.envs.actions import ActionValidator
 from mirl.envs.assignment import TaskAssignment
+from mirl.envs.contract.episode_limits import EpisodeLimits, MaxSteps
 from mirl.envs.env_attributes import EnvAttributes
 from mirl.envs.episode_start import EpisodeStarter
 from mirl.envs.episode_statistics import EpisodeStatistics
@@ -45,8 +46,9 @@ class SuiteVecEnv(EnvAttributes):
     numbers of actions, the observation ``action_mask`` marks the available ones.
 
     The info of an environment whose episode ended holds ``terminal_observation``,
-    ``TimeLimit.truncated``, ``is_success``, ``task`` (its name) and ``episode`` (as SB3's Monitor:
-    return ``r``, length ``l``, seconds since the start ``t``). Other infos are empty.
+    ``TimeLimit.truncated``, ``task`` (its name), ``episode`` (as SB3's Monitor: return ``r``,
+    length ``l``, seconds since the start ``t``) and, unless its success is unknown,
+    ``is_success``. Other infos are empty.
 
     Args:
         suite: the tasks. The attribute ``suite`` also has the vocabulary and the length of their
@@ -69,6 +71,8 @@ class SuiteVecEnv(EnvAttributes):
         timeout: seconds without a reply after which a worker process counts as hung.
         restart_non_finite: whether non-finite observations and rewards are failures of this kind
             too; otherwise they are raised.
+        max_steps: timesteps after which an episode is truncated; "auto" for 10,000, with a warning,
+            where the environment has no limit of its own; None for no limit.
 
     Raises:
         ConfigError: if an argument does not fit the suite, or its tasks do not fit together.
@@ -89,6 +93,7 @@ class SuiteVecEnv(EnvAttributes):
         max_restarts: int = 0,
         timeout: float = DEFAULT_TIMEOUT,
         restart_non_finite: bool = False,
+        max_steps: MaxSteps = None,
     ) -> None:
         # Each group of arguments goes to the part that it concerns, which validates it.
         fault_policy = FaultPolicy(max_restarts, timeout, restart_non_finite)
@@ -109,6 +114,7 @@ class SuiteVecEnv(EnvAttributes):
         self.rejects = episode_filter.rejects
         """True if some episodes are rejected at their start and drawn again."""
         self._statistics = EpisodeStatistics(suite.tasks, n_envs)
+        self._limits = EpisodeLimits(suite.tasks, joined.episode_limits, max_steps)
         self._deactivated = np.zeros(n_envs, dtype=np.bool_)
         self._state: _State = "new"
         super().__init__(suite, backend_name, n_envs, joined.observation, joined.action)
@@ -191,13 +197,16 @@ class SuiteVecEnv(EnvAttributes):
             # Faults come first: they change rewards, ends and last observations.
             self._statistics.add_timestep()
             self._faults.check_step(step, self.task_index, self._statistics.lengths)
+            self._limits.truncate(
+                step, self.task_index, self._statistics.lengths, self._backend.inactive
+            )
             self._statistics.update(step)
             done = step.done
             ended = np.flatnonzero(done)
             infos = self._statistics.infos(step, ended, self.task_index)
             if ended.size:
                 # The success rates decide the tasks of the next episodes.
-                self._assignment.record(ended, [infos[i]["is_success"] for i in ended])
+                self._assignment.record(ended, [infos[i].get("is_success") for i in ended])
                 self._start_next_episodes(ended, step.obs)
         self._state = "all_inactive" if self._backend.all_inactive else "ready"
         self._faults.store_last_obs(step.obs)

@@ -28,13 +28,28 @@ def has_action_mask(
     mask = observation_space[ACTION_MASK_KEY]
     if not isinstance(action_space, spaces.Discrete):
         raise ConfigError(
-            f"'{ACTION_MASK_KEY}' masks Discrete actions, got {action_space}; leave the key out"
+            f"'{ACTION_MASK_KEY}' masks Discrete actions, and these are {action_space}; give the "
+            "key another name, and it is an input"
         )
-    if not isinstance(mask, spaces.MultiBinary) or mask.shape != (action_space.n,):
+    n_actions = int(action_space.n)
+    if not is_mask_space(mask) or mask.shape != (n_actions,):
         raise ConfigError(
-            f"expected MultiBinary({action_space.n}) under '{ACTION_MASK_KEY}', got {mask}"
+            f"expected MultiBinary({n_actions}) or Box(0, 1, ({n_actions},)) under "
+            f"'{ACTION_MASK_KEY}', got {mask}; give it 1 for each available action and 0 for the "
+            "others, or another name"
         )
     return True
+
+
+def is_mask_space(space: spaces.Space[object] | None) -> bool:
+    """Return True for a space of zeros and ones: a MultiBinary, or a Box from 0 to 1.
+
+    Args:
+        space: the space under ``action_mask``; None if there is none.
+    """
+    if isinstance(space, spaces.Box):
+        return bool((space.low == 0).all() and (space.high == 1).all())
+    return isinstance(space, spaces.MultiBinary)
 
 
 def mask_logits(

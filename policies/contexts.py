@@ -46,6 +46,7 @@ class ContextEncoder(Part, nn.Module, ABC):
     """
 
     Config: ClassVar[type[PartConfig]] = AnyContextConfig
+    must_set = ("keys", "out_dim")
 
     keys: tuple[str, ...]
     """Observation keys that the encoder reads as the context."""
@@ -234,7 +235,8 @@ def has_token_ids(space: spaces.Space[object]) -> TypeGuard[spaces.Box]:
     """
     if not isinstance(space, spaces.Box):
         return False
-    return len(space.shape) == 1 and space.dtype.kind in "iu" and space.low.min() >= 0
+    is_integer_row = len(space.shape) == 1 and space.dtype.kind in "iu"
+    return is_integer_row and bool(space.low.min() >= 0)
 
 
 class GoalContext(ContextEncoder):

@@ -68,6 +68,7 @@ class Encoder(Part, nn.Module, ABC):
     """
 
     Config: ClassVar[type[PartConfig]] = BaseEncoderConfig
+    must_set = ("keys", "out_dim")
 
     keys: tuple[str, ...]
     """Observation keys that the encoder reads."""
@@ -130,7 +131,8 @@ def flatten_keys(
     for key in keys:
         value = observations[key]
         # one shape for SB3's (B, n) and (B, 1, n) forms of a Discrete key
-        flat.append(value.reshape(len(value), -1).float())
+        # len(value) would make the size of the batch a constant of an exported program
+        flat.append(value.reshape(value.shape[0], -1).float())
     return torch.cat(flat, dim=1)
 
 
@@ -458,7 +460,7 @@ class CellsEncoder(Encoder):
             others = flatten_keys(observations, self.other_keys)
         else:
             # the image is the only input; zero columns spare a special case
-            others = image.new_zeros(len(image), 0, dtype=torch.float32)
+            others = image.new_zeros(image.shape[0], 0, dtype=torch.float32)
         return self.to_vector(cells, others)
 
     def to_vector(

@@ -15,13 +15,14 @@ from mirl.configs.networks import (
     AutoContextConfig,
     AutoEncoderConfig,
     BaseEncoderConfig,
-    ContextConfig,
-    EncoderConfig,
-    FusionConfig,
+    ContextChoice,
+    EncoderChoice,
+    FusionChoice,
     NetworkConfig,
     NoMemoryConfig,
     Site,
 )
+from mirl.policies.action_mask import is_mask_space
 from mirl.policies.contexts import ContextEncoder, build_context, get_task_ids
 from mirl.policies.encoders import Encoder, build_encoder, gather_rows
 from mirl.policies.features import Context, Features, Observations
@@ -95,10 +96,11 @@ class FusionExtractor(BaseFeaturesExtractor):
     Args:
         observation_space: a Dict space; every size is read from it.
         network: the whole configuration, without site "heads" and without a memory.
-        fusion: name of a fusion ("bilinear", "film", ...) or its config with options.
-        context: name or config of the context encoder; None for every goal and text, and the task
-            id of several tasks, joined into one context.
-        encoder: name or config of the observation encoder; None to choose it from the space.
+        fusion: name of a fusion ("bilinear", "film", ...), its config with options, or a class of
+            one's own.
+        context: name, config or class of the context encoder; None for every goal and text, and the
+            task id of several tasks, joined into one context.
+        encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: "map" (each cell of an image), "vector" (the feature vector), or both. The heads are
             not part of a features extractor; ``FusionPolicy`` fuses there.
         observation_keys: keys that are inputs; None for all keys except the context's,
@@ -114,9 +116,9 @@ class FusionExtractor(BaseFeaturesExtractor):
         observation_space: spaces.Dict,
         network: NetworkConfig | None = None,
         *,
-        fusion: str | FusionConfig = "bilinear",
-        context: str | ContextConfig | None = None,
-        encoder: str | EncoderConfig | None = None,
+        fusion: FusionChoice = "bilinear",
+        context: ContextChoice | None = None,
+        encoder: EncoderChoice | None = None,
         sites: Sequence[Site] = ("vector",),
         observation_keys: Sequence[str] | None = None,
         return_features: bool = False,
@@ -188,6 +190,7 @@ class FusionExtractor(BaseFeaturesExtractor):
             The feature vectors, (B, features_dim), or ``Features`` if ``return_features`` is set.
         """
         context: Context = self.context(observations)
+        self._check_context(context)
         vector = self.fuse(observations, context)
         if not self.return_features:
             return vector
@@ -215,9 +218,29 @@ class FusionExtractor(BaseFeaturesExtractor):
         if self.map_fusion is not None:
             fuse = MapFusion(self.map_fusion, context)
         vector: Tensor = self.encoder(inputs, fuse)
+        if vector.ndim != 2 or vector.shape[1] != self.encoder.out_dim:
+            raise ConfigError(
+                f"encoder={self.network.encoder.kind} must return feature vectors (B, out_dim) "
+                f"with out_dim={self.encoder.out_dim}, got shape {tuple(vector.shape)}"
+            )
         if self.vector_fusion is not None:
             vector = F.relu(_apply_fusion(self.vector_fusion, vector, context))
         return vector
+
+    def _check_context(self, context: object) -> None:
+        """Raise if the context encoder, which may be a user's, returns something else."""
+        name = f"context={self.network.context.kind}"
+        if not isinstance(context, Context):
+            raise ConfigError(
+                f"{name} must return a mirl.policies.features.Context, e.g. Context(z, None) for "
+                f"a context per row, got {type(context).__name__}"
+            )
+        shape = tuple(context.values.shape)
+        if len(shape) != 2 or shape[1] != self.context_dim:
+            raise ConfigError(
+                f"{name} must return contexts (rows, out_dim) with out_dim={self.context_dim}, "
+                f"got shape {shape}"
+            )
 
     @property
     def has_running_norm(self) -> bool:
@@ -244,7 +267,7 @@ class FusionExtractor(BaseFeaturesExtractor):
     def _action_mask(self, observations: Observations) -> Bool[Tensor, "batch actions"] | None:
         """Return the mask of available actions, if the space has the key ``action_mask``."""
         space = self.observation_space.get(ACTION_MASK_KEY)
-        if not isinstance(space, spaces.MultiBinary):
+        if not is_mask_space(space):
             return None
         return _tensor(observations, ACTION_MASK_KEY) != 0
 

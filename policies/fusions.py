@@ -14,8 +14,9 @@ References:
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -75,6 +76,46 @@ class Affine(nn.Module):
         return y
 
 
+def as_linear(f: Callable[[Tensor], Tensor], in_dim: int) -> nn.Linear:
+    """Convert an affine function to a linear layer, by its values at zero and at the unit vectors.
+
+    Args:
+        f: an affine function of (n, in_dim) in float64.
+        in_dim: size of its argument.
+
+    Returns:
+        The layer, in float64.
+    """
+    # f(0) = b, and f(e_i) − b is column i of the matrix
+    points = torch.cat([torch.zeros(1, in_dim), torch.eye(in_dim)]).double()
+    at_zero, at_units = f(points).split([1, in_dim])
+    # an initialization of its own would draw from torch's generator
+    layer = nn.utils.skip_init(nn.Linear, in_dim, at_zero.shape[1], dtype=torch.float64)
+    linear = cast(nn.Linear, layer)
+    linear.weight.copy_((at_units - at_zero).T)
+    linear.bias.copy_(at_zero.squeeze(0))
+    return linear
+
+
+class Product(nn.Module):
+    """Elementwise product y = a(x) ⊙ b(x).
+
+    Args:
+        a: first factor.
+        b: second factor.
+    """
+
+    def __init__(self, a: nn.Module, b: nn.Module) -> None:
+        super().__init__()
+        self.a = a
+        self.b = b
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """Return a(x) ⊙ b(x)."""
+        y: Tensor = self.a(x) * self.b(x)
+        return y
+
+
 class Fusion(nn.Module, Part, ABC):
     """Base class of the fusions y = f(x, z).
 
@@ -122,6 +163,7 @@ class Fusion(nn.Module, Part, ABC):
 
         Raises:
             ValueError: if the sizes do not fit.
+            ConfigError: if ``interact`` of a user's class returns another shape.
         """
         if isinstance(index, Tensor):
             groups: ContextGroups | None = ContextGroups(index, len(context))
@@ -140,6 +182,11 @@ class Fusion(nn.Module, Part, ABC):
             x = features.reshape(-1, 1, self.features_dim)
             z = context.reshape(-1, self.context_dim)
         y = self.interact(x, z, groups)
+        if y.shape != (*x.shape[:2], self.out_dim):
+            raise ConfigError(
+                f"{type(self).__name__}.interact must return (B, P, O) = "
+                f"{(*x.shape[:2], self.out_dim)}, got {tuple(y.shape)}"
+            )
         # (B, P, O) -> (*B, O) or (B, *positions, O)
         return y.reshape(*features.shape[:-1], self.out_dim)
 
@@ -180,6 +227,39 @@ class Fusion(nn.Module, Part, ABC):
         Returns:
             The fused features, (B, P, O).
         """
+
+    def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
+        """Return the form of the fusion that is left for one context, y = f(x) of x alone.
+
+        It is called by ``mirl.policies.specialize`` and by the export, on a copy of the fusion in
+        float64 on the CPU, without gradients. A fusion that neither is used with can do without.
+
+        Args:
+            z: the encoded context in float64, (1, Z).
+
+        Returns:
+            A module that maps x of shape (B, X) or (B, P, X) to y, in float64.
+
+        Raises:
+            ConfigError: if the class has no such method of its own.
+        """
+        name = f"{type(self).__module__}:{type(self).__qualname__}"
+        raise ConfigError(
+            f"{name} has no form for one context alone; to export it, give it a method "
+            "specialize(self, z) that returns a module of x (if y is affine in x, "
+            "self.specialize_affine(z))"
+        )
+
+    def specialize_affine(self, z: Float[Tensor, "1 context"]) -> nn.Linear:
+        """Specialize a fusion whose output is affine in x: the sum of its terms is one affine map.
+
+        Args:
+            z: the encoded context in float64, (1, Z).
+
+        Returns:
+            The linear layer y = W x + b, in float64.
+        """
+        return as_linear(lambda x: self(x.unsqueeze(0), z).squeeze(0), self.features_dim)
 
 
 def per_row(
@@ -253,6 +333,13 @@ class Concat(Fusion):
             return y
         return self.project(F.relu(y))
 
+    def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
+        """Return one affine map, or two with a ReLU between them; see ``Fusion.specialize``."""
+        if self.project is None:
+            return self.specialize_affine(z)
+        hidden = as_linear(lambda x: self.main(x) + self.shift(z), self.features_dim)
+        return nn.Sequential(hidden, nn.ReLU(), as_linear(self.project, hidden.out_features))
+
 
 class Bilinear(Fusion):
     """General multiplicative interaction y = zᵀ𝕎x + Uᵀz + V x + b with 𝕎 ∈ R^{Z×X×O}.
@@ -325,6 +412,10 @@ class Bilinear(Fusion):
         product = multiply_row_by_row(x[:, 0], z, self.weight).unsqueeze(1)
         return product + self.main(x) + shift
 
+    def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
+        """Return the affine map that is left; see ``Fusion.specialize``."""
+        return self.specialize_affine(z)
+
 
 class LowRank(Fusion):
     """Bilinear interaction with a 𝕎 of rank R: y = P((A x) ⊙ (B z)) + Uᵀz + V x + b.
@@ -368,6 +459,10 @@ class LowRank(Fusion):
         # (B, P, R) * (B, 1, R)
         products = self.factor_features(x) * per_row(self.factor_context(z), groups)
         return self.project(products) + self.main(x) + per_row(self.shift(z), groups)
+
+    def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
+        """Return the affine map that is left; see ``Fusion.specialize``."""
+        return self.specialize_affine(z)
 
 
 class Hyper(Fusion):
@@ -417,6 +512,10 @@ class Hyper(Fusion):
             hidden = F.relu(layer(hidden))
         return self.generate.interact(x, hidden, groups)
 
+    def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
+        """Return the affine map that is left; see ``Fusion.specialize``."""
+        return self.specialize_affine(z)
+
 
 class Film(Fusion):
     """Feature-wise linear modulation y = (1 + γ(z)) ⊙ (V x + b) + β(z).
@@ -459,6 +558,10 @@ class Film(Fusion):
         # (G, 2 O) -> (B, 1, 2 O) -> γ and β, each (B, 1, O)
         scale, shift = per_row(self.to_scale_shift(z), groups).chunk(2, dim=-1)
         return (1 + scale) * self.main(x) + shift
+
+    def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
+        """Return the affine map that is left; see ``Fusion.specialize``."""
+        return self.specialize_affine(z)
 
 
 class Gate(Fusion):
@@ -504,6 +607,12 @@ class Gate(Fusion):
         # g(x, z): (B, P, O) + (B, 1, O)
         logits = self.gate_features(x) + per_row(self.gate_context(z), groups)
         return torch.sigmoid(logits) * self.main(x)
+
+    def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
+        """Return the product of two maps; see ``Fusion.specialize``."""
+        # the gate is affine in x up to its sigmoid
+        gate = as_linear(lambda x: self.gate_features(x) + self.gate_context(z), self.features_dim)
+        return Product(nn.Sequential(gate, nn.Sigmoid()), as_linear(self.main, self.features_dim))
 
 
 class CrossAttention(Fusion):
@@ -591,6 +700,56 @@ class CrossAttention(Fusion):
         # (B, P, O) + (B, 1, O)
         return self.main(x) + self.project(self.attend(x, z, groups))
 
+    def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
+        """Return attention with a fixed query; see ``Fusion.specialize``."""
+        return SpecializedCrossAttention(self, z)
+
+
+class SpecializedCrossAttention(nn.Module):
+    """``CrossAttention`` for one z.
+
+        y_i = main(x_i) + output(Σ_j softmax_j(score(x_j)) x_j for every head)
+
+    The score q(z) · k(x_j) / √d is affine in the cell, and so is the projection P v of the weighted
+    sum of each head.
+
+    Args:
+        fusion: the fusion, in float64.
+        z: the encoded context in float64, (1, Z).
+    """
+
+    def __init__(self, fusion: CrossAttention, z: Float[Tensor, "1 context"]) -> None:
+        super().__init__()
+        x_dim = fusion.features_dim
+        heads = fusion.heads
+
+        def score(x: Tensor) -> Tensor:
+            key, _ = fusion.key_value(x).chunk(2, dim=-1)
+            # (n, heads * d) -> (n, heads, d) -> (n, heads)
+            products = (fusion.query(z) * key).unflatten(-1, (heads, -1)).sum(-1)
+            return products / math.sqrt(x_dim // heads)
+
+        def project_sums(sums: Tensor) -> Tensor:
+            # (n, heads * X) -> (n, heads, X) -> (n, heads, heads * d)
+            _, value = fusion.key_value(sums.unflatten(-1, (heads, x_dim))).chunk(2, dim=-1)
+            # each head uses its own part of the value of its own sum:
+            # (n, heads, heads, d) -> (n, d, heads) -> (n, heads * d)
+            own = value.unflatten(-1, (heads, -1)).diagonal(dim1=1, dim2=2)
+            return fusion.project(own.transpose(1, 2).flatten(1))
+
+        self.main = as_linear(fusion.main, x_dim)
+        self.score = as_linear(score, x_dim)
+        self.output = as_linear(project_sums, heads * x_dim)
+
+    def forward(self, cells: Float[Tensor, "batch cells in"]) -> Float[Tensor, "batch cells out"]:
+        """Return the output for each cell, (B, P, O)."""
+        located = cells + sinusoidal_positions(cells.shape[1], cells.shape[2], cells.device)
+        weights = self.score(located).softmax(1)  # (B, P, heads)
+        # (B, heads, P) x (B, P, X) -> (B, heads * X)
+        sums = (weights.transpose(1, 2) @ located).flatten(1)
+        y: Tensor = self.main(cells) + self.output(sums).unsqueeze(1)
+        return y
+
 
 class AttentionMask(Fusion):
     """Soft feature mask y = V (m ⊙ x) + b with m = σ(M(x, z)) or m = X · softmax(M(x, z)).
@@ -658,6 +817,19 @@ class AttentionMask(Fusion):
     ) -> Float[Tensor, "B P O"]:
         """Compute V (m ⊙ x) + b."""
         return self.main(self.mask(x, z, groups) * x)
+
+    def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
+        """Return the mask as layers of x, and the map after it; see ``Fusion.specialize``."""
+        x_dim = self.features_dim
+        logits = self.to_mask.specialize(z)
+        if self.simplex:
+            mask = nn.Sequential(logits, nn.Softmax(-1))
+            # m = X * softmax: the factor X goes into the main path
+            main = as_linear(lambda x: self.main(x_dim * x), x_dim)
+        else:
+            mask = nn.Sequential(logits, nn.Sigmoid())
+            main = as_linear(self.main, x_dim)
+        return nn.Sequential(Product(mask, nn.Identity()), main)
 
 
 class MetricSimilarity(Fusion):
@@ -736,6 +908,46 @@ class MetricSimilarity(Fusion):
     ) -> Float[Tensor, "B P O"]:
         """Compute V x + b + W s(x, z)."""
         return self.main(x) + self.output(self.similarities(x, z, groups))
+
+    def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
+        """Return the affine part and the distances; see ``Fusion.specialize``."""
+        return SpecializedMetric(self, z)
+
+
+class SpecializedMetric(nn.Module):
+    """``MetricSimilarity`` for one z: y = linear(x) + output(‖A_k x − B_k z‖² for every k).
+
+    The inner products are affine in x and join V x + b; the distances remain.
+
+    Args:
+        fusion: the fusion, in float64.
+        z: the encoded context in float64, (1, Z).
+    """
+
+    def __init__(self, fusion: MetricSimilarity, z: Float[Tensor, "1 context"]) -> None:
+        super().__init__()
+        self.projections = fusion.projections
+        x_dim = fusion.features_dim
+        # the rows of W: K for the inner products, then K for the distances
+        inner_weight, distance_weight = fusion.output.weight.split(fusion.projections)
+
+        def main_and_inner_products(x: Tensor) -> Tensor:
+            similarities = fusion.similarities(x.unsqueeze(0), z, None)[0]
+            return fusion.main(x) + similarities[:, : fusion.projections] @ inner_weight
+
+        def difference(x: Tensor) -> Tensor:
+            return fusion.project_features(x) - fusion.project_context(z)
+
+        self.linear = as_linear(main_and_inner_products, x_dim)
+        self.apart = as_linear(difference, x_dim)
+        self.output = as_linear(lambda distances: distances @ distance_weight, fusion.projections)
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """Return the output for each row of x."""
+        # (*B, K * R) -> (*B, K, R)
+        differences = self.apart(x).unflatten(-1, (self.projections, -1))
+        y: Tensor = self.linear(x) + self.output(differences.square().sum(-1))
+        return y
 
 
 def build_fusion(

@@ -28,14 +28,16 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
+from mirl.configs.keys import ACTION_MASK_KEY
 from mirl.configs.networks import (
-    ContextConfig,
-    EncoderConfig,
-    FusionConfig,
+    ContextChoice,
+    EncoderChoice,
+    FusionChoice,
     NetworkConfig,
     NoMemoryConfig,
     Site,
 )
+from mirl.policies.action_mask import has_action_mask, mask_logits
 from mirl.policies.extractor import FusionExtractor, extractor_part
 from mirl.policies.features import Features
 from mirl.policies.fusions import build_fusion
@@ -286,9 +288,9 @@ def _fuse_gaussian_actor(actor: SACActor | TQCActor) -> None:
 def _resolved_network(
     observation_space: spaces.Dict,
     network: NetworkConfig | None,
-    fusion: str | FusionConfig,
-    context: str | ContextConfig | None,
-    encoder: str | EncoderConfig | None,
+    fusion: FusionChoice,
+    context: ContextChoice | None,
+    encoder: EncoderChoice | None,
     sites: Sequence[Site],
     observation_keys: Sequence[str] | None,
 ) -> NetworkConfig:
@@ -341,9 +343,9 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
         action_space: a Box space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion or its config with options.
-        context: name or config of the context encoder; None to choose it from the space.
-        encoder: name or config of the observation encoder; None to choose it from the space.
+        fusion: name of a fusion, its config with options, or a class of one's own.
+        context: name, config or class of the context encoder; None to choose it from the space.
+        encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
@@ -371,9 +373,9 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
-        fusion: str | FusionConfig = "bilinear",
-        context: str | ContextConfig | None = None,
-        encoder: str | EncoderConfig | None = None,
+        fusion: FusionChoice = "bilinear",
+        context: ContextChoice | None = None,
+        encoder: EncoderChoice | None = None,
         sites: Sequence[Site] = ("vector", "heads"),
         observation_keys: Sequence[str] | None = None,
         net_arch: list[int] | dict[str, list[int]] | None = None,
@@ -443,9 +445,9 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
         action_space: a Box space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion or its config with options.
-        context: name or config of the context encoder; None to choose it from the space.
-        encoder: name or config of the observation encoder; None to choose it from the space.
+        fusion: name of a fusion, its config with options, or a class of one's own.
+        context: name, config or class of the context encoder; None to choose it from the space.
+        encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
@@ -474,9 +476,9 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
-        fusion: str | FusionConfig = "bilinear",
-        context: str | ContextConfig | None = None,
-        encoder: str | EncoderConfig | None = None,
+        fusion: FusionChoice = "bilinear",
+        context: ContextChoice | None = None,
+        encoder: EncoderChoice | None = None,
         sites: Sequence[Site] = ("vector", "heads"),
         observation_keys: Sequence[str] | None = None,
         net_arch: list[int] | dict[str, list[int]] | None = None,
@@ -547,9 +549,9 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
         action_space: a Box space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion or its config with options.
-        context: name or config of the context encoder; None to choose it from the space.
-        encoder: name or config of the observation encoder; None to choose it from the space.
+        fusion: name of a fusion, its config with options, or a class of one's own.
+        context: name, config or class of the context encoder; None to choose it from the space.
+        encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
@@ -573,9 +575,9 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
-        fusion: str | FusionConfig = "bilinear",
-        context: str | ContextConfig | None = None,
-        encoder: str | EncoderConfig | None = None,
+        fusion: FusionChoice = "bilinear",
+        context: ContextChoice | None = None,
+        encoder: EncoderChoice | None = None,
         sites: Sequence[Site] = ("vector", "heads"),
         observation_keys: Sequence[str] | None = None,
         net_arch: list[int] | dict[str, list[int]] | None = None,
@@ -623,17 +625,48 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
         ).to(self.device)
 
 
+class MaskedQNetwork(QNetwork):
+    """Q-network whose greedy action is an available one: one with a 1 in ``action_mask``.
+
+    The arguments are those of SB3's ``QNetwork``.
+    """
+
+    masks_values = False
+    """True if ``forward`` gives the lowest finite number as the value of unavailable actions.
+
+    That is right for the target network, whose values are maximized. The online network gives all
+    values: those of actions that were taken are trained, even by a DQN that explores any action.
+    """
+
+    def forward(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
+        """Return the values of all actions, (B, actions)."""
+        values = super().forward(obs)
+        return self._mask(values, obs) if self.masks_values else values
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> Tensor:
+        values = self._mask(self(observation), observation)
+        return values.argmax(dim=1).reshape(-1)
+
+    def _mask(self, values: Tensor, obs: PyTorchObs) -> Tensor:
+        assert isinstance(obs, dict), "a mask is a key of the observation"
+        return mask_logits(values, obs[ACTION_MASK_KEY] != 0)
+
+
 class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
     """DQN policy whose Q-network is f(MLP(features), z), with one output per action.
+
+    If the observation has the key ``action_mask``, zeros and ones with one entry per action, the
+    greedy action and the value of the next state are those of available actions. SB3's DQN draws
+    its random actions from all; ``agent=dqn`` draws them from the available ones.
 
     Args:
         observation_space: a Dict space.
         action_space: a Discrete space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion or its config with options.
-        context: name or config of the context encoder; None to choose it from the space.
-        encoder: name or config of the observation encoder; None to choose it from the space.
+        fusion: name of a fusion, its config with options, or a class of one's own.
+        context: name, config or class of the context encoder; None to choose it from the space.
+        encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
@@ -654,9 +687,9 @@ class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
-        fusion: str | FusionConfig = "bilinear",
-        context: str | ContextConfig | None = None,
-        encoder: str | EncoderConfig | None = None,
+        fusion: FusionChoice = "bilinear",
+        context: ContextChoice | None = None,
+        encoder: EncoderChoice | None = None,
         sites: Sequence[Site] = ("vector", "heads"),
         observation_keys: Sequence[str] | None = None,
         net_arch: list[int] | None = None,
@@ -668,6 +701,7 @@ class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
         self.network = _resolved_network(
             observation_space, network, fusion, context, encoder, sites, observation_keys
         )
+        self.masks_actions = has_action_mask(observation_space, action_space)
         super().__init__(
             observation_space,
             action_space,
@@ -680,11 +714,18 @@ class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
+        if isinstance(self.q_net_target, MaskedQNetwork):
+            self.q_net_target.masks_values = True
 
     def make_q_net(self) -> QNetwork:
         """Build the Q-network as SB3 does, with a fused head if ``sites`` contains "heads"."""
         # SB3 calls this twice, for the online and for the target network
-        q_net = super().make_q_net()
+        if self.masks_actions:
+            q_net: QNetwork = MaskedQNetwork(
+                **self._update_features_extractor(self.net_args, features_extractor=None)
+            )
+        else:
+            q_net = super().make_q_net()
         if self.fuses_in_heads:
             q_net.q_net = with_fused_head(q_net.q_net, q_net.features_extractor)
         return q_net.to(self.device)

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
-    ContextConfig,
-    EncoderConfig,
-    FusionConfig,
-    MemoryConfig,
+    ContextChoice,
+    EncoderChoice,
+    FusionChoice,
+    MemoryChoice,
     NetworkConfig,
     NoMemoryConfig,
     RecurrentCoreConfig,
@@ -46,8 +46,8 @@ from mirl.policies.routing import choose_network, resolve_network
 class FusionPolicy(MultiInputActorCriticPolicy):
     """Actor-critic policy for PPO and A2C: a ``FusionExtractor``, SB3's MLPs, and fused heads.
 
-    If the observation has the key ``action_mask``, a MultiBinary with one bit per Discrete action,
-    the policy never takes an action whose bit is 0. Everything else is SB3's
+    If the observation has the key ``action_mask``, zeros and ones with one entry per Discrete
+    action, the policy never takes an action whose entry is 0. Everything else is SB3's
     ``MultiInputActorCriticPolicy``.
 
     Describe the networks either by ``network`` or by the separate options from ``fusion`` to
@@ -58,15 +58,16 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         action_space: any action space that SB3's PPO and A2C take.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks.
-        fusion: name of a fusion ("bilinear", "film", ...) or its config with options.
-        context: name or config of the context encoder; None for every goal and text, and the task
-            id of several tasks, joined into one context.
-        encoder: name or config of the observation encoder; None to choose it from the space.
+        fusion: name of a fusion ("bilinear", "film", ...), its config with options, or a class of
+            one's own.
+        context: name, config or class of the context encoder; None for every goal and text, and the
+            task id of several tasks, joined into one context.
+        encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map" (each cell of an image), "vector" (the feature vector) and
             "heads" (the policy head and the value head).
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
-        memory: name or config of the recurrent core, for ``RecurrentFusionPolicy`` only.
+        memory: name, config or class of the recurrent core, for ``RecurrentFusionPolicy`` only.
         popart: make the value head a ``PopArtHead``; MIRL's PPO and A2C call its ``update``.
         net_arch: sizes of the hidden layers of SB3's MLPs, as a list or as
             ``dict(pi=..., vf=...)``; None for SB3's default.
@@ -99,12 +100,12 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
-        fusion: str | FusionConfig = "bilinear",
-        context: str | ContextConfig | None = None,
-        encoder: str | EncoderConfig | None = None,
+        fusion: FusionChoice = "bilinear",
+        context: ContextChoice | None = None,
+        encoder: EncoderChoice | None = None,
         sites: Sequence[Site] = ("vector", "heads"),
         observation_keys: Sequence[str] | None = None,
-        memory: str | MemoryConfig | None = None,
+        memory: MemoryChoice | None = None,
         popart: bool = False,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.Tanh,

@@ -26,13 +26,13 @@ from mirl.configs.networks import (
     BilinearConfig,
     CombinedContextConfig,
     CombinedEncoderConfig,
-    ContextConfig,
-    EncoderConfig,
-    FusionConfig,
+    ContextChoice,
+    EncoderChoice,
+    FusionChoice,
     GoalContextConfig,
     GridEncoderConfig,
     ImageEncoderConfig,
-    MemoryConfig,
+    MemoryChoice,
     MissionContextConfig,
     NetworkConfig,
     Site,
@@ -49,26 +49,26 @@ from mirl.policies.encoders import Encoder, code_sizes, image_layout
 def choose_network(
     network: NetworkConfig | None,
     *,
-    fusion: str | FusionConfig,
-    context: str | ContextConfig | None,
-    encoder: str | EncoderConfig | None,
+    fusion: FusionChoice,
+    context: ContextChoice | None,
+    encoder: EncoderChoice | None,
     sites: Sequence[Site],
     default_sites: Sequence[Site],
     observation_keys: Sequence[str] | None,
-    memory: str | MemoryConfig | None = None,
+    memory: MemoryChoice | None = None,
     default_memory: str = "none",
 ) -> NetworkConfig:
     """Return ``network``, or build one from the separate options.
 
     Args:
         network: the whole configuration, or None if the separate options describe it.
-        fusion: name or config of the fusion.
-        context: name or config of the context encoder; None to choose it from the space.
-        encoder: name or config of the encoder; None to choose it from the space.
+        fusion: name, config or class of the fusion.
+        context: name, config or class of the context encoder; None to choose it from the space.
+        encoder: name, config or class of the encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads".
         default_sites: the value of ``sites`` that counts as not given.
         observation_keys: keys of the observation that are inputs; None for all that are left.
-        memory: name or config of the recurrent core; None for ``default_memory``.
+        memory: name, config or class of the recurrent core; None for ``default_memory``.
         default_memory: name of the recurrent core if none is given.
 
     Returns:

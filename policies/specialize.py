@@ -5,8 +5,7 @@ costs as much as one without a context. Weights are folded in float64 on the CPU
 """
 
 import copy
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, assert_never, cast
 
 import numpy as np
@@ -25,23 +24,10 @@ from mirl.policies.action_mask import mask_logits
 from mirl.policies.contexts import GoalContext
 from mirl.policies.extractor import FusionExtractor
 from mirl.policies.features import Context
-from mirl.policies.fusions import (
-    Affine,
-    AttentionMask,
-    Bilinear,
-    Concat,
-    CrossAttention,
-    Film,
-    Fusion,
-    Gate,
-    Hyper,
-    LowRank,
-    MetricSimilarity,
-)
+from mirl.policies.fusions import Fusion
 from mirl.policies.heads import FusionHead, VectorHead
 from mirl.policies.policy import FusionPolicy
 from mirl.policies.popart import PopArtHead
-from mirl.policies.positions import sinusoidal_positions
 
 Head = nn.Linear | FusionHead | VectorHead | PopArtHead
 """A policy or value head of ``FusionPolicy``."""
@@ -118,178 +104,33 @@ def specialize_fusion(fusion: Fusion, z: Float[Tensor, " context"]) -> nn.Module
         A module that maps x of shape (B, X) or (B, P, X) to y; its weights are copies.
 
     Raises:
-        TypeError: if the fusion is of a class without a specialized form.
+        ConfigError: if the fusion is of a class without a specialized form, or if that form
+            computes something else.
     """
     # in float64 the rounding errors of folding stay below the precision of float32
-    in_float64 = copy.deepcopy(fusion).cpu().double()
-    folded = fold(in_float64, z.detach().cpu().double().unsqueeze(0))
+    in_float64 = copy.deepcopy(fusion).cpu().double().eval()
+    row = z.detach().cpu().double().unsqueeze(0)
+    folded = in_float64.specialize(row)
+    _check_same_function(in_float64, folded, row)
     return folded.to(device=z.device, dtype=z.dtype).requires_grad_(False).eval()
 
 
-def fold(fusion: Fusion, z: Float[Tensor, "1 context"]) -> nn.Module:
-    """Build the form of a fusion that is left if z is known.
-
-    Args:
-        fusion: a fusion in float64 on the CPU.
-        z: the encoded context in float64, (1, Z).
-
-    Returns:
-        A module of x alone, in float64.
-
-    Raises:
-        TypeError: if the fusion is of a class without a specialized form.
-    """
-    x_dim = fusion.features_dim
-    match fusion:
-        case Concat(project=None) | Bilinear() | LowRank() | Hyper() | Film():
-            # all terms are constant or linear in x, so the sum is one affine map
-            return as_linear(lambda x: fusion(x.unsqueeze(0), z).squeeze(0), x_dim)
-        case Concat(project=Affine() as project):
-            # the ReLU stands between two affine maps
-            hidden = as_linear(lambda x: fusion.main(x) + fusion.shift(z), x_dim)
-            return nn.Sequential(hidden, nn.ReLU(), as_linear(project, hidden.out_features))
-        case Gate():
-            # the gate is affine in x up to its sigmoid
-            gate = as_linear(lambda x: fusion.gate_features(x) + fusion.gate_context(z), x_dim)
-            return Product(nn.Sequential(gate, nn.Sigmoid()), as_linear(fusion.main, x_dim))
-        case AttentionMask():
-            logits = fold(fusion.to_mask, z)
-            if fusion.simplex:
-                mask = nn.Sequential(logits, nn.Softmax(-1))
-                # m = X * softmax: the factor X goes into the main path
-                main = as_linear(lambda x: fusion.main(x_dim * x), x_dim)
-            else:
-                mask = nn.Sequential(logits, nn.Sigmoid())
-                main = as_linear(fusion.main, x_dim)
-            return nn.Sequential(Product(mask, nn.Identity()), main)
-        case MetricSimilarity():
-            return SpecializedMetric(fusion, z)
-        case CrossAttention():
-            return SpecializedCrossAttention(fusion, z)
-        case _:
-            raise TypeError(f"{type(fusion).__name__} has no specialized form")
-
-
-def as_linear(f: Callable[[Tensor], Tensor], in_dim: int) -> nn.Linear:
-    """Convert an affine function to a linear layer, by its values at zero and at the unit vectors.
-
-    Args:
-        f: an affine function of (n, in_dim) in float64.
-        in_dim: size of its argument.
-
-    Returns:
-        The layer, in float64.
-    """
-    # f(0) = b, and f(e_i) − b is column i of the matrix
-    points = torch.cat([torch.zeros(1, in_dim), torch.eye(in_dim)]).double()
-    at_zero, at_units = f(points).split([1, in_dim])
-    # an initialization of its own would draw from torch's generator
-    layer = nn.utils.skip_init(nn.Linear, in_dim, at_zero.shape[1], dtype=torch.float64)
-    linear = cast(nn.Linear, layer)
-    linear.weight.copy_((at_units - at_zero).T)
-    linear.bias.copy_(at_zero.squeeze(0))
-    return linear
-
-
-class Product(nn.Module):
-    """Elementwise product y = a(x) ⊙ b(x).
-
-    Args:
-        a: first factor.
-        b: second factor.
-    """
-
-    def __init__(self, a: nn.Module, b: nn.Module) -> None:
-        super().__init__()
-        self.a = a
-        self.b = b
-
-    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        """Return a(x) ⊙ b(x)."""
-        y: Tensor = self.a(x) * self.b(x)
-        return y
-
-
-class SpecializedMetric(nn.Module):
-    """``MetricSimilarity`` for one z: y = linear(x) + output(‖A_k x − B_k z‖² for every k).
-
-    The inner products are affine in x and join V x + b; the distances remain.
-
-    Args:
-        fusion: the fusion, in float64.
-        z: the encoded context in float64, (1, Z).
-    """
-
-    def __init__(self, fusion: MetricSimilarity, z: Float[Tensor, "1 context"]) -> None:
-        super().__init__()
-        self.projections = fusion.projections
-        x_dim = fusion.features_dim
-        # the rows of W: K for the inner products, then K for the distances
-        inner_weight, distance_weight = fusion.output.weight.split(fusion.projections)
-
-        def main_and_inner_products(x: Tensor) -> Tensor:
-            similarities = fusion.similarities(x.unsqueeze(0), z, None)[0]
-            return fusion.main(x) + similarities[:, : fusion.projections] @ inner_weight
-
-        def difference(x: Tensor) -> Tensor:
-            return fusion.project_features(x) - fusion.project_context(z)
-
-        self.linear = as_linear(main_and_inner_products, x_dim)
-        self.apart = as_linear(difference, x_dim)
-        self.output = as_linear(lambda distances: distances @ distance_weight, fusion.projections)
-
-    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        """Return the output for each row of x."""
-        # (*B, K * R) -> (*B, K, R)
-        differences = self.apart(x).unflatten(-1, (self.projections, -1))
-        y: Tensor = self.linear(x) + self.output(differences.square().sum(-1))
-        return y
-
-
-class SpecializedCrossAttention(nn.Module):
-    """``CrossAttention`` for one z.
-
-        y_i = main(x_i) + output(Σ_j softmax_j(score(x_j)) x_j for every head)
-
-    The score q(z) · k(x_j) / √d is affine in the cell, and so is the projection P v of the weighted
-    sum of each head.
-
-    Args:
-        fusion: the fusion, in float64.
-        z: the encoded context in float64, (1, Z).
-    """
-
-    def __init__(self, fusion: CrossAttention, z: Float[Tensor, "1 context"]) -> None:
-        super().__init__()
-        x_dim = fusion.features_dim
-        heads = fusion.heads
-
-        def score(x: Tensor) -> Tensor:
-            key, _ = fusion.key_value(x).chunk(2, dim=-1)
-            # (n, heads * d) -> (n, heads, d) -> (n, heads)
-            products = (fusion.query(z) * key).unflatten(-1, (heads, -1)).sum(-1)
-            return products / math.sqrt(x_dim // heads)
-
-        def project_sums(sums: Tensor) -> Tensor:
-            # (n, heads * X) -> (n, heads, X) -> (n, heads, heads * d)
-            _, value = fusion.key_value(sums.unflatten(-1, (heads, x_dim))).chunk(2, dim=-1)
-            # each head uses its own part of the value of its own sum:
-            # (n, heads, heads, d) -> (n, d, heads) -> (n, heads * d)
-            own = value.unflatten(-1, (heads, -1)).diagonal(dim1=1, dim2=2)
-            return fusion.project(own.transpose(1, 2).flatten(1))
-
-        self.main = as_linear(fusion.main, x_dim)
-        self.score = as_linear(score, x_dim)
-        self.output = as_linear(project_sums, heads * x_dim)
-
-    def forward(self, cells: Float[Tensor, "batch cells in"]) -> Float[Tensor, "batch cells out"]:
-        """Return the output for each cell, (B, P, O)."""
-        located = cells + sinusoidal_positions(cells.shape[1], cells.shape[2], cells.device)
-        weights = self.score(located).softmax(1)  # (B, P, heads)
-        # (B, heads, P) x (B, P, X) -> (B, heads * X)
-        sums = (weights.transpose(1, 2) @ located).flatten(1)
-        y: Tensor = self.main(cells) + self.output(sums).unsqueeze(1)
-        return y
+def _check_same_function(fusion: Fusion, folded: nn.Module, z: Float[Tensor, "1 context"]) -> None:
+    """Raise if a specialized form, which may be a user's, differs from its fusion."""
+    # a generator of its own leaves torch's global one as it is
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, fusion.features_dim, dtype=torch.float64, generator=generator)
+    expected = fusion(x, z)
+    got = folded(x)
+    tolerance = 1e-6 * max(1.0, expected.abs().max().item())
+    if got.shape != expected.shape or not torch.allclose(
+        got, expected, rtol=0, atol=tolerance, equal_nan=True
+    ):
+        name = f"{type(fusion).__module__}:{type(fusion).__qualname__}"
+        raise ConfigError(
+            f"{name}.specialize(z) returns a module of another function than the fusion itself; "
+            "mend the method, or use the policy as it is"
+        )
 
 
 # -------------------------------------------------------------------------- extractors and policies

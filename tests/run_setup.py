@@ -7,18 +7,19 @@ from mirl.agents.evaluation import evaluate_run
 from mirl.agents.export import Export, export_run
 from mirl.agents.few_shot import Adaptation, adapt_run
 from mirl.agents.runs.checkpoint import Checkpoint
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run import Run, adopt_texts
 from mirl.agents.statistics import TaskResult
 from mirl.configs.schema import EvalConfig, ResolvedConfig, TrainConfig
 from mirl.envs import choose_backend
-from mirl.envs.suite_spaces import suite_spaces
+from mirl.envs.suite_spaces import joined_spaces
 
 
 def resolve(config: TrainConfig) -> ResolvedConfig:
-    """Resolve ``auto`` against the spaces of the configuration's environments."""
-    backend = choose_backend(config.task, config.backend)
-    observation_space, _ = suite_spaces(config.task, backend)
-    return resolve_auto(config, observation_space)
+    """Resolve ``auto`` and the texts against the configuration's environments."""
+    config = adopt_texts(config, Run.stored(config))
+    joined = joined_spaces(config.task, choose_backend(config.task, config.backend))
+    config = config.model_copy(update={"task": joined.suite})
+    return resolve_auto(config, joined.observation)
 
 
 def start_run(config: TrainConfig) -> Run:

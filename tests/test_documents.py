@@ -91,3 +91,24 @@ def test_snippets_of_pages_run(tmp_path: Path) -> None:
         for snippet in python_snippets(page):
             result = run_python(snippet, tmp_path)
             assert result.returncode == 0, f"{page.name}: {result.stderr}"
+
+
+def test_own_environment_page_works(tmp_path: Path) -> None:
+    """Follow the page on environments: write the module, train on it, evaluate the run."""
+    page = ROOT / "docs" / "environments.md"
+    [snippet] = python_snippets(page)
+    (tmp_path / "my_package.py").write_text(snippet, encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    train_words = re.search(r"python train.py (task=my_package:MyEnv-v0) ", text)
+    eval_words = re.search(r"python eval.py (run=\S+ import=my_package)", text)
+    assert train_words is not None
+    assert eval_words is not None
+    tiny = ("agent.n_envs=4", "agent.n_steps=16", "agent.batch_size=64", "total_timesteps=64")
+    few = ("evaluation.episodes=4", "evaluation.test_episodes=4", "progress=false")
+    for script, words in (
+        ("train.py", [train_words[1], "task.kwargs.size=2", *tiny, *few]),
+        ("eval.py", [*eval_words[1].split(), "checkpoint=last", "episodes=4"]),
+    ):
+        command = [sys.executable, str(ROOT / script), *words]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (result.returncode, result.stderr) == (0, "")

@@ -91,7 +91,10 @@ class Checkpointing(BetweenIterations):
         """
         try:
             self.last_saved = self.run.save_checkpoint(
-                self.model, score=self.evaluation.new_best, episodes=self.statistics.state()
+                self.model,
+                score=self.evaluation.new_best,
+                criterion=self.evaluation.criterion,
+                episodes=self.statistics.state(),
             )
         except OSError as error:
             self._handle_write_error(error)

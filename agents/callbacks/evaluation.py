@@ -3,46 +3,63 @@
 import numpy as np
 
 from mirl.agents.callbacks.schedule import BetweenIterations, Interval
+from mirl.agents.callbacks.selection import (
+    SuccessNotice,
+    criterion_value,
+    criterion_without_success,
+)
 from mirl.agents.evaluation import evaluate
 from mirl.agents.runs import metric_names as metrics
+from mirl.agents.runs.checkpoint import Criterion
 from mirl.agents.runs.metric_names import task_metric
 from mirl.agents.runs.run import Run
 from mirl.agents.statistics import TaskResult, suite_result
 from mirl.configs.tasks import Subset
 from mirl.envs import SuiteVecEnv
 
-NO_SCORE = -1.0
+NO_SCORE = float("-inf")
 """Score below that of every evaluation."""
 
 
 class Evaluation(BetweenIterations):
     """Evaluation on the validation seeds; its results are logged and select the best checkpoint.
 
+    The success rate selects it, or, once a trained task has reported none, the score or the return.
     The held-out subset is logged only. A checkpoint that was selected on it would be fitted to it.
 
     Args:
         run: the run.
         env: validation environments of the trained subset.
         held_out: validation environments of the held-out subset, if the run holds anything out.
+        notice: told of tasks that report no success; None for nothing.
     """
 
-    def __init__(self, run: Run, env: SuiteVecEnv, held_out: SuiteVecEnv | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        env: SuiteVecEnv,
+        held_out: SuiteVecEnv | None = None,
+        notice: SuccessNotice | None = None,
+    ) -> None:
         super().__init__()
+        self.notice = notice
         self.run = run
         self.env = env
         self.held_out = held_out
         self.config = run.config.evaluation
         self.interval = Interval(self.config.every)
         self.new_best: float | None = None
-        """Score of an evaluation that is the best so far, until its checkpoint is saved."""
+        """Score, by ``criterion``, of an evaluation that is the best so far, until its checkpoint
+        is saved."""
         self.reset_best()
 
     def reset_best(self) -> None:
-        """Take the best score from the checkpoints that were saved."""
+        """Take the best score and its criterion from the checkpoints that were saved."""
         score = self.run.checkpoints.best_score
         self.best = NO_SCORE
         if score is not None:
             self.best = score
+        self.criterion: Criterion = self.run.checkpoints.best_criterion
 
     def _on_training_start(self) -> None:
         # a resumed run would otherwise be due at once
@@ -62,25 +79,30 @@ class Evaluation(BetweenIterations):
         """Evaluate and write a row of the log."""
         results = self._evaluate(self.env, "trained")
         for result in results:
-            self._record_task("success_rate", result, result.success_rate)
+            if result.success_rate is not None:
+                self._record_task("success_rate", result, result.success_rate)
             self._record_task("return", result, result.mean_return)
             self._record_task("length", result, result.mean_length)
         suite = suite_result(results)
         mean_return = float(np.mean([result.mean_return for result in results]))
-        self.logger.record(metrics.EVAL_SUCCESS, suite.success.mean)
-        self.logger.record(metrics.EVAL_IQM, suite.success.iqm)
-        self.logger.record(metrics.EVAL_WORST, suite.success.worst)
+        if suite.success is not None:
+            self.logger.record(metrics.EVAL_SUCCESS, suite.success.mean)
+            self.logger.record(metrics.EVAL_IQM, suite.success.iqm)
+            self.logger.record(metrics.EVAL_WORST, suite.success.worst)
         self.logger.record(metrics.EVAL_SCORE, suite.score.mean)
         self.logger.record(metrics.EVAL_RETURN, mean_return)
         if self.held_out is not None:
             held_out = suite_result(self._evaluate(self.held_out, "held_out"))
-            self.logger.record(metrics.HELD_OUT_SUCCESS, held_out.success.mean)
+            if held_out.success is not None:
+                self.logger.record(metrics.HELD_OUT_SUCCESS, held_out.success.mean)
         # a row of its own: the table needs its timesteps, TensorBoard has them as the step
         self.logger.record(metrics.TIMESTEPS, self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
-        score = suite.success.mean
-        if self.config.best_by == "worst":
-            score = suite.success.worst
+        if self.criterion == "success" and suite.tasks_with_success < len(results):
+            # the scores so far were success rates, which nothing can be compared with any more
+            self.criterion = criterion_without_success(self.run.config)
+            self.best = NO_SCORE
+        score = criterion_value(results, self.criterion, self.config.best_by)
         if score >= self.best:  # of equal scores the later one, which has trained longer
             self.best = score
             self.new_best = score
@@ -89,7 +111,7 @@ class Evaluation(BetweenIterations):
         self.logger.record(task_metric("eval", result.task, metric), value)
 
     def _evaluate(self, env: SuiteVecEnv, subset: Subset) -> list[TaskResult]:
-        return evaluate(
+        results = evaluate(
             self.model.policy,
             env,
             episodes=self.config.episodes,
@@ -97,3 +119,6 @@ class Evaluation(BetweenIterations):
             deterministic=self.config.deterministic,
             subset=subset,
         )
+        if self.notice is not None:
+            self.notice.tell([result.task for result in results if result.success_rate is None])
+        return results

@@ -23,10 +23,10 @@ class ProgressBar(BaseCallback):
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]:>6.0f} steps/s  success {task.fields[success]:>4.0%}"),
+            TextColumn("{task.fields[speed]:>6.0f} steps/s  success {task.fields[success]:>4}"),
             TimeRemainingColumn(),
         )
-        self.bar = self.progress.add_task("", total=total_timesteps, speed=0.0, success=0.0)
+        self.bar = self.progress.add_task("", total=total_timesteps, speed=0.0, success="–")
 
     def _on_training_start(self) -> None:
         self.start = time.perf_counter()
@@ -40,6 +40,7 @@ class ProgressBar(BaseCallback):
         if now - self.updated_at < REFRESH_SECONDS:
             return
         self.updated_at = now
+        # empty before the first episode has ended, and where no episode reports success
         episodes = self.model.ep_success_buffer
         # the speed of this process: a resumed run starts with timesteps of earlier ones
         timesteps = self.num_timesteps - self.model._num_timesteps_at_start
@@ -47,7 +48,7 @@ class ProgressBar(BaseCallback):
             self.bar,
             completed=self.num_timesteps,
             speed=timesteps / (now - self.start),
-            success=float(np.mean(episodes)) if episodes else 0.0,
+            success=f"{np.mean(episodes):.0%}" if episodes else "–",
         )
 
     def _on_training_end(self) -> None:

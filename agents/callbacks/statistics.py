@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor
 
 from mirl.agents.callbacks.schedule import Interval, IterationTimer
+from mirl.agents.callbacks.selection import SuccessNotice
 from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.checkpoint import EpisodeRecords
 from mirl.agents.runs.metric_names import task_metric
@@ -30,10 +31,12 @@ class TaskStatistics(BaseCallback):
 
     Args:
         tasks: names of the tasks.
+        notice: told of tasks that report no success; None for nothing.
     """
 
-    def __init__(self, tasks: Sequence[str]) -> None:
+    def __init__(self, tasks: Sequence[str], notice: SuccessNotice | None = None) -> None:
         super().__init__()
+        self._notice = notice
         self._episodes: dict[str, deque[Episode]] = {task: deque(maxlen=WINDOW) for task in tasks}
 
     def _on_step(self) -> bool:
@@ -42,7 +45,7 @@ class TaskStatistics(BaseCallback):
         for env_index in np.flatnonzero(self.locals["dones"]):
             info = infos[env_index]
             episode = info["episode"]
-            outcome = Episode(info["is_success"], episode["r"], episode["l"])
+            outcome = Episode(info.get("is_success"), episode["r"], episode["l"])
             self._episodes[info["task"]].append(outcome)
         return True
 
@@ -65,17 +68,27 @@ class TaskStatistics(BaseCallback):
         """
         for task, episodes in state.items():
             for success, episode_return, length in episodes:
-                outcome = Episode(bool(success), float(episode_return), int(length))
+                is_success = None if success is None else bool(success)
+                outcome = Episode(is_success, float(episode_return), int(length))
                 self._episodes[task].append(outcome)
 
     def record(self) -> None:
-        """Record the means for the next row of the log."""
+        """Record the means for the next row of the log; a success rate only where it is known."""
+        tasks_without_success = []
         for task, episodes in self._episodes.items():
             if not episodes:
                 continue
-            means = np.mean(list(episodes), axis=0)
+            has_success = all(episode.success is not None for episode in episodes)
+            if not has_success:
+                tasks_without_success.append(task)
+            # an unknown success is 0 here, and its mean is left out below
+            rows = [(episode.success or 0, *episode[1:]) for episode in episodes]
+            means = np.mean(rows, axis=0)
             for name, mean in zip(EPISODE_METRICS, means, strict=True):
-                self.logger.record(task_metric("task", task, name), float(mean))
+                if has_success or name != "success_rate":
+                    self.logger.record(task_metric("task", task, name), float(mean))
+        if self._notice is not None:
+            self._notice.tell(tasks_without_success)
 
 
 class OffPolicyLogger(TaskStatistics):
@@ -87,12 +100,15 @@ class OffPolicyLogger(TaskStatistics):
     Args:
         tasks: names of the tasks.
         interval: timesteps between two rows of the log.
+        notice: told of tasks that report no success; None for nothing.
     """
 
     model: OffPolicyAlgorithm
 
-    def __init__(self, tasks: Sequence[str], interval: int) -> None:
-        super().__init__(tasks)
+    def __init__(
+        self, tasks: Sequence[str], interval: int, notice: SuccessNotice | None = None
+    ) -> None:
+        super().__init__(tasks, notice)
         self.interval = Interval(interval)
         self.timer = IterationTimer()
         self.seconds = 0.0

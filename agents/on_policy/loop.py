@@ -24,6 +24,7 @@ from mirl.agents.on_policy.rollout_buffer import RolloutBuffer
 from mirl.agents.on_policy.update import Update, update_popart_and_advantages
 from mirl.agents.profiler import IterationProfiler
 from mirl.agents.runs.metric_names import DISTINCT
+from mirl.agents.vec_normalize import check_not_normalized
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import PrecisionName
 from mirl.envs import SuiteVecEnv
@@ -78,6 +79,7 @@ class OnPolicyLoop(RolloutCollector):
     # ------------------------------------------------------------------------------- building
 
     def _setup_model(self) -> None:
+        check_not_normalized(self.env)
         # Choose the buffer's class before SB3's _setup_model, which builds it.
         self.rollout_buffer_class = RolloutBuffer
         if issubclass(self.policy_class, RecurrentFusionPolicy):

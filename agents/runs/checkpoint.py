@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, Self, cast, get_args, runtime_checkable
 
 import torch
 from gymnasium import spaces
@@ -71,8 +71,25 @@ _LOADING_ERRORS = (
 )
 """Exceptions that a file with unexpected content can cause while it is loaded."""
 
-EpisodeRecords = Mapping[str, Sequence[Sequence[float]]]
-"""The last episodes of each task, as (success, return, length), for JSON."""
+EpisodeRecords = Mapping[str, Sequence[Sequence[Any]]]
+"""The last episodes of each task, as (success, return, length), for JSON; success may be None."""
+Criterion = Literal["success", "score", "return"]
+"""Quantity of an evaluation that selects the best checkpoint."""
+
+
+def parse_criterion(value: object) -> Criterion:
+    """Return a criterion from a JSON file.
+
+    Args:
+        value: the stored value; None in files that select by success, as all once did.
+
+    Returns:
+        The criterion; ``success`` if it is unknown.
+    """
+    for criterion in get_args(Criterion):
+        if value == criterion:
+            return cast(Criterion, criterion)
+    return "success"
 
 
 @runtime_checkable
@@ -175,9 +192,14 @@ class Checkpoint:
 
     @property
     def score(self) -> float | None:
-        """Success rate of the evaluation that made this the best checkpoint, if one did."""
+        """Score of the evaluation that made this the best checkpoint, if one did."""
         score = self.state.get("best_score")
         return score if isinstance(score, float) else None
+
+    @property
+    def criterion(self) -> Criterion:
+        """Quantity that ``score`` is a value of."""
+        return parse_criterion(self.state.get("best_criterion"))
 
     def spaces(self) -> Spaces | None:
         """Return the spaces that the policy was trained on.
@@ -305,15 +327,20 @@ class Checkpoint:
 
 
 def write_checkpoint(
-    folder: Path, agent: BaseAlgorithm, score: float | None, episodes: EpisodeRecords
+    folder: Path,
+    agent: BaseAlgorithm,
+    score: float | None,
+    episodes: EpisodeRecords,
+    criterion: Criterion = "success",
 ) -> None:
     """Write a checkpoint; it appears completely or not at all.
 
     Args:
         folder: where it is to appear.
         agent: the agent to save.
-        score: success rate of the evaluation that made it the best, if one did.
+        score: score of the evaluation that made it the best, if one did.
         episodes: the last episodes of each task.
+        criterion: quantity that the score is a value of.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
@@ -323,7 +350,7 @@ def write_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        _write_files(temporary, agent, score, episodes)
+        _write_files(temporary, agent, score, episodes, criterion)
         write_manifest(temporary)
         # the rename makes the checkpoint appear; it must be on the disk before the index names it
         temporary.replace(folder)
@@ -334,7 +361,11 @@ def write_checkpoint(
 
 
 def _write_files(
-    folder: Path, agent: BaseAlgorithm, score: float | None, episodes: EpisodeRecords
+    folder: Path,
+    agent: BaseAlgorithm,
+    score: float | None,
+    episodes: EpisodeRecords,
+    criterion: Criterion,
 ) -> None:
     save_model(agent.policy, str(folder / POLICY))
     # off-policy algorithms have counters that the others lack
@@ -353,6 +384,8 @@ def _write_files(
         "observation_space": space_to_json(agent.observation_space),
         "action_space": space_to_json(agent.action_space),
     }
+    if score is not None and criterion != "success":
+        state["best_criterion"] = criterion
     # tensors as safetensors, the options of the parameter groups as JSON
     for name, optimizer in get_optimizers(agent).items():
         optimizer_state = optimizer.state_dict()

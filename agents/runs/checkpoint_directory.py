@@ -14,16 +14,19 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from mirl.agents.runs.atomic_files import JsonObject, load_json, write_json
 from mirl.agents.runs.checkpoint import (
     Checkpoint,
+    Criterion,
     EpisodeRecords,
     checkpoint_name,
     checkpoint_timesteps,
+    parse_criterion,
     write_checkpoint,
 )
 from mirl.agents.runs.replay_buffer import REPLAY_BUFFER
 from mirl.configs.errors import ConfigError, nearest
 
 INDEX = "index.json"
-"""JSON file with the names of the last and the best checkpoint, and the score of the best."""
+"""JSON file with the names of the last and the best checkpoint, and the score of the best with its
+criterion."""
 
 
 class CheckpointDirectory:
@@ -43,22 +46,29 @@ class CheckpointDirectory:
 
     @property
     def best_score(self) -> float | None:
-        """Success rate of the best checkpoint; None if there is none yet."""
+        """Score of the best checkpoint; None if there is none yet."""
         score = self.load_index().get("best_score")
         return score if isinstance(score, int | float) else None
+
+    @property
+    def best_criterion(self) -> Criterion:
+        """Quantity that ``best_score`` is a value of; ``success`` if there is no score yet."""
+        return parse_criterion(self.load_index().get("best_criterion"))
 
     def save(
         self,
         agent: BaseAlgorithm,
         *,
         score: float | None = None,
+        criterion: Criterion = "success",
         episodes: EpisodeRecords | None = None,
     ) -> Checkpoint:
         """Save an agent as the last checkpoint, and as the best one if a score is given.
 
         Args:
             agent: the agent.
-            score: success rate of the evaluation that made it the best.
+            score: score of the evaluation that made it the best.
+            criterion: quantity that the score is a value of.
             episodes: the last episodes of each task.
 
         Returns:
@@ -71,13 +81,12 @@ class CheckpointDirectory:
         folder = self.path / checkpoint_name(agent.num_timesteps)
         # a checkpoint appears only when it is complete, so an existing one is kept
         if not folder.exists():
-            write_checkpoint(folder, agent, score, episodes or {})
+            write_checkpoint(folder, agent, score, episodes or {}, criterion)
         # the index names the checkpoint only once it is complete
         index = self.load_index()
         index["last"] = folder.name
         if score is not None:
-            index["best"] = folder.name
-            index["best_score"] = score
+            _set_best(index, folder.name, score, criterion)
         write_json(self.path / INDEX, index)
         # replay buffers are large, and only the last one is ever loaded
         for other in self._folders():
@@ -157,8 +166,8 @@ class CheckpointDirectory:
         """Load the index.
 
         Returns:
-            ``last``, ``best`` and ``best_score``, those that are known; empty before the first
-            checkpoint.
+            ``last``, ``best``, ``best_score`` and, unless that is a success rate,
+            ``best_criterion``, those that are known; empty before the first checkpoint.
 
         Raises:
             ConfigError: the index is damaged.
@@ -209,15 +218,28 @@ class CheckpointDirectory:
         index: JsonObject = {}
         for folder in folders:
             with suppress(ConfigError):
-                score = Checkpoint.open(folder).score
+                checkpoint = Checkpoint.open(folder)
                 last = folder
+                score = checkpoint.score
+                if score is None:
+                    continue
+                # scores of another criterion cannot be compared, and the later one is in force
+                is_comparable = checkpoint.criterion == parse_criterion(index.get("best_criterion"))
                 # of equal scores the later one, as during training
-                if score is not None and score >= index.get("best_score", score):
-                    index["best"] = folder.name
-                    index["best_score"] = score
+                if not is_comparable or score >= index.get("best_score", score):
+                    _set_best(index, folder.name, score, checkpoint.criterion)
         index["last"] = last.name
         write_json(self.path / INDEX, index)
         return _timesteps(last)
+
+
+def _set_best(index: JsonObject, name: str, score: float, criterion: Criterion) -> None:
+    """Name a checkpoint as the best one in an index."""
+    index["best"] = name
+    index["best_score"] = score
+    index.pop("best_criterion", None)
+    if criterion != "success":
+        index["best_criterion"] = criterion
 
 
 def _timesteps(folder: Path) -> int:

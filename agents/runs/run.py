@@ -1,7 +1,7 @@
 """Run directories: a configuration, its checkpoints, and a lock for the training process."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from mirl.agents.runs.atomic_files import check_regular, write_text
-from mirl.agents.runs.checkpoint import Checkpoint, EpisodeRecords
+from mirl.agents.runs.checkpoint import Checkpoint, Criterion, EpisodeRecords
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
 from mirl.configs.aliases import migrate_config
 from mirl.configs.compose import validate
@@ -20,6 +20,10 @@ from mirl.configs.schema import ResolvedConfig, TrainConfig
 
 CONFIG = "config.yaml"
 """File with the configuration of the run."""
+LOCK = ".lock"
+"""File that the training process locks."""
+LOG_FILES = ("metrics.csv", "events.out.tfevents.*")
+"""Patterns of the files of the logger."""
 FREE_FIELDS = frozenset(
     {"device", "progress", "runs_dir", "name", "imports", "on_fault", "max_restarts", "env_timeout"}
 )
@@ -91,16 +95,38 @@ class Run:
         return cls(path, config, is_new=True)
 
     @classmethod
+    def stored(cls, config: TrainConfig) -> ResolvedConfig | None:
+        """Load the configuration that a run directory holds, which may be another one.
+
+        Args:
+            config: the configuration of a training command.
+
+        Returns:
+            The stored configuration; None if there is none yet.
+
+        Raises:
+            ConfigError: the stored configuration is not valid.
+        """
+        # the stored configuration is read here and nowhere else in a training command
+        if not (config.run_dir / CONFIG).exists():
+            return None
+        return _load_config(
+            config.run_dir, advice="; if this is another run, choose another name=…"
+        )
+
+    @classmethod
     def find(
         cls,
         config: ResolvedConfig,
         complete: Callable[[ResolvedConfig], ResolvedConfig] = lambda stored: stored,
+        stored: ResolvedConfig | None = None,
     ) -> Self | None:
         """Find the existing run of a configuration, to resume it.
 
         Args:
             config: the configuration; it may differ from that of the directory in ``FREE_FIELDS``.
             complete: adds what a stored configuration of an earlier version lacks.
+            stored: the stored configuration, if it was loaded before.
 
         Returns:
             The run, with ``config`` as its configuration; None if there is none yet.
@@ -109,11 +135,10 @@ class Run:
             ConfigError: the directory holds a run of another configuration, and the differences
                 are listed, or one that names a module that may not be imported.
         """
-        # the stored configuration is read here and nowhere else in a training command
         path = config.run_dir
-        if not (path / CONFIG).exists():
+        stored = stored or cls.stored(config)
+        if stored is None:
             return None
-        stored = _load_config(path, advice="; if this is another run, choose another name=…")
         differences = _differences(complete(stored), config)
         if differences:
             listed = "\n".join(differences)
@@ -121,6 +146,22 @@ class Run:
                 f"{path} holds a run of another configuration; choose another name=…\n{listed}"
             )
         return cls(path, config)
+
+    def discard(self) -> None:
+        """Delete what a new run has written before its first checkpoint.
+
+        The corrected command then starts anew, instead of finding a run of another configuration.
+        """
+        if not self.is_new or not self.checkpoints.is_empty:
+            return
+        written = [self.path / CONFIG, self.path / LOCK]
+        for pattern in LOG_FILES:
+            written += self.path.glob(pattern)
+        # an error while deleting must not hide the one that ended the run
+        with suppress(OSError):
+            for path in written:
+                path.unlink(missing_ok=True)
+            self.path.rmdir()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -131,7 +172,7 @@ class Run:
         Raises:
             ConfigError: another process trains in the run directory.
         """
-        lock = FileLock(self.path / ".lock")
+        lock = FileLock(self.path / LOCK)
         try:
             # no waiting: an error at once is better than a command that seems to hang
             lock.acquire(timeout=0)
@@ -174,13 +215,15 @@ class Run:
         agent: BaseAlgorithm,
         *,
         score: float | None = None,
+        criterion: Criterion = "success",
         episodes: EpisodeRecords | None = None,
     ) -> Checkpoint:
         """Save an agent as the last checkpoint, and as the best one if a score is given.
 
         Args:
             agent: the agent.
-            score: success rate of the evaluation that made it the best.
+            score: score of the evaluation that made it the best.
+            criterion: quantity that the score is a value of.
             episodes: the last episodes of each task.
 
         Returns:
@@ -189,16 +232,17 @@ class Run:
         Raises:
             OSError: it cannot be written; the earlier checkpoints are unchanged.
         """
-        return self.checkpoints.save(agent, score=score, episodes=episodes)
+        return self.checkpoints.save(agent, score=score, criterion=criterion, episodes=episodes)
 
 
-def adopt_texts(config: TrainConfig) -> TrainConfig:
+def adopt_texts(config: TrainConfig, stored: ResolvedConfig | None) -> TrainConfig:
     """Give a configuration the vocabulary of the weights that it continues from.
 
     The ids of words are part of the weights, so words are drawn for new weights only.
 
     Args:
         config: the configuration of a training command.
+        stored: the configuration that its run directory holds, if there is one.
 
     Returns:
         The configuration with the vocabulary and the text length that its run directory states, or
@@ -208,9 +252,9 @@ def adopt_texts(config: TrainConfig) -> TrainConfig:
         ConfigError: the configuration of the other run is not valid.
     """
     changes: dict[str, object] = {}
-    if (config.run_dir / CONFIG).exists():
-        stored = Run.open(config.run_dir).config.task
-        changes = {"vocabulary": stored.vocabulary, "text_length": stored.text_length}
+    if stored is not None:
+        suite = stored.task
+        changes = {"vocabulary": suite.vocabulary, "text_length": suite.text_length}
     elif config.start_from is not None and (config.start_from / CONFIG).exists():
         changes = {"vocabulary": Run.open(config.start_from).config.task.vocabulary}
     for name in list(changes):

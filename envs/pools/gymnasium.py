@@ -8,7 +8,10 @@ from typing import Any, cast
 import numpy as np
 from gymnasium.vector.utils import concatenate, create_empty_array
 
+from mirl.configs.errors import ContractError
 from mirl.configs.tasks import TaskConfig
+from mirl.envs.contract.codes import UnknownCodes
+from mirl.envs.contract.descriptions import describe_value
 from mirl.envs.make import ObservationKind, make_env
 from mirl.envs.pools.backend import NOT_REPORTED, EnvironmentFailedError, Step, scatter_rows
 from mirl.envs.seeds import replacement_seed
@@ -40,6 +43,7 @@ class GymnasiumBackend:
         observation: kind of observation, see ``make_env``.
         on_failure: called with each failure; by default it raises the failure.
         texts: conversion of the texts, see ``make_env``.
+        unknown_codes: reaction to unknown codes, see ``make_env``.
     """
 
     def __init__(
@@ -51,10 +55,19 @@ class GymnasiumBackend:
         observation: ObservationKind = "grid",
         on_failure: Callable[[EnvironmentFailedError], None] = _raise,
         texts: TextCodec | None = None,
+        unknown_codes: UnknownCodes = "error",
     ) -> None:
         self._task = task
         self._on_failure = on_failure
-        self._make_env = partial(make_env, task, task_index, n_tasks, observation, texts=texts)
+        self._make_env = partial(
+            make_env,
+            task,
+            task_index,
+            n_tasks,
+            observation,
+            texts=texts,
+            unknown_codes=unknown_codes,
+        )
         self._envs: list[AnyEnv | None] = [None] * n
         self._space: AnySpace  # known once the first environment has been made
         self._seeds: list[int | None] = [None] * n
@@ -185,6 +198,9 @@ class GymnasiumBackend:
         seed = self._seeds[env_index]
         assert seed is not None, "the first reset needs seeds"
         message = f"failed in {method}(): {type(error).__name__}: {error}"
+        if isinstance(error, ContractError):
+            # It says what was expected and what to do.
+            message = f"in {method}(): {error}"
         failure = self._failure(env_index, message)
         failure.__cause__ = error
         self._on_failure(failure)
@@ -210,7 +226,7 @@ class GymnasiumBackend:
             # Checking each row first would cost time in every timestep.
             for env_index, row in rows.items():
                 if not self._space.contains(row):
-                    message = f"gave {row!r}, which is not in {self._space}"
+                    message = f"gave {describe_value(row)}, which is not in its space"
                     raise self._failure(env_index, message) from error
             raise
 

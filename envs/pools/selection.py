@@ -140,9 +140,17 @@ def make_backends(
                 workers=workers,
                 n_shards=n_shards,
                 texts=texts,
+                unknown_codes=suite.unknown_codes,
             )
         else:
             backends[task_index] = GymnasiumBackend(
-                task, n, task_index, n_tasks, suite.observation, restarts.count, texts
+                task,
+                n,
+                task_index,
+                n_tasks,
+                suite.observation,
+                restarts.count,
+                texts,
+                unknown_codes=suite.unknown_codes,
             )
     return backends

@@ -103,6 +103,11 @@ class SuiteBackend:
         """True if every environment is inactive."""
         return bool(self._inactive.all())
 
+    @property
+    def inactive(self) -> RowMask:
+        """True for each environment that is not stepped, (n,)."""
+        return self._inactive
+
     def send(self, actions: Array) -> None:
         """Start a timestep of all active environments, of which there is at least one.
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, TextIO, assert_never, cast
 
 from gymnasium.vector.utils import CloudpickleWrapper
 
+from mirl.configs.errors import ConfigError
 from mirl.configs.imports import allowed_modules, imported_modules, restore_imports
 from mirl.envs.pools.backend import EnvironmentFailedError, Step
 from mirl.envs.pools.gymnasium import GymnasiumBackend
@@ -228,7 +229,13 @@ def _serve(
                 result = _execute(backends[shard], command, argument)
                 # Inside the block, because a result that cannot be pickled is an error as well.
                 connection.send((None, result, tolerated, notices))
+            except ConfigError as error:
+                connection.send((str(error), None, (), ()))
             except EnvironmentFailedError as error:
+                if isinstance(error.__cause__, ConfigError):
+                    # It says all that a user needs, so a traceback would only bury it.
+                    connection.send((str(error), None, (), ()))
+                    continue
                 connection.send(_error_reply(str(error), error))
             except Exception as error:
                 connection.send(_error_reply(f"{type(error).__name__}: {error}", error))

@@ -12,6 +12,12 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from mirl.configs.tasks import TaskConfig
+from mirl.envs.contract.codes import (
+    Tables,
+    UnknownCodes,
+    add_to_minigrid_tables,
+    minigrid_tables,
+)
 from mirl.envs.make import ObservationKind, find_spec
 from mirl.envs.pools.backend import (
     EnvironmentFailedError,
@@ -107,6 +113,7 @@ class WorkerBackend:
         workers: the worker processes.
         n_shards: largest number of shards.
         texts: conversion of the texts, see ``make_env``.
+        unknown_codes: reaction to unknown codes, see ``make_env``.
     """
 
     def __init__(
@@ -120,11 +127,23 @@ class WorkerBackend:
         workers: Workers,
         n_shards: int,
         texts: TextCodec | None = None,
+        unknown_codes: UnknownCodes = "error",
     ) -> None:
         shares = np.array_split(np.arange(n), min(n_shards, len(workers), n))
         self._first_env_indices = [int(share[0]) for share in shares]
-        # The registration is sent along: a worker has not imported the user's script or notebook.
-        build = partial(_build, find_spec(task), task, task_index, n_tasks, observation, texts)
+        # The registration and the codes are sent along: a worker has not imported the user's script
+        # or notebook.
+        build = partial(
+            _build,
+            find_spec(task),
+            minigrid_tables(),
+            task,
+            task_index,
+            n_tasks,
+            observation,
+            texts,
+            unknown_codes=unknown_codes,
+        )
         self._shards = []
         for worker, share in zip(workers.assign(len(shares)), shares, strict=True):
             self._shards.append(_Shard(worker, task, build, len(share), workers.restarts))
@@ -345,6 +364,7 @@ def _all_failed(last_obs: Observations, k: int) -> Step:
 
 def _build(
     spec: EnvSpec,
+    tables: Tables,
     task: TaskConfig,
     task_index: int,
     n_tasks: int,
@@ -352,9 +372,13 @@ def _build(
     texts: TextCodec | None,
     n: int,
     *,
+    unknown_codes: UnknownCodes,
     on_failure: Callable[[EnvironmentFailedError], None],
 ) -> GymnasiumBackend:
     """Return a shard's backend, in the worker process."""
     # setdefault, because a module that the worker imported may have registered the id already.
     gym.registry.setdefault(spec.id, spec)
-    return GymnasiumBackend(task, n, task_index, n_tasks, observation, on_failure, texts)
+    add_to_minigrid_tables(tables)
+    return GymnasiumBackend(
+        task, n, task_index, n_tasks, observation, on_failure, texts, unknown_codes
+    )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.keys import ACHIEVED_GOAL_KEY, DESIRED_GOAL_KEY
-from mirl.envs.spaces import GRID_HIGH
+from mirl.envs.contract.codes import grid_high
 from mirl.envs.type_aliases import AnySpace, Array, Info, Observation
 
 GoalKind = Literal["cell", "picture"]
@@ -230,8 +230,9 @@ def _is_free(grid: Grid, x: int, y: int) -> bool:
 
 def _picture_space(view_size: int) -> spaces.Box:
     """Return the space of MiniGrid's symbolic view with the bounds of its codes."""
-    shape = (view_size, view_size, len(GRID_HIGH))
-    high = np.broadcast_to(np.asarray(GRID_HIGH, np.uint8), shape).copy()
+    largest = np.asarray(grid_high(), np.uint8)
+    shape = (view_size, view_size, len(largest))
+    high = np.broadcast_to(largest, shape).copy()
     return spaces.Box(np.zeros_like(high), high, high.shape, np.uint8)
 
 

@@ -93,6 +93,7 @@ class Core(nn.Module, Part, ABC):
 
         Raises:
             ValueError: if the sizes do not fit.
+            ConfigError: if ``run`` of a user's class returns other shapes.
         """
         episodes = _as_episodes(episode_start, features.device)
         self._check_sizes(features, state, episodes, context, groups)
@@ -107,6 +108,7 @@ class Core(nn.Module, Part, ABC):
                 # What the features of all observations share would dominate the differences.
                 inputs = F.layer_norm(inputs, (self.features_dim,))
             y, state = self.run(inputs, state, episodes, z, groups)
+            self._check_outputs(y, state, episodes)
             if self.add is not None:
                 y = x + self.add(y)
             return y, state
@@ -132,6 +134,16 @@ class Core(nn.Module, Part, ABC):
         Returns:
             (T, N, size), the output; (N, S), the hidden state afterwards.
         """
+
+    def _check_outputs(self, y: Tensor, state: Tensor, episodes: Episodes) -> None:
+        """Raise if ``run``, which may be that of a user's class, returns other shapes."""
+        expected = (*episodes.shape, self.size)
+        expected_state = (episodes.shape[1], self.state_dim)
+        if tuple(y.shape) != expected or tuple(state.shape) != expected_state:
+            raise ConfigError(
+                f"{type(self).__name__}.run must return (T, N, size) = {expected} and (N, state) = "
+                f"{expected_state}, got {tuple(y.shape)} and {tuple(state.shape)}"
+            )
 
     def _check_sizes(
         self,

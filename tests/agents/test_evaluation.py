@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from corridor_env import corridor
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +19,9 @@ from run_setup import evaluate_at
 from stable_baselines3.common.policies import BasePolicy, MultiInputActorCriticPolicy
 
 from mirl.agents import evaluate, train
-from mirl.agents.evaluation import results_table
-from mirl.agents.statistics import TaskResult, suite_result
+from mirl.agents.evaluation import _result, missing_success_line, results_table
+from mirl.agents.statistics import Episode, TaskResult, suite_result
+from mirl.configs.compose import compose_train
 from mirl.configs.schema import EvalConfig, TrainConfig
 from mirl.configs.tasks import HoldoutConfig, SuiteConfig, TaskConfig
 from mirl.envs import SeedSplit, SuiteVecEnv, env_seeds
@@ -64,7 +67,7 @@ def suite() -> Iterator[SuiteConfig]:
     for env_id, entry_point in environments.items():
         gym.register(env_id, entry_point=entry_point)
     tasks = tuple(
-        TaskConfig(name=name, env_id=env_id)
+        TaskConfig(name=name, env_id=env_id, success="reward")
         for name, env_id in zip(("slow", "guess"), environments, strict=True)
     )
     yield SuiteConfig(name="toys", tasks=tasks)
@@ -248,6 +251,69 @@ def test_held_out_subset_has_own_rows() -> None:
         "25.0%",
         "0.0%",
     )
+
+
+def unknown(task: str, **options: Any) -> TaskResult:
+    """Return a result whose success is unknown."""
+    return TaskResult(task, None, np.full(4, -5.0), np.full(4, 5), **options)
+
+
+def test_table_shows_dash_for_unknown_success() -> None:
+    """The table of an unknown success has neither a rate nor an interval, nor a reason why."""
+    table = results_table([unknown("own")], "title")
+    assert rows_of(table) == [["own", "4", "–", "–", "-5.000", "-5.000", "5.0"]]
+    assert table.caption is None
+    both = results_table([unknown("own"), unknown("other")], "title")
+    assert [row[2] for row in rows_of(both)] == ["–"] * 5
+    assert both.caption is None
+
+
+def test_table_says_which_success_it_averages() -> None:
+    """If some tasks report no success, the means are over the others, and the caption says so."""
+    results = [one("a", 2), unknown("b"), one("c", 1), unknown("a", subset="held_out")]
+    results += [one("c", 2, subset="held_out")]
+    table = results_table(results, "title")
+    rates = {row[0]: row[2] for row in rows_of(table)}
+    assert (rates["b"], rates["mean"], rates["worst"]) == ("–", "75.0%", "50.0%")
+    assert rates["mean (held out)"] == "100.0%"
+    assert table.caption == (
+        "success: over the 2 of 3 tasks that report it\n"
+        "success (held out): over the 1 of 2 tasks that report it"
+    )
+
+
+def test_line_explains_missing_success() -> None:
+    assert missing_success_line([one("a", 2)]) is None
+    line = missing_success_line([one("a", 2), unknown("b"), unknown("b", subset="held_out")])
+    assert line == (
+        "task 'b' reports no success (no 'is_success' or 'success' in the last info of an "
+        "episode); train with 'success=return>=X' to define it"
+    )
+
+
+def test_partly_reported_success_is_unknown(suite: SuiteConfig) -> None:
+    """A rate over the episodes that report success would leave out the others."""
+    tasks = [task.model_copy(update={"success": "auto"}) for task in suite.tasks]
+    episodes = [Episode(True, 1.0, 3), Episode(None, 0.0, 3)]
+    assert _result(tasks[0], episodes, "trained").success is None
+    assert _result(tasks[0], episodes[:1], "trained").success_rate == 1.0
+
+
+def test_unknown_success_is_null_in_reports(tmp_path: Path) -> None:
+    """A run whose task reports no success is evaluated, and its report holds null."""
+    sizes = ("agent.n_envs=2", "agent.n_steps=32", "agent.batch_size=64", "total_timesteps=64")
+    others = ("evaluation.episodes=2", "progress=false", "device=cpu", f"runs_dir={tmp_path}")
+    config = compose_train([*corridor("", "success: 'return>=-16'"), *sizes, *others])
+    train(config)
+    options = EvalConfig(run=config.run_dir, checkpoint="best", episodes=4, n_envs=2)
+    results, [path] = evaluate_at(options)
+    assert [result.success_rate for result in results] == [None, 1.0]
+    report = json.loads(path.read_text(), parse_constant=pytest.fail)
+    for key in ("successes", "success_rate", "success_interval"):
+        assert report["tasks"][0][key] is None
+        assert report["tasks"][1][key] is not None
+    summary = report["summary"]["trained"]
+    assert (summary["tasks_with_success"], summary["success"]["mean"]) == (1, 1.0)
 
 
 def test_only_active_tasks_have_results(suite: SuiteConfig) -> None:

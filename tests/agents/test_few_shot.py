@@ -20,6 +20,7 @@ from mirl.agents import evaluate, few_shot, load_policy, train
 from mirl.agents.builder import build_agent
 from mirl.agents.few_shot import CurvePoint, ShiftedContext, adaptation_tasks, curve_table
 from mirl.agents.runs.run import Run
+from mirl.agents.statistics import TaskResult
 from mirl.configs.compose import compose_train, parse_flat
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import MissionContextConfig, TaskIdContextConfig
@@ -308,6 +309,13 @@ def test_table_has_row_per_point(runs: dict[str, Path]) -> None:
     columns = [list(column.cells) for column in curve_table(curve, "title").columns]
     assert columns[0] == [f"{point.episodes:,}" for point in curve]
     assert columns[2] == [f"{point.result.success_rate:.1%}" for point in curve]
+
+
+def test_curve_table_shows_dash() -> None:
+    """The table of a curve with unknown success shows neither a rate nor an interval."""
+    result = TaskResult("own", None, np.full(2, -5.0), np.full(2, 5))
+    columns = [list(column.cells) for column in curve_table([CurvePoint(0, 0, result)], "").columns]
+    assert columns == [["0"], ["0"], ["–"], ["–"], ["-5.000"]]
 
 
 def test_command_adapts_and_reports_file(runs: dict[str, Path]) -> None:

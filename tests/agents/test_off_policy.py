@@ -34,6 +34,7 @@ from mirl.agents import evaluate, load_policy, train
 from mirl.agents import training as training_module
 from mirl.agents.builder import build_policy
 from mirl.agents.faults import NonFiniteError
+from mirl.agents.off_policy import MaskedDQN
 from mirl.agents.on_policy.rollback import are_finite
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
@@ -206,8 +207,8 @@ def test_her_rejects_several_tasks(tiny: Build, make_agent: Agents) -> None:
         make_agent(tiny("sac", *SUITE))
 
 
-def test_dqn_rejects_differing_action_counts(tiny: Build, make_agent: Agents) -> None:
-    """DQN rejects tasks with different numbers of actions."""
+def test_dqn_masks_differing_action_counts(tiny: Build, make_agent: Agents) -> None:
+    """DQN takes available actions only where tasks have different numbers of them."""
     gym.register(
         "ToyThree-v0", lambda: gym.wrappers.TransformAction(FlipGoalEnv(), int, spaces.Discrete(3))
     )
@@ -215,10 +216,17 @@ def test_dqn_rejects_differing_action_counts(tiny: Build, make_agent: Agents) ->
     config = tiny(
         "dqn", "task.name=both", words, "agent.n_envs=2", "context=task_id", "sites=[heads]"
     )
-    with pytest.raises(
-        ConfigError, match=r"agent=dqn cannot mask actions, .*; use agent=ppo or a2c"
-    ):
-        make_agent(config)
+    agent = make_agent(config)
+    assert isinstance(agent, MaskedDQN)
+    agent.learn(60)  # the environment raises on an unavailable action
+    assert are_finite(agent.policy)
+    observation = agent.env.reset()
+    for rate in (0.0, 1.0):
+        agent.exploration_rate = rate
+        chosen = [agent.predict(observation)[0] for _ in range(20)]
+        assert max(actions[0] for actions in chosen) < 2
+    single = {key: values[0] for key, values in observation.items()}
+    assert agent.predict(single)[0].shape == ()
 
 
 def test_envpool_has_no_goals(tiny: Build) -> None:

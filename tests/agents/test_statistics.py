@@ -1,5 +1,6 @@
 """Statistics agree with published tables, formulas and plain numpy."""
 
+import json
 import math
 
 import numpy as np
@@ -212,3 +213,38 @@ def test_same_generator_gives_same_interval() -> None:
     )
     assert first == again
     assert first != other
+
+
+# ---------------------------------------------------------------------------------- unknown success
+
+
+def unknown(episode_return: float = -5.0) -> TaskResult:
+    return TaskResult("unknown", None, np.full(3, episode_return), np.full(3, 4))
+
+
+def test_unknown_success_is_none() -> None:
+    """Nothing is computed from a success that is unknown; everything else is."""
+    result = unknown()
+    assert (result.n_successes, result.success_rate, result.success_interval) == (None, None, None)
+    assert result.n_episodes == 3
+    summary = result.summary()
+    assert summary["successes"] is summary["success_rate"] is summary["success_interval"] is None
+    assert (summary["episodes"], summary["return_mean"], summary["length_mean"]) == (3, -5.0, 4.0)
+
+
+def test_unknown_summary_is_json_null() -> None:
+    text = json.dumps(unknown().summary(), allow_nan=False)
+    assert json.loads(text)["success_interval"] is None
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.integers(0, 8)), min_size=1, max_size=8),
+)
+def test_suite_aggregates_known_success(successes: list[int | None]) -> None:
+    """The success of a suite is that of the tasks that have one; scores are of all tasks."""
+    results = [unknown() if count is None else result(count, 8) for count in successes]
+    suite = suite_result(results)
+    rates = [count / 8 for count in successes if count is not None]
+    assert suite.tasks_with_success == len(rates)
+    assert suite.success == (aggregate(rates) if rates else None)
+    assert suite.score == aggregate([each.score for each in results])

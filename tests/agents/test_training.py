@@ -11,6 +11,7 @@ from typing import Any
 import pydantic
 import pytest
 import tiny_runs
+from corridor_env import corridor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mirl.eval
@@ -18,6 +19,7 @@ import mirl.train
 from mirl.agents import PPO, builder, train, training
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
 from mirl.agents.runs.run import Run
+from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import ResolvedConfig, TrainConfig
 
@@ -279,3 +281,53 @@ def test_impossible_holdout_writes_nothing(tiny: Build) -> None:
     with pytest.raises(ConfigError, match=r"no episode with a mission with one of \['blur'\] came"):
         train(config)
     assert not config.run_dir.exists()
+
+
+# -------------------------------------------------- options that an environment shows to be invalid
+
+
+@pytest.mark.parametrize(
+    ("fields", "words", "message"),
+    [
+        (
+            ["success: reward", ""],
+            ("sampling=lowest_success",),
+            "sampling=lowest_success needs the success .* task 'task1' reports none",
+        ),
+        (["success: info"], (), "task 'task0' has success=info, but the last info"),
+    ],
+)
+def test_refused_success_leaves_no_run(
+    tmp_path: Path, fields: list[str], words: tuple[str, ...], message: str
+) -> None:
+    """A run that fails at its first episode leaves nothing, so that the corrected command works."""
+    sizes = ("agent.n_envs=2", "agent.n_steps=32", "agent.batch_size=64", "total_timesteps=64")
+    others = ("evaluation.episodes=2", "progress=false", "device=cpu", f"runs_dir={tmp_path}")
+    common = (*sizes, *others, "name=own")
+    with pytest.raises(ConfigError, match=message) as caught:
+        train(compose_train([*corridor(*fields), *common, *words]))
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    # each of the remedies that the message names
+    assert "'success=return>=X'" in str(caught.value)
+    corrected = ["success: 'return>=-8'"] * len(fields)
+    assert train(compose_train([*corridor(*corrected), *common, *words])).finished
+
+
+def test_refused_resume_keeps_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a run with checkpoints is deleted, whatever happens when it is resumed."""
+    sizes = ("agent.n_envs=2", "agent.n_steps=32", "agent.batch_size=64", "total_timesteps=128")
+    others = ("evaluation.episodes=2", "progress=false", "device=cpu", f"runs_dir={tmp_path}")
+    config = compose_train([*corridor(""), *sizes, *others, "checkpoint_every=64", "name=own"])
+
+    def refuse(*_: object) -> None:
+        raise ConfigError("no")
+
+    monkeypatch.setattr(training.Evaluation, "evaluate_now", refuse)  # at the end of training
+    with pytest.raises(ConfigError, match="no"):
+        train(config)
+    assert [path.name for path in (config.run_dir / "checkpoints").glob("step_*")] == [
+        "step_000000064"
+    ]
+    monkeypatch.undo()
+    assert train(config).finished

@@ -52,6 +52,13 @@ def test_help_lists_groups_and_presets(group: str) -> None:
     assert line.replace("*", "").split() == presets(group)
 
 
+def test_help_lists_own_presets(tmp_path: Path) -> None:
+    (tmp_path / "fusion").mkdir()
+    (tmp_path / "fusion" / "narrow.yaml").write_text("kind: low_rank\n")
+    assert re.search(r"^  fusion .* narrow", train_help(["--config-dir", str(tmp_path)]), re.M)
+    assert "narrow" not in train_help(["--config-dir", "nowhere"])
+
+
 def test_default_presets_are_marked() -> None:
     assert re.findall(r"(\w+)\*  ?|(\w+)\*$", train_help(), re.MULTILINE)
     for preset in ("goto_door*", "bilinear*", "mission*", "grid*", "ppo*"):

@@ -1,7 +1,9 @@
 """From command-line arguments to a valid configuration, or to one error message."""
 
+import re
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import gymnasium as gym
 import minigrid  # noqa: F401  (registers its ids)
@@ -12,6 +14,7 @@ from config_errors import error_message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mirl.configs import imports
 from mirl.configs.agents import PPOConfig
 from mirl.configs.compose import (
     GROUPS,
@@ -23,7 +26,7 @@ from mirl.configs.compose import (
 )
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import FilmConfig
-from mirl.configs.schema import EvalConfig, TrainConfig
+from mirl.configs.schema import RUN_NAME, EvalConfig, TrainConfig
 
 PRESETS = [(group, preset) for group in GROUPS for preset in presets(group)]
 COMPANIONS = {
@@ -132,6 +135,37 @@ def test_task_accepts_any_environment_id(env_id: str) -> None:
     assert (task.name, task.env_id) == (env_id, env_id)
 
 
+@pytest.mark.parametrize(
+    "env_id",
+    ["my_package:Own/Reach-v0", "my_package.envs:OwnReach", "OwnReach", "Own/reach", "x-v0"],
+)
+def test_task_accepts_what_gym_takes(env_id: str) -> None:
+    """An id may name its module and have no version; nothing is imported while composing."""
+    config = compose_train([f"task={env_id}"])
+    (task,) = config.task.tasks
+    assert (task.name, task.env_id) == (env_id, env_id)
+    assert re.fullmatch(RUN_NAME, config.run_name)
+    assert "," not in task.name
+
+
+def test_joined_ids_may_name_modules() -> None:
+    suite = compose_train(["task=one:A-v0+two:Space/B+CartPole-v1"]).task
+    assert [task.env_id for task in suite.tasks] == ["one:A-v0", "two:Space/B", "CartPole-v1"]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("goto_door+CartPole-v1", "only environment ids can be joined by +, got 'goto_door'"),
+        ("a:b,c:d", "expected an environment id, or several joined by +, got 'a:b,c:d'"),
+        ("a:${seed}", "expected an environment id"),
+        ("own_reach", "unknown task 'own_reach': expected a preset or an environment id"),
+    ],
+)
+def test_other_tasks_are_refused(value: str, message: str) -> None:
+    assert message in error_message(f"task={value}")
+
+
 def test_plus_joins_ids_to_suite() -> None:
     suite = compose_train(["task=BabyAI-GoToObj-v0+BabyAI-GoToLocal-v0", "context=task_id"]).task
     assert [task.env_id for task in suite.tasks] == ["BabyAI-GoToObj-v0", "BabyAI-GoToLocal-v0"]
@@ -156,6 +190,111 @@ def test_ids_get_auto_context_and_encoder() -> None:
 def test_metaworld_ids_succeed_at_any_step() -> None:
     tasks = compose_train(["task=Meta-World/reach-v3+FetchReach-v4"]).task.tasks
     assert [task.success for task in tasks] == ["any_step", "auto"]
+
+
+def test_listed_tasks_get_auto_context() -> None:
+    """Tasks listed on the command line may be of any kind, as ids may."""
+    tasks = "task.tasks=[{name: a, env_id: own:A/B-v0}, {name: b, env_id: C, kwargs: {x: true}}]"
+    config = compose_train(["task.name=two", tasks])
+    assert (config.context.kind, config.encoder.kind) == ("auto", "auto")
+    assert [task.env_id for task in config.task.tasks] == ["own:A/B-v0", "C"]
+    assert config.task.tasks[1].kwargs == {"x": True}
+
+
+def test_wrapped_presets_get_auto_encoder() -> None:
+    """Wrappers may change the observation; what the preset overrides is kept."""
+    config = compose_train(["task=mt5", "task.wrappers=[minigrid.wrappers:FullyObsWrapper]"])
+    assert (config.context.kind, config.encoder.kind) == ("task_id", "auto")
+
+
+@pytest.mark.parametrize("word", ["task=CartPole-v1", "task=mt5", "seed=0"])
+def test_kwargs_reach_every_task(word: str) -> None:
+    argv = [word, "task.kwargs.max_steps=20", "task.kwargs.own.depth=2"]
+    for task in compose_train(argv).task.tasks:
+        assert task.kwargs == {"max_steps": 20, "own": {"depth": 2}}
+
+
+def test_success_may_be_short() -> None:
+    for word in ("success=info", "task.success=info"):
+        assert compose_train([word]).task.tasks[0].success == "info"
+    tasks = compose_train(["task=Meta-World/reach-v3", "success=info"]).task.tasks
+    assert tasks[0].success == "info"
+
+
+@pytest.mark.parametrize("value", ["json,csv", "[json,csv]", "[json, csv]"])
+def test_import_takes_several_modules(value: str) -> None:
+    assert compose_train([f"import={value}"]).imports == ("json", "csv")
+    assert parse_flat(EvalConfig, ["run=x", f"import={value}"]).imports == ("json", "csv")
+
+
+def test_import_of_missing_module_is_reported() -> None:
+    message = error_message("import=no_such_module_here")
+    assert message.startswith("import=no_such_module_here: there is no module")
+
+
+def test_arguments_allow_their_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The modules that the arguments name may be imported, and no others."""
+    monkeypatch.setattr(imports, "_allowed", set())
+    compose_train(["task=pack:A-v0", "task.wrappers=[wraps.deep:Wrap]", "import=json"])
+    assert imports.allowed_modules() == ("json", "pack", "wraps.deep")
+
+
+OWN_PRESETS = {
+    "task/mine.yaml": "name: mine\ntasks:\n  - {name: a, env_id: 'own_pack:A-v0'}\n",
+    "task/fixed.yaml": (
+        "# @package _global_\ndefaults:\n  - override /context: goal\n"
+        "task:\n  name: fixed\n  tasks:\n    - {name: a, env_id: A-v0}\n"
+    ),
+    "fusion/narrow.yaml": "kind: low_rank\nrank: 2\n",
+    "fusion/broken.yaml": "kind: [\n",
+}
+
+
+@pytest.fixture
+def config_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "my 'own' presets"
+    for name, text in OWN_PRESETS.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_own_presets_are_found(config_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Own presets stand beside MIRL's, and what they name may be imported."""
+    monkeypatch.setattr(imports, "_allowed", set())
+    config = compose_train([f"--config-dir={config_dir}", "task=mine", "fusion=narrow"])
+    assert (config.task.name, config.context.kind) == ("mine", "auto")
+    assert config.fusion.model_dump()["rank"] == 2
+    assert imports.is_allowed("own_pack")
+    config = compose_train(["fusion.rank=3", "--config-dir", str(config_dir), "fusion=narrow"])
+    assert (config.task.name, config.fusion.model_dump()["rank"]) == ("goto_door", 3)
+
+
+def test_own_preset_may_override_groups(config_dir: Path) -> None:
+    config = compose_train(["--config-dir", str(config_dir), "task=fixed"])
+    assert (config.context.kind, config.encoder.kind) == ("goal", "auto")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("fusion=narow", "unknown fusion 'narow': expected a preset. Did you mean 'narrow'?"),
+        ("task=minee", "Did you mean 'mine'?"),
+        ("fusion=broken", "--config-dir: a preset could not be read"),
+    ],
+)
+def test_own_presets_are_suggested(config_dir: Path, word: str, message: str) -> None:
+    assert message in error_message(f"--config-dir={config_dir}", word)
+
+
+def test_config_dir_has_to_hold_presets(config_dir: Path, tmp_path: Path) -> None:
+    assert "expected a folder of presets" in error_message("--config-dir=nowhere")
+    assert "expected a folder of presets, got ''" in error_message("--config-dir")
+    assert "holds no presets" in error_message("--config-dir", str(tmp_path))
+    (config_dir / "fusion" / "film.yaml").write_text("kind: film\n")
+    message = error_message("--config-dir", str(config_dir))
+    assert "MIRL has a preset fusion=film; rename fusion/film.yaml" in message
 
 
 def test_suite_from_command_line() -> None:

@@ -6,6 +6,8 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mirl.configs import imports
 from mirl.configs.errors import ConfigError
@@ -13,10 +15,15 @@ from mirl.configs.imports import (
     PluginWarning,
     allow_imports,
     allowed_modules,
+    check_allowed,
     import_module,
     import_object,
+    import_words,
+    imported_modules,
     is_allowed,
     load_plugins,
+    named_code,
+    restore_imports,
 )
 
 SOURCE = """
@@ -26,6 +33,12 @@ class Outer:
 value = 3
 """
 
+
+def nested(inner: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
+    keys = st.sampled_from(["imports", "kind", "env_id", "wrappers", "kwargs", "other"])
+    return st.lists(inner) | st.dictionaries(keys, inner)
+
+
 Plant = Callable[..., None]
 """Function that writes a module: its name, its source."""
 
@@ -34,6 +47,7 @@ Plant = Callable[..., None]
 def clean_imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forget what a test allowed and imported."""
     monkeypatch.setattr(imports, "_allowed", set())
+    monkeypatch.setattr(imports, "_imported", {})
     monkeypatch.setattr(imports, "_plugins", tuple)
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)
@@ -163,3 +177,63 @@ def test_broken_plugin_is_a_warning(plant: Plant, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(imports, "_plugins", lambda: (plugin,))
     with pytest.warns(PluginWarning, match="plugin 'mine' .* no module 'no_such_plugin'"):
         load_plugins()
+
+
+def test_libraries_are_allowed() -> None:
+    """Any file may name the code of MIRL and of the libraries whose ids it registers itself."""
+    for module in ("mirl.envs.not_yet", "minigrid.not_yet", "gymnasium.wrappers.not_yet"):
+        assert is_allowed(module)
+    for module in ("mirl.runs.evil.planted", "minigrid.__main__", "gymnasium2"):
+        assert not is_allowed(module)
+
+
+NAMES_CODE = {
+    "task": {
+        "tasks": [
+            {"env_id": "a.b:Id-v0", "kwargs": {"kind": "not:this", "env_id": "not:that"}},
+            {"env_id": "Plain-v0", "wrappers": ["b:One", {"wrapper": "c:Two", "kwargs": {}}]},
+        ],
+        "wrappers": "d:Three",
+    },
+    "fusion": {"kind": "e:Part", "parts": [{"kind": "f:Deep"}, {"kind": "bilinear"}]},
+    "imports": ["g", "h.i"],
+    "success": "return>=3:4",
+}
+
+
+def test_named_code_is_found() -> None:
+    assert sorted(named_code(NAMES_CODE)) == [
+        *("a.b:Id-v0", "b:One", "c:Two", "d:Three", "e:Part", "f:Deep", "g", "h.i"),
+    ]
+    assert import_words(NAMES_CODE) == ["import=a,b,c,d,e,f,g,h"]
+
+
+@given(st.recursive(st.none() | st.text() | st.integers(), nested, max_leaves=10))
+def test_any_values_are_searched(values: object) -> None:
+    for name in named_code(values):
+        assert isinstance(name, str)
+
+
+def test_advice_names_every_module() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_allowed(named_code(NAMES_CODE), "config.yaml: ")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "add import=a,b,c,d,e,f,g,h " in message
+    allow_imports(*"abcdefgh")
+    check_allowed(named_code(NAMES_CODE))
+
+
+@pytest.mark.parametrize("path", ["../x:Y", "a b", "a.__main__:Y"])
+def test_path_is_no_module_name(path: str) -> None:
+    with pytest.raises(ConfigError, match="must begin with the name of a module"):
+        check_allowed([path])
+
+
+def test_worker_imports_as_its_owner(plant: Plant) -> None:
+    """A worker imports what its owner imported, and leaves out what it cannot."""
+    plant("ownparts.layers")
+    restore_imports(("ownparts",), ("ownparts.layers", "made_in_a_notebook"))
+    assert "ownparts.layers" in imported_modules()
+    assert "ownparts.layers" in sys.modules
+    assert allowed_modules() == ("made_in_a_notebook", "ownparts", "ownparts.layers")

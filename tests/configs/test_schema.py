@@ -6,8 +6,8 @@ import pytest
 from config_errors import error_message
 from pydantic import ValidationError
 
-from mirl.configs.compose import compose_train
-from mirl.configs.schema import ResolvedConfig
+from mirl.configs.compose import compose_train, validate
+from mirl.configs.schema import ResolvedConfig, TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -147,3 +147,18 @@ def test_resolved_config_rejects_auto() -> None:
     for part in ("context", "encoder"):
         with pytest.raises(ValidationError, match="'auto' found using 'kind'"):
             ResolvedConfig.model_validate({**values, part: {"kind": "auto"}})
+
+
+def test_unknown_codes_reach_the_suite() -> None:
+    """``encoder.unknown=hash`` tells the environments too, which declare the rows."""
+    config = compose_train(["encoder=grid", "encoder.unknown=hash"])
+    assert config.task.unknown_codes == "hash"
+    assert compose_train([]).task.unknown_codes == "error"
+    values = {**config.model_dump(), "task": compose_train([]).task}
+    assert validate(TrainConfig, values).task.unknown_codes == "hash"
+
+
+def test_evaluated_episodes_have_a_limit() -> None:
+    assert compose_train([]).evaluation.max_steps is None
+    assert compose_train(["evaluation.max_steps=7"]).evaluation.max_steps == 7
+    assert "evaluation.max_steps" in error_message("evaluation.max_steps=0")

@@ -6,11 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mirl.configs import tasks
-from mirl.configs.compose import PRESETS_DIR, compose_train, presets
+from mirl.configs.compose import PRESETS_DIR, compose_train, presets, validate
+from mirl.configs.errors import ConfigError
 from mirl.configs.keys import TASK_KEY
-from mirl.configs.tasks import REFERENCES, HoldoutConfig, SuiteConfig, TaskConfig, score_bounds
+from mirl.configs.tasks import (
+    REFERENCES,
+    HoldoutConfig,
+    ReturnThreshold,
+    SuiteConfig,
+    TaskConfig,
+    has_score_bounds,
+    return_threshold,
+    score_bounds,
+)
 from mirl.envs import SuiteVecEnv
 
 MEASURED = json.loads(REFERENCES.read_text(encoding="utf-8"))["environments"]
@@ -52,8 +64,9 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ({"env_id": "Both-v0", "score_low": -50}, (-50, 0.875)),
         ({"env_id": "Both-v0", "score_high": 2}, (0.125, 2)),
         ({"env_id": "Both-v0", "score_low": 0, "score_high": 1}, (0, 1)),
-        # with other keyword arguments it is not the measured environment
+        # with other keyword arguments or a wrapper it is not the measured environment
         ({"env_id": "Both-v0", "kwargs": {"size": 16}}, (0.0, 1.0)),
+        ({"env_id": "Both-v0", "wrappers": ["module:Class"]}, (0.0, 1.0)),
     ],
 )
 def test_score_bounds_have_defaults(
@@ -61,6 +74,74 @@ def test_score_bounds_have_defaults(
 ) -> None:
     """Score bounds are the task's own, otherwise the measured ones, otherwise 0 and 1."""
     assert score_bounds(TaskConfig(name="task", **options)) == bounds
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"env_id": "Both-v0"}, True),
+        ({"env_id": "Both-v0", "kwargs": {"size": 16}}, False),
+        ({"env_id": "Random-v0"}, False),
+        ({"env_id": "Random-v0", "score_high": 2}, True),
+        ({"env_id": "Unmeasured-v0", "score_high": 2}, False),
+        ({"env_id": "Unmeasured-v0", "score_low": -2, "score_high": 2}, True),
+    ],
+)
+def test_assumed_bounds_are_no_bounds(options: dict[str, object], expected: bool) -> None:
+    """A task has score bounds if both are its own or measured."""
+    assert has_score_bounds(TaskConfig(name="task", **options)) is expected
+
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(FINITE, st.sampled_from([">=", ">"]), st.sampled_from(["", " "]))
+def test_return_rule_keeps_its_number(bound: float, sign: str, space: str) -> None:
+    """Any number can be a threshold, and a rule has one spelling, which is stable."""
+    task = TaskConfig(name="a", env_id="X-v0", success=f"return{space}{sign}{space}{bound!r}")
+    assert return_threshold(task.success) == ReturnThreshold(bound, is_strict=sign == ">")
+    again = TaskConfig(name="a", env_id="X-v0", success=task.success)
+    assert again.success == task.success
+    assert " " not in task.success
+
+
+@pytest.mark.parametrize(
+    ("rule", "canonical"),
+    [
+        ("return >= 5.0", "return>=5"),
+        ("return>=-5", "return>=-5"),
+        ("return>.5", "return>0.5"),
+        ("return>=+1e3", "return>=1000"),
+        (" return>=5 ", "return>=5"),
+    ],
+)
+def test_return_rule_has_one_spelling(rule: str, canonical: str) -> None:
+    assert TaskConfig(name="a", env_id="X-v0", success=rule).success == canonical
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *("return", "return>=", "return>=x", "return=>5", "return<5", "return>=inf", "return>nan"),
+        *("return>=1e999", "return>=5>=4", "reward>=5", "returns>=5", "Return>=5", ""),
+        *(5, None, ["auto"]),
+    ],
+)
+def test_other_rules_are_rejected_in_one_line(rule: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(TaskConfig, {"name": "a", "env_id": "X-v0", "success": rule})
+    [line] = str(caught.value).splitlines()
+    assert line.startswith("success: expected 'auto', 'reward', 'info', 'any_step' or 'return>=X'")
+    assert f"got {rule!r}." in line
+    if str(rule).startswith("return"):
+        assert "return>=-5" in line, "the advice is a rule that works"
+
+
+def test_return_rule_from_the_command_line() -> None:
+    """In a list of tasks the rule is quoted, because Hydra reads = and > otherwise."""
+    words = ["task.name=x", "task.tasks=[{name: a, env_id: X-v0, success: 'return>=-5'}]"]
+    assert compose_train(words).task.tasks[0].success == "return>=-5"
 
 
 @pytest.mark.usefixtures("measured")
@@ -131,3 +212,45 @@ def test_split_leaves_episodes_in_subset(split: str, task: str, subset: tasks.Su
         assert len(env.reset()[TASK_KEY]) == n_envs
     finally:
         env.close()
+
+
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=3))
+KWARGS = st.dictionaries(st.sampled_from("abc"), VALUES)
+
+
+@given(common=KWARGS, own=st.lists(KWARGS, min_size=1, max_size=3))
+def test_suite_kwargs_reach_its_tasks(
+    common: dict[str, object], own: list[dict[str, object]]
+) -> None:
+    """A task's own values win, and none is ignored silently."""
+    tasks = [{"name": str(i), "env_id": "A-v0", "kwargs": kwargs} for i, kwargs in enumerate(own)]
+    values = {"name": "suite", "tasks": tasks, "kwargs": common}
+    ignored = [key for key in common if all(key in kwargs for kwargs in own)]
+    if ignored:
+        with pytest.raises(ConfigError, match=f"kwargs.{ignored[0]}=… has no effect"):
+            validate(SuiteConfig, values)
+        return
+    suite = validate(SuiteConfig, values)
+    assert [task.kwargs for task in suite.tasks] == [{**common, **kwargs} for kwargs in own]
+    assert suite.kwargs == {}
+    assert validate(SuiteConfig, suite.model_dump(mode="json")) == suite
+
+
+def test_suite_wrappers_reach_its_tasks() -> None:
+    own = {"name": "own", "env_id": "B-v0", "wrappers": [{"wrapper": "m:B", "kwargs": {"x": 1}}]}
+    plain = TaskConfig(name="plain", env_id="A-v0")
+    suite = validate(SuiteConfig, {"name": "s", "tasks": [plain, own], "wrappers": "m:A"})
+    assert [task.wrappers[0].wrapper for task in suite.tasks] == ["m:A", "m:B"]
+    assert (suite.wrappers, suite.tasks[1].wrappers[0].kwargs) == ((), {"x": 1})
+
+
+def test_ignored_success_is_an_error() -> None:
+    values = {"name": "s", "tasks": [{"name": "a", "env_id": "A-v0", "success": "info"}]}
+    with pytest.raises(ConfigError, match="success=… has no effect"):
+        validate(SuiteConfig, {**values, "success": "reward"})
+
+
+@pytest.mark.parametrize("value", ["Class", "module:", ":Class", "a:b:c", ""])
+def test_wrapper_needs_module_and_class(value: str) -> None:
+    with pytest.raises(ConfigError, match="wrapper: expected module:Class"):
+        validate(TaskConfig, {"name": "a", "env_id": "A-v0", "wrappers": [value]})

@@ -57,14 +57,17 @@ def single_task(env_id: str, **fields: Any) -> SuiteConfig:
 
 def counters(n_tasks: int) -> SuiteConfig:
     """Return a suite of counters; see ``toy_envs.CounterEnv``."""
-    tasks = tuple(TaskConfig(name=f"task{i}", env_id=COUNTER) for i in range(n_tasks))
+    tasks = tuple(
+        TaskConfig(name=f"task{i}", env_id=COUNTER, success="reward") for i in range(n_tasks)
+    )
     return SuiteConfig(name="counters", tasks=tasks)
 
 
 def fragile(n_tasks: int = 1, **kwargs: Any) -> SuiteConfig:
     """Return a suite of environments that can fail; see ``toy_envs.FragileEnv``."""
     tasks = tuple(
-        TaskConfig(name=f"task{i}", env_id=FRAGILE, kwargs=kwargs) for i in range(n_tasks)
+        TaskConfig(name=f"task{i}", env_id=FRAGILE, kwargs=kwargs, success="reward")
+        for i in range(n_tasks)
     )
     return SuiteConfig(name="fragile", tasks=tasks)
 
@@ -72,7 +75,12 @@ def fragile(n_tasks: int = 1, **kwargs: Any) -> SuiteConfig:
 def choices(*counts: int, **kwargs: Any) -> SuiteConfig:
     """Return a suite of tasks with these numbers of actions; see ``toy_envs.ChoiceEnv``."""
     tasks = tuple(
-        TaskConfig(name=f"task{i}", env_id="ToyChoice-v0", kwargs={"n_actions": n, **kwargs})
+        TaskConfig(
+            name=f"task{i}",
+            env_id="ToyChoice-v0",
+            kwargs={"n_actions": n, **kwargs},
+            success="reward",
+        )
         for i, n in enumerate(counts)
     )
     return SuiteConfig(name="choices", tasks=tasks)

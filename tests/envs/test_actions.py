@@ -1,10 +1,12 @@
 """Tests of the validation of actions."""
 
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import pytest
 import toy_envs  # noqa: F401  (registers its ids)
+from gymnasium import spaces
 from gymnasium.spaces import Box
 from stable_baselines3 import PPO
 from suites import BACKENDS, FORWARD, GRIDS
@@ -13,7 +15,7 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.schema import BackendName
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs import SuiteVecEnv, make_vec_env
-from mirl.envs.actions import validate_actions
+from mirl.envs.actions import check_action_space, validate_actions
 
 IDS = ["MiniGrid-Empty-5x5-v0", "MiniGrid-Dynamic-Obstacles-5x5-v0"]
 
@@ -93,3 +95,29 @@ def test_unavailable_action_is_an_error(backend: BackendName) -> None:
         with pytest.raises(ValueError, match=r"Discrete\(7\), got 7 for environment 0"):
             env.step(np.array([7, 6, 2, 2]))
         assert env.step(np.array([6, 6, 2, 2]))[1].shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (
+            spaces.Box(-np.inf, np.inf, (2,)),
+            r"finite bounds.*in \[-inf, inf\].*Box\(-1, 1, ",
+        ),
+        (spaces.Box(np.float32([-1, 0]), np.float32([1, np.inf])), "finite bounds"),
+        (spaces.Box(0, 1, (0,)), r"at least one number, got a Box of shape \(0,\)"),
+        (spaces.Discrete(3, start=1), "must start at 0.*leave 'start' out"),
+        (spaces.MultiDiscrete([2, 3], start=[0, 1]), "must start at 0"),
+        (spaces.MultiDiscrete([[2, 3]]), r"one dimension, got shape \(1, 2\)"),
+        (spaces.MultiDiscrete([]), "at least one component"),
+        (spaces.MultiBinary((2, 2)), r"one dimension, got shape \(2, 2\)"),
+        (spaces.Tuple([spaces.Discrete(2)]), "got Tuple; join its parts"),
+        (spaces.Dict(a=spaces.Discrete(2)), "got Dict; join its parts"),
+        (None, r"got None; set self\.action_space"),
+    ],
+)
+def test_action_spaces_are_those_of_sb3(space: Any, message: str) -> None:
+    """A space that SB3 refuses is one line that names the owner and a remedy."""
+    with pytest.raises(ConfigError, match=f"task 'a': .*{message}") as caught:
+        check_action_space(space, "task 'a'")
+    assert len(str(caught.value).splitlines()) == 1

@@ -10,10 +10,11 @@ import pytest
 import toy_envs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from suites import BACKENDS, DONE, DOORS, choices, counters
+from suites import BACKENDS, COUNTER, DONE, DOORS, choices, counters
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import BackendName, SamplingName
+from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs import SuiteVecEnv
 from mirl.envs.assignment import TaskAssignment
 from mirl.envs.sampling import UNIFORM_SHARE
@@ -158,6 +159,45 @@ def test_failing_task_is_sampled_more() -> None:
         easy, hard = env.task_probabilities
     assert easy == pytest.approx(UNIFORM_SHARE / 2, abs=0.05)
     assert hard == pytest.approx(1 - UNIFORM_SHARE / 2, abs=0.05)
+
+
+def _play_ones(env: SuiteVecEnv) -> None:
+    """Play twenty timesteps, each of which ends every episode of a counter."""
+    env.reset()
+    for _ in range(20):
+        env.step(np.ones(env.num_envs, int))
+
+
+def test_unknown_success_refuses_its_sampling() -> None:
+    """Sampling by success is refused once a task reports none; the message names it."""
+    tasks = (
+        TaskConfig(name="known", env_id=COUNTER, success="reward"),
+        TaskConfig(name="unknown", env_id=COUNTER),
+    )
+    suite = SuiteConfig(name="mixed", tasks=tasks)
+    strategies: tuple[SamplingName, ...] = ("lowest_success", "learning_progress")
+    for sampling in strategies:
+        message = (
+            rf"sampling={sampling} needs the success of every episode, and task 'unknown' reports "
+            r"none .*; use sampling=fixed or sampling=uniform, or set 'success=return>=X'"
+        )
+        with (
+            closing(SuiteVecEnv(suite, 4, sampling=sampling, workers=0)) as env,
+            pytest.raises(ConfigError, match=message),
+        ):
+            _play_ones(env)
+
+
+def test_uniform_sampling_ignores_success() -> None:
+    """Sampling that does not depend on success works where it is unknown."""
+    suite = SuiteConfig(
+        name="unknown",
+        tasks=tuple(TaskConfig(name=name, env_id=COUNTER) for name in ("first", "second")),
+    )
+    with closing(SuiteVecEnv(suite, 4, sampling="uniform", workers=0)) as env:
+        _play_ones(env)
+        state = env.sampling_state()
+    assert state["recent_success"] == [0.0, 0.0]
 
 
 def test_fixed_assignment_has_a_state() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import text_envs  # noqa: F401  (registers its ids)
 import toy_envs  # noqa: F401  (registers its ids)
 from gymnasium import spaces
 from hypothesis import given
@@ -14,8 +15,10 @@ from suites import BACKENDS, DONE, DOORS
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import BackendName, SamplingName
 from mirl.configs.tasks import HoldoutConfig, Subset, SuiteConfig, TaskConfig
+from mirl.configs.texts import TextForm
 from mirl.envs import VOCABULARY, SuiteVecEnv, mission_space, tokenize
 from mirl.envs.holdout import MAX_DRAWS, EpisodeFilter
+from mirl.envs.texts.codec import suite_codec
 
 GOALS = SuiteConfig(name="goals", tasks=(TaskConfig(name="goal", env_id="ToyShortGoal-v0"),))
 COLORS = HoldoutConfig(name="colors", missions=("red door", "green door"))
@@ -156,6 +159,23 @@ def test_phrase_is_tokenized_like_missions() -> None:
     """Upper case and spaces in a phrase do not matter."""
     obs = {"mission": tokenize("go to the red door")[None], "task": np.array([0])}
     assert not make_filter(HoldoutConfig(missions=("RED  Door",))).accepts(obs).any()
+
+
+@pytest.mark.parametrize("text_form", ["tokens", "utf8"])
+def test_phrase_is_found_under_any_key(text_form: TextForm) -> None:
+    """Phrases are searched in the text that there is, with the words of the suite."""
+    task = TaskConfig(
+        name="says", env_id="TextSays-v0", kwargs={"texts": ("iron", "cow"), "key": "hint"}
+    )
+    suite = SuiteConfig(name="says", tasks=(task,), text_form=text_form)
+    holdout = HoldoutConfig(name="cow", missions=("Cow",))
+    drawn = {}
+    for subset in ("trained", "held_out"):
+        with closing(SuiteVecEnv(suite, 8, holdout=holdout, subset=subset)) as env:
+            drawn[subset] = {row.tobytes() for row in env.reset()["hint"]}
+            codec = suite_codec(env.suite)
+    assert drawn["trained"] == {codec.encode("iron").tobytes()}
+    assert drawn["held_out"] == {codec.encode("cow").tobytes()}
 
 
 def test_goal_box_includes_its_border() -> None:

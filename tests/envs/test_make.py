@@ -1,11 +1,16 @@
 """Tests of the construction of single environments."""
 
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import pytest
 import toy_envs  # noqa: F401  (registers its ids)
 
+from mirl.configs import imports
 from mirl.configs.errors import ConfigError
 from mirl.configs.tasks import TaskConfig
 from mirl.envs import make_env, make_vec_env
@@ -25,6 +30,130 @@ def test_unknown_id_suggests_a_name() -> None:
 def test_malformed_id_is_an_error() -> None:
     with pytest.raises(ConfigError, match="must look like 'Name-v0', got '!!'"):
         make_env(make_task("!!"))
+
+
+OWN_MODULE = """
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Own(CartPoleEnv): ...
+
+class Wrap(gym.Wrapper):
+    def __init__(self, env, scale=1):
+        super().__init__(env)
+        self.scale = scale
+
+    def step(self, action):
+        observation, reward, *rest = self.env.step(action)
+        return observation, self.scale * reward, *rest
+
+NoWrapper = dict
+gym.register("Space/Own-v0", entry_point=Own)
+gym.register("Space/Own-v1", entry_point=f"{__name__}:Own")
+gym.register("Unversioned", entry_point=Own)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Return the name of a module that registers environments, which is not imported yet."""
+    monkeypatch.setattr(imports, "_allowed", set())
+    monkeypatch.setattr(imports, "_imported", {})
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
+    monkeypatch.setattr(gym, "registry", gym.envs.registration.registry)
+    name = f"own_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(OWN_MODULE)
+    yield name
+    sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("env_id", ["Space/Own-v0", "Space/Own-v1", "Space/Own", "Unversioned"])
+def test_id_may_name_its_module(own: str, env_id: str) -> None:
+    """Whatever ``gym.make`` takes is taken, without a word about versions."""
+    imports.allow_imports(own)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env = make_env(make_task(f"{own}:{env_id}"))
+    assert type(env.unwrapped).__module__ == own
+
+
+def test_task_may_not_import(own: str) -> None:
+    """A task that was not typed by a user, such as a file's, imports nothing."""
+    with pytest.raises(ConfigError, match=rf"names code of '{own}', .* add import={own}"):
+        make_env(make_task(f"{own}:Space/Own-v0"))
+    assert own not in sys.modules
+
+
+def test_argument_may_import(own: str) -> None:
+    """An id that is an argument of ``make_vec_env`` imports its module."""
+    env = make_vec_env(f"{own}:Unversioned", 2)
+    assert own in sys.modules
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("{own}:Space/Onw-v0", "does not register 'Space/Onw-v0'. Did you mean 'Space/Own-v0'?"),
+        ("{own}:Space/Own-v7", "does not register 'Space/Own-v7'. Did you mean 'Space/Own-v"),
+        ("{own}:a:b", "env_id must look like 'my_package:Name-v0'"),
+        ("{own}x:Own-v0", "there is no module '{own}x' .* Did you mean '{own}'?"),
+        ("Space/Own-v0", "no environment is registered .* my_package:Space/Own-v0"),
+        ("CarRacing-v2", "v2 for `CarRacing` is deprecated. Please use `CarRacing-v3` instead"),
+        ("Goto_door", "Did you mean 'goto_door'?"),
+    ],
+)
+def test_unknown_id_says_where(own: str, env_id: str, message: str) -> None:
+    imports.allow_imports(own, f"{own}x")
+    with pytest.raises(ConfigError, match=message.format(own=own)) as caught:
+        make_env(make_task(env_id.format(own=own)))
+    assert "\n" not in str(caught.value)
+
+
+def wrapped_task(*wrappers: Any, env_id: str = "MiniGrid-Empty-5x5-v0") -> TaskConfig:
+    return TaskConfig(name="task", env_id=env_id, wrappers=wrappers)
+
+
+def test_wrappers_are_applied_in_order(own: str) -> None:
+    imports.allow_imports(own)
+    scaled = {"wrapper": f"{own}:Wrap", "kwargs": {"scale": 3}}
+    env = make_env(wrapped_task(f"{own}:Wrap", scaled, env_id=f"{own}:Unversioned"))
+    assert env.get_wrapper_attr("scale") == 3
+    assert env.reset(seed=0)
+    assert env.step(0)[1] == 3.0
+
+
+def test_wrapped_grid_has_code_bounds() -> None:
+    """The whole grid in MiniGrid's codes is no picture."""
+    env = make_env(wrapped_task("minigrid.wrappers:FullyObsWrapper"))
+    space = env.observation_space["image"]
+    assert space.shape == (5, 5, 3)
+    assert space.high.max() < 255
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "message"),
+    [
+        ("{own}:NoWrapper", "expected a class derived from gymnasium.Wrapper, got {own}:NoWrapper"),
+        ("os:system", "expected a class derived from gymnasium.Wrapper, got os:system"),
+        ("{own}:gym.Wrapper", "only a module or a class can hold 'Wrapper'"),
+        ("{own}:Warp", "has no 'Warp'. Did you mean 'Wrap'?"),
+        ("gymnasium.wrappers:RecordVideo", "cannot be used here, because MIRL records videos"),
+        ("gymnasium.wrappers:HumanRendering", "cannot be used here"),
+        ("gymnasium.wrappers:JaxToNumpy", "cannot be (used here|loaded)"),
+        ("gymnasium.wrappers:TimeLimit", "TimeLimit rejected kwargs={{}}.*; change wrappers="),
+        ("not_allowed:Wrap", "'not_allowed:Wrap' names code of 'not_allowed'"),
+    ],
+)
+def test_unfit_wrapper_is_refused(own: str, wrapper: str, message: str) -> None:
+    imports.allow_imports(own)
+    with pytest.raises(ConfigError, match=message.format(own=own)) as caught:
+        make_env(wrapped_task(wrapper.format(own=own)))
+    assert str(caught.value).startswith("task 'task': ")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("env_id", ["MIRL/ODE-v0", "MIRL/ReachCell-v0", "MIRL/ReachPicture-v0"])

@@ -141,7 +141,7 @@ def test_texts_become_tokens() -> None:
 
 def test_unsupported_space_names_the_key() -> None:
     """A space that SB3 cannot batch is an error that names its key."""
-    with pytest.raises(ConfigError, match=r"'pair' must be a Box.*got Tuple"):
+    with pytest.raises(ConfigError, match=r"'pair': expected a Box.*got a nested Tuple"):
         make_env(make_task("ToyText-v0", nested=True))
 
 

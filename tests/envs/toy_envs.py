@@ -238,7 +238,7 @@ class GlimpseEnv(gym.Env[Any, Any]):
 
 
 class LeverEnv(gym.Env[Any, Any]):
-    """Environment that is never stepped: a lever up to ``scale``, or two buttons instead."""
+    """Environment of one timestep: a lever up to ``scale``, or two buttons instead."""
 
     def __init__(self, scale: float = 1.0, buttons: bool = False) -> None:
         self.observation_space = spaces.Box(0, 1, (1,), np.float32)
@@ -251,6 +251,9 @@ class LeverEnv(gym.Env[Any, Any]):
     ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.zeros(1, np.float32), 0.0, True, False, {}
 
 
 for _name in (

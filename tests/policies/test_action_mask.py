@@ -9,7 +9,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sb3_contrib.common.maskable.distributions import MaskableCategorical
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 from torch.distributions import Categorical
@@ -20,6 +20,7 @@ from mirl.configs.networks import TaskIdContextConfig, VectorEncoderConfig
 from mirl.policies import FusionPolicy
 from mirl.policies.action_mask import mask_logits
 from mirl.policies.features import Features
+from mirl.policies.off_policy import FusionDQNPolicy
 
 close = torch.testing.assert_close
 N_ACTIONS = 5
@@ -213,23 +214,90 @@ def test_unmodified_ppo_trains_with_masks(sites: tuple[Any, ...]) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.bool_, np.float32])
+@pytest.mark.parametrize("sites", SITES, ids=str)
+def test_box_masks_equal_binary_masks(sites: tuple[Any, ...], dtype: Any) -> None:
+    """A Box of zeros and ones masks actions as a MultiBinary does."""
+    box = spaces.Box(0, 1, (N_ACTIONS,), dtype)
+    space = spaces.Dict({**SPACE, "action_mask": box})
+    batch = batch_of()
+    expected = policy_of(sites).get_distribution(batch).distribution.probs  # type: ignore[union-attr]
+    mask = torch.from_numpy(batch["action_mask"].numpy().astype(dtype))
+    boxed = {**batch, "action_mask": mask}
+    probs = policy_of(sites, space).get_distribution(boxed).distribution.probs  # type: ignore[union-attr]
+    close(probs, expected)
+
+
+def dqn_policy_of(sites: tuple[Any, ...]) -> FusionDQNPolicy:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {
+        "context": TaskIdContextConfig(dim=8),
+        "encoder": VectorEncoderConfig(features_dim=12),
+        "sites": sites,
+    }
+    return FusionDQNPolicy(SPACE, spaces.Discrete(N_ACTIONS), lambda _: 1e-3, **options)
+
+
+@pytest.mark.parametrize("sites", SITES, ids=str)
+def test_dqn_is_greedy_among_available_actions(sites: tuple[Any, ...]) -> None:
+    """The greedy action and the target's values are those of available actions."""
+    policy = dqn_policy_of(sites)
+    batch = batch_of()
+    mask = batch["action_mask"].bool()
+    values = policy.q_net(batch)
+    best = values.masked_fill(~mask, -torch.inf).argmax(1)
+    arrays = {key: value.numpy() for key, value in batch.items()}
+    assert policy.predict(arrays, deterministic=True)[0].tolist() == best.tolist()
+    assert (best != values.argmax(1)).any(), "the mask changes no action"
+    # the target network maximizes over the available actions
+    targets = policy.q_net_target(batch).max(1).values
+    close(targets, values.masked_fill(~mask, -torch.inf).max(1).values)
+    # an action that was taken without a mask is trained to a finite value
+    assert values.isfinite().all()
+
+
+def test_dqn_values_nothing_after_the_end() -> None:
+    """A state without available actions has a finite value, which SB3 multiplies by 0."""
+    policy = dqn_policy_of(("vector",))
+    batch = batch_of(4)
+    batch["action_mask"] = torch.zeros_like(batch["action_mask"])
+    assert not policy.q_net_target(batch).any()
+
+
+def test_unmodified_dqn_trains_with_masks() -> None:
+    """SB3's own DQN, which explores any action, keeps finite weights."""
+    env = DummyVecEnv([lambda: SampledEnv(SPACE, spaces.Discrete(N_ACTIONS))] * 2)
+    model = DQN(
+        FusionDQNPolicy,
+        env,
+        learning_starts=8,
+        batch_size=8,
+        buffer_size=100,
+        policy_kwargs={"context": TaskIdContextConfig(dim=8), "net_arch": [8]},
+        seed=0,
+        device="cpu",
+    )
+    model.learn(64)
+    assert all(weight.isfinite().all() for weight in model.policy.parameters())
+
+
 @pytest.mark.parametrize(
     ("mask", "actions", "message"),
     [
         (
             spaces.MultiBinary(4),
             spaces.Discrete(5),
-            r"expected MultiBinary\(5\) under 'action_mask', got MultiBinary\(4\)",
+            r"expected MultiBinary\(5\) or Box.* under 'action_mask', got MultiBinary\(4\)",
         ),
         (
-            spaces.Box(0, 1, (5,)),
+            spaces.Box(0, 2, (5,)),
             spaces.Discrete(5),
-            r"expected MultiBinary\(5\) under 'action_mask', got Box",
+            r"expected MultiBinary\(5\) or Box.* under 'action_mask', got Box",
         ),
         (
             spaces.MultiBinary(4),
             spaces.MultiDiscrete([2, 2]),
-            "masks Discrete actions, got MultiDiscrete",
+            "masks Discrete actions, and these are MultiDiscrete",
         ),
     ],
 )

@@ -36,8 +36,9 @@ from mirl.policies import (
     specialize_extractor,
 )
 from mirl.policies.contexts import GoalContext, MissionContext, TaskIdContext
+from mirl.policies.fusions import per_row
 from mirl.policies.popart import PopArtHead
-from mirl.policies.specialize import fold, specialize_fusion
+from mirl.policies.specialize import specialize_fusion
 
 close = torch.testing.assert_close
 
@@ -98,15 +99,29 @@ def test_specializing_has_no_side_effects(member: str) -> None:
     assert not before.requires_grad
 
 
-def test_unknown_fusion_raises_type_error() -> None:
-    """A fusion without a specialized form raises an error with its name."""
+class Squared(Fusion):
+    """A fusion of one's own, without a specialized form: y = x² + Σz."""
 
-    class Another(Fusion):
-        def interact(self, x: Tensor, z: Tensor, groups: Any) -> Tensor:
-            return x
+    def interact(self, x: Tensor, z: Tensor, groups: Any) -> Tensor:
+        return x.square() + per_row(z, groups).sum(-1, keepdim=True)
 
-    with pytest.raises(TypeError, match="Another has no specialized form"):
-        fold(Another(X, Z, X), normal(1, Z))
+
+class WronglySquared(Squared):
+    """A fusion of one's own whose specialized form is that of an affine fusion, which it is not."""
+
+    def specialize(self, z: Tensor) -> nn.Module:
+        return self.specialize_affine(z)
+
+
+def test_missing_specialized_form_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"Squared has no form .*specialize\(self, z\)") as error:
+        specialize_fusion(Squared(X, Z, X), normal(Z))
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_specialized_form_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"WronglySquared\.specialize\(z\) returns a module"):
+        specialize_fusion(WronglySquared(X, Z, X), normal(Z))
 
 
 # -------------------------------------------------------------------------- extractors and policies

@@ -17,6 +17,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
+def test_bar_shows_dash_without_success() -> None:
+    """Before the first episode has ended, and where none reports success, the bar shows –."""
+    bar = ProgressBar(1000)
+    [task] = bar.progress.tasks
+    assert task.fields["success"] == "–"
+    bar.model = cast(Any, SimpleNamespace(ep_success_buffer=deque(), _num_timesteps_at_start=0))
+    bar._on_training_start()
+    bar.updated_at = -1.0  # long ago, so that the bar is due
+    bar._on_rollout_start()
+    assert task.fields["success"] == "–"
+
+
 def test_bar_shows_speed_and_success(clock: SimpleNamespace) -> None:
     bar = ProgressBar(1000)
     model = SimpleNamespace(ep_success_buffer=deque([1, 0]), _num_timesteps_at_start=100)
@@ -27,7 +39,7 @@ def test_bar_shows_speed_and_success(clock: SimpleNamespace) -> None:
     bar._on_rollout_start()
     [task] = bar.progress.tasks
     assert (task.completed, task.total) == (500, 1000)
-    assert task.fields == {"speed": 200.0, "success": 0.5}
+    assert task.fields == {"speed": 200.0, "success": "50%"}
     clock.now = 2.05
     bar.num_timesteps = 600
     bar._on_rollout_start()

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from mirl.agents import train
 from mirl.agents.builder import build_agent
 from mirl.agents.on_policy.ppo import PPO
+from mirl.agents.runs.checkpoint import Criterion, parse_criterion
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
@@ -274,3 +275,40 @@ def test_run_without_checkpoints_has_none(tmp_path: Path, tiny: Build) -> None:
     assert run.latest_valid_checkpoint() is None
     assert run.checkpoints.is_empty
     assert run.checkpoints.best_score is None
+
+
+def test_rebuilt_index_keeps_the_criterion(
+    agent: PPO, directory: CheckpointDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores of different criteria are not compared; that of the later ones is in force."""
+    saved: list[tuple[int, float, Criterion]] = [
+        (100, 0.75, "success"),
+        (200, -9.0, "return"),
+        (300, -3.0, "return"),
+        (400, -5.0, "return"),
+    ]
+    for timesteps, score, criterion in saved:
+        monkeypatch.setattr(agent, "num_timesteps", timesteps)
+        directory.save(agent, score=score, criterion=criterion)
+    (directory.path / "index.json").unlink()
+    with pytest.warns(UserWarning, match="names no last checkpoint"):
+        directory.latest_valid()
+    assert directory.load_index() == {
+        "last": "step_000000400",
+        "best": "step_000000300",
+        "best_score": -3.0,
+        "best_criterion": "return",
+    }
+
+
+def test_success_needs_no_criterion(agent: PPO, directory: CheckpointDirectory) -> None:
+    """Indexes and checkpoints without a criterion, as all once were, select by success."""
+    checkpoint = directory.save(agent, score=0.5)
+    assert "best_criterion" not in directory.load_index()
+    assert "best_criterion" not in checkpoint.state
+    assert checkpoint.criterion == directory.best_criterion == "success"
+
+
+@pytest.mark.parametrize("value", ["length", 3, None, ["return"]])
+def test_unknown_criterion_is_success(value: Any) -> None:
+    assert parse_criterion(value) == "success"

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import text_envs  # noqa: F401  (registers its ids)
 from run_setup import start_run
 
 from mirl.agents import train
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run import Run, adopt_texts
+from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
+from mirl.configs.tasks import TaskConfig
 
 Build = Callable[..., TrainConfig]
 ITERATIONS = [128, 256, 384, 512]
@@ -123,3 +126,53 @@ def test_invalid_config_file_is_rejected(
         (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         Run.open(tmp_path)
+
+
+SAYS = (
+    "agent.n_envs=4",
+    "agent.n_steps=32",
+    "agent.batch_size=64",
+    "agent.n_epochs=2",
+    "agent.net_arch=[8]",
+    "total_timesteps=128",
+    "evaluation.episodes=4",
+    "progress=false",
+    "device=cpu",
+    "precision=fp32",
+    "++task.name=says",
+    "++task.tasks=[{name: says, env_id: TextSays-v0}]",
+    "context=mission",
+    "context.dim=8",
+    "encoder=vector",
+    "encoder.features_dim=16",
+    "sites=vector",
+)
+
+
+def test_words_are_drawn_once(tmp_path: Path) -> None:
+    """A run stores its words, and a resumed or fine-tuned one reuses them."""
+    config = compose_train([*SAYS, f"runs_dir={tmp_path}"])
+    first = train(config).run.config.task
+    assert (first.vocabulary, first.text_length) == (("press",), 16)
+    stored = Run.open(config.run_dir)
+    assert stored.config.task == first
+    other = TaskConfig(name="says", env_id="TextSays-v0", kwargs={"texts": ["iron", "cow"]})
+    changed = config.task.model_copy(update={"tasks": (other,)})
+    config = config.model_copy(update={"task": changed})
+    assert adopt_texts(config, stored.config).task.vocabulary == ("press",)
+    warm = config.model_copy(update={"name": "warm", "start_from": stored.path})
+    adopted = adopt_texts(warm, Run.stored(warm)).task
+    assert (adopted.vocabulary, adopted.text_length) == (("press",), None)
+
+
+def test_old_runs_have_minigrids_words(tiny: Build) -> None:
+    """A run that states no texts has those of the versions before it."""
+    config = tiny()
+    run = start_run(config)
+    text = (run.path / "config.yaml").read_text()
+    lines = [line for line in text.splitlines() if "vocabulary" not in line]
+    lines = [line for line in lines if "text_length" not in line]
+    (run.path / "config.yaml").write_text("\n".join(lines))
+    suite = Run.open(run.path).config.task
+    assert (suite.vocabulary, suite.text_length) == ((), 80)
+    assert start_run(config).config.task == suite

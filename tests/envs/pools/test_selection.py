@@ -37,11 +37,12 @@ def test_auto_prefers_envpool() -> None:
     [
         single_task("CartPole-v1"),
         single_task(EMPTY, kwargs={"size": 6}),
+        single_task(EMPTY, wrappers=("minigrid.wrappers:FullyObsWrapper",)),
         single_task("MiniGrid-MultiRoom-N4-S5-v1"),
         single_task(EMPTY).model_copy(update={"observation": "rgb"}),
         single_task(EMPTY, success="info"),
     ],
-    ids=["other id", "kwargs", "unknown to envpool", "rgb", "success in the info"],
+    ids=["other id", "kwargs", "wrappers", "unknown to envpool", "rgb", "success in the info"],
 )
 def test_auto_falls_back_to_gymnasium(suite: SuiteConfig) -> None:
     """Auto chooses Gymnasium for a suite that EnvPool cannot step; envpool is an error then."""

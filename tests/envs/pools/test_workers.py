@@ -1,19 +1,25 @@
 """Tests of the worker processes that the tasks of a suite share."""
 
 import multiprocessing
+import sys
+import warnings
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import text_envs  # noqa: F401  (registers its ids)
 import toy_envs
 from suites import COUNTER, counters, single_task
 
+from mirl.configs import imports
 from mirl.configs.schema import SamplingName
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs import EnvironmentFailedError, SuiteVecEnv
 from mirl.envs.pools.workers import WorkerBackend, Workers
+from mirl.envs.texts import codec
 
 GO_ON = 0
 KILL = 4
@@ -129,6 +135,27 @@ def test_workers_know_late_registrations() -> None:
     del gym.registry["ToyLate-v0"]
 
 
+def test_text_warnings_reach_the_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two words in one bucket are one warning, however many workers meet them."""
+    monkeypatch.setattr(codec, "_shown", {})
+    task = TaskConfig(name="says", env_id="TextSays-v0", kwargs={"texts": ("iron", "cow")})
+    suite = SuiteConfig(name="says", tasks=(task,), vocabulary=(), text_length=8)
+    env = SuiteVecEnv(suite, 8, workers=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(20):
+            env.reset()
+    [warning] = caught
+    assert "'cow' and 'iron' share one token id" in str(warning.message)
+    env.close()
+    drawn = suite.model_copy(update={"vocabulary": None})
+    env = SuiteVecEnv(drawn, 8, workers=2)
+    assert env.suite.vocabulary == ("cow", "iron")
+    for _ in range(20):
+        env.reset()  # a warning would be an error
+    env.close()
+
+
 @pytest.mark.parametrize("task", range(5))
 def test_death_names_its_task(task: int) -> None:
     """Of the tasks that share a worker, the error names the one that killed it."""
@@ -160,3 +187,42 @@ def test_early_death_names_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
     message = r"task 'task1' .*: a worker process died, exit code 7"
     with pytest.raises(EnvironmentFailedError, match=message):
         env.step(np.array([GO_ON, KILL, GO_ON]))
+
+
+OWN_MODULE = """
+import sys
+import gymnasium as gym
+import numpy as np
+
+class Own(gym.Env):
+    observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return np.float32(["own_extra" in sys.modules]), {}
+
+class Invert(gym.ObservationWrapper):
+    def observation(self, observation):
+        return 1 - observation
+
+gym.register("Own-v0", entry_point=Own)
+"""
+
+
+def test_workers_import_what_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers import the modules of ids, of wrappers and of import=."""
+    monkeypatch.setattr(imports, "_allowed", set())
+    monkeypatch.setattr(imports, "_imported", {})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_module.py").write_text(OWN_MODULE)
+    (tmp_path / "own_wraps.py").write_text("from own_module import Invert")
+    (tmp_path / "own_extra.py").write_text("")
+    imports.import_modules(["own_extra"])
+    imports.allow_imports("own_module", "own_wraps")
+    suite = single_task("own_module:Own-v0", wrappers=("own_wraps:Invert", "own_wraps:Invert"))
+    with closing(SuiteVecEnv(suite, 4, workers=2)) as env:
+        np.testing.assert_array_equal(env.reset()["observation"], np.ones((4, 1)))
+    for name in ("own_module", "own_wraps", "own_extra"):
+        del sys.modules[name]
+    gym.registry.pop("Own-v0")

@@ -94,7 +94,7 @@ def test_failing_environment_is_left_alone() -> None:
 
 
 def test_stated_texts_are_kept() -> None:
-    """What a suite states is not replaced."""
+    """A stated vocabulary or length is not replaced."""
     suite = SUITE.model_copy(update={"vocabulary": ("iron",), "text_length": 7})
     sample = TextSample({"cow": None}, {"tokens": 30, "utf8": 100})
     assert complete_texts(suite, [sample]) == suite

@@ -14,7 +14,7 @@ from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 from mirl.configs.tasks import TaskConfig
 from mirl.envs import make_env
-from mirl.envs.spaces import GRID_HIGH
+from mirl.envs.contract.codes import grid_high
 from mirl.envs.worlds.four_rooms import ReachEnv
 
 FORWARD = 2
@@ -195,7 +195,7 @@ def test_pictures_have_code_bounds(env_id: str) -> None:
     assert pictures
     for space in pictures:
         assert space.dtype == np.uint8
-        assert tuple(space.high.reshape(-1, 3).max(0)) == GRID_HIGH
+        assert tuple(space.high.reshape(-1, 3).max(0)) == grid_high()
 
 
 @pytest.mark.parametrize("goal", ["cell", "picture"])
