@@ -16,7 +16,6 @@ from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
     AnyContextConfig,
-    AutoContextConfig,
     AutoEncoderConfig,
     NoMemoryConfig,
     TaskIdContextConfig,
@@ -26,7 +25,12 @@ from mirl.envs import SuiteVecEnv
 from mirl.envs.actions import ActionSpace
 from mirl.policies import FusionPolicy, RecurrentFusionPolicy
 from mirl.policies.off_policy import OffPolicyFusion
-from mirl.policies.routing import asked_keys, legacy_input_keys, resolve_network
+from mirl.policies.routing import (
+    advice_auto,
+    check_resolvable,
+    legacy_input_keys,
+    resolve_network,
+)
 
 FUSED_ADAM = {"fused": True}
 """Adam with one kernel for all weights instead of several for each."""
@@ -61,7 +65,14 @@ def resolve_auto(config: TrainConfig, observation_space: spaces.Space[Any]) -> R
     is_default = "sites" not in config.model_fields_set
     move_map_site = is_default or isinstance(config.encoder, AutoEncoderConfig)
     network = resolve_network(config.network, observation_space, move_map_site=move_map_site)
-    _check_context_varies(network.context, observation_space)
+    assert isinstance(network.context, AnyContextConfig), "it has been resolved"
+    if _is_constant(network.context, observation_space):
+        # where the observation has no other context, that is what has to change
+        check_resolvable(config.network, observation_space)
+        raise ConfigError(
+            f"context=task_id needs several tasks, and '{network.context.keys[0]}' has one; "
+            f"{advice_auto(config.network.context, observation_space)}"
+        )
     resolved = {
         "context": network.context.model_dump(),
         "encoder": network.encoder.model_dump(),
@@ -72,20 +83,12 @@ def resolve_auto(config: TrainConfig, observation_space: spaces.Space[Any]) -> R
     return validate(ResolvedConfig, {**config.model_dump(), **resolved})
 
 
-def _check_context_varies(
-    context: AnyContextConfig | AutoContextConfig, space: spaces.Dict
-) -> None:
-    """Raise a ConfigError if the context is the same in every episode."""
+def _is_constant(context: AnyContextConfig, space: spaces.Dict) -> bool:
+    """Return True if the context is the id of a single task."""
     if not isinstance(context, TaskIdContextConfig):
-        return
+        return False
     subspace = space[context.key]
-    if isinstance(subspace, spaces.Discrete) and subspace.n == 1:
-        advice = "add a goal, a text or a second task"
-        if asked_keys(space):
-            advice = "use context=auto"
-        raise ConfigError(
-            f"context=task_id needs several tasks, and '{context.key}' has one; {advice}"
-        )
+    return isinstance(subspace, spaces.Discrete) and bool(subspace.n == 1)
 
 
 def with_input_keys(config: ResolvedConfig, observation_space: spaces.Space[Any]) -> ResolvedConfig:

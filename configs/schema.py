@@ -158,18 +158,18 @@ class TrainConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
+    def _sentences_need_the_text(cls, values: object) -> object:
+        # the environments give the texts themselves instead of token ids
+        if isinstance(values, dict) and _has_sentences(values.get("context")):
+            return _with_task_option(values, "text_form", "utf8")
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
     def _unknown_codes_are_those_of_the_encoder(cls, values: object) -> object:
         # the environments declare the rows that the encoder reads
-        if not isinstance(values, dict):
-            return values
-        if _option(values.get("encoder"), "unknown") != "hash":
-            return values
-        task = values.get("task")
-        if isinstance(task, dict):
-            return {**values, "task": {**task, "unknown_codes": "hash"}}
-        if isinstance(task, SuiteConfig):
-            hashing = task.model_copy(update={"unknown_codes": "hash"})
-            return {**values, "task": hashing}
+        if isinstance(values, dict) and _option(values.get("encoder"), "unknown") == "hash":
+            return _with_task_option(values, "unknown_codes", "hash")
         return values
 
     @field_validator("name")
@@ -333,11 +333,29 @@ class TrainConfig(Config):
         return self.runs_dir / self.run_name
 
 
+def _has_sentences(context: object) -> bool:
+    """Return True if a context, or a part of one, embeds sentences; it need not be valid."""
+    if context == "sentence" or _option(context, "kind") == "sentence":
+        return True
+    parts = _option(context, "parts")
+    return isinstance(parts, list | tuple) and any(_has_sentences(part) for part in parts)
+
+
 def _option(group: object, name: str) -> object:
     """Return an option of a group, which may be plain values or a config."""
     if isinstance(group, dict):
         return group.get(name)
     return getattr(group, name, None)
+
+
+def _with_task_option(values: dict[str, object], name: str, value: object) -> dict[str, object]:
+    """Return values of a ``TrainConfig`` with an option of its suite; they need not be valid."""
+    task = values.get("task")
+    if isinstance(task, dict):
+        return {**values, "task": {**task, name: value}}
+    if isinstance(task, SuiteConfig):
+        return {**values, "task": task.model_copy(update={name: value})}
+    return values
 
 
 class ResolvedConfig(TrainConfig):

@@ -6,6 +6,8 @@ from typing import Literal
 
 TextForm = Literal["tokens", "utf8"]
 """Form of a text in an observation: one number per word, or one per byte."""
+N_BYTE_CODES = 257
+"""Number of codes of a text as bytes: padding (0), then the byte plus 1."""
 MAX_TEXT_LENGTH = 2**16
 """Largest length of a text in an observation."""
 MAX_VOCABULARY_CHARACTERS = 2**14
@@ -58,6 +60,6 @@ def decode_utf8(codes: Iterable[int]) -> str:
     Args:
         codes: bytes plus 1, padded with 0.
     """
-    data = bytes(code - 1 for code in codes if code > 0)
+    data = bytes(code - 1 for code in codes if 0 < code < N_BYTE_CODES)
     # a text that was cut may end inside a character
     return data.decode("utf-8", "ignore")

@@ -22,6 +22,7 @@ from mirl.configs.errors import ConfigError, ContractError, nearest
 from mirl.configs.imports import import_module, import_object, module_of
 from mirl.configs.tasks import TaskConfig, WrapperConfig
 from mirl.envs.contract.codes import UnknownCodes
+from mirl.envs.contract.descriptions import name_task
 from mirl.envs.spaces import ContractObservation
 from mirl.envs.texts.codec import TextCodec
 from mirl.envs.type_aliases import AnyEnv, Info, Observation
@@ -116,7 +117,7 @@ def make_env(
             unknown_codes=unknown_codes,
         )
     except ContractError as error:
-        raise ContractError(f"task '{task.name}' ({task.env_id}): {error}") from None
+        raise ContractError(f"{name_task(task)}: {error}") from None
 
 
 def check_reset(env: ContractObservation, task: TaskConfig) -> Observation:

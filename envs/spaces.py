@@ -74,14 +74,13 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         # an environment that sets no space has no such attribute
         space = getattr(env, "observation_space", None)
         self._is_dict = isinstance(space, spaces.Dict)
-        inner: dict[str, Any] = {DEFAULT_KEY: space}
-        self._keys = inner.keys()
-        self._has_task_key = False
+        declared: dict[str, Any] = {DEFAULT_KEY: space}
         if isinstance(space, spaces.Dict):
-            self._keys = space.spaces.keys()
-            self._has_task_key = TASK_KEY in space.spaces
-            inner = _without_task_key(dict(space))
+            declared = dict(space)
+        self._has_task_key = TASK_KEY in declared
         self._is_checked = not is_known(env)
+        self._keys = declared.keys()
+        inner = _without_task_key(declared)
         self._task_index = np.asarray(task_index, dtype=np.int64)
         self._codecs: dict[str, TextCodec] = {}
         self._values: dict[str, Values] = {}
@@ -101,7 +100,9 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
                 # some wrappers leave nothing of the Dict but the image
                 is_image = key == "image" or not self._is_dict
                 is_symbolic = is_image and _is_symbolic(subspace, env)
-                known = _with_code_bounds(subspace) if is_symbolic else subspace
+                known = subspace
+                if is_symbolic and isinstance(subspace, spaces.Box):
+                    known = _with_code_bounds(subspace)
                 values = Values(key, known, unknown_codes, from_minigrid=is_symbolic)
                 self._values[key] = values
                 contract[key] = values.space

@@ -12,7 +12,7 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs.actions import ActionSpace, check_action_space
-from mirl.envs.contract.descriptions import describe_space
+from mirl.envs.contract.descriptions import describe_space, name_task
 from mirl.envs.contract.episode_limits import episode_limit
 from mirl.envs.contract.probe import check_first_timestep
 from mirl.envs.make import make_env
@@ -116,7 +116,7 @@ def _task_spaces(
         assert isinstance(env.observation_space, spaces.Dict), "the observation contract is a Dict"
         # an environment that sets no space has no such attribute
         declared = getattr(env, "action_space", None)
-        action_space = check_action_space(declared, f"task '{task.name}' ({task.env_id})")
+        action_space = check_action_space(declared, name_task(task))
         if backend == "gymnasium":
             check_first_timestep(env, task, action_space)
         texts = TextSample()

@@ -13,10 +13,11 @@ from typing import ClassVar, TypeGuard
 import torch
 from gymnasium import spaces
 from jaxtyping import Float, Int
+from stable_baselines3.common.preprocessing import is_image_space
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mirl.configs.errors import ConfigError, nearest
+from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
     AnyContextConfig,
     CombinedContextConfig,
@@ -27,7 +28,14 @@ from mirl.configs.networks import (
     TaskIdContextConfig,
 )
 from mirl.configs.parts import Part, PartConfig
-from mirl.policies.encoders import CellsEncoder, GridEncoder, ImageEncoder, in_float32
+from mirl.policies.encoders import (
+    CellsEncoder,
+    GridEncoder,
+    ImageEncoder,
+    in_float32,
+    reads_pixels,
+    space_text,
+)
 from mirl.policies.features import Context, Observations, UniqueRows, unique_rows
 from mirl.policies.grouped_matmul import ContextGroups
 from mirl.policies.running_norm import RunningNorm
@@ -123,7 +131,8 @@ class TaskIdContext(ContextEncoder):
         subspace = space[config.key]
         if not isinstance(subspace, spaces.Discrete):
             raise ConfigError(
-                f"context=task_id needs a Discrete space under '{config.key}', got {subspace}; "
+                f"context=task_id needs a Discrete space under '{config.key}', got "
+                f"{space_text(subspace)}; "
                 "use context=auto"
             )
         self.keys = (config.key,)
@@ -190,8 +199,8 @@ class MissionContext(ContextEncoder):
         if not has_token_ids(subspace):
             raise ConfigError(
                 "context=mission needs token ids, a Box of integers (length,), under "
-                f"'{config.key}', got {subspace}; wrap the environment in "
-                "mirl.envs.ContractObservation, or use context=auto"
+                f"'{config.key}' (mirl.envs.ContractObservation makes them of a text), got "
+                f"{space_text(subspace)}; use context=auto"
             )
         self.keys = (config.key,)
         self.out_dim = config.dim
@@ -235,8 +244,9 @@ def has_token_ids(space: spaces.Space[object]) -> TypeGuard[spaces.Box]:
     """
     if not isinstance(space, spaces.Box):
         return False
-    is_integer_row = len(space.shape) == 1 and space.dtype.kind in "iu"
-    return is_integer_row and bool(space.low.min() >= 0)
+    if len(space.shape) != 1 or space.dtype.kind not in "iu":
+        return False
+    return bool((space.low >= 0).all())
 
 
 class GoalContext(ContextEncoder):
@@ -315,15 +325,15 @@ class GoalContext(ContextEncoder):
 def _check_relative_to(space: spaces.Dict, goal: str, other: str) -> None:
     if other not in space.spaces:
         raise ConfigError(
-            f"context.relative_to: the observation has no key '{other}'."
-            + nearest(other, space.spaces)
+            f"context.relative_to: the observation has no key '{other}'; remove context.relative_to"
         )
     # the subtraction needs equal shapes, and has no meaning for the codes of a Discrete space
     for key in (goal, other):
         if not isinstance(space[key], spaces.Box) or space[key].shape != space[goal].shape:
             raise ConfigError(
                 "context.relative_to needs two Box spaces of the same shape, "
-                f"and '{goal}' is {space[goal]}, '{other}' is {space[other]}; "
+                f"and '{goal}' is {space_text(space[goal])}, '{other}' is "
+                f"{space_text(space[other])}; "
                 "remove context.relative_to"
             )
 
@@ -346,7 +356,7 @@ class GoalImageContext(ContextEncoder):
         if len(subspace.shape or ()) not in (2, 3):
             raise ConfigError(
                 f"context.encoder={config.encoder} needs a Box of rank 3 under '{config.key}', got "
-                f"{subspace}; use context.encoder=mlp"
+                f"{space_text(subspace)}; use context.encoder=mlp"
             )
         self.keys = (config.key,)
         self.shape = tuple(subspace.shape or ())
@@ -355,6 +365,15 @@ class GoalImageContext(ContextEncoder):
         is_integer = subspace.dtype is not None and subspace.dtype.kind in "iub"
         self.has_codes = config.encoder == "grid" and is_integer
         self.encoder: CellsEncoder
+        other = "grid" if config.encoder == "image" else "image"
+        fits = reads_pixels(subspace)
+        if config.encoder == "grid":
+            fits = not is_image_space(subspace)
+        if not fits:
+            raise ConfigError(
+                f"context.encoder={config.encoder} does not read the goal '{config.key}', "
+                f"{space_text(subspace)}; use context.encoder={other}"
+            )
         if config.encoder == "grid":
             self.encoder = GridEncoder(goal_space, GridEncoderConfig(features_dim=config.dim))
         else:
@@ -503,6 +522,7 @@ def build_context(config: AnyContextConfig, space: spaces.Dict) -> ContextEncode
     Raises:
         ConfigError: if the space under the key does not fit.
     """
-    if isinstance(config, GoalContextConfig) and config.encoder != "mlp":
+    # a user's class with options of this kind is looked up like any other
+    if type(config) is GoalContextConfig and config.encoder != "mlp":
         return GoalImageContext(space, config)
     return ContextEncoder.class_of(config).construct(space=space, config=config)

@@ -8,7 +8,7 @@ Shapes in this file: B rows, H height, W width, C channels, P = H * W cells.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import ClassVar, Protocol, cast, runtime_checkable
+from typing import ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -103,15 +103,15 @@ class Encoder(Part, nn.Module, ABC):
 
 
 def in_float32(
-    layer: nn.Module, inputs: Float[Tensor, "batch inputs"]
-) -> Float[Tensor, "batch outputs"]:
+    layer: nn.Module, inputs: Float[Tensor, "*batch inputs"]
+) -> Float[Tensor, "*batch outputs"]:
     """Apply a layer to numbers from the environment, in float32 even under autocast.
 
     bfloat16 has 8 significant bits: it cannot tell 512 from 513.
 
     Args:
         layer: the first layer that reads the numbers.
-        inputs: (B, inputs).
+        inputs: (*B, inputs).
     """
     with torch.autocast(inputs.device.type, enabled=False):
         outputs: Tensor = layer(inputs)
@@ -208,6 +208,95 @@ MAX_CODES = 2**16
 """Largest number of values of all codes of a cell together; above it they count as numbers."""
 
 
+# ------------------------------------------------------------------------------ kinds of subspaces
+
+
+Kind = Literal["text", "image", "grid", "vector"]
+"""Kind of a subspace: token ids, pixels, cells of codes or planes, or numbers."""
+
+MIN_IMAGE_SIZE = 32
+"""Smallest height and width at which real numbers of rank 3 count as pixels."""
+MAX_IMAGE_CHANNELS = 4
+"""Largest number of channels at which they do."""
+MIN_GRAY_SIZE = 16
+"""Smallest height and width at which bytes of rank 2 count as a grayscale image."""
+MAX_BYTE = 255
+"""Largest value of a byte."""
+MIN_GRID_SIZE = 3
+"""Smallest height and width at which small integers of rank 2 count as cells."""
+
+
+def kind_of(space: spaces.Space[object]) -> Kind:
+    """Return the kind of a subspace by its shape, dtype and bounds.
+
+    Args:
+        space: the space of one key.
+
+    Returns:
+        "text" for token ids, which are int16; "image" for pixels; "grid" for cells of codes or
+        planes; "vector" for all else.
+    """
+    shape = space.shape or ()
+    if is_text(space):
+        return "text"
+    if len(shape) not in (2, 3) or 0 in shape:
+        return "vector"
+    if is_image_space(space):
+        return "image"
+    height, width, depth, _ = image_layout(space)
+    size = min(height, width)
+    if len(shape) == 3:
+        is_real = code_sizes(space) is None
+        if is_real and size >= MIN_IMAGE_SIZE and depth <= MAX_IMAGE_CHANNELS:
+            return "image"
+        return "grid"
+    if not isinstance(space, spaces.Box):
+        return "vector"
+    # a matrix is an image or a grid only if its values are bytes or small codes
+    is_bytes = space.dtype == np.uint8 and bool((space.high == MAX_BYTE).all())
+    if is_bytes and size >= MIN_GRAY_SIZE:
+        return "image"
+    if not is_bytes and size >= MIN_GRID_SIZE and code_sizes(space) is not None:
+        return "grid"
+    return "vector"
+
+
+def is_text(space: spaces.Space[object]) -> bool:
+    """Return True if a space holds the token ids of a text: int16, of rank 1, from 0.
+
+    Args:
+        space: the space of one key.
+    """
+    if not isinstance(space, spaces.Box) or space.dtype != np.int16:
+        return False
+    return len(space.shape) == 1 and bool((space.low == 0).all())
+
+
+def reads_pixels(space: spaces.Space[object]) -> bool:
+    """Return True if the values of a space of cells can be read as pixels, and not only as codes.
+
+    Args:
+        space: a space of shape (H, W), (H, W, C) or (C, H, W).
+    """
+    # bytes of rank 2 can be both
+    return code_sizes(space) is None or kind_of(space) == "image"
+
+
+def space_text(space: spaces.Space[object]) -> str:
+    """Return a short description of a space for an error message, in one line.
+
+    The ``repr`` of a Box whose bounds differ prints whole arrays.
+
+    Args:
+        space: any space.
+    """
+    if not isinstance(space, spaces.Box) or not space.low.size:
+        return " ".join(str(space).split())
+    low = float(space.low.min())
+    high = float(space.high.max())
+    return f"Box({low:g}, {high:g}, {space.shape}, {space.dtype})"
+
+
 class GridCells(nn.Module):
     """Cells of codes or planes: relu of the sum of one embedding per channel.
 
@@ -229,7 +318,8 @@ class GridCells(nn.Module):
         super().__init__()
         if is_image_space(space):
             raise ConfigError(
-                f"encoder=grid needs codes or planes, got pixels, {space}; use encoder=image"
+                f"encoder=grid needs codes or planes, got pixels, {space_text(space)}; "
+                "use encoder=image"
             )
         self.height, self.width, depth, self.channels_first = image_layout(space)
         self.channels = channels
@@ -339,9 +429,10 @@ class ImageCells(nn.Module):
 
     def __init__(self, space: spaces.Space[object], channels: int) -> None:
         super().__init__()
-        if code_sizes(space) is not None:
+        if not reads_pixels(space):
             raise ConfigError(
-                f"encoder=image needs pixels, got codes or planes, {space}; use encoder=grid"
+                f"encoder=image needs pixels, got codes or planes, {space_text(space)}; "
+                "use encoder=grid"
             )
         height, width, depth, self.channels_first = image_layout(space)
         self.channels = channels
@@ -535,7 +626,7 @@ class ImageEncoder(CellsEncoder):
 
 
 def cells_key(space: spaces.Dict, kind: str) -> str:
-    """Return the key of the only input with cells: of rank 3, or of rank 2 if there is none.
+    """Return the key of the only input with cells.
 
     Args:
         space: the space of the inputs.
@@ -544,8 +635,16 @@ def cells_key(space: spaces.Dict, kind: str) -> str:
     Raises:
         ConfigError: if there is no such input, or several.
     """
-    for rank in (3, 2):
-        keys = [key for key, subspace in space.items() if len(subspace.shape or ()) == rank]
+    by_rank: dict[int, list[str]] = {2: [], 3: []}
+    by_kind: list[str] = []
+    for key, subspace in space.items():
+        rank = len(subspace.shape or ())
+        if rank in by_rank:
+            by_rank[rank].append(key)
+        if kind_of(subspace) in ("image", "grid"):
+            by_kind.append(key)
+    # a matrix of numbers has cells only if nothing else does
+    for keys in (by_kind, by_rank[3], by_rank[2]):
         if len(keys) > 1:
             raise ConfigError(
                 f"encoder={kind} reads one image, got several: {', '.join(keys)}; "
@@ -636,7 +735,7 @@ class TextEncoder(Encoder):
         if len(self.keys) > 1 or len(subspace.shape or ()) != 1 or not has_tokens:
             raise ConfigError(
                 "encoder=text reads one key of token ids, a Box of integers (length,), got "
-                f"{dict(space.spaces)}; use encoder=auto"
+                f"{', '.join(self.keys)}; use encoder=auto"
             )
         assert isinstance(subspace, spaces.Box)
         self.out_dim = config.features_dim
@@ -655,7 +754,12 @@ class TextEncoder(Encoder):
         Returns:
             The feature vectors, (B, out_dim).
         """
-        distinct = unique_rows(observations[self.keys[0]].long())
+        tokens = observations[self.keys[0]].long()
+        if torch.compiler.is_exporting():
+            # the number of distinct texts depends on the data, which an exported program cannot
+            each: Tensor = self.norm(self.words(tokens))
+            return each
+        distinct = unique_rows(tokens)
         encoded: Tensor = self.norm(self.words(distinct.rows))
         return encoded.index_select(0, distinct.groups.index)
 
@@ -685,7 +789,11 @@ class CombinedEncoder(Encoder):
             try:
                 part = build_encoder(config.parts[key], spaces.Dict({key: space[key]}))
             except ConfigError as error:
-                raise ConfigError(f"encoder.parts.{key}: {error}") from None
+                # the advice of the part's own message names options that are not given here
+                problem, *_ = str(error).partition(";")
+                raise ConfigError(
+                    f"encoder.parts.{key}: {problem}; use encoder.parts.{key}={kind_of(space[key])}"
+                ) from None
             self.parts.append(part)
             joined_dim += part.out_dim
             if part.channels is not None:

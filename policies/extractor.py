@@ -315,8 +315,7 @@ def _check_sites(network: NetworkConfig) -> None:
 
 def _no_feature_map(encoder: BaseEncoderConfig) -> ConfigError:
     return ConfigError(
-        f"site 'map' fuses each cell, and encoder '{encoder.kind}' has no cells; "
-        "use sites=('vector',)"
+        f"site 'map' fuses each cell, and encoder '{encoder.kind}' has no cells; use sites=[vector]"
     )
 
 

@@ -1,13 +1,14 @@
 """Choice of networks and keys: what the options and the observation space determine."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, TypeVar, get_args
 
-import numpy as np
 from gymnasium import spaces
 from pydantic import ValidationError
 from stable_baselines3.common.preprocessing import is_image_space
 
+from mirl.configs.config import Config
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.keys import (
     ACTION_MASK_KEY,
@@ -41,9 +42,18 @@ from mirl.configs.networks import (
     VectorEncoderConfig,
     network_config,
 )
+from mirl.configs.parts import OWN_KIND
 from mirl.configs.validation_messages import explain
 from mirl.policies.contexts import has_token_ids
-from mirl.policies.encoders import Encoder, code_sizes, image_layout
+from mirl.policies.encoders import Encoder, Kind, is_text, kind_of, reads_pixels, space_text
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+MAX_ATTENDED_WORDS = 80
+"""Largest length of a text that self-attention reads by default, that of MiniGrid's missions.
+
+The mean over the words of a longer one hides the single word that matters from a new network.
+"""
 
 
 def choose_network(
@@ -108,21 +118,6 @@ def choose_network(
     return network
 
 
-Kind = Literal["text", "image", "grid", "vector"]
-"""Kind of a subspace: token ids, pixels, cells of codes or planes, or numbers."""
-
-MIN_IMAGE_SIZE = 32
-"""Smallest height and width at which real numbers of rank 3 count as pixels."""
-MAX_IMAGE_CHANNELS = 4
-"""Largest number of channels at which they do."""
-MIN_GRAY_SIZE = 16
-"""Smallest height and width at which bytes of rank 2 count as a grayscale image."""
-MAX_BYTE = 255
-"""Largest value of a byte."""
-MIN_GRID_SIZE = 3
-"""Smallest height and width at which small integers of rank 2 count as cells."""
-
-
 def resolve_network(
     network: NetworkConfig,
     observation_space: spaces.Space[object],
@@ -151,11 +146,76 @@ def resolve_network(
     if network.is_resolved:
         return network
     check_supported(observation_space)
+    try:
+        return _resolve(network, observation_space, move_map_site)
+    except ConfigError as error:
+        problem = str(error)
+    if not _has_context_and_inputs(network, observation_space):
+        check_resolvable(network, observation_space)
+    message, _, advice = problem.rpartition("; ")
+    if advice.startswith("add "):
+        # only the options that are given leave no input
+        problem = f"{message}; {_without_options(network, '')}"
+    raise ConfigError(problem)
+
+
+def _has_context_and_inputs(network: NetworkConfig, space: spaces.Dict) -> bool:
+    """Return True if only the encoder of a configuration does not fit."""
+    try:
+        context = resolve_context(network.context, space)
+        input_keys(space, context, network.observation_keys)
+    except ConfigError:
+        return False
+    return True
+
+
+def check_resolvable(network: NetworkConfig, space: spaces.Dict) -> None:
+    """Raise the error of the observation space itself, which no option of the user causes.
+
+    Args:
+        network: the configuration that does not fit; the advice names its options.
+        space: the space of the observations.
+
+    Raises:
+        ConfigError: if the space has no context or no input by itself.
+    """
+    try:
+        _resolve(NetworkConfig(), space, True)
+    except ConfigError as error:
+        message, _, advice = str(error).rpartition("; ")
+    else:
+        return
+    raise ConfigError(f"{message}; {_without_options(network, advice)}")
+
+
+def _without_options(network: NetworkConfig, advice: str) -> str:
+    """Return some advice, and to remove all that is given about the context and the inputs."""
+    steps = [advice] if advice else []
+    for group, config in (("context", network.context), ("encoder", network.encoder)):
+        if isinstance(config, AutoContextConfig | AutoEncoderConfig):
+            given = dict(config.options)
+        else:
+            given = {name: getattr(config, name) for name in config.model_fields_set - {"kind"}}
+            if f"{group}=auto" not in advice:
+                steps.append(f"use {group}=auto")
+        names = [name for name in sorted(given) if name != "parts"]
+        if isinstance(given.get("parts"), Mapping):
+            names += [f"parts.{key}" for key in given["parts"]]
+        for name in names:
+            if f"{group}.{name}=" not in advice:
+                steps.append(f"remove {group}.{name}")
+    if network.observation_keys is not None:
+        steps.append("remove observation_keys")
+    return " and ".join(steps)
+
+
+def _resolve(network: NetworkConfig, observation_space: spaces.Dict, move: bool) -> NetworkConfig:
+    """Return the resolved configuration, see ``resolve_network``."""
     context = resolve_context(network.context, observation_space)
     keys = input_keys(observation_space, context, network.observation_keys)
     encoder = resolve_encoder(network.encoder, subspace(observation_space, keys))
     sites = network.sites
-    if move_map_site and not has_feature_map(encoder):
+    if move and not has_feature_map(encoder):
         moved: list[Site] = ["vector" if site == "map" else site for site in sites]
         sites = tuple(dict.fromkeys(moved))  # "vector" may have been there already
     return network.model_copy(
@@ -181,7 +241,7 @@ def check_supported(space: spaces.Dict) -> None:
         if isinstance(part, spaces.Discrete) and part.start != 0:
             raise ConfigError(
                 f"Stable-Baselines3 needs Discrete spaces that start at 0, and '{key}' is {part}; "
-                "wrap the environment in mirl.envs.ContractObservation, or shift the key"
+                "wrap the environment in mirl.envs.ContractObservation"
             )
         supported = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
         if not isinstance(part, supported):
@@ -190,7 +250,7 @@ def check_supported(space: spaces.Dict) -> None:
                 hint = "; wrap the environment in mirl.envs.ContractObservation"
             raise ConfigError(
                 f"Stable-Baselines3 does not support the space of the observation's '{key}', "
-                f"{part}{hint}"
+                f"{space_text(part)}{hint}"
             )
 
 
@@ -202,52 +262,6 @@ def subspace(space: spaces.Dict, keys: Sequence[str]) -> spaces.Dict:
         keys: some of its keys.
     """
     return spaces.Dict([(key, space[key]) for key in keys])
-
-
-def kind_of(space: spaces.Space[object]) -> Kind:
-    """Return the kind of a subspace by its shape, dtype and bounds.
-
-    Args:
-        space: the space of one key.
-
-    Returns:
-        "text" for token ids, which are int16; "image" for pixels; "grid" for cells of codes or
-        planes; "vector" for all else.
-    """
-    shape = space.shape or ()
-    if is_text(space):
-        return "text"
-    if len(shape) not in (2, 3) or 0 in shape:
-        return "vector"
-    if is_image_space(space):
-        return "image"
-    height, width, depth, _ = image_layout(space)
-    size = min(height, width)
-    if len(shape) == 3:
-        is_real = code_sizes(space) is None
-        if is_real and size >= MIN_IMAGE_SIZE and depth <= MAX_IMAGE_CHANNELS:
-            return "image"
-        return "grid"
-    if not isinstance(space, spaces.Box):
-        return "vector"
-    # a matrix is an image or a grid only if its values are bytes or small codes
-    is_bytes = space.dtype == np.uint8 and bool((space.high == MAX_BYTE).all())
-    if is_bytes and size >= MIN_GRAY_SIZE:
-        return "image"
-    if not is_bytes and size >= MIN_GRID_SIZE and code_sizes(space) is not None:
-        return "grid"
-    return "vector"
-
-
-def is_text(space: spaces.Space[object]) -> bool:
-    """Return True if a space holds the token ids of a text: int16, of rank 1, from 0.
-
-    Args:
-        space: the space of one key.
-    """
-    if not isinstance(space, spaces.Box) or space.dtype != np.int16:
-        return False
-    return len(space.shape) == 1 and bool((space.low == 0).all())
 
 
 # ----------------------------------------------------------------------------------------- contexts
@@ -283,11 +297,12 @@ def resolve_context(
             return _with_known_key(config, space)
 
 
-def default_contexts(space: spaces.Dict) -> list[BaseContextConfig]:
+def default_contexts(space: spaces.Dict, options: Collection[str] = ()) -> list[BaseContextConfig]:
     """Return a context per key that says what is asked: goals, texts, and task ids.
 
     Args:
         space: the space of the observations.
+        options: names of the options that are given for the context, for the advice.
 
     Raises:
         ConfigError: if there is none.
@@ -295,14 +310,29 @@ def default_contexts(space: spaces.Dict) -> list[BaseContextConfig]:
     contexts = [context_of(key, space[key]) for key in asked_keys(space)]
     if contexts:
         return contexts
+    found = f"no context among the observation's keys {sorted(space)}"
+    expected = f"expected a text, a goal under one of {', '.join(GOAL_NAMES)}, or several tasks"
+    raise ConfigError(f"{found}: {expected}; {advice_without_context(space, options)}")
+
+
+def advice_without_context(space: spaces.Dict, options: Collection[str] = ()) -> str:
+    """Return what to do about an observation without a context.
+
+    Args:
+        space: the space of the observations.
+        options: names of the options that are given for the context.
+    """
     candidates = sorted(key for key in space if key not in (TASK_KEY, ACTION_MASK_KEY))
-    expected = f"no context among the observation's keys {sorted(space)}: expected a text, "
-    expected += f"a goal under one of {', '.join(GOAL_NAMES)}, or several tasks"
-    if len(candidates) > 1:
-        raise ConfigError(
-            f"{expected}; to name another key, use context=goal with context.key={candidates[0]}"
-        )
-    raise ConfigError(f"{expected}; add a goal or a text to the observation beside what is seen")
+    if len(candidates) < 2:
+        return "add a goal or a text to the observation"
+    # the first of several keys may hold what is asked; the user knows better
+    key = candidates[0]
+    own = type(context_of(key, space[key])).model_fields
+    unfit = [name for name in options if name not in own]
+    advice = f"use context=auto with context.key={key}"
+    for name in unfit:
+        advice += f" and remove context.{name}"
+    return advice
 
 
 def asked_keys(space: spaces.Dict) -> list[str]:
@@ -335,7 +365,8 @@ def context_of(key: str, space: spaces.Space[object]) -> BaseContextConfig:
         space: its space.
     """
     if is_text(space) or (key == MISSION_KEY and has_token_ids(space)):
-        return MissionContextConfig(key=key)
+        is_long = (space.shape or (0,))[0] > MAX_ATTENDED_WORDS
+        return MissionContextConfig(key=key, encoder="gru" if is_long else "attention")
     if isinstance(space, spaces.Discrete) and key not in GOAL_NAMES:
         return TaskIdContextConfig(key=key)
     match kind_of(space):
@@ -351,26 +382,30 @@ def _auto_context(config: AutoContextConfig, space: spaces.Dict) -> AnyContextCo
     options = dict(config.options)
     if "key" in options:
         key = str(options["key"])
-        _check_key(key, space)
+        _check_known("context.key", key, space)
         contexts = [context_of(key, space[key])]
     elif "parts" in options:
-        return resolve_context(CombinedContextConfig(**options), space)
+        return resolve_context(_validated(CombinedContextConfig, options, "context"), space)
     else:
-        contexts = default_contexts(space)
-    if len(contexts) == 1:
-        return _with_options(contexts[0], options, "context", space)
+        contexts = default_contexts(space, options)
     # dim is that of the joined context, as it is with a single one
     joined: dict[str, Any] = {}
-    if "dim" in options:
+    if "dim" in options and len(contexts) > 1:
         joined["dim"] = options.pop("dim")
-    unused = set(options)
+    unused = dict(options)
     parts: list[BaseContextConfig] = []
     for part in contexts:
-        own = {name: value for name, value in options.items() if name in type(part).model_fields}
-        unused -= set(own)
-        parts.append(_with_options(part, own, "context", space))
-    for name in sorted(unused):
+        _check_relative_to(part, options.get("relative_to"), space)
+        own: dict[str, Any] = {}
+        for name, value in options.items():
+            if _accepts(part, name, value):
+                own[name] = value
+                unused.pop(name, None)
+        parts.append(_with_options(part, own, "context"))
+    for name in unused:
         raise _unused_option("context", name, [f"{c.key} ({c.kind})" for c in contexts])
+    if len(parts) == 1:
+        return parts[0]
     return CombinedContextConfig(parts=tuple(parts), **joined)
 
 
@@ -378,48 +413,125 @@ def _with_known_key(config: Any, space: spaces.Dict) -> Any:
     """Return a context whose key the space has: its own, or the only one of its kind."""
     if not isinstance(config, BaseContextConfig):
         return config
-    default_key = type(config).model_fields["key"].default
-    if config.key in space.spaces or config.key != default_key:
-        _check_key(config.key, space)
+    if config.key in space.spaces:
+        if isinstance(config, GoalContextConfig) and is_text(space[config.key]):
+            advice = "use context=mission"
+            for name in sorted(config.model_fields_set - {"kind", "key", "dim"}):
+                advice += f" and remove context.{name}"
+            raise ConfigError(f"context=goal needs numbers, and '{config.key}' is a text; {advice}")
+        _check_relative_to(config, getattr(config, "relative_to", ""), space)
         return config
     fitting: list[str] = []
     for key in asked_keys(space):
         if isinstance(context_of(key, space[key]), type(config)):
             fitting.append(key)
-    if len(fitting) == 1:
-        return config.model_copy(update={"key": fitting[0]})
-    reason = f"the observation has no key '{config.key}'"
+    is_default = config.key == type(config).model_fields["key"].default
+    if len(fitting) == 1 and is_default:
+        found = config.model_copy(update={"key": fitting[0]})
+        _check_relative_to(found, getattr(found, "relative_to", ""), space)
+        return found
+    reason = f"context={config.kind}: the observation has no key '{config.key}', only "
+    reason += ", ".join(space)
     if fitting:
-        raise ConfigError(
-            f"context={config.kind}: {reason}, and several keys fit: {', '.join(fitting)}; "
-            f"use context.key={fitting[0]}"
-        )
+        close = get_close_matches(config.key, fitting, n=1, cutoff=0.5)
+        raise ConfigError(f"{reason}; use context.key={[*close, *fitting][0]}")
+    raise ConfigError(f"{reason}; {advice_auto(config, space)}")
+
+
+def advice_auto(config: Config, space: spaces.Dict) -> str:
+    """Return the advice to let the observation space choose the context.
+
+    Args:
+        config: the context that does not fit.
+        space: the space of the observations.
+    """
+    options = {name: getattr(config, name) for name in sorted(config.model_fields_set)}
+    options.pop("kind", None)
+    key = options.pop("key", None)
+    unknown = ""
+    if key is not None and key not in space.spaces:
+        unknown = " and remove context.key"
     asked = asked_keys(space)
-    if asked:
-        raise ConfigError(
-            f"context={config.kind}: {reason}, its context is {', '.join(asked)}; use context=auto"
-        )
-    default_contexts(space)  # raises, and says what is missing
-    raise AssertionError("a space without asked keys has no default contexts")
+    if not asked:
+        # this names another key instead of the unknown one
+        return advice_without_context(space, options)
+    if OWN_KIND in getattr(config, "kind", ""):
+        # a user's class may read any key
+        return f"use context.key={asked[0]}"
+    advice = f"use context=auto{unknown}"
+    contexts = [context_of(name, space[name]) for name in asked]
+    for name, value in options.items():
+        if not any(_accepts(part, name, value) for part in contexts):
+            advice += f" and remove context.{name}"
+    return advice
 
 
-def _check_key(key: str, space: spaces.Dict) -> None:
-    if key not in space.spaces:
-        raise ConfigError(f"the observation has no key '{key}'." + nearest(key, space.spaces))
+def _check_relative_to(config: BaseContextConfig, other: object, space: spaces.Dict) -> None:
+    """Raise a ConfigError if a goal cannot be relative to another key."""
+    if not isinstance(config, GoalContextConfig) or not other:
+        return
+    goal = space[config.key]
+    fitting: list[str] = []
+    for key, part in space.items():
+        if isinstance(part, spaces.Box) and part.shape == goal.shape and key != config.key:
+            fitting.append(key)
+    if other in fitting and isinstance(goal, spaces.Box):
+        return
+    problem = f"'{config.key}' is {space_text(goal)}, and the observation has no key '{other}'"
+    advice = "remove context.relative_to"
+    if other in space.spaces:
+        problem = f"'{config.key}' is {space_text(goal)}, '{other}' {space_text(space[str(other)])}"
+    elif isinstance(goal, spaces.Box):
+        close = get_close_matches(str(other), fitting, n=1, cutoff=0.5)
+        advice = f"use context.relative_to={close[0]}" if close else advice
+    raise ConfigError(
+        f"context.relative_to needs two Box spaces of the same shape, {problem}; {advice}"
+    )
 
 
-def _with_options(part: Any, options: Mapping[str, Any], group: str, space: spaces.Dict) -> Any:
+def _check_known(option: str, key: str, space: spaces.Dict) -> None:
+    """Raise a ConfigError if the value of an option is no key of the observation."""
+    if key in space.spaces or not key:
+        return
+    advice = f"remove {option}"
+    close = get_close_matches(key, space.spaces, n=1, cutoff=0.5)
+    if close:
+        advice = f"use {option}={close[0]}"
+    elif option == "context.key" and not asked_keys(space):
+        advice = advice_without_context(space)
+    raise ConfigError(
+        f"{option}: the observation has no key '{key}', only {', '.join(space)}; {advice}"
+    )
+
+
+def _accepts(part: Config, name: str, value: object) -> bool:
+    """Return True if a config has an option, and the value is valid for it."""
+    if name not in type(part).model_fields:
+        return False
+    try:
+        type(part).model_validate({**part.model_dump(), name: value})
+    except ValidationError as error:
+        # options that depend on each other are checked together, when all are known
+        return not any(detail["loc"] for detail in error.errors())
+    return True
+
+
+def _with_options(part: Any, options: Mapping[str, Any], group: str) -> Any:
     """Return a config with some options replaced, validated."""
-    own = type(part).model_fields
     for name in options:
-        if name not in own:
+        if name not in type(part).model_fields:
             raise _unused_option(group, name, [f"{part.kind}"])
     if not options:
         return part
+    return _validated(type(part), {**part.model_dump(), **options}, group)
+
+
+def _validated(config_class: type[ConfigT], values: Mapping[str, Any], group: str) -> ConfigT:
+    """Return a config of some values, or raise a ConfigError that names the group."""
     try:
-        return type(part).model_validate({**part.model_dump(), **options})
+        return config_class.model_validate(values)
     except ValidationError as error:
-        problem = explain(type(part), error.errors()[0])
+        problem = explain(config_class, error.errors()[0])
     raise ConfigError(f"{group}.{problem}")
 
 
@@ -447,19 +559,43 @@ def input_keys(
     Raises:
         ConfigError: if a key is unknown, or if an input is missing.
     """
+    not_inputs = (*context.keys, ACTION_MASK_KEY, TASK_KEY)
+    seen = tuple(key for key in space if key not in not_inputs)
     if observation_keys is not None:
-        keys = tuple(observation_keys)
-        for key in keys:
-            _check_key(key, space)
-    else:
-        not_inputs = (*context.keys, ACTION_MASK_KEY, TASK_KEY)
-        keys = tuple(key for key in space if key not in not_inputs)
-    if not keys:
-        raise ConfigError(
-            f"expected an input beside the context, got only the keys {sorted(space)}; add an "
-            "observation to the environment"
-        )
-    return keys
+        _check_inputs(tuple(observation_keys), space, seen)
+        return tuple(observation_keys)
+    if seen:
+        return seen
+    advice = "add an input to the observation"
+    asked = asked_keys(space)
+    if len(asked) > 1:
+        # the others are seen then
+        advice = f"use context=auto with context.key={asked[0]}"
+        if set(asked) <= {asked[0], TASK_KEY}:
+            advice = "add an input to the observation"
+    raise ConfigError(
+        f"expected an input beside the context, got only the keys {sorted(space)}; {advice}"
+    )
+
+
+def _check_inputs(keys: Sequence[str], space: spaces.Dict, seen: Sequence[str]) -> None:
+    """Raise a ConfigError if the given inputs are unknown or none."""
+    known: list[str] = []
+    for key in keys:
+        close = [key]
+        if key not in space.spaces:
+            close = get_close_matches(key, seen, n=1, cutoff=0.5)
+        known += [name for name in close if name not in known]
+    unknown = [key for key in keys if key not in space.spaces]
+    if keys and not unknown:
+        return
+    problem = "expected at least one key"
+    if unknown:
+        problem = f"the observation has no key '{unknown[0]}', only {', '.join(space)}"
+    advice = "remove observation_keys"
+    if known:
+        advice = f"use observation_keys=[{','.join(known)}]"
+    raise ConfigError(f"observation_keys: {problem}; {advice}")
 
 
 def legacy_input_keys(space: spaces.Dict, context: AnyContextConfig) -> tuple[str, ...]:
@@ -492,48 +628,92 @@ def resolve_encoder(
     kinds = {key: kind_of(part) for key, part in space.items()}
     match config:
         case AutoEncoderConfig():
-            return _auto_encoder(config, kinds, space)
+            return _auto_encoder(config, kinds)
         case CombinedEncoderConfig():
             return _combined(config, kinds)
-        case VectorEncoderConfig() if "text" in kinds.values():
-            # texts have no meaning as numbers; all other keys are flattened together
-            parts: dict[str, BaseEncoderConfig] = {}
-            for key, kind in kinds.items():
-                parts[key] = TextEncoderConfig() if kind == "text" else config
-            return CombinedEncoderConfig(parts=parts, features_dim=config.features_dim)
-        case GridEncoderConfig() | ImageEncoderConfig():
+        case VectorEncoderConfig():
+            return _given_encoder(config, kinds, [key for key in kinds if kinds[key] != "text"])
+        case TextEncoderConfig():
+            return _given_encoder(config, kinds, [key for key in kinds if kinds[key] == "text"])
+        case GridEncoderConfig():
+            return _cells_encoder(config, kinds, space)
+        case ImageEncoderConfig():
             return _cells_encoder(config, kinds, space)
         case _:
             return config
 
 
+def _given_encoder(
+    config: VectorEncoderConfig | TextEncoderConfig, kinds: Mapping[str, Kind], keys: Sequence[str]
+) -> BaseEncoderConfig:
+    """Return an encoder in which a given kind reads some keys, and the others their own kinds."""
+    if not keys:
+        listed = ", ".join(f"{key} ({kind})" for key, kind in kinds.items())
+        raise ConfigError(f"encoder={config.kind} reads none of {listed}; use encoder=auto")
+    if len(kinds) == 1 or (config.kind == "vector" and len(keys) == len(kinds)):
+        return config
+    parts: dict[str, BaseEncoderConfig] = dict.fromkeys(keys, config)
+    dim = CombinedEncoderConfig().features_dim
+    if config.kind == "vector":
+        dim = config.features_dim
+    return _combined(CombinedEncoderConfig(parts=parts, features_dim=dim), kinds)
+
+
 def _cells_encoder(
     config: GridEncoderConfig | ImageEncoderConfig, kinds: Mapping[str, Kind], space: spaces.Dict
 ) -> BaseEncoderConfig:
-    """Return an encoder in which a kind with cells reads every image, grid or plane."""
-    cells = [key for key in space if len(space[key].shape or ()) == RANK_OF_CELLS]
-    cells += [key for key, kind in kinds.items() if kind in ("image", "grid") and key not in cells]
+    """Return an encoder in which a kind with cells reads every image, grid or plane that it can."""
+    cells = [key for key, part in space.items() if _reads_cells(config, kinds[key], part)]
     if not cells:
         listed = ", ".join(f"{key} ({kind})" for key, kind in kinds.items())
+        needed = "codes or planes" if config.kind == "grid" else "pixels"
         raise ConfigError(
-            f"encoder={config.kind} needs an observation of rank 3, got {listed}; use encoder=auto"
+            f"encoder={config.kind} needs {needed}, an observation of rank 3, got {listed}; "
+            "use encoder=auto"
         )
-    if len(cells) == 1 and "text" not in kinds.values():
+    if len(cells) == 1 and all(kinds[key] == "vector" for key in kinds if key not in cells):
         return config
     parts: dict[str, BaseEncoderConfig] = dict.fromkeys(cells, config)
     combined = CombinedEncoderConfig(parts=parts, features_dim=config.features_dim)
     return _combined(combined, kinds)
 
 
+def _reads_cells(
+    config: GridEncoderConfig | ImageEncoderConfig, kind: Kind, space: spaces.Space[object]
+) -> bool:
+    if kind not in ("image", "grid"):
+        return False
+    if config.kind == "grid":
+        return not is_image_space(space)
+    return reads_pixels(space)
+
+
 def _combined(config: CombinedEncoderConfig, kinds: Mapping[str, Kind]) -> CombinedEncoderConfig:
     """Return a combined encoder with a part for each input."""
-    for key in config.parts:
-        if key not in kinds:
-            raise ConfigError(f"encoder.parts: '{key}' is no input." + nearest(key, kinds))
+    _check_parts(config, kinds)
     parts: dict[str, BaseEncoderConfig] = {}
     for key, kind in kinds.items():
-        parts[key] = config.parts.get(key) or ENCODERS[kind]()
-    return CombinedEncoderConfig(parts=parts, features_dim=config.features_dim)
+        parts[key] = config.parts.get(key) or _default_part(kind, config)
+    return config.model_copy(update={"parts": parts})
+
+
+def _check_parts(config: CombinedEncoderConfig, kinds: Mapping[str, Kind]) -> None:
+    """Raise a ConfigError if a part is given for a key that is no input."""
+    for key in config.parts:
+        if key not in kinds:
+            raise ConfigError(
+                f"encoder.parts: '{key}' is no input, they are {', '.join(kinds)}; "
+                f"remove encoder.parts.{key}"
+            )
+
+
+def _default_part(kind: Kind, config: CombinedEncoderConfig) -> BaseEncoderConfig:
+    """Return the encoder of a kind, with as many channels as the given parts have."""
+    if kind in ("image", "grid"):
+        for part in config.parts.values():
+            if isinstance(part, GridEncoderConfig | ImageEncoderConfig):
+                return ENCODERS[kind].model_validate({"channels": part.channels})
+    return ENCODERS[kind]()
 
 
 ENCODERS: Mapping[Kind, type[BaseEncoderConfig]] = {
@@ -543,66 +723,55 @@ ENCODERS: Mapping[Kind, type[BaseEncoderConfig]] = {
     "vector": VectorEncoderConfig,
 }
 """Config of the encoder of each kind of space."""
-RANK_OF_CELLS = 3
-"""Rank of images, and of grids of codes."""
 
 
-def _auto_encoder(
-    config: AutoEncoderConfig, kinds: Mapping[str, Kind], space: spaces.Dict
-) -> BaseEncoderConfig:
+def _auto_encoder(config: AutoEncoderConfig, kinds: Mapping[str, Kind]) -> BaseEncoderConfig:
     options = dict(config.options)
-    if "parts" in options:
-        return _combined(CombinedEncoderConfig(**options), kinds)
-    single = _single_kind(kinds)
+    listed = [f"{key} ({kind})" for key, kind in kinds.items()]
+    given = options.pop("parts", {})
+    single = None if given else _single_kind(kinds)
     chosen = set(kinds.values()) if single is None else {single}
-    # an option that only another kind has chooses this kind
+    # an option that only ``vector`` has chooses this kind, unless texts are all there is
+    is_vector = False
     for name in options:
-        owners = [owner for owner in config.owners(name) if owner in ENCODERS.values()]
+        owners = config.owners(name)
         if any(ENCODERS[kind] in owners for kind in chosen) or name == "features_dim":
             continue
-        if VectorEncoderConfig in owners:
-            return _with_vector(options, kinds, space)
-        raise _unused_option("encoder", name, [f"{key} ({kind})" for key, kind in kinds.items()])
+        if VectorEncoderConfig not in owners or chosen == {"text"}:
+            raise _unused_option("encoder", name, listed)
+        is_vector = True
+    if is_vector:
+        if "vector" not in kinds.values():
+            return _flattened(options, kinds)
+        # numbers beside an image go through an MLP of their own
+        single = None
     if single is not None:
-        return _with_options(ENCODERS[single](), options, "encoder", space)
-    joined: dict[str, Any] = {}
+        return _with_options(ENCODERS[single](), options, "encoder")
+    joined: dict[str, Any] = {"parts": given}
     if "features_dim" in options:
         joined["features_dim"] = options.pop("features_dim")
-    parts: dict[str, BaseEncoderConfig] = {}
+    stated = _validated(CombinedEncoderConfig, joined, "encoder")
+    _check_parts(stated, kinds)
+    parts = dict(stated.parts)
     for key, kind in kinds.items():
-        part = ENCODERS[kind]
-        own = {name: value for name, value in options.items() if name in part.model_fields}
-        parts[key] = _with_options(part(), own, "encoder", space)
-    return CombinedEncoderConfig(parts=parts, **joined)
+        if key in parts:
+            continue
+        fields = ENCODERS[kind].model_fields
+        own = {name: value for name, value in options.items() if name in fields}
+        parts[key] = _with_options(_default_part(kind, stated), own, "encoder")
+    in_order = {key: parts[key] for key in kinds}
+    # validated again, because the channels of all parts must be equal
+    joined["parts"] = {key: part.model_dump() for key, part in in_order.items()}
+    return _validated(CombinedEncoderConfig, joined, "encoder")
 
 
-def _with_vector(
-    options: Mapping[str, Any], kinds: Mapping[str, Kind], space: spaces.Dict
-) -> BaseEncoderConfig:
-    """Return the encoder for an option of ``vector``, where no key alone calls for that kind.
-
-    Numbers beside an image go through an MLP of their own; if there are none, all is flattened.
-    """
-    own = {n: v for n, v in options.items() if n in VectorEncoderConfig.model_fields}
-    vector = _with_options(VectorEncoderConfig(), own, "encoder", space)
-    if "vector" not in kinds.values():
-        for name in sorted(set(options) - set(own)):
+def _flattened(options: Mapping[str, Any], kinds: Mapping[str, Kind]) -> BaseEncoderConfig:
+    """Return the encoder for an option of ``vector`` without numbers: all keys are flattened."""
+    for name in options:
+        if name not in VectorEncoderConfig.model_fields:
             raise _unused_option("encoder", name, ["vector"])
-        return resolve_encoder(vector, space)
-    rest = {name: value for name, value in options.items() if name not in own}
-    parts: dict[str, BaseEncoderConfig] = {}
-    unused = set(rest)
-    for key, kind in kinds.items():
-        part = ENCODERS[kind]
-        fitting = {name: value for name, value in rest.items() if name in part.model_fields}
-        unused -= set(fitting)
-        parts[key] = vector
-        if kind != "vector":
-            parts[key] = _with_options(part(), fitting, "encoder", space)
-    for name in sorted(unused):
-        raise _unused_option("encoder", name, [f"{key} ({kind})" for key, kind in kinds.items()])
-    dim = options.get("features_dim", CombinedEncoderConfig().features_dim)
-    return CombinedEncoderConfig(parts=parts, features_dim=dim)
+    vector = _with_options(VectorEncoderConfig(), options, "encoder")
+    return _given_encoder(vector, kinds, [key for key in kinds if kinds[key] != "text"])
 
 
 def _single_kind(kinds: Mapping[str, Kind]) -> Kind | None:

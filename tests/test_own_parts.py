@@ -31,6 +31,7 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
     BaseContextConfig,
     BaseEncoderConfig,
+    FilmConfig,
     NetworkConfig,
     RecurrentCoreConfig,
     network_config,
@@ -41,7 +42,7 @@ from mirl.policies import FusionExtractor, FusionPolicy, RecurrentFusionPolicy, 
 from mirl.policies.contexts import ContextEncoder
 from mirl.policies.encoders import Encoder
 from mirl.policies.features import Context
-from mirl.policies.fusions import Fusion
+from mirl.policies.fusions import Fusion, build_fusion, build_map_fusion
 from mirl.policies.memory.core import Core
 from mirl.policies.off_policy import FusionDQNPolicy, FusionSACPolicy
 
@@ -104,8 +105,9 @@ def test_stored_options_are_restored(limit: float, size: int, channels: int) -> 
 @pytest.mark.parametrize("groups", [*((group,) for group in GROUPS), GROUPS])
 def test_on_policy_agents_learn(door_env: Any, algorithm: Any, groups: tuple[str, ...]) -> None:
     kwargs = {**TINY_NETWORK, **own(*groups)}
+    options = {"batch_size": 16} if algorithm is PPO else {}
     agent = algorithm(
-        policy_class(groups), door_env, n_steps=8, policy_kwargs=kwargs, device="cpu", seed=0
+        policy_class(groups), door_env, n_steps=8, policy_kwargs=kwargs, device="cpu", **options
     )
     before = {name: value.clone() for name, value in agent.policy.state_dict().items()}
     agent.learn(64)
@@ -130,6 +132,24 @@ def test_fusion_is_built_at_every_site(door_env: Any) -> None:
     fused += [policy.action_net.fusion, policy.value_net.fusion]
     assert all(isinstance(fusion, ownparts.BoundedFilm) for fusion in fused)
     assert all(fusion.limit == 0.5 for fusion in fused)
+
+
+class CellFilm(ownparts.BoundedFilm):
+    """Fuses the feature map in place of ``VectorFilm``."""
+
+
+class VectorFilm(ownparts.BoundedFilm):
+    """A fusion with another class for the feature map."""
+
+    map_class = CellFilm
+
+
+def test_another_class_fuses_the_map() -> None:
+    config = VectorFilm.Config(limit=0.25)
+    assert type(build_fusion(config, 3, 2, 4)) is VectorFilm
+    of_map = build_map_fusion(config, 3, 2, 3)
+    assert isinstance(of_map, CellFilm)
+    assert of_map.limit == 0.25
 
 
 def test_plain_sb3_trains_and_loads(door_env: Any, tmp_path: Path) -> None:
@@ -315,7 +335,8 @@ def test_broken_part_is_named(door_env: Any, group: str, form: Any, message: str
     def learn() -> None:
         kwargs = {group: form, "sites": ("vector", "heads")}
         policy = policy_class((group,))
-        PPO(policy, door_env, n_steps=8, policy_kwargs=kwargs, device="cpu").learn(32)
+        agent = A2C(policy, door_env, policy_kwargs=kwargs, device="cpu")
+        agent.learn(32)
 
     with pytest.raises(ConfigError) as raised:
         learn()
@@ -351,10 +372,28 @@ def test_words_choose_class_and_options(group: str) -> None:
     assert validate(TrainConfig, config.model_dump(mode="json")) == config
 
 
+def test_words_choose_all_parts_together() -> None:
+    words: list[str] = []
+    for group in GROUPS:
+        words += words_of(group)
+    config = compose_train(words)
+    for group in GROUPS:
+        assert getattr(config, group) == config_of(group)
+
+
+def test_last_word_of_a_group_counts() -> None:
+    words = ["fusion=film", "fusion=ownparts:BoundedFilm"]
+    assert compose_train(words).fusion == ownparts.BoundedFilm.Config()
+    assert compose_train(words[::-1]).fusion == FilmConfig()
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["fusion.limt=1"], "unknown option 'fusion.limt' of ownparts:BoundedFilm. Did you mean"),
+        (
+            ["fusion.limits=1"],
+            "unknown option 'fusion.limits' of ownparts:BoundedFilm. Did you mean",
+        ),
         (["fusion.limit=0"], "fusion.limit: input should be greater than 0, got 0"),
         (["fusion.limit=wide"], "fusion.limit: input should be a valid number"),
         (["fusion.rank=8"], "unknown option 'fusion.rank' of ownparts:BoundedFilm"),
@@ -399,7 +438,7 @@ def run_script(folder: Path, script: str, *argv: str) -> subprocess.CompletedPro
 @pytest.mark.parametrize("group", GROUPS)
 def test_run_is_trained_resumed_evaluated(group: str, tmp_path: Path) -> None:
     """A run with an own part goes through every command."""
-    words = [*words_of(group), *TINY, "backend=gymnasium", "total_timesteps=128", "name=run"]
+    words = [*words_of(group), *TINY, "total_timesteps=128", "name=run"]
     trained = run_script(tmp_path, "train.py", *words)
     assert trained.returncode == 0, trained.stderr
     assert "import=ownparts" in trained.stdout

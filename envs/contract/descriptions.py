@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from gymnasium import spaces
 
+from mirl.configs.tasks import TaskConfig
 from mirl.envs.type_aliases import Array
 
 MAX_CHARACTERS = 60
@@ -47,6 +48,17 @@ def describe_space(space: object) -> str:
         high = space.high.max()
         return f"Box of shape {space.shape}, {space.dtype}, in [{low}, {high}]"
     return str(space)
+
+
+def name_task(task: TaskConfig) -> str:
+    """Return the words that name a task at the beginning of a message.
+
+    Args:
+        task: the task; its id is left out if it is its name.
+    """
+    if task.name == task.env_id:
+        return f"task '{task.name}'"
+    return f"task '{task.name}' ({task.env_id})"
 
 
 def shorten(text: str) -> str:

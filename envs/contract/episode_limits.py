@@ -9,6 +9,7 @@ from minigrid.minigrid_env import MiniGridEnv
 from numpy.typing import NDArray
 
 from mirl.configs.tasks import TaskConfig
+from mirl.envs.contract.descriptions import name_task
 from mirl.envs.pools.backend import RowMask, Step
 from mirl.envs.type_aliases import AnyEnv
 
@@ -96,7 +97,7 @@ class EpisodeLimits:
             self._warned.add(task_index)
             task = self._tasks[task_index]
             warnings.warn(
-                f"task '{task.name}' ({task.env_id}): an evaluated episode did not end within "
+                f"{name_task(task)}: an evaluated episode did not end within "
                 f"{DEFAULT_LIMIT:,} timesteps and was truncated, because the environment has no "
                 "time limit; set evaluation.max_steps=… (in eval.py, max_steps=…), or give the "
                 "environment a limit by task.kwargs.max_episode_steps=…",

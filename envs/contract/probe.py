@@ -13,7 +13,7 @@ from mirl.configs.errors import ConfigError, ContractError
 from mirl.configs.keys import ACTION_MASK_KEY
 from mirl.configs.tasks import TaskConfig
 from mirl.envs.actions import ActionSpace
-from mirl.envs.contract.descriptions import shorten
+from mirl.envs.contract.descriptions import name_task, shorten
 from mirl.envs.contract.timesteps import check_reset_result, check_step_result
 from mirl.envs.make import check_reset
 from mirl.envs.spaces import ContractObservation, is_known
@@ -47,7 +47,7 @@ def check_first_timestep(env: ContractObservation, task: TaskConfig, space: Acti
         observation, *_ = _call("step()", env, lambda: env.step(action))
         env.check_bounds(observation)
     except ContractError as error:
-        raise ContractError(f"task '{task.name}' ({task.env_id}): {error}") from error.__cause__
+        raise ContractError(f"{name_task(task)}: {error}") from error.__cause__
 
 
 def neutral_action(space: ActionSpace, observation: Observation) -> Array | np.int64:

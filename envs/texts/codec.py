@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from mirl.configs.errors import PlainWarning
 from mirl.configs.tasks import SuiteConfig
-from mirl.configs.texts import TextForm, decode_utf8, split_words, unique_words, word_list
+from mirl.configs.texts import (
+    N_BYTE_CODES,
+    TextForm,
+    decode_utf8,
+    split_words,
+    unique_words,
+    word_list,
+)
 from mirl.envs.texts.vocabulary import HASH_BUCKETS, MAX_TOKENS, VOCABULARY
 
 CACHED_TEXTS = 8192
@@ -20,9 +27,6 @@ MAX_WARNINGS = 10
 """Largest number of warnings about the texts of one observation key in one process."""
 MAX_LISTED_WORDS = 24
 """Largest number of words that a warning lists as the remedy."""
-N_BYTE_CODES = 257
-"""Number of codes of a text as bytes: padding (0), then the byte plus 1."""
-
 Phrase = tuple[int | str, ...]
 """Consecutive words, as their token ids or as they are."""
 
@@ -103,7 +107,9 @@ class TextCodec:
         """Number of different codes, with 0 for the padding."""
         if self.form == "utf8":
             return N_BYTE_CODES
-        return 1 + self._n_known + HASH_BUCKETS
+        n_ids = 1 + self._n_known + HASH_BUCKETS
+        # one more than needed, because policies recognize bytes by the number of their codes
+        return n_ids + 1 if n_ids == N_BYTE_CODES else n_ids
 
     def space(self) -> spaces.Box:
         """Return the space of the arrays, (length,)."""

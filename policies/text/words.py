@@ -7,12 +7,59 @@ from contextlib import nullcontext
 from typing import assert_never
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mirl.configs.networks import MissionContextConfig
 from mirl.policies.positions import sinusoidal_positions
+
+
+def build_attention(dim: int, heads: int, layers: int) -> nn.TransformerEncoder:
+    """Build the self-attention over the words of a text.
+
+    Args:
+        dim: size of the vectors.
+        heads: number of heads, a divisor of ``dim``.
+        layers: number of layers.
+    """
+    layer = nn.TransformerEncoderLayer(
+        dim,
+        heads,
+        dim_feedforward=2 * dim,
+        dropout=0.0,  # dropout would make the probability ratios of PPO random
+        batch_first=True,
+        norm_first=True,
+    )
+    # PyTorch has no nested tensors for norm_first, and warns if they are enabled
+    return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+
+
+def attend(
+    attention: nn.TransformerEncoder,
+    vectors: Float[Tensor, "missions length dim"],
+    words: Bool[Tensor, "missions length"],
+) -> Float[Tensor, "missions dim"]:
+    """Apply self-attention to vectors with sinusoidal positions; return the mean over the words.
+
+    Args:
+        attention: the self-attention.
+        vectors: one vector per word, (missions, length, dim).
+        words: True for each word, False for padding, (missions, length).
+
+    Returns:
+        One vector per mission, (missions, dim).
+    """
+    positions = sinusoidal_positions(vectors.shape[1], vectors.shape[2], vectors.device)
+    located = vectors + positions
+    # on a CPU the backward pass of the fused kernel in bfloat16 is ten times as slow
+    on_cpu = located.device.type == "cpu"
+    with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
+        attended = attention(located, src_key_padding_mask=~words)
+    # mean over the words alone: (missions, length, dim) -> (missions, dim)
+    total = (attended * words.unsqueeze(-1)).sum(1)
+    mean: Tensor = total / words.sum(1, keepdim=True)
+    return mean
 
 
 class AttentionMissionEncoder(nn.Module):
@@ -29,20 +76,7 @@ class AttentionMissionEncoder(nn.Module):
     def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(n_tokens, config.dim, padding_idx=0)
-        layer = nn.TransformerEncoderLayer(
-            config.dim,
-            config.heads,
-            dim_feedforward=2 * config.dim,
-            dropout=0.0,  # dropout would make the probability ratios of PPO random
-            batch_first=True,
-            norm_first=True,
-        )
-        # PyTorch has no nested tensors for norm_first, and warns if they are enabled
-        self.attention = nn.TransformerEncoder(
-            layer,
-            config.layers,
-            enable_nested_tensor=False,
-        )
+        self.attention = build_attention(config.dim, config.heads, config.layers)
 
     def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
         """Encode missions.
@@ -56,18 +90,7 @@ class AttentionMissionEncoder(nn.Module):
         # the first token always counts as a word, so that an empty mission has a mean, too
         first = torch.zeros(1, dtype=torch.int64, device=tokens.device)
         words = (tokens != 0).index_fill(1, first, True)
-        positions = sinusoidal_positions(
-            tokens.shape[1], self.embedding.embedding_dim, tokens.device
-        )
-        located = self.embedding(tokens) + positions
-        # on a CPU the backward pass of the fused kernel in bfloat16 is ten times as slow
-        on_cpu = located.device.type == "cpu"
-        with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
-            attended = self.attention(located, src_key_padding_mask=~words)
-        # mean over the words alone: (missions, length, dim) -> (missions, dim)
-        total = (attended * words.unsqueeze(-1)).sum(1)
-        mean: Tensor = total / words.sum(1, keepdim=True)
-        return mean
+        return attend(self.attention, self.embedding(tokens), words)
 
 
 class GruMissionEncoder(nn.Module):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from mirl.agents.builder import resolve_auto
+from mirl.agents.builder import resolve_auto, with_input_keys
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import ResolvedConfig
@@ -58,13 +58,58 @@ def test_explicit_options_stay() -> None:
         ["task=Some-v0", "context=goal", "context.dim=7", "encoder=vector", "sites=heads"]
     )
     resolved = resolve_auto(config, space(observation=VECTOR, desired_goal=VECTOR))
-    assert resolved.model_dump() == config.model_dump()
+    # the inputs are filled in
+    stated = {**config.model_dump(), "observation_keys": ("observation",)}
+    assert resolved.model_dump() == stated
 
 
 def test_single_task_without_context() -> None:
     """A single task with neither a goal nor a mission has no context."""
-    with pytest.raises(ConfigError, match="'Some-v0' have neither a goal nor a mission"):
+    with pytest.raises(
+        ConfigError, match=r"no context among .*; add a goal or a text to the observation"
+    ):
         resolve_auto(compose_train(["task=Some-v0"]), space(observation=VECTOR))
+
+
+def test_task_id_needs_several_tasks() -> None:
+    """The id of a single task is the same in every episode, so it is no context."""
+    config = compose_train(["task=Some-v0", "context=task_id"])
+    observed = space(observation=VECTOR, desired_goal=VECTOR)
+    with pytest.raises(ConfigError, match=r"'task' has one; use context=auto$"):
+        resolve_auto(config, observed)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "image", "message"),
+    [
+        ("image", GRID, r"encoder=image needs pixels.*image \(grid\); use encoder=auto$"),
+        (
+            "grid",
+            spaces.Box(0, 255, (40, 40, 3), np.uint8),
+            r"encoder=grid needs codes or planes.*image \(image\); use encoder=auto$",
+        ),
+    ],
+)
+def test_encoder_must_read_the_observation(
+    encoder: str, image: spaces.Space[Any], message: str
+) -> None:
+    """The space decides whether an encoder fits, once ``task.observation`` did."""
+    config = compose_train(["task=Some-v0", f"encoder={encoder}"])
+    with pytest.raises(ConfigError, match=message):
+        resolve_auto(config, space(image=image, desired_goal=VECTOR))
+
+
+def test_old_runs_keep_their_inputs() -> None:
+    """A stored configuration without ``observation_keys`` gets the inputs that it had."""
+    observed = space(image=GRID, mission=spaces.Box(0, 9, (80,), np.int16), desired_goal=VECTOR)
+    config = compose_train(["task=Some-v0", "context=goal", "encoder=grid"])
+    stored = ResolvedConfig.model_validate(config.model_dump())
+    assert stored.observation_keys is None
+    # a text beside the goal was not an input then; today it is
+    assert with_input_keys(stored, observed).observation_keys == ("image",)
+    today = resolve_auto(config, observed)
+    assert today.observation_keys == ("image", "mission")
+    assert with_input_keys(today, observed) is today
 
 
 def test_resolved_config_has_no_auto() -> None:

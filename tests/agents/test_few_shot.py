@@ -23,10 +23,15 @@ from mirl.agents.runs.run import Run
 from mirl.agents.statistics import TaskResult
 from mirl.configs.compose import compose_train, parse_flat
 from mirl.configs.errors import ConfigError
-from mirl.configs.networks import MissionContextConfig, TaskIdContextConfig
+from mirl.configs.networks import (
+    CombinedContextConfig,
+    GoalContextConfig,
+    MissionContextConfig,
+    TaskIdContextConfig,
+)
 from mirl.configs.schema import EvalConfig, TrainConfig
 from mirl.envs import SuiteVecEnv, mission_space, tokenize
-from mirl.policies.contexts import MissionContext, TaskIdContext
+from mirl.policies.contexts import MissionContext, TaskIdContext, build_context
 from mirl.policies.features import unique_rows
 
 ROOT = Path(__file__).parents[2]
@@ -182,7 +187,10 @@ def test_mission_policy_starts_as_trained(runs: dict[str, Path]) -> None:
 
 def test_new_task_starts_from_mean_context() -> None:
     """A task that was not trained starts from the mean of the trained contexts."""
-    encoder = TaskIdContext(spaces.Discrete(4), TaskIdContextConfig(hidden=(5,), dim=6))
+    space = spaces.Dict({"task": spaces.Discrete(4)})
+    encoder = TaskIdContext(space, TaskIdContextConfig(hidden=(5,), dim=6))
+    observations = {"task": torch.eye(4)[[1, 1]]}
+    untrained = encoder(observations).per_row()
     shifted = ShiftedContext(encoder, [0, 2, 3])
     with torch.no_grad():
         shifted.delta.copy_(torch.randn(6))
@@ -194,9 +202,28 @@ def test_new_task_starts_from_mean_context() -> None:
         for task in (0, 2, 3)
     ]
     expected = (contexts[0] + contexts[1] + contexts[2]) / 3 + shifted.delta
-    given = shifted(torch.eye(4)[[1, 1]]).per_row()
+    given = shifted(observations).per_row()
     close(given, expected.expand(2, 6))
-    assert not torch.equal(given[0], encoder(torch.eye(4)[[1]]).per_row()[0])
+    assert not torch.equal(given[0], untrained[0] + shifted.delta)
+
+
+def test_joined_task_starts_from_mean_context() -> None:
+    """The mean takes the place of the task id in a joined context, too."""
+    space = spaces.Dict(
+        {"task": spaces.Discrete(3), "desired_goal": spaces.Box(-1, 1, (2,), np.float32)}
+    )
+    config = CombinedContextConfig(
+        parts=(TaskIdContextConfig(hidden=(), dim=6), GoalContextConfig(dim=4)), dim=5
+    )
+    encoder = build_context(config, space)
+    goal = torch.randn(2, 2)
+    [_, of_goal] = encoder.get_submodule("parts")
+    mean_id = torch.tensor([0.5, 0.0, 0.5]).expand(2, 3)
+    joined = torch.cat([mean_id, of_goal({"desired_goal": goal}).per_row()], dim=1)
+    expected = encoder.get_submodule("join")(joined).relu()
+    shifted = ShiftedContext(encoder, [0, 2])
+    given = shifted({"task": torch.eye(3)[[1, 1]], "desired_goal": goal}).per_row()
+    close(given, expected)
 
 
 def test_mean_is_over_trained_tasks(runs: dict[str, Path], agents: list[Any]) -> None:
@@ -204,7 +231,11 @@ def test_mean_is_over_trained_tasks(runs: dict[str, Path], agents: list[Any]) ->
     curves_of(options(runs["rooms"]))
     curves_of(options(runs["all"], task="goto_obj"))
     trained = [
-        [module.trained for module in agent.policy.modules() if isinstance(module, ShiftedContext)]
+        [
+            module.average_over
+            for module in agent.policy.modules()
+            if isinstance(module, TaskIdContext)
+        ]
         for agent, _ in agents
     ]
     assert trained == [[[0, 1]], [[0, 1, 2]]]
@@ -212,15 +243,16 @@ def test_mean_is_over_trained_tasks(runs: dict[str, Path], agents: list[Any]) ->
 
 def test_offset_is_added_to_each_mission() -> None:
     """The offset is added to the context of each mission."""
-    encoder = MissionContext(mission_space(), MissionContextConfig(dim=8))
+    space = spaces.Dict({"mission": mission_space()})
+    encoder = MissionContext(space, MissionContextConfig(dim=8))
     shifted = ShiftedContext(encoder, [0])
     with torch.no_grad():
         shifted.delta.copy_(torch.randn(8))
     texts = ("go to the red door", "go to the blue ball", "go to the red door")
     tokens = torch.as_tensor(np.stack([tokenize(text) for text in texts]))
-    for observed in (tokens.float(), unique_rows(tokens.long())):
+    for observed in ({"mission": tokens.float()}, {"mission": unique_rows(tokens.long())}):
         close(shifted(observed).per_row(), encoder(observed).per_row() + shifted.delta)
-    assert not torch.equal(*shifted(tokens.float()).per_row()[:2])
+    assert not torch.equal(*shifted({"mission": tokens.float()}).per_row()[:2])
 
 
 # ----------------------------------------------------------------------------------------- practice

@@ -184,7 +184,7 @@ def test_ids_get_auto_context_and_encoder() -> None:
     config = compose_train(
         ["task=FetchReach-v4", "context.dim=32", "encoder=vector", "sites=vector"]
     )
-    assert (config.context.kind, config.encoder.kind) == ("mission", "vector")
+    assert (config.context.kind, config.encoder.kind) == ("auto", "vector")
 
 
 def test_metaworld_ids_succeed_at_any_step() -> None:

@@ -74,9 +74,13 @@ def test_network_config_suggests_nearest_name() -> None:
 def test_auto_parts_are_not_resolved() -> None:
     context = TaskIdContextConfig()
     encoder = GridEncoderConfig()
-    assert NetworkConfig(context=context, encoder=encoder).is_resolved
-    assert not NetworkConfig(context=AutoContextConfig(), encoder=encoder).is_resolved
-    assert not NetworkConfig(context=context, encoder=AutoEncoderConfig()).is_resolved
+    keys = ("image",)
+    resolved = NetworkConfig(context=context, encoder=encoder, observation_keys=keys)
+    assert resolved.is_resolved
+    # the inputs are left to the observation space, too, as long as they are not given
+    assert not NetworkConfig(context=context, encoder=encoder).is_resolved
+    for part in ({"context": AutoContextConfig()}, {"encoder": AutoEncoderConfig()}):
+        assert not resolved.model_copy(update=part).is_resolved
 
 
 def test_train_config_gives_its_network() -> None:

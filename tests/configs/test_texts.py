@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from mirl.configs.compose import compose_train, validate
 from mirl.configs.errors import ConfigError
+from mirl.configs.networks import CombinedContextConfig, SentenceContextConfig
+from mirl.configs.schema import TrainConfig
 from mirl.configs.tasks import SuiteConfig
 from mirl.configs.texts import decode_utf8, split_words, unique_words, word_list
 
@@ -68,3 +70,22 @@ def test_cut_character_is_dropped() -> None:
     codes = [byte + 1 for byte in "aü".encode()]
     assert decode_utf8([*codes, 0, 0]) == "aü"
     assert decode_utf8(codes[:-1]) == "a"
+
+
+@pytest.mark.parametrize("words", [[], ["task=MiniGrid-GoToDoor-5x5-v0"]])
+def test_sentences_need_the_text(words: list[str]) -> None:
+    """A context of sentence embeddings gets the texts themselves."""
+    assert compose_train(words).task.text_form == "tokens"
+    assert compose_train([*words, "context=sentence"]).task.text_form == "utf8"
+
+
+def test_parts_may_be_sentences() -> None:
+    """A combined context with sentences gets the texts, from values and from configs."""
+    config = compose_train([])
+    values = config.model_dump()
+    parts = [{"kind": "sentence"}, {"kind": "mission", "key": "hint"}]
+    values["context"] = {"kind": "combined", "parts": parts}
+    assert validate(TrainConfig, values).task.text_form == "utf8"
+    values["task"] = config.task
+    values["context"] = CombinedContextConfig(parts=(SentenceContextConfig(),))
+    assert validate(TrainConfig, values).task.text_form == "utf8"

@@ -1,20 +1,27 @@
 """Observation encoders: cells and vectors."""
 
+from typing import Any
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
+from batches import batch_of
 from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
+    CombinedEncoderConfig,
     EncoderConfig,
     GridEncoderConfig,
     ImageEncoderConfig,
+    TextEncoderConfig,
     VectorEncoderConfig,
 )
 from mirl.policies.encoders import CellsEncoder, GridCells, ImageCells, build_encoder
-from mirl.policies.routing import route
 
 close = torch.testing.assert_close
 CODES = (10, 5, 3)
@@ -37,8 +44,7 @@ def codes(batch: int, height: int, width: int) -> Tensor:
 def encoder_of(
     config: EncoderConfig, image: spaces.Box, **others: spaces.Space[object]
 ) -> CellsEncoder:
-    space = spaces.Dict({"image": image, "mission": spaces.Discrete(2), **others})
-    encoder = build_encoder(config, space, route(space, "mission", None, flatten=False))
+    encoder = build_encoder(config, spaces.Dict({"image": image, **others}))
     assert isinstance(encoder, CellsEncoder)
     return encoder
 
@@ -121,18 +127,23 @@ def test_every_cell_reaches_the_vector() -> None:
         assert cells.grad.abs().sum(-1).min() > 0
 
 
-@pytest.mark.parametrize(
-    "space",
-    [
-        spaces.Box(0, 255, (7, 7, 3), np.uint8),
-        spaces.Box(0, 1, (7, 7, 3), np.float32),
-    ],
-    ids=["pixels", "floats"],
-)
-def test_grid_encoder_needs_codes(space: spaces.Box) -> None:
-    """The grid encoder rejects spaces that are no grid of small integer codes."""
-    with pytest.raises(ConfigError, match=r"small integer codes.*encoder=image for pixels"):
-        encoder_of(GridEncoderConfig(), space)
+def test_grid_encoder_rejects_pixels() -> None:
+    """The grid encoder rejects pixels, and the message says which encoder reads them."""
+    with pytest.raises(ConfigError, match=r"codes or planes, got pixels.*use encoder=image"):
+        encoder_of(GridEncoderConfig(), spaces.Box(0, 255, (7, 7, 3), np.uint8))
+
+
+def test_image_encoder_rejects_codes() -> None:
+    """The image encoder rejects codes, and the message says which encoder reads them."""
+    with pytest.raises(ConfigError, match=r"pixels, got codes or planes.*use encoder=grid"):
+        encoder_of(ImageEncoderConfig(), grid_space(7, 7))
+
+
+def test_real_planes_are_read_linearly() -> None:
+    """Planes of real numbers, which the grid encoder once rejected, go through a linear layer."""
+    cells = GridCells(spaces.Box(0, 1, (7, 5, 3), np.float32), channels=8)
+    planes = torch.rand(2, 7, 5, 3)
+    close(cells(planes), torch.relu(cells.embedding(planes)).flatten(1, 2))
 
 
 # -------------------------------------------------------------------------------------------- image
@@ -180,30 +191,113 @@ def test_images_of_any_size(size: int) -> None:
 @pytest.mark.parametrize("hidden", [(), (7,), (7, 9)])
 def test_vector_encoder_is_an_mlp(hidden: tuple[int, ...]) -> None:
     """The vector encoder is an MLP with a ReLU after every layer."""
-    space = spaces.Dict(
-        {"a": spaces.Box(-1, 1, (2, 3)), "b": spaces.Discrete(4), "task": spaces.Discrete(2)}
-    )
-    encoder = build_encoder(
-        VectorEncoderConfig(hidden=hidden, features_dim=5),
-        space,
-        route(space, "task", None, flatten=True),
-    )
+    space = spaces.Dict({"a": spaces.Box(-1, 1, (2, 3)), "b": spaces.Discrete(4)})
+    encoder = build_encoder(VectorEncoderConfig(hidden=hidden, features_dim=5), space)
     seen = torch.randn(3, 10)
     expected = seen
     for layer in encoder.modules():
         if isinstance(layer, nn.Linear):
             expected = torch.relu(layer(expected))
-    close(encoder(seen), expected)
+    close(encoder({"a": seen[:, :6].reshape(3, 2, 3), "b": seen[:, 6:]}), expected)
     assert sum(isinstance(layer, nn.Linear) for layer in encoder.modules()) == len(hidden) + 1
     assert expected.shape == (3, encoder.out_dim)
 
 
 def test_image_encoders_need_an_image() -> None:
     """The encoders of images reject observations without an image."""
-    space = spaces.Dict({"observation": spaces.Box(-1, 1, (3,)), "task": spaces.Discrete(2)})
+    space = spaces.Dict({"observation": spaces.Box(-1, 1, (3,))})
     for config in (GridEncoderConfig(), ImageEncoderConfig()):
         with pytest.raises(
             ConfigError,
-            match=f"encoder={config.kind} needs an observation of rank 3.*encoder=vector",
+            match=f"encoder={config.kind} needs an observation of rank 3.*use encoder=auto",
         ):
-            build_encoder(config, space, route(space, "task", None, flatten=False))
+            build_encoder(config, space)
+
+
+# ---------------------------------------------------------------------------------- kinds of inputs
+
+
+@st.composite
+def cell_spaces(draw: st.DrawFn) -> spaces.Space[Any]:
+    """Draw a space of codes or planes, with channels first or last or without channels."""
+    depth = draw(st.integers(1, 4))
+    height, width = draw(st.integers(5, 8)), draw(st.integers(5, 8))
+    shapes = [(height, width, depth), (depth, height, width), (height, width)]
+    shape = draw(st.sampled_from(shapes))
+    match draw(st.sampled_from(["codes", "bool", "multi_binary"])):
+        case "codes":
+            dtype = draw(st.sampled_from([np.uint8, np.int16, np.int64]))
+            return spaces.Box(0, draw(st.integers(1, 6)), shape, dtype)
+        case "bool":
+            return spaces.Box(0, 1, shape, np.bool_)
+        case _:
+            return spaces.MultiBinary(list(shape))
+
+
+@given(cell_spaces())
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_direct_path_equals_the_table(space: spaces.Space[Any]) -> None:
+    """Without a table of cell types, the embeddings of each cell are summed up to the same."""
+    torch.manual_seed(0)
+    table = GridCells(space, channels=4)
+    with patch.object(GridCells, "MAX_CELL_TYPES", 1):
+        direct = GridCells(space, channels=4)
+    direct.load_state_dict(table.state_dict())
+    assert table.has_types
+    assert not direct.has_types
+    space.seed(0)
+    image = torch.from_numpy(np.stack([space.sample() for _ in range(3)]))
+    close(direct(image.float()), table(image.float()), rtol=1e-5, atol=1e-6)
+
+
+def test_combined_encoder_equals_its_parts() -> None:
+    """The vector is relu(V [v₁, v₂, …] + b) over the vectors of each key's encoder."""
+    space = spaces.Dict(
+        {
+            "left.camera": spaces.Box(0, 255, (24, 24, 3), np.uint8),
+            "grid": grid_space(5, 5),
+            "note": spaces.Box(0, 9, (4,), np.int16),
+            "speed": spaces.Box(-1, 1, (2,), np.float32),
+        }
+    )
+    config = CombinedEncoderConfig(
+        parts={
+            "left.camera": ImageEncoderConfig(channels=6, features_dim=5),
+            "grid": GridEncoderConfig(channels=6, features_dim=7),
+            "note": TextEncoderConfig(words="bag", features_dim=8),
+            "speed": VectorEncoderConfig(hidden=(), features_dim=3),
+        },
+        features_dim=9,
+    )
+    encoder = build_encoder(config, space)
+    assert encoder.channels == 6
+    batch = batch_of(space, 3)
+    vectors = []
+    for key, part in zip(encoder.keys, encoder.get_submodule("parts"), strict=True):  # type: ignore[arg-type]
+        vectors.append(part({key: batch[key]}))
+    expected = torch.relu(encoder.get_submodule("join")(torch.cat(vectors, dim=1)))
+    close(encoder(batch), expected)
+    assert expected.shape == (3, encoder.out_dim)
+
+
+@pytest.mark.parametrize("kind", ["vector", "grid"])
+def test_numbers_keep_digits_under_autocast(kind: str) -> None:
+    """Numbers in real units are told apart in bfloat16 as in float32: 512 and 513."""
+    torch.manual_seed(0)
+    parts: dict[str, spaces.Space[Any]] = {"speed": spaces.Box(0, 1000, (2,), np.float32)}
+    config: EncoderConfig = VectorEncoderConfig(hidden=(), features_dim=16)
+    if kind == "grid":
+        parts["image"] = grid_space(5, 5)
+        config = GridEncoderConfig(channels=4, features_dim=16)
+    space = spaces.Dict(parts)
+    encoder = build_encoder(config, space)
+    batch = {
+        key: value[:1].expand(2, *value.shape[1:]) for key, value in batch_of(space, 1).items()
+    }
+    batch["speed"] = torch.tensor([[512.0, 513.0], [513.0, 512.0]])
+    plain = encoder(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = encoder(batch)
+    # of a product in bfloat16, 512 and 513 would be the same number
+    close((half[0] - half[1]).float(), plain[0] - plain[1], rtol=1e-2, atol=1e-2)
+    assert (plain[0] - plain[1]).abs().max() > 0.1

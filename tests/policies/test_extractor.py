@@ -27,7 +27,12 @@ from mirl.configs.networks import (
 )
 from mirl.envs import ContractObservation
 from mirl.policies import FusionExtractor
-from mirl.policies.contexts import GoalContext, MissionContext, TaskIdContext
+from mirl.policies.contexts import (
+    CombinedContext,
+    GoalContext,
+    MissionContext,
+    TaskIdContext,
+)
 from mirl.policies.encoders import CellsEncoder, GridCells, ImageCells, VectorEncoder
 from mirl.policies.extractor import extractor_part
 from mirl.policies.features import UniqueRows
@@ -74,12 +79,22 @@ def with_random_weights(extractor: FusionExtractor) -> FusionExtractor:
 
 def test_minigrid_keys() -> None:
     """The keys of MiniGrid's observations are assigned to context, image and other inputs."""
-    extractor = FusionExtractor(GRID)
+    one_task = spaces.Dict({**GRID.spaces, "task": spaces.Discrete(1)})
+    extractor = FusionExtractor(one_task)
     assert isinstance(extractor.context, MissionContext)
     assert isinstance(extractor.encoder, CellsEncoder)
     assert isinstance(extractor.encoder.to_cells, GridCells)
-    assert (extractor.routing.context, extractor.routing.image) == ("mission", "image")
-    assert extractor.encoder.keys == ("direction",)
+    assert extractor.context.keys == ("mission",)
+    assert extractor.encoder.image_key == "image"
+    assert extractor.encoder.other_keys == ("direction",)
+
+
+def test_mission_and_tasks_are_joined() -> None:
+    """The mission and the index of several tasks form one context; once only the mission did."""
+    extractor = FusionExtractor(GRID)
+    assert isinstance(extractor.context, CombinedContext)
+    assert extractor.context.keys == ("mission", "task")
+    assert extractor.encoder.keys == ("direction", "image")
 
 
 def test_real_minigrid_observation() -> None:
@@ -119,11 +134,17 @@ def test_task_id_keys() -> None:
     assert extractor.encoder.keys == ("observation",)
 
 
-def test_other_contexts_are_not_inputs() -> None:
-    """With a chosen context the keys of the other contexts are not inputs."""
+def test_what_is_not_asked_is_seen() -> None:
+    """Beside a chosen context, a text is an input; once the keys of other contexts were dropped."""
     extractor = FusionExtractor(GRID, context="task_id")
-    assert extractor.routing.context == "task"
-    assert extractor.encoder.keys == ("direction",)
+    assert extractor.context.keys == ("task",)
+    assert extractor.encoder.keys == ("direction", "image", "mission")
+
+
+def test_task_index_is_no_default_input() -> None:
+    """The index of the task is no input, even if it is not the context."""
+    extractor = FusionExtractor(GRID, context="mission")
+    assert extractor.encoder.keys == ("direction", "image")
 
 
 def test_context_key_is_not_an_input() -> None:
@@ -266,9 +287,14 @@ def test_missing_task_and_mask_are_none() -> None:
 
 def test_action_mask_is_no_default_input() -> None:
     """The action mask is an input only if ``observation_keys`` contains it."""
-    assert FusionExtractor(MASKED).routing.others == ("direction",)
-    named = FusionExtractor(MASKED, observation_keys=("image", "action_mask")).routing
-    assert (named.others, named.others_dim) == (("action_mask",), 4)
+    assert FusionExtractor(MASKED).encoder.keys == ("direction", "image")
+    named = FusionExtractor(MASKED, observation_keys=("image", "action_mask")).encoder
+    assert isinstance(named, CellsEncoder)
+    assert named.other_keys == ("action_mask",)
+    # 4 numbers of the mask join the last layer
+    of_map = FusionExtractor(MASKED, observation_keys=("image",)).encoder
+    assert isinstance(of_map, CellsEncoder)
+    assert named.linear.in_features == of_map.linear.in_features + 4
 
 
 @pytest.mark.parametrize(("context", "key"), [("task_id", "task"), ("mission", "mission")])
@@ -387,24 +413,23 @@ def test_policy_network_without_heads() -> None:
         (GRID, {"encoder": "gird"}, "Did you mean 'grid'"),
         (GRID, {"sites": ("vectro",)}, "unknown site 'vectro'. Did you mean 'vector'"),
         (GRID, {"sites": ("heads",)}, "use mirl.policies.FusionPolicy"),
-        (GRID, {"observation_keys": ["imgae"]}, "no key 'imgae'. Did you mean 'image'"),
+        (
+            GRID,
+            {"observation_keys": ["imgae"]},
+            r"no key 'imgae'.*; use observation_keys=\[image\]$",
+        ),
         (
             GRID,
             {"context": MissionContextConfig(key="mision")},
-            "no key 'mision'. Did you mean 'mission'",
+            "no key 'mision'.*; use context.key=mission$",
         ),
         (GRID, {"context": "goal"}, "no key 'desired_goal'"),
         (GRID, {"encoder": "vector", "sites": ("map",)}, "encoder 'vector' has no cells"),
         (GOAL, {"sites": ("map",)}, "encoder 'vector' has no cells"),
-        (GOAL, {"encoder": "image"}, "encoder=image needs an observation of rank 3"),
+        (GOAL, {"encoder": "image"}, "encoder=image needs pixels, an observation of rank 3"),
         (POINT, {}, "expected a Dict observation space"),
         (spaces.Dict({"observation": POINT}), {}, "no context among the observation's keys"),
         (spaces.Dict({"desired_goal": POINT}), {}, "expected an input beside the context"),
-        (
-            spaces.Dict({"a": PIXELS["image"], "b": PIXELS["image"], "task": PIXELS["task"]}),
-            {},
-            "got several: a, b",
-        ),
     ],
 )
 def test_mistakes_raise_config_error(
@@ -413,6 +438,16 @@ def test_mistakes_raise_config_error(
     """A mistake in the arguments raises ConfigError with a hint."""
     with pytest.raises(ConfigError, match=message):
         FusionExtractor(space, **options)
+
+
+def test_two_images_are_both_read() -> None:
+    """Each of two images has an encoder of its own; once two images were rejected."""
+    space = spaces.Dict({"a": PIXELS["image"], "b": PIXELS["image"], "task": PIXELS["task"]})
+    extractor = FusionExtractor(space, sites=("map",))
+    batch = batch_of(space, 4)
+    for key in ("a", "b"):
+        other = {**batch, key: batch[key].flip(1)}
+        assert (extractor(batch) - extractor(other)).abs().max() > 1e-5
 
 
 def test_config_options_are_used() -> None:
@@ -450,15 +485,15 @@ def test_relative_goal_is_the_difference() -> None:
     [
         (
             GoalContextConfig(relative_to="achieved"),
-            "no key 'achieved'.*Did you mean 'achieved_goal'",
+            "no key 'achieved'.*; use context.relative_to=achieved_goal$",
         ),
         (
             GoalContextConfig(relative_to="observation"),
-            r"two Box spaces of the same shape.*'observation' is Box.*\(5,\)",
+            r"two Box spaces of the same shape.*'observation' Box.*\(5,\)",
         ),
         (
             GoalContextConfig(key="task", relative_to="observation"),
-            "two Box spaces of the same shape.*'task' is Discrete",
+            "two Box spaces of the same shape, 'task' is Discrete",
         ),
     ],
 )

@@ -8,16 +8,26 @@ from gymnasium import spaces
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
+    CombinedContextConfig,
+    CombinedEncoderConfig,
     FilmConfig,
     GoalContextConfig,
     GridEncoderConfig,
     ImageEncoderConfig,
     MissionContextConfig,
     TaskIdContextConfig,
+    TextEncoderConfig,
     VectorEncoderConfig,
     network_config,
 )
-from mirl.policies.routing import choose_network, resolve_network, route
+from mirl.policies.routing import (
+    asked_keys,
+    choose_network,
+    describe,
+    input_keys,
+    legacy_input_keys,
+    resolve_network,
+)
 
 CODES = np.broadcast_to(np.array([10, 5, 3], np.uint8), (7, 7, 3))
 SUBSPACES: dict[str, spaces.Space[Any]] = {
@@ -90,13 +100,23 @@ def test_unknown_site_suggests_the_nearest() -> None:
     ("keys", "context"),
     [
         (("observation", "task"), TaskIdContextConfig()),
-        (("observation", "task", "mission"), MissionContextConfig()),
-        (("observation", "task", "mission", "desired_goal"), GoalContextConfig()),
+        (("observation", "mission"), MissionContextConfig()),
+        (("observation", "desired_goal"), GoalContextConfig()),
+        (
+            ("observation", "task", "mission"),
+            CombinedContextConfig(parts=(MissionContextConfig(), TaskIdContextConfig())),
+        ),
+        (
+            ("observation", "task", "mission", "desired_goal"),
+            CombinedContextConfig(
+                parts=(GoalContextConfig(), MissionContextConfig(), TaskIdContextConfig())
+            ),
+        ),
     ],
-    ids=["task", "mission", "goal"],
+    ids=["task", "mission", "goal", "mission+task", "all"],
 )
-def test_auto_context_is_most_specific(keys: tuple[str, ...], context: Any) -> None:
-    """The automatic context is the goal, else the mission, else the task id."""
+def test_auto_context_joins_all_contexts(keys: tuple[str, ...], context: Any) -> None:
+    """The automatic context joins every goal, every text and the id of several tasks."""
     assert resolve_network(network_config(), dict_of(*keys)).context == context
 
 
@@ -106,8 +126,14 @@ def test_auto_context_is_most_specific(keys: tuple[str, ...], context: Any) -> N
         (("observation", "task"), VectorEncoderConfig()),
         (("grid", "direction", "task"), GridEncoderConfig()),
         (("pixels", "task"), ImageEncoderConfig()),
+        (
+            ("pixels", "grid", "task"),
+            CombinedEncoderConfig(
+                parts={"grid": GridEncoderConfig(), "pixels": ImageEncoderConfig()}
+            ),
+        ),
     ],
-    ids=["vector", "grid", "image"],
+    ids=["vector", "grid", "image", "several"],
 )
 def test_auto_encoder_fits_the_inputs(keys: tuple[str, ...], encoder: Any) -> None:
     """The automatic encoder fits the spaces of the inputs."""
@@ -122,8 +148,10 @@ def test_auto_encoder_uses_observation_keys() -> None:
 
 
 def test_resolved_network_stays_the_same() -> None:
-    """A network without an automatic member is returned unchanged."""
-    network = network_config(context="task_id", encoder="vector", sites=("map",))
+    """A network in which nothing is left open is returned unchanged."""
+    network = network_config(
+        context="task_id", encoder="vector", sites=("map",), observation_keys=("observation",)
+    )
     space = dict_of("observation", "task")
     assert resolve_network(network, space, move_map_site=True) is network
 
@@ -165,21 +193,44 @@ def test_unresolvable_space_raises(space: Any, message: str) -> None:
 
 
 def test_keys_are_assigned_by_use() -> None:
-    """Contexts and the action mask are no inputs, and the image is kept apart."""
+    """All keys but the context, the index of the task and the action mask are inputs."""
     space = dict_of("grid", "direction", "task", "mission", "action_mask")
-    routing = route(space, "mission", None, flatten=False)
-    assert routing.context == "mission"
-    assert routing.image == "grid"
-    assert routing.others == ("direction",)
-    assert routing.others_dim == 4
+    assert asked_keys(space) == ["mission", "task"]
+    assert input_keys(space, MissionContextConfig(), None) == ("direction", "grid")
 
 
-def test_flattened_image_is_an_input() -> None:
-    """With ``flatten`` an image is an input like any other."""
-    routing = route(dict_of("grid", "direction", "task"), "task", None, flatten=True)
-    assert routing.image is None
-    assert set(routing.others) == {"grid", "direction"}
-    assert routing.others_dim == 7 * 7 * 3 + 4
+def test_text_beside_the_context_is_seen() -> None:
+    """A text that is not the context is an input with an encoder of its own."""
+    space = dict_of("grid", "direction", "task", "mission")
+    resolved = resolve_network(network_config(context="task_id"), space)
+    assert resolved.observation_keys == ("direction", "grid", "mission")
+    assert isinstance(resolved.encoder, CombinedEncoderConfig)
+    assert resolved.encoder.parts["mission"] == TextEncoderConfig()
+
+
+def test_single_task_is_no_context() -> None:
+    """The index of a single task is neither asked nor seen."""
+    space = spaces.Dict({**dict_of("observation", "mission").spaces, "task": spaces.Discrete(1)})
+    resolved = resolve_network(network_config(), space)
+    assert resolved.context == MissionContextConfig()
+    assert resolved.observation_keys == ("observation",)
+    assert describe(resolved, space) == "Seen: observation (vector). Asked: mission (mission)."
+
+
+def test_description_names_every_key() -> None:
+    """The description says of every key whether it is seen, asked or not used."""
+    space = dict_of("pixels", "grid", "direction", "mission", "desired_goal", "task")
+    network = network_config(observation_keys=("pixels", "grid"), context="goal")
+    assert describe(resolve_network(network, space), space) == (
+        "Seen: pixels (image), grid (grid). Asked: desired_goal (goal). "
+        "Not used: direction, mission, task."
+    )
+
+
+def test_earlier_versions_left_contexts_out() -> None:
+    """Before the inputs were stored, no key that can be a context was an input."""
+    space = dict_of("grid", "direction", "task", "mission", "desired_goal", "action_mask")
+    assert legacy_input_keys(space, TaskIdContextConfig()) == ("direction", "grid")
 
 
 @pytest.mark.parametrize(
@@ -195,4 +246,4 @@ def test_unsupported_space_raises(subspace: Any, message: str) -> None:
     """A space that SB3 cannot make a tensor of raises an error with its key."""
     space = spaces.Dict({**dict_of("observation", "task").spaces, "extra": subspace})
     with pytest.raises(ConfigError, match=message):
-        route(space, "task", None, flatten=False)
+        resolve_network(network_config(), space)

@@ -337,6 +337,8 @@ def test_specialized_policy_size(
     options = {
         "context": ASKED["task"][0],
         "sites": ("map", "vector", "heads"),
+        # without the text and the goal, whose encoders are no smaller for one context
+        "observation_keys": ("buttons", "dials", "direction", "image"),
         "share_features_extractor": share,
     }
     bilinear, concat = (
@@ -388,6 +390,38 @@ def test_context_must_fit_its_space(key: str, context: Any, message: str) -> Non
         specialize(policy_of(key=key), context)
 
 
+def test_joined_context_is_a_dictionary() -> None:
+    """A context of several keys is given as a dictionary, and specialized like any other."""
+    space = spaces.Dict(
+        {
+            "observation": spaces.Box(-1, 1, (4,), np.float32),
+            "mission": spaces.Box(0, 20, (6,), np.int16),
+            "task": spaces.Discrete(3),
+        }
+    )
+    torch.manual_seed(0)
+    policy = FusionPolicy(space, spaces.Discrete(5), lambda _: 1e-3)
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    mission = np.array([4, 9, 2, 0, 0, 0], np.int16)
+    specialized = specialize(policy, {"mission": mission, "task": 2})
+    seen = torch.randn(7, 4)
+    batch = {
+        "observation": seen,
+        "mission": torch.as_tensor(mission).expand(7, -1),
+        "task": torch.full((7,), 2),
+    }
+    logits, values = specialized({"observation": seen})
+    expected = policy.get_distribution(batch).distribution.logits
+    close(logits.log_softmax(-1), expected, rtol=1e-4, atol=1e-5)
+    close(values, policy.predict_values(batch), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match="a dictionary with the keys mission, task, got int"):
+        specialize(policy, 2)
+    with pytest.raises(ConfigError, match="expected a context for mission, task, got none for"):
+        specialize(policy, {"task": 2})
+
+
 def test_relative_goal_cannot_be_specialized() -> None:
     """An extractor whose goal changes at every step has no specialized form."""
     point = spaces.Box(-1, 1, (3,), np.float32)
@@ -400,9 +434,8 @@ def test_relative_goal_cannot_be_specialized() -> None:
 def test_observations_must_fit() -> None:
     """Observations with missing keys or other shapes raise an error."""
     specialized, observation = specialize(policy_of(), 2), tensors(asked(SPACE, "task"))
-    with pytest.raises(
-        ValueError, match=r"expected the keys image, buttons, dials, direction, got direction$"
-    ):
+    keys = "buttons, desired_goal, dials, direction, image, mission"
+    with pytest.raises(ValueError, match=rf"expected the keys {keys}, got direction$"):
         specialized({"direction": observation["direction"]})
     with pytest.raises(
         ValueError, match=r"'image' expects a batch of shape \(5, 5, 3\), got \(5, 5, 3\)"

@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from mirl.configs.tasks import TaskConfig
 from mirl.envs.contract.descriptions import (
     MAX_CHARACTERS,
     describe_space,
     describe_value,
+    name_task,
     shorten,
 )
 
@@ -57,6 +59,11 @@ def test_box_is_described_by_extremes() -> None:
     space = spaces.Box(np.array([0, -2], np.float32), np.array([1, 5], np.float32))
     assert describe_space(space) == "Box of shape (2,), float32, in [-2.0, 5.0]"
     assert describe_space(spaces.Discrete(3)) == "Discrete(3)"
+
+
+def test_tasks_are_named_once() -> None:
+    assert name_task(TaskConfig(name="a", env_id="B-v0")) == "task 'a' (B-v0)"
+    assert name_task(TaskConfig(name="B-v0", env_id="B-v0")) == "task 'B-v0'"
 
 
 def test_long_texts_are_cut() -> None:
