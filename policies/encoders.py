@@ -204,6 +204,8 @@ def code_sizes(space: spaces.Space[object]) -> NDArray[np.int64] | None:
     return cast(NDArray[np.int64], sizes.astype(np.int64))
 
 
+PLANE_VALUES = 2
+"""Number of values of a plane."""
 MAX_CODES = 2**16
 """Largest number of values of all codes of a cell together; above it they count as numbers."""
 
@@ -302,7 +304,8 @@ class GridCells(nn.Module):
 
     There are few cell types, 264 in MiniGrid. Everything that depends on a cell alone is computed
     once per type, and the cells gather it. Where there are too many types for a table, the
-    embeddings of each cell are summed up. Planes of real numbers go through a linear layer.
+    embeddings of each cell are summed up. A plane has one embedding, that of 1, so that empty cells
+    are zeros; planes of real numbers are weighted by their values.
 
     Args:
         space: codes, planes or real numbers of shape (H, W, C), (C, H, W) or (H, W).
@@ -327,28 +330,32 @@ class GridCells(nn.Module):
         self.strides: Tensor
         self.first_rows: Tensor
         n_values = code_sizes(space)
-        self.has_codes = n_values is not None
-        if n_values is None:
-            # one weight per channel, as for a code with two values
-            self.has_types = False
-            self.embedding = nn.Linear(depth, channels)
-            return
-        # the product is in float64, because that of many codes could overflow int64
-        self.has_types = bool(n_values.prod(dtype=np.float64) <= self.MAX_CELL_TYPES)
+        are_planes = n_values is None or bool((n_values == PLANE_VALUES).all())
+        self.has_codes = not are_planes
+        self.has_types = False
+        if n_values is not None:
+            # the product is in float64, because that of many codes could overflow int64
+            self.has_types = bool(n_values.prod(dtype=np.float64) <= self.MAX_CELL_TYPES)
+        in_dim = depth
+        if n_values is not None and self.has_codes:
+            in_dim = int(n_values.sum())
         # the buffers follow from the space, so checkpoints need not hold them
-        if self.has_types:
-            one_hot = torch.from_numpy(_one_hot_cell_types(n_values)).float()
+        if n_values is not None and self.has_types:
+            cell_types = _cell_types(n_values)
+            if self.has_codes:
+                cell_types = _one_hot(cell_types, n_values)
+            one_hot = torch.from_numpy(cell_types).float()
             self.register_buffer("cell_types_one_hot", one_hot, persistent=False)
             # the last code varies fastest: stride of a code = number of types of the codes after it
             strides = np.append(np.cumprod(n_values[:0:-1])[::-1], 1)
             # floats, because CUDA has no matrix products of integers
             float_strides = torch.from_numpy(strides).float()
             self.register_buffer("strides", float_strides, persistent=False)
-        else:
+        elif n_values is not None:
             # row of the first value of each code in the embedding
             first_rows = torch.from_numpy(np.cumsum(n_values) - n_values)
             self.register_buffer("first_rows", first_rows, persistent=False)
-        self.embedding = nn.Linear(int(n_values.sum()), channels)
+        self.embedding = nn.Linear(in_dim, channels)
 
     def cell_types(self) -> Float[Tensor, "kinds channels"]:
         """Return the embedding of every cell type, (types, C); only if ``has_types``."""
@@ -388,13 +395,17 @@ class GridCells(nn.Module):
         return F.relu(summed + self.embedding.bias)
 
 
-def _one_hot_cell_types(n_values: NDArray[np.int64]) -> NDArray[np.float64]:
+def _cell_types(n_values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the codes of every cell type, (types, codes), the last code varying fastest."""
+    # (codes, types) -> (types, codes)
+    return np.indices(n_values.tolist()).reshape(len(n_values), -1).T
+
+
+def _one_hot(cell_types: NDArray[np.int64], n_values: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return one-hot codes of every cell type, (types, sum of ``n_values``)."""
-    # (codes, types) -> (types, codes), the last code varying fastest
-    cell_types = np.indices(n_values.tolist()).reshape(len(n_values), -1).T
     one_hot = []
     for size, code in zip(n_values, cell_types.T, strict=True):
-        one_hot.append(np.eye(size)[code])
+        one_hot.append(np.eye(size, dtype=np.int64)[code])
     return np.concatenate(one_hot, axis=1)
 
 
