@@ -110,7 +110,7 @@ def test_wrong_sizes_raise() -> None:
     core = build_core(LstmConfig(size=SIZE), X, Z)
     starts = torch.zeros(T, N, dtype=torch.bool)
     with pytest.raises(
-        ValueError, match=r"Recurrent expects features \(9, 4, 5\) and state \(4, 16\), got"
+        ValueError, match=r"Lstm expects features \(9, 4, 5\) and state \(4, 16\), got"
     ):
         core(torch.randn(T, N, X), torch.zeros(N, SIZE), starts)
     with pytest.raises(
