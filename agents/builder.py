@@ -155,6 +155,7 @@ def build_agent(config: ResolvedConfig, env: SuiteVecEnv) -> Agent:
                 on_policy_class(config),
                 policy_kwargs(config),
                 env,
+                total_timesteps=config.total_timesteps,
                 seed=config.seed,
                 device=device,
                 precision=config.precision,
@@ -184,6 +185,7 @@ def build_on_policy(
     policy_kwargs: dict[str, Any],
     env: VecEnv,
     *,
+    total_timesteps: int,
     seed: int,
     device: str,
     precision: PrecisionName,
@@ -196,6 +198,7 @@ def build_on_policy(
         policy: the class of its policy.
         policy_kwargs: keyword arguments of the policy.
         env: the training environments, ``config.n_envs`` of them.
+        total_timesteps: timesteps over which the learning rate is annealed.
         seed: seed of the algorithm.
         device: torch device of the policy.
         precision: floating-point precision of the policy.
@@ -207,8 +210,7 @@ def build_on_policy(
     # the other options have the names and meanings of the algorithm's own arguments
     options = config.model_dump(exclude=set(NOT_FOR_THE_ALGORITHM))
     if config.anneal:
-        # from the full rate to zero over the whole training
-        options["learning_rate"] = LinearSchedule(config.learning_rate, 0.0, 1.0)
+        options["learning_rate"] = _annealed(config, total_timesteps)
     algorithm: type[PPO] | type[A2C] = PPO if isinstance(config, PPOConfig) else A2C
     return algorithm(
         policy,
@@ -220,6 +222,18 @@ def build_on_policy(
         skip_faults=skip_faults,
         **options,
     )
+
+
+def _annealed(config: PPOConfig | A2CConfig, total_timesteps: int) -> LinearSchedule:
+    """Return the learning rate, from the full rate in the first update towards zero.
+
+    SB3 computes the remaining progress after a rollout: the first update of a short run would have
+    far less than the full rate, and the last one none. So each update gets the rate of the progress
+    at the start of its rollout.
+    """
+    rollout = config.rollout_size / total_timesteps
+    # LinearSchedule(start, end, fraction)(remaining) = start + (1 - remaining) (end - start) / fraction
+    return LinearSchedule(config.learning_rate * (1 + rollout), 0.0, 1 + rollout)
 
 
 # ----------------------------------------------------------------------------------------- policies
