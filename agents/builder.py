@@ -210,7 +210,7 @@ def build_on_policy(
     # the other options have the names and meanings of the algorithm's own arguments
     options = config.model_dump(exclude=set(NOT_FOR_THE_ALGORITHM))
     if config.anneal:
-        options["learning_rate"] = _annealed(config, total_timesteps)
+        options["learning_rate"] = annealed_rate(config, total_timesteps)
     algorithm: type[PPO] | type[A2C] = PPO if isinstance(config, PPOConfig) else A2C
     return algorithm(
         policy,
@@ -224,15 +224,22 @@ def build_on_policy(
     )
 
 
-def _annealed(config: PPOConfig | A2CConfig, total_timesteps: int) -> LinearSchedule:
+def annealed_rate(config: OnPolicyConfig, total_timesteps: int) -> LinearSchedule:
     """Return the learning rate, from the full rate in the first update towards zero.
 
     SB3 computes the remaining progress after a rollout: the first update of a short run would have
     far less than the full rate, and the last one none. So each update gets the rate of the progress
     at the start of its rollout.
+
+    Args:
+        config: the options of the algorithm.
+        total_timesteps: timesteps over which the learning rate is annealed.
+
+    Returns:
+        The rate as a function of the remaining progress after the rollout.
     """
     rollout = config.rollout_size / total_timesteps
-    # LinearSchedule(start, end, fraction)(remaining) = start + (1 - remaining) (end - start) / fraction
+    # start + (1 - remaining) * (0 - start) / fraction, by the definition of LinearSchedule
     return LinearSchedule(config.learning_rate * (1 + rollout), 0.0, 1 + rollout)
 
 

@@ -6,8 +6,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mirl.agents.builder import resolve_auto, with_input_keys
+from mirl.agents.builder import annealed_rate, resolve_auto, with_input_keys
+from mirl.configs.agents import A2CConfig, OnPolicyConfig, PPOConfig
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import ResolvedConfig
@@ -118,3 +121,21 @@ def test_resolved_config_has_no_auto() -> None:
     assert type(resolved) is ResolvedConfig
     assert resolved.network.is_resolved
     assert not config.network.is_resolved
+
+
+@given(
+    st.sampled_from([PPOConfig(n_envs=4, n_steps=8, batch_size=32), A2CConfig(n_envs=4)]),
+    st.integers(1, 1000),
+)
+def test_every_update_has_a_learning_rate(config: OnPolicyConfig, total_timesteps: int) -> None:
+    """The first update has the full rate, and every later one a smaller one above zero."""
+    schedule = annealed_rate(config, total_timesteps)
+    n_updates = -(-total_timesteps // config.rollout_size)  # rounded up
+    rates = []
+    for update in range(1, n_updates + 1):
+        # as SB3 computes it, after the rollout
+        progress_remaining = 1 - update * config.rollout_size / total_timesteps
+        rates.append(schedule(progress_remaining))
+    assert rates[0] == pytest.approx(config.learning_rate)
+    assert min(rates) > 0
+    assert all(np.diff(rates) < 0)

@@ -309,7 +309,12 @@ def test_config_chooses_algorithm(tiny: Build) -> None:
     config = tiny()
     env = SuiteVecEnv(config.task, 4)
     for part, kind in ((PPOConfig(n_envs=4, batch_size=64), PPO), (A2CConfig(n_envs=4), A2C)):
-        options: dict[str, Any] = {"seed": 0, "device": "cpu", "precision": "fp32"}
+        options: dict[str, Any] = {
+            "total_timesteps": 1000,
+            "seed": 0,
+            "device": "cpu",
+            "precision": "fp32",
+        }
         agent = build_on_policy(part, FusionPolicy, policy_kwargs(resolve(config)), env, **options)
         assert type(agent) is kind
     env.close()
