@@ -137,7 +137,9 @@ def test_named_module_is_not_executed(
         with pytest.raises(ConfigError, match=f"names code of '{module}'") as caught:
             COMMANDS[command](trained)
         message = str(caught.value)
-        assert f"add import={module.partition('.')[0]} " in message
+        # the name of MIRL itself would allow whatever lies in its folder
+        word = module if module.startswith("mirl.") else module.partition(".")[0]
+        assert f"add import={word} " in message
         assert "\n" not in message
         assert module not in sys.modules
     assert not (tmp_path / "marker").exists()

@@ -170,9 +170,16 @@ def test_masked_logits_must_be_equal() -> None:
             export.checked_difference((wrong, value), (theirs, value))
 
 
-def test_any_text_is_a_mission(run_of: Callable[..., Path]) -> None:
-    """Words that no task uses are a mission too."""
-    name = "sing of the wrath, O goddess, " * 10
+def test_unknown_words_are_no_mission(run_of: Callable[..., Path]) -> None:
+    """A mission with words that the agent does not know, such as a file name, is an error."""
+    for name, unknown in (("policy.pt2", "policy, pt2"), ("go to the redd door", "redd")):
+        with pytest.raises(ConfigError, match=f"does not know {unknown}"):
+            export_at(EvalConfig(run=run_of(), export=name))
+
+
+def test_any_known_words_are_a_mission(run_of: Callable[..., Path]) -> None:
+    """A mission that no task uses is exported if its words are known."""
+    name = "put the red door next to the door, then go " * 8
     export = export_at(EvalConfig(run=run_of(), export=name))
     assert export.path.is_file()
     assert description_of(export)["mission"] == name

@@ -19,11 +19,10 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnMaxEpisodes,
 )
 from stable_baselines3.common.env_util import make_vec_env as sb3_vec_env
-from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from mirl.agents import A2C, PPO, train
-from mirl.agents.builder import build_on_policy, policy_kwargs, resolve_device
+from mirl.agents.builder import annealed_rate, build_on_policy, policy_kwargs, resolve_device
 from mirl.configs.agents import A2CConfig, PPOConfig
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
@@ -188,7 +187,7 @@ def build_sb3_agent(config: TrainConfig) -> SB3PPO | SB3A2C:
     agent = config.agent
     env = SuiteVecEnv(config.task, agent.n_envs, backend=config.backend, seed=config.seed)
     shared: dict[str, Any] = {
-        "learning_rate": LinearSchedule(agent.learning_rate, 0.0, 1.0)
+        "learning_rate": annealed_rate(agent, config.total_timesteps)
         if agent.anneal
         else agent.learning_rate,
         "n_steps": agent.n_steps,
