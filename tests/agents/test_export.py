@@ -179,7 +179,7 @@ def test_unknown_words_are_no_mission(run_of: Callable[..., Path]) -> None:
 
 def test_any_known_words_are_a_mission(run_of: Callable[..., Path]) -> None:
     """A mission that no task uses is exported if its words are known."""
-    name = "put the red door next to the door, then go " * 8
+    name = "put the red door next to the door, then go " * 6
     export = export_at(EvalConfig(run=run_of(), export=name))
     assert export.path.is_file()
     assert description_of(export)["mission"] == name
