@@ -299,7 +299,10 @@ class AutoConfig(Config):
     def _collect_options(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        options = dict(values.get("options", {}))
+        given = values.get("options", {})
+        if not isinstance(given, dict):
+            raise ValueError(f"options must be a dictionary, got {given!r}")
+        options = dict(given)
         options |= {k: v for k, v in values.items() if k not in ("kind", "options")}
         return {"options": options}
 

@@ -6,6 +6,7 @@ from mirl.configs.agents import A2CConfig, AgentConfig
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
+    AutoConfig,
     AutoContextConfig,
     AutoEncoderConfig,
     BilinearConfig,
@@ -91,3 +92,10 @@ def test_train_config_gives_its_network() -> None:
     assert network.encoder == config.encoder
     assert network.memory == config.memory
     assert network.sites == ("vector",)
+
+
+@pytest.mark.parametrize("given", [3, "x", [1], None])
+@pytest.mark.parametrize("auto", [AutoContextConfig, AutoEncoderConfig])
+def test_auto_options_are_a_dictionary(auto: type[AutoConfig], given: object) -> None:
+    with pytest.raises(ValueError, match="options must be a dictionary, got"):
+        auto.model_validate({"kind": "auto", "options": given})
