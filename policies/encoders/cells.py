@@ -44,6 +44,8 @@ class CellsEncoder(Encoder):
         others_dim = flattened_dim(space, self.other_keys)
         self.to_cells = cells
         self.channels = cells.channels
+        if isinstance(cells, GridCells):
+            self.attribute_dims = cells.attribute_dims
         self.out_dim = features_dim
         # without padding the two convolutions take off 4 rows and 4 columns
         padding = 0
@@ -136,7 +138,12 @@ class GridEncoder(CellsEncoder):
 
     def __init__(self, space: spaces.Dict, config: GridEncoderConfig) -> None:
         key = cells_key(space, "grid")
-        cells = GridCells(space[key], config.channels)
+        cells = GridCells(
+            space[key],
+            config.channels,
+            additive=config.additive,
+            attributes=config.attributes,
+        )
         super().__init__(space, cells, key, config.features_dim)
 
 

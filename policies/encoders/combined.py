@@ -39,6 +39,7 @@ class CombinedEncoder(Encoder):
         # a list, because names of modules cannot contain dots, and keys can
         self.parts = nn.ModuleList()
         joined_dim = 0
+        layouts: list[tuple[int, ...]] = []
         for key in self.keys:
             try:
                 part = build_encoder(config.parts[key], spaces.Dict({key: space[key]}))
@@ -52,6 +53,10 @@ class CombinedEncoder(Encoder):
             joined_dim += part.out_dim
             if part.channels is not None:
                 self.channels = part.channels
+                layouts.append(part.attribute_dims)
+        if len(set(layouts)) == 1:
+            # only attributes that every map has can be told apart by the fusion that they share
+            self.attribute_dims = layouts[0]
         self.out_dim = config.features_dim
         self.join = nn.Linear(joined_dim, config.features_dim)
 

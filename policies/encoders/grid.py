@@ -1,5 +1,7 @@
 """Cells of codes or planes."""
 
+import math
+
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -21,24 +23,37 @@ from mirl.policies.encoders.space_kinds import space_text
 
 
 class GridCells(nn.Module):
-    """Cells of codes or planes: relu of the sum of one embedding per channel.
+    """Cells of codes or planes: relu of the sum of one embedding per channel of the space.
 
     There are few cell types, 264 in MiniGrid. Everything that depends on a cell alone is computed
     once per type, and the cells gather it. Where there are too many types for a table, the
     embeddings of each cell are summed up. A plane has one embedding, that of 1, so that empty cells
     are zeros; planes of real numbers are weighted by their values.
 
+    With ``attributes``, the first channels are split among the codes and hold the embedding of one
+    code each: [e_1, …, e_F, relu(sum)].
+
     Args:
         space: codes, planes or real numbers of shape (H, W, C), (C, H, W) or (H, W).
         channels: C, the features of each cell.
+        additive: leave out the ReLU.
+        attributes: channels per code that hold the embedding of that code alone; 0 for none.
 
     Raises:
-        ConfigError: if the space is one of pixels.
+        ConfigError: if the space is one of pixels, or if it has no codes for ``attributes`` or too
+            many for the channels.
     """
 
     MAX_CELL_TYPES = 4096
 
-    def __init__(self, space: spaces.Space[object], channels: int) -> None:
+    def __init__(
+        self,
+        space: spaces.Space[object],
+        channels: int,
+        *,
+        additive: bool = False,
+        attributes: int = 0,
+    ) -> None:
         super().__init__()
         if is_image_space(space):
             raise ConfigError(
@@ -47,6 +62,7 @@ class GridCells(nn.Module):
             )
         self.height, self.width, depth, self.channels_first = image_layout(space)
         self.channels = channels
+        self.additive = additive
         self.cell_types_one_hot: Tensor
         self.strides: Tensor
         self.first_rows: Tensor
@@ -76,11 +92,54 @@ class GridCells(nn.Module):
             # row of the first value of each code in the embedding
             first_rows = torch.from_numpy(np.cumsum(n_values) - n_values)
             self.register_buffer("first_rows", first_rows, persistent=False)
-        self.embedding = nn.Linear(in_dim, channels)
+        self.attribute_dims: tuple[int, ...] = ()
+        """Channels that hold the embedding of each code, the first ones; empty for none."""
+        if attributes:
+            self.attribute_dims = (attributes,) * depth
+            self._check_attributes(space)
+        # plain parameters, which SB3's initialization leaves as they are
+        self.attribute_embeddings = nn.ParameterList()
+        if n_values is not None:
+            for size, _ in zip(n_values.tolist(), self.attribute_dims, strict=False):
+                self.attribute_embeddings.append(_embeddings(size, attributes))
+        self.embedding = nn.Linear(in_dim, channels - sum(self.attribute_dims))
+
+    def _check_attributes(self, space: spaces.Space[object]) -> None:
+        """Raise if the channels of the attributes do not fit the space or the other channels."""
+        needed = sum(self.attribute_dims)
+        if not self.has_codes:
+            raise ConfigError(
+                f"encoder.attributes needs cells of codes, got planes, {space_text(space)}; "
+                "remove encoder.attributes"
+            )
+        if needed >= self.channels:
+            raise ConfigError(
+                f"encoder.attributes={self.attribute_dims[0]} for {len(self.attribute_dims)} codes "
+                f"takes {needed} channels and leaves none of {self.channels}; use at least "
+                f"encoder.channels={needed + 1}"
+            )
+
+    def _join(
+        self, attributes: list[Tensor], summed: Float[Tensor, "*batch shared"]
+    ) -> Float[Tensor, "*batch channels"]:
+        """Return the cells, given the embeddings of the attributes and the sum over the codes."""
+        shared = summed
+        if not self.additive:
+            shared = F.relu(summed)
+        if not attributes:
+            return shared
+        # autocast keeps gathered rows in float32 and gives the product of a layer in bfloat16
+        return torch.cat([*(each.to(shared.dtype) for each in attributes), shared], dim=-1)
 
     def cell_types(self) -> Float[Tensor, "kinds channels"]:
         """Return the embedding of every cell type, (types, C); only if ``has_types``."""
-        return F.relu(self.embedding(self.cell_types_one_hot))
+        attributes: list[Tensor] = []
+        if self.attribute_embeddings:
+            sizes = [len(table) for table in self.attribute_embeddings]
+            one_hot = self.cell_types_one_hot.split(sizes, dim=1)
+            for code, table in zip(one_hot, self.attribute_embeddings, strict=True):
+                attributes.append(code @ table)
+        return self._join(attributes, self.embedding(self.cell_types_one_hot))
 
     def cell_type_ids(self, image: Float[Tensor, "batch ..."]) -> Int[Tensor, "batch cells"]:
         """Return the type of each cell; only if ``has_types``.
@@ -108,12 +167,27 @@ class GridCells(nn.Module):
         # (B, H, W, C) -> (B, P, C)
         values = to_channels_last(image, self.channels_first).flatten(1, 2)
         if not self.has_codes:
-            return F.relu(in_float32(self.embedding, values.float()))
+            return self._join([], in_float32(self.embedding, values.float()))
+        codes = values.long()
+        attributes: list[Tensor] = []
+        for index, table in enumerate(self.attribute_embeddings):
+            attributes.append(gather_rows(table, codes[..., index]))
         # (B, P, codes) -> (B, P, codes, C) -> (B, P, C)
-        rows = values.long() + self.first_rows
+        rows = codes + self.first_rows
         embedded = gather_rows(self.embedding.weight.t(), rows.flatten(1))
         summed = embedded.unflatten(1, rows.shape[1:]).sum(2)
-        return F.relu(summed + self.embedding.bias)
+        return self._join(attributes, summed + self.embedding.bias)
+
+
+def _embeddings(size: int, dim: int) -> nn.Parameter:
+    """Return one vector per value of a code, of equal lengths, orthogonal where there is room."""
+    table = torch.empty(size, dim)
+    # SB3 gives the layers of an encoder the same gain
+    nn.init.orthogonal_(table, math.sqrt(2))
+    if size > dim:
+        # orthogonal columns instead, and rows that are shorter
+        table *= math.sqrt(size / dim)
+    return nn.Parameter(table)
 
 
 def _cell_types(n_values: NDArray[np.int64]) -> NDArray[np.int64]:

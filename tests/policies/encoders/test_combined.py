@@ -1,6 +1,7 @@
 """Encoder of several inputs."""
 
 import numpy as np
+import pytest
 import torch
 from batches import batch_of
 from grid_cases import grid_space
@@ -46,3 +47,18 @@ def test_combined_encoder_equals_its_parts() -> None:
     expected = torch.relu(encoder.get_submodule("join")(torch.cat(vectors, dim=1)))
     close(encoder(batch), expected)
     assert expected.shape == (3, encoder.out_dim)
+
+
+@pytest.mark.parametrize(("attributes", "expected"), [((4, 4), (4, 4, 4)), ((4, 0), ())])
+def test_maps_share_attributes(attributes: tuple[int, int], expected: tuple[int, ...]) -> None:
+    """The fusion of several maps tells apart only attributes that all of them have."""
+    space = spaces.Dict({"near": grid_space(5, 5), "far": grid_space(7, 7)})
+    parts = dict(
+        zip(
+            ("near", "far"),
+            (GridEncoderConfig(channels=16, attributes=each) for each in attributes),
+            strict=True,
+        )
+    )
+    encoder = build_encoder(CombinedEncoderConfig(parts=parts), space)
+    assert encoder.attribute_dims == expected

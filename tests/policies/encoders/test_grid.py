@@ -4,13 +4,16 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 from grid_cases import CODES, codes, grid_space
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
+from mirl.configs.errors import ConfigError
 from mirl.policies.encoders import GridCells
 
 close = torch.testing.assert_close
@@ -73,6 +76,83 @@ def test_direct_path_equals_the_table(space: spaces.Space[Any]) -> None:
     direct.load_state_dict(table.state_dict())
     assert table.has_types
     assert not direct.has_types
+    space.seed(0)
+    image = torch.from_numpy(np.stack([space.sample() for _ in range(3)]))
+    close(direct(image.float()), table(image.float()), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("has_table", [True, False])
+def test_additive_cell_is_sum_of_embeddings(has_table: bool) -> None:
+    """Without the ReLU a cell is the sum of one embedding per code, negative where it is."""
+    with patch.object(GridCells, "MAX_CELL_TYPES", 4096 if has_table else 1):
+        cells = GridCells(grid_space(3, 5), channels=8, additive=True)
+    assert cells.has_types == has_table
+    tables = cells.embedding.weight.T.split([high + 1 for high in CODES])
+    image = codes(4, 3, 5)
+    total = cells.embedding.bias.expand(4, 3, 5, 8)
+    for channel, table in enumerate(tables):
+        total = total + table[image[..., channel].long()]
+    assert total.min() < 0
+    close(cells(image), total.reshape(4, 15, 8))
+
+
+@pytest.mark.parametrize("additive", [False, True])
+@pytest.mark.parametrize("has_table", [True, False])
+def test_attributes_are_embeddings_of_one_code(has_table: bool, additive: bool) -> None:
+    """The first channels hold the embedding of each code, the others the sum over the codes."""
+    with patch.object(GridCells, "MAX_CELL_TYPES", 4096 if has_table else 1):
+        cells = GridCells(grid_space(3, 5), channels=14, additive=additive, attributes=4)
+    assert cells.attribute_dims == (4, 4, 4)
+    shared = GridCells(grid_space(3, 5), channels=2, additive=additive)
+    shared.embedding.load_state_dict(cells.embedding.state_dict())
+    image = codes(4, 3, 5)
+    expected = []
+    for channel, table in enumerate(cells.attribute_embeddings):
+        expected.append(table[image[..., channel].long()].reshape(4, 15, 4))
+    close(cells(image), torch.cat([*expected, shared(image)], dim=-1))
+
+
+def test_attribute_embeddings_have_one_length() -> None:
+    """Embeddings of a code start with equal lengths, and orthogonal where there is room."""
+    cells = GridCells(grid_space(3, 3), channels=20, attributes=6)
+    objects, colors, states = cells.attribute_embeddings
+    for table in (colors, states):
+        close(table @ table.T, 2 * torch.eye(len(table)), rtol=1e-5, atol=1e-5)
+    # eleven objects in six channels
+    close(objects.square().sum(1).mean(), torch.tensor(2.0))
+    before = objects.detach().clone()
+    cells.apply(ActorCriticPolicy.init_weights)
+    close(objects, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("space", "attributes", "message"),
+    [
+        (grid_space(3, 3), 8, r"takes 24 channels.*at least encoder\.channels=25"),
+        (spaces.MultiBinary([3, 3, 4]), 2, r"got planes.*remove encoder\.attributes"),
+        (spaces.Box(0, 1, (7, 5, 3), np.float32), 2, r"got planes.*remove encoder\.attributes"),
+    ],
+    ids=["channels", "planes", "numbers"],
+)
+def test_attributes_need_codes_and_room(
+    space: spaces.Space[Any], attributes: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        GridCells(space, channels=24, attributes=attributes)
+
+
+@given(cell_spaces())
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_direct_path_equals_table_of_attributes(space: spaces.Space[Any]) -> None:
+    torch.manual_seed(0)
+    try:
+        table = GridCells(space, channels=14, attributes=3)
+    except ConfigError:
+        assert not GridCells(space, channels=14).has_codes
+        return
+    with patch.object(GridCells, "MAX_CELL_TYPES", 1):
+        direct = GridCells(space, channels=14, attributes=3)
+    direct.load_state_dict(table.state_dict())
     space.seed(0)
     image = torch.from_numpy(np.stack([space.sample() for _ in range(3)]))
     close(direct(image.float()), table(image.float()), rtol=1e-5, atol=1e-6)
