@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, ValidationError, model_validator
 
 from mirl.configs.config import AllowSingleName, Config, Width, Widths
 from mirl.configs.errors import ConfigError, nearest
@@ -178,6 +178,12 @@ class MissionContextConfig(BaseContextConfig):
     """Heads of the self-attention, a divisor of ``dim``."""
     layers: Width = 1
     """Layers of the self-attention or of the GRU."""
+    zero_start: bool = False
+    """Start the residual branches of the self-attention at zero, so that it starts as the mean of
+    the words and their positions."""
+    norm: bool = True
+    """Apply layer normalization to the vector of the mission; without it, the bag of words stays
+    the mean of one vector per word."""
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> Self:
@@ -373,6 +379,11 @@ class GridEncoderConfig(BaseEncoderConfig):
     unknown: Literal["error", "hash"] = "error"
     """Reaction to codes beyond MiniGrid's tables and the bounds of the space: an error, or rows of
     their own, which are hashed."""
+    additive: bool = False
+    """Leave out the ReLU, so that a cell is the sum of the embeddings of its codes."""
+    attributes: NonNegativeInt = 0
+    """Channels per code that hold the embedding of that code alone, e.g. of the color; the other
+    channels hold the sum over the codes. They come first and have no ReLU; 0 for none."""
 
 
 class ImageEncoderConfig(BaseEncoderConfig):

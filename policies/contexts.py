@@ -183,6 +183,8 @@ class TaskIdContext(ContextEncoder):
 class MissionContext(ContextEncoder):
     """Context z = LayerNorm(encoder(mission)); each distinct mission is encoded once.
 
+    The normalization is an option.
+
     Args:
         space: the observation space, with a Box of integers (length,) under ``config.key``.
         config: options of the context.
@@ -205,7 +207,9 @@ class MissionContext(ContextEncoder):
         self.keys = (config.key,)
         self.out_dim = config.dim
         self.words = build_mission_encoder(int(subspace.high.max()) + 1, config)
-        self.norm = nn.LayerNorm(config.dim)
+        self.norm: nn.Module = nn.Identity()
+        if config.norm:
+            self.norm = nn.LayerNorm(config.dim)
 
     @property
     def grouped_key(self) -> str:

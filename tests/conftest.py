@@ -33,8 +33,9 @@ ON_POLICY_MODULES = [
 ]
 CHECKED = [f"mirl.policies.{module}" for module in POLICY_MODULES] + ON_POLICY_MODULES
 for checked in CHECKED:  # the hook ignores a module that does not exist
-    path = Path(__file__).parents[1].joinpath(*checked.split(".")[1:]).with_suffix(".py")
-    assert path.exists(), f"conftest.py checks shapes in {checked}, which does not exist"
+    path = Path(__file__).parents[1].joinpath(*checked.split(".")[1:])
+    exists = path.is_dir() or path.with_suffix(".py").exists()
+    assert exists, f"conftest.py checks shapes in {checked}, which does not exist"
 install_import_hook(CHECKED, TYPE_CHECKER)
 
 sys.path.insert(0, str(Path(__file__).parent))  # to import the helper modules in this folder

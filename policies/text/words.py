@@ -4,24 +4,48 @@ Shapes in this file: length, the number of tokens; dim, the size of the vector.
 """
 
 from contextlib import nullcontext
-from typing import assert_never
+from typing import assert_never, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mirl.configs.networks import MissionContextConfig
 from mirl.policies.positions import sinusoidal_positions
 
 
-def build_attention(dim: int, heads: int, layers: int) -> nn.TransformerEncoder:
+class ZeroStartLinear(nn.Module):
+    """Linear layer y = W x + b that starts at zero.
+
+    It is no ``nn.Linear``, because SB3's ``ortho_init`` re-initializes every ``nn.Linear``.
+
+    Args:
+        in_features: size of x.
+        out_features: size of y.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """Return W x + b."""
+        return F.linear(x, self.weight, self.bias)
+
+
+def build_attention(
+    dim: int, heads: int, layers: int, *, zero_start: bool = False
+) -> nn.TransformerEncoder:
     """Build the self-attention over the words of a text.
 
     Args:
         dim: size of the vectors.
         heads: number of heads, a divisor of ``dim``.
         layers: number of layers.
+        zero_start: start the residual branches at zero, so that each layer starts as the identity.
     """
     layer = nn.TransformerEncoderLayer(
         dim,
@@ -32,7 +56,13 @@ def build_attention(dim: int, heads: int, layers: int) -> nn.TransformerEncoder:
         norm_first=True,
     )
     # PyTorch has no nested tensors for norm_first, and warns if they are enabled
-    return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+    attention = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+    if zero_start:
+        for each in attention.layers:
+            branches = cast(nn.TransformerEncoderLayer, each)
+            branches.self_attn.out_proj = ZeroStartLinear(dim, dim)  # type: ignore[assignment]
+            branches.linear2 = ZeroStartLinear(2 * dim, dim)  # type: ignore[assignment]
+    return attention
 
 
 def attend(
@@ -76,7 +106,9 @@ class AttentionMissionEncoder(nn.Module):
     def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(n_tokens, config.dim, padding_idx=0)
-        self.attention = build_attention(config.dim, config.heads, config.layers)
+        self.attention = build_attention(
+            config.dim, config.heads, config.layers, zero_start=config.zero_start
+        )
 
     def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
         """Encode missions.

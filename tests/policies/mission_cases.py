@@ -1,6 +1,6 @@
 """Missions as token ids, and their context encoders."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,9 +29,9 @@ def missions(*texts: list[int]) -> Tensor:
     return torch.tensor([text + [0] * (LENGTH - len(text)) for text in texts], dtype=torch.float32)
 
 
-def mission_context(words: Words, seed: int = 0, layers: int = 1) -> ContextEncoder:
+def mission_context(words: Words, seed: int = 0, **options: Any) -> ContextEncoder:
     torch.manual_seed(seed)
-    return build_context(MissionContextConfig(encoder=words, dim=8, heads=2, layers=layers), SPACE)
+    return build_context(MissionContextConfig(encoder=words, dim=8, heads=2, **options), SPACE)
 
 
 def encode(module: ContextEncoder, observation: Tensor) -> Tensor:

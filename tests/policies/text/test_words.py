@@ -5,6 +5,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from mission_cases import LENGTH, N_TOKENS, WORDS, Words, encode, mission_context, missions
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from mirl.configs.networks import MissionContextConfig, network_config
@@ -144,3 +145,37 @@ def test_gru_reads_long_texts(length: int, encoder: str) -> None:
     context = resolve_network(network_config(), space).context
     assert isinstance(context, MissionContextConfig)
     assert context.encoder == encoder
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_zero_start_is_mean_of_words(layers: int) -> None:
+    """Attention whose branches start at zero starts as the mean of located words, also in SB3."""
+    context = mission_context("attention", layers=layers, zero_start=True, norm=False)
+    context.apply(ActorCriticPolicy.init_weights)
+    texts = missions([4, 9, 2], [3])
+    embedding = context.words.embedding
+    positions = sinusoidal_positions(3, context.out_dim, texts.device)
+    located = embedding(texts[0, :3].long()) + positions
+    close(encode(context, texts)[0], located.mean(0), rtol=1e-5, atol=1e-6)
+    encode(context, texts).square().sum().backward()
+    for name, weight in context.words.attention.named_parameters():
+        if "out_proj" in name or "linear2" in name:
+            assert weight.grad is not None
+            assert weight.grad.any(), name
+
+
+def test_zero_start_keeps_names_of_weights() -> None:
+    """A checkpoint has the same names with and without the zero start."""
+    ours = mission_context("attention", zero_start=True).state_dict()
+    assert ours.keys() == mission_context("attention").state_dict().keys()
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_norm_of_mission_is_optional(words: Words) -> None:
+    """The context is the layer norm of the words' vector, or that vector itself."""
+    normed = mission_context(words)
+    plain = mission_context(words, norm=False)
+    plain.words.load_state_dict(normed.words.state_dict())
+    assert not any("norm." in name for name, _ in plain.named_parameters() if "words" not in name)
+    texts = missions([4, 9, 2], [3])
+    close(encode(normed, texts), nn.functional.layer_norm(encode(plain, texts), (normed.out_dim,)))

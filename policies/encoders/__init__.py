@@ -1,0 +1,49 @@
+"""Observation encoders.
+
+Those of images have two stages, first cells and then a vector, so that a fusion fits in between.
+
+Shapes in these modules: B rows, H height, W width, C channels, P = H * W cells.
+"""
+
+from mirl.policies.encoders.build import build_encoder
+from mirl.policies.encoders.cell_layouts import code_sizes, image_layout, to_channels_last
+from mirl.policies.encoders.cells import CellsEncoder, GridEncoder, ImageEncoder
+from mirl.policies.encoders.combined import CombinedEncoder
+from mirl.policies.encoders.encoder import (
+    Encoder,
+    FuseMap,
+    flatten_keys,
+    flattened_dim,
+    in_float32,
+)
+from mirl.policies.encoders.grid import GridCells, gather_rows
+from mirl.policies.encoders.image import ImageCells
+from mirl.policies.encoders.space_kinds import Kind, is_text, kind_of, reads_pixels, space_text
+from mirl.policies.encoders.text import TextEncoder
+from mirl.policies.encoders.vector import VectorEncoder
+
+__all__ = [
+    "CellsEncoder",
+    "CombinedEncoder",
+    "Encoder",
+    "FuseMap",
+    "GridCells",
+    "GridEncoder",
+    "ImageCells",
+    "ImageEncoder",
+    "Kind",
+    "TextEncoder",
+    "VectorEncoder",
+    "build_encoder",
+    "code_sizes",
+    "flatten_keys",
+    "flattened_dim",
+    "gather_rows",
+    "image_layout",
+    "in_float32",
+    "is_text",
+    "kind_of",
+    "reads_pixels",
+    "space_text",
+    "to_channels_last",
+]

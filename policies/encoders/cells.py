@@ -1,0 +1,199 @@
+"""Encoders with a feature map: first cells, then a vector, so that a fusion fits in between."""
+
+from collections.abc import Mapping
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mirl.configs.errors import ConfigError
+from mirl.configs.networks import (
+    GridEncoderConfig,
+    ImageEncoderConfig,
+)
+from mirl.policies.encoders.encoder import Encoder, FuseMap, flatten_keys, flattened_dim
+from mirl.policies.encoders.grid import GridCells
+from mirl.policies.encoders.image import ImageCells
+from mirl.policies.encoders.space_kinds import kind_of
+
+
+class CellsEncoder(Encoder):
+    """Encoder of an image in two stages: ``to_cells``, then ``to_vector`` by two convolutions.
+
+    The other keys of the observation, such as the direction, join before the last layer.
+
+    Args:
+        space: the space of the inputs, one of them with cells.
+        cells: the first stage.
+        image_key: key of the input with cells.
+        features_dim: size of the feature vector.
+    """
+
+    has_map = True
+    channels: int
+
+    def __init__(
+        self, space: spaces.Dict, cells: GridCells | ImageCells, image_key: str, features_dim: int
+    ) -> None:
+        super().__init__()
+        self.keys = tuple(space.spaces)
+        self.image_key = image_key
+        self.other_keys = tuple(key for key in self.keys if key != image_key)
+        others_dim = flattened_dim(space, self.other_keys)
+        self.to_cells = cells
+        self.channels = cells.channels
+        if isinstance(cells, GridCells):
+            self.attribute_dims = cells.attribute_dims
+        self.out_dim = features_dim
+        # without padding the two convolutions take off 4 rows and 4 columns
+        padding = 0
+        shrink = 4
+        if min(cells.height, cells.width) < 5:
+            # too few cells for that: padding keeps the size
+            padding = 1
+            shrink = 0
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(self.channels, self.channels, 3, padding=padding),
+            nn.ReLU(),
+            nn.Conv2d(self.channels, self.channels, 3, padding=padding),
+            nn.ReLU(),
+        )
+        flat_dim = self.channels * (cells.height - shrink) * (cells.width - shrink)
+        self.linear = nn.Linear(flat_dim + others_dim, features_dim)
+
+    def forward(
+        self, observations: Mapping[str, Tensor], fuse: FuseMap | None = None
+    ) -> Float[Tensor, "batch features"]:
+        """Encode the image and the other inputs.
+
+        Args:
+            observations: the keys of the space, preprocessed by SB3.
+            fuse: fusion of the cells with the context; None for none.
+
+        Returns:
+            The feature vectors, (B, out_dim).
+        """
+        image = observations[self.image_key]
+        to_cells = self.to_cells
+        if fuse is None:
+            cells = to_cells(image)
+        elif isinstance(to_cells, GridCells) and to_cells.has_types:
+            cells = fuse.by_type(to_cells.cell_types(), to_cells.cell_type_ids(image))
+        else:
+            cells = fuse(to_cells(image))
+        if self.other_keys:
+            others = flatten_keys(observations, self.other_keys)
+        else:
+            # the image is the only input; zero columns spare a special case
+            others = image.new_zeros(image.shape[0], 0, dtype=torch.float32)
+        return self.to_vector(cells, others)
+
+    def to_vector(
+        self,
+        cells: Float[Tensor, "batch cells channels"],
+        others: Float[Tensor, "batch others"],
+    ) -> Float[Tensor, "batch features"]:
+        """Encode the cells and the other keys.
+
+        Args:
+            cells: (B, P, C), fused with the context or not.
+            others: (B, others), the other keys, flattened.
+
+        Returns:
+            The feature vectors, (B, features).
+        """
+        # (B, P, C) -> (B, C, H, W)
+        size = (self.to_cells.height, self.to_cells.width)
+        image = cells.transpose(1, 2).unflatten(2, size)
+        # (B, C, H, W) -> (B, H, W, C), the layout in memory, so that flattening copies nothing
+        feature_map = self.convolutions(image).permute(0, 2, 3, 1).flatten(1)
+        if others.shape[1] and torch.is_autocast_enabled(others.device.type):
+            # numbers in real units keep their digits: two products, that of the others in float32
+            map_weight, others_weight = self.linear.weight.split(
+                [feature_map.shape[1], others.shape[1]], dim=1
+            )
+            of_map = F.linear(feature_map, map_weight, self.linear.bias)
+            with torch.autocast(others.device.type, enabled=False):
+                of_others = F.linear(others, others_weight)
+            return F.relu(of_map + of_others)
+        # (B, H * W * C) and (B, others) -> (B, H * W * C + others)
+        joined = torch.cat([feature_map, others], dim=1)
+        return F.relu(self.linear(joined))
+
+
+class GridEncoder(CellsEncoder):
+    """Encoder of cells of codes or planes; see ``CellsEncoder``.
+
+    Args:
+        space: the space of the inputs, one of them with cells.
+        config: options of the encoder.
+
+    Raises:
+        ConfigError: if no input has cells, several have, or they are pixels.
+    """
+
+    Config = GridEncoderConfig
+
+    def __init__(self, space: spaces.Dict, config: GridEncoderConfig) -> None:
+        key = cells_key(space, "grid")
+        cells = GridCells(
+            space[key],
+            config.channels,
+            additive=config.additive,
+            attributes=config.attributes,
+        )
+        super().__init__(space, cells, key, config.features_dim)
+
+
+class ImageEncoder(CellsEncoder):
+    """Encoder of pixels; see ``CellsEncoder``.
+
+    Args:
+        space: the space of the inputs, one of them an image.
+        config: options of the encoder.
+
+    Raises:
+        ConfigError: if no input is an image, several are, or it holds codes.
+    """
+
+    Config = ImageEncoderConfig
+
+    def __init__(self, space: spaces.Dict, config: ImageEncoderConfig) -> None:
+        key = cells_key(space, "image")
+        cells = ImageCells(space[key], config.channels)
+        super().__init__(space, cells, key, config.features_dim)
+
+
+def cells_key(space: spaces.Dict, kind: str) -> str:
+    """Return the key of the only input with cells.
+
+    Args:
+        space: the space of the inputs.
+        kind: kind of the encoder, for the message.
+
+    Raises:
+        ConfigError: if there is no such input, or several.
+    """
+    by_rank: dict[int, list[str]] = {2: [], 3: []}
+    by_kind: list[str] = []
+    for key, subspace in space.items():
+        rank = len(subspace.shape or ())
+        if rank in by_rank:
+            by_rank[rank].append(key)
+        if kind_of(subspace) in ("image", "grid"):
+            by_kind.append(key)
+    # a matrix of numbers has cells only if nothing else does
+    for keys in (by_kind, by_rank[3], by_rank[2]):
+        if len(keys) > 1:
+            raise ConfigError(
+                f"encoder={kind} reads one image, got several: {', '.join(keys)}; "
+                "use encoder=combined"
+            )
+        if keys:
+            return keys[0]
+    raise ConfigError(
+        f"encoder={kind} needs an observation of rank 3, and {', '.join(space.spaces)} have other "
+        "ranks; use encoder=auto"
+    )

@@ -1,0 +1,186 @@
+"""Base class of the fusions y = f(x, z), and what all of them share."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mirl.configs.errors import ConfigError
+from mirl.configs.networks import (
+    BaseFusionConfig,
+)
+from mirl.configs.parts import Part
+from mirl.policies.fusions.affine import as_linear
+from mirl.policies.grouped_matmul import ContextGroups
+
+
+class Fusion(nn.Module, Part, ABC):
+    """Base class of the fusions y = f(x, z).
+
+    Every fusion is a class with a ``Config``, built by ``(features_dim, context_dim, out_dim,
+    config, gain)``, where ``gain`` is that of the map V x + b which the fusion starts as.
+
+    Args:
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context.
+        out_dim: O, the size of the output.
+    """
+
+    Config: ClassVar[type[BaseFusionConfig]] = BaseFusionConfig
+    map_class: ClassVar[type["Fusion"] | None] = None
+    """Class that fuses a feature map in place of this one; None for this one."""
+    is_positionwise = True
+    """True if each position is fused by itself, independently of the other positions."""
+
+    def __init__(self, features_dim: int, context_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.features_dim = features_dim
+        self.context_dim = context_dim
+        self.out_dim = out_dim
+
+    def forward(
+        self,
+        features: Float[Tensor, "*batch features"],
+        context: Float[Tensor, "*rows context"],
+        index: ContextGroups | Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "*batch out"]:
+        """Fuse the features with the context.
+
+        With ``index``, everything that depends on the context alone is computed once for each of
+        the G distinct contexts. Nothing is broadcast silently.
+
+        Args:
+            features: (*B, X), one vector per row, or (B, *positions, X), a map per row.
+            context: (*B, Z), one context per row, which is shared by all positions of the row; or
+                (G, Z), the distinct contexts, together with ``index``.
+            index: (B,), for each row the index of its context in ``context``, or the
+                ``ContextGroups`` of these indices.
+
+        Returns:
+            The fused features, (*B, O) or (B, *positions, O).
+
+        Raises:
+            ValueError: if the sizes do not fit.
+            ConfigError: if ``interact`` of a user's class returns another shape.
+        """
+        if isinstance(index, Tensor):
+            groups: ContextGroups | None = ContextGroups(index, len(context))
+        else:
+            groups = index
+        # without an index, only a map has more axes than its contexts
+        has_positions = features.ndim != context.ndim or groups is not None
+        rows = features.shape[:1] if has_positions else features.shape[:-1]
+        self._check_shapes(features, context, groups, rows)
+        if has_positions:
+            # (B, *positions, X) -> (B, P, X)
+            x = features.reshape(len(features), -1, self.features_dim)
+            z = context
+        else:
+            # (*B, X) -> (B, 1, X)
+            x = features.reshape(-1, 1, self.features_dim)
+            z = context.reshape(-1, self.context_dim)
+        y = self.interact(x, z, groups)
+        shape = (*x.shape[:2], self.out_dim)
+        returned = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        if returned != shape:
+            raise ConfigError(
+                f"{type(self).__name__}.interact must return (B, P, O) = {shape}, got {returned}"
+            )
+        # (B, P, O) -> (*B, O) or (B, *positions, O)
+        return y.reshape(*features.shape[:-1], self.out_dim)
+
+    def _check_shapes(
+        self,
+        features: Tensor,
+        context: Tensor,
+        groups: ContextGroups | None,
+        rows: torch.Size,
+    ) -> None:
+        n_contexts = rows if groups is None else context.shape[:1]
+        expected = (*n_contexts, self.context_dim)
+        if features.shape[-1] != self.features_dim or tuple(context.shape) != expected:
+            raise ValueError(
+                f"{type(self).__name__} expects features (..., {self.features_dim}) and context "
+                f"{expected}, got {tuple(features.shape)} and {tuple(context.shape)}"
+            )
+        if groups is not None and tuple(groups.index.shape) != rows:
+            raise ValueError(
+                f"index must give one context per row, shape {tuple(rows)}, "
+                f"got {tuple(groups.index.shape)}"
+            )
+
+    @abstractmethod
+    def interact(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P O"]:
+        """Compute f(x, z).
+
+        Args:
+            x: features, (B, P, X).
+            z: contexts, (G, Z).
+            groups: the context of each row; None if every row has its own, with G = B.
+
+        Returns:
+            The fused features, (B, P, O).
+        """
+
+    def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
+        """Return the form of the fusion that is left for one context, y = f(x) of x alone.
+
+        It is called by ``mirl.policies.specialize`` and by the export, on a copy of the fusion in
+        float64 on the CPU, without gradients. A fusion that neither is used with can do without.
+
+        Args:
+            z: the encoded context in float64, (1, Z).
+
+        Returns:
+            A module that maps x of shape (B, X) or (B, P, X) to y, in float64.
+
+        Raises:
+            ConfigError: if the class has no such method of its own.
+        """
+        name = f"{type(self).__module__}:{type(self).__qualname__}"
+        raise ConfigError(
+            f"{name} has no form for one context alone; to export it, give it a method "
+            "specialize(self, z) that returns a module of x (if y is affine in x, "
+            "self.specialize_affine(z))"
+        )
+
+    def specialize_affine(self, z: Float[Tensor, "1 context"]) -> nn.Linear:
+        """Specialize a fusion whose output is affine in x: the sum of its terms is one affine map.
+
+        Args:
+            z: the encoded context in float64, (1, Z).
+
+        Returns:
+            The linear layer y = W x + b, in float64.
+        """
+        return as_linear(lambda x: self(x.unsqueeze(0), z).squeeze(0), self.features_dim)
+
+
+def per_row(
+    per_context: Float[Tensor, "G D"], groups: ContextGroups | None
+) -> Float[Tensor, "B 1 D"]:
+    """Copy values that were computed once per distinct context to the rows that have the context.
+
+    Args:
+        per_context: (G, D), one vector per distinct context.
+        groups: the context of each row; None if every row has its own.
+
+    Returns:
+        (B, 1, D), one vector per row, with an axis that broadcasts over positions.
+    """
+    if groups is None:
+        # (B, D) -> (B, 1, D)
+        return per_context.unsqueeze(1)
+    table = per_context
+    if table.dtype == torch.bfloat16:
+        table = table.float()  # the gradient of index_select is a long sum
+    rows = table.index_select(0, groups.index).to(per_context.dtype)
+    # (B, D) -> (B, 1, D)
+    return rows.unsqueeze(1)

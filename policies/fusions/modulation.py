@@ -1,0 +1,130 @@
+"""Modulation of each output: FiLM and gates."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mirl.configs.networks import (
+    FilmConfig,
+    GateConfig,
+)
+from mirl.policies.fusions.affine import Affine, as_linear
+from mirl.policies.fusions.fusion import Fusion, per_row
+from mirl.policies.grouped_matmul import ContextGroups
+
+
+class Product(nn.Module):
+    """Elementwise product y = a(x) ⊙ b(x).
+
+    Args:
+        a: first factor.
+        b: second factor.
+    """
+
+    def __init__(self, a: nn.Module, b: nn.Module) -> None:
+        super().__init__()
+        self.a = a
+        self.b = b
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """Return a(x) ⊙ b(x)."""
+        y: Tensor = self.a(x) * self.b(x)
+        return y
+
+
+class Film(Fusion):
+    """Feature-wise linear modulation y = (1 + γ(z)) ⊙ (V x + b) + β(z).
+
+    γ and β are linear in z and start at zero, so the layer starts as V x + b.
+
+    Args:
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context.
+        out_dim: O, the size of the output.
+        config: options of the fusion; it has none.
+        gain: gain of the initialization of V.
+
+    References:
+        Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", AAAI 2018.
+    """
+
+    Config = FilmConfig
+
+    def __init__(
+        self,
+        features_dim: int,
+        context_dim: int,
+        out_dim: int,
+        config: FilmConfig,
+        gain: float,
+    ) -> None:
+        super().__init__(features_dim, context_dim, out_dim)
+        self.main = Affine(features_dim, out_dim, gain=gain)
+        # γ and β from one matrix product; without a bias, z = 0 leaves V x + b as it is
+        self.to_scale_shift = Affine(context_dim, 2 * out_dim, gain=0, bias=False)
+
+    def interact(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P O"]:
+        """Compute (1 + γ(z)) ⊙ (V x + b) + β(z)."""
+        # (G, 2 O) -> (B, 1, 2 O) -> γ and β, each (B, 1, O)
+        scale, shift = per_row(self.to_scale_shift(z), groups).chunk(2, dim=-1)
+        return (1 + scale) * self.main(x) + shift
+
+    def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
+        """Return the affine map that is left; see ``Fusion.specialize``."""
+        return self.specialize_affine(z)
+
+
+class Gate(Fusion):
+    """Gated map y = σ(g(x, z)) ⊙ (V x + b) with an affine g, as in the gates of an LSTM.
+
+    g starts at zero, where the gate is 1/2, and V starts at twice the gain, so that the layer
+    starts as the same map as the other fusions.
+
+    Args:
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context.
+        out_dim: O, the size of the output.
+        config: options of the fusion; it has none.
+        gain: gain of the map that the layer starts as.
+
+    References:
+        Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
+    """
+
+    Config = GateConfig
+
+    def __init__(
+        self,
+        features_dim: int,
+        context_dim: int,
+        out_dim: int,
+        config: GateConfig,
+        gain: float,
+    ) -> None:
+        super().__init__(features_dim, context_dim, out_dim)
+        # the factor 2 makes up for the initial gate σ(0) = 1/2
+        self.main = Affine(features_dim, out_dim, gain=2 * gain)
+        self.gate_features = Affine(features_dim, out_dim, gain=0)
+        self.gate_context = Affine(context_dim, out_dim, gain=0, bias=False)
+
+    def interact(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P O"]:
+        """Compute σ(g(x, z)) ⊙ (V x + b)."""
+        # g(x, z): (B, P, O) + (B, 1, O)
+        logits = self.gate_features(x) + per_row(self.gate_context(z), groups)
+        return torch.sigmoid(logits) * self.main(x)
+
+    def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
+        """Return the product of two maps; see ``Fusion.specialize``."""
+        # the gate is affine in x up to its sigmoid
+        gate = as_linear(lambda x: self.gate_features(x) + self.gate_context(z), self.features_dim)
+        return Product(nn.Sequential(gate, nn.Sigmoid()), as_linear(self.main, self.features_dim))

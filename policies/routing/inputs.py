@@ -1,0 +1,81 @@
+"""Choice of the inputs: the keys that are seen."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from gymnasium import spaces
+
+from mirl.configs.errors import ConfigError
+from mirl.configs.keys import (
+    ACTION_MASK_KEY,
+    CONTEXT_KEYS,
+    TASK_KEY,
+)
+from mirl.configs.networks import (
+    AnyContextConfig,
+)
+from mirl.policies.routing.contexts import asked_keys
+
+
+def input_keys(
+    space: spaces.Dict, context: AnyContextConfig, observation_keys: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Return the keys that are inputs.
+
+    Args:
+        space: the space of the observations.
+        context: the context.
+        observation_keys: the keys if they are given; None for all keys except the context's,
+            ``action_mask``, and the index of the task.
+
+    Raises:
+        ConfigError: if a key is unknown, or if an input is missing.
+    """
+    not_inputs = (*context.keys, ACTION_MASK_KEY, TASK_KEY)
+    seen = tuple(key for key in space if key not in not_inputs)
+    if observation_keys is not None:
+        _check_inputs(tuple(observation_keys), space, seen)
+        return tuple(observation_keys)
+    if seen:
+        return seen
+    advice = "add an input to the observation"
+    asked = asked_keys(space)
+    if len(asked) > 1:
+        # the others are seen then
+        advice = f"use context=auto with context.key={asked[0]}"
+        if set(asked) <= {asked[0], TASK_KEY}:
+            advice = "add an input to the observation"
+    raise ConfigError(
+        f"expected an input beside the context, got only the keys {sorted(space)}; {advice}"
+    )
+
+
+def _check_inputs(keys: Sequence[str], space: spaces.Dict, seen: Sequence[str]) -> None:
+    """Raise a ConfigError if the given inputs are unknown or none."""
+    known: list[str] = []
+    for key in keys:
+        close = [key]
+        if key not in space.spaces:
+            close = get_close_matches(key, seen, n=1, cutoff=0.5)
+        known += [name for name in close if name not in known]
+    unknown = [key for key in keys if key not in space.spaces]
+    if keys and not unknown:
+        return
+    problem = "expected at least one key"
+    if unknown:
+        problem = f"the observation has no key '{unknown[0]}', only {', '.join(space)}"
+    advice = "remove observation_keys"
+    if known:
+        advice = f"use observation_keys=[{','.join(known)}]"
+    raise ConfigError(f"observation_keys: {problem}; {advice}")
+
+
+def legacy_input_keys(space: spaces.Dict, context: AnyContextConfig) -> tuple[str, ...]:
+    """Return the keys that were inputs before the configuration stored them.
+
+    Args:
+        space: the space of the observations.
+        context: the context.
+    """
+    not_inputs = (*CONTEXT_KEYS, *context.keys, ACTION_MASK_KEY)
+    return tuple(key for key in space if key not in not_inputs)

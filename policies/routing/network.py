@@ -1,0 +1,230 @@
+"""Choice of the whole network by the options and the observation space."""
+
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+from gymnasium import spaces
+
+from mirl.configs.errors import ConfigError, nearest
+from mirl.configs.networks import (
+    AutoContextConfig,
+    AutoEncoderConfig,
+    BilinearConfig,
+    ContextChoice,
+    EncoderChoice,
+    FusionChoice,
+    MemoryChoice,
+    NetworkConfig,
+    Site,
+    network_config,
+)
+from mirl.policies.encoders import space_text
+from mirl.policies.routing.contexts import resolve_context
+from mirl.policies.routing.encoders import has_feature_map, resolve_encoder
+from mirl.policies.routing.inputs import input_keys
+
+
+def choose_network(
+    network: NetworkConfig | None,
+    *,
+    fusion: FusionChoice,
+    context: ContextChoice | None,
+    encoder: EncoderChoice | None,
+    sites: Sequence[Site],
+    default_sites: Sequence[Site],
+    observation_keys: Sequence[str] | None,
+    memory: MemoryChoice | None = None,
+    default_memory: str = "none",
+) -> NetworkConfig:
+    """Return ``network``, or build one from the separate options.
+
+    Args:
+        network: the whole configuration, or None if the separate options describe it.
+        fusion: name, config or class of the fusion.
+        context: name, config or class of the context encoder; None to choose it from the space.
+        encoder: name, config or class of the encoder; None to choose it from the space.
+        sites: one or several of "map", "vector" and "heads".
+        default_sites: the value of ``sites`` that counts as not given.
+        observation_keys: keys of the observation that are inputs; None for all that are left.
+        memory: name, config or class of the recurrent core; None for ``default_memory``.
+        default_memory: name of the recurrent core if none is given.
+
+    Returns:
+        The configuration; its context and encoder may still be ``auto``.
+
+    Raises:
+        ConfigError: if both ``network`` and a separate option are given, or if a name is unknown.
+    """
+    if network is None:
+        # checked here, because a wrong name inside a config raises a longer error
+        for site in sites:
+            if site not in get_args(Site):
+                raise ConfigError(f"unknown site '{site}'." + nearest(site, get_args(Site)))
+        return network_config(
+            fusion=fusion,
+            context=context,
+            encoder=encoder,
+            sites=sites,
+            memory=default_memory if memory is None else memory,
+            observation_keys=observation_keys,
+        )
+    # an option at its default does not contradict the network
+    given = {
+        "fusion": fusion not in ("bilinear", BilinearConfig()),
+        "context": context is not None,
+        "encoder": encoder is not None,
+        "sites": tuple(sites) != tuple(default_sites),
+        "observation_keys": observation_keys is not None,
+        "memory": memory is not None,
+    }
+    twice = [name for name, is_given in given.items() if is_given]
+    if twice:
+        raise ConfigError(
+            "expected either network or the separate options, got network and "
+            f"{', '.join(twice)}; set these in the NetworkConfig"
+        )
+    return network
+
+
+def resolve_network(
+    network: NetworkConfig,
+    observation_space: spaces.Space[object],
+    *,
+    move_map_site: bool = False,
+) -> NetworkConfig:
+    """Replace all that is left to the observation space: context, encoder and keys.
+
+    Args:
+        network: the configuration; in one that is resolved already, the keys are checked.
+        observation_space: a Dict space; the context and the inputs are read from its keys.
+        move_map_site: if the chosen encoder has no feature map, replace site "map" by "vector";
+            the default keeps the sites, and ``FusionExtractor`` rejects the combination.
+
+    Returns:
+        The configuration without an ``auto`` member.
+
+    Raises:
+        ConfigError: if the space is not a Dict, or if it lacks a context or an input.
+    """
+    if not isinstance(observation_space, spaces.Dict):
+        raise ConfigError(
+            f"expected a Dict observation space with a context in it, got {observation_space}; "
+            "wrap the environment so that its observation has a goal or a text beside what is seen"
+        )
+    check_supported(observation_space)
+    try:
+        return _resolve(network, observation_space, move_map_site)
+    except ConfigError as error:
+        problem = str(error)
+    if not _has_context_and_inputs(network, observation_space):
+        check_resolvable(network, observation_space)
+    message, _, advice = problem.rpartition("; ")
+    if advice.startswith("add "):
+        # only the options that are given leave no input
+        problem = f"{message}; {_without_options(network, '')}"
+    raise ConfigError(problem)
+
+
+def _has_context_and_inputs(network: NetworkConfig, space: spaces.Dict) -> bool:
+    """Return True if only the encoder of a configuration does not fit."""
+    try:
+        context = resolve_context(network.context, space)
+        input_keys(space, context, network.observation_keys)
+    except ConfigError:
+        return False
+    return True
+
+
+def check_resolvable(network: NetworkConfig, space: spaces.Dict) -> None:
+    """Raise the error of the observation space itself, which no option of the user causes.
+
+    Args:
+        network: the configuration that does not fit; the advice names its options.
+        space: the space of the observations.
+
+    Raises:
+        ConfigError: if the space has no context or no input by itself.
+    """
+    try:
+        _resolve(NetworkConfig(), space, True)
+    except ConfigError as error:
+        message, _, advice = str(error).rpartition("; ")
+    else:
+        return
+    raise ConfigError(f"{message}; {_without_options(network, advice)}")
+
+
+def _without_options(network: NetworkConfig, advice: str) -> str:
+    """Return some advice, and to remove all that is given about the context and the inputs."""
+    steps = [advice] if advice else []
+    for group, config in (("context", network.context), ("encoder", network.encoder)):
+        if isinstance(config, AutoContextConfig | AutoEncoderConfig):
+            given = dict(config.options)
+        else:
+            given = {name: getattr(config, name) for name in config.model_fields_set - {"kind"}}
+            if f"{group}=auto" not in advice:
+                steps.append(f"use {group}=auto")
+        names = [name for name in sorted(given) if name != "parts"]
+        if isinstance(given.get("parts"), Mapping):
+            names += [f"parts.{key}" for key in given["parts"]]
+        for name in names:
+            if f"{group}.{name}=" not in advice:
+                steps.append(f"remove {group}.{name}")
+    if network.observation_keys is not None:
+        steps.append("remove observation_keys")
+    return " and ".join(steps)
+
+
+def _resolve(network: NetworkConfig, observation_space: spaces.Dict, move: bool) -> NetworkConfig:
+    """Return the resolved configuration, see ``resolve_network``."""
+    context = resolve_context(network.context, observation_space)
+    keys = input_keys(observation_space, context, network.observation_keys)
+    encoder = resolve_encoder(network.encoder, subspace(observation_space, keys))
+    sites = network.sites
+    if move and not has_feature_map(encoder):
+        moved: list[Site] = ["vector" if site == "map" else site for site in sites]
+        sites = tuple(dict.fromkeys(moved))  # "vector" may have been there already
+    return network.model_copy(
+        update={
+            "context": context,
+            "encoder": encoder,
+            "sites": sites,
+            "observation_keys": keys,
+        }
+    )
+
+
+def check_supported(space: spaces.Dict) -> None:
+    """Check that SB3 can make tensors of every key, which it does even for unused ones.
+
+    Args:
+        space: the space of the observations.
+
+    Raises:
+        ConfigError: if it cannot.
+    """
+    for key, part in space.items():
+        if isinstance(part, spaces.Discrete) and part.start != 0:
+            raise ConfigError(
+                f"Stable-Baselines3 needs Discrete spaces that start at 0, and '{key}' is {part}; "
+                "wrap the environment in mirl.envs.ContractObservation"
+            )
+        supported = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
+        if not isinstance(part, supported):
+            hint = ""
+            if isinstance(part, spaces.Text):
+                hint = "; wrap the environment in mirl.envs.ContractObservation"
+            raise ConfigError(
+                f"Stable-Baselines3 does not support the space of the observation's '{key}', "
+                f"{space_text(part)}{hint}"
+            )
+
+
+def subspace(space: spaces.Dict, keys: Sequence[str]) -> spaces.Dict:
+    """Return the space of some keys, in the order in which they are given.
+
+    Args:
+        space: the space of the observations.
+        keys: some of its keys.
+    """
+    return spaces.Dict([(key, space[key]) for key in keys])

@@ -1,0 +1,146 @@
+"""The equation of every fusion as a naive loop, one number at a time."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from mirl.policies.fusions import (
+    AttentionMask,
+    Bilinear,
+    Concat,
+    CrossAttention,
+    Film,
+    Fusion,
+    Gate,
+    Hyper,
+    LowRank,
+    MetricSimilarity,
+)
+
+Array = NDArray[np.float64]
+
+
+def weights_of(fusion: nn.Module) -> dict[str, Array]:
+    return {name: parameter.detach().numpy() for name, parameter in fusion.named_parameters()}
+
+
+def affine(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    y = [sum(x[i] * weight[i, o] for i in range(len(x))) for o in range(weight.shape[1])]
+    return np.array(y) + (0.0 if bias is None else bias)
+
+
+def sigmoid(x: Array) -> Array:
+    return np.array([1 / (1 + math.exp(-value)) for value in x])
+
+
+def softmax(x: Array) -> Array:
+    powers = np.array([math.exp(value) for value in x])
+    return powers / powers.sum()
+
+
+def relu(x: Array) -> Array:
+    return np.array([max(value, 0.0) for value in x])
+
+
+def low_rank_by_loop(w: dict[str, Array], x: Array, z: Array, prefix: str = "") -> Array:
+    a, b, p = (
+        w[f"{prefix}{name}.weight"] for name in ("factor_features", "factor_context", "project")
+    )
+    y = affine(x, w[f"{prefix}main.weight"], w[f"{prefix}main.bias"]) + affine(
+        z, w[f"{prefix}shift.weight"]
+    )
+    for o in range(len(y)):
+        for r in range(p.shape[0]):
+            y[o] += (
+                p[r, o]
+                * sum(x[i] * a[i, r] for i in range(len(x)))
+                * sum(z[k] * b[k, r] for k in range(len(z)))
+            )
+    return y
+
+
+def by_loop(fusion: Fusion, x: Array, z: Array) -> Array:
+    """Compute y (O,) for one feature vector and one context by the equation of the paper."""
+    w = weights_of(fusion)
+    match fusion:
+        case Concat(project=None):
+            return affine(x, w["main.weight"], w["main.bias"]) + affine(z, w["shift.weight"])
+        case Concat():
+            hidden = relu(
+                affine(x, w["main.weight"], w["main.bias"]) + affine(z, w["shift.weight"])
+            )
+            return affine(hidden, w["project.weight"], w["project.bias"])
+        case Bilinear():
+            y = affine(x, w["main.weight"], w["main.bias"]) + affine(z, w["shift.weight"])
+            for k in range(len(z)):
+                for i in range(len(x)):
+                    y += z[k] * w["weight"][k, i] * x[i]
+            return y
+        case LowRank():
+            return low_rank_by_loop(w, x, z)
+        case Hyper():
+            for layer in range(len(fusion.hidden)):
+                z = relu(affine(z, w[f"hidden.{layer}.weight"], w[f"hidden.{layer}.bias"]))
+            weight = (
+                sum(z[k] * w["generate.weight"][k] for k in range(len(z)))
+                + w["generate.main.weight"]
+            )
+            return affine(x, weight, affine(z, w["generate.shift.weight"], w["generate.main.bias"]))
+        case Film():
+            scale_shift = affine(z, w["to_scale_shift.weight"])
+            scale, shift = scale_shift[: fusion.out_dim], scale_shift[fusion.out_dim :]
+            return (1 + scale) * affine(x, w["main.weight"], w["main.bias"]) + shift
+        case Gate():
+            logits = affine(x, w["gate_features.weight"], w["gate_features.bias"]) + affine(
+                z, w["gate_context.weight"]
+            )
+            return sigmoid(logits) * affine(x, w["main.weight"], w["main.bias"])
+        case AttentionMask():
+            logits = low_rank_by_loop(w, x, z, "to_mask.")
+            mask = len(x) * softmax(logits) if fusion.simplex else sigmoid(logits)
+            return affine(mask * x, w["main.weight"], w["main.bias"])
+        case MetricSimilarity():
+            ours = affine(x, w["project_features.weight"]).reshape(fusion.projections, -1)
+            theirs = affine(z, w["project_context.weight"]).reshape(fusion.projections, -1)
+            inner = [
+                sum(a * b for a, b in zip(*rows, strict=True))
+                for rows in zip(ours, theirs, strict=True)
+            ]
+            apart = [
+                sum((a - b) ** 2 for a, b in zip(*rows, strict=True))
+                for rows in zip(ours, theirs, strict=True)
+            ]
+            return affine(x, w["main.weight"], w["main.bias"]) + affine(
+                np.array(inner + apart), w["output.weight"]
+            )
+    raise AssertionError(f"no loop for {type(fusion).__name__}")
+
+
+def cross_attention_by_loop(fusion: CrossAttention, x: Array, z: Array) -> Array:
+    """Compute y (P, O) for the P cells of one row."""
+    w = weights_of(fusion)
+    located = np.array(
+        [
+            [cell[i] + position(p, i, len(cell)) for i in range(len(cell))]
+            for p, cell in enumerate(x)
+        ]
+    )
+    query = affine(z, w["query.weight"], w["query.bias"])
+    keys_values = [affine(cell, w["key_value.weight"], w["key_value.bias"]) for cell in located]
+    width = len(query) // fusion.heads
+    read = []
+    for head in range(fusion.heads):
+        own = slice(head * width, (head + 1) * width)
+        keys = [both[: len(query)][own] for both in keys_values]
+        values = [both[len(query) :][own] for both in keys_values]
+        weights = softmax(np.array([query[own] @ key / math.sqrt(width) for key in keys]))
+        read.append(sum(weight * value for weight, value in zip(weights, values, strict=True)))
+    answer = affine(np.concatenate(read), w["project.weight"])
+    return np.array([affine(cell, w["main.weight"], w["main.bias"]) + answer for cell in x])
+
+
+def position(p: int, i: int, dim: int) -> float:
+    angle = p / 10_000 ** (2 * (i // 2) / dim)
+    return math.sin(angle) if i % 2 == 0 else math.cos(angle)

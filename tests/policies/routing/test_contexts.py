@@ -1,0 +1,41 @@
+"""Choice of the context."""
+
+from typing import Any
+
+import pytest
+from routing_spaces import dict_of
+
+from mirl.configs.networks import (
+    CombinedContextConfig,
+    GoalContextConfig,
+    MissionContextConfig,
+    TaskIdContextConfig,
+    network_config,
+)
+from mirl.policies.routing import (
+    resolve_network,
+)
+
+
+@pytest.mark.parametrize(
+    ("keys", "context"),
+    [
+        (("observation", "task"), TaskIdContextConfig()),
+        (("observation", "mission"), MissionContextConfig()),
+        (("observation", "desired_goal"), GoalContextConfig()),
+        (
+            ("observation", "task", "mission"),
+            CombinedContextConfig(parts=(MissionContextConfig(), TaskIdContextConfig())),
+        ),
+        (
+            ("observation", "task", "mission", "desired_goal"),
+            CombinedContextConfig(
+                parts=(GoalContextConfig(), MissionContextConfig(), TaskIdContextConfig())
+            ),
+        ),
+    ],
+    ids=["task", "mission", "goal", "mission+task", "all"],
+)
+def test_auto_context_joins_all_contexts(keys: tuple[str, ...], context: Any) -> None:
+    """The automatic context joins every goal, every text and the id of several tasks."""
+    assert resolve_network(network_config(), dict_of(*keys)).context == context

@@ -1,0 +1,123 @@
+"""Choice of the whole network by the options and the observation space."""
+
+from typing import Any
+
+import pytest
+from gymnasium import spaces
+from routing_spaces import SUBSPACES, dict_of
+
+from mirl.configs.errors import ConfigError
+from mirl.configs.networks import (
+    FilmConfig,
+    network_config,
+)
+from mirl.policies.routing import (
+    choose_network,
+    resolve_network,
+)
+
+OPTIONS: dict[str, Any] = {
+    "fusion": "bilinear",
+    "context": None,
+    "encoder": None,
+    "sites": ("vector",),
+    "default_sites": ("vector",),
+    "observation_keys": None,
+}
+
+
+def test_separate_options_build_a_network() -> None:
+    """Without a network the separate options describe it."""
+    network = choose_network(None, **{**OPTIONS, "fusion": "film", "sites": ("map",)})
+    assert network == network_config(fusion="film", sites=("map",))
+
+
+def test_given_network_is_returned() -> None:
+    """With a network and options at their defaults the network is used."""
+    network = network_config(fusion=FilmConfig())
+    assert choose_network(network, **OPTIONS) is network
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"fusion": "film"},
+        {"context": "task_id"},
+        {"encoder": "grid"},
+        {"sites": ("map",)},
+        {"observation_keys": ("observation",)},
+        {"memory": "lstm"},
+    ],
+    ids=str,
+)
+def test_network_and_option_exclude_each_other(option: dict[str, Any]) -> None:
+    """A network and a separate option together raise an error that names the option."""
+    (name,) = option
+    with pytest.raises(ConfigError, match=f"got network and {name}; set these in"):
+        choose_network(network_config(), **{**OPTIONS, **option})
+
+
+def test_unknown_site_suggests_the_nearest() -> None:
+    """An unknown site raises an error with the nearest name."""
+    with pytest.raises(ConfigError, match=r"unknown site 'haeds'\. Did you mean 'heads'"):
+        choose_network(None, **{**OPTIONS, "sites": ("haeds",)})
+
+
+def test_resolved_network_stays_the_same() -> None:
+    """A network in which nothing is left open stays the same, and its keys are checked."""
+    network = network_config(
+        context="task_id", encoder="vector", sites=("heads",), observation_keys=("observation",)
+    )
+    assert network.is_resolved
+    assert resolve_network(network, dict_of("observation", "task"), move_map_site=True) == network
+    with pytest.raises(ConfigError, match="no key 'observation'"):
+        resolve_network(network, dict_of("grid", "task"))
+
+
+@pytest.mark.parametrize(
+    ("sites", "moved"),
+    [
+        (("map",), ("vector",)),
+        (("map", "heads"), ("vector", "heads")),
+        (("map", "vector", "heads"), ("vector", "heads")),
+    ],
+    ids=str,
+)
+def test_map_site_moves_only_on_request(sites: Any, moved: Any) -> None:
+    """Without cells, site "map" becomes "vector" on request and stays otherwise."""
+    space = dict_of("observation", "task")
+    network = network_config(sites=sites)
+    assert resolve_network(network, space).sites == sites
+    assert resolve_network(network, space, move_map_site=True).sites == moved
+    with_cells = resolve_network(network, dict_of("grid", "task"), move_map_site=True)
+    assert with_cells.sites == sites
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (SUBSPACES["observation"], "expected a Dict observation space"),
+        (dict_of("observation"), "no context among the observation's keys"),
+        (dict_of("task"), "expected an input beside the context"),
+    ],
+)
+def test_unresolvable_space_raises(space: Any, message: str) -> None:
+    """A space without what the network needs raises an error."""
+    with pytest.raises(ConfigError, match=message):
+        resolve_network(network_config(), space)
+
+
+@pytest.mark.parametrize(
+    ("subspace", "message"),
+    [
+        (spaces.Text(5), "does not support .*'extra'.*ContractObservation"),
+        (spaces.Discrete(3, start=2), "start at 0, and 'extra'"),
+        (spaces.Tuple([spaces.Discrete(2)]), "does not support .*'extra'"),
+    ],
+    ids=["text", "start", "tuple"],
+)
+def test_unsupported_space_raises(subspace: Any, message: str) -> None:
+    """A space that SB3 cannot make a tensor of raises an error with its key."""
+    space = spaces.Dict({**dict_of("observation", "task").spaces, "extra": subspace})
+    with pytest.raises(ConfigError, match=message):
+        resolve_network(network_config(), space)
