@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from gymnasium.envs.registration import load_env_creator
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from mirl.configs.imports import import_object
 from mirl.configs.tasks import TaskConfig
@@ -33,12 +33,10 @@ def definition_key(task: TaskConfig) -> Hashable | None:
     arguments = [dict(spec.kwargs), task.kwargs, wrapper_kwargs, additional]
     if not _is_plain(arguments):
         return None
-    creator = spec.entry_point
-    if isinstance(creator, str):
-        try:
-            creator = load_env_creator(creator)
-        except Exception:
-            return None  # making the environment fails with a better message
+    try:
+        creator = _creator(spec)
+    except Exception:
+        return None  # making the environment fails with a better message
     wrappers = [import_object(wrapper.wrapper, _subject(task)) for wrapper in task.wrappers]
     registration = (
         spec.id,
@@ -53,6 +51,13 @@ def definition_key(task: TaskConfig) -> Hashable | None:
     except TypeError:
         return None
     return key
+
+
+def _creator(spec: EnvSpec) -> object:
+    """Return the class or function that makes an environment."""
+    if isinstance(spec.entry_point, str):
+        return load_env_creator(spec.entry_point)
+    return spec.entry_point
 
 
 def _subject(task: TaskConfig) -> str:
