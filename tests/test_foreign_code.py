@@ -14,7 +14,7 @@ import yaml
 import mirl
 from mirl import eval as eval_command
 from mirl import train as train_command
-from mirl.agents import load_policy
+from mirl.agents import PPO, load_policy
 from mirl.configs import imports
 from mirl.configs.errors import ConfigError
 
@@ -77,6 +77,9 @@ COMMANDS: dict[str, Callable[[Path], object]] = {
     ),
     "load_policy": lambda run: load_policy(run, "last", "cpu"),
     "train.py": lambda run: train_command.run([*WORDS, f"runs_dir={run.parent}"]),
+    "start_from": lambda run: train_command.run(
+        [*WORDS, f"runs_dir={run.parent}", "name=another", f"start_from={run}"]
+    ),
 }
 
 
@@ -163,13 +166,41 @@ def test_imported_module_may_be_named(trained: Path, modules: list[str]) -> None
     load_policy(trained, "last", "cpu")
 
 
-def test_command_is_refused_in_one_line(trained: Path, tmp_path: Path, modules: list[str]) -> None:
-    """The command itself, with the module in its folder and on PYTHONPATH."""
-    edit_config(trained, name_as_env_id, "planted_in_folder")
+@pytest.mark.parametrize("edit", EDITS)
+def test_zip_loader_opens_no_run(
+    trained: Path, tmp_path: Path, modules: list[str], edit: Edit
+) -> None:
+    """SB3's load takes its own .zip files, and nothing of a run directory."""
+    for module in modules:
+        edit_config(trained, edit, module)
+        with pytest.raises((OSError, ValueError)):
+            PPO.load(trained, device="cpu")
+        assert module not in sys.modules
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        ("eval.py", "planted_in_folder"),
+        ("eval.py", "planted_on_path"),
+        ("eval.py", "planted_in_run"),
+        ("train.py", "planted_in_folder"),
+        ("train.py", "planted_in_run"),
+    ],
+)
+def test_command_is_refused_in_one_line(
+    trained: Path, tmp_path: Path, modules: list[str], command: str, module: str
+) -> None:
+    """The command itself, started in the folder of the module, or with it on PYTHONPATH."""
+    edit_config(trained, name_as_env_id, module)
+    words = [f"run={trained}", "episodes=2"]
+    if command == "train.py":
+        words = [*WORDS, f"runs_dir={trained.parent}"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "eval.py"), f"run={trained}", "episodes=2"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        [sys.executable, str(ROOT / command), *words],
+        cwd=trained if module == "planted_in_run" else tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
         timeout=300,
@@ -177,5 +208,5 @@ def test_command_is_refused_in_one_line(trained: Path, tmp_path: Path, modules: 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    assert "add import=planted_in_folder" in done.stderr
+    assert f"add import={module}" in done.stderr
     assert not (tmp_path / "marker").exists()

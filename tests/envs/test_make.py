@@ -35,6 +35,7 @@ def test_malformed_id_is_an_error() -> None:
 OWN_MODULE = """
 import gymnasium as gym
 from gymnasium.envs.classic_control import CartPoleEnv
+from stable_baselines3.common.monitor import Monitor
 
 class Own(CartPoleEnv): ...
 
@@ -46,6 +47,9 @@ class Wrap(gym.Wrapper):
     def step(self, action):
         observation, reward, *rest = self.env.step(action)
         return observation, self.scale * reward, *rest
+
+class OwnVideo(gym.wrappers.RecordVideo): ...
+class OwnMonitor(Monitor): ...
 
 NoWrapper = dict
 gym.register("Space/Own-v0", entry_point=Own)
@@ -143,6 +147,12 @@ def test_wrapped_grid_has_code_bounds() -> None:
         ("{own}:Warp", "has no 'Warp'. Did you mean 'Wrap'?"),
         ("gymnasium.wrappers:RecordVideo", "cannot be used here, because MIRL records videos"),
         ("gymnasium.wrappers:HumanRendering", "cannot be used here"),
+        ("{own}:OwnVideo", "cannot be used here, because MIRL records videos"),
+        ("{own}:OwnMonitor", "cannot be used here, because MIRL records episodes"),
+        (
+            "stable_baselines3.common.monitor:Monitor",
+            "cannot be used here, because MIRL records episodes",
+        ),
         ("gymnasium.wrappers:JaxToNumpy", "cannot be (used here|loaded)"),
         ("gymnasium.wrappers:TimeLimit", "TimeLimit rejected kwargs={{}}.*; change wrappers="),
         ("not_allowed:Wrap", "'not_allowed:Wrap' names code of 'not_allowed'"),

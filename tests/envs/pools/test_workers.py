@@ -1,6 +1,8 @@
 """Tests of the worker processes that the tasks of a suite share."""
 
 import multiprocessing
+import os
+import subprocess
 import sys
 import warnings
 from contextlib import closing
@@ -229,3 +231,45 @@ def test_workers_import_what_is_allowed(tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("own_module", "own_wraps", "own_extra"):
         del sys.modules[name]
     gym.registry.pop("Own-v0")
+
+
+SCRIPT = """
+import numpy as np
+from mirl.configs.tasks import SuiteConfig, TaskConfig
+from mirl.envs import SuiteVecEnv
+
+if __name__ == "__main__":
+    task = TaskConfig(name="empty", env_id="MiniGrid-Empty-5x5-v0")
+    suite = SuiteConfig(name="suite", tasks=(task,))
+    env = SuiteVecEnv(suite, 2, backend="gymnasium", workers=1)
+    env.reset()
+    env.step(np.zeros(2, np.int64))
+    env.close()
+    print("stepped")
+"""
+SHADOWING = ("gymnasium", "minigrid", "numpy", "selectors", "socket", "struct", "tempfile")
+"""Modules that the processes import, from the standard library and from others."""
+
+
+def test_workers_ignore_the_current_folder(tmp_path: Path) -> None:
+    """Modules of the working folder do not take the place of those that a worker imports."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in SHADOWING:
+        text = f"open({str(tmp_path / 'marker')!r}, 'w').close()"
+        (folder / f"{name}.py").write_text(text)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    # without empty entries, which stand for the current folder
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=folder,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stdout) == (0, "stepped\n"), done.stderr
+    assert not (tmp_path / "marker").exists()
