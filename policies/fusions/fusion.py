@@ -38,6 +38,9 @@ class Fusion(nn.Module, Part, ABC):
     uses_attributes: ClassVar[bool] = False
     """True if the constructor takes ``attribute_dims``."""
 
+    similarities_dim = 0
+    """S, the similarities of each position with the context that heads can read; 0 for none."""
+
     def __init__(self, features_dim: int, context_dim: int, out_dim: int) -> None:
         super().__init__()
         self.features_dim = features_dim
