@@ -131,6 +131,28 @@ class ProductConfig(BaseFusionConfig):
     """Number F of similarities per product where the features have no attributes."""
 
 
+class AdapterConfig(BaseFusionConfig):
+    """y = x + relu(A₂(z) relu(A₁(z) x + a₁(z)) + a₂(z)), a generated residual block.
+
+    In the heads, V and b follow, so that it stands before the last layer.
+    Beukman et al., "Dynamics Generalisation in Reinforcement Learning via Adaptive Context-Aware
+    Policies", NeurIPS 2023.
+    """
+
+    kind: Literal["adapter"] = "adapter"
+    bottleneck: Width = 32
+    """Size of the hidden layer of the block."""
+    hidden: Widths = (37, 37)
+    """Hidden ReLU layers of the generator."""
+    chunk_size: Width = 370
+    """Number of weights that the generator gives at a time."""
+    chunk_embedding: Width = 8
+    """Size of the embedding that tells the generator which weights to give."""
+    start: Literal["blind", "generated"] = "blind"
+    """Initial block: ``blind`` for the same one for every z, ``generated`` for one that differs, as
+    in the paper."""
+
+
 # the built-in members, which errors and --help list
 FusionConfig = (
     ConcatConfig
@@ -142,6 +164,7 @@ FusionConfig = (
     | AttentionConfig
     | MetricConfig
     | ProductConfig
+    | AdapterConfig
 )
 
 
