@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
 
 from mirl.configs.config import AllowSingleName, Config, Width, Widths
 from mirl.configs.errors import ConfigError, nearest
@@ -298,8 +305,22 @@ class GoalContextConfig(BaseContextConfig):
         return self
 
 
+class RawContextConfig(BaseContextConfig):
+    """z = scale × value: the numbers under the key as they are, without an encoder."""
+
+    kind: Literal["raw"] = "raw"
+    key: str = DESIRED_GOAL_KEY
+    """Observation key of the context."""
+    scale: FiniteFloat = 1.0
+    """Factor of the numbers, to bring them to the order of 1."""
+
+
 SingleContextConfig = (
-    TaskIdContextConfig | MissionContextConfig | SentenceContextConfig | GoalContextConfig
+    TaskIdContextConfig
+    | MissionContextConfig
+    | SentenceContextConfig
+    | GoalContextConfig
+    | RawContextConfig
 )
 
 
