@@ -26,6 +26,7 @@ from mirl.agents.runs.logger import build_logger
 from mirl.agents.runs.run import Run, adopt_texts
 from mirl.agents.runs.synchronization import reseed_all
 from mirl.agents.runs.warm_start import warm_start
+from mirl.configs.agents import PPOConfig
 from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.parts import check_can_be_stored
 from mirl.configs.schema import ResolvedConfig, TrainConfig
@@ -86,7 +87,7 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
     for part in (config.fusion, config.context, config.encoder, config.memory):
         check_can_be_stored(part)
     stored = Run.stored(config)
-    config = adopt_texts(config, stored)
+    config = _with_rollout(adopt_texts(config, stored), stored)
     with explain_out_of_memory(config), _open_environments(config) as envs:
         # from here on the configuration is complete; nothing is written before the agent is built
         config = config.model_copy(update={"task": envs.training.suite})
@@ -106,6 +107,22 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
                 )
                 return TrainResult(agent.num_timesteps, True, run, checkpoint)
             return _learn(run, agent, envs, episodes, log)
+
+
+def _with_rollout(config: TrainConfig, stored: ResolvedConfig | None) -> TrainConfig:
+    """Return the configuration with a rollout that fits a short run.
+
+    A run that exists keeps its own rollout, whatever its length is now.
+    """
+    agent = config.agent
+    if not isinstance(agent, PPOConfig):
+        return config
+    length = config.total_timesteps if stored is None else stored.total_timesteps
+    fitted = agent.fit_rollout(length, len(config.trained_tasks))
+    if stored is not None and stored.agent == agent:
+        # runs of earlier versions have the same rollout whatever their length
+        return config
+    return config.model_copy(update={"agent": fitted})
 
 
 @contextmanager

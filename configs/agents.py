@@ -19,6 +19,14 @@ UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 """A number between 0 and 1, both included."""
 
 
+MIN_UPDATES = 16
+"""Number of updates below which PPO chooses a smaller rollout by default."""
+MIN_ENVS = 16
+"""Smallest number of parallel environments that PPO chooses for a short run."""
+MIN_BATCH_SIZE = 256
+"""Smallest minibatch that PPO chooses for a short run, in timesteps."""
+
+
 # ---------------------------------------------------------------------------------------- on-policy
 
 
@@ -26,7 +34,11 @@ class OnPolicyConfig(Config):
     """Options shared by PPO and A2C."""
 
     n_envs: PositiveInt = 256
-    """Number of parallel environments, over all tasks."""
+    """Number of parallel environments, over all tasks.
+
+    PPO takes fewer by default, with smaller minibatches, if less than 16 rollouts fit into
+    ``total_timesteps``.
+    """
     n_steps: PositiveInt = 32
     """Timesteps per environment in each rollout."""
     learning_rate: PositiveFloat = 1e-3
@@ -135,6 +147,26 @@ class PPOConfig(OnPolicyConfig):
         if self.batch_size == 1:
             raise ValueError("batch_size must be at least 2, got 1")
         return self
+
+    def fit_rollout(self, total_timesteps: int, n_tasks: int) -> Self:
+        """Return the options with a rollout of which a short run has ``MIN_UPDATES``.
+
+        Options that are given, ``n_envs``, ``n_steps`` or ``batch_size``, are never changed.
+
+        Args:
+            total_timesteps: timesteps of the run.
+            n_tasks: number of trained tasks, each of which needs an environment.
+        """
+        if self.model_fields_set & {"n_envs", "n_steps", "batch_size"}:
+            return self
+        n_envs = self.n_envs
+        while total_timesteps < MIN_UPDATES * n_envs * self.n_steps:
+            if n_envs // 2 < max(MIN_ENVS, n_tasks):
+                break
+            n_envs //= 2
+        # all three are powers of two, so that minibatches divide the rollout
+        batch_size = min(self.batch_size, max(MIN_BATCH_SIZE, n_envs * self.n_steps // 4))
+        return self.model_copy(update={"n_envs": n_envs, "batch_size": batch_size})
 
 
 class A2CConfig(OnPolicyConfig):

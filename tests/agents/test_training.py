@@ -255,6 +255,22 @@ def test_signal_stops_and_saves(
     assert csv_steps(config) == event_steps(config) == ITERATIONS
 
 
+def test_longer_run_keeps_its_rollout(tmp_path: Path) -> None:
+    """A short run has a small rollout, with which the same command goes on."""
+    own = ("agent.n_envs", "agent.n_steps", "agent.batch", "split", "task", "context", "total")
+    options = [word for word in TINY if not word.startswith(own)]
+    options += [f"runs_dir={tmp_path}", "task=goto_door"]
+    short = train(compose_train([*options, "total_timesteps=512"]))
+    assert short.run.config.agent.n_envs == 16
+    again = train(compose_train([*options, "total_timesteps=512"]))
+    assert again.finished
+    assert again.timesteps == short.timesteps
+    longer = compose_train([*options, "total_timesteps=200_000"])
+    with pytest.raises(ConfigError) as caught:
+        train(longer)
+    assert "n_envs" not in str(caught.value)
+
+
 def test_finished_run_is_unchanged(tiny: Build) -> None:
     config = tiny("total_timesteps=128")
     train(config)

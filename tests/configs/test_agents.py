@@ -62,3 +62,28 @@ def test_minibatch_error_suggests_whole_sequences(
 ) -> None:
     with pytest.raises(ConfigError, match=f"got {batch_size}; use {suggested}$"):
         check_minibatches(batch_size, length, n_steps, n_envs)
+
+
+@pytest.mark.parametrize(
+    ("total_timesteps", "n_tasks", "n_envs", "batch_size"),
+    [
+        (1_000_000, 1, 256, 1024),
+        (131_072, 1, 256, 1024),
+        (131_071, 1, 128, 1024),
+        (20_000, 1, 32, 256),
+        (20_000, 50, 64, 512),  # every task needs an environment
+        (1, 1, 16, 256),
+    ],
+)
+def test_short_run_has_smaller_rollout(
+    total_timesteps: int, n_tasks: int, n_envs: int, batch_size: int
+) -> None:
+    fitted = PPOConfig().fit_rollout(total_timesteps, n_tasks)
+    assert (fitted.n_envs, fitted.n_steps, fitted.batch_size) == (n_envs, 32, batch_size)
+    PPOConfig.model_validate(fitted.model_dump())
+
+
+@pytest.mark.parametrize("given", [{"n_envs": 256}, {"n_steps": 64}, {"batch_size": 512}])
+def test_given_rollout_stays(given: dict[str, int]) -> None:
+    config = PPOConfig.model_validate(given)
+    assert config.fit_rollout(1_000, 1) == config
