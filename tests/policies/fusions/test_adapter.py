@@ -41,7 +41,7 @@ def test_sizes_are_the_published_ones() -> None:
 
 @pytest.mark.parametrize("hidden", [(), (4,), (4, 5)], ids=str)
 def test_residual_block_equals_loop(hidden: tuple[int, ...]) -> None:
-    """Where O = X the block is added to the features themselves."""
+    """The block is added to the features themselves where O = X."""
     fusion, x, z = adapter(hidden=hidden), normal(3, 2, 4), normal(3, Z, seed=1)
     assert fusion.main is None
     y = fusion(x, z)
