@@ -28,7 +28,7 @@ from mirl.policies.contexts import ContextEncoder, build_context, get_task_ids
 from mirl.policies.encoders import Encoder, build_encoder, gather_rows
 from mirl.policies.features import Context, Features, Observations
 from mirl.policies.fusions import Fusion, build_fusion, build_map_fusion
-from mirl.policies.fusions.product import ProductSimilarity, SpecializedProduct
+from mirl.policies.fusions.product import SpecializedProduct
 from mirl.policies.routing import (
     choose_network,
     has_feature_map,
@@ -116,9 +116,14 @@ class MapFusion:
     def _fuse(self, cells: Tensor, context: Context | None) -> tuple[Tensor, Tensor]:
         """Return the fused cells, (B, P, C), and their similarities, (B, P, S)."""
         if context is None:
-            assert isinstance(self.fusion, SpecializedProduct)
+            if not isinstance(self.fusion, SpecializedProduct):
+                raise ConfigError(
+                    f"{type(self.fusion).__name__} has no similarities for the heads; let "
+                    "specialize return a mirl.policies.fusions.product.SpecializedProduct, or use "
+                    "the policy as it is"
+                )
             return self.fusion.with_similarities(cells)
-        assert isinstance(self.fusion, ProductSimilarity)
+        assert isinstance(self.fusion, Fusion)
         return self.fusion.interact_with_similarities(cells, *context)
 
 

@@ -118,6 +118,27 @@ class Fusion(nn.Module, Part, ABC):
                 f"got {tuple(groups.index.shape)}"
             )
 
+    def interact_with_similarities(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> tuple[Float[Tensor, "B P O"], Float[Tensor, "B P S"]]:
+        """Compute f(x, z) and the similarities of each position with its context.
+
+        Only fusions with a ``similarities_dim`` need it. At site "map" the heads then read the
+        similarities of all cells in place of a fusion with the last hidden layer.
+
+        Args:
+            x: features, (B, P, X).
+            z: contexts, (G, Z).
+            groups: the context of each row; None if every row has its own.
+
+        Returns:
+            The fused features, (B, P, O), and the similarities, (B, P, S).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no similarities")
+
     @abstractmethod
     def interact(
         self,
