@@ -212,7 +212,7 @@ class FusionExtractor(BaseFeaturesExtractor):
                 attribute_dims=input_encoder.attribute_dims,
             )
             if return_similarities and input_encoder.n_cells is not None:
-                per_cell = cast(Fusion, self.map_fusion).similarities_dim
+                per_cell = self.map_fusion.similarities_dim
                 self.similarities_dim = input_encoder.n_cells * per_cell
         if "vector" in network.sites:
             self.vector_fusion = build_fusion(
