@@ -10,6 +10,7 @@ References:
     Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
 """
 
+from mirl.policies.fusions.adapter import Adapter
 from mirl.policies.fusions.affine import RELU_GAIN, Affine, as_linear
 from mirl.policies.fusions.attention import AttentionMask, CrossAttention
 from mirl.policies.fusions.bilinear import Bilinear, Hyper, LowRank
@@ -18,9 +19,11 @@ from mirl.policies.fusions.concat import Concat
 from mirl.policies.fusions.fusion import Fusion, per_row
 from mirl.policies.fusions.metric import MetricSimilarity
 from mirl.policies.fusions.modulation import Film, Gate
+from mirl.policies.fusions.product import ProductSimilarity
 
 __all__ = [
     "RELU_GAIN",
+    "Adapter",
     "Affine",
     "AttentionMask",
     "Bilinear",
@@ -32,6 +35,7 @@ __all__ = [
     "Hyper",
     "LowRank",
     "MetricSimilarity",
+    "ProductSimilarity",
     "as_linear",
     "build_fusion",
     "build_map_fusion",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mirl.configs.networks import (
+    AdapterConfig,
     AttentionConfig,
     BilinearConfig,
     ConcatConfig,
@@ -15,6 +16,7 @@ from mirl.configs.networks import (
     HyperConfig,
     LowRankConfig,
     MetricConfig,
+    ProductConfig,
 )
 from mirl.policies import Fusion, build_fusion, build_map_fusion
 
@@ -32,6 +34,9 @@ VECTOR_CONFIGS: dict[str, FusionConfig] = {
     "attention-sigmoid": AttentionConfig(mask="sigmoid", rank=3),
     "attention-softmax": AttentionConfig(mask="softmax", rank=3),
     "metric": MetricConfig(projections=2, rank=3),
+    "product": ProductConfig(products=3, rank=2, groups=2),
+    "adapter": AdapterConfig(bottleneck=3, hidden=(4,), chunk_size=5, chunk_embedding=2),
+    "product-narrow": ProductConfig(products=2, rank=3, main_rank=2, groups=3),
 }
 CROSS = "attention-cross"
 MEMBERS = (*VECTOR_CONFIGS, CROSS)

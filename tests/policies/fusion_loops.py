@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mirl.policies.fusions import (
+    Adapter,
     AttentionMask,
     Bilinear,
     Concat,
@@ -17,6 +18,7 @@ from mirl.policies.fusions import (
     Hyper,
     LowRank,
     MetricSimilarity,
+    ProductSimilarity,
 )
 
 Array = NDArray[np.float64]
@@ -59,6 +61,52 @@ def low_rank_by_loop(w: dict[str, Array], x: Array, z: Array, prefix: str = "") 
                 * sum(z[k] * b[k, r] for k in range(len(z)))
             )
     return y
+
+
+def adapter_by_loop(fusion: Adapter, w: dict[str, Array], x: Array, z: Array) -> Array:
+    """Compute y (O,) of ``adapter`` for one feature vector and one context."""
+    generated: list[float] = []
+    for embedding in w["generator.chunk_embeddings"]:
+        parts = [w[f"generator.{name}.weight"] for name in ("from_chunk", "from_context")]
+        first = np.concatenate(parts)
+        chunk = affine(np.concatenate([embedding, z]), first, w["generator.from_chunk.bias"])
+        for layer in range(len(fusion.generator.layers)):
+            name = f"generator.layers.{layer}"
+            chunk = affine(relu(chunk), w[f"{name}.weight"], w[f"{name}.bias"])
+        generated += list(chunk)
+    rest = iter(generated)
+    hidden_dim, dim = fusion.bottleneck, fusion.features_dim
+    # one row per output, then the bias
+    down = [[next(rest) for _ in range(dim)] for _ in range(hidden_dim)]
+    down_bias = [next(rest) for _ in range(hidden_dim)]
+    up = [[next(rest) for _ in range(hidden_dim)] for _ in range(dim)]
+    up_bias = [next(rest) for _ in range(dim)]
+    hidden = relu(affine(x, np.array(down).T, np.array(down_bias)))
+    y = x + relu(affine(hidden, np.array(up).T, np.array(up_bias)))
+    if fusion.main is None:
+        return y
+    return affine(y, w["main.weight"], w["main.bias"])
+
+
+def product_by_loop(fusion: ProductSimilarity, w: dict[str, Array], x: Array, z: Array) -> Array:
+    """Compute y (O,) of ``product`` for one feature vector and one context."""
+    if "main.weight" in w:
+        y = affine(x, w["main.weight"], w["main.bias"])
+    else:
+        y = affine(affine(x, w["main.0.weight"]), w["main.1.weight"], w["main.1.bias"])
+    products, rank = fusion.products, fusion.rank
+    similarities = np.zeros((len(fusion.parts), products))
+    for f, (start, end) in enumerate(fusion.parts):
+        ours = affine(x[start:end], w[f"factor_features.{f}.weight"])
+        own = slice(f * products * rank, (f + 1) * products * rank)
+        theirs = affine(z, w["factor_context.weight"][:, own])
+        for k in range(products):
+            for r in range(rank):
+                similarities[f, k] += ours[k * rank + r] * theirs[k * rank + r]
+    terms = [float(np.prod(similarities[:, k])) for k in range(products)]
+    for row in similarities:
+        terms += list(row)
+    return y + affine(np.array(terms), w["output.weight"])
 
 
 def by_loop(fusion: Fusion, x: Array, z: Array) -> Array:
@@ -115,6 +163,10 @@ def by_loop(fusion: Fusion, x: Array, z: Array) -> Array:
             return affine(x, w["main.weight"], w["main.bias"]) + affine(
                 np.array(inner + apart), w["output.weight"]
             )
+        case Adapter():
+            return adapter_by_loop(fusion, w, x, z)
+        case ProductSimilarity():
+            return product_by_loop(fusion, w, x, z)
     raise AssertionError(f"no loop for {type(fusion).__name__}")
 
 

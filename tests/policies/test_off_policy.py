@@ -35,7 +35,18 @@ from mirl.policies.off_policy import (
     FusionTQCPolicy,
 )
 
-FUSIONS = ("concat", "bilinear", "low_rank", "hyper", "film", "gate", "attention", "metric")
+FUSIONS = (
+    "concat",
+    "bilinear",
+    "low_rank",
+    "hyper",
+    "film",
+    "gate",
+    "attention",
+    "metric",
+    "product",
+    "adapter",
+)
 POLICIES: dict[type[OffPolicyAlgorithm], Any] = {
     SAC: FusionSACPolicy,
     TD3: FusionTD3Policy,
