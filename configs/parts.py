@@ -14,6 +14,7 @@ class that owns it; it is set when the class is defined and never typed.
 """
 
 import inspect
+import traceback
 from types import UnionType, new_class
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
@@ -21,7 +22,7 @@ from pydantic import Field, GetCoreSchemaHandler, ValidationError, ValidatorFunc
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 from mirl.configs.config import Config
-from mirl.configs.errors import ConfigError
+from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.imports import import_object
 
 PACKAGE = "mirl"
@@ -136,11 +137,15 @@ class Part:
             raise ConfigError(f"{name} must define {methods}")
         try:
             part: Self = found(*arguments.values())
-        except AttributeError as error:
+        except Exception as error:
             # torch's message does not name the class
-            if "Module.__init__() call" not in str(error):
+            if "Module.__init__() call" in str(error):
+                raise ConfigError(f"{name}.__init__ must call super().__init__ first") from None
+            given = ", ".join(arguments)
+            explained = explain_own_error(found, "__init__", error, f"was given ({given})")
+            if explained is None:
                 raise
-            raise ConfigError(f"{name}.__init__ must call super().__init__ first") from None
+            raise explained from error
         missing = [attribute for attribute in cls.must_set if not hasattr(part, attribute)]
         if missing:
             raise ConfigError(f"{name}.__init__ must set self.{', self.'.join(missing)}")
@@ -247,6 +252,48 @@ def config_class_of(
     raise ConfigError(
         f"{subject}expected a class with an inner class Config({base.__name__}), got '{name}'"
     )
+
+
+def explain_own_error(
+    part: type[Part], method: str, error: Exception, expected: str
+) -> ConfigError | None:
+    """Return one line about an error inside a user's part.
+
+    Args:
+        part: the class of the part.
+        method: the method that was called.
+        error: what it raised.
+        expected: what the method was given and has to return, as the end of a sentence.
+
+    Returns:
+        The error to raise in its place, with the class, file and line of the user's code; None for
+        a built-in part, and for errors that are explained elsewhere.
+    """
+    if _is_of_package(part.__module__) or isinstance(error, ConfigError | RunError):
+        return None
+    # running out of memory is no mistake of the class; torch is not imported here
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return None
+    if "can't allocate memory" in str(error):
+        return None
+    reason = (str(error).splitlines() or [""])[0]
+    return ConfigError(
+        f"{part.__module__}:{part.__qualname__}.{method} fails{_place(part, error)} with "
+        f"{type(error).__name__}: {reason}; it {expected}"
+    )
+
+
+def _place(part: type[Part], error: Exception) -> str:
+    """Return the file and the line of a user's class that an error came from."""
+    try:
+        file = inspect.getfile(part)
+        line = inspect.getsourcelines(part)[1]
+    except (OSError, TypeError):  # a class that was typed into a prompt has no file
+        return ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename == file and frame.lineno is not None:
+            line = frame.lineno
+    return f" at {file}:{line}"
 
 
 def own_config(kind: str) -> type[PartConfig] | None:

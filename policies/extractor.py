@@ -22,6 +22,7 @@ from mirl.configs.networks import (
     NoMemoryConfig,
     Site,
 )
+from mirl.configs.parts import explain_own_error
 from mirl.policies.action_mask import is_mask_space
 from mirl.policies.contexts import ContextEncoder, build_context, get_task_ids
 from mirl.policies.encoders import Encoder, build_encoder, gather_rows
@@ -189,7 +190,19 @@ class FusionExtractor(BaseFeaturesExtractor):
         Returns:
             The feature vectors, (B, features_dim), or ``Features`` if ``return_features`` is set.
         """
-        context: Context = self.context(observations)
+        try:
+            context: Context = self.context(observations)
+        except Exception as error:
+            explained = explain_own_error(
+                type(self.context),
+                "forward",
+                error,
+                "is given (observations) and must return a Context with values (rows, out_dim), "
+                f"out_dim={self.context_dim}",
+            )
+            if explained is None:
+                raise
+            raise explained from error
         self._check_context(context)
         vector = self.fuse(observations, context)
         if not self.return_features:
@@ -217,7 +230,20 @@ class FusionExtractor(BaseFeaturesExtractor):
         fuse = None
         if self.map_fusion is not None:
             fuse = MapFusion(self.map_fusion, context)
-        vector: Tensor = self.encoder(inputs, fuse)
+        try:
+            vector: Tensor = self.encoder(inputs, fuse)
+        except Exception as error:
+            shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in inputs.items())
+            explained = explain_own_error(
+                type(self.encoder),
+                "forward",
+                error,
+                f"is given (observations, fuse) with {shapes} and must return (B, out_dim) with "
+                f"out_dim={self.encoder.out_dim}",
+            )
+            if explained is None:
+                raise
+            raise explained from error
         if vector.ndim != 2 or vector.shape[1] != self.encoder.out_dim:
             raise ConfigError(
                 f"encoder={self.network.encoder.kind} must return feature vectors (B, out_dim) "

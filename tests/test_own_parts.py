@@ -31,6 +31,7 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
     BaseContextConfig,
     BaseEncoderConfig,
+    BaseFusionConfig,
     FilmConfig,
     NetworkConfig,
     RecurrentCoreConfig,
@@ -465,3 +466,79 @@ def test_run_is_trained_resumed_evaluated(group: str, tmp_path: Path) -> None:
         assert refused.returncode == 2
         assert "add import=ownparts" in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
+
+
+class NoPerRow(Fusion):
+    """A fusion whose shapes do not broadcast, as ``per_row`` is missing."""
+
+    class Config(BaseFusionConfig):
+        """No options."""
+
+    def __init__(
+        self, features_dim: int, context_dim: int, out_dim: int, config: Config, gain: float
+    ) -> None:
+        super().__init__(features_dim, context_dim, out_dim)
+        self.main = nn.Linear(features_dim, out_dim)
+        self.scale = nn.Linear(context_dim, out_dim)
+
+    def interact(self, x: Tensor, z: Tensor, groups: Any) -> Tensor:
+        """Multiply (B, P, O) by (G, O)."""
+        return self.main(x) * self.scale(z)
+
+
+class OtherSignature(NoPerRow):
+    """A fusion whose ``interact`` takes other arguments."""
+
+    def interact(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Take no context."""
+        return x
+
+
+class NoSuchLayer(NoPerRow):
+    """A fusion whose constructor fails."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.other = nn.Linear("wide", 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fusion", "cause"),
+    [(NoPerRow, RuntimeError), (OtherSignature, TypeError), (NoSuchLayer, TypeError)],
+)
+def test_own_error_is_one_line(fusion: type[Fusion], cause: type[Exception]) -> None:
+    def build_and_call() -> None:
+        layer = build_fusion(fusion.Config(), 6, 5, 7)
+        layer(torch.randn(4, 9, 6), torch.randn(2, 5), torch.tensor([0, 1, 1, 0]))
+
+    with pytest.raises(ConfigError) as raised:
+        build_and_call()
+    message = str(raised.value)
+    assert "\n" not in message
+    assert f"{__name__}:{fusion.__name__}." in message
+    assert f"{__file__}:" in message
+    assert isinstance(raised.value.__cause__, cause)
+
+
+def failing_forward(*_arguments: object) -> None:
+    raise KeyError("pixels")
+
+
+@pytest.mark.parametrize("group", ["context", "encoder", "memory"])
+def test_own_forward_error_names_class(
+    group: str, door_env: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = "run" if group == "memory" else "forward"
+    policy = policy_class((group,))(
+        door_env.observation_space, door_env.action_space, lambda _: 0.0, **own(group)
+    )
+    monkeypatch.setattr(CLASSES[group], method, failing_forward)
+    with pytest.raises(ConfigError, match=rf"{name_of(group)}\.{method} fails at .*KeyError"):
+        policy.predict(door_env.reset())
+
+
+def test_built_in_error_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = build_fusion(FilmConfig(), 6, 5, 7)
+    monkeypatch.setattr(type(layer), "interact", failing_forward)
+    with pytest.raises(KeyError):
+        layer(torch.randn(4, 6), torch.randn(4, 5))

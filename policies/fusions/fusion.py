@@ -11,7 +11,7 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
     BaseFusionConfig,
 )
-from mirl.configs.parts import Part
+from mirl.configs.parts import Part, explain_own_error
 from mirl.policies.fusions.affine import as_linear
 from mirl.policies.grouped_matmul import ContextGroups
 
@@ -81,8 +81,20 @@ class Fusion(nn.Module, Part, ABC):
             # (*B, X) -> (B, 1, X)
             x = features.reshape(-1, 1, self.features_dim)
             z = context.reshape(-1, self.context_dim)
-        y = self.interact(x, z, groups)
         shape = (*x.shape[:2], self.out_dim)
+        try:
+            y = self.interact(x, z, groups)
+        except Exception as error:
+            explained = explain_own_error(
+                type(self),
+                "interact",
+                error,
+                f"is given (x, z, groups) with x {tuple(x.shape)} and z {tuple(z.shape)}, and must "
+                f"return (B, P, O) = {shape}; apply per_row(…, groups) to what depends on z",
+            )
+            if explained is None:
+                raise
+            raise explained from error
         returned = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         if returned != shape:
             raise ConfigError(

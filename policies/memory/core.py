@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import RecurrentCoreConfig
-from mirl.configs.parts import Part
+from mirl.configs.parts import Part, explain_own_error
 from mirl.policies.fusions import Affine
 from mirl.policies.grouped_matmul import ContextGroups
 from mirl.policies.memory.episodes import Episodes
@@ -107,7 +107,20 @@ class Core(nn.Module, Part, ABC):
             if self.normalize:
                 # What the features of all observations share would dominate the differences.
                 inputs = F.layer_norm(inputs, (self.features_dim,))
-            y, state = self.run(inputs, state, episodes, z, groups)
+            try:
+                y, state = self.run(inputs, state, episodes, z, groups)
+            except Exception as error:
+                explained = explain_own_error(
+                    type(self),
+                    "run",
+                    error,
+                    "is given (x, state, episodes, z, groups) with x of shape "
+                    f"{tuple(inputs.shape)} and must return (T, N, size) = "
+                    f"{(*episodes.shape, self.size)} and the state {tuple(state.shape)}",
+                )
+                if explained is None:
+                    raise
+                raise explained from error
             self._check_outputs(y, state, episodes)
             if self.add is not None:
                 y = x + self.add(y)
