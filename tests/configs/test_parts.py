@@ -167,7 +167,7 @@ def test_other_constructor_is_refused() -> None:
         Shape.class_of(config).construct(size=5, config=config)
 
 
-def test_error_inside_constructor_passes() -> None:
+def test_error_inside_constructor_is_cause() -> None:
     class Failing(Shape):
         class Config(BaseShapeConfig):
             pass
@@ -176,8 +176,9 @@ def test_error_inside_constructor_passes() -> None:
             raise TypeError("from inside")
 
     config = Failing.Config()
-    with pytest.raises(TypeError, match="from inside"):
+    with pytest.raises(ConfigError, match=r"Failing\.__init__ fails at .*from inside") as raised:
         Shape.class_of(config).construct(size=5, config=config)
+    assert isinstance(raised.value.__cause__, TypeError)
 
 
 def test_config_belongs_to_one_class() -> None:
