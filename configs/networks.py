@@ -114,6 +114,23 @@ class MetricConfig(BaseFusionConfig):
     """Size of each projection."""
 
 
+class ProductConfig(BaseFusionConfig):
+    """y = V x + b + W [∏_f s_f, s_1, …, s_F] with bilinear similarities s_f of each attribute f.
+
+    The attributes are those of the cells (``encoder.attributes``), elsewhere learned projections.
+    """
+
+    kind: Literal["product"] = "product"
+    products: Width = 16
+    """Number K of products; each has one similarity per attribute."""
+    rank: Width = 16
+    """Size R of the projections whose inner product is a similarity."""
+    main_rank: Literal[0] | Width = 0
+    """Rank of V; 0 for a full matrix."""
+    groups: Width = 2
+    """Number F of similarities per product where the features have no attributes."""
+
+
 # the built-in members, which errors and --help list
 FusionConfig = (
     ConcatConfig
@@ -124,6 +141,7 @@ FusionConfig = (
     | GateConfig
     | AttentionConfig
     | MetricConfig
+    | ProductConfig
 )
 
 

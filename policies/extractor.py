@@ -166,6 +166,7 @@ class FusionExtractor(BaseFeaturesExtractor):
                 channels,
                 context_dim,
                 channels,
+                attribute_dims=input_encoder.attribute_dims,
             )
         if "vector" in network.sites:
             self.vector_fusion = build_fusion(

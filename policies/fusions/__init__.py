@@ -18,6 +18,7 @@ from mirl.policies.fusions.concat import Concat
 from mirl.policies.fusions.fusion import Fusion, per_row
 from mirl.policies.fusions.metric import MetricSimilarity
 from mirl.policies.fusions.modulation import Film, Gate
+from mirl.policies.fusions.product import ProductSimilarity
 
 __all__ = [
     "RELU_GAIN",
@@ -32,6 +33,7 @@ __all__ = [
     "Hyper",
     "LowRank",
     "MetricSimilarity",
+    "ProductSimilarity",
     "as_linear",
     "build_fusion",
     "build_map_fusion",

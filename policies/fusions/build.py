@@ -14,6 +14,7 @@ def build_fusion(
     out_dim: int,
     *,
     gain: float = RELU_GAIN,
+    attribute_dims: tuple[int, ...] = (),
 ) -> Fusion:
     """Build the fusion that ``config`` belongs to, for a vector or for each position by itself.
 
@@ -23,6 +24,7 @@ def build_fusion(
         context_dim: Z, the size of the context.
         out_dim: O, the size of the output.
         gain: gain of the map that the fusion starts as.
+        attribute_dims: number of features of each attribute, the first ones; empty for none.
 
     Returns:
         The fusion, newly initialized.
@@ -30,12 +32,24 @@ def build_fusion(
     Raises:
         ConfigError: if no fusion has this config, or if it has another constructor.
     """
-    fusion_class = Fusion.class_of(config)
-    return _construct(fusion_class, config, features_dim, context_dim, out_dim, gain)
+    return _construct(
+        Fusion.class_of(config),
+        config,
+        features_dim,
+        context_dim,
+        out_dim,
+        gain,
+        attribute_dims,
+    )
 
 
 def build_map_fusion(
-    config: BaseFusionConfig, features_dim: int, context_dim: int, out_dim: int
+    config: BaseFusionConfig,
+    features_dim: int,
+    context_dim: int,
+    out_dim: int,
+    *,
+    attribute_dims: tuple[int, ...] = (),
 ) -> Fusion:
     """Build the fusion of a feature map.
 
@@ -46,6 +60,8 @@ def build_map_fusion(
         features_dim: X, the features of a cell.
         context_dim: Z, the size of the context.
         out_dim: O, the features of a fused cell.
+        attribute_dims: number of features of each attribute of a cell, the first ones; empty for
+            none.
 
     Returns:
         The fusion, newly initialized.
@@ -55,7 +71,15 @@ def build_map_fusion(
     """
     fusion_class = Fusion.class_of(config)
     fusion_class = fusion_class.map_class or fusion_class
-    return _construct(fusion_class, config, features_dim, context_dim, out_dim, RELU_GAIN)
+    return _construct(
+        fusion_class,
+        config,
+        features_dim,
+        context_dim,
+        out_dim,
+        RELU_GAIN,
+        attribute_dims,
+    )
 
 
 def _construct(
@@ -65,11 +89,15 @@ def _construct(
     context_dim: int,
     out_dim: int,
     gain: float,
+    attribute_dims: tuple[int, ...],
 ) -> Fusion:
-    return fusion_class.construct(
-        features_dim=features_dim,
-        context_dim=context_dim,
-        out_dim=out_dim,
-        config=config,
-        gain=gain,
-    )
+    arguments: dict[str, object] = {
+        "features_dim": features_dim,
+        "context_dim": context_dim,
+        "out_dim": out_dim,
+        "config": config,
+        "gain": gain,
+    }
+    if fusion_class.uses_attributes:
+        arguments["attribute_dims"] = attribute_dims
+    return fusion_class.construct(**arguments)

@@ -20,7 +20,9 @@ class Fusion(nn.Module, Part, ABC):
     """Base class of the fusions y = f(x, z).
 
     Every fusion is a class with a ``Config``, built by ``(features_dim, context_dim, out_dim,
-    config, gain)``, where ``gain`` is that of the map V x + b which the fusion starts as.
+    config, gain)``, where ``gain`` is that of the map V x + b which the fusion starts as. A class
+    that sets ``uses_attributes`` is built with one more argument, ``attribute_dims``: the number of
+    features of each attribute of a cell, the first ones of x; empty where there are none.
 
     Args:
         features_dim: X, the size of the features.
@@ -33,6 +35,8 @@ class Fusion(nn.Module, Part, ABC):
     """Class that fuses a feature map in place of this one; None for this one."""
     is_positionwise = True
     """True if each position is fused by itself, independently of the other positions."""
+    uses_attributes: ClassVar[bool] = False
+    """True if the constructor takes ``attribute_dims``."""
 
     def __init__(self, features_dim: int, context_dim: int, out_dim: int) -> None:
         super().__init__()

@@ -15,6 +15,7 @@ from mirl.configs.networks import (
     HyperConfig,
     LowRankConfig,
     MetricConfig,
+    ProductConfig,
 )
 from mirl.policies import Fusion, build_fusion, build_map_fusion
 
@@ -32,6 +33,8 @@ VECTOR_CONFIGS: dict[str, FusionConfig] = {
     "attention-sigmoid": AttentionConfig(mask="sigmoid", rank=3),
     "attention-softmax": AttentionConfig(mask="softmax", rank=3),
     "metric": MetricConfig(projections=2, rank=3),
+    "product": ProductConfig(products=3, rank=2, groups=2),
+    "product-narrow": ProductConfig(products=2, rank=3, main_rank=2, groups=3),
 }
 CROSS = "attention-cross"
 MEMBERS = (*VECTOR_CONFIGS, CROSS)

@@ -17,6 +17,7 @@ from mirl.policies.fusions import (
     Hyper,
     LowRank,
     MetricSimilarity,
+    ProductSimilarity,
 )
 
 Array = NDArray[np.float64]
@@ -59,6 +60,27 @@ def low_rank_by_loop(w: dict[str, Array], x: Array, z: Array, prefix: str = "") 
                 * sum(z[k] * b[k, r] for k in range(len(z)))
             )
     return y
+
+
+def product_by_loop(fusion: ProductSimilarity, w: dict[str, Array], x: Array, z: Array) -> Array:
+    """Compute y (O,) of ``product`` for one feature vector and one context."""
+    if "main.weight" in w:
+        y = affine(x, w["main.weight"], w["main.bias"])
+    else:
+        y = affine(affine(x, w["main.0.weight"]), w["main.1.weight"], w["main.1.bias"])
+    products, rank = fusion.products, fusion.rank
+    similarities = np.zeros((len(fusion.parts), products))
+    for f, (start, end) in enumerate(fusion.parts):
+        ours = affine(x[start:end], w[f"factor_features.{f}.weight"])
+        own = slice(f * products * rank, (f + 1) * products * rank)
+        theirs = affine(z, w["factor_context.weight"][:, own])
+        for k in range(products):
+            for r in range(rank):
+                similarities[f, k] += ours[k * rank + r] * theirs[k * rank + r]
+    terms = [float(np.prod(similarities[:, k])) for k in range(products)]
+    for row in similarities:
+        terms += list(row)
+    return y + affine(np.array(terms), w["output.weight"])
 
 
 def by_loop(fusion: Fusion, x: Array, z: Array) -> Array:
@@ -115,6 +137,8 @@ def by_loop(fusion: Fusion, x: Array, z: Array) -> Array:
             return affine(x, w["main.weight"], w["main.bias"]) + affine(
                 np.array(inner + apart), w["output.weight"]
             )
+        case ProductSimilarity():
+            return product_by_loop(fusion, w, x, z)
     raise AssertionError(f"no loop for {type(fusion).__name__}")
 
 

@@ -24,6 +24,7 @@ from mirl.configs.networks import (
     LowRankConfig,
     MetricConfig,
     MissionContextConfig,
+    ProductConfig,
     TaskIdContextConfig,
 )
 from mirl.policies import Fusion, FusionExtractor, FusionPolicy
@@ -50,6 +51,7 @@ FUSIONS: dict[str, FusionConfig] = {
     "attention-sigmoid": AttentionConfig(heads=2, mask="sigmoid", rank=4),
     "attention-softmax": AttentionConfig(heads=2, mask="softmax", rank=4),
     "metric": MetricConfig(projections=2, rank=4),
+    "product": ProductConfig(products=2, rank=4),
 }
 CONTEXT_WEIGHTS = {
     "concat": ("shift.weight",),
@@ -64,6 +66,7 @@ CONTEXT_WEIGHTS = {
     "attention-softmax": ("to_mask.project.weight", "to_mask.shift.weight"),
     "attention-cross": ("project.weight",),
     "metric": ("output.weight",),
+    "product": ("output.weight",),
 }
 """Weights between the context and the output that start at zero."""
 

@@ -35,7 +35,17 @@ from mirl.policies.off_policy import (
     FusionTQCPolicy,
 )
 
-FUSIONS = ("concat", "bilinear", "low_rank", "hyper", "film", "gate", "attention", "metric")
+FUSIONS = (
+    "concat",
+    "bilinear",
+    "low_rank",
+    "hyper",
+    "film",
+    "gate",
+    "attention",
+    "metric",
+    "product",
+)
 POLICIES: dict[type[OffPolicyAlgorithm], Any] = {
     SAC: FusionSACPolicy,
     TD3: FusionTD3Policy,

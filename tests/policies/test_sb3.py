@@ -23,7 +23,17 @@ from mirl.envs import ContractObservation
 from mirl.policies import FusionExtractor, FusionPolicy
 
 close = torch.testing.assert_close
-FUSIONS = ("concat", "bilinear", "low_rank", "hyper", "film", "gate", "attention", "metric")
+FUSIONS = (
+    "concat",
+    "bilinear",
+    "low_rank",
+    "hyper",
+    "film",
+    "gate",
+    "attention",
+    "metric",
+    "product",
+)
 
 TINY_VECTOR: dict[str, Any] = {"encoder": VectorEncoderConfig(hidden=(), features_dim=12)}
 

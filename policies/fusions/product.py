@@ -1,0 +1,214 @@
+"""Conjunctions: products of bilinear similarities, one per attribute of a cell."""
+
+import math
+from functools import reduce
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mirl.configs.networks import ProductConfig
+from mirl.policies.fusions.affine import Affine, as_linear
+from mirl.policies.fusions.fusion import Fusion, per_row
+from mirl.policies.grouped_matmul import ContextGroups
+
+
+class ProductSimilarity(Fusion):
+    """Conjunction of similarities as extra features: y = V x + b + W [∏_f s_f, s_1, …, s_F].
+
+        s_f = (A_f x_f) · (B_f z), K of each
+
+    x_f are the channels of attribute f of a cell, such as its object or its color, so that
+    "the red ball" is a product of "red" and "ball". The channels of no attribute enter V x alone.
+    Features without attributes are projected as a whole: x_f = x for each of ``config.groups``.
+
+    W starts at zero.
+
+    Args:
+        features_dim: X, the size of the features.
+        context_dim: Z, the size of the context.
+        out_dim: O, the size of the output.
+        config: options of the fusion: K as ``products`` and R as ``rank``.
+        gain: gain of the initialization of V.
+        attribute_dims: number of channels of each attribute, the first ones of x.
+    """
+
+    Config = ProductConfig
+    uses_attributes = True
+
+    def __init__(
+        self,
+        features_dim: int,
+        context_dim: int,
+        out_dim: int,
+        config: ProductConfig,
+        gain: float,
+        attribute_dims: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(features_dim, context_dim, out_dim)
+        self.products = config.products
+        self.rank = config.rank
+        self.parts: list[tuple[int, int]] = []
+        """First channel of each x_f, and the channel after its last one."""
+        start = 0
+        for dim in attribute_dims:
+            self.parts.append((start, start + dim))
+            start += dim
+        if not self.parts:
+            self.parts = [(0, features_dim)] * config.groups
+        projected_dim = config.products * config.rank
+        self.main: nn.Module = Affine(features_dim, out_dim, gain=gain)
+        if config.main_rank:
+            self.main = nn.Sequential(
+                Affine(features_dim, config.main_rank, gain=1, bias=False),
+                Affine(config.main_rank, out_dim, gain=gain),
+            )
+        self.factor_features = nn.ModuleList()
+        for start, end in self.parts:
+            self.factor_features.append(self._factor(end - start, projected_dim))
+        self.factor_context = self._factor(context_dim, len(self.parts) * projected_dim)
+        # only W is zero: with A or B at zero as well, no gradient would reach any of the three
+        self.output = Affine((len(self.parts) + 1) * config.products, out_dim, gain=0, bias=False)
+
+    def _factor(self, in_dim: int, out_dim: int) -> Affine:
+        """Return A_f or B of a size that gives similarities of order 1 for inputs of order 1."""
+        # an orthogonal map into more dimensions would shrink each of them
+        gain = math.sqrt(max(1.0, out_dim / in_dim))
+        # the inner product of R numbers of order 1 is of order √R
+        return Affine(in_dim, out_dim, gain=gain / self.rank**0.25, bias=False)
+
+    def project_context(self, z: Float[Tensor, "G Z"]) -> Float[Tensor, "G F K R"]:
+        """Return B_f z for each attribute.
+
+        Args:
+            z: contexts, (G, Z).
+
+        Returns:
+            The projections, (G, F, K, R).
+        """
+        # (G, F * K * R) -> (G, F, K, R)
+        return self.factor_context(z).unflatten(-1, (len(self.parts), self.products, self.rank))
+
+    def generate(self, z: Float[Tensor, "G Z"]) -> Float[Tensor, "G X FK"]:
+        """Return the matrix that gives the similarities of x, A_fᵀ B_f z in the rows of x_f.
+
+        Args:
+            z: contexts, (G, Z).
+
+        Returns:
+            One matrix per context, (G, X, F * K).
+        """
+        projected = self.project_context(z)
+        blocks: list[Tensor] = []
+        for index, (start, end) in enumerate(self.parts):
+            weight = self.factor_features[index].weight
+            assert isinstance(weight, Tensor)
+            # (X_f, K * R) -> (K, X_f, R)
+            factor = weight.unflatten(1, (self.products, self.rank)).transpose(0, 1)
+            # (K, X_f, R) x (K, R, G) -> (K, X_f, G) -> (G, X_f, K)
+            block = torch.bmm(factor, projected[:, index].permute(1, 2, 0)).permute(2, 1, 0)
+            # rows of zeros for the other channels: (G, X_f, K) -> (G, X, K)
+            blocks.append(F.pad(block, (0, 0, start, self.features_dim - end)))
+        return torch.cat(blocks, dim=-1)
+
+    def similarities(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P FK"]:
+        """Return the similarities s_1, …, s_F, K of each.
+
+        Args:
+            x: features, (B, P, X).
+            z: contexts, (G, Z).
+            groups: the context of each row; None if every row has its own.
+
+        Returns:
+            K similarities for each attribute, (B, P, F * K).
+        """
+        positions = x.shape[1]
+        multiplications = 0
+        for start, end in self.parts:
+            multiplications += positions * (end - start) * self.products * self.rank
+        if groups is not None and groups.prefer_grouped(multiplications):
+            # z may end with contexts that no row has
+            weights = self.generate(z[: groups.count])
+            no_shifts = weights.new_zeros(groups.count, weights.shape[2])
+            return groups.multiply(x, weights, no_shifts)
+        if positions > 1:
+            # the matrix of a row's context serves all positions of the row
+            if groups is not None:
+                z = z.index_select(0, groups.index)
+            return torch.bmm(x, self.generate(z))
+        projected = per_row(self.project_context(z).flatten(1), groups)
+        features: list[Tensor] = []
+        for index, (start, end) in enumerate(self.parts):
+            features.append(self.factor_features[index](x[..., start:end]))
+        # (B, P, F * K * R) -> (B, P, F * K, R) -> (B, P, F * K)
+        products = torch.cat(features, dim=-1) * projected
+        return products.unflatten(-1, (-1, self.rank)).sum(-1)
+
+    def interact(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P O"]:
+        """Compute V x + b + W [∏_f s_f, s_1, …, s_F]."""
+        similarities = self.similarities(x, z, groups)
+        terms = torch.cat([multiply_parts(similarities, len(self.parts)), similarities], dim=-1)
+        y: Tensor = self.main(x) + self.output(terms)
+        return y
+
+    def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
+        """Return a polynomial of x of degree F; see ``Fusion.specialize``."""
+        return SpecializedProduct(self, z)
+
+
+def multiply_parts(
+    similarities: Float[Tensor, "*batch FK"], count: int
+) -> Float[Tensor, "*batch K"]:
+    """Return ∏_f s_f.
+
+    Args:
+        similarities: s_1, …, s_F, K of each.
+        count: F.
+
+    Returns:
+        The K products.
+    """
+    return reduce(torch.mul, similarities.chunk(count, dim=-1))
+
+
+class SpecializedProduct(nn.Module):
+    """``ProductSimilarity`` for one z: y = linear(x) + output(∏_f s_f(x)).
+
+    The similarities are linear in x: alone they join V x + b, and their products remain.
+
+    Args:
+        fusion: the fusion, in float64.
+        z: the encoded context in float64, (1, Z).
+    """
+
+    def __init__(self, fusion: ProductSimilarity, z: Float[Tensor, "1 context"]) -> None:
+        super().__init__()
+        self.count = len(fusion.parts)
+        x_dim = fusion.features_dim
+        # the rows of W: K for the products, then K for each attribute
+        product_weight = fusion.output.weight[: fusion.products]
+        single_weight = fusion.output.weight[fusion.products :]
+
+        def similarities(x: Tensor) -> Tensor:
+            return fusion.similarities(x.unsqueeze(0), z, None)[0]
+
+        self.linear = as_linear(lambda x: fusion.main(x) + similarities(x) @ single_weight, x_dim)
+        self.similarities = as_linear(similarities, x_dim)
+        self.output = as_linear(lambda products: products @ product_weight, fusion.products)
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """Return the output for each row of x."""
+        products = multiply_parts(self.similarities(x), self.count)
+        y: Tensor = self.linear(x) + self.output(products)
+        return y

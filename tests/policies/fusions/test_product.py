@@ -1,0 +1,143 @@
+"""Products of similarities: attributes of a cell, forms of computation, and scale."""
+
+import numpy as np
+import pytest
+import torch
+from fusion_cases import O, X, Z, normal, randomize
+from fusion_loops import by_loop
+from gymnasium import spaces
+from torch import Tensor
+from torch.func import functional_call
+
+from mirl.configs.networks import GridEncoderConfig, ProductConfig, TaskIdContextConfig
+from mirl.policies import FusionExtractor
+from mirl.policies.fusions import ProductSimilarity, build_fusion, build_map_fusion
+from mirl.policies.grouped_matmul import ContextGroups
+from mirl.policies.specialize import specialize_fusion
+
+close = torch.testing.assert_close
+LAYOUTS: list[tuple[int, ...]] = [(), (2, 3), (1, 2, 3), (4,)]
+"""Layouts of six features: none, with a channel of no attribute, without one, one attribute."""
+
+
+def product(layout: tuple[int, ...], **options: int) -> ProductSimilarity:
+    config = ProductConfig(**{"products": 3, "rank": 2, **options})
+    fusion = randomize(build_map_fusion(config, X, Z, O, attribute_dims=layout).double())
+    assert isinstance(fusion, ProductSimilarity)
+    return fusion
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_product_of_attributes_equals_loop(layout: tuple[int, ...]) -> None:
+    """Each similarity reads the channels of its attribute alone."""
+    fusion, x, z = product(layout), normal(3, 4, X), normal(3, Z, seed=1)
+    y = fusion(x, z)
+    for row, cell in np.ndindex(3, 4):
+        expected = by_loop(fusion, x[row, cell].numpy(), z[row].numpy())
+        close(y[row, cell], torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("positions", [1, 3])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_all_forms_are_equal(
+    layout: tuple[int, ...], positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The grouped form, the form per row and the form of the factors give the same numbers."""
+    fusion, x, z = product(layout), normal(7, positions, X), normal(3, Z, seed=1)
+    index = torch.tensor([2, 0, 0, 1, 2, 2, 0])
+    expected = torch.stack([fusion(x[:, p], z[index]) for p in range(positions)], dim=1)
+    for grouped in (True, False):
+        monkeypatch.setattr(ContextGroups, "prefer_grouped", lambda *_, chosen=grouped: chosen)
+        close(fusion(x, z, index), expected)
+        # contexts that no row has
+        more = torch.cat([z, normal(2, Z, seed=2)])
+        close(fusion(x, more, ContextGroups(index, 3)), expected)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_gradients_of_attributes_equal_finite_differences(
+    grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ContextGroups, "prefer_grouped", lambda *_: grouped)
+    fusion = product((1, 2, 3))
+    names = [name for name, _ in fusion.named_parameters()]
+
+    def forward(x: Tensor, z: Tensor, *weights: Tensor) -> Tensor:
+        values = dict(zip(names, weights, strict=True))
+        result: Tensor = functional_call(fusion, values, (x, z, torch.tensor([1, 0, 1])))
+        return result
+
+    inputs = (normal(3, 2, X), normal(2, Z, seed=1), *fusion.parameters())
+    leaves = tuple(each.detach().clone().requires_grad_() for each in inputs)
+    assert torch.autograd.gradcheck(forward, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize(("features_dim", "layout"), [(32, ()), (44, (12, 12, 12)), (128, ())])
+def test_similarities_start_at_order_one(features_dim: int, layout: tuple[int, ...]) -> None:
+    """For features and contexts of order 1 the initial similarities are of order 1."""
+    fusion = build_fusion(ProductConfig(), features_dim, 64, 64, attribute_dims=layout).double()
+    assert isinstance(fusion, ProductSimilarity)
+    similarities = fusion.similarities(normal(200, 1, features_dim), normal(200, 64, seed=1), None)
+    close(similarities.square().mean(), torch.ones(()).double(), rtol=0.2, atol=0)
+
+
+def test_conjunction_is_a_product() -> None:
+    """With one-hot attributes and words a product is 1 for the named pair alone."""
+    fusion = build_map_fusion(ProductConfig(products=1, rank=3), 6, 6, 1, attribute_dims=(3, 3))
+    assert isinstance(fusion, ProductSimilarity)
+    with torch.no_grad():
+        for weight in fusion.parameters():
+            weight.zero_()
+        for factor in fusion.factor_features:
+            factor.weight.copy_(torch.eye(3))
+        # the first three words name the object, the others the color
+        fusion.factor_context.weight.copy_(torch.eye(6))
+        fusion.output.weight[0] = 1
+    pairs = torch.cat([torch.eye(3).repeat_interleave(3, 0), torch.eye(3).repeat(3, 1)], dim=1)
+    close(fusion(pairs.expand(9, 9, 6), pairs).squeeze(-1), torch.eye(9))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_product_for_one_context(layout: tuple[int, ...]) -> None:
+    """For one context the fusion is a polynomial of the features."""
+    fusion, x, z = product(layout), normal(4, 3, X), normal(1, Z, seed=1)
+    folded = specialize_fusion(fusion, z[0])
+    close(folded(x), fusion(x, z.expand(4, Z)), rtol=1e-9, atol=1e-9)
+    assert "context" not in str(list(folded.state_dict()))
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_product_in_bfloat16(grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast changes the output by rounding errors alone."""
+    monkeypatch.setattr(ContextGroups, "prefer_grouped", lambda *_: grouped)
+    fusion = product((1, 2, 3)).float()
+    x, z, index = normal(7, 3, X).float(), normal(3, Z).float(), torch.tensor([2, 0, 0, 1, 2, 2, 0])
+    with torch.autocast("cpu", torch.bfloat16):
+        half = fusion(x, z, index)
+    expected = fusion(x, z, index)
+    assert (half.float() - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+def test_narrow_main_path_has_its_rank() -> None:
+    """With ``main_rank`` the main path is a product of two matrices."""
+    fusion = product((2, 3), main_rank=2)
+    jacobian = torch.autograd.functional.jacobian(fusion.main, normal(X))
+    assert torch.linalg.matrix_rank(jacobian) == 2
+
+
+def test_extractor_passes_attributes() -> None:
+    """The fusion of the map reads the attributes of the cells, that of the vector none."""
+    high = np.broadcast_to(np.array([10, 5, 3], np.uint8), (5, 5, 3))
+    grid = spaces.Box(np.zeros_like(high), high.copy(), (5, 5, 3), np.uint8)
+    space = spaces.Dict({"image": grid, "task": spaces.Discrete(3)})
+    extractor = FusionExtractor(
+        space,
+        fusion=ProductConfig(products=2, rank=3),
+        context=TaskIdContextConfig(dim=8),
+        encoder=GridEncoderConfig(channels=14, features_dim=12, additive=True, attributes=4),
+        sites=("map", "vector"),
+    )
+    assert isinstance(extractor.map_fusion, ProductSimilarity)
+    assert isinstance(extractor.vector_fusion, ProductSimilarity)
+    assert extractor.map_fusion.parts == [(0, 4), (4, 8), (8, 12)]
+    assert extractor.vector_fusion.parts == [(0, 12), (0, 12)]
