@@ -15,8 +15,10 @@ class that owns it; it is set when the class is defined and never typed.
 
 import inspect
 import traceback
+from collections.abc import Callable, Mapping
+from functools import wraps
 from types import UnionType, new_class
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 from pydantic import Field, GetCoreSchemaHandler, ValidationError, ValidatorFunctionWrapHandler
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
@@ -53,6 +55,15 @@ class PartConfig(Config):
         _own_configs[kind] = cls
 
 
+class Method(NamedTuple):
+    """A method of a family of parts that a user's class may override."""
+
+    expected: str
+    """What it is given and has to return, as the end of a sentence."""
+    returns: type | None = None
+    """Class of what it returns; None for anything."""
+
+
 class Part:
     """Mixin of the base class of each family of parts, such as ``Fusion``.
 
@@ -65,11 +76,15 @@ class Part:
     """The options. The base class of a family names the base class of the configs."""
     must_set: ClassVar[tuple[str, ...]] = ()
     """Attributes that every constructor of the family sets."""
+    explained_methods: ClassVar[Mapping[str, Method]] = {}
+    """Methods whose errors are explained where a user's class overrides them."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if Part in cls.__bases__:
             return
+        if not _is_of_package(cls.__module__):
+            _explain_methods(cls)
         config_class = cls.__dict__.get("Config")
         if config_class is None:
             if cls.Config not in _part_classes or _is_of_package(cls.__module__):
@@ -249,9 +264,49 @@ def config_class_of(
     ):
         return config_class
     name = path or getattr(found, "__qualname__", repr(found))
-    raise ConfigError(
-        f"{subject}expected a class with an inner class Config({base.__name__}), got '{name}'"
+    raise ConfigError(f"{subject}{_explain_no_part(found, base, name)}")
+
+
+def _explain_no_part(found: object, base: type[PartConfig], name: str) -> str:
+    """Return why something is no part of the family with this base class of configs."""
+    expected = f"a class with an inner class Config({base.__name__})"
+    # not known before its module was imported, which imports the family as well
+    family = next((each for each in Part.__subclasses__() if issubclass(base, each.Config)), None)
+    if not isinstance(found, type):
+        return f"expected {expected}, got '{name}', which is no class but {_kind_of(found)}"
+    if issubclass(found, PartConfig):
+        if not issubclass(found, base):
+            return f"expected {expected}, got '{name}', which is the Config of another kind of part"
+        return f"'{name}' is the Config of no class; define it inside of the class of the part"
+    if not issubclass(found, Part):
+        parent = "the base class of these parts" if family is None else _import_path(family)
+        return f"expected {expected}, got '{name}', which does not inherit from {parent}"
+    if found is family:
+        return f"expected {expected}, got '{name}', which is the abstract base class itself"
+    if family is not None and not issubclass(found, family):
+        return f"expected {expected}, got '{name}', which is a part of another kind, {_kind(found)}"
+    own = found.__dict__.get("Config")
+    if own is None:
+        return f"'{name}' has no inner class Config; give it one, class Config({base.__name__})"
+    return (
+        f"the inner class Config of '{name}' must inherit from {base.__name__}: "
+        f"class Config({base.__name__})"
     )
+
+
+def _kind(part: type[Part]) -> str:
+    """Return the name of the base class of a part's family."""
+    families = [each.__name__ for each in Part.__subclasses__() if issubclass(part, each)]
+    return f"a {families[0]}"
+
+
+def _kind_of(value: object) -> str:
+    kind = type(value).__name__
+    return f"an instance of {kind}" if kind not in ("function", "module") else f"a {kind}"
+
+
+def _import_path(part: type) -> str:
+    return f"{part.__module__}.{part.__qualname__}"
 
 
 def explain_own_error(
@@ -281,6 +336,57 @@ def explain_own_error(
         f"{part.__module__}:{part.__qualname__}.{method} fails{_place(part, error)} with "
         f"{type(error).__name__}: {reason}; it {expected}"
     )
+
+
+def _explain_methods(part: type[Part]) -> None:
+    """Replace the methods that a user's class overrides by ones that explain their errors."""
+    for name, method in part.explained_methods.items():
+        function = part.__dict__.get(name)
+        if inspect.isfunction(function):
+            setattr(part, name, _explained(part, name, function, method))
+
+
+def _explained(
+    part: type[Part], name: str, function: Callable[..., object], method: Method
+) -> Callable[..., object]:
+    @wraps(function)
+    def call(*arguments: object, **options: object) -> object:
+        try:
+            result = function(*arguments, **options)
+        except Exception as error:
+            explained = explain_own_error(part, name, error, method.expected)
+            if explained is None:
+                raise
+            raise explained from error
+        if method.returns is not None and not isinstance(result, method.returns):
+            raise ConfigError(
+                f"{part.__module__}:{part.__qualname__}.{name} returns {type(result).__name__}"
+                f"{own_place(part, name)}; it {method.expected}"
+            )
+        return result
+
+    return call
+
+
+def own_place(part: type[Part], method: str) -> str:
+    """Return where a user's class defines a method, for the middle of an error message.
+
+    Args:
+        part: the class of the part.
+        method: the name of the method.
+
+    Returns:
+        `` at file:line``; empty for a built-in part and for a class without a file.
+    """
+    if _is_of_package(part.__module__):
+        return ""
+    for found in (getattr(part, method, None), part):
+        try:
+            defined: Any = inspect.unwrap(found)  # type: ignore[arg-type]
+            return f" at {inspect.getfile(defined)}:{inspect.getsourcelines(defined)[1]}"
+        except (OSError, TypeError):  # what was typed into a prompt has no file
+            continue
+    return ""
 
 
 def _place(part: type[Part], error: Exception) -> str:

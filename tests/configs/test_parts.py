@@ -192,8 +192,34 @@ def test_config_without_class_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"expected the Config of a Shape, got .*Lonely"):
         Shape.class_of(Lonely())
-    with pytest.raises(ConfigError, match=r"inner class Config\(BaseShapeConfig\)"):
+    with pytest.raises(ConfigError, match=r"'.*Lonely' is the Config of no class"):
         config_class_of(Lonely, BaseShapeConfig)
+
+
+def test_mistake_in_class_is_named() -> None:
+    class Unconfigured(Shape):
+        pass
+
+    class Foreign(Shape):
+        class Config:
+            pass
+
+    class NoPart:
+        Config = Ring.Config
+
+    mistakes = {
+        Unconfigured: "has no inner class Config; give it one, class Config(BaseShapeConfig)",
+        Foreign: "must inherit from BaseShapeConfig",
+        NoPart: f"does not inherit from {__name__}.Shape",
+        Shape: "is the abstract base class itself",
+        test_mistake_in_class_is_named: "is no class but a function",
+        Ring(1, Ring.Config()): "is no class but an instance of Ring",
+    }
+    for found, message in mistakes.items():
+        with pytest.raises(ConfigError) as raised:
+            config_class_of(found, BaseShapeConfig)
+        assert message in str(raised.value)
+        assert "\n" not in str(raised.value)
 
 
 def test_redefined_class_replaces_earlier_one() -> None:
