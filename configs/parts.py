@@ -14,6 +14,7 @@ class that owns it; it is set when the class is defined and never typed.
 """
 
 import inspect
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -31,6 +32,11 @@ PACKAGE = "mirl"
 """Package whose config classes have a short kind that they write themselves."""
 OWN_KIND = ":"
 """Character that tells the kind of a user's part, ``module:Class``, from a built-in one."""
+OTHER_SCRIPT = (
+    "was defined in the script that saved the agent, which is not running; put the class at the "
+    "top level of a module of its own and save the agent again"
+)
+"""End of a message about a class that was loaded with an agent."""
 
 _part_classes: dict[type["PartConfig"], type["Part"]] = {}
 """The class that each config class is the ``Config`` of."""
@@ -117,6 +123,8 @@ class Part:
             ConfigError: if no class of this family has it as its ``Config``.
         """
         found = _part_classes.get(type(config))
+        if found is None and _is_of_other_script(type(config)):
+            raise ConfigError(f"'{type(config).__qualname__}' {OTHER_SCRIPT}")
         if found is None or not issubclass(found, cls):
             raise ConfigError(
                 f"expected the Config of a {cls.__name__}, got {type(config).__qualname__}"
@@ -285,6 +293,8 @@ def _explain_no_part(found: object, base: type[PartConfig], name: str) -> str:
         return f"expected {expected}, got '{name}', which is the abstract base class itself"
     if family is not None and not issubclass(found, family):
         return f"expected {expected}, got '{name}', which is a part of another kind, {_kind(found)}"
+    if _is_of_other_script(found):
+        return f"'{name}' {OTHER_SCRIPT}"
     own = found.__dict__.get("Config")
     if own is None:
         return f"'{name}' has no inner class Config; give it one, class Config({base.__name__})"
@@ -292,6 +302,19 @@ def _explain_no_part(found: object, base: type[PartConfig], name: str) -> str:
         f"the inner class Config of '{name}' must inherit from {base.__name__}: "
         f"class Config({base.__name__})"
     )
+
+
+def _is_of_other_script(found: type) -> bool:
+    """Return True if a class comes from the file of an agent that another script saved.
+
+    Classes of a script are stored in such a file themselves, without what MIRL knows about them.
+    """
+    if found.__module__ != "__main__":
+        return False
+    defined: object = sys.modules["__main__"]
+    for name in found.__qualname__.split("."):
+        defined = getattr(defined, name, None)
+    return defined is not found
 
 
 def _kind(part: type[Part]) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 
+from mirl.configs import parts
 from mirl.configs.config import Config
 from mirl.configs.errors import ConfigError
 from mirl.configs.parts import (
@@ -220,6 +221,17 @@ def test_mistake_in_class_is_named() -> None:
             config_class_of(found, BaseShapeConfig)
         assert message in str(raised.value)
         assert "\n" not in str(raised.value)
+
+
+def test_class_of_other_script_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a class is loaded with an agent, and MIRL has never seen its definition."""
+    config = type("Config", (BaseShapeConfig,), {"__module__": "__main__"})
+    script = type("Script", (Shape,), {"__module__": "__main__", "Config": config})
+    monkeypatch.setattr(parts, "_part_classes", {})
+    with pytest.raises(ConfigError, match="put the class at the top level of a module"):
+        config_class_of(script, BaseShapeConfig)
+    with pytest.raises(ConfigError, match="put the class at the top level of a module"):
+        Shape.class_of(config())
 
 
 def test_redefined_class_replaces_earlier_one() -> None:
