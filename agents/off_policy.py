@@ -3,14 +3,18 @@
 The algorithms are those of Stable-Baselines3 and sb3-contrib, unmodified; the networks are MIRL's.
 """
 
+from collections.abc import Mapping
 from typing import Any, assert_never, cast
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from sb3_contrib import TQC
 from stable_baselines3 import DQN, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import update_learning_rate
 
 from mirl.agents.vec_normalize import check_not_normalized
 from mirl.configs.agents import (
@@ -86,20 +90,34 @@ def build_off_policy(
             "n_sampled_goal": config.n_sampled_goal,
             "goal_selection_strategy": config.goal_selection_strategy,
         }
+    critic_rate = kwargs.pop("critic_learning_rate", None)
+    if critic_rate is not None:
+        agent = _build(config, kwargs, env, OWN_RATE_CLASSES)
+        agent.critic_learning_rate = critic_rate
+        return agent
+    return _build(config, kwargs, env, CLASSES)
+
+
+def _build(
+    config: OffPolicyAgentConfig,
+    kwargs: dict[str, Any],
+    env: SuiteVecEnv,
+    classes: Mapping[type[OffPolicyConfig], type[Any]],
+) -> Any:
     match config:
         case SACConfig():
-            return SAC(**kwargs)
+            return classes[SACConfig](**kwargs)
         case TD3Config():
             action_space = cast(spaces.Box, env.action_space)
             kwargs["action_noise"] = _build_action_noise(config.action_noise, action_space)
-            return TD3(**kwargs)
+            return classes[TD3Config](**kwargs)
         case TQCConfig():
             _check_dropped_quantiles(config)
             # these two are arguments of the policy, not of the algorithm
             del kwargs["n_critics"]
             del kwargs["n_quantiles"]
             kwargs["top_quantiles_to_drop_per_net"] = kwargs.pop("top_quantiles_to_drop")
-            return TQC(**kwargs)
+            return classes[TQCConfig](**kwargs)
         case DQNConfig():
             # an interval below n_envs means the same as n_envs, but SB3 warns of it
             kwargs["target_update_interval"] = max(config.target_update_interval, env.num_envs)
@@ -128,6 +146,47 @@ def off_policy_class(config: OffPolicyAgentConfig) -> type[OffPolicyFusion]:
             return FusionDQNPolicy
         case _:
             assert_never(config)
+
+
+class OwnCriticRate(OffPolicyAlgorithm):
+    """Mixin for SB3's SAC, TD3 and TQC whose critics have a learning rate of their own."""
+
+    critic_learning_rate: float
+    """Learning rate of the critics' optimizer."""
+    critic: Any
+    """The critics, with their optimizer."""
+
+    def _update_learning_rate(
+        self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
+    ) -> None:
+        super()._update_learning_rate(optimizers)
+        update_learning_rate(self.critic.optimizer, self.critic_learning_rate)
+
+
+class OwnCriticRateSAC(OwnCriticRate, SAC):
+    """SAC whose critics have a learning rate of their own."""
+
+
+class OwnCriticRateTD3(OwnCriticRate, TD3):
+    """TD3 whose critics have a learning rate of their own."""
+
+
+class OwnCriticRateTQC(OwnCriticRate, TQC):
+    """TQC whose critics have a learning rate of their own."""
+
+
+CLASSES: Mapping[type[OffPolicyConfig], type[Any]] = {
+    SACConfig: SAC,
+    TD3Config: TD3,
+    TQCConfig: TQC,
+}
+"""SB3's class of each algorithm with critics and an actor."""
+OWN_RATE_CLASSES: Mapping[type[OffPolicyConfig], type[Any]] = {
+    SACConfig: OwnCriticRateSAC,
+    TD3Config: OwnCriticRateTD3,
+    TQCConfig: OwnCriticRateTQC,
+}
+"""The same with a learning rate of the critics."""
 
 
 class MaskedDQN(DQN):

@@ -234,7 +234,14 @@ class OffPolicyConfig(Config):
     """Hidden layers of the actor and of each critic, after the features extractor."""
 
 
-class SACConfig(OffPolicyConfig):
+class ActorCriticConfig(OffPolicyConfig):
+    """Options shared by SAC, TD3 and TQC."""
+
+    critic_learning_rate: PositiveFloat | None = None
+    """Learning rate of the critics' optimizer; None for ``learning_rate``."""
+
+
+class SACConfig(ActorCriticConfig):
     """Soft actor-critic (SAC), for continuous actions."""
 
     kind: Literal["sac"] = "sac"
@@ -242,7 +249,7 @@ class SACConfig(OffPolicyConfig):
     """Entropy coefficient; ``auto`` to learn it."""
 
 
-class TD3Config(OffPolicyConfig):
+class TD3Config(ActorCriticConfig):
     """Twin delayed deep deterministic policy gradient (TD3), for continuous actions."""
 
     kind: Literal["td3"] = "td3"
@@ -252,7 +259,7 @@ class TD3Config(OffPolicyConfig):
     """Updates of the critics per update of the actor."""
 
 
-class TQCConfig(OffPolicyConfig):
+class TQCConfig(ActorCriticConfig):
     """Truncated quantile critics (TQC), for continuous actions."""
 
     kind: Literal["tqc"] = "tqc"

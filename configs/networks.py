@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
 
 from mirl.configs.config import AllowSingleName, Config, Width, Widths
 from mirl.configs.errors import ConfigError, nearest
@@ -131,6 +138,28 @@ class ProductConfig(BaseFusionConfig):
     """Number F of similarities per product where the features have no attributes."""
 
 
+class AdapterConfig(BaseFusionConfig):
+    """y = x + relu(A₂(z) relu(A₁(z) x + a₁(z)) + a₂(z)), a generated residual block.
+
+    In the heads, V and b follow, so that it stands before the last layer.
+    Beukman et al., "Dynamics Generalisation in Reinforcement Learning via Adaptive Context-Aware
+    Policies", NeurIPS 2023.
+    """
+
+    kind: Literal["adapter"] = "adapter"
+    bottleneck: Width = 32
+    """Size of the hidden layer of the block."""
+    hidden: Widths = (37, 37)
+    """Hidden ReLU layers of the generator."""
+    chunk_size: Width = 370
+    """Number of weights that the generator gives at a time."""
+    chunk_embedding: Width = 8
+    """Size of the embedding that tells the generator which weights to give."""
+    start: Literal["blind", "generated"] = "blind"
+    """Initial block: ``blind`` for the same one for every z, ``generated`` for one that differs, as
+    in the paper."""
+
+
 # the built-in members, which errors and --help list
 FusionConfig = (
     ConcatConfig
@@ -142,6 +171,7 @@ FusionConfig = (
     | AttentionConfig
     | MetricConfig
     | ProductConfig
+    | AdapterConfig
 )
 
 
@@ -275,8 +305,22 @@ class GoalContextConfig(BaseContextConfig):
         return self
 
 
+class RawContextConfig(BaseContextConfig):
+    """z = scale × value: the numbers under the key as they are, without an encoder."""
+
+    kind: Literal["raw"] = "raw"
+    key: str = DESIRED_GOAL_KEY
+    """Observation key of the context."""
+    scale: FiniteFloat = 1.0
+    """Factor of the numbers, to bring them to the order of 1."""
+
+
 SingleContextConfig = (
-    TaskIdContextConfig | MissionContextConfig | SentenceContextConfig | GoalContextConfig
+    TaskIdContextConfig
+    | MissionContextConfig
+    | SentenceContextConfig
+    | GoalContextConfig
+    | RawContextConfig
 )
 
 

@@ -25,6 +25,7 @@ from mirl.configs.networks import (
     GridEncoderConfig,
     ImageEncoderConfig,
     MissionContextConfig,
+    RawContextConfig,
     TaskIdContextConfig,
 )
 from mirl.configs.parts import Method, Part, PartConfig
@@ -32,7 +33,9 @@ from mirl.policies.encoders import (
     CellsEncoder,
     GridEncoder,
     ImageEncoder,
+    flattened_dim,
     in_float32,
+    is_text,
     reads_pixels,
     space_text,
 )
@@ -329,6 +332,47 @@ class GoalContext(ContextEncoder):
             goal = goal - other
         # (B, *goal) -> (B, goal_dim)
         return goal.reshape(len(goal), self.goal_dim).float()
+
+
+class RawContext(ContextEncoder):
+    """Context z = scale × value, without an encoder; each distinct value is one context.
+
+    Args:
+        space: the space of the observations.
+        config: options of the context.
+
+    Raises:
+        ConfigError: if the space under the key is a text, whose token ids are no quantities.
+    """
+
+    Config = RawContextConfig
+
+    def __init__(self, space: spaces.Dict, config: RawContextConfig) -> None:
+        super().__init__()
+        if is_text(space[config.key]):
+            raise ConfigError(
+                f"context=raw needs numbers, and '{config.key}' is a text; use context=mission"
+            )
+        self.keys = (config.key,)
+        self.scale = config.scale
+        self.out_dim = flattened_dim(space, self.keys)
+
+    def forward(self, observations: Observations) -> Context:
+        """Scale the numbers.
+
+        Args:
+            observations: the numbers under their key, (B, *shape).
+
+        Returns:
+            The distinct values.
+        """
+        value = observations[self.keys[0]]
+        assert isinstance(value, Tensor), "numbers never come as UniqueRows"
+        rows = value.reshape(value.shape[0], self.out_dim).float()
+        # compared by their bits, because the hash of rows is one of integers
+        distinct = unique_rows(rows.contiguous().view(torch.int32))
+        values = distinct.rows.view(torch.float32)
+        return Context(self.scale * values, distinct.groups)
 
 
 def _check_relative_to(space: spaces.Dict, goal: str, other: str) -> None:

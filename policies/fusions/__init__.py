@@ -10,6 +10,7 @@ References:
     Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
 """
 
+from mirl.policies.fusions.adapter import Adapter
 from mirl.policies.fusions.affine import RELU_GAIN, Affine, as_linear
 from mirl.policies.fusions.attention import AttentionMask, CrossAttention
 from mirl.policies.fusions.bilinear import Bilinear, Hyper, LowRank
@@ -22,6 +23,7 @@ from mirl.policies.fusions.product import ProductSimilarity
 
 __all__ = [
     "RELU_GAIN",
+    "Adapter",
     "Affine",
     "AttentionMask",
     "Bilinear",

@@ -22,6 +22,7 @@ from mirl.configs.networks import (
     CombinedContextConfig,
     GoalContextConfig,
     MissionContextConfig,
+    RawContextConfig,
     TaskIdContextConfig,
 )
 from mirl.configs.parts import OWN_KIND
@@ -192,7 +193,9 @@ def _with_known_key(config: Any, space: spaces.Dict) -> Any:
         return config
     fitting: list[str] = []
     for key in asked_keys(space):
-        if isinstance(context_of(key, space[key]), type(config)):
+        # raw reads numbers of every kind
+        is_raw = isinstance(config, RawContextConfig) and not is_text(space[key])
+        if is_raw or isinstance(context_of(key, space[key]), type(config)):
             fitting.append(key)
     is_default = config.key == type(config).model_fields["key"].default
     if len(fitting) == 1 and is_default:

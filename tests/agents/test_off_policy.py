@@ -94,6 +94,20 @@ def test_options_of_single_algorithms(tiny: Build, make_agent: Agents) -> None:
     assert (dqn.exploration_fraction, dqn.exploration_final_eps) == (0.5, 0.2)
 
 
+@pytest.mark.parametrize("kind", ["sac", "td3", "tqc"])
+def test_critics_have_their_own_rate(tiny: Build, make_agent: Agents, kind: str) -> None:
+    """The critics' optimizer has a rate of its own, and all others the common one."""
+    words = ("agent.learning_rate=0.002", "agent.critic_learning_rate=0.01")
+    agent = make_agent(tiny(kind, *words))
+    assert isinstance(agent, KINDS[kind])
+    agent.learn(40)
+    rates = {}
+    for name, optimizer in optimizers(agent).items():
+        rates[name] = optimizer.param_groups[0]["lr"]
+    assert rates.pop("critic") == 0.01
+    assert set(rates.values()) == {0.002}
+
+
 def test_dqn_target_interval_covers_environments(tiny: Build, make_agent: Agents) -> None:
     """DQN with several environments does not warn about its target network."""
     assert make_agent(tiny("dqn", "agent.n_envs=3")).target_update_interval == 3

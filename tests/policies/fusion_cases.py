@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mirl.configs.networks import (
+    AdapterConfig,
     AttentionConfig,
     BilinearConfig,
     ConcatConfig,
@@ -34,6 +35,7 @@ VECTOR_CONFIGS: dict[str, FusionConfig] = {
     "attention-softmax": AttentionConfig(mask="softmax", rank=3),
     "metric": MetricConfig(projections=2, rank=3),
     "product": ProductConfig(products=3, rank=2, groups=2),
+    "adapter": AdapterConfig(bottleneck=3, hidden=(4,), chunk_size=5, chunk_embedding=2),
     "product-narrow": ProductConfig(products=2, rank=3, main_rank=2, groups=3),
 }
 CROSS = "attention-cross"

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mirl.policies.fusions import (
+    Adapter,
     AttentionMask,
     Bilinear,
     Concat,
@@ -60,6 +61,31 @@ def low_rank_by_loop(w: dict[str, Array], x: Array, z: Array, prefix: str = "") 
                 * sum(z[k] * b[k, r] for k in range(len(z)))
             )
     return y
+
+
+def adapter_by_loop(fusion: Adapter, w: dict[str, Array], x: Array, z: Array) -> Array:
+    """Compute y (O,) of ``adapter`` for one feature vector and one context."""
+    generated: list[float] = []
+    for embedding in w["generator.chunk_embeddings"]:
+        parts = [w[f"generator.{name}.weight"] for name in ("from_chunk", "from_context")]
+        first = np.concatenate(parts)
+        chunk = affine(np.concatenate([embedding, z]), first, w["generator.from_chunk.bias"])
+        for layer in range(len(fusion.generator.layers)):
+            name = f"generator.layers.{layer}"
+            chunk = affine(relu(chunk), w[f"{name}.weight"], w[f"{name}.bias"])
+        generated += list(chunk)
+    rest = iter(generated)
+    hidden_dim, dim = fusion.bottleneck, fusion.features_dim
+    # one row per output, then the bias
+    down = [[next(rest) for _ in range(dim)] for _ in range(hidden_dim)]
+    down_bias = [next(rest) for _ in range(hidden_dim)]
+    up = [[next(rest) for _ in range(hidden_dim)] for _ in range(dim)]
+    up_bias = [next(rest) for _ in range(dim)]
+    hidden = relu(affine(x, np.array(down).T, np.array(down_bias)))
+    y = x + relu(affine(hidden, np.array(up).T, np.array(up_bias)))
+    if fusion.main is None:
+        return y
+    return affine(y, w["main.weight"], w["main.bias"])
 
 
 def product_by_loop(fusion: ProductSimilarity, w: dict[str, Array], x: Array, z: Array) -> Array:
@@ -137,6 +163,8 @@ def by_loop(fusion: Fusion, x: Array, z: Array) -> Array:
             return affine(x, w["main.weight"], w["main.bias"]) + affine(
                 np.array(inner + apart), w["output.weight"]
             )
+        case Adapter():
+            return adapter_by_loop(fusion, w, x, z)
         case ProductSimilarity():
             return product_by_loop(fusion, w, x, z)
     raise AssertionError(f"no loop for {type(fusion).__name__}")

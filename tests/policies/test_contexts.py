@@ -26,6 +26,7 @@ from mirl.configs.networks import (
     ContextConfig,
     GoalContextConfig,
     MissionContextConfig,
+    RawContextConfig,
     TaskIdContextConfig,
 )
 from mirl.policies import contexts
@@ -310,3 +311,31 @@ def test_goal_keeps_digits_under_autocast() -> None:
     assert not torch.equal(hidden[1][0], hidden[1][1])
     assert plain.dtype == torch.float32
     assert half.isfinite().all()
+
+
+# ---------------------------------------------------------------------------------------------- raw
+
+
+def test_raw_context_is_scaled_value() -> None:
+    """The raw context is the value itself, scaled, and each distinct value is one context."""
+    context = build_context(RawContextConfig(scale=0.2), SPACE)
+    goals = torch.randn(3, 2, 3)[[0, 1, 0, 2, 1]]
+    result = context({"desired_goal": goals})
+    assert result.groups is not None
+    assert len(result.values) == result.groups.count == 3
+    close(result.per_row(), 0.2 * goals.flatten(1))
+    assert context.out_dim == 6
+    assert not list(context.parameters())
+
+
+def test_raw_task_is_one_hot() -> None:
+    """The raw context of a task id is one-hot, in both of SB3's shapes."""
+    context = build_context(RawContextConfig(key="task"), SPACE)
+    tasks = one_hot([2, 0, 3, 2])
+    close(context({"task": tasks}).per_row(), tasks)
+    close(context({"task": tasks.unsqueeze(1)}).per_row(), tasks)
+
+
+def test_raw_context_rejects_texts() -> None:
+    with pytest.raises(ConfigError, match=r"'mission' is a text; use context=mission"):
+        build_context(RawContextConfig(key="mission"), SPACE)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from toy_goal_envs import SampledEnv
 
 from mirl.configs.networks import (
+    AdapterConfig,
     AttentionConfig,
     BilinearConfig,
     ConcatConfig,
@@ -52,6 +53,7 @@ FUSIONS: dict[str, FusionConfig] = {
     "attention-softmax": AttentionConfig(heads=2, mask="softmax", rank=4),
     "metric": MetricConfig(projections=2, rank=4),
     "product": ProductConfig(products=2, rank=4),
+    "adapter": AdapterConfig(bottleneck=4, hidden=(8,), chunk_size=16, chunk_embedding=4),
 }
 CONTEXT_WEIGHTS = {
     "concat": ("shift.weight",),
@@ -67,6 +69,7 @@ CONTEXT_WEIGHTS = {
     "attention-cross": ("project.weight",),
     "metric": ("output.weight",),
     "product": ("output.weight",),
+    "adapter": ("generator.from_context.weight",),
 }
 """Weights between the context and the output that start at zero."""
 

@@ -45,6 +45,7 @@ FUSIONS = (
     "attention",
     "metric",
     "product",
+    "adapter",
 )
 POLICIES: dict[type[OffPolicyAlgorithm], Any] = {
     SAC: FusionSACPolicy,

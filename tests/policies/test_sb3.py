@@ -33,6 +33,7 @@ FUSIONS = (
     "attention",
     "metric",
     "product",
+    "adapter",
 )
 
 TINY_VECTOR: dict[str, Any] = {"encoder": VectorEncoderConfig(hidden=(), features_dim=12)}

@@ -15,6 +15,7 @@ from toy_goal_envs import SampledEnv
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
+    AdapterConfig,
     AttentionConfig,
     ConcatConfig,
     ContextConfig,
@@ -150,6 +151,7 @@ FUSIONS: dict[str, str | FusionConfig] = {
     "softmax": AttentionConfig(heads=2, mask="softmax"),
     "metric": MetricConfig(projections=2, rank=3),
     "product": ProductConfig(products=2, rank=3),
+    "adapter": AdapterConfig(bottleneck=4),
 }
 ASKED: dict[str, tuple[ContextConfig, Any]] = {
     "task": (TaskIdContextConfig(dim=8), 2),
@@ -537,7 +539,7 @@ def test_goal_image_as_context() -> None:
 
 @pytest.mark.parametrize("encoder", ["grid", "image", "masked"])
 @pytest.mark.parametrize(
-    "fusion", ["bilinear", "concat", "gate", "attention", "softmax", "metric", "product"]
+    "fusion", ["bilinear", "concat", "gate", "attention", "softmax", "metric", "product", "adapter"]
 )
 def test_export_supports_any_batch_size(fusion: str, encoder: str) -> None:
     """A specialized policy can be exported for batches of any size."""

@@ -9,6 +9,7 @@ from mirl.configs.networks import (
     CombinedContextConfig,
     GoalContextConfig,
     MissionContextConfig,
+    RawContextConfig,
     TaskIdContextConfig,
     network_config,
 )
@@ -39,3 +40,11 @@ from mirl.policies.routing import (
 def test_auto_context_joins_all_contexts(keys: tuple[str, ...], context: Any) -> None:
     """The automatic context joins every goal, every text and the id of several tasks."""
     assert resolve_network(network_config(), dict_of(*keys)).context == context
+
+
+def test_raw_context_finds_its_key() -> None:
+    """A raw context reads the only key of numbers that is asked."""
+    network = network_config(context="raw")
+    assert resolve_network(network, dict_of("observation", "task", "mission")).context == (
+        RawContextConfig(key="task")
+    )
