@@ -65,7 +65,7 @@ class Method(NamedTuple):
     """A method of a family of parts that a user's class may override."""
 
     expected: str
-    """What it is given and has to return, as the end of a sentence."""
+    """Its arguments and its result, as the end of a sentence that begins with "it"."""
     returns: type | None = None
     """Class of what it returns; None for anything."""
 
