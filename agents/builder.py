@@ -17,6 +17,7 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
     AnyContextConfig,
     AutoEncoderConfig,
+    BaseEncoderConfig,
     NoMemoryConfig,
     TaskIdContextConfig,
 )
@@ -28,6 +29,7 @@ from mirl.policies.off_policy import OffPolicyFusion
 from mirl.policies.routing import (
     advice_auto,
     check_resolvable,
+    has_feature_map,
     legacy_input_keys,
     resolve_network,
 )
@@ -58,7 +60,7 @@ def resolve_auto(config: TrainConfig, observation_space: spaces.Space[Any]) -> R
         The configuration without an ``auto`` member.
 
     Raises:
-        ConfigError: the observations have no context.
+        ConfigError: the observations have no context, or site "map" has no feature map to fuse.
     """
     assert isinstance(observation_space, spaces.Dict), "the observation contract is a Dict"
     # an explicit site "map" is kept, and an encoder without a feature map rejects it
@@ -72,6 +74,13 @@ def resolve_auto(config: TrainConfig, observation_space: spaces.Space[Any]) -> R
         raise ConfigError(
             f"context=task_id needs several tasks, and '{network.context.keys[0]}' has one; "
             f"{advice_auto(config.network.context, observation_space)}"
+        )
+    assert isinstance(network.encoder, BaseEncoderConfig), "it has been resolved"
+    # only now, because the observation may be refused whatever the sites are
+    if "map" in network.sites and not has_feature_map(network.encoder):
+        raise ConfigError(
+            f"sites=[map] fuses a feature map, and encoder={network.encoder.kind} has none; "
+            "use sites=[vector]"
         )
     resolved = {
         "context": network.context.model_dump(),

@@ -38,7 +38,6 @@ from mirl.configs.networks import (
     NetworkConfig,
     NoMemoryConfig,
     Site,
-    VectorEncoderConfig,
 )
 from mirl.configs.parts import short_name
 from mirl.configs.tasks import HoldoutConfig, Success, SuiteConfig, file_name
@@ -188,17 +187,6 @@ class TrainConfig(Config):
         if len(set(self.sites)) != len(self.sites) or not self.sites:
             raise ValueError(
                 f"sites must name at least one site and none twice, got {list(self.sites)}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _encoder_has_the_map_to_fuse(self) -> Self:
-        # the sites by default move to the feature vector, and encoder=auto is checked when known
-        if "sites" not in self.model_fields_set or "map" not in self.sites:
-            return self
-        if isinstance(self.encoder, VectorEncoderConfig):
-            raise ValueError(
-                "sites=[map] fuses a feature map, and encoder=vector has none; use sites=[vector]"
             )
         return self
 

@@ -1,6 +1,7 @@
 """The observation and action space that all tasks of a suite share."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,12 +13,16 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs.actions import ActionSpace, check_action_space
+from mirl.envs.contract.definitions import definition_key
 from mirl.envs.contract.descriptions import describe_space, name_task
 from mirl.envs.contract.episode_limits import episode_limit
 from mirl.envs.contract.probe import check_first_timestep
 from mirl.envs.make import make_env
 from mirl.envs.texts.codec import suite_codec
 from mirl.envs.texts.draw import TextSample, complete_texts, draw_texts
+
+MAX_CHECKED = 256
+"""Number of definitions that stay known as checked."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ def joined_spaces(suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]) 
     environments.
 
     Args:
-        suite: the tasks; one environment of each is made.
+        suite: the tasks; one environment of each is made and checked, unless this process has
+            checked the same definition (id, keyword arguments, wrappers) before.
         backend: backend that will step the environments.
 
     Raises:
@@ -95,13 +101,43 @@ class _TaskSpaces:
     action: ActionSpace
     text_keys: tuple[str, ...]
     texts: TextSample
+    texts_drawn: bool
     episode_limit: int | None
+
+
+_checked: dict[Hashable, _TaskSpaces] = {}
+"""Spaces of the definitions that passed the check, the oldest first."""
 
 
 def _task_spaces(
     suite: SuiteConfig, task_index: int, backend: Literal["gymnasium", "envpool"]
 ) -> _TaskSpaces:
-    """Return the spaces of one task, from an environment that is closed again."""
+    """Return the spaces of one task, whose definition is checked once per process."""
+    definition = definition_key(suite.tasks[task_index])
+    if definition is None:
+        return _check_task(suite, task_index, backend)
+    n_tasks = len(suite.tasks)
+    key = (definition, n_tasks, suite.observation, suite.text_form, suite.unknown_codes, backend)
+    known = _checked.get(key)
+    if known is None or (_draws_texts(suite) and not known.texts_drawn):
+        # a definition that fails is not stored, so it is checked again
+        known = _check_task(suite, task_index, backend)
+        _checked[key] = known
+        if len(_checked) > MAX_CHECKED:
+            del _checked[next(iter(_checked))]
+    # a copy, because a space has a random state, which each owner seeds
+    return copy.deepcopy(known)
+
+
+def _draws_texts(suite: SuiteConfig) -> bool:
+    """Return True if a suite leaves the words or the length of its texts to its environments."""
+    return suite.vocabulary is None or suite.text_length is None
+
+
+def _check_task(
+    suite: SuiteConfig, task_index: int, backend: Literal["gymnasium", "envpool"]
+) -> _TaskSpaces:
+    """Return the spaces of one task, from an environment that is checked and closed again."""
     task = suite.tasks[task_index]
     codec = suite_codec(suite)
     env = make_env(
@@ -120,10 +156,11 @@ def _task_spaces(
         if backend == "gymnasium":
             check_first_timestep(env, task, action_space)
         texts = TextSample()
-        if suite.vocabulary is None or suite.text_length is None:
+        drawn = _draws_texts(suite)
+        if drawn:
             texts = draw_texts(env.env)
         limit = episode_limit(env)
-        return _TaskSpaces(env.observation_space, action_space, env.text_keys, texts, limit)
+        return _TaskSpaces(env.observation_space, action_space, env.text_keys, texts, drawn, limit)
     finally:
         env.close()
 

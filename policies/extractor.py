@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Int
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -28,6 +29,7 @@ from mirl.policies.contexts import ContextEncoder, build_context, get_task_ids
 from mirl.policies.encoders import Encoder, build_encoder, gather_rows
 from mirl.policies.features import Context, Features, Observations
 from mirl.policies.fusions import Fusion, build_fusion, build_map_fusion
+from mirl.policies.fusions.product import SpecializedProduct
 from mirl.policies.routing import (
     choose_network,
     has_feature_map,
@@ -43,11 +45,23 @@ class MapFusion:
     Args:
         fusion: the fusion, or the plain module that replaced it for one context.
         context: the encoded contexts; None if the fusion is specialized for one context.
+        keep_similarities: keep the similarities of the cells with the context for the heads.
     """
 
-    def __init__(self, fusion: nn.Module, context: Context | None) -> None:
+    def __init__(
+        self, fusion: nn.Module, context: Context | None, *, keep_similarities: bool = False
+    ) -> None:
         self.fusion = fusion
         self.context = context
+        self.keep_similarities = keep_similarities
+        self._similarities: list[Tensor] = []
+
+    @property
+    def similarities(self) -> Float[Tensor, "batch similarities"] | None:
+        """Similarities of the cells that were fused, (B, P * S); None if they are not kept."""
+        if not self.keep_similarities:
+            return None
+        return torch.cat(self._similarities, dim=1)
 
     def __call__(
         self, cells: Float[Tensor, "batch cells channels"]
@@ -57,7 +71,12 @@ class MapFusion:
         Args:
             cells: features of the cells, (B, P, C).
         """
-        return F.relu(_apply_fusion(self.fusion, cells, self.context))
+        if not self.keep_similarities:
+            return F.relu(_apply_fusion(self.fusion, cells, self.context))
+        fused, similarities = self._fuse(cells, self.context)
+        # (B, P, S) -> (B, P * S)
+        self._similarities.append(similarities.flatten(1))
+        return F.relu(fused)
 
     def by_type(
         self,
@@ -81,12 +100,32 @@ class MapFusion:
             if context.groups is not None and n_pairs <= cell_type_ids.numel():
                 # (types, C) -> (contexts, types, C), a view
                 repeated = cell_types.expand(len(context.values), -1, -1)
-                # (contexts, types, C) -> (contexts * types, C)
-                table = F.relu(fusion(repeated, context.values)).flatten(0, 1)
                 # each context has its own block of rows in the table
                 first_rows = len(cell_types) * context.groups.index
-                return gather_rows(table, cell_type_ids + first_rows.unsqueeze(1))
+                index = cell_type_ids + first_rows.unsqueeze(1)
+                if not self.keep_similarities:
+                    # (contexts, types, C) -> (contexts * types, C)
+                    table = F.relu(fusion(repeated, context.values)).flatten(0, 1)
+                    return gather_rows(table, index)
+                fused, similarities = self._fuse(repeated, Context(context.values, None))
+                rows = gather_rows(similarities.flatten(0, 1), index)
+                # (B, P, S) -> (B, P * S)
+                self._similarities.append(rows.flatten(1))
+                return gather_rows(F.relu(fused).flatten(0, 1), index)
         return self(gather_rows(cell_types, cell_type_ids))
+
+    def _fuse(self, cells: Tensor, context: Context | None) -> tuple[Tensor, Tensor]:
+        """Return the fused cells, (B, P, C), and their similarities, (B, P, S)."""
+        if context is None:
+            if not isinstance(self.fusion, SpecializedProduct):
+                raise ConfigError(
+                    f"{type(self.fusion).__name__} has no similarities for the heads; let "
+                    "specialize return a mirl.policies.fusions.product.SpecializedProduct, or use "
+                    "the policy as it is"
+                )
+            return self.fusion.with_similarities(cells)
+        assert isinstance(self.fusion, Fusion)
+        return self.fusion.interact_with_similarities(cells, *context)
 
 
 class FusionExtractor(BaseFeaturesExtractor):
@@ -107,6 +146,8 @@ class FusionExtractor(BaseFeaturesExtractor):
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
         return_features: return ``Features``, which a policy's heads read, instead of a tensor.
+        return_similarities: the ``Features`` hold the similarities of the cells with the context,
+            if the fusion of the map has any.
 
     Raises:
         ConfigError: if a space, a key or a combination does not fit.
@@ -123,6 +164,7 @@ class FusionExtractor(BaseFeaturesExtractor):
         sites: Sequence[Site] = ("vector",),
         observation_keys: Sequence[str] | None = None,
         return_features: bool = False,
+        return_similarities: bool = False,
     ) -> None:
         network = choose_network(
             network,
@@ -153,6 +195,8 @@ class FusionExtractor(BaseFeaturesExtractor):
         self.context_dim = context_dim
         self.context: ContextEncoder = context_encoder
         self.encoder: Encoder = input_encoder
+        self.similarities_dim = 0
+        """Number of similarities that ``Features`` hold; 0 for none."""
         # None where the context does not enter; ``specialize`` replaces fusions by plain layers
         self.map_fusion: nn.Module | None = None
         self.vector_fusion: nn.Module | None = None
@@ -168,6 +212,9 @@ class FusionExtractor(BaseFeaturesExtractor):
                 channels,
                 attribute_dims=input_encoder.attribute_dims,
             )
+            if return_similarities and input_encoder.n_cells is not None:
+                per_cell = self.map_fusion.similarities_dim
+                self.similarities_dim = input_encoder.n_cells * per_cell
         if "vector" in network.sites:
             self.vector_fusion = build_fusion(
                 network.fusion,
@@ -205,7 +252,7 @@ class FusionExtractor(BaseFeaturesExtractor):
                 raise
             raise explained from error
         self._check_context(context)
-        vector = self.fuse(observations, context)
+        vector, similarities = self.fuse(observations, context)
         if not self.return_features:
             return vector
         return Features(
@@ -213,11 +260,12 @@ class FusionExtractor(BaseFeaturesExtractor):
             context=context,
             task=self._task(observations),
             action_mask=self._action_mask(observations),
+            similarities=similarities,
         )
 
     def fuse(
         self, observations: Observations, context: Context | None
-    ) -> Float[Tensor, "batch features"]:
+    ) -> tuple[Float[Tensor, "batch features"], Float[Tensor, "batch similarities"] | None]:
         """Encode the inputs and fuse them with the context.
 
         Args:
@@ -225,12 +273,13 @@ class FusionExtractor(BaseFeaturesExtractor):
             context: the encoded contexts; None if the fusions are specialized for one context.
 
         Returns:
-            The feature vectors, (B, features_dim).
+            The feature vectors, (B, features_dim), and the similarities of the cells with the
+            context, None if the heads read none.
         """
         inputs = {key: _tensor(observations, key) for key in self.encoder.keys}
         fuse = None
         if self.map_fusion is not None:
-            fuse = MapFusion(self.map_fusion, context)
+            fuse = MapFusion(self.map_fusion, context, keep_similarities=self.similarities_dim > 0)
         try:
             vector: object = self.encoder(inputs, fuse)
         except Exception as error:
@@ -251,7 +300,7 @@ class FusionExtractor(BaseFeaturesExtractor):
             raise self._wrong_features(f"shape {tuple(vector.shape)}")
         if self.vector_fusion is not None:
             vector = F.relu(_apply_fusion(self.vector_fusion, vector, context))
-        return vector
+        return vector, None if fuse is None else fuse.similarities
 
     def _wrong_features(self, got: str) -> ConfigError:
         return ConfigError(

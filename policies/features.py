@@ -99,6 +99,20 @@ class Features(NamedTuple):
     """Index of each row's task, if the observation has the key ``task``."""
     action_mask: Bool[Tensor, "batch actions"] | None = None
     """True for each available action, if the observation has the key ``action_mask``."""
+    similarities: Float[Tensor, "batch similarities"] | None = None
+    """Similarities of all cells with the context, flattened; None if the heads read none."""
+
+    def with_similarities(
+        self, hidden: Float[Tensor, "batch hidden"]
+    ) -> Float[Tensor, "batch inputs"]:
+        """Return what the heads read: a hidden layer, and the similarities if there are any.
+
+        Args:
+            hidden: last hidden layer, (B, H).
+        """
+        if self.similarities is None:
+            return hidden
+        return torch.cat([hidden, self.similarities.to(hidden.dtype)], dim=1)
 
     def index_select(
         self, dim: int, rows: Int[Tensor, " taken"], *, keep_order: bool = True
@@ -116,9 +130,13 @@ class Features(NamedTuple):
         mask = self.action_mask
         if mask is not None:
             mask = mask.index_select(dim, rows)
+        similarities = self.similarities
+        if similarities is not None:
+            similarities = similarities.index_select(dim, rows)
         return Features(
             vector=self.vector.index_select(dim, rows),
             context=self.context.take(rows, keep_order=keep_order),
             task=task,
             action_mask=mask,
+            similarities=similarities,
         )

@@ -1,5 +1,8 @@
 """Policy and value heads over ``Features``: fusions with the context, or plain linear layers."""
 
+from typing import cast
+
+import torch
 from jaxtyping import Float
 from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import Tensor, nn
@@ -19,16 +22,69 @@ rewards that they had not seen yet.
 class ContextMlpExtractor(MlpExtractor):
     """SB3's ``MlpExtractor`` over the vector of ``Features``; all else passes through unchanged.
 
-    The constructor takes what SB3's does, with the size of the vector as ``feature_dim``.
+    Similarities of the cells with the context skip the MLPs: the heads read them beside the last
+    hidden layer.
+
+    Args:
+        feature_dim: size of the vector.
+        net_arch: sizes of the hidden layers, as SB3 takes them.
+        activation_fn: activation of the MLPs.
+        device: device of the layers.
+        similarities_dim: number of similarities, 0 for none.
     """
 
+    def __init__(
+        self,
+        feature_dim: int,
+        net_arch: list[int] | dict[str, list[int]],
+        activation_fn: type[nn.Module],
+        device: torch.device | str = "auto",
+        similarities_dim: int = 0,
+    ) -> None:
+        super().__init__(feature_dim, net_arch, activation_fn, device)
+        # SB3 builds heads of these sizes
+        self.latent_dim_pi += similarities_dim
+        self.latent_dim_vf += similarities_dim
+
     def forward_actor(self, features: Features) -> Features:  # type: ignore[override]
-        """Return the features with the actor's hidden layer as the vector."""
-        return features._replace(vector=super().forward_actor(features.vector))
+        """Return the features with what the policy head reads as the vector."""
+        hidden = super().forward_actor(features.vector)
+        return features._replace(vector=features.with_similarities(hidden))
 
     def forward_critic(self, features: Features) -> Features:  # type: ignore[override]
-        """Return the features with the critic's hidden layer as the vector."""
-        return features._replace(vector=super().forward_critic(features.vector))
+        """Return the features with what the value head reads as the vector."""
+        hidden = super().forward_critic(features.vector)
+        return features._replace(vector=features.with_similarities(hidden))
+
+
+@torch.no_grad()
+def ignore_similarities(weight: Float[Tensor, "out inputs"], similarities_dim: int) -> None:
+    """Set the weights of the similarities, the last columns of a head, to zero.
+
+    The outputs of a new network do not depend on the context.
+
+    Args:
+        weight: weight of a head.
+        similarities_dim: number of similarities, 0 for none.
+    """
+    weight[:, weight.shape[1] - similarities_dim :] = 0
+
+
+@torch.no_grad()
+def widen_for_similarities(linear: nn.Linear, similarities_dim: int) -> nn.Linear:
+    """Return a linear head that also reads similarities, which it ignores at first.
+
+    Args:
+        linear: a head of the last hidden layer alone.
+        similarities_dim: number of similarities.
+    """
+    # an initialization of its own would draw from torch's generator
+    wide = nn.utils.skip_init(nn.Linear, linear.in_features + similarities_dim, linear.out_features)
+    head = cast(nn.Linear, wide)
+    head.weight.zero_()
+    head.weight[:, : linear.in_features] = linear.weight
+    head.bias.copy_(linear.bias)
+    return head
 
 
 class FusionHead(nn.Module):

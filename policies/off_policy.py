@@ -41,7 +41,7 @@ from mirl.policies.action_mask import has_action_mask, mask_logits
 from mirl.policies.extractor import FusionExtractor, extractor_part
 from mirl.policies.features import Features
 from mirl.policies.fusions import build_fusion
-from mirl.policies.heads import FusionHead
+from mirl.policies.heads import FusionHead, VectorHead, widen_for_similarities
 from mirl.policies.routing import choose_network, resolve_network
 
 LINEAR_GAIN = 1 / math.sqrt(3)
@@ -64,17 +64,24 @@ class ApplyToFeatures(nn.Module):
         self.layers = layers
 
     def forward(self, features: Features) -> Features:
-        """Return the features with a new vector."""
-        return features._replace(vector=self.layers(features.vector))
+        """Return the features with what the head reads as the vector."""
+        hidden = self.layers(features.vector)
+        return features._replace(vector=features.with_similarities(hidden))
 
 
-def fused_head(linear: nn.Linear, extractor: FusionExtractor) -> FusionHead:
+def fused_head(linear: nn.Linear, extractor: FusionExtractor) -> FusionHead | VectorHead:
     """Build a fused head of the size of a linear head.
 
     Args:
         linear: the head that SB3 built.
         extractor: the features extractor of the network.
+
+    Returns:
+        A fusion of the hidden layer; if the extractor has similarities of cells with the context, a
+        linear head that reads them in its place.
     """
+    if extractor.similarities_dim:
+        return VectorHead(widen_for_similarities(linear, extractor.similarities_dim))
     fusion = build_fusion(
         extractor.network.fusion,
         linear.in_features,
@@ -325,6 +332,7 @@ class OffPolicyFusion(BasePolicy):
         return {
             "network": extractor_part(self.network),
             "return_features": self.fuses_in_heads,
+            "return_similarities": self.fuses_in_heads,
         }
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

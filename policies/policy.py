@@ -38,7 +38,13 @@ from mirl.policies.action_mask import has_action_mask, mask_logits
 from mirl.policies.extractor import FusionExtractor, extractor_part
 from mirl.policies.features import Features, Observations, UniqueRows
 from mirl.policies.fusions import RELU_GAIN, Fusion, build_fusion
-from mirl.policies.heads import HEAD_GAIN, ContextMlpExtractor, FusionHead, VectorHead
+from mirl.policies.heads import (
+    HEAD_GAIN,
+    ContextMlpExtractor,
+    FusionHead,
+    VectorHead,
+    ignore_similarities,
+)
 from mirl.policies.popart import PopArtHead, get_n_tasks
 from mirl.policies.routing import choose_network, resolve_network
 
@@ -160,6 +166,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
             features_extractor_kwargs={
                 "network": extractor_part(self.network),
                 "return_features": self.heads_use_features,
+                "return_similarities": self.fuses_in_heads,
             },
             share_features_extractor=share_features_extractor,
             normalize_images=normalize_images,
@@ -178,7 +185,11 @@ class FusionPolicy(MultiInputActorCriticPolicy):
     def _build_mlp_extractor(self) -> None:
         if self.heads_use_features:
             self.mlp_extractor = ContextMlpExtractor(
-                self.features_dim, self.net_arch, self.activation_fn, self.device
+                self.features_dim,
+                self.net_arch,
+                self.activation_fn,
+                self.device,
+                self._similarities_dim,
             )
         else:
             super()._build_mlp_extractor()
@@ -202,8 +213,17 @@ class FusionPolicy(MultiInputActorCriticPolicy):
             **self.optimizer_kwargs,
         )
 
+    @property
+    def _similarities_dim(self) -> int:
+        """Number of similarities of cells with the context that the heads read; 0 for none."""
+        return cast(FusionExtractor, self.pi_features_extractor).similarities_dim
+
     def _head(self, linear: nn.Linear) -> FusionHead | VectorHead:
         if not self.fuses_in_heads:
+            return VectorHead(linear)
+        if self._similarities_dim:
+            # the similarities take the place of a fusion: it would learn which cells it sees
+            ignore_similarities(linear.weight, self._similarities_dim)
             return VectorHead(linear)
         # for MultiDiscrete SB3 computes the number of outputs with numpy
         out_dim = int(linear.out_features)
@@ -212,9 +232,11 @@ class FusionPolicy(MultiInputActorCriticPolicy):
     def _popart_head(self) -> PopArtHead:
         hidden_dim = self.mlp_extractor.latent_dim_vf
         fusion = None
-        if self.fuses_in_heads:
+        if self.fuses_in_heads and not self._similarities_dim:
             fusion = self._fusion(hidden_dim, hidden_dim, RELU_GAIN)
-        return PopArtHead(self.n_tasks, hidden_dim, fusion, gain=HEAD_GAIN)
+        head = PopArtHead(self.n_tasks, hidden_dim, fusion, gain=HEAD_GAIN)
+        ignore_similarities(head.weight, self._similarities_dim)
+        return head
 
     def _fusion(self, in_dim: int, out_dim: int, gain: float) -> Fusion:
         # a separate extractor of the critic has contexts of the same size

@@ -276,6 +276,19 @@ class SpecializedExtractor(nn.Module):
         Raises:
             ValueError: if a key is missing or has another shape.
         """
+        return self.encode(observations)[0]
+
+    def encode(
+        self, observations: dict[str, Tensor]
+    ) -> tuple[Float[Tensor, "batch features"], Float[Tensor, "batch similarities"] | None]:
+        """Return the features, and the similarities of the cells if the heads read them.
+
+        Args:
+            observations: raw observations with at least ``keys``.
+
+        Raises:
+            ValueError: if a key is missing or has another shape.
+        """
         check_keys(self.keys, observations)
         inputs = {}
         for key in self.keys:
@@ -358,22 +371,48 @@ class SpecializedPolicy(nn.Module):
             ValueError: if a key is missing or has another shape.
         """
         check_keys(self.keys, observations)
-        actor_features = self.extractor(observations)
+        actor_features = self.extractor.encode(observations)
         critic_features = actor_features
         if self.critic_extractor is not None:
-            critic_features = self.critic_extractor(observations)
-        parameters = self.actor(actor_features)
+            critic_features = self.critic_extractor.encode(observations)
+        parameters = self.actor(*actor_features)
         if self.masks_actions:
             parameters = mask_logits(parameters, observations[ACTION_MASK_KEY] != 0)
-        return parameters, self.critic(critic_features)
+        return parameters, self.critic(*critic_features)
+
+
+class MlpAndHead(nn.Module):
+    """MLP and a plain head, which also reads the similarities of cells if there are any.
+
+    Args:
+        mlp: the MLP of the actor or of the critic.
+        head: its head, without a fusion.
+    """
+
+    def __init__(self, mlp: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.head = head
+
+    def forward(
+        self,
+        features: Float[Tensor, "batch features"],
+        similarities: Float[Tensor, "batch similarities"] | None,
+    ) -> Float[Tensor, "batch out"]:
+        """Return the output of the head, (B, O)."""
+        hidden = self.mlp(features)
+        if similarities is not None:
+            hidden = torch.cat([hidden, similarities], dim=1)
+        y: Tensor = self.head(hidden)
+        return y
 
 
 def _mlp_and_head(
     mlp: nn.Module, head: nn.Module, z: Float[Tensor, " context"], task: int
-) -> nn.Sequential:
+) -> MlpAndHead:
     plain_head = specialize_head(cast(Head, head), z, task)
     # SB3's own layers are still shared with the policy, which stays as it is
-    return copy.deepcopy(nn.Sequential(mlp, plain_head))
+    return copy.deepcopy(MlpAndHead(mlp, plain_head))
 
 
 @torch.no_grad()

@@ -349,6 +349,8 @@ def write_checkpoint(
     # a crash may have left it
     shutil.rmtree(temporary, ignore_errors=True)
     try:
+        if temporary.is_symlink():
+            temporary.unlink()  # rmtree refuses links, and what one leads to is not the run's
         temporary.mkdir()
         _write_files(temporary, agent, score, episodes, criterion)
         write_manifest(temporary)

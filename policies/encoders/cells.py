@@ -44,6 +44,7 @@ class CellsEncoder(Encoder):
         others_dim = flattened_dim(space, self.other_keys)
         self.to_cells = cells
         self.channels = cells.channels
+        self.n_cells = cells.height * cells.width
         if isinstance(cells, GridCells):
             self.attribute_dims = cells.attribute_dims
         self.out_dim = features_dim

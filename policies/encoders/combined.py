@@ -40,6 +40,7 @@ class CombinedEncoder(Encoder):
         self.parts = nn.ModuleList()
         joined_dim = 0
         layouts: list[tuple[int, ...]] = []
+        n_cells: list[int | None] = []
         for key in self.keys:
             try:
                 part = build_encoder(config.parts[key], spaces.Dict({key: space[key]}))
@@ -53,10 +54,13 @@ class CombinedEncoder(Encoder):
             joined_dim += part.out_dim
             if part.channels is not None:
                 self.channels = part.channels
+                n_cells.append(part.n_cells)
                 layouts.append(part.attribute_dims)
         if len(set(layouts)) == 1:
             # only attributes that every map has can be told apart by the fusion that they share
             self.attribute_dims = layouts[0]
+        if n_cells and None not in n_cells:
+            self.n_cells = sum(cast(list[int], n_cells))
         self.out_dim = config.features_dim
         self.join = nn.Linear(joined_dim, config.features_dim)
 

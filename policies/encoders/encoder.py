@@ -65,6 +65,8 @@ class Encoder(Part, nn.Module, ABC):
     """True if the encoder has a feature map, to which the fusion at site "map" is applied."""
     channels: int | None = None
     """C, the features of each cell of the feature map; None if there is no feature map."""
+    n_cells: int | None = None
+    """P, the cells of all feature maps together; None if there is no feature map."""
     attribute_dims: tuple[int, ...] = ()
     """Channels of each attribute of a cell, such as its object and its color, the first ones of C;
     the others belong to no attribute. Empty if the cells have no attributes."""

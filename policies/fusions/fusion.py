@@ -50,6 +50,9 @@ class Fusion(nn.Module, Part, ABC):
     uses_attributes: ClassVar[bool] = False
     """True if the constructor takes ``attribute_dims``."""
 
+    similarities_dim = 0
+    """S, the similarities of each position with the context that heads can read; 0 for none."""
+
     def __init__(self, features_dim: int, context_dim: int, out_dim: int) -> None:
         super().__init__()
         self.features_dim = features_dim
@@ -139,6 +142,27 @@ class Fusion(nn.Module, Part, ABC):
                 f"index must give one context per row, shape {tuple(rows)}, "
                 f"got {tuple(groups.index.shape)}"
             )
+
+    def interact_with_similarities(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> tuple[Float[Tensor, "B P O"], Float[Tensor, "B P S"]]:
+        """Compute f(x, z) and the similarities of each position with its context.
+
+        Only fusions with a ``similarities_dim`` need it. At site "map" the heads then read the
+        similarities of all cells in place of a fusion with the last hidden layer.
+
+        Args:
+            x: features, (B, P, X).
+            z: contexts, (G, Z).
+            groups: the context of each row; None if every row has its own.
+
+        Returns:
+            The fused features, (B, P, O), and the similarities, (B, P, S).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no similarities")
 
     @abstractmethod
     def interact(

@@ -68,8 +68,9 @@ class ProductSimilarity(Fusion):
         for start, end in self.parts:
             self.factor_features.append(self._factor(end - start, projected_dim))
         self.factor_context = self._factor(context_dim, len(self.parts) * projected_dim)
+        self.similarities_dim = (len(self.parts) + 1) * config.products
         # only W is zero: with A or B at zero as well, no gradient would reach any of the three
-        self.output = Affine((len(self.parts) + 1) * config.products, out_dim, gain=0, bias=False)
+        self.output = Affine(self.similarities_dim, out_dim, gain=0, bias=False)
 
     def _factor(self, in_dim: int, out_dim: int) -> Affine:
         """Return A_f or B of a size that gives similarities of order 1 for inputs of order 1."""
@@ -157,10 +158,28 @@ class ProductSimilarity(Fusion):
         groups: ContextGroups | None,
     ) -> Float[Tensor, "B P O"]:
         """Compute V x + b + W [∏_f s_f, s_1, …, s_F]."""
+        return self.interact_with_similarities(x, z, groups)[0]
+
+    def interact_with_similarities(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> tuple[Float[Tensor, "B P O"], Float[Tensor, "B P S"]]:
+        """Compute the output, and return the similarities and their products with it.
+
+        Args:
+            x: features, (B, P, X).
+            z: contexts, (G, Z).
+            groups: the context of each row; None if every row has its own.
+
+        Returns:
+            The fused features, (B, P, O), and [∏_f s_f, s_1, …, s_F], (B, P, S).
+        """
         similarities = self.similarities(x, z, groups)
         terms = torch.cat([multiply_parts(similarities, len(self.parts)), similarities], dim=-1)
         y: Tensor = self.main(x) + self.output(terms)
-        return y
+        return y, terms
 
     def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
         """Return a polynomial of x of degree F; see ``Fusion.specialize``."""
@@ -195,6 +214,7 @@ class SpecializedProduct(nn.Module):
     def __init__(self, fusion: ProductSimilarity, z: Float[Tensor, "1 context"]) -> None:
         super().__init__()
         self.count = len(fusion.parts)
+        self.similarities_dim = fusion.similarities_dim
         x_dim = fusion.features_dim
         # the rows of W: K for the products, then K for each attribute
         product_weight = fusion.output.weight[: fusion.products]
@@ -209,6 +229,17 @@ class SpecializedProduct(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return the output for each row of x."""
-        products = multiply_parts(self.similarities(x), self.count)
+        return self.with_similarities(x)[0]
+
+    def with_similarities(
+        self, x: Float[Tensor, "*batch in"]
+    ) -> tuple[Float[Tensor, "*batch out"], Float[Tensor, "*batch S"]]:
+        """Return the output for each row of x, and the similarities and their products.
+
+        Args:
+            x: features, (*B, X).
+        """
+        similarities = self.similarities(x)
+        products = multiply_parts(similarities, self.count)
         y: Tensor = self.linear(x) + self.output(products)
-        return y
+        return y, torch.cat([products, similarities], dim=-1)

@@ -139,3 +139,18 @@ def test_every_update_has_a_learning_rate(config: OnPolicyConfig, total_timestep
     assert rates[0] == pytest.approx(config.learning_rate)
     assert min(rates) > 0
     assert all(np.diff(rates) < 0)
+
+
+@pytest.mark.parametrize("words", [["encoder=vector"], ["encoder=vector", "encoder.hidden=[8]"]])
+def test_map_site_needs_feature_map(words: list[str]) -> None:
+    """The advice of the space comes first, then that of the sites, which trains."""
+    observed = space(image=GRID, desired_goal=VECTOR)
+    given = ["task=Some-v0", "sites=[map]", *words]
+    with pytest.raises(ConfigError, match=r"encoder=vector has none; use sites=\[vector\]$"):
+        resolve_auto(compose_train(given), observed)
+    advised = ["task=Some-v0", "sites=[vector]", *words]
+    config = resolve_auto(compose_train(advised), observed)
+    assert config.sites == ("vector",)
+    with pytest.raises(ConfigError, match="no context among") as caught:
+        resolve_auto(compose_train(given), space(observation=VECTOR))
+    assert "sites" not in str(caught.value)

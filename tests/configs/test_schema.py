@@ -16,10 +16,6 @@ from mirl.configs.schema import ResolvedConfig, TrainConfig
         (["agent.batch_size=1000"], "batch_size must divide the rollout, n_envs × n_steps = "),
         (["agent.n_envs=1", "agent.batch_size=1"], "batch_size must be at least 2, got 1"),
         (
-            ["sites=[map]", "encoder=vector"],
-            "encoder=vector has none; use sites=[vector]",
-        ),
-        (
             ["encoder=image", "task.observation=rgb", "backend=envpool"],
             "task.observation=rgb needs backend=gymnasium, got backend=envpool",
         ),

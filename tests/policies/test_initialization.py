@@ -193,7 +193,10 @@ def test_first_gradients_reach_the_context(
 
     backward()
     fusions = fusions_of(model.policy)
-    assert len(fusions) == len(sites) + ("heads" in sites)
+    n_heads = 2 * ("heads" in sites)
+    if fusion == "product" and "map" in sites:
+        n_heads = 0  # its heads read the similarities of the cells, see test_heads.py
+    assert len(fusions) == len([site for site in sites if site != "heads"]) + n_heads
     for name, module in fusions:
         kind = "attention-cross" if type(module).__name__ == "CrossAttention" else fusion
         for weight in CONTEXT_WEIGHTS[kind]:
