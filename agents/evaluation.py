@@ -196,6 +196,8 @@ def evaluate_run(
     stem = f"{checkpoint.name}-{env.backend}-seed{config.seed}-{config.episodes}ep"
     if config.deterministic:
         stem += "-deterministic"
+    if config.success is not None:
+        stem += f"-{file_name(config.success)}"
     folder = run.path / "eval"
     make_folder(folder)
     report = folder / f"{stem}.json"
@@ -209,11 +211,12 @@ def evaluate_run(
 def _build_env(run: Run, config: EvalConfig, subset: Subset) -> SuiteVecEnv:
     """Build the test environments of a subset of the run's holdout."""
     training = run.config
+    suite = training.task.with_success(config.success)
     n_tasks = len(training.split.task_indices(training.task, subset))
     # every task has as many environments as the others, and at least one
     envs_per_task = max(1, min(config.n_envs // n_tasks, config.episodes))
     return SuiteVecEnv(
-        training.task,
+        suite,
         n_tasks * envs_per_task,
         backend=config.backend,
         seed=config.seed,
@@ -230,11 +233,13 @@ def _report(
     summary = {}
     for subset, in_subset in _by_subset(results):
         summary[subset] = asdict(suite_result(in_subset))
+    rule = {} if config.success is None else {"success": config.success}
     return {
         "checkpoint": checkpoint.name,
         "backend": backend,
         "seed": config.seed,
         "deterministic": config.deterministic,
+        **rule,
         "n_envs": config.n_envs,
         "tasks": [result.summary() for result in results],
         "summary": summary,
@@ -269,7 +274,8 @@ def results_table(results: Sequence[TaskResult], title: str) -> Table:
         The table, for the terminal.
     """
     table = Table(title=title, title_justify="left", caption_justify="left")
-    table.add_column("task")
+    # over several lines where the terminal is narrow: cut, names with one beginning look the same
+    table.add_column("task", overflow="fold")
     for column in ("episodes", "success", "95 % interval", "return", "score", "length"):
         table.add_column(column, justify="right", no_wrap=True)
     for subset, in_subset in _by_subset(results):
@@ -350,7 +356,7 @@ def missing_success_line(results: Sequence[TaskResult]) -> str | None:
     tasks = list(dict.fromkeys(result.task for result in results if result.success is None))
     if not tasks:
         return None
-    return f"{describe_missing_success(tasks)}; train with 'success=return>=X' to define it"
+    return f"{describe_missing_success(tasks)}; evaluate with 'success=return>=X' to define it"
 
 
 def _by_subset(results: Sequence[TaskResult]) -> list[tuple[Subset, list[TaskResult]]]:

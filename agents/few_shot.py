@@ -25,7 +25,7 @@ from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.run import Run
 from mirl.agents.statistics import TaskResult
 from mirl.configs.agents import A2CConfig, PPOConfig
-from mirl.configs.compose import compose_train
+from mirl.configs.compose import CONFIG_DIR, compose_train
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import EvalConfig, ResolvedConfig, TrainConfig
 from mirl.configs.tasks import HoldoutConfig, SuiteConfig, TaskConfig, file_name
@@ -139,7 +139,9 @@ def adapt_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> Iterator[
     Raises:
         ConfigError: the run's agent cannot be adapted, or no task is named and none was held out.
     """
-    for suite, task in adaptation_tasks(run.config, config.task):
+    for named_suite, named in adaptation_tasks(run.config, config.task, config.config_dir):
+        suite = named_suite.with_success(config.success)
+        [task] = [each for each in suite.tasks if each.name == named.name]
         curve = adapt(run, checkpoint, config, suite, task)
         path = run.path / "eval" / _file_name(checkpoint, config, task)
         make_folder(path.parent)
@@ -158,6 +160,8 @@ def _file_name(checkpoint: Checkpoint, config: EvalConfig, task: TaskConfig) -> 
     ]
     if config.deterministic:
         parts.append("deterministic")
+    if config.success is not None:
+        parts.append(file_name(config.success))
     return "-".join(parts) + ".json"
 
 
@@ -197,12 +201,15 @@ def curve_table(curve: Sequence[CurvePoint], title: str) -> Table:
     return table
 
 
-def adaptation_tasks(training: TrainConfig, name: str) -> list[tuple[SuiteConfig, TaskConfig]]:
+def adaptation_tasks(
+    training: TrainConfig, name: str, config_dir: Path | None = None
+) -> list[tuple[SuiteConfig, TaskConfig]]:
     """Return the tasks to adapt to, each with the suite that it is part of.
 
     Args:
         training: the configuration of the run.
         name: a preset or an environment id; empty for the tasks that the run held out.
+        config_dir: folder of the user's own presets.
 
     Returns:
         For each task a suite with as many tasks as were trained. A new task takes the place of the
@@ -212,7 +219,10 @@ def adaptation_tasks(training: TrainConfig, name: str) -> list[tuple[SuiteConfig
         ConfigError: no task is named, and the run held none out.
     """
     if name:
-        named = compose_train([f"task={name}"]).task
+        words = [f"task={name}"]
+        if config_dir is not None:
+            words.append(f"{CONFIG_DIR}={config_dir}")
+        named = compose_train(words).task
         return [(_with_task(training.task, task), task) for task in named.tasks]
     held_out = [task for task in training.task.tasks if task.name in training.split.tasks]
     if not held_out:

@@ -73,7 +73,8 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
     Args:
         config: the configuration of the run.
         log: called with two lines when training begins, once the configuration is known to work,
-            and with one when a task turns out to report no success.
+            with one when a task turns out to report no success, and with one per evaluation unless
+            a progress bar is shown, which needs a terminal.
 
     Returns:
         The state of the run.
@@ -246,9 +247,12 @@ def _learn(
     statistics.load(episodes)
     # from here on the first signal ends learning in order, with a checkpoint
     with stop_signals() as stop_requested:
-        evaluation = Evaluation(run, envs.validation, envs.held_out, notice)
-        checkpointing = Checkpointing(run, tensorboard, statistics, evaluation, stop_requested)
         bar = ProgressBar(config.total_timesteps)
+        shows_bar = config.progress and bar.progress.console.is_terminal
+        evaluation = Evaluation(
+            run, envs.validation, envs.held_out, notice, log=None if shows_bar else log
+        )
+        checkpointing = Checkpointing(run, tensorboard, statistics, evaluation, stop_requested)
         # statistics first and checkpoints after the evaluation; the timer must come last
         callbacks: list[BaseCallback] = [
             statistics,

@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any, cast
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from stable_baselines3.common.policies import BasePolicy
 
 from mirl.agents.eval_mode import eval_mode
-from mirl.configs.keys import ACTION_MASK_KEY
+from mirl.configs.keys import ACTION_MASK_KEY, MISSION_KEY
 from mirl.configs.tasks import SuiteConfig
 from mirl.envs import make_env
 from mirl.envs.actions import with_action_mask
@@ -95,11 +95,20 @@ def record_episode(
     )
     try:
         observation = _first_observation(env, suite, seed)
-        caption = str(getattr(env.unwrapped, "mission", task.name))
+        caption = _caption(env, task.name)
         frames = _play(env, policy, observation, seed, deterministic)
     finally:
         env.close()
     return encode_gif(frames, caption)
+
+
+def _caption(env: Env, task: str) -> str:
+    """Return the mission of an episode that has begun, or another text of it, or the task."""
+    texts: Mapping[str, str] = env.get_wrapper_attr("texts")
+    mission = texts.get(MISSION_KEY, getattr(env.unwrapped, "mission", None))
+    if mission is None:
+        mission = next(iter(texts.values()), task)
+    return str(mission)
 
 
 def _play(

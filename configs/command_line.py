@@ -40,13 +40,14 @@ examples:
 EVAL_USAGE = """\
 Evaluate a checkpoint on test episodes; prints a table and writes eval/*.json in the run directory.
 
-usage: eval.py run=DIRECTORY [option=value] …
+usage: eval.py run=DIRECTORY [--config-dir DIR] [option=value] …
 
 examples:
   eval.py run=runs/goto_door-bilinear-ppo-seed0
   eval.py run=runs/goto_door-bilinear-ppo-seed0 checkpoint=last episodes=200 gif=true
   eval.py run=runs/goto_door-bilinear-ppo-seed0 export="go to the red door"
   eval.py run=runs/mine import=my_package        a run that needs a module of your own
+  eval.py run=runs/mine 'success=return>=5'      another success rule
 """
 
 

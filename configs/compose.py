@@ -31,7 +31,7 @@ OWN_PARTS = "own_parts"
 BY_OBSERVATION = ("context", "encoder")
 """Groups that ``auto`` chooses by the observation space."""
 CONFIG_DIR = "--config-dir"
-"""Argument of train.py that names a folder of the user's own presets."""
+"""Argument of the commands that names a folder of the user's own presets."""
 TYPED_NAMES = {"import": "imports", "success": "task.success"}
 """Names of options as they may be typed, because Python reserves the word or it is shorter."""
 QUOTES = "\"'"
@@ -132,10 +132,40 @@ def validate(model: type[ConfigT], values: object) -> ConfigT:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        # dictionary keys: pydantic may report one error once per member of a union
-        lines = dict.fromkeys(explain(model, detail) for detail in error.errors())
+        # dictionaries: pydantic may report one error once per member of a union, and an option that
+        # is given for all tasks is wrong in each of them
+        tasks_by_line: dict[str, dict[str, None]] = {}
+        for detail in error.errors():
+            line, task = _split_task(explain(model, detail), values)
+            tasks_by_line.setdefault(line, {}).setdefault(task)
     # outside of the except block, so that pydantic's error is not shown as its cause
+    lines: list[str] = []
+    for line, tasks in tasks_by_line.items():
+        names = ", ".join(name for name in tasks if name)
+        lines.append(f"{names}: {line}" if names else line)
     raise ConfigError("\n".join(lines))
+
+
+def _split_task(line: str, values: object) -> tuple[str, str]:
+    """Take the place of a task, ``task.tasks.0``, out of an error message.
+
+    Its number is nothing that the user has typed who gave the ids of the environments.
+
+    Returns:
+        The rest of the message, and the task as ``task 'reach'``; empty if there is none.
+    """
+    place = re.search(r"(?:task\.)?tasks\.(\d+)\.(?=\w)", line)
+    suite = values
+    if isinstance(suite, dict) and "tasks" not in suite:
+        suite = suite.get("task")
+    tasks = suite.get("tasks") if isinstance(suite, dict) else None
+    if place is None or not isinstance(tasks, list | tuple) or int(place[1]) >= len(tasks):
+        return line, ""
+    task = tasks[int(place[1])]
+    name = task.get("name") if isinstance(task, dict) else None
+    if not isinstance(name, str):
+        return line, ""
+    return line[: place.start()] + line[place.end() :], f"task '{name}'"
 
 
 def parse_overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
@@ -411,11 +441,21 @@ def parse_flat(model: type[ConfigT], argv: Sequence[str]) -> ConfigT:
     Raises:
         ConfigError: if an argument is invalid.
     """
-    pairs = parse_overrides(argv)
+    words = list(argv)
+    options: dict[str, object] = {}
+    if "config_dir" in model.model_fields:
+        words, config_dir = split_config_dir(argv)
+        if config_dir is not None:
+            options["config_dir"] = config_dir
+    pairs: list[tuple[str, str]] = []
+    for key, value in parse_overrides(words):
+        # a command without groups has the rule itself
+        option = "success" if key == TYPED_NAMES["success"] else key
+        pairs.append((option, value.strip(QUOTES) if option == "success" else value))
     for key, _ in pairs:
         if key not in model.model_fields:
             raise ConfigError(f"unknown option '{key}'." + nearest(key, model.model_fields))
     # all values are strings; pydantic converts them to the types of the fields
-    config = validate(model, dict(pairs))
+    config = validate(model, {**dict(pairs), **options})
     import_modules(getattr(config, "imports", ()))
     return config

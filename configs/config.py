@@ -1,8 +1,12 @@
 """Base class and shared field types of every configuration."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from mirl.configs.errors import ConfigError
 
 
 def _to_tuple(value: object) -> object:
@@ -19,11 +23,30 @@ Widths = Annotated[tuple[Width, ...], Field(max_length=16)]
 AllowSingleName = BeforeValidator(_to_tuple)
 """Accept ``sites=map`` for ``sites=[map]``."""
 
+Explain = Callable[[type[BaseModel], ErrorDetails], str]
+_explanations: list[Explain] = []
+"""The function that explains an error; it knows the config classes, so it cannot be imported."""
+
+
+def explain_errors_by(explain: Explain) -> None:
+    """Set the function that explains the errors of constructors.
+
+    Args:
+        explain: returns one line about one error of a config class.
+    """
+    _explanations[:] = [explain]
+
 
 class Config(BaseModel):
     """A frozen configuration without unknown fields.
 
     The string under a field is its documentation; ``--help`` prints its first paragraph.
+
+    Args:
+        options: the fields.
+
+    Raises:
+        ConfigError: if a value is invalid or an option is unknown.
     """
 
     model_config = ConfigDict(
@@ -34,3 +57,17 @@ class Config(BaseModel):
         validate_default=True,
         coerce_numbers_to_str=True,  # name=123 is a valid name
     )
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            detail = error.errors()[0]
+            problem = detail["msg"]
+            for explain in _explanations:
+                problem = explain(type(self), detail)
+            raise ConfigError(f"{type(self).__qualname__}: {problem}") from error
+
+    # pydantic builds nested configs without calling a constructor that is marked as its own, so
+    # that an error inside of them keeps its location
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]

@@ -14,20 +14,29 @@ class that owns it; it is set when the class is defined and never typed.
 """
 
 import inspect
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from functools import wraps
 from types import UnionType, new_class
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 from pydantic import Field, GetCoreSchemaHandler, ValidationError, ValidatorFunctionWrapHandler
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 from mirl.configs.config import Config
-from mirl.configs.errors import ConfigError
+from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.imports import import_object
 
 PACKAGE = "mirl"
 """Package whose config classes have a short kind that they write themselves."""
 OWN_KIND = ":"
 """Character that tells the kind of a user's part, ``module:Class``, from a built-in one."""
+OTHER_SCRIPT = (
+    "was defined in the script that saved the agent, which is not running; put the class at the "
+    "top level of a module of its own and save the agent again"
+)
+"""End of a message about a class that was loaded with an agent."""
 
 _part_classes: dict[type["PartConfig"], type["Part"]] = {}
 """The class that each config class is the ``Config`` of."""
@@ -52,6 +61,15 @@ class PartConfig(Config):
         _own_configs[kind] = cls
 
 
+class Method(NamedTuple):
+    """A method of a family of parts that a user's class may override."""
+
+    expected: str
+    """Its arguments and its result, as the end of a sentence that begins with "it"."""
+    returns: type | None = None
+    """Class of what it returns; None for anything."""
+
+
 class Part:
     """Mixin of the base class of each family of parts, such as ``Fusion``.
 
@@ -64,11 +82,15 @@ class Part:
     """The options. The base class of a family names the base class of the configs."""
     must_set: ClassVar[tuple[str, ...]] = ()
     """Attributes that every constructor of the family sets."""
+    explained_methods: ClassVar[Mapping[str, Method]] = {}
+    """Methods whose errors are explained where a user's class overrides them."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if Part in cls.__bases__:
             return
+        if not _is_of_package(cls.__module__):
+            _explain_methods(cls)
         config_class = cls.__dict__.get("Config")
         if config_class is None:
             if cls.Config not in _part_classes or _is_of_package(cls.__module__):
@@ -101,6 +123,8 @@ class Part:
             ConfigError: if no class of this family has it as its ``Config``.
         """
         found = _part_classes.get(type(config))
+        if found is None and _is_of_other_script(type(config)):
+            raise ConfigError(f"'{type(config).__qualname__}' {OTHER_SCRIPT}")
         if found is None or not issubclass(found, cls):
             raise ConfigError(
                 f"expected the Config of a {cls.__name__}, got {type(config).__qualname__}"
@@ -136,11 +160,15 @@ class Part:
             raise ConfigError(f"{name} must define {methods}")
         try:
             part: Self = found(*arguments.values())
-        except AttributeError as error:
+        except Exception as error:
             # torch's message does not name the class
-            if "Module.__init__() call" not in str(error):
+            if "Module.__init__() call" in str(error):
+                raise ConfigError(f"{name}.__init__ must call super().__init__ first") from None
+            given = ", ".join(arguments)
+            explained = explain_own_error(found, "__init__", error, f"was given ({given})")
+            if explained is None:
                 raise
-            raise ConfigError(f"{name}.__init__ must call super().__init__ first") from None
+            raise explained from error
         missing = [attribute for attribute in cls.must_set if not hasattr(part, attribute)]
         if missing:
             raise ConfigError(f"{name}.__init__ must set self.{', self.'.join(missing)}")
@@ -244,9 +272,157 @@ def config_class_of(
     ):
         return config_class
     name = path or getattr(found, "__qualname__", repr(found))
-    raise ConfigError(
-        f"{subject}expected a class with an inner class Config({base.__name__}), got '{name}'"
+    raise ConfigError(f"{subject}{_explain_no_part(found, base, name)}")
+
+
+def _explain_no_part(found: object, base: type[PartConfig], name: str) -> str:
+    """Return why something is no part of the family with this base class of configs."""
+    expected = f"a class with an inner class Config({base.__name__})"
+    # not known before its module was imported, which imports the family as well
+    family = next((each for each in Part.__subclasses__() if issubclass(base, each.Config)), None)
+    if not isinstance(found, type):
+        return f"expected {expected}, got '{name}', which is no class but {_kind_of(found)}"
+    if issubclass(found, PartConfig):
+        if not issubclass(found, base):
+            return f"expected {expected}, got '{name}', which is the Config of another kind of part"
+        return f"'{name}' is the Config of no class; define it inside of the class of the part"
+    if not issubclass(found, Part):
+        parent = "the base class of these parts" if family is None else _import_path(family)
+        return f"expected {expected}, got '{name}', which does not inherit from {parent}"
+    if found is family:
+        return f"expected {expected}, got '{name}', which is the abstract base class itself"
+    if family is not None and not issubclass(found, family):
+        return f"expected {expected}, got '{name}', which is a part of another kind, {_kind(found)}"
+    if _is_of_other_script(found):
+        return f"'{name}' {OTHER_SCRIPT}"
+    own = found.__dict__.get("Config")
+    if own is None:
+        return f"'{name}' has no inner class Config; give it one, class Config({base.__name__})"
+    return (
+        f"the inner class Config of '{name}' must inherit from {base.__name__}: "
+        f"class Config({base.__name__})"
     )
+
+
+def _is_of_other_script(found: type) -> bool:
+    """Return True if a class comes from the file of an agent that another script saved.
+
+    Classes of a script are stored in such a file themselves, without what MIRL knows about them.
+    """
+    if found.__module__ != "__main__":
+        return False
+    defined: object = sys.modules["__main__"]
+    for name in found.__qualname__.split("."):
+        defined = getattr(defined, name, None)
+    return defined is not found
+
+
+def _kind(part: type[Part]) -> str:
+    """Return the name of the base class of a part's family."""
+    families = [each.__name__ for each in Part.__subclasses__() if issubclass(part, each)]
+    return f"a {families[0]}"
+
+
+def _kind_of(value: object) -> str:
+    kind = type(value).__name__
+    return f"an instance of {kind}" if kind not in ("function", "module") else f"a {kind}"
+
+
+def _import_path(part: type) -> str:
+    return f"{part.__module__}.{part.__qualname__}"
+
+
+def explain_own_error(
+    part: type[Part], method: str, error: Exception, expected: str
+) -> ConfigError | None:
+    """Return one line about an error inside a user's part.
+
+    Args:
+        part: the class of the part.
+        method: the method that was called.
+        error: what it raised.
+        expected: what the method was given and has to return, as the end of a sentence.
+
+    Returns:
+        The error to raise in its place, with the class, file and line of the user's code; None for
+        a built-in part, and for errors that are explained elsewhere.
+    """
+    if _is_of_package(part.__module__) or isinstance(error, ConfigError | RunError):
+        return None
+    # running out of memory is no mistake of the class; torch is not imported here
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return None
+    if "can't allocate memory" in str(error):
+        return None
+    reason = (str(error).splitlines() or [""])[0]
+    return ConfigError(
+        f"{part.__module__}:{part.__qualname__}.{method} fails{_place(part, error)} with "
+        f"{type(error).__name__}: {reason}; it {expected}"
+    )
+
+
+def _explain_methods(part: type[Part]) -> None:
+    """Replace the methods that a user's class overrides by ones that explain their errors."""
+    for name, method in part.explained_methods.items():
+        function = part.__dict__.get(name)
+        if inspect.isfunction(function):
+            setattr(part, name, _explained(part, name, function, method))
+
+
+def _explained(
+    part: type[Part], name: str, function: Callable[..., object], method: Method
+) -> Callable[..., object]:
+    @wraps(function)
+    def call(*arguments: object, **options: object) -> object:
+        try:
+            result = function(*arguments, **options)
+        except Exception as error:
+            explained = explain_own_error(part, name, error, method.expected)
+            if explained is None:
+                raise
+            raise explained from error
+        if method.returns is not None and not isinstance(result, method.returns):
+            raise ConfigError(
+                f"{part.__module__}:{part.__qualname__}.{name} returns {type(result).__name__}"
+                f"{own_place(part, name)}; it {method.expected}"
+            )
+        return result
+
+    return call
+
+
+def own_place(part: type[Part], method: str) -> str:
+    """Return where a user's class defines a method, for the middle of an error message.
+
+    Args:
+        part: the class of the part.
+        method: the name of the method.
+
+    Returns:
+        `` at file:line``; empty for a built-in part and for a class without a file.
+    """
+    if _is_of_package(part.__module__):
+        return ""
+    for found in (getattr(part, method, None), part):
+        try:
+            defined: Any = inspect.unwrap(found)  # type: ignore[arg-type]
+            return f" at {inspect.getfile(defined)}:{inspect.getsourcelines(defined)[1]}"
+        except (OSError, TypeError):  # what was typed into a prompt has no file
+            continue
+    return ""
+
+
+def _place(part: type[Part], error: Exception) -> str:
+    """Return the file and the line of a user's class that an error came from."""
+    try:
+        file = inspect.getfile(part)
+        line = inspect.getsourcelines(part)[1]
+    except (OSError, TypeError):  # a class that was typed into a prompt has no file
+        return ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename == file and frame.lineno is not None:
+            line = frame.lineno
+    return f" at {file}:{line}"
 
 
 def own_config(kind: str) -> type[PartConfig] | None:

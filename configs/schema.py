@@ -40,7 +40,7 @@ from mirl.configs.networks import (
     Site,
 )
 from mirl.configs.parts import short_name
-from mirl.configs.tasks import HoldoutConfig, SuiteConfig, file_name
+from mirl.configs.tasks import HoldoutConfig, Success, SuiteConfig, file_name
 
 BackendName = Literal["auto", "gymnasium", "envpool"]
 """Library that steps the environments."""
@@ -367,7 +367,7 @@ class EvalConfig(Config):
     imports: Imports = ()
     """Modules of your own that the run needs; a run directory imports none by itself."""
     checkpoint: str = "best"
-    """Checkpoint: ``best``, ``last``, or its number of timesteps."""
+    """Checkpoint: ``best``, ``last``, its number of timesteps, or the name of its folder."""
     episodes: PositiveInt = 1000
     """Episodes per task."""
     n_envs: PositiveInt = 250
@@ -388,8 +388,13 @@ class EvalConfig(Config):
     adapt: Literal["no", "context", "network"] = "no"
     """Few-shot adaptation to a task in place of an evaluation: train its context z alone, or the
     whole network."""
+    success: Success | None = None
+    """Success rule of every task in place of the run's, e.g. ``success=return>=5``; None for the
+    run's own."""
     task: str = ""
     """Task to adapt to, a preset or an environment id; empty for the run's held-out tasks."""
+    config_dir: Path | None = None
+    """Folder of your own presets, for ``task``; it may be typed as ``--config-dir DIR``."""
     adapt_episodes: tuple[PositiveInt, ...] = (16, 64, 256, 1024)
     """Numbers of training episodes after which the adapted policy is evaluated, ascending."""
     export: str = ""

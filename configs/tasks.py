@@ -332,6 +332,17 @@ class SuiteConfig(Config):
         suite["tasks"] = [_with_options(task, for_all) for task in suite["tasks"]]
         return suite
 
+    def with_success(self, rule: str | None) -> Self:
+        """Return the suite with another success rule for every task.
+
+        Args:
+            rule: the rule; None to keep the rules of the tasks.
+        """
+        if rule is None:
+            return self
+        tasks = tuple(task.model_copy(update={"success": rule}) for task in self.tasks)
+        return self.model_copy(update={"tasks": tasks})
+
     @model_validator(mode="after")
     def _task_names_are_unique(self) -> Self:
         names = [task.name for task in self.tasks]

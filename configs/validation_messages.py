@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from mirl.configs.config import explain_errors_by
 from mirl.configs.errors import nearest
 from mirl.configs.parts import BuiltInOrOwn, own_config
 
@@ -176,3 +177,6 @@ def _shorten(value: object) -> str:
     if len(text) <= MAX_SHOWN_CHARACTERS:
         return text
     return f"{text[:MAX_SHOWN_CHARACTERS]}…"
+
+
+explain_errors_by(explain)

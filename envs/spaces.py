@@ -83,6 +83,8 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         inner = _without_task_key(declared)
         self._task_index = np.asarray(task_index, dtype=np.int64)
         self._codecs: dict[str, TextCodec] = {}
+        self.texts: dict[str, str] = {}
+        """The texts of the last observation, by key, before their conversion."""
         self._values: dict[str, Values] = {}
         self._n_actions: int | None = None
         contract: dict[str, AnySpace] = {}
@@ -194,7 +196,8 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
                     f"observation '{key}': expected a text, as its space says, got "
                     f"{describe_value(converted[key])}; return a str, or change the space"
                 )
-            converted[key] = codec.encode(str(converted[key]), key)
+            self.texts[key] = str(converted[key])
+            converted[key] = codec.encode(self.texts[key], key)
         if self._is_checked:
             for key, values in self._values.items():
                 converted[key] = values.convert(converted[key])

@@ -6,7 +6,7 @@ distinct context.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import ClassVar, TypeGuard
 
@@ -28,7 +28,7 @@ from mirl.configs.networks import (
     RawContextConfig,
     TaskIdContextConfig,
 )
-from mirl.configs.parts import Part, PartConfig
+from mirl.configs.parts import Method, Part, PartConfig
 from mirl.policies.encoders import (
     CellsEncoder,
     GridEncoder,
@@ -58,6 +58,11 @@ class ContextEncoder(Part, nn.Module, ABC):
 
     Config: ClassVar[type[PartConfig]] = AnyContextConfig
     must_set = ("keys", "out_dim")
+    explained_methods: ClassVar[Mapping[str, Method]] = {
+        "update_statistics": Method(
+            "is given (observations), a batch as forward takes it, and returns nothing"
+        ),
+    }
 
     keys: tuple[str, ...]
     """Observation keys that the encoder reads as the context."""

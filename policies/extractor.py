@@ -23,6 +23,7 @@ from mirl.configs.networks import (
     NoMemoryConfig,
     Site,
 )
+from mirl.configs.parts import explain_own_error, own_place
 from mirl.policies.action_mask import is_mask_space
 from mirl.policies.contexts import ContextEncoder, build_context, get_task_ids
 from mirl.policies.encoders import Encoder, build_encoder, gather_rows
@@ -237,7 +238,19 @@ class FusionExtractor(BaseFeaturesExtractor):
         Returns:
             The feature vectors, (B, features_dim), or ``Features`` if ``return_features`` is set.
         """
-        context: Context = self.context(observations)
+        try:
+            context: Context = self.context(observations)
+        except Exception as error:
+            explained = explain_own_error(
+                type(self.context),
+                "forward",
+                error,
+                "is given (observations) and must return a Context with values (rows, out_dim), "
+                f"out_dim={self.context_dim}",
+            )
+            if explained is None:
+                raise
+            raise explained from error
         self._check_context(context)
         vector, similarities = self.fuse(observations, context)
         if not self.return_features:
@@ -267,29 +280,53 @@ class FusionExtractor(BaseFeaturesExtractor):
         fuse = None
         if self.map_fusion is not None:
             fuse = MapFusion(self.map_fusion, context, keep_similarities=self.similarities_dim > 0)
-        vector: Tensor = self.encoder(inputs, fuse)
-        if vector.ndim != 2 or vector.shape[1] != self.encoder.out_dim:
-            raise ConfigError(
-                f"encoder={self.network.encoder.kind} must return feature vectors (B, out_dim) "
-                f"with out_dim={self.encoder.out_dim}, got shape {tuple(vector.shape)}"
+        try:
+            vector: object = self.encoder(inputs, fuse)
+        except Exception as error:
+            shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in inputs.items())
+            explained = explain_own_error(
+                type(self.encoder),
+                "forward",
+                error,
+                f"is given (observations, fuse) with {shapes} and must return (B, out_dim) with "
+                f"out_dim={self.encoder.out_dim}",
             )
+            if explained is None:
+                raise
+            raise explained from error
+        if not isinstance(vector, Tensor):
+            raise self._wrong_features(type(vector).__name__)
+        if vector.ndim != 2 or vector.shape[1] != self.encoder.out_dim:
+            raise self._wrong_features(f"shape {tuple(vector.shape)}")
         if self.vector_fusion is not None:
             vector = F.relu(_apply_fusion(self.vector_fusion, vector, context))
         return vector, None if fuse is None else fuse.similarities
 
+    def _wrong_features(self, got: str) -> ConfigError:
+        return ConfigError(
+            f"encoder={self.network.encoder.kind} must return feature vectors (B, out_dim) with "
+            f"out_dim={self.encoder.out_dim}, got {got}{own_place(type(self.encoder), 'forward')}"
+        )
+
     def _check_context(self, context: object) -> None:
         """Raise if the context encoder, which may be a user's, returns something else."""
         name = f"context={self.network.context.kind}"
+        place = own_place(type(self.context), "forward")
         if not isinstance(context, Context):
             raise ConfigError(
                 f"{name} must return a mirl.policies.features.Context, e.g. Context(z, None) for "
-                f"a context per row, got {type(context).__name__}"
+                f"a context per row, got {type(context).__name__}{place}"
             )
-        shape = tuple(context.values.shape)
+        values: object = context.values
+        if not isinstance(values, Tensor):
+            raise ConfigError(
+                f"{name} must return a Context of a tensor, got {type(values).__name__}{place}"
+            )
+        shape = tuple(values.shape)
         if len(shape) != 2 or shape[1] != self.context_dim:
             raise ConfigError(
                 f"{name} must return contexts (rows, out_dim) with out_dim={self.context_dim}, "
-                f"got shape {shape}"
+                f"got shape {shape}{place}"
             )
 
     @property

@@ -5,7 +5,7 @@ costs as much as one without a context. Weights are folded in float64 on the CPU
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, assert_never, cast
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY, TASK_KEY
+from mirl.configs.parts import explain_own_error, own_place
 from mirl.policies.action_mask import mask_logits
 from mirl.policies.contexts import GoalContext
 from mirl.policies.extractor import FusionExtractor
@@ -31,6 +32,10 @@ from mirl.policies.popart import PopArtHead
 
 Head = nn.Linear | FusionHead | VectorHead | PopArtHead
 """A policy or value head of ``FusionPolicy``."""
+FLOAT64_ERROR = 1e-6
+"""Largest difference of a specialized fusion to the fusion, relative to the largest output."""
+FLOAT32_ERROR = 1e-4
+"""The same where the specialized fusion has weights in float32."""
 OneContext = ArrayLike | Mapping[str, ArrayLike]
 """One row as the observation holds it; a dictionary of rows if the context has several keys."""
 
@@ -111,25 +116,55 @@ def specialize_fusion(fusion: Fusion, z: Float[Tensor, " context"]) -> nn.Module
     in_float64 = copy.deepcopy(fusion).cpu().double().eval()
     row = z.detach().cpu().double().unsqueeze(0)
     folded = in_float64.specialize(row)
-    _check_same_function(in_float64, folded, row)
+    # a user's class may build layers of torch's default, float32, which rounds more
+    max_error = FLOAT64_ERROR
+    if any(weight.dtype == torch.float32 for weight in _weights(folded)):
+        max_error = FLOAT32_ERROR
+    folded = folded.double()
+    _check_same_function(in_float64, folded, row, max_error)
     return folded.to(device=z.device, dtype=z.dtype).requires_grad_(False).eval()
 
 
-def _check_same_function(fusion: Fusion, folded: nn.Module, z: Float[Tensor, "1 context"]) -> None:
+def _weights(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _check_same_function(
+    fusion: Fusion, folded: nn.Module, z: Float[Tensor, "1 context"], max_error: float
+) -> None:
     """Raise if a specialized form, which may be a user's, differs from its fusion."""
     # a generator of its own leaves torch's global one as it is
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 3, fusion.features_dim, dtype=torch.float64, generator=generator)
     expected = fusion(x, z)
-    got = folded(x)
-    tolerance = 1e-6 * max(1.0, expected.abs().max().item())
-    if got.shape != expected.shape or not torch.allclose(
-        got, expected, rtol=0, atol=tolerance, equal_nan=True
-    ):
-        name = f"{type(fusion).__module__}:{type(fusion).__qualname__}"
+    fusion_class = type(fusion)
+    name = f"{fusion_class.__module__}:{fusion_class.__qualname__}.specialize"
+    must_return = f"specialize(z) must return a module of x (B, P, {fusion.features_dim}) alone"
+    try:
+        got: object = folded(x)
+    except Exception as error:
+        explained = explain_own_error(
+            fusion_class, "specialize", error, f"returns a module that was called; {must_return}"
+        )
+        if explained is None:
+            raise
+        raise explained from error
+    place = own_place(fusion_class, "specialize")
+    if not isinstance(got, Tensor):
         raise ConfigError(
-            f"{name}.specialize(z) returns a module of another function than the fusion itself; "
-            "mend the method, or use the policy as it is"
+            f"{name} returns a module that returns {type(got).__name__}{place}; {must_return}, "
+            "which returns a tensor"
+        )
+    if got.dtype != expected.dtype:  # it computes in float32, whatever it is given
+        max_error = FLOAT32_ERROR
+    tolerance = max_error * max(1.0, expected.abs().max().item())
+    if got.shape != expected.shape or not torch.allclose(
+        got.double(), expected, rtol=0, atol=tolerance, equal_nan=True
+    ):
+        raise ConfigError(
+            f"{name}(z) returns a module of another function than the fusion itself{place}; mend "
+            "the method, or use the policy as it is"
         )
 
 

@@ -3,7 +3,9 @@
 The classes are those of the template of docs/extending.
 """
 
+import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from own_parts import CLASSES, OPTIONS, TEMPLATE, config_of, name_of, ownparts, words_of
+from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 from toy_goal_envs import MirrorReachEnv
@@ -31,6 +34,7 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
     BaseContextConfig,
     BaseEncoderConfig,
+    BaseFusionConfig,
     FilmConfig,
     NetworkConfig,
     RecurrentCoreConfig,
@@ -45,6 +49,7 @@ from mirl.policies.features import Context
 from mirl.policies.fusions import Fusion, build_fusion, build_map_fusion
 from mirl.policies.memory.core import Core
 from mirl.policies.off_policy import FusionDQNPolicy, FusionSACPolicy
+from mirl.policies.specialize import specialize_fusion
 
 ROOT = Path(__file__).parents[1]
 GROUPS = tuple(CLASSES)
@@ -318,10 +323,10 @@ class WideEncoder(SilentEncoder):
     [
         ("fusion", FlatFusion, "FlatFusion.interact must return (B, P, O) = (4, 1, "),
         ("fusion", OldFusion, "OldFusion expected to be built by (features_dim, context_dim, out"),
-        ("fusion", ownparts.Leaky, "an inner class Config(BaseFusionConfig), got 'Leaky'"),
+        ("fusion", ownparts.Leaky, "got 'Leaky', which is a part of another kind, a Core"),
         ("fusion", ownparts.Leaky.Config(), "expected one of concat, bilinear"),
-        ("fusion", nn.Linear, "an inner class Config(BaseFusionConfig), got 'Linear'"),
-        ("fusion", Fusion, "an inner class Config(BaseFusionConfig), got 'Fusion'"),
+        ("fusion", nn.Linear, "got 'Linear', which does not inherit from mirl.policies.fusions."),
+        ("fusion", Fusion, "got 'Fusion', which is the abstract base class itself"),
         ("fusion", "ownparts:BoundedFlim", "Did you mean 'BoundedFilm'?"),
         ("fusion", "ownpart:BoundedFilm", "names code of 'ownpart'"),
         ("memory", NarrowCore, "NarrowCore.run must return (T, N, size) = (1, 4, 128)"),
@@ -465,3 +470,220 @@ def test_run_is_trained_resumed_evaluated(group: str, tmp_path: Path) -> None:
         assert refused.returncode == 2
         assert "add import=ownparts" in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
+
+
+class NoPerRow(Fusion):
+    """A fusion whose shapes do not broadcast, as ``per_row`` is missing."""
+
+    class Config(BaseFusionConfig):
+        """No options."""
+
+    def __init__(
+        self, features_dim: int, context_dim: int, out_dim: int, config: Config, gain: float
+    ) -> None:
+        super().__init__(features_dim, context_dim, out_dim)
+        self.main = nn.Linear(features_dim, out_dim)
+        self.scale = nn.Linear(context_dim, out_dim)
+
+    def interact(self, x: Tensor, z: Tensor, groups: Any) -> Tensor:
+        """Multiply (B, P, O) by (G, O)."""
+        return self.main(x) * self.scale(z)
+
+
+class OtherSignature(NoPerRow):
+    """A fusion whose ``interact`` takes other arguments."""
+
+    def interact(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Take no context."""
+        return x
+
+
+class NoSuchLayer(NoPerRow):
+    """A fusion whose constructor fails."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.other = nn.Linear("wide", 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fusion", "cause"),
+    [(NoPerRow, RuntimeError), (OtherSignature, TypeError), (NoSuchLayer, TypeError)],
+)
+def test_own_error_is_one_line(fusion: type[Fusion], cause: type[Exception]) -> None:
+    def build_and_call() -> None:
+        layer = build_fusion(fusion.Config(), 6, 5, 7)
+        layer(torch.randn(4, 9, 6), torch.randn(2, 5), torch.tensor([0, 1, 1, 0]))
+
+    with pytest.raises(ConfigError) as raised:
+        build_and_call()
+    message = str(raised.value)
+    assert "\n" not in message
+    assert f"{__name__}:{fusion.__name__}." in message
+    assert f"{__file__}:" in message
+    assert isinstance(raised.value.__cause__, cause)
+
+
+def failing_forward(*_arguments: object) -> None:
+    raise KeyError("pixels")
+
+
+@pytest.mark.parametrize("group", ["context", "encoder", "memory"])
+def test_own_forward_error_names_class(
+    group: str, door_env: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = "run" if group == "memory" else "forward"
+    policy = policy_class((group,))(
+        door_env.observation_space, door_env.action_space, lambda _: 0.0, **own(group)
+    )
+    monkeypatch.setattr(CLASSES[group], method, failing_forward)
+    with pytest.raises(ConfigError, match=rf"{name_of(group)}\.{method} fails at .*KeyError"):
+        policy.predict(door_env.reset())
+
+
+def test_built_in_error_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = build_fusion(FilmConfig(), 6, 5, 7)
+    monkeypatch.setattr(type(layer), "interact", failing_forward)
+    with pytest.raises(KeyError):
+        layer(torch.randn(4, 6), torch.randn(4, 5))
+
+
+class OwnForward(ownparts.BoundedFilm):
+    """A fusion with a ``forward`` of its own, which fails."""
+
+    def forward(self, features: Tensor, context: Tensor, index: Any = None) -> Tensor:
+        """Read a key that is not there."""
+        return {"features": features}["pixels"]
+
+
+class ListForward(ownparts.BoundedFilm):
+    """A fusion whose ``forward`` returns no tensor."""
+
+    def forward(self, features: Tensor, context: Tensor, index: Any = None) -> Any:
+        """Return a list."""
+        return [super().forward(features, context, index)]
+
+
+class OwnCoreForward(ownparts.Leaky):
+    """A core whose own ``forward`` returns the output alone."""
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        """Leave the state out."""
+        return super().forward(*arguments, **options)[0]
+
+
+class ListCore(ownparts.Leaky):
+    """A core that returns the output alone."""
+
+    def run(self, *arguments: Any) -> Any:
+        """Leave the state out."""
+        return super().run(*arguments)[0]
+
+
+class FailingStatistics(ownparts.PooledCells):
+    """An encoder whose statistics fail."""
+
+    def update_statistics(self, observations: Any) -> None:
+        """Read a key that is not there."""
+        observations["pixels"].mean()
+
+
+class ListEncoder(ownparts.PooledCells):
+    """An encoder that returns no tensor."""
+
+    def forward(self, observations: Any, fuse: Any = None) -> Any:
+        """Return a list."""
+        return [super().forward(observations, fuse)]
+
+
+class NoModule(ownparts.BoundedFilm):
+    """A fusion whose specialized form is no module."""
+
+    def specialize(self, z: Tensor) -> Any:
+        """Return a function."""
+        return lambda x: self(x, z)
+
+
+class FailingModule(ownparts.BoundedFilm):
+    """A fusion whose specialized form fails."""
+
+    def specialize(self, z: Tensor) -> nn.Module:
+        """Return a layer of another size."""
+        return nn.Linear(self.features_dim + 1, self.out_dim)
+
+
+class SinglePrecision(ownparts.BoundedFilm):
+    """A fusion whose specialized form has weights in torch's default type, float32."""
+
+    def specialize(self, z: Tensor) -> nn.Module:
+        """Copy the affine map into a new layer."""
+        folded = self.specialize_affine(z)
+        layer = nn.Linear(self.features_dim, self.out_dim)
+        layer.load_state_dict(folded.state_dict())
+        return layer
+
+
+def run_part(part: Any) -> None:
+    """Build a part and call the method of it that is broken."""
+    if issubclass(part, Core):
+        core = part(5, 0, part.Config())
+        core(torch.randn(2, 3, 5), torch.zeros(3, core.state_dim), torch.zeros(2, 3))
+    elif "specialize" in vars(part):
+        specialize_fusion(build_fusion(part.Config(), 6, 5, 7), torch.randn(5))
+    elif issubclass(part, Fusion):
+        build_fusion(part.Config(), 6, 5, 7)(torch.randn(4, 6), torch.randn(4, 5))
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (OwnForward, "OwnForward.forward fails"),
+        (ListForward, "ListForward.forward returns list"),
+        (OwnCoreForward, "OwnCoreForward.forward returns Tensor"),
+        (ListCore, "ListCore.run must return"),
+        (NoModule, "NoModule.specialize returns function"),
+        (FailingModule, "FailingModule.specialize fails"),
+    ],
+)
+def test_own_methods_are_explained(part: Any, message: str) -> None:
+    source, first_line = inspect.getsourcelines(part)
+    with pytest.raises(ConfigError) as raised:
+        run_part(part)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+    found = re.search(rf"{re.escape(__file__)}:(\d+)", str(raised.value))
+    assert found is not None
+    # the place is inside of the class
+    assert first_line <= int(found[1]) < first_line + len(source)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (FailingStatistics, "FailingStatistics.update_statistics fails"),
+        (ListEncoder, "ListEncoder must return feature vectors (B, out_dim)"),
+    ],
+)
+def test_own_encoder_names_its_place(door_env: Any, part: Any, message: str) -> None:
+    extractor = FusionExtractor(door_env.observation_space, encoder=part)
+    observations = preprocess_obs(
+        {key: torch.as_tensor(value) for key, value in door_env.reset().items()},
+        door_env.observation_space,
+    )
+
+    def update_and_call() -> None:
+        extractor.update_statistics(observations)
+        extractor(observations)
+
+    with pytest.raises(ConfigError) as raised:
+        update_and_call()
+    assert message in str(raised.value)
+    assert f"{__file__}:" in str(raised.value)
+
+
+def test_float32_module_is_accepted() -> None:
+    fusion = build_fusion(SinglePrecision.Config(), 6, 5, 7)
+    z = torch.randn(5)
+    folded = specialize_fusion(fusion, z)
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(folded(x), fusion(x, z.expand(4, 5)))

@@ -1,5 +1,9 @@
 """Evaluation while training, which selects the best checkpoint."""
 
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
 import numpy as np
 
 from mirl.agents.callbacks.schedule import BetweenIterations, Interval
@@ -8,7 +12,7 @@ from mirl.agents.callbacks.selection import (
     criterion_value,
     criterion_without_success,
 )
-from mirl.agents.evaluation import evaluate
+from mirl.agents.evaluation import NO_SUCCESS, evaluate
 from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.checkpoint import Criterion
 from mirl.agents.runs.metric_names import task_metric
@@ -32,6 +36,7 @@ class Evaluation(BetweenIterations):
         env: validation environments of the trained subset.
         held_out: validation environments of the held-out subset, if the run holds anything out.
         notice: told of tasks that report no success; None for nothing.
+        log: called with one line per evaluation; None for no such lines.
     """
 
     def __init__(
@@ -40,8 +45,11 @@ class Evaluation(BetweenIterations):
         env: SuiteVecEnv,
         held_out: SuiteVecEnv | None = None,
         notice: SuccessNotice | None = None,
+        log: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__()
+        self.log = log
+        self.start = time.perf_counter()
         self.notice = notice
         self.run = run
         self.env = env
@@ -62,6 +70,7 @@ class Evaluation(BetweenIterations):
         self.criterion: Criterion = self.run.checkpoints.best_criterion
 
     def _on_training_start(self) -> None:
+        self.start = time.perf_counter()
         # a resumed run would otherwise be due at once
         self.interval.last = self.num_timesteps
 
@@ -98,6 +107,7 @@ class Evaluation(BetweenIterations):
         # a row of its own: the table needs its timesteps, TensorBoard has them as the step
         self.logger.record(metrics.TIMESTEPS, self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
+        self._log_line(None if suite.success is None else suite.success.mean, mean_return)
         if self.criterion == "success" and suite.tasks_with_success < len(results):
             # the scores so far were success rates, which nothing can be compared with any more
             self.criterion = criterion_without_success(self.run.config)
@@ -106,6 +116,16 @@ class Evaluation(BetweenIterations):
         if score >= self.best:  # of equal scores the later one, which has trained longer
             self.best = score
             self.new_best = score
+
+    def _log_line(self, success: float | None, mean_return: float) -> None:
+        """Log one line about the trained tasks, whose success may be unknown."""
+        if self.log is None:
+            return
+        rate = NO_SUCCESS if success is None else f"{success:.1%}"
+        elapsed = timedelta(seconds=round(time.perf_counter() - self.start))
+        self.log(
+            f"{self.num_timesteps:,} timesteps: success {rate}, return {mean_return:.3f}, {elapsed}"
+        )
 
     def _record_task(self, metric: str, result: TaskResult, value: float) -> None:
         self.logger.record(task_metric("eval", result.task, metric), value)

@@ -98,7 +98,7 @@ class CheckpointDirectory:
         """Find a checkpoint.
 
         Args:
-            which: "last", "best", or a number of timesteps.
+            which: "last", "best", a number of timesteps, or the name of a folder.
 
         Returns:
             The checkpoint.
@@ -116,8 +116,9 @@ class CheckpointDirectory:
         for key in ("last", "best"):
             if index.get(key) in by_name:
                 found[key] = by_name[index[key]]
-        # leading zeros are allowed, as in the name of the folder
-        key = str(int(which)) if which.isdecimal() else which
+        # leading zeros are allowed, as in the name of the folder; a shell completes it with a slash
+        digits = which.removesuffix("/").removeprefix("step_")
+        key = str(int(digits)) if digits.isdecimal() else which
         if key not in found:
             hint = nearest(which, found) or " It holds none."
             raise ConfigError(f"no checkpoint '{which}' in {self.path}.{hint}")

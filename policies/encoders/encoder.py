@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mirl.configs.networks import (
     BaseEncoderConfig,
 )
-from mirl.configs.parts import Part, PartConfig
+from mirl.configs.parts import Method, Part, PartConfig
 
 
 @runtime_checkable
@@ -51,6 +51,11 @@ class Encoder(Part, nn.Module, ABC):
 
     Config: ClassVar[type[PartConfig]] = BaseEncoderConfig
     must_set = ("keys", "out_dim")
+    explained_methods: ClassVar[Mapping[str, Method]] = {
+        "update_statistics": Method(
+            "is given (observations), a batch as forward takes it, and returns nothing"
+        ),
+    }
 
     keys: tuple[str, ...]
     """Observation keys that the encoder reads."""

@@ -1,6 +1,7 @@
 """Base class of the fusions y = f(x, z), and what all of them share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
     BaseFusionConfig,
 )
-from mirl.configs.parts import Part
+from mirl.configs.parts import Method, Part, explain_own_error, own_place
 from mirl.policies.fusions.affine import as_linear
 from mirl.policies.grouped_matmul import ContextGroups
 
@@ -31,6 +32,17 @@ class Fusion(nn.Module, Part, ABC):
     """
 
     Config: ClassVar[type[BaseFusionConfig]] = BaseFusionConfig
+    explained_methods: ClassVar[Mapping[str, Method]] = {
+        "forward": Method(
+            "is given (features, context, index=None) and must return the fused features "
+            "(*B, O); a fusion defines interact, which needs no other forward",
+            Tensor,
+        ),
+        "specialize": Method(
+            "is given (z) with z (1, Z) in float64, and must return a torch module of x",
+            nn.Module,
+        ),
+    }
     map_class: ClassVar[type["Fusion"] | None] = None
     """Class that fuses a feature map in place of this one; None for this one."""
     is_positionwise = True
@@ -88,12 +100,25 @@ class Fusion(nn.Module, Part, ABC):
             # (*B, X) -> (B, 1, X)
             x = features.reshape(-1, 1, self.features_dim)
             z = context.reshape(-1, self.context_dim)
-        y = self.interact(x, z, groups)
         shape = (*x.shape[:2], self.out_dim)
+        try:
+            y = self.interact(x, z, groups)
+        except Exception as error:
+            explained = explain_own_error(
+                type(self),
+                "interact",
+                error,
+                f"is given (x, z, groups) with x {tuple(x.shape)} and z {tuple(z.shape)}, and must "
+                f"return (B, P, O) = {shape}; apply per_row(…, groups) to what depends on z",
+            )
+            if explained is None:
+                raise
+            raise explained from error
         returned = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         if returned != shape:
             raise ConfigError(
                 f"{type(self).__name__}.interact must return (B, P, O) = {shape}, got {returned}"
+                f"{own_place(type(self), 'interact')}"
             )
         # (B, P, O) -> (*B, O) or (B, *positions, O)
         return y.reshape(*features.shape[:-1], self.out_dim)

@@ -6,6 +6,7 @@ sequence, O output.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import RecurrentCoreConfig
-from mirl.configs.parts import Part
+from mirl.configs.parts import Method, Part, explain_own_error, own_place
 from mirl.policies.fusions import Affine
 from mirl.policies.grouped_matmul import ContextGroups
 from mirl.policies.memory.episodes import Episodes
@@ -50,6 +51,14 @@ class Core(nn.Module, Part, ABC):
     """
 
     Config: ClassVar[type[RecurrentCoreConfig]] = RecurrentCoreConfig
+    explained_methods: ClassVar[Mapping[str, Method]] = {
+        "forward": Method(
+            "is given (features, state, episode_start, context, groups) and must return the "
+            "pair (output (T, N, O), state (N, S)); a core defines run, which needs no other "
+            "forward",
+            tuple,
+        )
+    }
 
     def __init__(self, features_dim: int, state_dim: int, config: RecurrentCoreConfig) -> None:
         super().__init__()
@@ -107,8 +116,22 @@ class Core(nn.Module, Part, ABC):
             if self.normalize:
                 # What the features of all observations share would dominate the differences.
                 inputs = F.layer_norm(inputs, (self.features_dim,))
-            y, state = self.run(inputs, state, episodes, z, groups)
-            self._check_outputs(y, state, episodes)
+            try:
+                returned = self.run(inputs, state, episodes, z, groups)
+            except Exception as error:
+                explained = explain_own_error(
+                    type(self),
+                    "run",
+                    error,
+                    "is given (x, state, episodes, z, groups) with x of shape "
+                    f"{tuple(inputs.shape)} and must return (T, N, size) = "
+                    f"{(*episodes.shape, self.size)} and the state {tuple(state.shape)}",
+                )
+                if explained is None:
+                    raise
+                raise explained from error
+            self._check_outputs(returned, episodes)
+            y, state = returned
             if self.add is not None:
                 y = x + self.add(y)
             return y, state
@@ -135,15 +158,21 @@ class Core(nn.Module, Part, ABC):
             (T, N, size), the output; (N, S), the hidden state afterwards.
         """
 
-    def _check_outputs(self, y: Tensor, state: Tensor, episodes: Episodes) -> None:
-        """Raise if ``run``, which may be that of a user's class, returns other shapes."""
+    def _check_outputs(self, returned: object, episodes: Episodes) -> None:
+        """Raise if ``run``, which may be that of a user's class, returns something else."""
         expected = (*episodes.shape, self.size)
         expected_state = (episodes.shape[1], self.state_dim)
-        if tuple(y.shape) != expected or tuple(state.shape) != expected_state:
-            raise ConfigError(
-                f"{type(self).__name__}.run must return (T, N, size) = {expected} and (N, state) = "
-                f"{expected_state}, got {tuple(y.shape)} and {tuple(state.shape)}"
-            )
+        if isinstance(returned, tuple | list):
+            shapes = [_shape_or_type(part) for part in returned]
+            if shapes == [expected, expected_state]:
+                return
+            got = " and ".join(map(str, shapes))
+        else:
+            got = type(returned).__name__
+        raise ConfigError(
+            f"{type(self).__name__}.run must return (T, N, size) = {expected} and (N, state) = "
+            f"{expected_state}, got {got}{own_place(type(self), 'run')}"
+        )
 
     def _check_sizes(
         self,
@@ -167,6 +196,10 @@ class Core(nn.Module, Part, ABC):
             raise ValueError(
                 f"expected a context for each of {episodes.shape} timesteps, got {len(context)}"
             )
+
+
+def _shape_or_type(value: object) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _as_episodes(episode_start: Episodes | Tensor | np.ndarray, device: torch.device) -> Episodes:

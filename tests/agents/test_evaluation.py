@@ -1,5 +1,6 @@
 """Evaluation plays fixed quotas of unseen episodes and reports rates with intervals."""
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from corridor_env import corridor
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from rich.table import Table
 from run_setup import evaluate_at
 from stable_baselines3.common.policies import BasePolicy, MultiInputActorCriticPolicy
@@ -224,6 +226,16 @@ def test_table_has_row_per_task() -> None:
     ]
 
 
+def test_narrow_table_keeps_names_whole() -> None:
+    names = ["MiniGrid-DoorKey-5x5-v0", "MiniGrid-DoorKey-5x5-v1"]
+    output = io.StringIO()
+    console = Console(file=output, width=80)
+    console.print(results_table([unknown(name) for name in names], "title"))
+    cells = [line.split("│")[1].strip() for line in output.getvalue().splitlines() if "│" in line]
+    assert "".join(cells).startswith("".join(names))
+    assert "…" not in output.getvalue()
+
+
 def test_table_ends_with_summary_rows() -> None:
     """Below several tasks stand their mean, interquartile mean and worst."""
     results = [one(str(successes), successes, 4) for successes in (0, 2, 3, 4)]
@@ -287,7 +299,7 @@ def test_line_explains_missing_success() -> None:
     line = missing_success_line([one("a", 2), unknown("b"), unknown("b", subset="held_out")])
     assert line == (
         "task 'b' reports no success (no 'is_success' or 'success' in the last info of an "
-        "episode); train with 'success=return>=X' to define it"
+        "episode); evaluate with 'success=return>=X' to define it"
     )
 
 
@@ -314,6 +326,21 @@ def test_unknown_success_is_null_in_reports(tmp_path: Path) -> None:
         assert report["tasks"][1][key] is not None
     summary = report["summary"]["trained"]
     assert (summary["tasks_with_success"], summary["success"]["mean"]) == (1, 1.0)
+
+
+def test_success_rule_replaces_the_runs(tmp_path: Path) -> None:
+    """``success=`` of eval.py decides the success of every task, and names the file."""
+    sizes = ("agent.n_envs=2", "agent.n_steps=32", "agent.batch_size=64", "total_timesteps=64")
+    others = ("evaluation.episodes=2", "progress=false", "device=cpu", f"runs_dir={tmp_path}")
+    config = compose_train([*corridor("", "success: 'return>=-16'"), *sizes, *others])
+    train(config)
+    options = EvalConfig(
+        run=config.run_dir, checkpoint="last", episodes=4, n_envs=2, success="return>=1000"
+    )
+    results, [path] = evaluate_at(options)
+    assert [result.success_rate for result in results] == [0.0, 0.0]
+    assert json.loads(path.read_text())["success"] == "return>=1000"
+    assert path.stem.endswith("-return--1000")
 
 
 def test_only_active_tasks_have_results(suite: SuiteConfig) -> None:

@@ -408,3 +408,33 @@ def test_eval_errors_read_like_train_errors(argv: list[str], message: str) -> No
     with pytest.raises(ConfigError) as caught:
         parse_flat(EvalConfig, argv)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["task=Own-v0+Other-v0", "success=maybe"], "task 'Own-v0', task 'Other-v0': success: "),
+        (
+            ["task.tasks=[{name: reach, env_id: Own-v0, sucess: info}]"],
+            "task 'reach': unknown option 'sucess'. Did you mean 'success'?",
+        ),
+        (["task.tasks=[{name: reach, env_id: 3.5, kwargs: 3}]"], "task 'reach': kwargs: "),
+    ],
+)
+def test_task_error_names_the_task(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        compose_train(words)
+    assert str(raised.value).startswith(message)
+    assert "tasks.0" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_eval_takes_presets_and_rule(config_dir: Path) -> None:
+    words = ["run=runs/x", "success='return >= 5'", "--config-dir", str(config_dir)]
+    config = parse_flat(EvalConfig, words)
+    assert config.success == "return>=5"
+    assert config.config_dir == config_dir
+    for word in ("success=often", "--config-dir=nowhere"):
+        with pytest.raises(ConfigError) as raised:
+            parse_flat(EvalConfig, ["run=runs/x", word])
+        assert "\n" not in str(raised.value)

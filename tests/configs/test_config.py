@@ -1,13 +1,14 @@
 """Properties that all config classes share: frozen, closed to unknown fields, documented."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from mirl.configs.agents import AgentConfig
 from mirl.configs.compose import compose_train
-from mirl.configs.networks import ContextConfig, EncoderConfig, FusionConfig
+from mirl.configs.errors import ConfigError
+from mirl.configs.networks import ContextConfig, EncoderConfig, FusionConfig, LowRankConfig
 from mirl.configs.schema import EvalConfig, TrainConfig
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.configs.validation_messages import config_classes
@@ -57,3 +58,20 @@ def test_built_config_cannot_be_changed() -> None:
 
 def test_single_name_needs_no_brackets() -> None:
     assert compose_train(["sites=map"]).sites == ("map",)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rnk": 8}, "LowRankConfig: unknown option 'rnk'. Did you mean 'rank'?"),
+        ({"rank": "x"}, "LowRankConfig: rank: input should be a valid integer"),
+        ({"rank": 0}, "LowRankConfig: rank: input should be greater than"),
+    ],
+)
+def test_constructor_error_is_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        LowRankConfig(**options)
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
+    assert isinstance(raised.value, ValueError)
+    assert isinstance(raised.value.__cause__, ValidationError)

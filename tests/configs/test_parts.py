@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 
+from mirl.configs import parts
 from mirl.configs.config import Config
 from mirl.configs.errors import ConfigError
 from mirl.configs.parts import (
@@ -81,7 +82,7 @@ def test_kind_is_named_after_owner() -> None:
 
 
 def test_kind_cannot_be_chosen() -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ConfigError):
         Ring.Config(kind="ring")
 
     class Named(Shape):
@@ -143,7 +144,7 @@ def test_different_classes_are_unequal() -> None:
 )
 def test_errors_say_where(value: Any, location: tuple[str, ...]) -> None:
     with pytest.raises(ValidationError) as raised:
-        Drawing(shape=value)
+        Drawing.model_validate({"shape": value})
     [detail] = raised.value.errors()
     assert detail["loc"] == location
 
@@ -167,7 +168,7 @@ def test_other_constructor_is_refused() -> None:
         Shape.class_of(config).construct(size=5, config=config)
 
 
-def test_error_inside_constructor_passes() -> None:
+def test_error_inside_constructor_is_cause() -> None:
     class Failing(Shape):
         class Config(BaseShapeConfig):
             pass
@@ -176,8 +177,9 @@ def test_error_inside_constructor_passes() -> None:
             raise TypeError("from inside")
 
     config = Failing.Config()
-    with pytest.raises(TypeError, match="from inside"):
+    with pytest.raises(ConfigError, match=r"Failing\.__init__ fails at .*from inside") as raised:
         Shape.class_of(config).construct(size=5, config=config)
+    assert isinstance(raised.value.__cause__, TypeError)
 
 
 def test_config_belongs_to_one_class() -> None:
@@ -191,8 +193,45 @@ def test_config_without_class_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"expected the Config of a Shape, got .*Lonely"):
         Shape.class_of(Lonely())
-    with pytest.raises(ConfigError, match=r"inner class Config\(BaseShapeConfig\)"):
+    with pytest.raises(ConfigError, match=r"'.*Lonely' is the Config of no class"):
         config_class_of(Lonely, BaseShapeConfig)
+
+
+def test_mistake_in_class_is_named() -> None:
+    class Unconfigured(Shape):
+        pass
+
+    class Foreign(Shape):
+        class Config:
+            pass
+
+    class NoPart:
+        Config = Ring.Config
+
+    mistakes = {
+        Unconfigured: "has no inner class Config; give it one, class Config(BaseShapeConfig)",
+        Foreign: "must inherit from BaseShapeConfig",
+        NoPart: f"does not inherit from {__name__}.Shape",
+        Shape: "is the abstract base class itself",
+        test_mistake_in_class_is_named: "is no class but a function",
+        Ring(1, Ring.Config()): "is no class but an instance of Ring",
+    }
+    for found, message in mistakes.items():
+        with pytest.raises(ConfigError) as raised:
+            config_class_of(found, BaseShapeConfig)
+        assert message in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+def test_class_of_other_script_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a class is loaded with an agent, and MIRL has never seen its definition."""
+    config = type("Config", (BaseShapeConfig,), {"__module__": "__main__"})
+    script = type("Script", (Shape,), {"__module__": "__main__", "Config": config})
+    monkeypatch.setattr(parts, "_part_classes", {})
+    with pytest.raises(ConfigError, match="put the class at the top level of a module"):
+        config_class_of(script, BaseShapeConfig)
+    with pytest.raises(ConfigError, match="put the class at the top level of a module"):
+        Shape.class_of(config())
 
 
 def test_redefined_class_replaces_earlier_one() -> None:

@@ -73,7 +73,7 @@ def test_option_of_other_preset_is_rejected(argv: list[str], message: str) -> No
 def test_error_inside_task_is_one_line() -> None:
     (line,) = error_message("task.tasks=[{name: a, env_id: X-v0, success: rewrad}]").splitlines()
     assert line == (
-        "task.tasks.0.success: expected 'auto', 'reward', 'info', 'any_step' or 'return>=X' with "
+        "task 'a': success: expected 'auto', 'reward', 'info', 'any_step' or 'return>=X' with "
         "a number X, got 'rewrad'. Did you mean 'reward'?"
     )
 

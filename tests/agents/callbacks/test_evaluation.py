@@ -1,6 +1,7 @@
 """Evaluation while training logs its results and selects the best checkpoint."""
 
 import csv
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -73,3 +74,16 @@ def test_evaluation_logs_suite_summary(tiny: Build, monkeypatch: pytest.MonkeyPa
         [row] = [row for row in csv.DictReader(file) if row["eval/success_rate"]]
     names = ("success_rate", "success_iqm", "success_worst", "score", "return")
     assert [float(row[f"eval/{name}"]) for name in names] == [0.5625, 0.625, 0.0, 0.5625, 0.5625]
+
+
+def test_evaluation_logs_one_line(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a terminal, and so without a progress bar, each evaluation is a line."""
+    monkeypatch.setattr(
+        "mirl.agents.callbacks.evaluation.evaluate",
+        scripted_evaluation(trained=[[0.25, 0.75], [1.0, 1.0]]),
+    )
+    lines: list[str] = []
+    train(tiny("total_timesteps=256", "evaluation.every=128"), lines.append)
+    [first, last] = [line for line in lines if "timesteps: success" in line]
+    assert re.fullmatch(r"128 timesteps: success 50\.0%, return 0\.500, \d:\d\d:\d\d", first)
+    assert last.startswith("256 timesteps: success 100.0%, return 1.000, ")

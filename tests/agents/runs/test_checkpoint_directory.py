@@ -65,7 +65,13 @@ def test_saved_checkpoint_is_not_rewritten(agent: PPO, directory: CheckpointDire
 
 @pytest.mark.parametrize(
     ("which", "name"),
-    [("last", "step_000000256"), ("128", "step_000000128"), ("00128", "step_000000128")],
+    [
+        ("last", "step_000000256"),
+        ("128", "step_000000128"),
+        ("00128", "step_000000128"),
+        ("step_000000128", "step_000000128"),
+        ("step_000000128/", "step_000000128"),
+    ],
 )
 def test_find_by_name_and_timesteps(
     agent: PPO,
