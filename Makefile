@@ -8,7 +8,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup train test lint types check reliability tensorboard clean
+.PHONY: help setup train test oracles lint types check reliability tensorboard clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -21,6 +21,13 @@ train: .venv/.fast  ## train and evaluate, e.g. make train ARGS="task=goto_door 
 test: .venv/.dev  ## run the tests, e.g. make test ARGS="-k fusion"
 	$(BIN)/python -m pytest $(ARGS)
 
+# hypnettorch installs a package `tests` beside its own, which would hide the folder tests/ here.
+oracles: .venv/.dev  ## test against hypnettorch, in a folder of its own
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target .oracles hypnettorch==0.0.4
+	PYTHONPATH=.oracles $(BIN)/python -m pytest -n 0 tests/policies/fusions/test_adapter.py \
+		-k hypnettorch
+
 lint: .venv/.dev  ## check style, formatting and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,7 +39,7 @@ types: .venv/.dev  ## check types
 	MYPYPATH=.mypy $(BIN)/mypy -p mirl.agents -p mirl.configs -p mirl.envs -p mirl.policies \
 		-m mirl.train -m mirl.eval
 
-check: test lint types  ## run test, lint and types
+check: test oracles lint types  ## run test, oracles, lint and types
 
 reliability: .venv/.dev  ## run the reliability tests (an hour; ARGS=--quick: a few minutes)
 	$(BIN)/python benchmarks/reliability.py $(ARGS)
@@ -41,7 +48,7 @@ tensorboard: .venv/.fast  ## show the training curves of runs/
 	$(BIN)/tensorboard --logdir runs $(ARGS)
 
 clean:  ## remove caches and build outputs, but not .venv and runs/
-	rm -rf build dist *.egg-info .mypy .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info .oracles .mypy .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . \( -path ./.venv -o -path ./.git -o -path ./runs \) -prune \
 		-o -type d -name __pycache__ -exec rm -rf {} +
 

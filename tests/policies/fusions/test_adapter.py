@@ -60,7 +60,10 @@ def test_last_layer_has_its_gain() -> None:
 
 
 def test_generator_equals_hypnettorch() -> None:
-    """The weights equal those of hypnettorch's ``ChunkedHMLP`` with the same parameters."""
+    """The weights equal those of hypnettorch's ``ChunkedHMLP`` with the same parameters.
+
+    ``make oracles`` installs it.
+    """
     hnets = pytest.importorskip("hypnettorch.hnets.chunked_mlp_hnet")
     fusion = adapter()
     generator = fusion.generator
