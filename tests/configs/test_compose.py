@@ -415,8 +415,8 @@ def test_eval_errors_read_like_train_errors(argv: list[str], message: str) -> No
     [
         (["task=Own-v0+Other-v0", "success=maybe"], "task 'Own-v0', task 'Other-v0': success: "),
         (
-            ["task.tasks=[{name: reach, env_id: Own-v0, succeess: info}]"],
-            "task 'reach': unknown option 'sucess'. Did you mean 'success'?",
+            ["task.tasks=[{name: reach, env_id: Own-v0, kwarg: info}]"],
+            "task 'reach': unknown option 'kwarg'. Did you mean 'kwargs'?",
         ),
         (["task.tasks=[{name: reach, env_id: 3.5, kwargs: 3}]"], "task 'reach': kwargs: "),
     ],
