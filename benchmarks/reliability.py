@@ -87,8 +87,8 @@ FULL = Scale(
     killed_runs=KILLED_RUNS,
 )
 QUICK = Scale(
-    kills=3,
-    configurations=300,
+    kills=2,
+    configurations=100,
     fuzz_seconds=15,
     soak_seconds=40,
     killed_runs=KILLED_RUNS[:1],
