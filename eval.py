@@ -64,9 +64,12 @@ def run(argv: list[str]) -> int:
             log(f"Written: {adaptation.path}")
         return 0
 
-    results, written = evaluate_run(opened, checkpoint, config)
+    lines: list[str] = []
+    results, written = evaluate_run(opened, checkpoint, config, lines.append)
     console.print(results_table(results, f"{source}, on unseen episodes"))
     explain(results)
+    for line in lines:
+        log(line)
     for path in written:
         log(f"Written: {path}")
     return 0

@@ -1,6 +1,6 @@
 """Evaluation on unseen episodes, per task."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, astuple
 from pathlib import Path
@@ -11,6 +11,12 @@ from rich.table import Table
 from stable_baselines3.common.policies import BasePolicy
 
 from mirl.agents.builder import Policy
+from mirl.agents.context_use import (
+    ContextUse,
+    SwappedContexts,
+    measure_context_use,
+    no_pair_line,
+)
 from mirl.agents.eval_mode import eval_mode
 from mirl.agents.on_policy.minibatch import pad_to_bucket
 from mirl.agents.policy_loader import restore_policy
@@ -77,6 +83,38 @@ def evaluate(
     return results
 
 
+def evaluate_context_use(
+    policy: BasePolicy,
+    env: SuiteVecEnv,
+    keys: Sequence[str],
+    *,
+    episodes: int,
+    seed: int,
+    deterministic: bool = False,
+) -> ContextUse | None:
+    """Play episodes with their own contexts, and the same ones with contexts swapped.
+
+    Args:
+        policy: the policy; its mode and torch's random state are restored.
+        env: the environments; they are seeded anew.
+        keys: observation keys that the policy reads as the context.
+        episodes: episodes per task.
+        seed: seed of the environments, of the actions and of the swaps.
+        deterministic: take the most probable actions.
+
+    Returns:
+        The paired episodes; None if no two episodes have different contexts.
+    """
+    quotas = _quotas(env.task_index.copy(), episodes)
+
+    def play(contexts: SwappedContexts) -> list[list[Episode]]:
+        env.seed(seed)
+        with eval_mode(policy, seed):
+            return _play(policy, contexts, quotas, deterministic)
+
+    return measure_context_use(play, env, keys, seed)
+
+
 def _quotas(task_index: NDArray[np.int64], episodes: int) -> NDArray[np.int64]:
     """Spread each task's episodes over its environments as evenly as possible, (n_envs,)."""
     quotas = np.zeros(len(task_index), dtype=np.int64)
@@ -89,7 +127,10 @@ def _quotas(task_index: NDArray[np.int64], episodes: int) -> NDArray[np.int64]:
 
 
 def _play(
-    policy: BasePolicy, env: SuiteVecEnv, quotas: NDArray[np.int64], deterministic: bool
+    policy: BasePolicy,
+    env: SuiteVecEnv | SwappedContexts,
+    quotas: NDArray[np.int64],
+    deterministic: bool,
 ) -> list[list[Episode]]:
     """Play until each environment has finished its quota (n_envs,); return its episodes."""
     played: list[list[Episode]] = [[] for _ in range(env.num_envs)]
@@ -157,7 +198,10 @@ def _result(task: TaskConfig, episodes: Sequence[Episode], subset: Subset) -> Ta
 
 
 def evaluate_run(
-    run: Run, checkpoint: Checkpoint, config: EvalConfig
+    run: Run,
+    checkpoint: Checkpoint,
+    config: EvalConfig,
+    log: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[TaskResult], list[Path]]:
     """Evaluate a checkpoint on the test seeds and write the results into the run directory.
 
@@ -165,6 +209,7 @@ def evaluate_run(
         run: the run.
         checkpoint: one of its checkpoints.
         config: options of the evaluation; ``run`` and ``checkpoint`` are not read.
+        log: called with the context use, and with a warning if the agent ignores its context.
 
     Returns:
         The results, those of the trained subset before those of the held-out one; and the files
@@ -174,6 +219,7 @@ def evaluate_run(
         ConfigError: the checkpoint is damaged, or the environments cannot be created.
     """
     results: list[TaskResult] = []
+    use: ContextUse | None = None
     policy: Policy | None = None
     # without a holdout there is no held-out subset to play
     subsets = SUBSETS
@@ -192,6 +238,9 @@ def evaluate_run(
                 deterministic=config.deterministic,
                 subset=subset,
             )
+            # after the results, which it must not change
+            if subset == "trained" and config.context_use:
+                use = _context_use(run, policy, env, config, log)
     assert policy is not None
     stem = f"{checkpoint.name}-{env.backend}-seed{config.seed}-{config.episodes}ep"
     if config.deterministic:
@@ -201,7 +250,7 @@ def evaluate_run(
     folder = run.path / "eval"
     make_folder(folder)
     report = folder / f"{stem}.json"
-    write_json(report, _report(checkpoint, env.backend, config, results))
+    write_json(report, _report(checkpoint, env.backend, config, results, use))
     written = [report]
     if config.gif:
         written += _record_tasks(run, policy, config, folder / stem)
@@ -227,13 +276,45 @@ def _build_env(run: Run, config: EvalConfig, subset: Subset) -> SuiteVecEnv:
     )
 
 
+def _context_use(
+    run: Run,
+    policy: Policy,
+    env: SuiteVecEnv,
+    config: EvalConfig,
+    log: Callable[[str], None],
+) -> ContextUse | None:
+    """Measure the context use of the trained tasks and log it."""
+    keys = run.config.context.keys
+    use = evaluate_context_use(
+        policy,
+        env,
+        keys,
+        episodes=min(config.episodes, config.context_use_episodes),
+        seed=config.seed,
+        deterministic=config.deterministic,
+    )
+    if use is None:
+        log(no_pair_line(keys))
+        return None
+    log(use.line())
+    warning = use.warning()
+    if warning is not None:
+        log(warning)
+    return use
+
+
 def _report(
-    checkpoint: Checkpoint, backend: str, config: EvalConfig, results: Sequence[TaskResult]
+    checkpoint: Checkpoint,
+    backend: str,
+    config: EvalConfig,
+    results: Sequence[TaskResult],
+    use: ContextUse | None,
 ) -> dict[str, object]:
     summary = {}
     for subset, in_subset in _by_subset(results):
         summary[subset] = asdict(suite_result(in_subset))
     rule = {} if config.success is None else {"success": config.success}
+    context_use = {} if use is None else {"context_use": use.summary()}
     return {
         "checkpoint": checkpoint.name,
         "backend": backend,
@@ -243,6 +324,7 @@ def _report(
         "n_envs": config.n_envs,
         "tasks": [result.summary() for result in results],
         "summary": summary,
+        **context_use,
     }
 
 
