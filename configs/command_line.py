@@ -181,7 +181,7 @@ def _option_lines(model: type[BaseModel]) -> Iterator[str]:
                 kind = member.model_fields["kind"].default
                 yield f"    {kind}:  {_first_paragraph(member.__doc__)}"
             for option, inner in member.model_fields.items():
-                # the preset sets the kind, so it is no option of its own
+                # the preset sets the kind, so it is not an option of its own
                 if option != "kind":
                     yield "      " + _option_line(f"{name}.{option}", inner)
 

@@ -276,12 +276,12 @@ def config_class_of(
 
 
 def _explain_no_part(found: object, base: type[PartConfig], name: str) -> str:
-    """Return why something is no part of the family with this base class of configs."""
+    """Return why something does not belong to the family with this base class of configs."""
     expected = f"a class with an inner class Config({base.__name__})"
     # not known before its module was imported, which imports the family as well
     family = next((each for each in Part.__subclasses__() if issubclass(base, each.Config)), None)
     if not isinstance(found, type):
-        return f"expected {expected}, got '{name}', which is no class but {_kind_of(found)}"
+        return f"expected {expected}, got '{name}', which is not a class but {_kind_of(found)}"
     if issubclass(found, PartConfig):
         if not issubclass(found, base):
             return f"expected {expected}, got '{name}', which is the Config of another kind of part"
@@ -349,7 +349,7 @@ def explain_own_error(
     """
     if _is_of_package(part.__module__) or isinstance(error, ConfigError | RunError):
         return None
-    # running out of memory is no mistake of the class; torch is not imported here
+    # running out of memory is not the class's fault; torch is not imported here
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return None
     if "can't allocate memory" in str(error):

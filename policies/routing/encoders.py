@@ -113,7 +113,7 @@ def _check_parts(config: CombinedEncoderConfig, kinds: Mapping[str, Kind]) -> No
     for key in config.parts:
         if key not in kinds:
             raise ConfigError(
-                f"encoder.parts: '{key}' is no input, they are {', '.join(kinds)}; "
+                f"encoder.parts: '{key}' is not an input, they are {', '.join(kinds)}; "
                 f"remove encoder.parts.{key}"
             )
 

@@ -76,6 +76,6 @@ def unused_option(group: str, name: str, chosen: Sequence[str]) -> ConfigError:
         chosen: the parts, in words.
     """
     return ConfigError(
-        f"{group}.{name} is no option of what the observation calls for, {', '.join(chosen)}; "
+        f"{group}.{name} is not an option of what the observation calls for, {', '.join(chosen)}; "
         f"remove {group}.{name}"
     )

@@ -184,7 +184,7 @@ def test_broken_plugin_is_a_warning(plant: Plant, monkeypatch: pytest.MonkeyPatc
         load_plugins()
 
 
-def test_file_does_not_add_the_current_folder(plant: Plant) -> None:
+def test_file_adds_no_current_folder(plant: Plant) -> None:
     """A module that any file may name is not searched for in the current folder."""
     plant("gymnasium.planted")
     plant("missing_package")
@@ -200,7 +200,7 @@ def test_file_does_not_add_the_current_folder(plant: Plant) -> None:
     assert sys.path == [*before, str(Path.cwd())]
 
 
-def test_alias_of_a_module_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_module_alias_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name in ``sys.modules`` that is not the module's own stands for another file elsewhere."""
     monkeypatch.setitem(sys.modules, "_alias_of_json", sys.modules["json"])
     assert is_allowed("json")

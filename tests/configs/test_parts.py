@@ -213,8 +213,8 @@ def test_mistake_in_class_is_named() -> None:
         Foreign: "must inherit from BaseShapeConfig",
         NoPart: f"does not inherit from {__name__}.Shape",
         Shape: "is the abstract base class itself",
-        test_mistake_in_class_is_named: "is no class but a function",
-        Ring(1, Ring.Config()): "is no class but an instance of Ring",
+        test_mistake_in_class_is_named: "is not a class but a function",
+        Ring(1, Ring.Config()): "is not a class but an instance of Ring",
     }
     for found, message in mistakes.items():
         with pytest.raises(ConfigError) as raised:

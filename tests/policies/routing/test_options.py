@@ -22,7 +22,7 @@ def test_options_replace_values() -> None:
     assert with_options(GridEncoderConfig(), {}, "encoder") == GridEncoderConfig()
     changed = with_options(GridEncoderConfig(), {"channels": 8}, "encoder")
     assert changed == GridEncoderConfig(channels=8)
-    with pytest.raises(ConfigError, match=r"encoder\.hidden is no option .* grid; remove"):
+    with pytest.raises(ConfigError, match=r"encoder\.hidden is not an option .* grid; remove"):
         with_options(GridEncoderConfig(), {"hidden": ()}, "encoder")
 
 
