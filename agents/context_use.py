@@ -177,12 +177,12 @@ def restored_global_generators() -> Iterator[None]:
     Environments may draw from them, and a measurement must not change what training draws.
     """
     python_state = random.getstate()
-    numpy_state = np.random.get_state()
+    numpy_state = np.random.get_state()  # noqa: NPY002
     try:
         yield
     finally:
         random.setstate(python_state)
-        np.random.set_state(numpy_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 # ------------------------------------------------------------------------------------- the result

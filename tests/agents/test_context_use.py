@@ -92,9 +92,9 @@ def test_main_results_do_not_change() -> None:
     policy = Scripted(True, "desired_goal")
     with closing(make_env("ToyFlipGoal-v0")) as env:
         [before] = evaluate(policy, env, episodes=30, seed=5)
-        state = np.random.get_state()[1].copy()
+        state = np.random.get_state()[1].copy()  # noqa: NPY002
         evaluate_context_use(policy, env, ("desired_goal",), episodes=20, seed=5)
-        assert np.array_equal(np.random.get_state()[1], state)
+        assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
         [after] = evaluate(policy, env, episodes=30, seed=5)
     assert before.returns.tolist() == after.returns.tolist()
 
