@@ -90,7 +90,7 @@ class SwappedContexts:
         self._record(np.arange(self.num_envs), obs)
         return self._swap(obs)
 
-    def deactivate(self, env_indices: NDArray[np.integer]) -> None:
+    def deactivate(self, env_indices: NDArray[np.int64]) -> None:
         """Let environments start no further episode.
 
         Args:
