@@ -213,14 +213,16 @@ def check_kills(scale: Scale, folder: Path) -> Iterator[Row]:
         if "ppo" in run:
             options += ["agent.batch_size=64", "agent.n_epochs=2"]
 
-        output, _ = start([*options, f"name={whole.name}"], OMP_NUM_THREADS="1").communicate()
-        assert output
+        # beside the killed one, on another core
+        uninterrupted = start([*options, f"name={whole.name}"], OMP_NUM_THREADS="1")
         rng = random.Random(run)
         moments = []
         for _ in range(scale.kills):
             process = start([*options, f"name={cut.name}"], OMP_NUM_THREADS="1")
             moments.append(kill(process, cut / "checkpoints", rng))
         start([*options, f"name={cut.name}"], OMP_NUM_THREADS="1").communicate()
+        output, _ = uninterrupted.communicate()
+        assert output
 
         counts = []
         for moment in dict.fromkeys(moments):

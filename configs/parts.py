@@ -16,7 +16,8 @@ class that owns it; it is set when the class is defined and never typed.
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from types import UnionType, new_class
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
@@ -158,17 +159,15 @@ class Part:
         if inspect.isabstract(found):
             methods = ", ".join(sorted(found.__abstractmethods__))
             raise ConfigError(f"{name} must define {methods}")
-        try:
-            part: Self = found(*arguments.values())
-        except Exception as error:
-            # torch's message does not name the class
-            if "Module.__init__() call" in str(error):
+        given = f"was given ({', '.join(arguments)})"
+        with explain_own_errors(found, "__init__", lambda: given):
+            try:
+                part: Self = found(*arguments.values())
+            except AttributeError as error:
+                # torch's message does not name the class
+                if "Module.__init__() call" not in str(error):
+                    raise
                 raise ConfigError(f"{name}.__init__ must call super().__init__ first") from None
-            given = ", ".join(arguments)
-            explained = explain_own_error(found, "__init__", error, f"was given ({given})")
-            if explained is None:
-                raise
-            raise explained from error
         missing = [attribute for attribute in cls.must_set if not hasattr(part, attribute)]
         if missing:
             raise ConfigError(f"{name}.__init__ must set self.{', self.'.join(missing)}")
@@ -332,20 +331,36 @@ def _import_path(part: type) -> str:
     return f"{part.__module__}.{part.__qualname__}"
 
 
-def explain_own_error(
-    part: type[Part], method: str, error: Exception, expected: str
-) -> ConfigError | None:
-    """Return one line about an error inside a user's part.
+@contextmanager
+def explain_own_errors(
+    part: type[Part], method: str, expected: Callable[[], str]
+) -> Iterator[None]:
+    """Replace an error inside a user's part by one line; those of built-in parts pass through.
 
     Args:
         part: the class of the part.
-        method: the method that was called.
-        error: what it raised.
-        expected: what the method was given and has to return, as the end of a sentence.
+        method: the method that is called.
+        expected: returns what the method was given and has to return, as the end of a sentence;
+            called after an error only.
 
-    Returns:
-        The error to raise in its place, with the class, file and line of the user's code; None for
-        a built-in part, and for errors that are explained elsewhere.
+    Raises:
+        ConfigError: the line, with the original error as its cause.
+    """
+    try:
+        yield
+    except Exception as error:
+        explained = _explain_own_error(part, method, error, expected)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _explain_own_error(
+    part: type[Part], method: str, error: Exception, expected: Callable[[], str]
+) -> ConfigError | None:
+    """Return one line about an error, with the class, file and line of the user's code.
+
+    None for a built-in part, and for errors that are explained elsewhere.
     """
     if _is_of_package(part.__module__) or isinstance(error, ConfigError | RunError):
         return None
@@ -357,7 +372,7 @@ def explain_own_error(
     reason = (str(error).splitlines() or [""])[0]
     return ConfigError(
         f"{part.__module__}:{part.__qualname__}.{method} fails{_place(part, error)} with "
-        f"{type(error).__name__}: {reason}; it {expected}"
+        f"{type(error).__name__}: {reason}; it {expected()}"
     )
 
 
@@ -374,13 +389,8 @@ def _explained(
 ) -> Callable[..., object]:
     @wraps(function)
     def call(*arguments: object, **options: object) -> object:
-        try:
+        with explain_own_errors(part, name, lambda: method.expected):
             result = function(*arguments, **options)
-        except Exception as error:
-            explained = explain_own_error(part, name, error, method.expected)
-            if explained is None:
-                raise
-            raise explained from error
         if method.returns is not None and not isinstance(result, method.returns):
             raise ConfigError(
                 f"{part.__module__}:{part.__qualname__}.{name} returns {type(result).__name__}"

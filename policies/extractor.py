@@ -1,6 +1,6 @@
 """Features extractor that fuses observation and context, for any Stable-Baselines3 algorithm."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -23,7 +23,7 @@ from mirl.configs.networks import (
     NoMemoryConfig,
     Site,
 )
-from mirl.configs.parts import explain_own_error, own_place
+from mirl.configs.parts import explain_own_errors, own_place
 from mirl.policies.action_mask import is_mask_space
 from mirl.policies.contexts import ContextEncoder, build_context, get_task_ids
 from mirl.policies.encoders import Encoder, build_encoder, gather_rows
@@ -71,11 +71,8 @@ class MapFusion:
         Args:
             cells: features of the cells, (B, P, C).
         """
-        if not self.keep_similarities:
-            return F.relu(_apply_fusion(self.fusion, cells, self.context))
         fused, similarities = self._fuse(cells, self.context)
-        # (B, P, S) -> (B, P * S)
-        self._similarities.append(similarities.flatten(1))
+        self._keep(similarities)
         return F.relu(fused)
 
     def by_type(
@@ -103,19 +100,22 @@ class MapFusion:
                 # each context has its own block of rows in the table
                 first_rows = len(cell_types) * context.groups.index
                 index = cell_type_ids + first_rows.unsqueeze(1)
-                if not self.keep_similarities:
-                    # (contexts, types, C) -> (contexts * types, C)
-                    table = F.relu(fusion(repeated, context.values)).flatten(0, 1)
-                    return gather_rows(table, index)
                 fused, similarities = self._fuse(repeated, Context(context.values, None))
-                rows = gather_rows(similarities.flatten(0, 1), index)
-                # (B, P, S) -> (B, P * S)
-                self._similarities.append(rows.flatten(1))
+                if similarities is not None:
+                    self._keep(gather_rows(similarities.flatten(0, 1), index))
+                # (contexts, types, C) -> (contexts * types, C)
                 return gather_rows(F.relu(fused).flatten(0, 1), index)
         return self(gather_rows(cell_types, cell_type_ids))
 
-    def _fuse(self, cells: Tensor, context: Context | None) -> tuple[Tensor, Tensor]:
-        """Return the fused cells, (B, P, C), and their similarities, (B, P, S)."""
+    def _keep(self, similarities: Float[Tensor, "batch cells each"] | None) -> None:
+        if similarities is not None:
+            # (B, P, S) -> (B, P * S)
+            self._similarities.append(similarities.flatten(1))
+
+    def _fuse(self, cells: Tensor, context: Context | None) -> tuple[Tensor, Tensor | None]:
+        """Return the fused cells, (B, P, C), and their similarities, (B, P, S), if kept."""
+        if not self.keep_similarities:
+            return _apply_fusion(self.fusion, cells, context), None
         if context is None:
             if not isinstance(self.fusion, SpecializedProduct):
                 raise ConfigError(
@@ -238,19 +238,15 @@ class FusionExtractor(BaseFeaturesExtractor):
         Returns:
             The feature vectors, (B, features_dim), or ``Features`` if ``return_features`` is set.
         """
-        try:
-            context: Context = self.context(observations)
-        except Exception as error:
-            explained = explain_own_error(
-                type(self.context),
-                "forward",
-                error,
+        with explain_own_errors(
+            type(self.context),
+            "forward",
+            lambda: (
                 "is given (observations) and must return a Context with values (rows, out_dim), "
-                f"out_dim={self.context_dim}",
-            )
-            if explained is None:
-                raise
-            raise explained from error
+                f"out_dim={self.context_dim}"
+            ),
+        ):
+            context: Context = self.context(observations)
         self._check_context(context)
         vector, similarities = self.fuse(observations, context)
         if not self.return_features:
@@ -280,20 +276,10 @@ class FusionExtractor(BaseFeaturesExtractor):
         fuse = None
         if self.map_fusion is not None:
             fuse = MapFusion(self.map_fusion, context, keep_similarities=self.similarities_dim > 0)
-        try:
+        with explain_own_errors(
+            type(self.encoder), "forward", lambda: self._explain_encoder(inputs)
+        ):
             vector: object = self.encoder(inputs, fuse)
-        except Exception as error:
-            shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in inputs.items())
-            explained = explain_own_error(
-                type(self.encoder),
-                "forward",
-                error,
-                f"is given (observations, fuse) with {shapes} and must return (B, out_dim) with "
-                f"out_dim={self.encoder.out_dim}",
-            )
-            if explained is None:
-                raise
-            raise explained from error
         if not isinstance(vector, Tensor):
             raise self._wrong_features(type(vector).__name__)
         if vector.ndim != 2 or vector.shape[1] != self.encoder.out_dim:
@@ -301,6 +287,13 @@ class FusionExtractor(BaseFeaturesExtractor):
         if self.vector_fusion is not None:
             vector = F.relu(_apply_fusion(self.vector_fusion, vector, context))
         return vector, None if fuse is None else fuse.similarities
+
+    def _explain_encoder(self, inputs: Mapping[str, Tensor]) -> str:
+        shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in inputs.items())
+        return (
+            f"is given (observations, fuse) with {shapes} and must return (B, out_dim) with "
+            f"out_dim={self.encoder.out_dim}"
+        )
 
     def _wrong_features(self, got: str) -> ConfigError:
         return ConfigError(
@@ -310,24 +303,23 @@ class FusionExtractor(BaseFeaturesExtractor):
 
     def _check_context(self, context: object) -> None:
         """Raise if the context encoder, which may be a user's, returns something else."""
-        name = f"context={self.network.context.kind}"
-        place = own_place(type(self.context), "forward")
         if not isinstance(context, Context):
-            raise ConfigError(
-                f"{name} must return a mirl.policies.features.Context, e.g. Context(z, None) for "
-                f"a context per row, got {type(context).__name__}{place}"
+            problem = (
+                "a mirl.policies.features.Context, e.g. Context(z, None) for a context per row, "
+                f"got {type(context).__name__}"
             )
-        values: object = context.values
-        if not isinstance(values, Tensor):
-            raise ConfigError(
-                f"{name} must return a Context of a tensor, got {type(values).__name__}{place}"
+        elif not isinstance(cast(object, context.values), Tensor):
+            problem = f"a Context of a tensor, got {type(context.values).__name__}"
+        elif context.values.ndim != 2 or context.values.shape[1] != self.context_dim:
+            problem = (
+                f"contexts (rows, out_dim) with out_dim={self.context_dim}, got shape "
+                f"{tuple(context.values.shape)}"
             )
-        shape = tuple(values.shape)
-        if len(shape) != 2 or shape[1] != self.context_dim:
-            raise ConfigError(
-                f"{name} must return contexts (rows, out_dim) with out_dim={self.context_dim}, "
-                f"got shape {shape}{place}"
-            )
+        else:
+            return
+        # looked up only now, because it reads the file of a user's class
+        place = own_place(type(self.context), "forward")
+        raise ConfigError(f"context={self.network.context.kind} must return {problem}{place}")
 
     @property
     def has_running_norm(self) -> bool:

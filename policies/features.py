@@ -102,18 +102,6 @@ class Features(NamedTuple):
     similarities: Float[Tensor, "batch similarities"] | None = None
     """Similarities of all cells with the context, flattened; None if the heads read none."""
 
-    def with_similarities(
-        self, hidden: Float[Tensor, "batch hidden"]
-    ) -> Float[Tensor, "batch inputs"]:
-        """Return what the heads read: a hidden layer, and the similarities if there are any.
-
-        Args:
-            hidden: last hidden layer, (B, H).
-        """
-        if self.similarities is None:
-            return hidden
-        return torch.cat([hidden, self.similarities.to(hidden.dtype)], dim=1)
-
     def index_select(
         self, dim: int, rows: Int[Tensor, " taken"], *, keep_order: bool = True
     ) -> "Features":
@@ -140,3 +128,18 @@ class Features(NamedTuple):
             action_mask=mask,
             similarities=similarities,
         )
+
+
+def join_similarities(
+    hidden: Float[Tensor, "batch hidden"],
+    similarities: Float[Tensor, "batch similarities"] | None,
+) -> Float[Tensor, "batch inputs"]:
+    """Return what the heads read: a hidden layer, and the similarities if there are any.
+
+    Args:
+        hidden: last hidden layer, (B, H).
+        similarities: those of all cells with the context, (B, S); None for none.
+    """
+    if similarities is None:
+        return hidden
+    return torch.cat([hidden, similarities.to(hidden.dtype)], dim=1)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import Tensor, nn
 
-from mirl.policies.features import Features
+from mirl.policies.features import Features, join_similarities
 from mirl.policies.fusions import Fusion
 
 HEAD_GAIN = 0.01
@@ -49,12 +49,12 @@ class ContextMlpExtractor(MlpExtractor):
     def forward_actor(self, features: Features) -> Features:  # type: ignore[override]
         """Return the features with what the policy head reads as the vector."""
         hidden = super().forward_actor(features.vector)
-        return features._replace(vector=features.with_similarities(hidden))
+        return features._replace(vector=join_similarities(hidden, features.similarities))
 
     def forward_critic(self, features: Features) -> Features:  # type: ignore[override]
         """Return the features with what the value head reads as the vector."""
         hidden = super().forward_critic(features.vector)
-        return features._replace(vector=features.with_similarities(hidden))
+        return features._replace(vector=join_similarities(hidden, features.similarities))
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ from mirl.configs.networks import (
 )
 from mirl.policies.action_mask import has_action_mask, mask_logits
 from mirl.policies.extractor import FusionExtractor, extractor_part
-from mirl.policies.features import Features
+from mirl.policies.features import Features, join_similarities
 from mirl.policies.fusions import build_fusion
 from mirl.policies.heads import FusionHead, VectorHead, widen_for_similarities
 from mirl.policies.routing import choose_network, resolve_network
@@ -66,7 +66,7 @@ class ApplyToFeatures(nn.Module):
     def forward(self, features: Features) -> Features:
         """Return the features with what the head reads as the vector."""
         hidden = self.layers(features.vector)
-        return features._replace(vector=features.with_similarities(hidden))
+        return features._replace(vector=join_similarities(hidden, features.similarities))
 
 
 def fused_head(linear: nn.Linear, extractor: FusionExtractor) -> FusionHead | VectorHead:

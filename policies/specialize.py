@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY, TASK_KEY
-from mirl.configs.parts import explain_own_error, own_place
+from mirl.configs.parts import explain_own_errors, own_place
 from mirl.policies.action_mask import mask_logits
 from mirl.policies.contexts import GoalContext
 from mirl.policies.extractor import FusionExtractor
-from mirl.policies.features import Context
+from mirl.policies.features import Context, join_similarities
 from mirl.policies.fusions import Fusion
 from mirl.policies.heads import FusionHead, VectorHead
 from mirl.policies.policy import FusionPolicy
@@ -141,15 +141,10 @@ def _check_same_function(
     fusion_class = type(fusion)
     name = f"{fusion_class.__module__}:{fusion_class.__qualname__}.specialize"
     must_return = f"specialize(z) must return a module of x (B, P, {fusion.features_dim}) alone"
-    try:
+    with explain_own_errors(
+        fusion_class, "specialize", lambda: f"returns a module that was called; {must_return}"
+    ):
         got: object = folded(x)
-    except Exception as error:
-        explained = explain_own_error(
-            fusion_class, "specialize", error, f"returns a module that was called; {must_return}"
-        )
-        if explained is None:
-            raise
-        raise explained from error
     place = own_place(fusion_class, "specialize")
     if not isinstance(got, Tensor):
         raise ConfigError(
@@ -400,10 +395,7 @@ class MlpAndHead(nn.Module):
         similarities: Float[Tensor, "batch similarities"] | None,
     ) -> Float[Tensor, "batch out"]:
         """Return the output of the head, (B, O)."""
-        hidden = self.mlp(features)
-        if similarities is not None:
-            hidden = torch.cat([hidden, similarities], dim=1)
-        y: Tensor = self.head(hidden)
+        y: Tensor = self.head(join_similarities(self.mlp(features), similarities))
         return y
 
 

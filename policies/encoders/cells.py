@@ -9,10 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.networks import (
-    GridEncoderConfig,
-    ImageEncoderConfig,
-)
+from mirl.configs.networks import GridEncoderConfig, ImageEncoderConfig
 from mirl.policies.encoders.encoder import Encoder, FuseMap, flatten_keys, flattened_dim
 from mirl.policies.encoders.grid import GridCells
 from mirl.policies.encoders.image import ImageCells

@@ -9,10 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.networks import (
-    BaseFusionConfig,
-)
-from mirl.configs.parts import Method, Part, explain_own_error, own_place
+from mirl.configs.networks import BaseFusionConfig
+from mirl.configs.parts import Method, Part, explain_own_errors, own_place
 from mirl.policies.fusions.affine import as_linear
 from mirl.policies.grouped_matmul import ContextGroups
 
@@ -49,7 +47,6 @@ class Fusion(nn.Module, Part, ABC):
     """True if each position is fused by itself, independently of the other positions."""
     uses_attributes: ClassVar[bool] = False
     """True if the constructor takes ``attribute_dims``."""
-
     similarities_dim = 0
     """S, the similarities of each position with the context that heads can read; 0 for none."""
 
@@ -101,19 +98,15 @@ class Fusion(nn.Module, Part, ABC):
             x = features.reshape(-1, 1, self.features_dim)
             z = context.reshape(-1, self.context_dim)
         shape = (*x.shape[:2], self.out_dim)
-        try:
-            y = self.interact(x, z, groups)
-        except Exception as error:
-            explained = explain_own_error(
-                type(self),
-                "interact",
-                error,
+        with explain_own_errors(
+            type(self),
+            "interact",
+            lambda: (
                 f"is given (x, z, groups) with x {tuple(x.shape)} and z {tuple(z.shape)}, and must "
-                f"return (B, P, O) = {shape}; apply per_row(…, groups) to what depends on z",
-            )
-            if explained is None:
-                raise
-            raise explained from error
+                f"return (B, P, O) = {shape}; apply per_row(…, groups) to what depends on z"
+            ),
+        ):
+            y = self.interact(x, z, groups)
         returned = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         if returned != shape:
             raise ConfigError(

@@ -214,7 +214,6 @@ class SpecializedProduct(nn.Module):
     def __init__(self, fusion: ProductSimilarity, z: Float[Tensor, "1 context"]) -> None:
         super().__init__()
         self.count = len(fusion.parts)
-        self.similarities_dim = fusion.similarities_dim
         x_dim = fusion.features_dim
         # the rows of W: K for the products, then K for each attribute
         product_weight = fusion.output.weight[: fusion.products]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import RecurrentCoreConfig
-from mirl.configs.parts import Method, Part, explain_own_error, own_place
+from mirl.configs.parts import Method, Part, explain_own_errors, own_place
 from mirl.policies.fusions import Affine
 from mirl.policies.grouped_matmul import ContextGroups
 from mirl.policies.memory.episodes import Episodes
@@ -116,20 +116,16 @@ class Core(nn.Module, Part, ABC):
             if self.normalize:
                 # What the features of all observations share would dominate the differences.
                 inputs = F.layer_norm(inputs, (self.features_dim,))
-            try:
-                returned = self.run(inputs, state, episodes, z, groups)
-            except Exception as error:
-                explained = explain_own_error(
-                    type(self),
-                    "run",
-                    error,
+            with explain_own_errors(
+                type(self),
+                "run",
+                lambda: (
                     "is given (x, state, episodes, z, groups) with x of shape "
                     f"{tuple(inputs.shape)} and must return (T, N, size) = "
-                    f"{(*episodes.shape, self.size)} and the state {tuple(state.shape)}",
-                )
-                if explained is None:
-                    raise
-                raise explained from error
+                    f"{(*episodes.shape, self.size)} and the state {tuple(state.shape)}"
+                ),
+            ):
+                returned = self.run(inputs, state, episodes, z, groups)
             self._check_outputs(returned, episodes)
             y, state = returned
             if self.add is not None:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from fusion_cases import KINDS
 from gymnasium import spaces
 from sb3_contrib import TQC
 from stable_baselines3 import DQN, SAC, TD3, HerReplayBuffer
@@ -35,18 +36,6 @@ from mirl.policies.off_policy import (
     FusionTQCPolicy,
 )
 
-FUSIONS = (
-    "concat",
-    "bilinear",
-    "low_rank",
-    "hyper",
-    "film",
-    "gate",
-    "attention",
-    "metric",
-    "product",
-    "adapter",
-)
 POLICIES: dict[type[OffPolicyAlgorithm], Any] = {
     SAC: FusionSACPolicy,
     TD3: FusionTD3Policy,
@@ -260,7 +249,7 @@ def test_training_updates_both_context_encoders(algorithm: Any) -> None:
         assert all(weight.isfinite().all() for weight in network.parameters())
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("fusion", KINDS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_fusion_trains_everywhere(algorithm: Any, fusion: str) -> None:
     """Every fusion trains in every algorithm and at both sites."""

@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from fusion_cases import KINDS
 from grid_models import TINY, grid_env, ppo, with_extractor
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -23,18 +24,6 @@ from mirl.envs import ContractObservation
 from mirl.policies import FusionExtractor, FusionPolicy
 
 close = torch.testing.assert_close
-FUSIONS = (
-    "concat",
-    "bilinear",
-    "low_rank",
-    "hyper",
-    "film",
-    "gate",
-    "attention",
-    "metric",
-    "product",
-    "adapter",
-)
 
 TINY_VECTOR: dict[str, Any] = {"encoder": VectorEncoderConfig(hidden=(), features_dim=12)}
 
@@ -155,7 +144,7 @@ def test_saved_policy_acts_as_before(sites: tuple[str, ...], share: bool, tmp_pa
     close(loaded.predict_values(observation), policy.predict_values(observation), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("fusion", KINDS)
 @pytest.mark.parametrize("policy", ["MultiInputPolicy", FusionPolicy], ids=["extractor", "policy"])
 @pytest.mark.parametrize("key", ["task", "mission"])
 def test_minibatches_reproduce_the_rollout(policy: Any, fusion: str, key: str) -> None:
@@ -186,7 +175,7 @@ def test_minibatches_reproduce_the_rollout(policy: Any, fusion: str, key: str) -
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("fusion", KINDS)
 def test_cuda_equals_cpu(fusion: str) -> None:
     """The outputs on a CUDA device equal those on the CPU."""
     options = {

@@ -5,10 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fusion_cases import Z, normal, randomize
+from fusion_cases import (
+    Z,
+    assert_bfloat16_rounds,
+    assert_equals_finite_differences,
+    assert_forms_are_equal,
+    normal,
+    randomize,
+)
 from fusion_loops import by_loop
-from torch import Tensor
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from mirl.configs.networks import AdapterConfig
@@ -101,15 +106,9 @@ def test_generator_equals_hypnettorch() -> None:
 @pytest.mark.parametrize("positions", [1, 3])
 def test_all_forms_are_equal(positions: int, out_dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The grouped form and the form per row give the same numbers."""
-    fusion, x, z = adapter(out_dim=out_dim), normal(7, positions, 4), normal(3, Z, seed=1)
-    index = torch.tensor([2, 0, 0, 1, 2, 2, 0])
-    expected = fusion(x, z[index])
-    for grouped in (True, False):
-        monkeypatch.setattr(ContextGroups, "prefer_grouped", lambda *_, chosen=grouped: chosen)
-        close(fusion(x, z, index), expected)
-        # contexts that no row has
-        more = torch.cat([z, normal(2, Z, seed=2)])
-        close(fusion(x, more, ContextGroups(index, 3)), expected)
+    fusion = adapter(out_dim=out_dim)
+    x = normal(7, positions, 4)
+    assert_forms_are_equal(fusion, x, lambda z: fusion(x, z), monkeypatch)
 
 
 @pytest.mark.parametrize("grouped", [True, False])
@@ -118,16 +117,9 @@ def test_gradients_of_block_equal_finite_differences(
 ) -> None:
     monkeypatch.setattr(ContextGroups, "prefer_grouped", lambda *_: grouped)
     fusion = adapter()
-    names = [name for name, _ in fusion.named_parameters()]
-
-    def forward(x: Tensor, z: Tensor, *weights: Tensor) -> Tensor:
-        values = dict(zip(names, weights, strict=True))
-        result: Tensor = functional_call(fusion, values, (x, z, torch.tensor([1, 0, 1])))
-        return result
-
-    inputs = (normal(3, 2, 4), normal(2, Z, seed=1), *fusion.parameters())
-    leaves = tuple(each.detach().clone().requires_grad_() for each in inputs)
-    assert torch.autograd.gradcheck(forward, leaves, fast_mode=True)
+    assert_equals_finite_differences(
+        fusion, normal(3, 2, 4), normal(2, Z, seed=1), torch.tensor([1, 0, 1])
+    )
 
 
 def test_blind_start_learns_from_context() -> None:
@@ -175,9 +167,4 @@ def test_adapter_for_one_context(out_dim: int) -> None:
 def test_adapter_in_bfloat16(grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Autocast changes the output by rounding errors alone."""
     monkeypatch.setattr(ContextGroups, "prefer_grouped", lambda *_: grouped)
-    fusion = adapter().float()
-    x, z, index = normal(7, 3, 4).float(), normal(3, Z).float(), torch.tensor([2, 0, 0, 1, 2, 2, 0])
-    with torch.autocast("cpu", torch.bfloat16):
-        half = fusion(x, z, index)
-    expected = fusion(x, z, index)
-    assert (half.float() - expected).abs().max() < 0.03 * expected.abs().max()
+    assert_bfloat16_rounds(adapter())

@@ -3,11 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from fusion_cases import O, X, Z, normal, randomize
+from fusion_cases import (
+    O,
+    X,
+    Z,
+    assert_bfloat16_rounds,
+    assert_equals_finite_differences,
+    assert_forms_are_equal,
+    normal,
+    randomize,
+)
 from fusion_loops import by_loop
 from gymnasium import spaces
 from torch import Tensor
-from torch.func import functional_call
 
 from mirl.configs.networks import GridEncoderConfig, ProductConfig, TaskIdContextConfig
 from mirl.policies import FusionExtractor
@@ -43,15 +51,13 @@ def test_all_forms_are_equal(
     layout: tuple[int, ...], positions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The grouped form, the form per row and the form of the factors give the same numbers."""
-    fusion, x, z = product(layout), normal(7, positions, X), normal(3, Z, seed=1)
-    index = torch.tensor([2, 0, 0, 1, 2, 2, 0])
-    expected = torch.stack([fusion(x[:, p], z[index]) for p in range(positions)], dim=1)
-    for grouped in (True, False):
-        monkeypatch.setattr(ContextGroups, "prefer_grouped", lambda *_, chosen=grouped: chosen)
-        close(fusion(x, z, index), expected)
-        # contexts that no row has
-        more = torch.cat([z, normal(2, Z, seed=2)])
-        close(fusion(x, more, ContextGroups(index, 3)), expected)
+    fusion = product(layout)
+    x = normal(7, positions, X)
+
+    def by_position(z: Tensor) -> Tensor:
+        return torch.stack([fusion(x[:, p], z) for p in range(positions)], dim=1)
+
+    assert_forms_are_equal(fusion, x, by_position, monkeypatch)
 
 
 @pytest.mark.parametrize("grouped", [True, False])
@@ -60,16 +66,9 @@ def test_gradients_of_attributes_equal_finite_differences(
 ) -> None:
     monkeypatch.setattr(ContextGroups, "prefer_grouped", lambda *_: grouped)
     fusion = product((1, 2, 3))
-    names = [name for name, _ in fusion.named_parameters()]
-
-    def forward(x: Tensor, z: Tensor, *weights: Tensor) -> Tensor:
-        values = dict(zip(names, weights, strict=True))
-        result: Tensor = functional_call(fusion, values, (x, z, torch.tensor([1, 0, 1])))
-        return result
-
-    inputs = (normal(3, 2, X), normal(2, Z, seed=1), *fusion.parameters())
-    leaves = tuple(each.detach().clone().requires_grad_() for each in inputs)
-    assert torch.autograd.gradcheck(forward, leaves, fast_mode=True)
+    assert_equals_finite_differences(
+        fusion, normal(3, 2, X), normal(2, Z, seed=1), torch.tensor([1, 0, 1])
+    )
 
 
 @pytest.mark.parametrize(("features_dim", "layout"), [(32, ()), (44, (12, 12, 12)), (128, ())])
@@ -110,12 +109,7 @@ def test_product_for_one_context(layout: tuple[int, ...]) -> None:
 def test_product_in_bfloat16(grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Autocast changes the output by rounding errors alone."""
     monkeypatch.setattr(ContextGroups, "prefer_grouped", lambda *_: grouped)
-    fusion = product((1, 2, 3)).float()
-    x, z, index = normal(7, 3, X).float(), normal(3, Z).float(), torch.tensor([2, 0, 0, 1, 2, 2, 0])
-    with torch.autocast("cpu", torch.bfloat16):
-        half = fusion(x, z, index)
-    expected = fusion(x, z, index)
-    assert (half.float() - expected).abs().max() < 0.03 * expected.abs().max()
+    assert_bfloat16_rounds(product((1, 2, 3)))
 
 
 def test_narrow_main_path_has_its_rank() -> None:
