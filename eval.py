@@ -64,12 +64,12 @@ def run(argv: list[str]) -> int:
             log(f"Written: {adaptation.path}")
         return 0
 
-    lines: list[str] = []
-    results, written = evaluate_run(opened, checkpoint, config, lines.append)
+    results, context_use, written = evaluate_run(opened, checkpoint, config)
     console.print(results_table(results, f"{source}, on unseen episodes"))
     explain(results)
-    for line in lines:
-        log(line)
+    if context_use is not None:
+        for line in context_use.lines():
+            log(line)
     for path in written:
         log(f"Written: {path}")
     return 0

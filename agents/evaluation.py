@@ -1,9 +1,10 @@
 """Evaluation on unseen episodes, per task."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, astuple
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,11 @@ from stable_baselines3.common.policies import BasePolicy
 from mirl.agents.builder import Policy
 from mirl.agents.context_use import (
     ContextUse,
+    EpisodeContexts,
+    RecordedContexts,
     SwappedContexts,
-    measure_context_use,
-    no_pair_line,
 )
-from mirl.agents.eval_mode import eval_mode
+from mirl.agents.eval_mode import eval_mode, restored_global_generators
 from mirl.agents.on_policy.minibatch import pad_to_bucket
 from mirl.agents.policy_loader import restore_policy
 from mirl.agents.runs.atomic_files import make_folder, write_bytes, write_json
@@ -26,7 +27,14 @@ from mirl.agents.runs.run import Run
 from mirl.agents.statistics import Episode, TaskResult, suite_result
 from mirl.agents.video import record_episode
 from mirl.configs.schema import EvalConfig
-from mirl.configs.tasks import Subset, TaskConfig, file_name, score_bounds
+from mirl.configs.tasks import (
+    Subset,
+    SuiteConfig,
+    TaskConfig,
+    file_name,
+    has_score_bounds,
+    score_bounds,
+)
 from mirl.envs import SuiteVecEnv, env_seeds
 from mirl.envs.success import NO_REPORT
 from mirl.envs.type_aliases import Observations
@@ -51,6 +59,7 @@ def evaluate(
     seed: int,
     deterministic: bool = False,
     subset: Subset = "trained",
+    contexts: EpisodeContexts | None = None,
 ) -> list[TaskResult]:
     """Play a number of episodes of each active task of an environment.
 
@@ -64,6 +73,7 @@ def evaluate(
         seed: seed of the environments and of the actions.
         deterministic: take the most probable actions.
         subset: subset of the holdout that the environments play, which marks the results.
+        contexts: given the observations before the policy reads them; it may replace them.
 
     Returns:
         One result per active task, in the order of the suite.
@@ -73,46 +83,64 @@ def evaluate(
     quotas = _quotas(task_index, episodes)
     env.seed(seed)
     with eval_mode(policy, seed):
-        played = _play(policy, env, quotas, deterministic)
-    results = []
-    for task in np.unique(task_index).tolist():
-        of_task = []
-        for env_index in np.flatnonzero(task_index == task):
-            of_task += played[env_index]
-        results.append(_result(env.suite.tasks[task], of_task, subset))
-    return results
+        played = _play(policy, env, quotas, deterministic, contexts)
+    return _task_results(env.suite, task_index, played, subset)
 
 
-def evaluate_context_use(
+def evaluate_swapped(
     policy: BasePolicy,
     env: SuiteVecEnv,
-    keys: Sequence[str],
+    own: Sequence[TaskResult],
+    contexts: RecordedContexts,
     *,
     episodes: int,
     seed: int,
     deterministic: bool = False,
 ) -> ContextUse | None:
-    """Play episodes with their own contexts, and the same ones with contexts swapped.
+    """Play episodes in which the policy reads the context of other episodes.
+
+    No task takes more timesteps than it took with its own contexts, although episodes that fail may
+    be long: each is cut after as many timesteps as the longest own one, where it counts as failed,
+    and there are only as many as can then be afforded, at least one.
 
     Args:
-        policy: the policy; its mode and torch's random state are restored.
-        env: the environments; they are seeded anew.
-        keys: observation keys that the policy reads as the context.
-        episodes: episodes per task.
-        seed: seed of the environments, of the actions and of the swaps.
+        policy: the policy; its mode and all global random states are restored.
+        env: the environments of ``own``; they are seeded anew.
+        own: results of ``evaluate``.
+        contexts: contexts of the episodes of ``own``.
+        episodes: maximum number of episodes per task.
+        seed: seed of the environments, of the actions and of the choice of contexts.
         deterministic: take the most probable actions.
 
     Returns:
-        The paired episodes; None if no two episodes have different contexts.
+        The results with own and with swapped contexts; None if no two contexts differ.
     """
-    quotas = _quotas(env.task_index.copy(), episodes)
-
-    def play(contexts: SwappedContexts) -> list[list[Episode]]:
+    if not contexts.differ:
+        return None
+    task_index = env.task_index.copy()
+    envs_per_task = int(np.unique(task_index, return_counts=True)[1].min())
+    longest = {result.task: int(result.lengths.max()) for result in own}
+    max_lengths = np.array([longest[env.suite.tasks[task].name] for task in task_index])
+    affordable = min(int(result.lengths.sum()) // longest[result.task] for result in own)
+    episodes = min(episodes, affordable)
+    # one episode per environment and round; a partial round would take as long as a whole one
+    rounds = max(1, episodes // envs_per_task)
+    quotas = _quotas(task_index, min(episodes, envs_per_task))
+    swapped = SwappedContexts(contexts, np.random.default_rng(seed))
+    played: list[list[Episode]] = [[] for _ in range(env.num_envs)]
+    # a measurement must not change what a training draws
+    with restored_global_generators(), eval_mode(policy, seed):
         env.seed(seed)
-        with eval_mode(policy, seed):
-            return _play(policy, contexts, quotas, deterministic)
-
-    return measure_context_use(play, env, keys, seed)
+        for _ in range(rounds):
+            of_round = _play(policy, env, quotas, deterministic, swapped, max_lengths)
+            for env_index, finished in enumerate(of_round):
+                played[env_index] += finished
+    return ContextUse(
+        contexts.keys,
+        own,
+        _task_results(env.suite, task_index, played, own[0].subset),
+        has_scores=all(has_score_bounds(env.suite.tasks[task]) for task in set(task_index)),
+    )
 
 
 def _quotas(task_index: NDArray[np.int64], episodes: int) -> NDArray[np.int64]:
@@ -128,18 +156,28 @@ def _quotas(task_index: NDArray[np.int64], episodes: int) -> NDArray[np.int64]:
 
 def _play(
     policy: BasePolicy,
-    env: SuiteVecEnv | SwappedContexts,
+    env: SuiteVecEnv,
     quotas: NDArray[np.int64],
     deterministic: bool,
+    contexts: EpisodeContexts | None = None,
+    max_lengths: NDArray[np.int64] | None = None,
 ) -> list[list[Episode]]:
-    """Play until each environment has finished its quota (n_envs,); return its episodes."""
+    """Play until each environment has finished its quota (n_envs,); return its episodes.
+
+    With ``max_lengths`` (n_envs,), the quotas are at most 1, and an episode that takes longer fails.
+    """
     played: list[list[Episode]] = [[] for _ in range(env.num_envs)]
     observation: Observations = env.reset()
     # an environment that is deactivated finishes its present episode and starts no other
     env.deactivate(np.flatnonzero(quotas <= 1))
+    env.deactivate(np.flatnonzero(quotas == 0), at_once=True)
     active = np.flatnonzero(quotas)
+    if contexts is not None:
+        observation = contexts.update(observation, env.task_index, active)
     hidden_state: HiddenState | None = None
     starts = np.ones(env.num_envs, np.bool_)
+    returns = np.zeros(env.num_envs)
+    n_steps = 0
     # environments that are done still need some valid action
     actions = np.array([env.action_space.sample()] * env.num_envs)
     while active.size:
@@ -154,19 +192,28 @@ def _play(
         )
         actions[active] = chosen[: len(active)]  # without the padding
         env.step_async(actions)
-        observation, _, starts, infos = env.step_wait()
+        observation, rewards, starts, infos = env.step_wait()
+        returns += rewards
+        n_steps += 1
         # starts is True where an episode has ended and the next has begun
         for env_index in active[starts[active]].tolist():
             info = infos[env_index]
             episode = info["episode"]
             outcome = Episode(info.get("is_success"), episode["r"], episode["l"])
             played[env_index].append(outcome)
+        if max_lengths is not None:
+            is_cut = ~starts[active] & (n_steps >= max_lengths[active])
+            for env_index in active[is_cut].tolist():
+                played[env_index].append(Episode(False, float(returns[env_index]), n_steps))
+            env.deactivate(active[is_cut], at_once=True)
         remaining = quotas - [len(done) for done in played]
         env.deactivate(np.flatnonzero(remaining <= 1))
         still_active = np.flatnonzero(remaining[active] > 0)
         # the padded rows are dropped here too
         hidden_state = _take_rows(hidden_state, still_active)
         active = active[still_active]
+        if contexts is not None:
+            observation = contexts.update(observation, env.task_index, active[starts[active]])
     return played
 
 
@@ -174,6 +221,22 @@ def _take_rows(hidden_state: HiddenState | None, rows: NDArray[np.integer]) -> H
     if hidden_state is None:
         return None
     return tuple(part[rows] for part in hidden_state)
+
+
+def _task_results(
+    suite: SuiteConfig,
+    task_index: NDArray[np.int64],
+    played: Sequence[Sequence[Episode]],
+    subset: Subset,
+) -> list[TaskResult]:
+    """Return the result of each task from the episodes of each environment."""
+    results = []
+    for task in np.unique(task_index).tolist():
+        of_task: list[Episode] = []
+        for env_index in np.flatnonzero(task_index == task):
+            of_task += played[env_index]
+        results.append(_result(suite.tasks[task], of_task, subset))
+    return results
 
 
 def _result(task: TaskConfig, episodes: Sequence[Episode], subset: Subset) -> TaskResult:
@@ -197,50 +260,66 @@ def _result(task: TaskConfig, episodes: Sequence[Episode], subset: Subset) -> Ta
 # -------------------------------------------------------------------------- evaluating a checkpoint
 
 
-def evaluate_run(
-    run: Run,
-    checkpoint: Checkpoint,
-    config: EvalConfig,
-    log: Callable[[str], None] = lambda _: None,
-) -> tuple[list[TaskResult], list[Path]]:
+class RunEvaluation(NamedTuple):
+    """The evaluation of a checkpoint."""
+
+    results: list[TaskResult]
+    """The results, those of the trained subset before those of the held-out one."""
+    context_use: ContextUse | None
+    """Results of the trained subset with swapped contexts; None if they were not measured."""
+    files: list[Path]
+    """The written files."""
+
+
+def evaluate_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> RunEvaluation:
     """Evaluate a checkpoint on the test seeds and write the results into the run directory.
 
     Args:
         run: the run.
         checkpoint: one of its checkpoints.
         config: options of the evaluation; ``run`` and ``checkpoint`` are not read.
-        log: called with the context use, and with a warning if the agent ignores its context.
 
     Returns:
-        The results, those of the trained subset before those of the held-out one; and the files
-        that hold them.
+        The results, and the files that hold them.
 
     Raises:
         ConfigError: the checkpoint is damaged, or the environments cannot be created.
     """
     results: list[TaskResult] = []
-    use: ContextUse | None = None
     policy: Policy | None = None
+    use: ContextUse | None = None
     # without a holdout there is no held-out subset to play
     subsets = SUBSETS
     if not run.config.split.holds_out_any:
         subsets = SUBSETS[:1]
     for subset in subsets:
+        contexts = None
+        if config.context_use and subset == "trained":
+            contexts = RecordedContexts(run.config.context.keys)
         with closing(_build_env(run, config, subset)) as env:
             # one policy for both subsets, which have the same spaces
             if policy is None:
                 policy = restore_policy(run.config, checkpoint, config.device, env)
-            results += evaluate(
+            of_subset = evaluate(
                 policy,
                 env,
                 episodes=config.episodes,
                 seed=config.seed,
                 deterministic=config.deterministic,
                 subset=subset,
+                contexts=contexts,
             )
-            # after the results, which it must not change
-            if subset == "trained" and config.context_use:
-                use = _context_use(run, policy, env, config, log)
+            results += of_subset
+            if contexts is not None:
+                use = evaluate_swapped(
+                    policy,
+                    env,
+                    of_subset,
+                    contexts,
+                    episodes=config.context_use_episodes,
+                    seed=config.seed,
+                    deterministic=config.deterministic,
+                )
     assert policy is not None
     stem = f"{checkpoint.name}-{env.backend}-seed{config.seed}-{config.episodes}ep"
     if config.deterministic:
@@ -254,7 +333,7 @@ def evaluate_run(
     written = [report]
     if config.gif:
         written += _record_tasks(run, policy, config, folder / stem)
-    return results, written
+    return RunEvaluation(results, use, written)
 
 
 def _build_env(run: Run, config: EvalConfig, subset: Subset) -> SuiteVecEnv:
@@ -274,33 +353,6 @@ def _build_env(run: Run, config: EvalConfig, subset: Subset) -> SuiteVecEnv:
         subset=subset,
         max_steps=config.max_steps or training.evaluation.max_steps or "auto",
     )
-
-
-def _context_use(
-    run: Run,
-    policy: Policy,
-    env: SuiteVecEnv,
-    config: EvalConfig,
-    log: Callable[[str], None],
-) -> ContextUse | None:
-    """Measure the context use of the trained tasks and log it."""
-    keys = run.config.context.keys
-    use = evaluate_context_use(
-        policy,
-        env,
-        keys,
-        episodes=min(config.episodes, config.context_use_episodes),
-        seed=config.seed,
-        deterministic=config.deterministic,
-    )
-    if use is None:
-        log(no_pair_line(keys))
-        return None
-    log(use.line())
-    warning = use.warning()
-    if warning is not None:
-        log(warning)
-    return use
 
 
 def _report(
