@@ -33,7 +33,7 @@ def eval_mode(policy: BasePolicy, seed: int) -> Iterator[None]:
 
 @contextmanager
 def restored_global_generators() -> Iterator[None]:
-    """Restore the global generators of Python and numpy on exit; environments may draw from them."""
+    """Restore the global generators of Python and numpy, which environments may use, on exit."""
     python_state = random.getstate()
     numpy_state = np.random.get_state()  # noqa: NPY002
     try:

@@ -99,9 +99,9 @@ def evaluate_swapped(
 ) -> ContextUse | None:
     """Play episodes in which the policy reads the context of other episodes.
 
-    No task takes more timesteps than it took with its own contexts, although episodes that fail may
-    be long: each is cut after as many timesteps as the longest own one, where it counts as failed,
-    and there are only as many as can then be afforded, at least one.
+    Episodes that fail are often long. No task takes more timesteps here than with its own contexts:
+    an episode is cut and fails where the longest own one of its task ended, and there are only as
+    many as fit into the timesteps of the own ones, at least one.
 
     Args:
         policy: the policy; its mode and all global random states are restored.
@@ -121,9 +121,9 @@ def evaluate_swapped(
     envs_per_task = int(np.unique(task_index, return_counts=True)[1].min())
     longest = {result.task: int(result.lengths.max()) for result in own}
     max_lengths = np.array([longest[env.suite.tasks[task].name] for task in task_index])
-    affordable = min(int(result.lengths.sum()) // longest[result.task] for result in own)
-    episodes = min(episodes, affordable)
-    # one episode per environment and round; a partial round would take as long as a whole one
+    fitting = min(int(result.lengths.sum()) // longest[result.task] for result in own)
+    episodes = min(episodes, fitting)
+    # one episode per environment and round; the last would be as long with few as with all of them
     rounds = max(1, episodes // envs_per_task)
     quotas = _quotas(task_index, min(episodes, envs_per_task))
     swapped = SwappedContexts(contexts, np.random.default_rng(seed))
@@ -164,7 +164,7 @@ def _play(
 ) -> list[list[Episode]]:
     """Play until each environment has finished its quota (n_envs,); return its episodes.
 
-    With ``max_lengths`` (n_envs,), the quotas are at most 1, and an episode that takes longer fails.
+    With ``max_lengths`` (n_envs,), the quotas are at most 1, and a longer episode is cut and fails.
     """
     played: list[list[Episode]] = [[] for _ in range(env.num_envs)]
     observation: Observations = env.reset()
@@ -233,7 +233,7 @@ def _task_results(
     results = []
     for task in np.unique(task_index).tolist():
         of_task: list[Episode] = []
-        for env_index in np.flatnonzero(task_index == task):
+        for env_index in np.flatnonzero(task_index == task).tolist():
             of_task += played[env_index]
         results.append(_result(suite.tasks[task], of_task, subset))
     return results
