@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -356,7 +357,7 @@ def assert_training_is_equal(build: Callable[..., TrainConfig]) -> TrainConfig:
 def test_off_policy_training_is_equal(tmp_path: Path, kind: str) -> None:
     def build(*words: str) -> TrainConfig:
         # an evaluation among the random actions that off-policy agents begin with
-        short = ("total_timesteps=40", "evaluation.every=10")
+        short = ("total_timesteps=30", "evaluation.every=10")
         return tiny_off_policy(tmp_path, kind, *short, *words)
 
     config = assert_training_is_equal(build)
@@ -365,38 +366,55 @@ def test_off_policy_training_is_equal(tmp_path: Path, kind: str) -> None:
     assert evaluation.context_use.keys == ("desired_goal",)
 
 
+def build_own(folder: Path, tasks: str, *words: str) -> TrainConfig:
+    """Compose a tiny recurrent agent for tasks of the user's own."""
+    return compose_train(
+        [
+            "task.name=own",
+            f"task.tasks=[{tasks}]",
+            "import=text_envs",
+            "agent=a2c",
+            "agent.n_envs=4",
+            "agent.n_steps=16",
+            "encoder=vector",
+            "encoder.features_dim=8",
+            "context.dim=8",
+            "memory=gru",
+            "memory.size=8",
+            "total_timesteps=128",
+            "evaluation.every=64",
+            "evaluation.episodes=8",
+            "progress=false",
+            "device=cpu",
+            "precision=fp32",
+            f"runs_dir={folder}",
+            *words,
+        ]
+    )
+
+
+SAYS = "{name: first, env_id: text_envs:TextSays-v0}"
+
+
 def test_recurrent_training_is_equal(tmp_path: Path) -> None:
-    """The same for a recurrent policy, in an environment of the user's own."""
-
-    def build(*words: str) -> TrainConfig:
-        return compose_train(
-            [
-                "task=text_envs:TextSays-v0",
-                "agent=a2c",
-                "agent.n_envs=4",
-                "agent.n_steps=16",
-                "encoder=vector",
-                "encoder.features_dim=8",
-                "context.dim=8",
-                "memory=gru",
-                "memory.size=8",
-                "total_timesteps=192",
-                "evaluation.every=64",
-                "evaluation.episodes=8",
-                "progress=false",
-                "device=cpu",
-                "precision=fp32",
-                f"runs_dir={tmp_path}",
-                *words,
-            ]
-        )
-
-    config = assert_training_is_equal(build)
+    """The same for a recurrent policy, two tasks and a combined context."""
+    other = "{name: second, env_id: text_envs:TextSays-v0, kwargs: {texts: [go left, go right]}}"
+    config = assert_training_is_equal(partial(build_own, tmp_path, f"{SAYS}, {other}"))
     evaluation = final_evaluation(config)
     assert evaluation.context_use is not None
-    assert evaluation.context_use.keys == ("mission",)
+    assert evaluation.context_use.keys == ("mission", "task")
     summary = json.loads(evaluation.files[0].read_text())["context_use"]
-    assert [task["subset"] for task in summary["swapped"]] == ["trained"]
+    assert [task["task"] for task in summary["swapped"]] == ["first", "second"]
     evaluation = final_evaluation(config, context_use=False)
+    assert evaluation.context_use is None
+    assert "context_use" not in json.loads(evaluation.files[0].read_text())
+
+
+def test_single_context_logs_nothing(tmp_path: Path) -> None:
+    only = "{name: only, env_id: text_envs:TextSays-v0, kwargs: {texts: [press left]}}"
+    config = build_own(tmp_path, only, "total_timesteps=64")
+    train(config)
+    assert not CONTEXT_METRICS & metrics_of(config.run_dir)[-1].keys()
+    evaluation = final_evaluation(config)
     assert evaluation.context_use is None
     assert "context_use" not in json.loads(evaluation.files[0].read_text())
