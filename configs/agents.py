@@ -84,6 +84,10 @@ class OnPolicyConfig(Config):
     advantages_per_task: bool = False
     """Normalize the advantages per task over the whole rollout; requires
     ``normalize_advantage``."""
+    advantage_floor: NonNegativeFloat = 0.02
+    """Smallest standard deviation that normalized advantages are divided by, as a fraction of the
+    root mean square of the rollout's returns; 0 for none. An agent that no longer fails has hardly
+    any advantages left but the errors of its value function, which should not be scaled up."""
     pcgrad: bool = False
     """Project each task's gradient onto the normal plane of the gradients that conflict with it
     (PCGrad).

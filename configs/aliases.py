@@ -97,6 +97,9 @@ def migrate_config(values: object) -> object:
         migrated["task"] = _migrate_suite(migrated["task"])
     if "split" in migrated:
         migrated["split"] = _migrate_preset_name("split", migrated["split"])
+    agent = migrated.get("agent")
+    if isinstance(agent, dict) and agent.get("kind") in ("ppo", "a2c"):
+        migrated["agent"] = {"advantage_floor": 0.0, **agent}
     return migrated
 
 

@@ -50,6 +50,8 @@ class A2C(OnPolicyLoop, SB3A2C):
         _init_setup_model: build the networks now.
         precision: "fp32"; "bf16" to compute the policy's trunk in bfloat16; "auto" for the faster.
         advantages_per_task: normalize the advantages per task; needs ``normalize_advantage``.
+        advantage_floor: smallest standard deviation that normalized advantages are divided by, as a
+            fraction of the root mean square of the rollout's returns; 0 for none, as in SB3.
         pcgrad: project conflicting gradients of the tasks (PCGrad).
         conflict_every: iterations between two measurements of how the tasks' gradients conflict; 0
             for none.
@@ -95,6 +97,7 @@ class A2C(OnPolicyLoop, SB3A2C):
         *,
         precision: PrecisionName = "fp32",
         advantages_per_task: bool = False,
+        advantage_floor: float = 0.0,
         pcgrad: bool = False,
         conflict_every: int = 0,
         skip_faults: bool = False,
@@ -105,6 +108,7 @@ class A2C(OnPolicyLoop, SB3A2C):
         self._init_options(
             precision=precision,
             advantages_per_task=advantages_per_task,
+            advantage_floor=advantage_floor,
             pcgrad=pcgrad,
             conflict_every=conflict_every,
             skip_faults=skip_faults,

@@ -63,16 +63,24 @@ def generalized_advantages(
     return advantages
 
 
-def normalize_per_task(advantages: PerStep, task_ids: Int[Tensor, "n_steps n_envs"]) -> PerStep:
+def normalize_per_task(
+    advantages: PerStep,
+    task_ids: Int[Tensor, "n_steps n_envs"],
+    returns: PerStep,
+    floor: float = 0.0,
+) -> PerStep:
     """Normalize the advantages of each task to mean 0 and standard deviation 1.
 
-        (A − mean_k) / (std_k + 1e-8) over the samples of task k
+        (A − mean_k) / (max(std_k, floor · rms_k) + 1e-8) over the samples of task k
 
-    Advantages that do not vary become zero.
+    where rms_k is the root mean square of the task's returns. Advantages that do not vary become
+    zero.
 
     Args:
         advantages: (T, N).
         task_ids: (T, N), the task of each timestep.
+        returns: (T, N).
+        floor: smallest standard deviation, as a fraction of rms_k.
 
     Returns:
         (T, N), the normalized advantages.
@@ -85,5 +93,16 @@ def normalize_per_task(advantages: PerStep, task_ids: Int[Tensor, "n_steps n_env
         centered = own - own.mean()
         # Unbiased as torch.std, but 0 for a single sample, where torch.std is NaN.
         variance = centered.square().sum().div(max(len(own) - 1, 1))
-        normalized[is_task] = (centered / (variance.sqrt() + EPSILON)).to(advantages.dtype)
+        smallest = floor * root_mean_square(returns[is_task].double())
+        std = variance.sqrt().maximum(smallest)
+        normalized[is_task] = (centered / (std + EPSILON)).to(advantages.dtype)
     return normalized
+
+
+def root_mean_square(values: Float[Tensor, "*any"]) -> Tensor:
+    """Return √mean(x²) over all elements, a scalar.
+
+    Args:
+        values: x, of any shape.
+    """
+    return values.square().mean().sqrt()

@@ -54,6 +54,7 @@ class OnPolicyLoop(RolloutCollector):
         *,
         precision: PrecisionName,
         advantages_per_task: bool,
+        advantage_floor: float,
         pcgrad: bool,
         conflict_every: int,
         skip_faults: bool,
@@ -68,6 +69,7 @@ class OnPolicyLoop(RolloutCollector):
             )
         self.precision: PrecisionName = precision
         self.advantages_per_task = advantages_per_task
+        self.advantage_floor = advantage_floor
         self.pcgrad = pcgrad
         self.conflict_every = conflict_every
         self.skip_faults = skip_faults
@@ -238,6 +240,7 @@ class OnPolicyLoop(RolloutCollector):
             self.rollout_buffer,
             self.policy.value_net,
             normalize_per_task=self.advantages_per_task,
+            advantage_floor=self.advantage_floor,
         )
         projection_rng: np.random.Generator | None = None
         if self.pcgrad:
@@ -246,10 +249,13 @@ class OnPolicyLoop(RolloutCollector):
             projection_rng = np.random.default_rng(seed)
         # Advantages that are normalized per task are not normalized again per minibatch.
         per_minibatch = self.normalize_advantage and not self.advantages_per_task
+        smallest_std = None
+        if self.advantage_floor:
+            smallest_std = self.advantage_floor * self.rollout_buffer.returns_rms()
         self._update = Update(
             policy=self.policy,
             precision=self.precision,
-            weights=LossWeights(self.ent_coef, self.vf_coef, per_minibatch),
+            weights=LossWeights(self.ent_coef, self.vf_coef, per_minibatch, smallest_std),
             max_grad_norm=self.max_grad_norm,
             projection_rng=projection_rng,
             measure_conflict=self._measures_conflict(),

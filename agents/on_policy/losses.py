@@ -30,9 +30,14 @@ class LossWeights:
     """Weight of the value loss."""
     normalize_advantage: bool
     """Normalize the advantages of each minibatch."""
+    smallest_std: Tensor | None = None
+    """Lower bound of the standard deviation that the normalization divides by, a scalar; None for
+    none."""
 
     def advantages(self, samples: Samples) -> PerSample:
-        """Return the advantages of a minibatch, with mean 0 and standard deviation 1 if enabled.
+        """Return the advantages of a minibatch, normalized if enabled.
+
+        They have mean 0 and standard deviation 1, or less if it was below ``smallest_std``.
 
         Args:
             samples: the minibatch.
@@ -43,7 +48,10 @@ class LossWeights:
         advantages = samples.advantages
         # The standard deviation of one sample is NaN: SB3 issue #325.
         if self.normalize_advantage and len(advantages) > 1:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + EPSILON)
+            std = advantages.std()
+            if self.smallest_std is not None:
+                std = std.maximum(self.smallest_std)
+            advantages = (advantages - advantages.mean()) / (std + EPSILON)
         return advantages
 
     def combine(

@@ -57,6 +57,8 @@ class PPO(OnPolicyLoop, SB3PPO):
         precision: "fp32"; "bf16" to compute the policy's trunk in bfloat16; "auto" for the faster.
         advantages_per_task: normalize the advantages per task over the rollout, instead of per
             minibatch; needs ``normalize_advantage``.
+        advantage_floor: smallest standard deviation that normalized advantages are divided by, as a
+            fraction of the root mean square of the rollout's returns; 0 for none, as in SB3.
         pcgrad: project conflicting gradients of the tasks (PCGrad).
         conflict_every: iterations between two measurements of how the tasks' gradients conflict; 0
             for none.
@@ -105,6 +107,7 @@ class PPO(OnPolicyLoop, SB3PPO):
         *,
         precision: PrecisionName = "fp32",
         advantages_per_task: bool = False,
+        advantage_floor: float = 0.0,
         pcgrad: bool = False,
         conflict_every: int = 0,
         skip_faults: bool = False,
@@ -115,6 +118,7 @@ class PPO(OnPolicyLoop, SB3PPO):
         self._init_options(
             precision=precision,
             advantages_per_task=advantages_per_task,
+            advantage_floor=advantage_floor,
             pcgrad=pcgrad,
             conflict_every=conflict_every,
             skip_faults=skip_faults,

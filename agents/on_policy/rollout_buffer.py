@@ -15,7 +15,12 @@ from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.buffers import RolloutBuffer as SB3RolloutBuffer
 from torch import Tensor
 
-from mirl.agents.on_policy.advantages import PerStep, generalized_advantages, normalize_per_task
+from mirl.agents.on_policy.advantages import (
+    PerStep,
+    generalized_advantages,
+    normalize_per_task,
+    root_mean_square,
+)
 from mirl.agents.on_policy.bit_packing import Space, Values
 from mirl.agents.on_policy.minibatch import ObservationHashes, RowOrder, Samples, sort_rows
 from mirl.agents.on_policy.storage import (
@@ -102,6 +107,7 @@ class RolloutBuffer(SB3RolloutBuffer):
         self.advantages = torch.zeros(self.shape, device=self.device)
         # The same tensor, until an update scales the advantages for the policy loss.
         self.policy_advantages = self.advantages
+        self.advantage_unit: PerStep | None = None
         self.episode_starts = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
         # Task ids stay in host memory, and are copied to the device with each minibatch.
         task_space = self._keyed_spaces.get(TASK_KEY)
@@ -207,6 +213,7 @@ class RolloutBuffer(SB3RolloutBuffer):
             gae_lambda=self.gae_lambda,
         )
         self.policy_advantages = self.advantages
+        self.advantage_unit = None
 
     def scale_advantages(self, scale: PerStep) -> None:
         """Divide the advantages for the policy loss by a scale. The returns do not change.
@@ -215,11 +222,30 @@ class RolloutBuffer(SB3RolloutBuffer):
             scale: (T, N), the unit of each advantage.
         """
         self.policy_advantages = self.advantages / scale
+        self.advantage_unit = scale
 
-    def normalize_advantages_per_task(self) -> None:
-        """Normalize the advantages for the policy loss per task. The returns do not change."""
+    def normalize_advantages_per_task(self, floor: float = 0.0) -> None:
+        """Normalize the advantages for the policy loss per task. The returns do not change.
+
+        Args:
+            floor: smallest standard deviation, as a fraction of the root mean square of the task's
+                returns.
+        """
         # From the unscaled advantages: the normalization would undo a scale per task.
-        self.policy_advantages = normalize_per_task(self.advantages, self.task_ids)
+        self.policy_advantages = normalize_per_task(
+            self.advantages, self.task_ids, self.returns, floor
+        )
+
+    def returns_rms(self) -> Tensor:
+        """Return the root mean square of the returns, in the unit of ``policy_advantages``.
+
+        Returns:
+            A scalar on the device.
+        """
+        returns = self.returns
+        if self.advantage_unit is not None:
+            returns = returns / self.advantage_unit
+        return root_mean_square(returns)
 
     @property
     def returns(self) -> PerStep:  # type: ignore[override]

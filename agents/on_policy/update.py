@@ -118,7 +118,11 @@ class Update:
 
 
 def update_popart_and_advantages(
-    buffer: RolloutBuffer, value_net: nn.Module, *, normalize_per_task: bool
+    buffer: RolloutBuffer,
+    value_net: nn.Module,
+    *,
+    normalize_per_task: bool,
+    advantage_floor: float = 0.0,
 ) -> None:
     """Update PopArt with the returns, then scale or normalize the advantages, if enabled.
 
@@ -127,6 +131,8 @@ def update_popart_and_advantages(
         value_net: the value head. A ``PopArtHead`` updates its statistics with the returns, and the
             advantages are divided by σ of their task.
         normalize_per_task: normalize the advantages per task instead.
+        advantage_floor: smallest standard deviation of this normalization, as a fraction of the
+            root mean square of the returns.
 
     References:
         Hessel et al., "Multi-Task Deep Reinforcement Learning with PopArt", AAAI 2019.
@@ -139,7 +145,7 @@ def update_popart_and_advantages(
         scale = value_net.scale(task_ids)
         buffer.scale_advantages(scale.view_as(buffer.advantages))
     if normalize_per_task:
-        buffer.normalize_advantages_per_task()
+        buffer.normalize_advantages_per_task(advantage_floor)
 
 
 def _mean(scalars: Sequence[Tensor]) -> Tensor:

@@ -35,7 +35,9 @@ def test_gae_matches_hand_computed_values() -> None:
 )
 def test_normalization_per_task(advantages: NDArray[np.float32], tasks: NDArray[np.int64]) -> None:
     """The advantages of each task have mean 0 and standard deviation 1."""
-    normalized = normalize_per_task(torch.tensor(advantages), torch.tensor(tasks)).numpy()
+    normalized = normalize_per_task(
+        torch.tensor(advantages), torch.tensor(tasks), torch.tensor(advantages)
+    ).numpy()
     for task in np.unique(tasks):
         mine, got = advantages[tasks == task].astype(np.float64), normalized[tasks == task]
         deviation = mine.std(ddof=1) if len(mine) > 1 else 0.0
@@ -47,4 +49,14 @@ def test_normalization_per_task(advantages: NDArray[np.float32], tasks: NDArray[
 def test_constant_advantages_become_zero() -> None:
     """Advantages that do not vary within a task become zero and are not scaled up."""
     advantages, tasks = torch.tensor([[1000.1, 1000.1, 1000.1, 7.0]]), torch.tensor([[0, 0, 0, 1]])
-    close(normalize_per_task(advantages, tasks), torch.zeros(1, 4), rtol=0, atol=1e-4)
+    close(normalize_per_task(advantages, tasks, advantages), torch.zeros(1, 4), rtol=0, atol=1e-4)
+
+
+def test_floor_is_relative_per_task() -> None:
+    """Advantages below the floor are divided by a share of the size of their task's returns."""
+    advantages = torch.tensor([[0.1, -0.1, 10.0, -10.0]])
+    tasks = torch.tensor([[0, 0, 1, 1]])
+    returns = torch.tensor([[30.0, 40.0, 1.0, 1.0]])
+    # task 0: std 0.14 < 0.02 · √((30² + 40²) / 2) = 0.707; task 1: std 14.1 > 0.02
+    expected = torch.tensor([[0.1 / 0.70711, -0.1 / 0.70711, 0.70711, -0.70711]])
+    close(normalize_per_task(advantages, tasks, returns, 0.02), expected, rtol=1e-4, atol=0)

@@ -15,7 +15,7 @@ from toy_goal_envs import FlipTaskEnv
 
 from mirl.agents import A2C
 from mirl.agents.on_policy.action_evaluation import ActionEvaluation
-from mirl.agents.on_policy.losses import value_losses_of
+from mirl.agents.on_policy.losses import LossWeights, value_losses_of
 from mirl.agents.on_policy.minibatch import (
     Samples,
 )
@@ -65,3 +65,26 @@ def test_constant_returns_explain_nothing(env: Callable[[], Any], n_steps: int) 
         )
         (update,) = logged_updates(model, n_steps)
         assert np.isnan(update["train/explained_variance"])
+
+
+@pytest.mark.parametrize(("smallest_std", "divisor"), [(None, 0.1), (0.05, 0.1), (2.0, 2.0)])
+def test_small_advantages_divided_by_floor(smallest_std: float | None, divisor: float) -> None:
+    """Advantages are divided by their standard deviation, or by the lower bound if it is larger."""
+    smallest = None if smallest_std is None else torch.tensor(smallest_std)
+    weights = LossWeights(0.0, 0.5, normalize_advantage=True, smallest_std=smallest)
+    # mean 5, standard deviation 0.1
+    samples = make_samples(advantages=torch.tensor([4.9, 5.0, 5.1]))
+    expected = torch.tensor([-0.1, 0.0, 0.1]) / divisor
+    close(weights.advantages(samples), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_floor_follows_the_rollout() -> None:
+    """The lower bound is the given share of the root mean square of the rollout's returns."""
+    agent = A2C(
+        "MultiInputPolicy", FlipTaskEnv(), normalize_advantage=True, advantage_floor=0.5, seed=0
+    )
+    agent.learn(8)
+    returns = agent.rollout_buffer.returns
+    smallest = agent.begin_update().weights.smallest_std
+    assert smallest is not None
+    close(smallest, 0.5 * returns.square().mean().sqrt())

@@ -61,6 +61,7 @@ def test_multitask_options_default_to_off() -> None:
     """The options for several tasks are off by default."""
     agent = PPO("MlpPolicy", "CartPole-v1", device="cpu")
     assert (agent.advantages_per_task, agent.pcgrad, agent.conflict_every) == (False, False, 0)
+    assert agent.advantage_floor == 0
 
 
 def test_losses_match_hand_computed_values() -> None:

@@ -104,6 +104,18 @@ def multitask_buffer(*, share: bool) -> tuple[RolloutBuffer, NDArray[np.int64]]:
     return buffer, tasks
 
 
+def test_returns_rms_has_unit_of_advantages() -> None:
+    """The size of the returns is in the same unit as the advantages for the policy loss."""
+    buffer, _ = multitask_buffer(share=False)
+    size = buffer.returns.square().mean().sqrt()
+    close(buffer.returns_rms(), size)
+    buffer.scale_advantages(torch.full_like(buffer.advantages, 4.0))
+    close(buffer.returns_rms(), size / 4)
+    # the next rollout starts without a unit
+    buffer.compute_returns_and_advantage(torch.zeros(4), np.zeros(4, np.bool_))
+    close(buffer.returns_rms(), size)
+
+
 @pytest.mark.parametrize("share", [False, True], ids=["each its own", "equal ones shared"])
 def test_samples_have_their_task(share: bool) -> None:
     """Each sample has the task id of its own timestep."""

@@ -80,7 +80,7 @@ def test_advantages_are_normalized_once() -> None:
     model.learn(64)
     weights = model.begin_update().weights
     buffer = model.rollout_buffer
-    expected = normalize_per_task(buffer.advantages, buffer.task_ids).flatten()
+    expected = normalize_per_task(buffer.advantages, buffer.task_ids, buffer.returns).flatten()
     rows = np.arange(20)
     close(weights.advantages(buffer.minibatch(rows)).sort().values, expected[:20].sort().values)
 
