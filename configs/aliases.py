@@ -20,6 +20,12 @@ RENAMED_LAYERS = {
     "normalise": "normalize",
 }
 """Old and current attribute names of layers, as they stand in state dicts of checkpoints."""
+FORMER_DEFAULTS = {
+    ("encoder", "grid"): {"attributes": 0},
+    ("context", "mission"): {"zero_start": False},
+}
+"""Options that runs of earlier versions do not state, with their value there, per group and kind;
+delete them with the support for these runs."""
 
 _warned: set[str] = set()
 
@@ -78,7 +84,7 @@ def _warn_once(old: str, current: str) -> None:
 def migrate_config(values: object) -> object:
     """Return the content of a run's ``config.yaml`` with every old spelling replaced.
 
-    It never warns, because nobody typed these spellings in this version. Values of an unexpected
+    Options that were added since are stated with the value that they had in effect. It never warns, because nobody typed these spellings in this version. Values of an unexpected
     form are returned unchanged; the validation that follows reports them.
 
     Args:
@@ -97,6 +103,26 @@ def migrate_config(values: object) -> object:
         migrated["task"] = _migrate_suite(migrated["task"])
     if "split" in migrated:
         migrated["split"] = _migrate_preset_name("split", migrated["split"])
+    for group in ("encoder", "context"):
+        if group in migrated:
+            migrated[group] = _with_former_defaults(group, migrated[group])
+    return migrated
+
+
+def _with_former_defaults(group: str, part: object) -> object:
+    """Return a part of the network, or the parts that it joins, with all options stated."""
+    if not isinstance(part, dict):
+        return part
+    kind = part.get("kind")
+    former: dict[str, object] = {}
+    if isinstance(kind, str):
+        former = FORMER_DEFAULTS.get((group, kind), {})
+    migrated = {**former, **part}
+    parts = part.get("parts")
+    if isinstance(parts, dict):
+        migrated["parts"] = {k: _with_former_defaults(group, each) for k, each in parts.items()}
+    elif isinstance(parts, list | tuple):
+        migrated["parts"] = [_with_former_defaults(group, each) for each in parts]
     return migrated
 
 
