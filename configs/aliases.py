@@ -84,8 +84,9 @@ def _warn_once(old: str, current: str) -> None:
 def migrate_config(values: object) -> object:
     """Return the content of a run's ``config.yaml`` with every old spelling replaced.
 
-    Options that were added since are stated with the value that they had in effect. It never warns, because nobody typed these spellings in this version. Values of an unexpected
-    form are returned unchanged; the validation that follows reports them.
+    Options that were added since are stated with the value that they had in effect. It never warns,
+    because nobody typed these spellings in this version. Values of an unexpected form are returned
+    unchanged; the validation that follows reports them.
 
     Args:
         values: content of ``config.yaml``, not validated yet.

@@ -31,9 +31,9 @@ from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
     AutoContextField,
     AutoEncoderField,
-    ContextField,
     AutoFusionConfig,
     AutoFusionField,
+    ContextField,
     EncoderField,
     FusionField,
     MemoryField,

@@ -21,6 +21,7 @@ from mirl.configs.networks import (
 from mirl.policies.encoders import space_text
 from mirl.policies.routing.contexts import resolve_context
 from mirl.policies.routing.encoders import has_feature_map, resolve_encoder
+from mirl.policies.routing.fusions import resolve_fusion
 from mirl.policies.routing.inputs import input_keys
 
 
