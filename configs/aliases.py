@@ -4,6 +4,7 @@ Delete this module and its uses in the release after 0.2.
 """
 
 import warnings
+from collections.abc import Mapping
 
 RENAMED_PRESETS = {
     "split": {"new_colour": "new_color"},
@@ -20,7 +21,7 @@ RENAMED_LAYERS = {
     "normalise": "normalize",
 }
 """Old and current attribute names of layers, as they stand in state dicts of checkpoints."""
-FORMER_DEFAULTS = {
+FORMER_DEFAULTS: Mapping[tuple[str, str], Mapping[str, object]] = {
     ("encoder", "grid"): {"attributes": 0},
     ("context", "mission"): {"zero_start": False},
 }
@@ -115,7 +116,7 @@ def _with_former_defaults(group: str, part: object) -> object:
     if not isinstance(part, dict):
         return part
     kind = part.get("kind")
-    former: dict[str, object] = {}
+    former: Mapping[str, object] = {}
     if isinstance(kind, str):
         former = FORMER_DEFAULTS.get((group, kind), {})
     migrated = {**former, **part}

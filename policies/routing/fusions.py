@@ -138,7 +138,7 @@ def _with_given_options(chosen: BaseFusionConfig, given: AutoFusionConfig) -> Ba
     options: Mapping[str, Any] = given.options
     missing = [name for name, value in options.items() if not accepts(chosen, name, value)]
     if not missing:
-        return with_options(chosen, options, "fusion")  # type: ignore[no-any-return]
+        return with_options(chosen, options, "fusion")
     owners: list[BaseFusionConfig] = []
     for kind in given.kinds():
         other = kind()
@@ -146,7 +146,7 @@ def _with_given_options(chosen: BaseFusionConfig, given: AutoFusionConfig) -> Ba
         if all(accepts(other, name, value) for name, value in options.items()):
             owners.append(other)
     if len(owners) == 1:
-        return with_options(owners[0], options, "fusion")  # type: ignore[no-any-return]
+        return with_options(owners[0], options, "fusion")
     name = missing[0]
     advice = f"remove fusion.{name}"
     if owners:

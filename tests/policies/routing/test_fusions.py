@@ -45,7 +45,7 @@ SITES: tuple[tuple[Site, ...], ...] = (
 
 @pytest.fixture
 def fixed_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table of its own, because measurements change that of the package."""
+    """Replace the table of the package, which measurements change."""
     table = {
         ("codes", "words"): Choice(PRODUCT, ("map", "heads")),
         ("vector", "task_id"): Choice(BilinearConfig(), ("vector", "heads")),
