@@ -62,7 +62,7 @@ def test_former_run_is_resumed(tiny: Build) -> None:
     ],
 )
 def test_stated_options_stay(tiny: Build, word: str, difference: str) -> None:
-    """What a command states is compared with the run, as ever."""
+    """Options that a command states are compared with the run."""
     former = ("fusion=bilinear", "sites=[map,heads]", "context.zero_start=false")
     start_run(tiny("name=run", *former, "encoder.attributes=0"))
     with pytest.raises(ValueError, match="holds a run of another") as caught:
