@@ -1,4 +1,4 @@
-"""Evaluate, adapt or export a checkpoint: ``python eval.py run=runs/goto_door-bilinear-ppo-seed0``.
+"""Evaluate, adapt or export a checkpoint: ``python eval.py run=runs/goto_door-ppo-seed0``.
 
 See ``--help``.
 """

@@ -17,6 +17,7 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
     AnyContextConfig,
     AutoEncoderConfig,
+    AutoFusionConfig,
     BaseEncoderConfig,
     NoMemoryConfig,
     TaskIdContextConfig,
@@ -48,7 +49,7 @@ Policy = FusionPolicy | OffPolicyFusion
 
 
 def resolve_auto(config: TrainConfig, observation_space: spaces.Space[Any]) -> ResolvedConfig:
-    """Replace an ``auto`` context or encoder by the one that the observation space calls for.
+    """Replace ``auto``: context and encoder by the observation space, the fusion by these two.
 
     This is the only place that does so: everything after it takes a ``ResolvedConfig``.
 
@@ -60,12 +61,12 @@ def resolve_auto(config: TrainConfig, observation_space: spaces.Space[Any]) -> R
         The configuration without an ``auto`` member.
 
     Raises:
-        ConfigError: the observations have no context, or site "map" has no feature map to fuse.
+        ConfigError: the observations have no context, site "map" has no feature map to fuse, or the
+            chosen fusion lacks an option that is given.
     """
     assert isinstance(observation_space, spaces.Dict), "the observation contract is a Dict"
-    # an explicit site "map" is kept, and an encoder without a feature map rejects it
-    is_default = "sites" not in config.model_fields_set
-    move_map_site = is_default or isinstance(config.encoder, AutoEncoderConfig)
+    # an explicit site "map" is kept, and an explicit encoder without a feature map rejects it
+    move_map_site = isinstance(config.encoder, AutoEncoderConfig)
     network = resolve_network(config.network, observation_space, move_map_site=move_map_site)
     assert isinstance(network.context, AnyContextConfig), "it has been resolved"
     if _is_constant(network.context, observation_space):
@@ -77,15 +78,17 @@ def resolve_auto(config: TrainConfig, observation_space: spaces.Space[Any]) -> R
         )
     assert isinstance(network.encoder, BaseEncoderConfig), "it has been resolved"
     # only now, because the observation may be refused whatever the sites are
-    if "map" in network.sites and not has_feature_map(network.encoder):
+    if "map" in network.chosen_sites and not has_feature_map(network.encoder):
         raise ConfigError(
             f"sites=[map] fuses a feature map, and encoder={network.encoder.kind} has none; "
             "use sites=[vector]"
         )
     resolved = {
+        "fusion": network.chosen_fusion.model_dump(),
+        "fusion_is_chosen": isinstance(config.fusion, AutoFusionConfig),
         "context": network.context.model_dump(),
         "encoder": network.encoder.model_dump(),
-        "sites": network.sites,
+        "sites": network.chosen_sites,
         "observation_keys": network.observation_keys,
     }
     # the parts must fit each other as those of any configuration

@@ -22,6 +22,7 @@ from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
 from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.checkpoint import Checkpoint, EpisodeRecords, checkpoint_name
+from mirl.agents.runs.choices import adopt_choices
 from mirl.agents.runs.logger import build_logger
 from mirl.agents.runs.run import Run, adopt_texts
 from mirl.agents.runs.synchronization import reseed_all
@@ -93,6 +94,7 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
         # from here on the configuration is complete; nothing is written before the agent is built
         config = config.model_copy(update={"task": envs.training.suite})
         resolved = resolve_auto(config, envs.training.observation_space)
+        resolved = adopt_choices(config, resolved, stored)
         agent = build_agent(resolved, envs.training)
         run = _create_or_resume(resolved, agent, envs.training, stored)
         with _discard_on_config_error(run), run.lock():
@@ -113,16 +115,15 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
 def _with_rollout(config: TrainConfig, stored: ResolvedConfig | None) -> TrainConfig:
     """Return the configuration with a rollout that fits a short run.
 
-    A run that exists keeps its own rollout, whatever its length is now.
+    A run that exists keeps its own rollout, whatever its length and the defaults are now.
     """
     agent = config.agent
     if not isinstance(agent, PPOConfig):
         return config
-    length = config.total_timesteps if stored is None else stored.total_timesteps
-    fitted = agent.fit_rollout(length, len(config.trained_tasks))
-    if stored is not None and stored.agent == agent:
-        # runs of earlier versions have the same rollout whatever their length
-        return config
+    if stored is not None and isinstance(stored.agent, PPOConfig):
+        fitted = agent.with_rollout_of(stored.agent)
+    else:
+        fitted = agent.fit_rollout(config.total_timesteps, len(config.trained_tasks))
     return config.model_copy(update={"agent": fitted})
 
 

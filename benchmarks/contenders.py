@@ -277,7 +277,15 @@ def mission_ppo(algorithm: type[SB3PPO]) -> OnPolicyAlgorithm:
         algorithm: SB3's PPO or MIRL's.
     """
     env = make_vec_env("MiniGrid-GoToDoor-5x5-v0", 1024)
-    return algorithm(FusionPolicy, env, n_steps=128, batch_size=4096, n_epochs=1, seed=0)
+    return algorithm(
+        FusionPolicy,
+        env,
+        n_steps=128,
+        batch_size=4096,
+        n_epochs=1,
+        policy_kwargs={"fusion": "bilinear", "sites": ("vector", "heads")},
+        seed=0,
+    )
 
 
 def recurrent_ppo(
@@ -314,6 +322,7 @@ def contrib_lstm(backend: str, n_envs: int) -> OnPolicyAlgorithm:
         backend,
         n_envs,
         features_extractor_class=FusionExtractor,
+        features_extractor_kwargs={"fusion": "bilinear", "sites": ("vector",)},
         lstm_hidden_size=128,
     )
 
@@ -326,7 +335,8 @@ def mirl_recurrent(core: str) -> OnPolicyAlgorithm:
     """
     # without the normalization before the core, which sb3-contrib does not have
     config = type(choose(core, RecurrentConfig))(normalize=False)
-    return recurrent_ppo(PPO, "envpool", 256, memory=config, sites=("vector",))
+    options = {"memory": config, "fusion": "bilinear", "sites": ("vector",)}
+    return recurrent_ppo(PPO, "envpool", 256, **options)
 
 
 def compiled(agent: OnPolicyAlgorithm) -> OnPolicyAlgorithm:
@@ -349,6 +359,10 @@ def mirl(precision: str = "auto") -> OnPolicyAlgorithm:
     return tutorial_ppo(PPO, make_envpool_envs(), precision=precision)
 
 
+GOTO_LOCAL = ("task=goto_local", "fusion=bilinear", "encoder.attributes=0")
+GOTO_LOCAL_PPO = (*GOTO_LOCAL, "agent.n_envs=256", "agent.batch_size=1024")
+"""Options whose defaults have changed since the first measurements."""
+
 CONTENDERS: dict[str, Callable[[], OnPolicyAlgorithm]] = {
     "sb3_dummy": lambda: tutorial_ppo(SB3PPO, make_python_envs(DummyVecEnv)),
     "sb3_subproc": lambda: tutorial_ppo(SB3PPO, make_python_envs(SubprocVecEnv)),
@@ -360,10 +374,10 @@ CONTENDERS: dict[str, Callable[[], OnPolicyAlgorithm]] = {
     "mirl_a2c": partial(tutorial_a2c, A2C, precision="auto"),
     "sb3_envpool_small": partial(small_ppo, SB3PPO),
     "mirl_small": partial(small_ppo, PPO),
-    "goto_local_concat": partial(agent_of_options, "task=goto_local", "fusion=concat"),
-    "goto_local_bilinear": partial(agent_of_options, "task=goto_local"),
-    "goto_local_bilinear_fp32": partial(agent_of_options, "task=goto_local", "precision=fp32"),
-    "goto_local_bilinear_a2c": partial(agent_of_options, "task=goto_local", "agent=a2c"),
+    "goto_local_concat": partial(agent_of_options, *GOTO_LOCAL_PPO, "fusion=concat"),
+    "goto_local_bilinear": partial(agent_of_options, *GOTO_LOCAL_PPO),
+    "goto_local_bilinear_fp32": partial(agent_of_options, *GOTO_LOCAL_PPO, "precision=fp32"),
+    "goto_local_bilinear_a2c": partial(agent_of_options, *GOTO_LOCAL, "agent=a2c"),
     "contrib_lstm_python": partial(contrib_lstm, "gymnasium", 16),
     "contrib_lstm_envpool": partial(contrib_lstm, "envpool", 256),
     **{f"mirl_{core}": partial(mirl_recurrent, core) for core in CORES},

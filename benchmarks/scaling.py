@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [--seconds 6]
 
-The default agent (PPO, bilinear fusion, missions) trains in a fresh process per point: with 16 to
+PPO with bilinear fusion and missions trains in a fresh process per point: with 16 to
 4096 environments of GoToLocal and rollouts of at least 8192 timesteps; on 1 to 30 BabyAI tasks at a
 time; and with networks of several widths. After each point, the results are written to
 ``benchmarks/results/scaling.json``; in the end, ``docs/pictures/scaling.png`` is drawn.
@@ -29,6 +29,9 @@ LEVELS = (
 )
 """BabyAI levels; a suite of n tasks takes the first n."""
 
+AGENT = ["fusion=bilinear", "encoder.attributes=0", "context.zero_start=false"]
+"""Options whose defaults have changed since the first measurements."""
+
 Point = dict[str, Any]
 
 
@@ -38,7 +41,7 @@ def series() -> dict[str, list[tuple[int, list[str]]]]:
     for n_envs in ENVIRONMENTS:
         n_steps = max(8, 8192 // n_envs)
         options = ["task=goto_local", f"agent.n_envs={n_envs}", f"agent.n_steps={n_steps}"]
-        environments.append((n_envs, options))
+        environments.append((n_envs, [*AGENT, *options, "agent.batch_size=1024"]))
     tasks = []
     for n_tasks in TASKS:
         suite = ", ".join(
@@ -46,11 +49,12 @@ def series() -> dict[str, list[tuple[int, list[str]]]]:
         )
         options = ["task.name=babyai", f"task.tasks=[{suite}]"]
         options += ["agent.n_envs=240", "agent.n_steps=32", "agent.batch_size=960"]
-        tasks.append((n_tasks, options))
+        tasks.append((n_tasks, [*AGENT, *options]))
     parameters = []
     for channels, features in WIDTHS:
-        options = ["task=goto_local", f"encoder.channels={channels}"]
-        parameters.append((channels, [*options, f"encoder.features_dim={features}"]))
+        options = ["task=goto_local", "agent.n_envs=256", "agent.batch_size=1024"]
+        options += [f"encoder.channels={channels}", f"encoder.features_dim={features}"]
+        parameters.append((channels, [*AGENT, *options]))
     return {"environments": environments, "tasks": tasks, "parameters": parameters}
 
 

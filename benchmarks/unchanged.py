@@ -6,6 +6,9 @@ Each case is a short training run on one CPU thread, once with the reference and
 source tree. The tensors of the two last checkpoints (weights, optimizers, replay buffer) must be
 bit-identical. They are matched by file, dtype, shape and bytes, and not by name, so that a module
 may be renamed. Exits with 1 if a case differs or fails.
+
+The cases state every option whose default has changed since the reference. A tree that does not
+know such an option yet is trained without it.
 """
 
 import argparse
@@ -39,34 +42,43 @@ PPO = f"{ON_POLICY} agent.batch_size=64 agent.n_epochs=2 checkpoint_every=512"
 OFF_POLICY = f"{COMMON} total_timesteps=400 agent.learning_starts=150 agent.batch_size=64"
 OFF_POLICY += " agent.train_freq=4 agent.gradient_steps=1"
 GYMNASIUM = f"{PPO} backend=gymnasium agent.n_envs=4 agent.n_steps=32"  # the last word counts
-MT3 = f"task=mt3 {PPO} total_timesteps=512 agent.popart=true agent.pcgrad=true"
-MEMORY = f"task=memory_s7 {PPO}"
+CELLS = "encoder.attributes=0"
+WORDS = "context.zero_start=false"
+BILINEAR = f"fusion=bilinear {CELLS}"
+DOOR = f"task=goto_door {BILINEAR} {WORDS}"
+NEW_OPTIONS = (CELLS, WORDS)
+"""Words that trees without their option are trained without; their values are its effect there."""
+MT3 = f"task=mt3 {BILINEAR} {PPO} total_timesteps=512 agent.popart=true agent.pcgrad=true"
+MEMORY = f"task=memory_s7 {BILINEAR} {WORDS} {PPO}"
+VECTOR = "fusion=bilinear encoder=vector sites=vector"
+IMAGE = "fusion=bilinear encoder=image task.observation=rgb"
+SAMPLED = "sampling=lowest_success context=one_hot"
 FUSIONS = ("concat", "bilinear", "low_rank", "hyper", "film", "gate", "attention", "metric")
 
 CASES = {
-    **{name: f"task=goto_door fusion={name} {PPO}" for name in FUSIONS},
-    "bilinear-gymnasium": f"task=goto_door fusion=bilinear {GYMNASIUM}",
-    "encoder_vector": f"task=goto_door encoder=vector sites=vector {PPO}",
-    "encoder_image": f"task=goto_door encoder=image task.observation=rgb {GYMNASIUM}",
-    "mission_gru": f"task=goto_door context=mission_gru {PPO}",
-    "mission_bag": f"task=goto_door context=mission_bag {PPO}",
-    "two_extractors": f"task=goto_door {PPO} agent.share_features_extractor=false",
-    "split_objects": f"task=goto_local split=objects {PPO}",
-    "goal_cell": f"task=reach_cell {GYMNASIUM}",
+    **{name: f"task=goto_door fusion={name} {CELLS} {WORDS} {PPO}" for name in FUSIONS},
+    "bilinear-gymnasium": f"{DOOR} {GYMNASIUM}",
+    "encoder_vector": f"task=goto_door {VECTOR} {WORDS} {PPO}",
+    "encoder_image": f"task=goto_door {IMAGE} {WORDS} {GYMNASIUM}",
+    "mission_gru": f"{DOOR} context=mission_gru {PPO}",
+    "mission_bag": f"{DOOR} context=mission_bag {PPO}",
+    "two_extractors": f"{DOOR} {PPO} agent.share_features_extractor=false",
+    "split_objects": f"task=goto_local split=objects {BILINEAR} {WORDS} {PPO}",
+    "goal_cell": f"task=reach_cell {BILINEAR} {GYMNASIUM}",
     "mt3": MT3,
     "mt3-gymnasium": f"{MT3} backend=gymnasium agent.advantages_per_task=true",  # in workers
-    "mt3-sampling": f"task=mt3 sampling=lowest_success context=one_hot sites=heads {PPO}",
+    "mt3-sampling": f"task=mt3 {BILINEAR} {SAMPLED} sites=heads {PPO}",
     "lstm": f"{MEMORY} memory=lstm agent.sequence_length=8 agent.burn_in=4",
     "gru": f"{MEMORY} memory=gru {GYMNASIUM}",
     "mi_lstm": f"{MEMORY} memory=mi_lstm memory.skip_connection=true",
     "fast_weights": f"{MEMORY} memory=fast_weights",
     "memory_attention": f"{MEMORY} memory=attention",
-    "a2c": f"task=goto_door agent=a2c {ON_POLICY}",
-    "a2c-gru": f"task=goto_door agent=a2c memory=gru {ON_POLICY}",
-    "sac_her": f"task=fetch_reach {OFF_POLICY}",
-    "td3_her": f"task=fetch_reach agent=td3 {OFF_POLICY}",
-    "tqc_her": f"task=fetch_reach agent=tqc {OFF_POLICY}",
-    "dqn": f"task=goto_door agent=dqn backend=envpool {OFF_POLICY}",
+    "a2c": f"{DOOR} agent=a2c {ON_POLICY}",
+    "a2c-gru": f"{DOOR} agent=a2c memory=gru {ON_POLICY}",
+    "sac_her": f"task=fetch_reach fusion=bilinear {OFF_POLICY}",
+    "td3_her": f"task=fetch_reach fusion=bilinear agent=td3 {OFF_POLICY}",
+    "tqc_her": f"task=fetch_reach fusion=bilinear agent=tqc {OFF_POLICY}",
+    "dqn": f"{DOOR} agent=dqn backend=envpool {OFF_POLICY}",
 }
 
 PRELOADED = (
@@ -118,16 +130,28 @@ def train_cases(cases: Mapping[str, list[str]], jobs: int) -> None:
             print(json.dumps([name, process.exitcode, seconds]), flush=True)  # noqa: T201
 
 
+def known_words(tree: Path, words: list[str]) -> list[str]:
+    """Return the words of a case without the options that a source tree does not have."""
+    schema = (tree / "configs" / "networks.py").read_text(encoding="utf-8")
+    known = []
+    for word in words:
+        option = word.partition("=")[0].rpartition(".")[2]
+        if word not in NEW_OPTIONS or f"    {option}: " in schema:
+            known.append(word)
+    return known
+
+
 def results_of(tree: Path, cases: Mapping[str, list[str]], jobs: int) -> Iterator[Any]:
     """Train the cases with a source tree; yield the name, the tensors and the seconds of each."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        own_cases = {case: known_words(tree, words) for case, words in cases.items()}
         (folder / "path").mkdir()
         (folder / "path" / "mirl").symlink_to(tree)
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         variables = os.environ | one_thread | {"PYTHONPATH": str(folder / "path")}
         # -P: the modules beside this file must not hide others of the same name
-        command = [sys.executable, "-P", __file__, "--train", json.dumps([cases, jobs])]
+        command = [sys.executable, "-P", __file__, "--train", json.dumps([own_cases, jobs])]
         with subprocess.Popen(command, cwd=folder, env=variables, stdout=subprocess.PIPE) as worker:
             for line in worker.stdout or ():
                 case, exit_code, seconds = json.loads(line)

@@ -25,6 +25,8 @@ MIN_ENVS = 16
 """Smallest number of parallel environments that PPO chooses for a short run."""
 MIN_BATCH_SIZE = 256
 """Smallest minibatch that PPO chooses for a short run, in timesteps."""
+ROLLOUT_OPTIONS = frozenset({"n_envs", "n_steps", "batch_size"})
+"""Options of PPO that a short run changes if none of them is given."""
 
 
 # ---------------------------------------------------------------------------------------- on-policy
@@ -33,7 +35,7 @@ MIN_BATCH_SIZE = 256
 class OnPolicyConfig(Config):
     """Options shared by PPO and A2C."""
 
-    n_envs: PositiveInt = 256
+    n_envs: PositiveInt = 128
     """Number of parallel environments, over all tasks.
 
     PPO takes fewer by default, with smaller minibatches, if less than 16 rollouts fit into
@@ -126,7 +128,7 @@ class PPOConfig(OnPolicyConfig):
     """Proximal policy optimization (PPO)."""
 
     kind: Literal["ppo"] = "ppo"
-    batch_size: PositiveInt = 1024
+    batch_size: PositiveInt = 512
     """Timesteps per minibatch, a divisor of ``n_envs × n_steps``."""
     n_epochs: PositiveInt = 4
     """Passes over each rollout."""
@@ -161,7 +163,7 @@ class PPOConfig(OnPolicyConfig):
             total_timesteps: timesteps of the run.
             n_tasks: number of trained tasks, each of which needs an environment.
         """
-        if self.model_fields_set & {"n_envs", "n_steps", "batch_size"}:
+        if self.model_fields_set & ROLLOUT_OPTIONS:
             return self
         n_envs = self.n_envs
         while total_timesteps < MIN_UPDATES * n_envs * self.n_steps:
@@ -171,6 +173,18 @@ class PPOConfig(OnPolicyConfig):
         # all three are powers of two, so that minibatches divide the rollout
         batch_size = min(self.batch_size, max(MIN_BATCH_SIZE, n_envs * self.n_steps // 4))
         return self.model_copy(update={"n_envs": n_envs, "batch_size": batch_size})
+
+    def with_rollout_of(self, other: "PPOConfig") -> Self:
+        """Return the options with the rollout of another agent, as far as none is given.
+
+        Args:
+            other: the agent of the run to resume. If a given option differs from it, nothing is
+                changed.
+        """
+        given = self.model_fields_set & ROLLOUT_OPTIONS
+        if any(getattr(self, name) != getattr(other, name) for name in given):
+            return self
+        return self.model_copy(update={name: getattr(other, name) for name in ROLLOUT_OPTIONS})
 
 
 class A2CConfig(OnPolicyConfig):

@@ -4,6 +4,7 @@ Delete this module and its uses in the release after 0.2.
 """
 
 import warnings
+from collections.abc import Mapping
 
 RENAMED_PRESETS = {
     "split": {"new_colour": "new_color"},
@@ -20,6 +21,20 @@ RENAMED_LAYERS = {
     "normalise": "normalize",
 }
 """Old and current attribute names of layers, as they stand in state dicts of checkpoints."""
+SCALED_FUSIONS = (
+    *("bilinear", "low_rank", "hyper", "film"),
+    *("attention", "metric", "product", "adapter"),
+)
+"""Fusions that have the option ``context_scale``."""
+FORMER_DEFAULTS: Mapping[tuple[str, str], Mapping[str, object]] = {
+    ("encoder", "grid"): {"attributes": 0},
+    ("context", "mission"): {"zero_start": False},
+    **{("fusion", kind): {"context_scale": 1.0} for kind in SCALED_FUSIONS},
+    ("agent", "ppo"): {"advantage_floor": 0.0},
+    ("agent", "a2c"): {"advantage_floor": 0.0},
+}
+"""Options that runs of earlier versions do not state, with their value there, per group and kind;
+delete them with the support for these runs."""
 
 _warned: set[str] = set()
 
@@ -78,8 +93,9 @@ def _warn_once(old: str, current: str) -> None:
 def migrate_config(values: object) -> object:
     """Return the content of a run's ``config.yaml`` with every old spelling replaced.
 
-    It never warns, because nobody typed these spellings in this version. Values of an unexpected
-    form are returned unchanged; the validation that follows reports them.
+    Options that were added since are stated with the value that they had in effect. It never warns,
+    because nobody typed these spellings in this version. Values of an unexpected form are returned
+    unchanged; the validation that follows reports them.
 
     Args:
         values: content of ``config.yaml``, not validated yet.
@@ -97,9 +113,26 @@ def migrate_config(values: object) -> object:
         migrated["task"] = _migrate_suite(migrated["task"])
     if "split" in migrated:
         migrated["split"] = _migrate_preset_name("split", migrated["split"])
-    agent = migrated.get("agent")
-    if isinstance(agent, dict) and agent.get("kind") in ("ppo", "a2c"):
-        migrated["agent"] = {"advantage_floor": 0.0, **agent}
+    for group in {group for group, _ in FORMER_DEFAULTS}:
+        if group in migrated:
+            migrated[group] = _with_former_defaults(group, migrated[group])
+    return migrated
+
+
+def _with_former_defaults(group: str, part: object) -> object:
+    """Return the options of a group, or of the parts that it joins, with former defaults stated."""
+    if not isinstance(part, dict):
+        return part
+    kind = part.get("kind")
+    former: Mapping[str, object] = {}
+    if isinstance(kind, str):
+        former = FORMER_DEFAULTS.get((group, kind), {})
+    migrated = {**former, **part}
+    parts = part.get("parts")
+    if isinstance(parts, dict):
+        migrated["parts"] = {k: _with_former_defaults(group, each) for k, each in parts.items()}
+    elif isinstance(parts, list | tuple):
+        migrated["parts"] = [_with_former_defaults(group, each) for each in parts]
     return migrated
 
 

@@ -32,7 +32,7 @@ examples:
   train.py task=goto_local fusion=film seed=3    presets and an option
   train.py task=BabyAI-GoToObj-v0                any environment id with a mission or goal
   train.py task=my_package:MyEnv-v0              an environment of your own, and its module
-  train.py fusion=low_rank fusion.rank=64        an option of the chosen preset
+  train.py fusion=low_rank fusion.rank=64        a fusion in place of the chosen one
   train.py sites=[map,vector,heads] agent=a2c    where to fuse, and the algorithm
   train.py task=goto_door task.kwargs.size=7     keyword arguments of the environment
   train.py --config-dir my_presets task=mine     your own presets: my_presets/task/mine.yaml
@@ -43,9 +43,9 @@ Evaluate a checkpoint on test episodes; prints a table and writes eval/*.json in
 usage: eval.py run=DIRECTORY [--config-dir DIR] [option=value] …
 
 examples:
-  eval.py run=runs/goto_door-bilinear-ppo-seed0
-  eval.py run=runs/goto_door-bilinear-ppo-seed0 checkpoint=last episodes=200 gif=true
-  eval.py run=runs/goto_door-bilinear-ppo-seed0 export="go to the red door"
+  eval.py run=runs/goto_door-ppo-seed0
+  eval.py run=runs/goto_door-ppo-seed0 checkpoint=last episodes=200 gif=true
+  eval.py run=runs/goto_door-ppo-seed0 export="go to the red door"
   eval.py run=runs/mine import=my_package        a run that needs a module of your own
   eval.py run=runs/mine 'success=return>=5'      another success rule
 """

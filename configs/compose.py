@@ -28,7 +28,7 @@ PARTS = ("fusion", "context", "encoder", "memory")
 also take a class of the user's own, ``module:Class``."""
 OWN_PARTS = "own_parts"
 """Key under which Hydra composes the options of such classes, apart from those of a preset."""
-BY_OBSERVATION = ("context", "encoder")
+BY_OBSERVATION = ("fusion", "context", "encoder")
 """Groups that ``auto`` chooses by the observation space."""
 CONFIG_DIR = "--config-dir"
 """Argument of the commands that names a folder of the user's own presets."""
@@ -196,8 +196,8 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
 
     A group takes a preset (``fusion=film``), any other option a value (``agent.n_steps=64``).
     ``task`` also takes environment ids, one or several
-    (``task=BabyAI-GoToObj-v0+BabyAI-GoToLocal-v0``); context and encoder are then chosen by the
-    observation space, unless an argument sets them. ``fusion``, ``context``, ``encoder`` and
+    (``task=BabyAI-GoToObj-v0+BabyAI-GoToLocal-v0``); fusion, context and encoder are then chosen by
+    the observation space, unless an argument sets them. ``fusion``, ``context``, ``encoder`` and
     ``memory`` also take a class of one's own (``fusion=my_package:Mine fusion.rank=8``).
 
     The modules that the arguments name may be imported from then on, and those of ``import=`` are
@@ -286,8 +286,8 @@ def _groups_by_observation(
 def _groups_by_options(pairs: Sequence[tuple[str, str]], config_dir: Path | None) -> dict[str, str]:
     """Return a preset for each group of which an option is given that its default lacks.
 
-    ``encoder.normalize=true`` asks for an encoder that can normalize. Context and encoder are
-    chosen by the observation, fusion and memory by the only kind that has the option.
+    ``encoder.normalize=true`` asks for an encoder that can normalize. Fusion, context and encoder
+    are chosen by the observation, the memory by the only kind that has the option.
     """
     chosen: dict[str, str] = {}
     for key, _ in pairs:

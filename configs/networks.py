@@ -36,6 +36,71 @@ Site = Literal["map", "vector", "heads"]
 """Place where observation and context are fused."""
 
 
+# --------------------------------------------------------------------------- choice by observation
+
+
+class AutoConfig(Config):
+    """Base class of the configs that are resolved by the observation space.
+
+    An option of a kind (``context.dim=32``) is kept in ``options`` and goes to the kind that is
+    chosen.
+    """
+
+    kind: Literal["auto"] = "auto"
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the kinds that the observation space calls for, by name."""
+
+    @classmethod
+    def kinds(cls) -> tuple[type[Config], ...]:
+        """Return the config classes whose options are accepted."""
+        raise NotImplementedError
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect_options(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given = values.get("options", {})
+        if not isinstance(given, dict):
+            raise ValueError(f"options must be a dictionary, got {given!r}")
+        options = dict(given)
+        options |= {k: v for k, v in values.items() if k not in ("kind", "options")}
+        return {"options": options}
+
+    @model_validator(mode="after")
+    def _options_are_valid(self) -> Self:
+        for name, value in self.options.items():
+            owners = self.owners(name)
+            if not owners:
+                names: set[str] = set()
+                for kind in self.kinds():
+                    names |= set(kind.model_fields)
+                raise ValueError(f"unknown option '{name}'." + nearest(name, names - {"kind"}))
+            _check_option(owners, name, value)
+        return self
+
+    def owners(self, name: str) -> list[type[Config]]:
+        """Return the kinds that have an option.
+
+        Args:
+            name: name of the option.
+        """
+        return [kind for kind in self.kinds() if name in kind.model_fields]
+
+
+def _check_option(owners: Sequence[type[Config]], name: str, value: object) -> None:
+    """Raise a ValueError if a value is invalid for every owner of an option."""
+    problem = ""
+    for owner in owners:
+        try:
+            owner.model_validate({name: value})
+        except ValidationError as error:
+            problem = explain(owner, error.errors()[0])
+        else:
+            return
+    raise ValueError(problem)
+
+
 # ------------------------------------------------------------------------------------------ fusions
 
 
@@ -175,6 +240,18 @@ FusionConfig = (
 )
 
 
+class AutoFusionConfig(AutoConfig):
+    """The fusion for what is seen and what is asked, by the tables of docs/results.md.
+
+    An option that the chosen fusion lacks chooses the only fusion that has it.
+    """
+
+    @classmethod
+    def kinds(cls) -> tuple[type[Config], ...]:
+        """Return the config classes whose options are accepted."""
+        return get_args(FusionConfig)
+
+
 # ----------------------------------------------------------------------------------------- contexts
 
 
@@ -226,7 +303,7 @@ class MissionContextConfig(BaseContextConfig):
     """Heads of the self-attention, a divisor of ``dim``."""
     layers: Width = 1
     """Layers of the self-attention or of the GRU."""
-    zero_start: bool = False
+    zero_start: bool = True
     """Start the residual branches of the self-attention at zero, so that it starts as the mean of
     the words and their positions."""
     norm: bool = True
@@ -346,68 +423,6 @@ class CombinedContextConfig(AnyContextConfig):
 ContextConfig = SingleContextConfig | CombinedContextConfig
 
 
-class AutoConfig(Config):
-    """Base class of the configs that are resolved by the observation space.
-
-    An option of a kind (``context.dim=32``) is kept in ``options`` and goes to the kind that is
-    chosen.
-    """
-
-    kind: Literal["auto"] = "auto"
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the kinds that the observation space calls for, by name."""
-
-    @classmethod
-    def kinds(cls) -> tuple[type[Config], ...]:
-        """Return the config classes whose options are accepted."""
-        raise NotImplementedError
-
-    @model_validator(mode="before")
-    @classmethod
-    def _collect_options(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        given = values.get("options", {})
-        if not isinstance(given, dict):
-            raise ValueError(f"options must be a dictionary, got {given!r}")
-        options = dict(given)
-        options |= {k: v for k, v in values.items() if k not in ("kind", "options")}
-        return {"options": options}
-
-    @model_validator(mode="after")
-    def _options_are_valid(self) -> Self:
-        for name, value in self.options.items():
-            owners = self.owners(name)
-            if not owners:
-                names: set[str] = set()
-                for kind in self.kinds():
-                    names |= set(kind.model_fields)
-                raise ValueError(f"unknown option '{name}'." + nearest(name, names - {"kind"}))
-            _check_option(owners, name, value)
-        return self
-
-    def owners(self, name: str) -> list[type[Config]]:
-        """Return the kinds that have an option.
-
-        Args:
-            name: name of the option.
-        """
-        return [kind for kind in self.kinds() if name in kind.model_fields]
-
-
-def _check_option(owners: Sequence[type[Config]], name: str, value: object) -> None:
-    """Raise a ValueError if a value is invalid for every owner of an option."""
-    problem = ""
-    for owner in owners:
-        try:
-            owner.model_validate({name: value})
-        except ValidationError as error:
-            problem = explain(owner, error.errors()[0])
-        else:
-            return
-    raise ValueError(problem)
-
-
 class AutoContextConfig(AutoConfig):
     """Every text, every goal, and the task id of several tasks, joined into one context."""
 
@@ -443,9 +458,10 @@ class GridEncoderConfig(BaseEncoderConfig):
     their own, which are hashed."""
     additive: bool = False
     """Leave out the ReLU, so that a cell is the sum of the embeddings of its codes."""
-    attributes: NonNegativeInt = 0
+    attributes: NonNegativeInt | None = None
     """Channels per code that hold the embedding of that code alone, e.g. of the color; the other
-    channels hold the sum over the codes. They come first and have no ReLU; 0 for none."""
+    channels hold the sum over the codes. They come first and have no ReLU; 0 for none, None for 8
+    where the cells are codes and that leaves room in ``channels``."""
 
 
 class ImageEncoderConfig(BaseEncoderConfig):
@@ -493,7 +509,11 @@ class TextEncoderConfig(BaseEncoderConfig):
     def mission(self) -> MissionContextConfig:
         """Return the mission encoder with these options."""
         return MissionContextConfig(
-            encoder=self.words, dim=self.features_dim, heads=self.heads, layers=self.layers
+            encoder=self.words,
+            dim=self.features_dim,
+            heads=self.heads,
+            layers=self.layers,
+            zero_start=False,
         )
 
 
@@ -662,6 +682,11 @@ MemoryConfig = NoMemoryConfig | RecurrentConfig
 
 FusionField = Annotated[BaseFusionConfig, BuiltInOrOwn(FusionConfig, BaseFusionConfig)]
 """Field for a fusion, built-in or a user's."""
+AutoFusionField = Annotated[
+    BaseFusionConfig | AutoFusionConfig,
+    BuiltInOrOwn(FusionConfig | AutoFusionConfig, BaseFusionConfig),
+]
+"""Field for a fusion, or ``auto``."""
 ContextField = Annotated[AnyContextConfig, BuiltInOrOwn(ContextConfig, AnyContextConfig)]
 """Field for a context encoder."""
 AutoContextField = Annotated[
@@ -700,14 +725,15 @@ class NetworkConfig(Config):
     It is the single argument that the builders pass down to the features extractor.
     """
 
-    fusion: FusionField = BilinearConfig()
+    fusion: AutoFusionField = AutoFusionConfig()
     """Fusion of observation and context."""
     context: AutoContextField = AutoContextConfig()
     """Encoder of the context."""
     encoder: AutoEncoderField = AutoEncoderConfig()
     """Encoder of the observation."""
-    sites: Annotated[tuple[Site, ...], AllowSingleName] = ("vector", "heads")
-    """Sites of the fusion: the feature map, the feature vector, the policy and value heads."""
+    sites: Annotated[tuple[Site, ...], AllowSingleName] | None = None
+    """Sites of the fusion: the feature map, the feature vector, the policy and value heads; None to
+    choose them with the fusion."""
     memory: MemoryField = NoMemoryConfig()
     """Recurrent core between the features extractor and the policy and value networks."""
     observation_keys: tuple[str, ...] | None = None
@@ -717,16 +743,30 @@ class NetworkConfig(Config):
     @property
     def is_resolved(self) -> bool:
         """Return True if nothing is left to be chosen by the observation space."""
-        is_auto = isinstance(self.context, AutoConfig) or isinstance(self.encoder, AutoConfig)
-        return not is_auto and self.observation_keys is not None
+        if self.sites is None or self.observation_keys is None:
+            return False
+        parts = (self.fusion, self.context, self.encoder)
+        return not any(isinstance(part, AutoConfig) for part in parts)
+
+    @property
+    def chosen_fusion(self) -> BaseFusionConfig:
+        """Return the fusion of a resolved configuration."""
+        assert isinstance(self.fusion, BaseFusionConfig), "it has been resolved"
+        return self.fusion
+
+    @property
+    def chosen_sites(self) -> tuple[Site, ...]:
+        """Return the sites of a resolved configuration."""
+        assert self.sites is not None, "they have been resolved"
+        return self.sites
 
 
 def network_config(
     *,
-    fusion: FusionChoice = "bilinear",
+    fusion: FusionChoice = "auto",
     context: ContextChoice | None = None,
     encoder: EncoderChoice | None = None,
-    sites: Sequence[Site] = ("vector", "heads"),
+    sites: Sequence[Site] | None = None,
     memory: MemoryChoice = "none",
     observation_keys: Sequence[str] | None = None,
 ) -> NetworkConfig:
@@ -734,10 +774,10 @@ def network_config(
 
     Args:
         fusion: name of a fusion, its config with options, or a class of one's own; the name of
-            such a class is ``module:Class``.
+            such a class is ``module:Class``. "auto" to choose it by what is seen and asked.
         context: the context encoder, likewise; None to choose it by the observation space.
         encoder: the encoder, likewise; None to choose it by the observation space.
-        sites: one or several of "map", "vector" and "heads".
+        sites: one or several of "map", "vector" and "heads"; None to choose them with the fusion.
         memory: the recurrent core, likewise; "none" for a feed-forward policy.
         observation_keys: observation keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
@@ -751,11 +791,14 @@ def network_config(
     keys = None
     if observation_keys is not None:
         keys = tuple(observation_keys)
+    chosen_sites = None
+    if sites is not None:
+        chosen_sites = tuple(sites)
     return NetworkConfig(
-        fusion=choose(fusion, FusionConfig, BaseFusionConfig),
+        fusion=choose(fusion, FusionConfig | AutoFusionConfig, BaseFusionConfig),
         context=choose(context or "auto", ContextConfig | AutoContextConfig, AnyContextConfig),
         encoder=choose(encoder or "auto", EncoderConfig | AutoEncoderConfig, BaseEncoderConfig),
-        sites=tuple(sites),
+        sites=chosen_sites,
         memory=choose(memory, MemoryConfig, RecurrentCoreConfig),
         observation_keys=keys,
     )

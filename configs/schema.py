@@ -31,6 +31,8 @@ from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
     AutoContextField,
     AutoEncoderField,
+    AutoFusionConfig,
+    AutoFusionField,
     ContextField,
     EncoderField,
     FusionField,
@@ -97,7 +99,7 @@ class TrainConfig(Config):
     # The next five have no default here: train.yaml always names a preset for them.
     task: SuiteConfig
     """Tasks to train on: a preset, or one or several environment ids joined by ``+``."""
-    fusion: FusionField
+    fusion: AutoFusionField
     """Fusion of the observation features x and the context z into y."""
     context: AutoContextField
     """Encoder of the context z: task id, mission or goal."""
@@ -115,15 +117,16 @@ class TrainConfig(Config):
     """Task of each new episode: ``fixed`` keeps one task per environment, ``uniform`` draws any,
     ``lowest_success`` and ``learning_progress`` prefer tasks with a low or a changing success
     rate."""
-    sites: Annotated[tuple[Site, ...], AllowSingleName] = ("map", "heads")
+    sites: Annotated[tuple[Site, ...], AllowSingleName] | None = None
     """Sites of the fusion, one or several: the feature map, the feature vector, the policy and
-    value heads."""
+    value heads; null to choose them with the fusion."""
     observation_keys: Annotated[tuple[str, ...], AllowSingleName] | None = None
     """Observation keys that are inputs; null for all keys except the context's, ``action_mask``,
     and the index of the task."""
     name: str = ""
     """Name of the run directory; empty for
-    ``<task>-<fusion>[-<memory>]-<agent>[-<split>]-seed<seed>``."""
+    ``<task>[-<fusion>][-<memory>]-<agent>[-<split>]-seed<seed>``, without the fusion if it is
+    chosen."""
     runs_dir: Path = Path("runs")
     """Parent folder of the run directories."""
     start_from: Path | None = None
@@ -189,6 +192,8 @@ class TrainConfig(Config):
     # Pydantic runs the validators in the order in which they are written.
     @model_validator(mode="after")
     def _sites_are_unique(self) -> Self:
+        if self.sites is None:
+            return self
         if len(set(self.sites)) != len(self.sites) or not self.sites:
             raise ValueError(
                 f"sites must name at least one site and none twice, got {list(self.sites)}"
@@ -310,7 +315,7 @@ class TrainConfig(Config):
         """Return the name of the run directory."""
         if self.name:
             return self.name
-        parts = [file_name(self.task.name), short_name(self.fusion)]
+        parts = [file_name(self.task.name), *self._named_fusion]
         if not isinstance(self.memory, NoMemoryConfig):
             parts.append(short_name(self.memory))
         parts.append(self.agent.kind)
@@ -319,6 +324,14 @@ class TrainConfig(Config):
             parts.append("split" if self.split.name == "none" else self.split.name)
         parts.append(f"seed{self.seed}")
         return "-".join(parts)
+
+    @property
+    def _named_fusion(self) -> tuple[str, ...]:
+        """The fusion as a part of the run's name; empty if it is chosen."""
+        # a run is opened before its environments are made, which only then choose the fusion
+        if isinstance(self.fusion, AutoFusionConfig):
+            return ()
+        return (short_name(self.fusion),)
 
     @property
     def run_dir(self) -> Path:
@@ -358,17 +371,30 @@ class ResolvedConfig(TrainConfig):
     the networks.
     """
 
+    fusion: FusionField
+    """Fusion of the observation features x and the context z into y."""
     context: ContextField
     """Encoder of the context z: task id, mission or goal."""
     encoder: EncoderField
     """Encoder of the observation into the features x."""
+    sites: Annotated[tuple[Site, ...], AllowSingleName]
+    """Sites of the fusion."""
+    fusion_is_chosen: bool = False
+    """The fusion was ``auto``, so that it is no part of the run's name."""
+
+    @property
+    def _named_fusion(self) -> tuple[str, ...]:
+        """The fusion as a part of the run's name; empty if it was chosen."""
+        if self.fusion_is_chosen:
+            return ()
+        return super()._named_fusion
 
 
 class EvalConfig(Config):
     """An evaluation, few-shot adaptation or export of a checkpoint."""
 
     run: Path
-    """Run directory, e.g. ``runs/goto_door-bilinear-ppo-seed0``."""
+    """Run directory, e.g. ``runs/goto_door-ppo-seed0``."""
     imports: Imports = ()
     """Modules of your own that the run needs; a run directory imports none by itself."""
     checkpoint: str = "best"

@@ -428,7 +428,8 @@ class GoalImageContext(ContextEncoder):
                 f"{space_text(subspace)}; use context.encoder={other}"
             )
         if config.encoder == "grid":
-            self.encoder = GridEncoder(goal_space, GridEncoderConfig(features_dim=config.dim))
+            grid = GridEncoderConfig(features_dim=config.dim, attributes=0)
+            self.encoder = GridEncoder(goal_space, grid)
         else:
             self.encoder = ImageEncoder(goal_space, ImageEncoderConfig(features_dim=config.dim))
 

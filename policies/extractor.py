@@ -137,12 +137,13 @@ class FusionExtractor(BaseFeaturesExtractor):
         observation_space: a Dict space; every size is read from it.
         network: the whole configuration, without site "heads" and without a memory.
         fusion: name of a fusion ("bilinear", "film", ...), its config with options, or a class of
-            one's own.
+            one's own; "auto" to choose it by what is seen and asked.
         context: name, config or class of the context encoder; None for every goal and text, and the
             task id of several tasks, joined into one context.
         encoder: name, config or class of the observation encoder; None to choose it from the space.
-        sites: "map" (each cell of an image), "vector" (the feature vector), or both. The heads are
-            not part of a features extractor; ``FusionPolicy`` fuses there.
+        sites: "map" (each cell of an image), "vector" (the feature vector), or both; None to choose
+            them with the fusion. The heads are not part of a features extractor; ``FusionPolicy``
+            fuses there.
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
         return_features: return ``Features``, which a policy's heads read, instead of a tensor.
@@ -158,10 +159,10 @@ class FusionExtractor(BaseFeaturesExtractor):
         observation_space: spaces.Dict,
         network: NetworkConfig | None = None,
         *,
-        fusion: FusionChoice = "bilinear",
+        fusion: FusionChoice = "auto",
         context: ContextChoice | None = None,
         encoder: EncoderChoice | None = None,
-        sites: Sequence[Site] = ("vector",),
+        sites: Sequence[Site] | None = None,
         observation_keys: Sequence[str] | None = None,
         return_features: bool = False,
         return_similarities: bool = False,
@@ -172,10 +173,9 @@ class FusionExtractor(BaseFeaturesExtractor):
             context=context,
             encoder=encoder,
             sites=sites,
-            default_sites=("vector",),
             observation_keys=observation_keys,
         )
-        network = resolve_network(network, observation_space)
+        network = resolve_network(network, observation_space, has_heads=False)
         _check_sites(network)
         # a resolved network has no auto member
         assert not isinstance(network.context, AutoContextConfig)
@@ -200,13 +200,13 @@ class FusionExtractor(BaseFeaturesExtractor):
         # None where the context does not enter; ``specialize`` replaces fusions by plain layers
         self.map_fusion: nn.Module | None = None
         self.vector_fusion: nn.Module | None = None
-        if "map" in network.sites:
+        if "map" in network.chosen_sites:
             channels = input_encoder.channels
             if channels is None:
                 raise _no_feature_map(network.encoder)
             # as many channels as before, so that the encoder's second stage stays the same
             self.map_fusion = build_map_fusion(
-                network.fusion,
+                network.chosen_fusion,
                 channels,
                 context_dim,
                 channels,
@@ -215,9 +215,9 @@ class FusionExtractor(BaseFeaturesExtractor):
             if return_similarities and input_encoder.n_cells is not None:
                 per_cell = self.map_fusion.similarities_dim
                 self.similarities_dim = input_encoder.n_cells * per_cell
-        if "vector" in network.sites:
+        if "vector" in network.chosen_sites:
             self.vector_fusion = build_fusion(
-                network.fusion,
+                network.chosen_fusion,
                 vector_dim,
                 context_dim,
                 vector_dim,
@@ -368,17 +368,17 @@ def extractor_part(network: NetworkConfig) -> NetworkConfig:
     """Return the part of a policy's network that its features extractor builds.
 
     Args:
-        network: the network of a policy.
+        network: the network of a policy, resolved.
 
     Returns:
         The network without site "heads" and without a memory.
     """
-    sites = tuple(site for site in network.sites if site != "heads")
+    sites = tuple(site for site in network.chosen_sites if site != "heads")
     return network.model_copy(update={"sites": sites, "memory": NoMemoryConfig()})
 
 
 def _check_sites(network: NetworkConfig) -> None:
-    if "heads" in network.sites:
+    if "heads" in network.chosen_sites:
         raise ConfigError(
             "site 'heads' is outside a features extractor; use mirl.policies.FusionPolicy"
         )
@@ -388,7 +388,7 @@ def _check_sites(network: NetworkConfig) -> None:
             "use mirl.policies.RecurrentFusionPolicy"
         )
     assert not isinstance(network.encoder, AutoEncoderConfig)
-    if "map" in network.sites and not has_feature_map(network.encoder):
+    if "map" in network.chosen_sites and not has_feature_map(network.encoder):
         raise _no_feature_map(network.encoder)
 
 

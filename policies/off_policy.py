@@ -83,7 +83,7 @@ def fused_head(linear: nn.Linear, extractor: FusionExtractor) -> FusionHead | Ve
     if extractor.similarities_dim:
         return VectorHead(widen_for_similarities(linear, extractor.similarities_dim))
     fusion = build_fusion(
-        extractor.network.fusion,
+        extractor.network.chosen_fusion,
         linear.in_features,
         extractor.context_dim,
         linear.out_features,
@@ -298,7 +298,7 @@ def _resolved_network(
     fusion: FusionChoice,
     context: ContextChoice | None,
     encoder: EncoderChoice | None,
-    sites: Sequence[Site],
+    sites: Sequence[Site] | None,
     observation_keys: Sequence[str] | None,
 ) -> NetworkConfig:
     chosen = choose_network(
@@ -307,7 +307,6 @@ def _resolved_network(
         context=context,
         encoder=encoder,
         sites=sites,
-        default_sites=("vector", "heads"),
         observation_keys=observation_keys,
     )
     if not isinstance(chosen.memory, NoMemoryConfig):
@@ -326,7 +325,7 @@ class OffPolicyFusion(BasePolicy):
     @property
     def fuses_in_heads(self) -> bool:
         """True if the last layer of every network is a fusion with the context."""
-        return "heads" in self.network.sites
+        return "heads" in self.network.chosen_sites
 
     def _extractor_kwargs(self) -> dict[str, Any]:
         return {
@@ -351,10 +350,11 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
         action_space: a Box space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion, its config with options, or a class of one's own.
+        fusion: name of a fusion, its config with options, or a class of one's own; "auto" to choose
+            it by what is seen and asked.
         context: name, config or class of the context encoder; None to choose it from the space.
         encoder: name, config or class of the observation encoder; None to choose it from the space.
-        sites: one or several of "map", "vector" and "heads".
+        sites: one or several of "map", "vector" and "heads"; None to choose them with the fusion.
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
         net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for
@@ -381,10 +381,10 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
-        fusion: FusionChoice = "bilinear",
+        fusion: FusionChoice = "auto",
         context: ContextChoice | None = None,
         encoder: EncoderChoice | None = None,
-        sites: Sequence[Site] = ("vector", "heads"),
+        sites: Sequence[Site] | None = None,
         observation_keys: Sequence[str] | None = None,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.ReLU,
@@ -453,10 +453,11 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
         action_space: a Box space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion, its config with options, or a class of one's own.
+        fusion: name of a fusion, its config with options, or a class of one's own; "auto" to choose
+            it by what is seen and asked.
         context: name, config or class of the context encoder; None to choose it from the space.
         encoder: name, config or class of the observation encoder; None to choose it from the space.
-        sites: one or several of "map", "vector" and "heads".
+        sites: one or several of "map", "vector" and "heads"; None to choose them with the fusion.
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
         net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for
@@ -484,10 +485,10 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
-        fusion: FusionChoice = "bilinear",
+        fusion: FusionChoice = "auto",
         context: ContextChoice | None = None,
         encoder: EncoderChoice | None = None,
-        sites: Sequence[Site] = ("vector", "heads"),
+        sites: Sequence[Site] | None = None,
         observation_keys: Sequence[str] | None = None,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.ReLU,
@@ -557,10 +558,11 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
         action_space: a Box space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion, its config with options, or a class of one's own.
+        fusion: name of a fusion, its config with options, or a class of one's own; "auto" to choose
+            it by what is seen and asked.
         context: name, config or class of the context encoder; None to choose it from the space.
         encoder: name, config or class of the observation encoder; None to choose it from the space.
-        sites: one or several of "map", "vector" and "heads".
+        sites: one or several of "map", "vector" and "heads"; None to choose them with the fusion.
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
         net_arch: sizes of the hidden layers, as a list or as ``dict(pi=..., qf=...)``; None for
@@ -583,10 +585,10 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
-        fusion: FusionChoice = "bilinear",
+        fusion: FusionChoice = "auto",
         context: ContextChoice | None = None,
         encoder: EncoderChoice | None = None,
-        sites: Sequence[Site] = ("vector", "heads"),
+        sites: Sequence[Site] | None = None,
         observation_keys: Sequence[str] | None = None,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.ReLU,
@@ -672,10 +674,11 @@ class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
         action_space: a Discrete space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion, its config with options, or a class of one's own.
+        fusion: name of a fusion, its config with options, or a class of one's own; "auto" to choose
+            it by what is seen and asked.
         context: name, config or class of the context encoder; None to choose it from the space.
         encoder: name, config or class of the observation encoder; None to choose it from the space.
-        sites: one or several of "map", "vector" and "heads".
+        sites: one or several of "map", "vector" and "heads"; None to choose them with the fusion.
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
         net_arch: sizes of the hidden layers; None for SB3's default.
@@ -695,10 +698,10 @@ class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
-        fusion: FusionChoice = "bilinear",
+        fusion: FusionChoice = "auto",
         context: ContextChoice | None = None,
         encoder: EncoderChoice | None = None,
-        sites: Sequence[Site] = ("vector", "heads"),
+        sites: Sequence[Site] | None = None,
         observation_keys: Sequence[str] | None = None,
         net_arch: list[int] | None = None,
         activation_fn: type[nn.Module] = nn.ReLU,

@@ -65,12 +65,12 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks.
         fusion: name of a fusion ("bilinear", "film", ...), its config with options, or a class of
-            one's own.
+            one's own; "auto" to choose it by what is seen and asked.
         context: name, config or class of the context encoder; None for every goal and text, and the
             task id of several tasks, joined into one context.
         encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map" (each cell of an image), "vector" (the feature vector) and
-            "heads" (the policy head and the value head).
+            "heads" (the policy head and the value head); None to choose them with the fusion.
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
         memory: name, config or class of the recurrent core, for ``RecurrentFusionPolicy`` only.
@@ -106,10 +106,10 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         lr_schedule: Schedule,
         network: NetworkConfig | None = None,
         *,
-        fusion: FusionChoice = "bilinear",
+        fusion: FusionChoice = "auto",
         context: ContextChoice | None = None,
         encoder: EncoderChoice | None = None,
-        sites: Sequence[Site] = ("vector", "heads"),
+        sites: Sequence[Site] | None = None,
         observation_keys: Sequence[str] | None = None,
         memory: MemoryChoice | None = None,
         popart: bool = False,
@@ -132,14 +132,14 @@ class FusionPolicy(MultiInputActorCriticPolicy):
             context=context,
             encoder=encoder,
             sites=sites,
-            default_sites=("vector", "heads"),
             observation_keys=observation_keys,
             memory=memory,
             default_memory=self.default_memory,
         )
         # SB3's constructor builds the networks, so all that they depend on is set before it
         self._check_memory(network.memory)
-        self.fuses_in_heads = "heads" in network.sites
+        self.network = resolve_network(network, observation_space)
+        self.fuses_in_heads = "heads" in self.network.chosen_sites
         self.popart = popart
         self.masks_actions = has_action_mask(observation_space, action_space)
         self.n_tasks = 1
@@ -149,7 +149,6 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         self.heads_use_features = (
             self.is_recurrent or self.fuses_in_heads or self.popart or self.masks_actions
         )
-        self.network = resolve_network(network, observation_space)
         super().__init__(
             cast(spaces.Dict, observation_space),  # resolve_network rejects any other
             action_space,
@@ -242,7 +241,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         # a separate extractor of the critic has contexts of the same size
         extractor = cast(FusionExtractor, self.pi_features_extractor)
         return build_fusion(
-            self.network.fusion,
+            self.network.chosen_fusion,
             in_dim,
             extractor.context_dim,
             out_dim,

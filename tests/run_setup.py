@@ -7,6 +7,7 @@ from mirl.agents.evaluation import evaluate_run
 from mirl.agents.export import Export, export_run
 from mirl.agents.few_shot import Adaptation, adapt_run
 from mirl.agents.runs.checkpoint import Checkpoint
+from mirl.agents.runs.choices import adopt_choices
 from mirl.agents.runs.run import Run, adopt_texts
 from mirl.agents.statistics import TaskResult
 from mirl.configs.schema import EvalConfig, ResolvedConfig, TrainConfig
@@ -16,10 +17,11 @@ from mirl.envs.suite_spaces import joined_spaces
 
 def resolve(config: TrainConfig) -> ResolvedConfig:
     """Resolve ``auto`` and the texts against the configuration's environments."""
-    config = adopt_texts(config, Run.stored(config))
+    stored = Run.stored(config)
+    config = adopt_texts(config, stored)
     joined = joined_spaces(config.task, choose_backend(config.task, config.backend))
     config = config.model_copy(update={"task": joined.suite})
-    return resolve_auto(config, joined.observation)
+    return adopt_choices(config, resolve_auto(config, joined.observation), stored)
 
 
 def start_run(config: TrainConfig) -> Run:

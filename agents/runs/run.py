@@ -25,7 +25,10 @@ LOCK = ".lock"
 LOG_FILES = ("metrics.csv", "events.out.tfevents.*")
 """Patterns of the files of the logger."""
 FREE_FIELDS = frozenset(
-    {"device", "progress", "runs_dir", "name", "imports", "on_fault", "max_restarts", "env_timeout"}
+    (
+        *("device", "progress", "runs_dir", "name", "imports", "fusion_is_chosen"),
+        *("on_fault", "max_restarts", "env_timeout"),
+    )
 )
 """Fields in which a resumed run may differ, because they do not change what is learned."""
 FIRST_TEXT_LENGTH = 80

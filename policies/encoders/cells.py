@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import GridEncoderConfig, ImageEncoderConfig
 from mirl.policies.encoders.encoder import Encoder, FuseMap, flatten_keys, flattened_dim
-from mirl.policies.encoders.grid import GridCells
+from mirl.policies.encoders.grid import GridCells, default_attributes
 from mirl.policies.encoders.image import ImageCells
 from mirl.policies.encoders.space_kinds import kind_of
 
@@ -136,11 +136,14 @@ class GridEncoder(CellsEncoder):
 
     def __init__(self, space: spaces.Dict, config: GridEncoderConfig) -> None:
         key = cells_key(space, "grid")
+        attributes = config.attributes
+        if attributes is None:
+            attributes = default_attributes(space[key], config.channels)
         cells = GridCells(
             space[key],
             config.channels,
             additive=config.additive,
-            attributes=config.attributes,
+            attributes=attributes,
         )
         super().__init__(space, cells, key, config.features_dim)
 

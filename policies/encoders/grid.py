@@ -21,6 +21,27 @@ from mirl.policies.encoders.cell_layouts import (
 from mirl.policies.encoders.encoder import in_float32
 from mirl.policies.encoders.space_kinds import space_text
 
+DEFAULT_ATTRIBUTES = 8
+"""Channels per code for the embedding of that code alone, where there is room for them."""
+
+
+def default_attributes(space: spaces.Space[object], channels: int) -> int:
+    """Return the channels per code that ``encoder.attributes`` has if it is not given.
+
+    Args:
+        space: the space of the cells.
+        channels: C, the features of each cell.
+
+    Returns:
+        ``DEFAULT_ATTRIBUTES``; 0 if the cells are no codes, or if no channels would be left.
+    """
+    n_values = code_sizes(space)
+    if n_values is None or bool((n_values == PLANE_VALUES).all()):
+        return 0
+    if DEFAULT_ATTRIBUTES * len(n_values) >= channels:
+        return 0
+    return DEFAULT_ATTRIBUTES
+
 
 class GridCells(nn.Module):
     """Cells of codes or planes: relu of the sum of one embedding per channel of the space.

@@ -3,6 +3,7 @@
 from mirl.policies.routing.contexts import advice_auto, asked_keys, resolve_context
 from mirl.policies.routing.description import describe
 from mirl.policies.routing.encoders import has_feature_map, resolve_encoder
+from mirl.policies.routing.fusions import resolve_fusion
 from mirl.policies.routing.inputs import input_keys, legacy_input_keys
 from mirl.policies.routing.network import (
     check_resolvable,
@@ -24,6 +25,7 @@ __all__ = [
     "legacy_input_keys",
     "resolve_context",
     "resolve_encoder",
+    "resolve_fusion",
     "resolve_network",
     "subspace",
 ]

@@ -16,7 +16,14 @@ from mirl.configs.networks import (
     TextEncoderConfig,
     VectorEncoderConfig,
 )
-from mirl.policies.encoders import Encoder, Kind, kind_of, reads_pixels
+from mirl.policies.encoders import (
+    Encoder,
+    Kind,
+    cells_key,
+    default_attributes,
+    kind_of,
+    reads_pixels,
+)
 from mirl.policies.routing.options import unused_option, validated, with_options
 
 
@@ -31,11 +38,18 @@ def resolve_encoder(
         space: the space of the inputs.
 
     Returns:
-        The encoder: a single kind if it reads all inputs, otherwise ``combined``.
+        The encoder: a single kind if it reads all inputs, otherwise ``combined``. The number of
+        ``attributes`` of a grid is stated.
 
     Raises:
         ConfigError: if the given kind or an option fits no input.
     """
+    return _with_attributes(_choose_encoder(config, space), space)
+
+
+def _choose_encoder(
+    config: BaseEncoderConfig | AutoEncoderConfig, space: spaces.Dict
+) -> BaseEncoderConfig:
     kinds = {key: kind_of(part) for key, part in space.items()}
     match config:
         case AutoEncoderConfig():
@@ -52,6 +66,23 @@ def resolve_encoder(
             return _cells_encoder(config, kinds, space)
         case _:
             return config
+
+
+def _with_attributes(encoder: BaseEncoderConfig, space: spaces.Dict) -> BaseEncoderConfig:
+    """Return an encoder whose grids state their number of attributes."""
+    if isinstance(encoder, CombinedEncoderConfig):
+        parts: dict[str, BaseEncoderConfig] = {}
+        for key, part in encoder.parts.items():
+            parts[key] = _with_attributes(part, spaces.Dict({key: space[key]}))
+        return encoder.model_copy(update={"parts": parts})
+    if not isinstance(encoder, GridEncoderConfig) or encoder.attributes is not None:
+        return encoder
+    try:
+        attributes = default_attributes(space[cells_key(space, "grid")], encoder.channels)
+    except ConfigError:
+        # the encoder itself says later why it does not fit
+        attributes = 0
+    return encoder.model_copy(update={"attributes": attributes})
 
 
 def _given_encoder(

@@ -9,7 +9,7 @@ from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
     AutoContextConfig,
     AutoEncoderConfig,
-    BilinearConfig,
+    AutoFusionConfig,
     ContextChoice,
     EncoderChoice,
     FusionChoice,
@@ -21,6 +21,7 @@ from mirl.configs.networks import (
 from mirl.policies.encoders import space_text
 from mirl.policies.routing.contexts import resolve_context
 from mirl.policies.routing.encoders import has_feature_map, resolve_encoder
+from mirl.policies.routing.fusions import resolve_fusion
 from mirl.policies.routing.inputs import input_keys
 
 
@@ -30,8 +31,7 @@ def choose_network(
     fusion: FusionChoice,
     context: ContextChoice | None,
     encoder: EncoderChoice | None,
-    sites: Sequence[Site],
-    default_sites: Sequence[Site],
+    sites: Sequence[Site] | None,
     observation_keys: Sequence[str] | None,
     memory: MemoryChoice | None = None,
     default_memory: str = "none",
@@ -40,24 +40,23 @@ def choose_network(
 
     Args:
         network: the whole configuration, or None if the separate options describe it.
-        fusion: name, config or class of the fusion.
+        fusion: name, config or class of the fusion; "auto" to choose it.
         context: name, config or class of the context encoder; None to choose it from the space.
         encoder: name, config or class of the encoder; None to choose it from the space.
-        sites: one or several of "map", "vector" and "heads".
-        default_sites: the value of ``sites`` that counts as not given.
+        sites: one or several of "map", "vector" and "heads"; None to choose them with the fusion.
         observation_keys: keys of the observation that are inputs; None for all that are left.
         memory: name, config or class of the recurrent core; None for ``default_memory``.
         default_memory: name of the recurrent core if none is given.
 
     Returns:
-        The configuration; its context and encoder may still be ``auto``.
+        The configuration; its fusion, context and encoder may still be ``auto``.
 
     Raises:
         ConfigError: if both ``network`` and a separate option are given, or if a name is unknown.
     """
     if network is None:
         # checked here, because a wrong name inside a config raises a longer error
-        for site in sites:
+        for site in sites or ():
             if site not in get_args(Site):
                 raise ConfigError(f"unknown site '{site}'." + nearest(site, get_args(Site)))
         return network_config(
@@ -70,10 +69,10 @@ def choose_network(
         )
     # an option at its default does not contradict the network
     given = {
-        "fusion": fusion not in ("bilinear", BilinearConfig()),
+        "fusion": fusion not in ("auto", AutoFusionConfig()),
         "context": context is not None,
         "encoder": encoder is not None,
-        "sites": tuple(sites) != tuple(default_sites),
+        "sites": sites is not None,
         "observation_keys": observation_keys is not None,
         "memory": memory is not None,
     }
@@ -91,20 +90,23 @@ def resolve_network(
     observation_space: spaces.Space[object],
     *,
     move_map_site: bool = False,
+    has_heads: bool = True,
 ) -> NetworkConfig:
-    """Replace all that is left to the observation space: context, encoder and keys.
+    """Replace all that is left to be chosen: context, encoder, keys, fusion and sites.
 
     Args:
         network: the configuration; in one that is resolved already, the keys are checked.
         observation_space: a Dict space; the context and the inputs are read from its keys.
-        move_map_site: if the chosen encoder has no feature map, replace site "map" by "vector";
-            the default keeps the sites, and ``FusionExtractor`` rejects the combination.
+        move_map_site: if the chosen encoder has no feature map, replace a given site "map" by
+            "vector"; the default keeps it, and ``FusionExtractor`` rejects the combination.
+        has_heads: False for a features extractor, for which the site "heads" is not chosen.
 
     Returns:
         The configuration without an ``auto`` member.
 
     Raises:
-        ConfigError: if the space is not a Dict, or if it lacks a context or an input.
+        ConfigError: if the space is not a Dict, or if it lacks a context or an input, or if the
+            chosen fusion lacks an option that is given.
     """
     if not isinstance(observation_space, spaces.Dict):
         raise ConfigError(
@@ -113,7 +115,7 @@ def resolve_network(
         )
     check_supported(observation_space)
     try:
-        return _resolve(network, observation_space, move_map_site)
+        return _resolve(network, observation_space, move_map_site, has_heads)
     except ConfigError as error:
         problem = str(error)
     if not _has_context_and_inputs(network, observation_space):
@@ -146,7 +148,7 @@ def check_resolvable(network: NetworkConfig, space: spaces.Dict) -> None:
         ConfigError: if the space has no context or no input by itself.
     """
     try:
-        _resolve(NetworkConfig(), space, True)
+        _resolve(NetworkConfig(), space, move=True)
     except ConfigError as error:
         message, _, advice = str(error).rpartition("; ")
     else:
@@ -175,19 +177,25 @@ def _without_options(network: NetworkConfig, advice: str) -> str:
     return " and ".join(steps)
 
 
-def _resolve(network: NetworkConfig, observation_space: spaces.Dict, move: bool) -> NetworkConfig:
+def _resolve(
+    network: NetworkConfig, observation_space: spaces.Dict, move: bool, has_heads: bool = True
+) -> NetworkConfig:
     """Return the resolved configuration, see ``resolve_network``."""
     context = resolve_context(network.context, observation_space)
     keys = input_keys(observation_space, context, network.observation_keys)
     encoder = resolve_encoder(network.encoder, subspace(observation_space, keys))
-    sites = network.sites
-    if move and not has_feature_map(encoder):
-        moved: list[Site] = ["vector" if site == "map" else site for site in sites]
-        sites = tuple(dict.fromkeys(moved))  # "vector" may have been there already
+    given = network.sites
+    if given is not None and move and not has_feature_map(encoder):
+        moved: list[Site] = ["vector" if site == "map" else site for site in given]
+        given = tuple(dict.fromkeys(moved))  # "vector" may have been there already
+    fusion, sites = resolve_fusion(network.fusion, given, encoder, context)
+    if given is None and not has_heads:
+        sites = tuple(site for site in sites if site != "heads")
     return network.model_copy(
         update={
             "context": context,
             "encoder": encoder,
+            "fusion": fusion,
             "sites": sites,
             "observation_keys": keys,
         }

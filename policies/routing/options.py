@@ -36,7 +36,7 @@ def with_options(part: Any, options: Mapping[str, Any], group: str) -> Any:
     Args:
         part: the config.
         options: values of some of its options, by name.
-        group: group of the config, for the message: "context" or "encoder".
+        group: group of the config, for the message, e.g. "encoder".
 
     Raises:
         ConfigError: if the config has no such option, or if a value is invalid.

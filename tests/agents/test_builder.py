@@ -58,12 +58,15 @@ def test_auto_follows_observation_space(
 def test_explicit_options_stay() -> None:
     """Options that the command line states stay as they are."""
     config = compose_train(
-        ["task=Some-v0", "context=goal", "context.dim=7", "encoder=vector", "sites=heads"]
+        [
+            *("task=Some-v0", "context=goal", "context.dim=7", "encoder=vector"),
+            *("fusion=film", "sites=heads"),
+        ]
     )
     resolved = resolve_auto(config, space(observation=VECTOR, desired_goal=VECTOR))
     # the inputs are filled in
-    stated = {**config.model_dump(), "observation_keys": ("observation",)}
-    assert resolved.model_dump() == stated
+    filled_in = {"observation_keys": ("observation",), "fusion_is_chosen": False}
+    assert resolved.model_dump() == {**config.model_dump(), **filled_in}
 
 
 def test_single_task_without_context() -> None:
@@ -105,7 +108,9 @@ def test_encoder_must_read_the_observation(
 def test_old_runs_keep_their_inputs() -> None:
     """A stored configuration without ``observation_keys`` gets the inputs that it had."""
     observed = space(image=GRID, mission=spaces.Box(0, 9, (80,), np.int16), desired_goal=VECTOR)
-    config = compose_train(["task=Some-v0", "context=goal", "encoder=grid"])
+    config = compose_train(
+        ["task=Some-v0", "context=goal", "encoder=grid", "fusion=film", "sites=map"]
+    )
     stored = ResolvedConfig.model_validate(config.model_dump())
     assert stored.observation_keys is None
     # a text beside the goal was not an input then; today it is

@@ -211,13 +211,14 @@ def test_config_is_written_first(tiny: Build, monkeypatch: pytest.MonkeyPatch) -
         train(config)
     assert {path.name for path in config.run_dir.iterdir()} == {"config.yaml", ".lock"}
     stored = Run.open(config.run_dir).config
-    # what follows from the environments: the inputs, and the words of MiniGrid
+    # what follows from the environments: the inputs, the words of MiniGrid, and the choices
     assert stored.observation_keys == ("direction", "image")
     assert stored.task.vocabulary == ()
-    completed = config.model_copy(
-        update={"observation_keys": stored.observation_keys, "task": stored.task}
-    )
-    assert stored.model_dump() == completed.model_dump()
+    assert stored.network.is_resolved
+    choices = ("observation_keys", "task", "fusion", "fusion_is_chosen", "sites", "encoder")
+    stored_values = stored.model_dump()
+    completed = {**config.model_dump(), **{name: stored_values[name] for name in choices}}
+    assert stored_values == completed
     filled = {"vocabulary": None, "text_length": None}
     assert stored.task.model_copy(update=filled) == config.task
 

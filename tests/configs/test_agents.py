@@ -67,9 +67,9 @@ def test_minibatch_error_suggests_whole_sequences(
 @pytest.mark.parametrize(
     ("total_timesteps", "n_tasks", "n_envs", "batch_size"),
     [
-        (1_000_000, 1, 256, 1024),
-        (131_072, 1, 256, 1024),
-        (131_071, 1, 128, 1024),
+        (1_000_000, 1, 128, 512),
+        (65_536, 1, 128, 512),
+        (65_535, 1, 64, 512),
         (20_000, 1, 32, 256),
         (20_000, 50, 64, 512),  # every task needs an environment
         (1, 1, 16, 256),
@@ -83,7 +83,20 @@ def test_short_run_has_smaller_rollout(
     PPOConfig.model_validate(fitted.model_dump())
 
 
-@pytest.mark.parametrize("given", [{"n_envs": 256}, {"n_steps": 64}, {"batch_size": 512}])
+@pytest.mark.parametrize("given", [{"n_envs": 256}, {"n_steps": 64}, {"batch_size": 256}])
 def test_given_rollout_stays(given: dict[str, int]) -> None:
     config = PPOConfig.model_validate(given)
     assert config.fit_rollout(1_000, 1) == config
+
+
+@pytest.mark.parametrize("given", [{}, {"n_envs": 256}, {"n_steps": 32}, {"n_epochs": 3}])
+def test_run_keeps_its_rollout(given: dict[str, int]) -> None:
+    former = PPOConfig(n_envs=256, batch_size=1024)
+    kept = PPOConfig.model_validate(given).with_rollout_of(former)
+    assert kept == former.model_copy(update=given)
+
+
+def test_other_rollout_is_not_mixed() -> None:
+    """Options that are given for another rollout do not get the rest of the stored one."""
+    given = PPOConfig(n_envs=8, batch_size=64)
+    assert given.with_rollout_of(PPOConfig(n_envs=256, batch_size=1024)) is given

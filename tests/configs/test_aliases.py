@@ -126,6 +126,8 @@ def test_command_prints_warning_as_line() -> None:
 def saved_config(*argv: str) -> dict[str, Any]:
     """Return the content of a config.yaml as a run directory holds it."""
     values: dict[str, Any] = compose_train(argv).model_dump(mode="json")
+    # explicit, as after the choices by the observation
+    values["encoder"]["attributes"] = 8
     return values
 
 
@@ -169,8 +171,34 @@ def test_migration_copies_its_input() -> None:
         {"task": {"name": 3, "tasks": 4}},
         {"task": {"tasks": [1, None, {}, {"success": 2}, {"success": ["ever"]}]}},
         {"split": {"name": ["new_colour"]}},
+        {"encoder": "grid", "context": {"kind": ["mission"], "parts": 3}},
+        {"encoder": {"parts": [None, 3]}, "context": {"parts": {"a": "mission"}}},
     ],
 )
 def test_unexpected_values_pass_unchanged(values: object) -> None:
     """Migration leaves it to the validation to report values of an unexpected form."""
     assert migrate_config(values) == values
+
+
+def test_former_defaults_are_stated() -> None:
+    """Options that a run does not state have the values of its time, and others stay."""
+    grid = {"kind": "grid", "channels": 32}
+    mission = {"kind": "mission", "key": "mission"}
+    old = {
+        "encoder": {"kind": "combined", "parts": {"codes": grid, "pixels": {"kind": "image"}}},
+        "context": {"kind": "combined", "parts": [mission, {"kind": "task_id"}]},
+    }
+    migrated = migrate_config(old)
+    assert migrated == {
+        "encoder": {
+            "kind": "combined",
+            "parts": {"codes": {**grid, "attributes": 0}, "pixels": {"kind": "image"}},
+        },
+        "context": {
+            "kind": "combined",
+            "parts": [{**mission, "zero_start": False}, {"kind": "task_id"}],
+        },
+    }
+    stated = {"encoder": {**grid, "attributes": 4}, "context": {**mission, "zero_start": True}}
+    assert migrate_config(stated) == stated
+    assert migrate_config({"encoder": grid}) == {"encoder": {**grid, "attributes": 0}}

@@ -61,7 +61,7 @@ def test_help_lists_own_presets(tmp_path: Path) -> None:
 
 def test_default_presets_are_marked() -> None:
     assert re.findall(r"(\w+)\*  ?|(\w+)\*$", train_help(), re.MULTILINE)
-    for preset in ("goto_door*", "bilinear*", "mission*", "grid*", "ppo*"):
+    for preset in ("goto_door*", "auto*", "mission*", "grid*", "ppo*"):
         assert f" {preset}" in train_help()
 
 

@@ -55,7 +55,7 @@ def through_yaml(config: TrainConfig) -> TrainConfig:
 
 def test_no_arguments_give_defaults() -> None:
     config = compose_train([])
-    assert config.run_name == "goto_door-bilinear-ppo-seed0"
+    assert config.run_name == "goto_door-ppo-seed0"
     assert isinstance(config.agent, PPOConfig)
     assert [task.env_id for task in config.task.tasks] == ["MiniGrid-GoToDoor-5x5-v0"]
 

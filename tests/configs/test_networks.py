@@ -9,6 +9,7 @@ from mirl.configs.networks import (
     AutoConfig,
     AutoContextConfig,
     AutoEncoderConfig,
+    AutoFusionConfig,
     BilinearConfig,
     FilmConfig,
     FusionConfig,
@@ -45,8 +46,9 @@ def test_choose_rejects_other_family() -> None:
 def test_network_config_has_defaults() -> None:
     config = network_config()
     assert config == NetworkConfig()
-    assert isinstance(config.fusion, BilinearConfig)
+    assert config.fusion == AutoFusionConfig()
     assert isinstance(config.memory, NoMemoryConfig)
+    assert config.sites is None
     assert config.observation_keys is None
 
 
@@ -73,15 +75,23 @@ def test_network_config_suggests_nearest_name() -> None:
 
 
 def test_auto_parts_are_not_resolved() -> None:
-    context = TaskIdContextConfig()
-    encoder = GridEncoderConfig()
-    keys = ("image",)
-    resolved = NetworkConfig(context=context, encoder=encoder, observation_keys=keys)
+    resolved = NetworkConfig(
+        fusion=BilinearConfig(),
+        context=TaskIdContextConfig(),
+        encoder=GridEncoderConfig(),
+        sites=("map",),
+        observation_keys=("image",),
+    )
     assert resolved.is_resolved
-    # the inputs are left to the observation space, too, as long as they are not given
-    assert not NetworkConfig(context=context, encoder=encoder).is_resolved
-    for part in ({"context": AutoContextConfig()}, {"encoder": AutoEncoderConfig()}):
-        assert not resolved.model_copy(update=part).is_resolved
+    open_choices = {
+        "fusion": AutoFusionConfig(),
+        "context": AutoContextConfig(),
+        "encoder": AutoEncoderConfig(),
+        "sites": None,
+        "observation_keys": None,
+    }
+    for name, choice in open_choices.items():
+        assert not resolved.model_copy(update={name: choice}).is_resolved
 
 
 def test_train_config_gives_its_network() -> None:
@@ -95,7 +105,7 @@ def test_train_config_gives_its_network() -> None:
 
 
 @pytest.mark.parametrize("given", [3, "x", [1], None])
-@pytest.mark.parametrize("auto", [AutoContextConfig, AutoEncoderConfig])
+@pytest.mark.parametrize("auto", [AutoContextConfig, AutoEncoderConfig, AutoFusionConfig])
 def test_auto_options_are_a_dictionary(auto: type[AutoConfig], given: object) -> None:
     with pytest.raises(ValueError, match="options must be a dictionary, got"):
         auto.model_validate({"kind": "auto", "options": given})

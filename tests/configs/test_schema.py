@@ -112,10 +112,20 @@ def test_invalid_combination_explains_itself(argv: list[str], message: str) -> N
 
 def test_unnamed_split_is_in_run_name() -> None:
     """A split written on the command line has no name, and appears as ``split``."""
-    assert (
-        compose_train(["split.missions=[red door]"]).run_name
-        == "goto_door-bilinear-ppo-split-seed0"
-    )
+    config = compose_train(["split.missions=[red door]"])
+    assert config.run_name == "goto_door-ppo-split-seed0"
+
+
+def test_given_fusion_is_in_run_name() -> None:
+    """A fusion that is chosen, which happens after the run was opened, is not in its name."""
+    film = compose_train(["fusion=film", "memory=lstm"])
+    assert film.run_name == "goto_door-film-lstm-ppo-seed0"
+    assert compose_train(["fusion=auto", "memory=lstm"]).run_name == "goto_door-lstm-ppo-seed0"
+    assert compose_train(["fusion.rank=8"]).run_name == "goto_door-ppo-seed0"
+    values = {**film.model_dump(), "sites": ("map",)}
+    assert ResolvedConfig.model_validate(values).run_name == film.run_name
+    chosen = ResolvedConfig.model_validate({**values, "fusion_is_chosen": True})
+    assert chosen.run_name == "goto_door-lstm-ppo-seed0"
 
 
 def test_given_name_replaces_derived_name(tmp_path: Path) -> None:
@@ -132,12 +142,14 @@ def test_run_dir_stays_in_runs_dir(name: str) -> None:
 
 
 def test_resolved_config_rejects_auto() -> None:
-    values = compose_train([]).model_dump()
+    values = compose_train(["fusion=bilinear", "sites=map"]).model_dump()
     # runs of earlier versions did not store the inputs
     assert not ResolvedConfig.model_validate(values).network.is_resolved
     stored = ResolvedConfig.model_validate({**values, "observation_keys": ["image"]})
     assert stored.network.is_resolved
-    for part in ("context", "encoder"):
+    with pytest.raises(ValidationError, match="sites"):
+        ResolvedConfig.model_validate({**values, "sites": None})
+    for part in ("fusion", "context", "encoder"):
         with pytest.raises(ValidationError, match="'auto' found using 'kind'"):
             ResolvedConfig.model_validate({**values, part: {"kind": "auto"}})
 

@@ -382,7 +382,7 @@ def test_network_equals_separate_options() -> None:
     ("network", "options", "message"),
     [
         (network_config(sites=("map",)), {"fusion": "film"}, "got network and fusion"),
-        (network_config(), {}, "site 'heads' is outside a features extractor"),
+        (network_config(sites=("heads",)), {}, "site 'heads' is outside a features extractor"),
         (network_config(sites=(), memory="gru"), {}, "has no memory, got memory=gru"),
     ],
 )

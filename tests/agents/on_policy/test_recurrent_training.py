@@ -165,7 +165,7 @@ def test_finished_environments_keep_no_state() -> None:
 def test_recurrent_run_is_evaluated(tiny: Build, backend: str) -> None:
     """A run with a memory is trained and evaluated."""
     config = tiny(*RUN, f"backend={backend}", "agent.sequence_length=16", "agent.burn_in=4")
-    assert config.run_name == "memory_s7-bilinear-mi_lstm-ppo-seed0"
+    assert config.run_name == "memory_s7-mi_lstm-ppo-seed0"
     train(config)
     results, written = evaluate_at(
         EvalConfig(run=config.run_dir, episodes=4, checkpoint="last", gif=True)

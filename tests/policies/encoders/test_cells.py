@@ -85,3 +85,20 @@ def test_image_encoders_need_an_image() -> None:
             match=f"encoder={config.kind} needs an observation of rank 3.*use encoder=auto",
         ):
             build_encoder(config, space)
+
+
+@pytest.mark.parametrize(
+    ("space", "channels", "expected"),
+    [
+        (grid_space(5, 5), 32, (8, 8, 8)),
+        (grid_space(5, 5), 24, ()),
+        (spaces.Box(0, 1, (6, 6, 4), np.bool_), 64, ()),
+    ],
+    ids=["codes", "few_channels", "planes"],
+)
+def test_open_attributes_follow_the_space(
+    space: spaces.Box, channels: int, expected: tuple[int, ...]
+) -> None:
+    """An encoder that is built without a resolution makes the same choice."""
+    encoder = encoder_of(GridEncoderConfig(channels=channels, features_dim=8), space)
+    assert encoder.attribute_dims == expected

@@ -17,11 +17,10 @@ from mirl.policies.routing import (
 )
 
 OPTIONS: dict[str, Any] = {
-    "fusion": "bilinear",
+    "fusion": "auto",
     "context": None,
     "encoder": None,
-    "sites": ("vector",),
-    "default_sites": ("vector",),
+    "sites": None,
     "observation_keys": None,
 }
 
@@ -66,7 +65,11 @@ def test_unknown_site_suggests_the_nearest() -> None:
 def test_resolved_network_stays_the_same() -> None:
     """A network in which nothing is left open stays the same, and its keys are checked."""
     network = network_config(
-        context="task_id", encoder="vector", sites=("heads",), observation_keys=("observation",)
+        fusion="film",
+        context="task_id",
+        encoder="vector",
+        sites=("heads",),
+        observation_keys=("observation",),
     )
     assert network.is_resolved
     assert resolve_network(network, dict_of("observation", "task"), move_map_site=True) == network

@@ -47,7 +47,9 @@ def test_gap_keeps_missions_independent(words: Words) -> None:
 
 @pytest.mark.parametrize("words", ["attention", "gru"])
 def test_word_order_matters(words: Words) -> None:
-    near, far = encode(mission_context(words), missions([4, 9, 2], [2, 9, 4]))
+    # residual branches that start at zero learn the order later
+    context = mission_context(words, zero_start=False)
+    near, far = encode(context, missions([4, 9, 2], [2, 9, 4]))
     assert (near - far).abs().max() > 1e-3
 
 
