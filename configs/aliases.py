@@ -21,6 +21,9 @@ RENAMED_LAYERS = {
 }
 """Old and current attribute names of layers, as they stand in state dicts of checkpoints."""
 
+UNSCALED_FUSIONS = ("bilinear", "low_rank", "hyper", "attention", "product")
+"""Fusions whose ``context_scale`` was 1 before it was an option."""
+
 _warned: set[str] = set()
 
 
@@ -78,6 +81,8 @@ def _warn_once(old: str, current: str) -> None:
 def migrate_config(values: object) -> object:
     """Return the content of a run's ``config.yaml`` with every old spelling replaced.
 
+    Options that the version of the run did not have get the value that it computed with.
+
     It never warns, because nobody typed these spellings in this version. Values of an unexpected
     form are returned unchanged; the validation that follows reports them.
 
@@ -97,6 +102,9 @@ def migrate_config(values: object) -> object:
         migrated["task"] = _migrate_suite(migrated["task"])
     if "split" in migrated:
         migrated["split"] = _migrate_preset_name("split", migrated["split"])
+    fusion = migrated.get("fusion")
+    if isinstance(fusion, dict) and fusion.get("kind") in UNSCALED_FUSIONS:
+        migrated["fusion"] = {"context_scale": 1.0, **fusion}
     return migrated
 
 

@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     FiniteFloat,
     NonNegativeInt,
+    PositiveFloat,
     ValidationError,
     model_validator,
 )
@@ -52,8 +53,17 @@ class ConcatConfig(BaseFusionConfig):
     for the affine form."""
 
 
-class BilinearConfig(BaseFusionConfig):
-    """y = zᵀ𝕎x + Uᵀz + Vx + b, the general multiplicative interaction.
+class ScaledFusionConfig(BaseFusionConfig):
+    """Options of a fusion that multiplies x by sums over the context z."""
+
+    context_scale: PositiveFloat | None = None
+    """Factor c of z where it is multiplied by x. None for 1/Z, the inverse of the context's size,
+    so that a gradient step of the multiplicative weights changes y as much as one of V does; and
+    for 1 if z is one-hot."""
+
+
+class BilinearConfig(ScaledFusionConfig):
+    """y = c zᵀ𝕎x + Uᵀz + Vx + b, the general multiplicative interaction.
 
     Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
     """
@@ -61,18 +71,19 @@ class BilinearConfig(BaseFusionConfig):
     kind: Literal["bilinear"] = "bilinear"
 
 
-class LowRankConfig(BaseFusionConfig):
-    """y = P((A x) ⊙ (B z)) + Uᵀz + Vx + b, a factorization of 𝕎 with rank R."""
+class LowRankConfig(ScaledFusionConfig):
+    """y = P((A x) ⊙ (c B z)) + Uᵀz + Vx + b, a factorization of 𝕎 with rank R."""
 
     kind: Literal["low_rank"] = "low_rank"
     rank: Width = 32
     """Rank R of the factorization."""
 
 
-class HyperConfig(BaseFusionConfig):
+class HyperConfig(ScaledFusionConfig):
     """y = W′(z) x + b′(z) with (W′, b′) = g(z), a hypernetwork.
 
-    With an affine generator g it equals ``bilinear``. Ha et al., "HyperNetworks", ICLR 2017.
+    With an affine generator g it equals ``bilinear``. ``context_scale`` is the factor of the last
+    hidden layer of g, in place of z. Ha et al., "HyperNetworks", ICLR 2017.
     """
 
     kind: Literal["hyper"] = "hyper"
@@ -95,7 +106,7 @@ class GateConfig(BaseFusionConfig):
     kind: Literal["gate"] = "gate"
 
 
-class AttentionConfig(BaseFusionConfig):
+class AttentionConfig(ScaledFusionConfig):
     """y = V (m ⊙ x) + b with a mask m from M(x, z); on the feature map, cross-attention.
 
     The context is the query of the multi-head cross-attention, the cells are its keys and values.
@@ -121,7 +132,7 @@ class MetricConfig(BaseFusionConfig):
     """Size of each projection."""
 
 
-class ProductConfig(BaseFusionConfig):
+class ProductConfig(ScaledFusionConfig):
     """y = V x + b + W [∏_f s_f, s_1, …, s_F] with bilinear similarities s_f of each attribute f.
 
     The attributes are those of the cells (``encoder.attributes``), elsewhere learned projections.

@@ -7,15 +7,20 @@ from gymnasium import spaces
 
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
+    AnyContextConfig,
     AutoContextConfig,
     AutoEncoderConfig,
+    BaseFusionConfig,
     BilinearConfig,
     ContextChoice,
     EncoderChoice,
     FusionChoice,
+    HyperConfig,
     MemoryChoice,
     NetworkConfig,
+    ScaledFusionConfig,
     Site,
+    TaskIdContextConfig,
     network_config,
 )
 from mirl.policies.encoders import space_text
@@ -186,12 +191,25 @@ def _resolve(network: NetworkConfig, observation_space: spaces.Dict, move: bool)
         sites = tuple(dict.fromkeys(moved))  # "vector" may have been there already
     return network.model_copy(
         update={
+            "fusion": _with_context_scale(network.fusion, context),
             "context": context,
             "encoder": encoder,
             "sites": sites,
             "observation_keys": keys,
         }
     )
+
+
+def _with_context_scale(fusion: BaseFusionConfig, context: AnyContextConfig) -> BaseFusionConfig:
+    """Return a fusion with ``context_scale`` 1 where it multiplies by a one-hot context."""
+    if not isinstance(fusion, ScaledFusionConfig) or fusion.context_scale is not None:
+        return fusion
+    if isinstance(fusion, HyperConfig) and fusion.hidden:
+        # it multiplies by a hidden layer, which is dense
+        return fusion
+    if isinstance(context, TaskIdContextConfig) and not context.hidden:
+        return fusion.model_copy(update={"context_scale": 1.0})
+    return fusion
 
 
 def check_supported(space: spaces.Dict) -> None:
