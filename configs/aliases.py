@@ -21,7 +21,10 @@ RENAMED_LAYERS = {
 }
 """Old and current attribute names of layers, as they stand in state dicts of checkpoints."""
 
-UNSCALED_FUSIONS = ("bilinear", "low_rank", "hyper", "attention", "product")
+UNSCALED_FUSIONS = (
+    *("bilinear", "low_rank", "hyper", "film"),
+    *("attention", "metric", "product", "adapter"),
+)
 """Fusions whose ``context_scale`` was 1 before it was an option."""
 
 _warned: set[str] = set()

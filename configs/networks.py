@@ -57,9 +57,9 @@ class ScaledFusionConfig(BaseFusionConfig):
     """Options of a fusion that multiplies x by sums over the context z."""
 
     context_scale: PositiveFloat | None = None
-    """Factor c of z where it is multiplied by x. None for 1/Z, the inverse of the context's size,
-    so that a gradient step of the multiplicative weights changes y as much as one of V does; and
-    for 1 if z is one-hot."""
+    """Factor c of z where it is multiplied by x, and of the hidden layers of a generator. None for
+    the inverse of their size, so that a gradient step of the multiplicative weights changes y about
+    as much as one of V does; and for 1 if z is one-hot."""
 
 
 class BilinearConfig(ScaledFusionConfig):
@@ -82,8 +82,7 @@ class LowRankConfig(ScaledFusionConfig):
 class HyperConfig(ScaledFusionConfig):
     """y = W′(z) x + b′(z) with (W′, b′) = g(z), a hypernetwork.
 
-    With an affine generator g it equals ``bilinear``. ``context_scale`` is the factor of the last
-    hidden layer of g, in place of z. Ha et al., "HyperNetworks", ICLR 2017.
+    With an affine generator g it equals ``bilinear``. Ha et al., "HyperNetworks", ICLR 2017.
     """
 
     kind: Literal["hyper"] = "hyper"
@@ -91,8 +90,8 @@ class HyperConfig(ScaledFusionConfig):
     """Hidden ReLU layers of the generator g; empty for an affine g."""
 
 
-class FilmConfig(BaseFusionConfig):
-    """y = (1 + γ(z)) ⊙ (V x + b) + β(z), feature-wise linear modulation (FiLM).
+class FilmConfig(ScaledFusionConfig):
+    """y = (1 + c γ(z)) ⊙ (V x + b) + β(z), feature-wise linear modulation (FiLM).
 
     Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", AAAI 2018.
     """
@@ -122,7 +121,7 @@ class AttentionConfig(ScaledFusionConfig):
     """Rank of the interaction M(x, z) that computes the mask."""
 
 
-class MetricConfig(BaseFusionConfig):
+class MetricConfig(ScaledFusionConfig):
     """y = V x + b + W s(x, z), with similarities s of learned projections of x and z."""
 
     kind: Literal["metric"] = "metric"
@@ -149,7 +148,7 @@ class ProductConfig(ScaledFusionConfig):
     """Number F of similarities per product where the features have no attributes."""
 
 
-class AdapterConfig(BaseFusionConfig):
+class AdapterConfig(ScaledFusionConfig):
     """y = x + relu(A₂(z) relu(A₁(z) x + a₁(z)) + a₂(z)), a generated residual block.
 
     In the heads, V and b follow, so that it stands before the last layer.

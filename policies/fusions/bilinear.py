@@ -127,10 +127,8 @@ class LowRank(Fusion):
         self.main = Affine(features_dim, out_dim, gain=gain)
         self.shift = Affine(context_dim, out_dim, gain=0, bias=False)
         self.factor_features = Affine(features_dim, config.rank, gain=1, bias=False)
-        self.context_scale = config.context_scale or 1 / context_dim
-        # c B starts as it would without c
-        context_gain = 1 / self.context_scale
-        self.factor_context = Affine(context_dim, config.rank, gain=context_gain, bias=False)
+        scale = config.context_scale or 1 / context_dim
+        self.factor_context = Affine(context_dim, config.rank, gain=1, bias=False, scale=scale)
         # only P is zero: with A or B at zero as well, no gradient would reach any of the three
         self.project = Affine(config.rank, out_dim, gain=0, bias=False)
 
@@ -141,9 +139,8 @@ class LowRank(Fusion):
         groups: ContextGroups | None,
     ) -> Float[Tensor, "B P O"]:
         """Compute P((A x) ⊙ (c B z)) + Uᵀz + V x + b."""
-        factors = self.context_scale * self.factor_context(z)
         # (B, P, R) * (B, 1, R)
-        products = self.factor_features(x) * per_row(factors, groups)
+        products = self.factor_features(x) * per_row(self.factor_context(z), groups)
         return self.project(products) + self.main(x) + per_row(self.shift(z), groups)
 
     def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
@@ -182,7 +179,8 @@ class Hyper(Fusion):
         sizes = (context_dim, *config.hidden)
         self.hidden = nn.ModuleList()
         for in_size, out_size in pairwise(sizes):
-            self.hidden.append(Affine(in_size, out_size, gain=RELU_GAIN))
+            scale = config.context_scale or 1 / in_size
+            self.hidden.append(Affine(in_size, out_size, gain=RELU_GAIN, scale=scale))
         # the last layer of g and its product with x are together one bilinear interaction
         bilinear = BilinearConfig(context_scale=config.context_scale)
         self.generate = Bilinear(features_dim, sizes[-1], out_dim, bilinear, gain)

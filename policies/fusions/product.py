@@ -67,9 +67,10 @@ class ProductSimilarity(Fusion):
         self.factor_features = nn.ModuleList()
         for start, end in self.parts:
             self.factor_features.append(self._factor(end - start, projected_dim))
-        self.context_scale = config.context_scale or 1 / context_dim
         self.factor_context = self._factor(
-            context_dim, len(self.parts) * projected_dim, scale=self.context_scale
+            context_dim,
+            len(self.parts) * projected_dim,
+            scale=config.context_scale or 1 / context_dim,
         )
         self.similarities_dim = (len(self.parts) + 1) * config.products
         # only W is zero: with A or B at zero as well, no gradient would reach any of the three
@@ -81,8 +82,7 @@ class ProductSimilarity(Fusion):
         gain = math.sqrt(max(1.0, out_dim / in_dim))
         # the inner product of R numbers of order 1 is of order √R
         gain /= self.rank**0.25
-        # c B starts as it would without c
-        return Affine(in_dim, out_dim, gain=gain / scale, bias=False)
+        return Affine(in_dim, out_dim, gain=gain, bias=False, scale=scale)
 
     def project_context(self, z: Float[Tensor, "G Z"]) -> Float[Tensor, "G F K R"]:
         """Return c B_f z for each attribute.
@@ -94,8 +94,7 @@ class ProductSimilarity(Fusion):
             The projections, (G, F, K, R).
         """
         # (G, F * K * R) -> (G, F, K, R)
-        projected: Tensor = self.context_scale * self.factor_context(z)
-        return projected.unflatten(-1, (len(self.parts), self.products, self.rank))
+        return self.factor_context(z).unflatten(-1, (len(self.parts), self.products, self.rank))
 
     def generate(self, z: Float[Tensor, "G Z"]) -> Float[Tensor, "G X FK"]:
         """Return the matrix that gives the similarities of x, c A_fᵀ B_f z in the rows of x_f.

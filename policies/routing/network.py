@@ -15,7 +15,6 @@ from mirl.configs.networks import (
     ContextChoice,
     EncoderChoice,
     FusionChoice,
-    HyperConfig,
     MemoryChoice,
     NetworkConfig,
     ScaledFusionConfig,
@@ -204,8 +203,8 @@ def _with_context_scale(fusion: BaseFusionConfig, context: AnyContextConfig) -> 
     """Return a fusion with ``context_scale`` 1 where it multiplies by a one-hot context."""
     if not isinstance(fusion, ScaledFusionConfig) or fusion.context_scale is not None:
         return fusion
-    if isinstance(fusion, HyperConfig) and fusion.hidden:
-        # it multiplies by a hidden layer, which is dense
+    if getattr(fusion, "hidden", ()):
+        # a generator multiplies by its hidden layer, which is dense
         return fusion
     if isinstance(context, TaskIdContextConfig) and not context.hidden:
         return fusion.model_copy(update={"context_scale": 1.0})
