@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     FiniteFloat,
     NonNegativeInt,
+    PositiveFloat,
     ValidationError,
     model_validator,
 )
@@ -117,8 +118,17 @@ class ConcatConfig(BaseFusionConfig):
     for the affine form."""
 
 
-class BilinearConfig(BaseFusionConfig):
-    """y = zᵀ𝕎x + Uᵀz + Vx + b, the general multiplicative interaction.
+class ScaledFusionConfig(BaseFusionConfig):
+    """Options of a fusion that multiplies x by sums over the context z."""
+
+    context_scale: PositiveFloat | None = None
+    """Factor c of z where it is multiplied by x, and of the hidden layers of a generator. None for
+    the inverse of their size, so that a gradient step of the multiplicative weights changes y about
+    as much as one of V does; and for 1 if z is one-hot."""
+
+
+class BilinearConfig(ScaledFusionConfig):
+    """y = c zᵀ𝕎x + Uᵀz + Vx + b, the general multiplicative interaction.
 
     Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
     """
@@ -126,15 +136,15 @@ class BilinearConfig(BaseFusionConfig):
     kind: Literal["bilinear"] = "bilinear"
 
 
-class LowRankConfig(BaseFusionConfig):
-    """y = P((A x) ⊙ (B z)) + Uᵀz + Vx + b, a factorization of 𝕎 with rank R."""
+class LowRankConfig(ScaledFusionConfig):
+    """y = P((A x) ⊙ (c B z)) + Uᵀz + Vx + b, a factorization of 𝕎 with rank R."""
 
     kind: Literal["low_rank"] = "low_rank"
     rank: Width = 32
     """Rank R of the factorization."""
 
 
-class HyperConfig(BaseFusionConfig):
+class HyperConfig(ScaledFusionConfig):
     """y = W′(z) x + b′(z) with (W′, b′) = g(z), a hypernetwork.
 
     With an affine generator g it equals ``bilinear``. Ha et al., "HyperNetworks", ICLR 2017.
@@ -145,8 +155,8 @@ class HyperConfig(BaseFusionConfig):
     """Hidden ReLU layers of the generator g; empty for an affine g."""
 
 
-class FilmConfig(BaseFusionConfig):
-    """y = (1 + γ(z)) ⊙ (V x + b) + β(z), feature-wise linear modulation (FiLM).
+class FilmConfig(ScaledFusionConfig):
+    """y = (1 + c γ(z)) ⊙ (V x + b) + β(z), feature-wise linear modulation (FiLM).
 
     Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", AAAI 2018.
     """
@@ -160,7 +170,7 @@ class GateConfig(BaseFusionConfig):
     kind: Literal["gate"] = "gate"
 
 
-class AttentionConfig(BaseFusionConfig):
+class AttentionConfig(ScaledFusionConfig):
     """y = V (m ⊙ x) + b with a mask m from M(x, z); on the feature map, cross-attention.
 
     The context is the query of the multi-head cross-attention, the cells are its keys and values.
@@ -176,7 +186,7 @@ class AttentionConfig(BaseFusionConfig):
     """Rank of the interaction M(x, z) that computes the mask."""
 
 
-class MetricConfig(BaseFusionConfig):
+class MetricConfig(ScaledFusionConfig):
     """y = V x + b + W s(x, z), with similarities s of learned projections of x and z."""
 
     kind: Literal["metric"] = "metric"
@@ -186,7 +196,7 @@ class MetricConfig(BaseFusionConfig):
     """Size of each projection."""
 
 
-class ProductConfig(BaseFusionConfig):
+class ProductConfig(ScaledFusionConfig):
     """y = V x + b + W [∏_f s_f, s_1, …, s_F] with bilinear similarities s_f of each attribute f.
 
     The attributes are those of the cells (``encoder.attributes``), elsewhere learned projections.
@@ -203,7 +213,7 @@ class ProductConfig(BaseFusionConfig):
     """Number F of similarities per product where the features have no attributes."""
 
 
-class AdapterConfig(BaseFusionConfig):
+class AdapterConfig(ScaledFusionConfig):
     """y = x + relu(A₂(z) relu(A₁(z) x + a₁(z)) + a₂(z)), a generated residual block.
 
     In the heads, V and b follow, so that it stands before the last layer.

@@ -17,7 +17,8 @@ from mirl.policies.grouped_matmul import ContextGroups
 class ChunkedHypernetwork(nn.Module):
     """Network that generates many weights in chunks of equal size, one after the other.
 
-    Each chunk k has an embedding e_k, and one MLP with ReLU maps (e_k, z) to its weights.
+    Each chunk k has an embedding e_k, and one MLP with ReLU maps (e_k, z) to its weights. The
+    inputs of its layers are scaled by the inverse of their number, or by ``config.context_scale``.
 
     Args:
         context_dim: Z, the size of the context.
@@ -37,10 +38,12 @@ class ChunkedHypernetwork(nn.Module):
         sizes = (*config.hidden, config.chunk_size)
         # the first layer of (e_k, z), as the sum of its two parts
         self.from_chunk = Affine(config.chunk_embedding, sizes[0], gain=0)
-        self.from_context = Affine(context_dim, sizes[0], gain=0, bias=False)
+        scale = config.context_scale or 1 / context_dim
+        self.from_context = Affine(context_dim, sizes[0], gain=0, bias=False, scale=scale)
         self.layers = nn.ModuleList()
         for in_size, out_size in pairwise(sizes):
-            layer = Affine(in_size, out_size, gain=0)
+            scale = config.context_scale or 1 / in_size
+            layer = Affine(in_size, out_size, gain=0, scale=scale)
             _fill_uniform(layer, in_size)
             self.layers.append(layer)
         inputs = config.chunk_embedding
@@ -67,10 +70,11 @@ class ChunkedHypernetwork(nn.Module):
 
 
 def _fill_uniform(layer: Affine, inputs: int) -> None:
-    """Initialize a layer as ``nn.Linear`` is, uniformly in ±1/√inputs."""
+    """Initialize a layer as ``nn.Linear`` is, c W and b uniformly in ±1/√inputs."""
     bound = 1 / math.sqrt(inputs)
-    for weight in layer.parameters():
-        nn.init.uniform_(weight, -bound, bound)
+    nn.init.uniform_(layer.weight, -bound / layer.scale, bound / layer.scale)
+    if layer.bias is not None:
+        nn.init.uniform_(layer.bias, -bound, bound)
 
 
 class Adapter(Fusion):

@@ -17,13 +17,15 @@ RELU_GAIN = math.sqrt(2)
 
 
 class Affine(nn.Module):
-    """Affine map y = x W + b with W of shape (in, out).
+    """Affine map y = c x W + b with W of shape (in, out).
 
     Args:
         in_dim: size of x.
         out_dim: size of y.
-        gain: gain of the orthogonal initialization of W; 0 initializes W to zero.
+        gain: gain of the orthogonal initialization of c W; 0 initializes W to zero.
         bias: add b, which starts at zero.
+        scale: c. An optimizer such as Adam changes each element of W by about as much, whatever c
+            is, so that a smaller c makes smaller steps.
     """
 
     def __init__(
@@ -33,16 +35,20 @@ class Affine(nn.Module):
         *,
         gain: float,
         bias: bool = True,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
+        self.scale = scale
         # a gain of 0 draws no random numbers
         self.weight = nn.Parameter(torch.zeros(in_dim, out_dim))
         self.bias = nn.Parameter(torch.zeros(out_dim)) if bias else None
         if gain != 0:
-            nn.init.orthogonal_(self.weight, gain)
+            nn.init.orthogonal_(self.weight, gain / scale)
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        """Return x W + b."""
+        """Return c x W + b."""
+        if self.scale != 1:
+            x = self.scale * x
         y = x @ self.weight
         if self.bias is not None:
             y = y + self.bias

@@ -18,7 +18,10 @@ from mirl.policies.grouped_matmul import ContextGroups, multiply_row_by_row
 
 
 class Bilinear(Fusion):
-    """General multiplicative interaction y = zᵀ𝕎x + Uᵀz + V x + b with 𝕎 ∈ R^{Z×X×O}.
+    """General multiplicative interaction y = c zᵀ𝕎x + Uᵀz + V x + b with 𝕎 ∈ R^{Z×X×O}.
+
+    An optimizer such as Adam changes every weight by about as much, so that without the factor c
+    the matrix c zᵀ𝕎 + V of a context would move Σ|zᵢ| times as far as V. See ``docs/theory.md``.
 
     ``mirl.policies.grouped_matmul`` computes the first term in the cheaper of two forms.
 
@@ -26,7 +29,7 @@ class Bilinear(Fusion):
         features_dim: X, the size of the features.
         context_dim: Z, the size of the context.
         out_dim: O, the size of the output.
-        config: options of the fusion; it has none.
+        config: options of the fusion, with c.
         gain: gain of the initialization of V; 𝕎 and U start at zero.
 
     References:
@@ -44,13 +47,14 @@ class Bilinear(Fusion):
         gain: float,
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
+        self.context_scale = config.context_scale or 1 / context_dim
         self.main = Affine(features_dim, out_dim, gain=gain)
         self.shift = Affine(context_dim, out_dim, gain=0, bias=False)
         # the gradient of 𝕎 is the gradient of y times z ⊗ x, so learning can start at zero
         self.weight = nn.Parameter(torch.zeros(context_dim, features_dim, out_dim))
 
     def generate(self, z: Float[Tensor, "G Z"]) -> Float[Tensor, "G X O"]:
-        """Return W′(z) = zᵀ𝕎 + V, the matrix that each context generates.
+        """Return W′(z) = c zᵀ𝕎 + V, the matrix that each context generates.
 
         Args:
             z: contexts, (G, Z).
@@ -60,7 +64,9 @@ class Bilinear(Fusion):
         """
         # adding V here saves the separate product V x:
         # (X * O,) + (G, Z) x (Z, X * O) -> (G, X * O)
-        flat = torch.addmm(self.main.weight.flatten(), z, self.weight.flatten(1))
+        flat = torch.addmm(
+            self.main.weight.flatten(), z, self.weight.flatten(1), alpha=self.context_scale
+        )
         # (G, X * O) -> (G, X, O)
         return flat.unflatten(1, (self.features_dim, self.out_dim))
 
@@ -70,7 +76,7 @@ class Bilinear(Fusion):
         z: Float[Tensor, "G Z"],
         groups: ContextGroups | None,
     ) -> Float[Tensor, "B P O"]:
-        """Compute zᵀ𝕎x + Uᵀz + V x + b."""
+        """Compute c zᵀ𝕎x + Uᵀz + V x + b."""
         if groups is not None and groups.prefer_grouped(self.weight.numel()):
             # z may end with contexts that no row has
             z = z[: groups.count]
@@ -86,7 +92,7 @@ class Bilinear(Fusion):
             return torch.bmm(x, self.generate(z)) + shift + self.main.bias
         # one position: (B, 1, X) -> (B, X) -> (B, O) -> (B, 1, O)
         product = multiply_row_by_row(x[:, 0], z, self.weight).unsqueeze(1)
-        return product + self.main(x) + shift
+        return self.context_scale * product + self.main(x) + shift
 
     def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
         """Return the affine map that is left; see ``Fusion.specialize``."""
@@ -94,13 +100,13 @@ class Bilinear(Fusion):
 
 
 class LowRank(Fusion):
-    """Bilinear interaction with a 𝕎 of rank R: y = P((A x) ⊙ (B z)) + Uᵀz + V x + b.
+    """Bilinear interaction with a 𝕎 of rank R: y = P((A x) ⊙ (c B z)) + Uᵀz + V x + b.
 
     Args:
         features_dim: X, the size of the features.
         context_dim: Z, the size of the context.
         out_dim: O, the size of the output.
-        config: options of the fusion, with R as ``rank``.
+        config: options of the fusion, with R as ``rank``, and c.
         gain: gain of the initialization of V; P and U start at zero.
 
     References:
@@ -121,7 +127,8 @@ class LowRank(Fusion):
         self.main = Affine(features_dim, out_dim, gain=gain)
         self.shift = Affine(context_dim, out_dim, gain=0, bias=False)
         self.factor_features = Affine(features_dim, config.rank, gain=1, bias=False)
-        self.factor_context = Affine(context_dim, config.rank, gain=1, bias=False)
+        scale = config.context_scale or 1 / context_dim
+        self.factor_context = Affine(context_dim, config.rank, gain=1, bias=False, scale=scale)
         # only P is zero: with A or B at zero as well, no gradient would reach any of the three
         self.project = Affine(config.rank, out_dim, gain=0, bias=False)
 
@@ -131,7 +138,7 @@ class LowRank(Fusion):
         z: Float[Tensor, "G Z"],
         groups: ContextGroups | None,
     ) -> Float[Tensor, "B P O"]:
-        """Compute P((A x) ⊙ (B z)) + Uᵀz + V x + b."""
+        """Compute P((A x) ⊙ (c B z)) + Uᵀz + V x + b."""
         # (B, P, R) * (B, 1, R)
         products = self.factor_features(x) * per_row(self.factor_context(z), groups)
         return self.project(products) + self.main(x) + per_row(self.shift(z), groups)
@@ -172,9 +179,11 @@ class Hyper(Fusion):
         sizes = (context_dim, *config.hidden)
         self.hidden = nn.ModuleList()
         for in_size, out_size in pairwise(sizes):
-            self.hidden.append(Affine(in_size, out_size, gain=RELU_GAIN))
+            scale = config.context_scale or 1 / in_size
+            self.hidden.append(Affine(in_size, out_size, gain=RELU_GAIN, scale=scale))
         # the last layer of g and its product with x are together one bilinear interaction
-        self.generate = Bilinear(features_dim, sizes[-1], out_dim, BilinearConfig(), gain)
+        bilinear = BilinearConfig(context_scale=config.context_scale)
+        self.generate = Bilinear(features_dim, sizes[-1], out_dim, bilinear, gain)
 
     def interact(
         self,

@@ -17,7 +17,7 @@ from mirl.policies.grouped_matmul import ContextGroups
 class MetricSimilarity(Fusion):
     """Learned similarities of x and z as extra features: y = V x + b + W s(x, z).
 
-    s contains for each of K pairs of learned projections (A_k, B_k)
+    s contains for each of K pairs of learned projections (A_k, c B_k)
 
     - the inner product (A_k x) · (B_k z), which is zᵀx if both are the identity, and
     - the squared distance ‖A_k x − B_k z‖², which is the squared Mahalanobis distance
@@ -29,7 +29,7 @@ class MetricSimilarity(Fusion):
         features_dim: X, the size of the features.
         context_dim: Z, the size of the context.
         out_dim: O, the size of the output.
-        config: options of the fusion: K as ``projections`` and their output size as ``rank``.
+        config: options of the fusion: K as ``projections``, their output size as ``rank``, and c.
         gain: gain of the initialization of V.
 
     References:
@@ -50,10 +50,15 @@ class MetricSimilarity(Fusion):
         self.projections = config.projections
         projected_dim = config.projections * config.rank
         # similarities of order 1 for features of order 1
-        scale = 1 / math.sqrt(config.rank)
+        gain_of_factors = 1 / math.sqrt(config.rank)
+        scale = config.context_scale or 1 / context_dim
         self.main = Affine(features_dim, out_dim, gain=gain)
-        self.project_features = Affine(features_dim, projected_dim, gain=scale, bias=False)
-        self.project_context = Affine(context_dim, projected_dim, gain=scale, bias=False)
+        self.project_features = Affine(
+            features_dim, projected_dim, gain=gain_of_factors, bias=False
+        )
+        self.project_context = Affine(
+            context_dim, projected_dim, gain=gain_of_factors, bias=False, scale=scale
+        )
         self.output = Affine(2 * config.projections, out_dim, gain=0, bias=False)
 
     def similarities(

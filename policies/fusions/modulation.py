@@ -33,7 +33,7 @@ class Product(nn.Module):
 
 
 class Film(Fusion):
-    """Feature-wise linear modulation y = (1 + γ(z)) ⊙ (V x + b) + β(z).
+    """Feature-wise linear modulation y = (1 + c γ(z)) ⊙ (V x + b) + β(z).
 
     γ and β are linear in z and start at zero, so the layer starts as V x + b.
 
@@ -41,7 +41,7 @@ class Film(Fusion):
         features_dim: X, the size of the features.
         context_dim: Z, the size of the context.
         out_dim: O, the size of the output.
-        config: options of the fusion; it has none.
+        config: options of the fusion, with c.
         gain: gain of the initialization of V.
 
     References:
@@ -59,6 +59,7 @@ class Film(Fusion):
         gain: float,
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
+        self.context_scale = config.context_scale or 1 / context_dim
         self.main = Affine(features_dim, out_dim, gain=gain)
         # γ and β from one matrix product; without a bias, z = 0 leaves V x + b as it is
         self.to_scale_shift = Affine(context_dim, 2 * out_dim, gain=0, bias=False)
@@ -69,10 +70,10 @@ class Film(Fusion):
         z: Float[Tensor, "G Z"],
         groups: ContextGroups | None,
     ) -> Float[Tensor, "B P O"]:
-        """Compute (1 + γ(z)) ⊙ (V x + b) + β(z)."""
+        """Compute (1 + c γ(z)) ⊙ (V x + b) + β(z)."""
         # (G, 2 O) -> (B, 1, 2 O) -> γ and β, each (B, 1, O)
         scale, shift = per_row(self.to_scale_shift(z), groups).chunk(2, dim=-1)
-        return (1 + scale) * self.main(x) + shift
+        return (1 + self.context_scale * scale) * self.main(x) + shift
 
     def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
         """Return the affine map that is left; see ``Fusion.specialize``."""

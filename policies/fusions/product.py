@@ -17,7 +17,7 @@ from mirl.policies.grouped_matmul import ContextGroups
 class ProductSimilarity(Fusion):
     """Conjunction of similarities as extra features: y = V x + b + W [∏_f s_f, s_1, …, s_F].
 
-        s_f = (A_f x_f) · (B_f z), K of each
+        s_f = (A_f x_f) · (c B_f z), K of each
 
     x_f are the channels of attribute f of a cell, such as its object or its color, so that
     "the red ball" is a product of "red" and "ball". The channels of no attribute enter V x alone.
@@ -29,7 +29,7 @@ class ProductSimilarity(Fusion):
         features_dim: X, the size of the features.
         context_dim: Z, the size of the context.
         out_dim: O, the size of the output.
-        config: options of the fusion: K as ``products`` and R as ``rank``.
+        config: options of the fusion: K as ``products``, R as ``rank``, and c.
         gain: gain of the initialization of V.
         attribute_dims: number of channels of each attribute, the first ones of x.
     """
@@ -67,20 +67,25 @@ class ProductSimilarity(Fusion):
         self.factor_features = nn.ModuleList()
         for start, end in self.parts:
             self.factor_features.append(self._factor(end - start, projected_dim))
-        self.factor_context = self._factor(context_dim, len(self.parts) * projected_dim)
+        self.factor_context = self._factor(
+            context_dim,
+            len(self.parts) * projected_dim,
+            scale=config.context_scale or 1 / context_dim,
+        )
         self.similarities_dim = (len(self.parts) + 1) * config.products
         # only W is zero: with A or B at zero as well, no gradient would reach any of the three
         self.output = Affine(self.similarities_dim, out_dim, gain=0, bias=False)
 
-    def _factor(self, in_dim: int, out_dim: int) -> Affine:
+    def _factor(self, in_dim: int, out_dim: int, scale: float = 1.0) -> Affine:
         """Return A_f or B of a size that gives similarities of order 1 for inputs of order 1."""
         # an orthogonal map into more dimensions would shrink each of them
         gain = math.sqrt(max(1.0, out_dim / in_dim))
         # the inner product of R numbers of order 1 is of order √R
-        return Affine(in_dim, out_dim, gain=gain / self.rank**0.25, bias=False)
+        gain /= self.rank**0.25
+        return Affine(in_dim, out_dim, gain=gain, bias=False, scale=scale)
 
     def project_context(self, z: Float[Tensor, "G Z"]) -> Float[Tensor, "G F K R"]:
-        """Return B_f z for each attribute.
+        """Return c B_f z for each attribute.
 
         Args:
             z: contexts, (G, Z).
@@ -92,7 +97,7 @@ class ProductSimilarity(Fusion):
         return self.factor_context(z).unflatten(-1, (len(self.parts), self.products, self.rank))
 
     def generate(self, z: Float[Tensor, "G Z"]) -> Float[Tensor, "G X FK"]:
-        """Return the matrix that gives the similarities of x, A_fᵀ B_f z in the rows of x_f.
+        """Return the matrix that gives the similarities of x, c A_fᵀ B_f z in the rows of x_f.
 
         Args:
             z: contexts, (G, Z).

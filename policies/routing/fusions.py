@@ -15,6 +15,7 @@ from mirl.configs.networks import (
     GridEncoderConfig,
     MissionContextConfig,
     ProductConfig,
+    ScaledFusionConfig,
     SentenceContextConfig,
     Site,
     TaskIdContextConfig,
@@ -88,6 +89,7 @@ def resolve_fusion(
             default_sites = choice.sites
     else:
         chosen = fusion
+    chosen = _with_context_scale(chosen, context)
     if sites is None:
         return Choice(chosen, default_sites)
     return Choice(chosen, tuple(sites))
@@ -156,3 +158,15 @@ def _with_given_options(chosen: BaseFusionConfig, given: AutoFusionConfig) -> Ba
         f"fusion.{name} is not an option of {chosen.kind}, the fusion that the observation and the "
         f"context call for; {advice}"
     )
+
+
+def _with_context_scale(fusion: BaseFusionConfig, context: AnyContextConfig) -> BaseFusionConfig:
+    """Return a fusion with ``context_scale`` 1 where it multiplies by a one-hot context."""
+    if not isinstance(fusion, ScaledFusionConfig) or fusion.context_scale is not None:
+        return fusion
+    if getattr(fusion, "hidden", ()):
+        # a generator multiplies by its hidden layer, which is dense
+        return fusion
+    if isinstance(context, TaskIdContextConfig) and not context.hidden:
+        return fusion.model_copy(update={"context_scale": 1.0})
+    return fusion

@@ -19,12 +19,17 @@ close = torch.testing.assert_close
 
 
 def constrained_bilinear(weight: Tensor, shift: Tensor, main: Tensor, bias: Tensor) -> Bilinear:
-    """Return a bilinear layer with 𝕎 (Z, X, O), U (Z, O), V (X, O) and b (O)."""
+    """Return a bilinear layer with c 𝕎 (Z, X, O), U (Z, O), V (X, O) and b (O)."""
     fusion = build_fusion(BilinearConfig(), main.shape[0], shift.shape[0], main.shape[1]).double()
-    fusion.load_state_dict(
-        {"weight": weight, "shift.weight": shift, "main.weight": main, "main.bias": bias}
-    )
     assert isinstance(fusion, Bilinear)
+    fusion.load_state_dict(
+        {
+            "weight": weight / fusion.context_scale,
+            "shift.weight": shift,
+            "main.weight": main,
+            "main.bias": bias,
+        }
+    )
     return fusion
 
 

@@ -42,11 +42,18 @@ def softmax(x: Array) -> Array:
     return powers / powers.sum()
 
 
+def scaled(z: Array, context_scale: float | None) -> Array:
+    """Return c z, where c is 1/Z by default."""
+    return z * (context_scale or 1 / len(z))
+
+
 def relu(x: Array) -> Array:
     return np.array([max(value, 0.0) for value in x])
 
 
-def low_rank_by_loop(w: dict[str, Array], x: Array, z: Array, prefix: str = "") -> Array:
+def low_rank_by_loop(
+    w: dict[str, Array], x: Array, z: Array, scale: float, prefix: str = ""
+) -> Array:
     a, b, p = (
         w[f"{prefix}{name}.weight"] for name in ("factor_features", "factor_context", "project")
     )
@@ -56,23 +63,32 @@ def low_rank_by_loop(w: dict[str, Array], x: Array, z: Array, prefix: str = "") 
     for o in range(len(y)):
         for r in range(p.shape[0]):
             y[o] += (
-                p[r, o]
+                scale
+                * p[r, o]
                 * sum(x[i] * a[i, r] for i in range(len(x)))
                 * sum(z[k] * b[k, r] for k in range(len(z)))
             )
     return y
 
 
-def adapter_by_loop(fusion: Adapter, w: dict[str, Array], x: Array, z: Array) -> Array:
+def adapter_by_loop(
+    fusion: Adapter, w: dict[str, Array], x: Array, z: Array, context_scale: float | None
+) -> Array:
     """Compute y (O,) of ``adapter`` for one feature vector and one context."""
     generated: list[float] = []
     for embedding in w["generator.chunk_embeddings"]:
         parts = [w[f"generator.{name}.weight"] for name in ("from_chunk", "from_context")]
         first = np.concatenate(parts)
-        chunk = affine(np.concatenate([embedding, z]), first, w["generator.from_chunk.bias"])
+        chunk = affine(
+            np.concatenate([embedding, scaled(z, context_scale)]),
+            first,
+            w["generator.from_chunk.bias"],
+        )
         for layer in range(len(fusion.generator.layers)):
             name = f"generator.layers.{layer}"
-            chunk = affine(relu(chunk), w[f"{name}.weight"], w[f"{name}.bias"])
+            chunk = affine(
+                scaled(relu(chunk), context_scale), w[f"{name}.weight"], w[f"{name}.bias"]
+            )
         generated += list(chunk)
     rest = iter(generated)
     hidden_dim, dim = fusion.bottleneck, fusion.features_dim
@@ -88,7 +104,13 @@ def adapter_by_loop(fusion: Adapter, w: dict[str, Array], x: Array, z: Array) ->
     return affine(y, w["main.weight"], w["main.bias"])
 
 
-def product_by_loop(fusion: ProductSimilarity, w: dict[str, Array], x: Array, z: Array) -> Array:
+def product_by_loop(
+    fusion: ProductSimilarity,
+    w: dict[str, Array],
+    x: Array,
+    z: Array,
+    context_scale: float | None,
+) -> Array:
     """Compute y (O,) of ``product`` for one feature vector and one context."""
     if "main.weight" in w:
         y = affine(x, w["main.weight"], w["main.bias"])
@@ -99,7 +121,7 @@ def product_by_loop(fusion: ProductSimilarity, w: dict[str, Array], x: Array, z:
     for f, (start, end) in enumerate(fusion.parts):
         ours = affine(x[start:end], w[f"factor_features.{f}.weight"])
         own = slice(f * products * rank, (f + 1) * products * rank)
-        theirs = affine(z, w["factor_context.weight"][:, own])
+        theirs = affine(scaled(z, context_scale), w["factor_context.weight"][:, own])
         for k in range(products):
             for r in range(rank):
                 similarities[f, k] += ours[k * rank + r] * theirs[k * rank + r]
@@ -109,9 +131,17 @@ def product_by_loop(fusion: ProductSimilarity, w: dict[str, Array], x: Array, z:
     return y + affine(np.array(terms), w["output.weight"])
 
 
-def by_loop(fusion: Fusion, x: Array, z: Array) -> Array:
-    """Compute y (O,) for one feature vector and one context by the equation of the paper."""
+def by_loop(fusion: Fusion, x: Array, z: Array, context_scale: float | None = None) -> Array:
+    """Compute y (O,) for one feature vector and one context by the equation of the paper.
+
+    Args:
+        fusion: the fusion, in float64.
+        x: features, (X,).
+        z: context, (Z,).
+        context_scale: the option of the fusion.
+    """
     w = weights_of(fusion)
+    scale = context_scale or 1 / len(z)
     match fusion:
         case Concat(project=None):
             return affine(x, w["main.weight"], w["main.bias"]) + affine(z, w["shift.weight"])
@@ -124,34 +154,36 @@ def by_loop(fusion: Fusion, x: Array, z: Array) -> Array:
             y = affine(x, w["main.weight"], w["main.bias"]) + affine(z, w["shift.weight"])
             for k in range(len(z)):
                 for i in range(len(x)):
-                    y += z[k] * w["weight"][k, i] * x[i]
+                    y += scale * z[k] * w["weight"][k, i] * x[i]
             return y
         case LowRank():
-            return low_rank_by_loop(w, x, z)
+            return low_rank_by_loop(w, x, z, scale)
         case Hyper():
             for layer in range(len(fusion.hidden)):
-                z = relu(affine(z, w[f"hidden.{layer}.weight"], w[f"hidden.{layer}.bias"]))
+                name = f"hidden.{layer}"
+                z = relu(affine(scaled(z, context_scale), w[f"{name}.weight"], w[f"{name}.bias"]))
+            shares = scaled(z, context_scale)
             weight = (
-                sum(z[k] * w["generate.weight"][k] for k in range(len(z)))
+                sum(shares[k] * w["generate.weight"][k] for k in range(len(z)))
                 + w["generate.main.weight"]
             )
             return affine(x, weight, affine(z, w["generate.shift.weight"], w["generate.main.bias"]))
         case Film():
             scale_shift = affine(z, w["to_scale_shift.weight"])
-            scale, shift = scale_shift[: fusion.out_dim], scale_shift[fusion.out_dim :]
-            return (1 + scale) * affine(x, w["main.weight"], w["main.bias"]) + shift
+            factor, shift = scale_shift[: fusion.out_dim], scale_shift[fusion.out_dim :]
+            return (1 + scale * factor) * affine(x, w["main.weight"], w["main.bias"]) + shift
         case Gate():
             logits = affine(x, w["gate_features.weight"], w["gate_features.bias"]) + affine(
                 z, w["gate_context.weight"]
             )
             return sigmoid(logits) * affine(x, w["main.weight"], w["main.bias"])
         case AttentionMask():
-            logits = low_rank_by_loop(w, x, z, "to_mask.")
+            logits = low_rank_by_loop(w, x, z, scale, "to_mask.")
             mask = len(x) * softmax(logits) if fusion.simplex else sigmoid(logits)
             return affine(mask * x, w["main.weight"], w["main.bias"])
         case MetricSimilarity():
             ours = affine(x, w["project_features.weight"]).reshape(fusion.projections, -1)
-            theirs = affine(z, w["project_context.weight"]).reshape(fusion.projections, -1)
+            theirs = affine(scale * z, w["project_context.weight"]).reshape(fusion.projections, -1)
             inner = [
                 sum(a * b for a, b in zip(*rows, strict=True))
                 for rows in zip(ours, theirs, strict=True)
@@ -164,9 +196,9 @@ def by_loop(fusion: Fusion, x: Array, z: Array) -> Array:
                 np.array(inner + apart), w["output.weight"]
             )
         case Adapter():
-            return adapter_by_loop(fusion, w, x, z)
+            return adapter_by_loop(fusion, w, x, z, context_scale)
         case ProductSimilarity():
-            return product_by_loop(fusion, w, x, z)
+            return product_by_loop(fusion, w, x, z, context_scale)
     raise AssertionError(f"no loop for {type(fusion).__name__}")
 
 

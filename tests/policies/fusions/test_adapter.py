@@ -84,10 +84,10 @@ def test_generator_equals_hypnettorch() -> None:
         num_cond_embs=0,
         verbose=False,
     ).double()
-    first = torch.cat([generator.from_chunk.weight, generator.from_context.weight])
+    first = torch.cat([generator.from_chunk.weight, generator.from_context.weight / Z])
     weights = [first.T, generator.from_chunk.bias]
-    for layer in generator.layers:
-        weights += [layer.weight.T, layer.bias]
+    for layer, inputs in zip(generator.layers, (4, 5), strict=True):
+        weights += [layer.weight.T / inputs, layer.bias]
     expected = {tuple(value.shape): value for value in [*weights, generator.chunk_embeddings]}
     with torch.no_grad():
         for parameter in oracle.parameters():
@@ -141,12 +141,12 @@ def test_generated_start_differs_by_context() -> None:
     fusion = build_fusion(AdapterConfig(start="generated"), 64, 2, 64).double()
     x = normal(8, 64)
     assert (fusion(x, normal(8, 2, seed=1)) - fusion(x, normal(8, 2, seed=2))).abs().max() > 1e-3
-    for name, bound in (
-        ("from_context.weight", 10**-0.5),
-        ("from_chunk.weight", 10**-0.5),
-        ("layers.0.bias", 37**-0.5),
+    for name, scale, bound in (
+        ("from_context.weight", 1 / 2, 10**-0.5),
+        ("from_chunk.weight", 1, 10**-0.5),
+        ("layers.0.bias", 1, 37**-0.5),
     ):
-        largest = fusion.get_parameter(f"generator.{name}").abs().max()
+        largest = scale * fusion.get_parameter(f"generator.{name}").abs().max()
         assert 0.7 * bound < largest <= bound, name
 
 

@@ -33,7 +33,7 @@ def test_bilinear_equals_torch_layers() -> None:
     fusion = randomize(build_fusion(BilinearConfig(), X, Z, O).double())
     assert isinstance(fusion, Bilinear)
     product, linear = nn.Bilinear(Z, X, O, bias=False).double(), nn.Linear(X + Z, O).double()
-    product.load_state_dict({"weight": fusion.weight.permute(2, 0, 1)})
+    product.load_state_dict({"weight": (fusion.weight / Z).permute(2, 0, 1)})
     linear.load_state_dict(
         {"weight": torch.cat([fusion.main.weight, fusion.shift.weight]).T, "bias": fusion.main.bias}
     )
@@ -47,7 +47,7 @@ def test_low_rank_equals_full_bilinear_form() -> None:
     assert isinstance(fusion, LowRank)
     weight = torch.einsum(
         "zr,xr,ro->zxo",
-        fusion.factor_context.weight,
+        fusion.factor_context.weight / Z,
         fusion.factor_features.weight,
         fusion.project.weight,
     )
@@ -60,7 +60,7 @@ def test_affine_hyper_equals_bilinear_form() -> None:
     fusion = randomize(build_fusion(HyperConfig(hidden=()), X, Z, O).double())
     assert isinstance(fusion, Hyper)
     g = fusion.generate
-    full = constrained_bilinear(g.weight, g.shift.weight, g.main.weight, g.main.bias)
+    full = constrained_bilinear(g.weight / Z, g.shift.weight, g.main.weight, g.main.bias)
     assert_same_function(fusion, full, normal(5, Z))
 
 
@@ -71,11 +71,12 @@ def test_hyper_equals_mlp_generated_layer() -> None:
     (hidden,), g = fusion.hidden, fusion.generate
     assert isinstance(hidden, Affine)
     mlp = nn.Sequential(nn.Linear(Z, 9), nn.ReLU(), nn.Linear(9, (X + 1) * O)).double()
+    generated = torch.cat([g.weight / 9, g.shift.weight.unsqueeze(1)], dim=1)
     mlp.load_state_dict(
         {
-            "0.weight": hidden.weight.T,
+            "0.weight": hidden.weight.T / Z,
             "0.bias": hidden.bias,
-            "2.weight": torch.cat([g.weight, g.shift.weight.unsqueeze(1)], dim=1).flatten(1).T,
+            "2.weight": generated.flatten(1).T,
             "2.bias": torch.cat([g.main.weight, g.main.bias.unsqueeze(0)]).flatten(),
         }
     )

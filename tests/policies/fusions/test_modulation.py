@@ -26,7 +26,8 @@ def test_film_equals_diagonal_bilinear_form() -> None:
     fusion = randomize(build_fusion(FilmConfig(), X, Z, O).double())
     assert isinstance(fusion, Film)
     scale, shift = fusion.to_scale_shift.weight[:, :O], fusion.to_scale_shift.weight[:, O:]
-    diagonal = torch.stack([torch.diag(row) for row in scale])  # W′(z) = V diag(1 + γ(z))
+    # W′(z) = V diag(1 + c γ(z)) with c = 1/Z
+    diagonal = torch.stack([torch.diag(row / Z) for row in scale])
     weight = torch.einsum("xp,zpo->zxo", fusion.main.weight, diagonal)
     full = constrained_bilinear(
         weight,

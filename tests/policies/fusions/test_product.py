@@ -82,7 +82,8 @@ def test_similarities_start_at_order_one(features_dim: int, layout: tuple[int, .
 
 def test_conjunction_is_a_product() -> None:
     """With one-hot attributes and words a product is 1 for the named pair alone."""
-    fusion = build_map_fusion(ProductConfig(products=1, rank=3), 6, 6, 1, attribute_dims=(3, 3))
+    config = ProductConfig(products=1, rank=3, context_scale=1.0)
+    fusion = build_map_fusion(config, 6, 6, 1, attribute_dims=(3, 3))
     assert isinstance(fusion, ProductSimilarity)
     with torch.no_grad():
         for weight in fusion.parameters():
