@@ -37,26 +37,33 @@ REFERENCE = "6d6f2e1"
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = "device=cpu precision=fp32 progress=false evaluation.episodes=1 evaluation.test_episodes=1"
-ON_POLICY = f"{COMMON} backend=envpool total_timesteps=1024 agent.n_envs=8 agent.n_steps=16"
+FLOOR = "agent.advantage_floor=0"
+ON_POLICY = f"{COMMON} {FLOOR} backend=envpool total_timesteps=1024 agent.n_envs=8 agent.n_steps=16"
 PPO = f"{ON_POLICY} agent.batch_size=64 agent.n_epochs=2 checkpoint_every=512"
 OFF_POLICY = f"{COMMON} total_timesteps=400 agent.learning_starts=150 agent.batch_size=64"
 OFF_POLICY += " agent.train_freq=4 agent.gradient_steps=1"
 GYMNASIUM = f"{PPO} backend=gymnasium agent.n_envs=4 agent.n_steps=32"  # the last word counts
 CELLS = "encoder.attributes=0"
 WORDS = "context.zero_start=false"
-BILINEAR = f"fusion=bilinear {CELLS}"
+SCALE = "fusion.context_scale=1"
+UNSCALED = f"fusion=bilinear {SCALE}"
+BILINEAR = f"{UNSCALED} {CELLS}"
 DOOR = f"task=goto_door {BILINEAR} {WORDS}"
-NEW_OPTIONS = (CELLS, WORDS)
+NEW_OPTIONS = (CELLS, WORDS, SCALE, FLOOR)
 """Words that trees without their option are trained without; their values are its effect there."""
 MT3 = f"task=mt3 {BILINEAR} {PPO} total_timesteps=512 agent.popart=true agent.pcgrad=true"
 MEMORY = f"task=memory_s7 {BILINEAR} {WORDS} {PPO}"
-VECTOR = "fusion=bilinear encoder=vector sites=vector"
-IMAGE = "fusion=bilinear encoder=image task.observation=rgb"
+VECTOR = f"{UNSCALED} encoder=vector sites=vector"
+IMAGE = f"{UNSCALED} encoder=image task.observation=rgb"
 SAMPLED = "sampling=lowest_success context=one_hot"
-FUSIONS = ("concat", "bilinear", "low_rank", "hyper", "film", "gate", "attention", "metric")
+FUSIONS = {
+    **{name: f"fusion={name}" for name in ("concat", "gate")},
+    **{name: f"fusion={name} {SCALE}" for name in ("low_rank", "hyper", "film")},
+    **{name: f"fusion={name} {SCALE}" for name in ("bilinear", "attention", "metric")},
+}
 
 CASES = {
-    **{name: f"task=goto_door fusion={name} {CELLS} {WORDS} {PPO}" for name in FUSIONS},
+    **{name: f"task=goto_door {words} {CELLS} {WORDS} {PPO}" for name, words in FUSIONS.items()},
     "bilinear-gymnasium": f"{DOOR} {GYMNASIUM}",
     "encoder_vector": f"task=goto_door {VECTOR} {WORDS} {PPO}",
     "encoder_image": f"task=goto_door {IMAGE} {WORDS} {GYMNASIUM}",
@@ -75,9 +82,9 @@ CASES = {
     "memory_attention": f"{MEMORY} memory=attention",
     "a2c": f"{DOOR} agent=a2c {ON_POLICY}",
     "a2c-gru": f"{DOOR} agent=a2c memory=gru {ON_POLICY}",
-    "sac_her": f"task=fetch_reach fusion=bilinear {OFF_POLICY}",
-    "td3_her": f"task=fetch_reach fusion=bilinear agent=td3 {OFF_POLICY}",
-    "tqc_her": f"task=fetch_reach fusion=bilinear agent=tqc {OFF_POLICY}",
+    "sac_her": f"task=fetch_reach {UNSCALED} {OFF_POLICY}",
+    "td3_her": f"task=fetch_reach {UNSCALED} agent=td3 {OFF_POLICY}",
+    "tqc_her": f"task=fetch_reach {UNSCALED} agent=tqc {OFF_POLICY}",
     "dqn": f"{DOOR} agent=dqn backend=envpool {OFF_POLICY}",
 }
 

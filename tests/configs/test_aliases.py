@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import warnings
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -12,12 +12,14 @@ from mirl.configs import aliases
 from mirl.configs.aliases import (
     RENAMED_PRESETS,
     RENAMED_VALUES,
+    UNSCALED_FUSIONS,
     RenamedWarning,
     migrate_config,
     replace_preset,
     replace_value,
 )
 from mirl.configs.compose import compose_train, presets, validate
+from mirl.configs.networks import FusionConfig
 from mirl.configs.schema import TrainConfig
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 
@@ -42,6 +44,7 @@ SPELLINGS = [
     ([OLD_SUCCESS], [NEW_SUCCESS], "success=ever was renamed, use success=any_step;"),
 ]
 """Arguments with an old spelling, the current ones, and the warning."""
+KINDS = [config.model_fields["kind"].default for config in get_args(FusionConfig)]
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +154,39 @@ def test_saved_config_is_migrated() -> None:
     )
 
 
+def test_unscaled_fusions_have_the_option() -> None:
+    """The migration knows every built-in fusion with a scale of the context, and no other."""
+    kinds = []
+    for config in get_args(FusionConfig):
+        if "context_scale" in config.model_fields:
+            kinds.append(config.model_fields["kind"].default)
+    assert sorted(UNSCALED_FUSIONS) == sorted(kinds)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_old_fusion_keeps_its_scale(kind: str) -> None:
+    """A fusion that was saved before its context had a scale computes as it did."""
+    current = saved_config("task=goto_local", f"fusion={kind}")
+    old = yaml.safe_load(yaml.safe_dump(current))
+    old["fusion"].pop("context_scale", None)
+    before = yaml.safe_dump(old)
+
+    migrated = validate(TrainConfig, migrate_config(old))
+    assert yaml.safe_dump(old) == before
+    if kind in UNSCALED_FUSIONS:
+        assert migrated.fusion.context_scale == 1  # type: ignore[union-attr]
+    else:
+        assert migrate_config(old) == old
+    assert migrate_config(current) == current
+
+
+@pytest.mark.parametrize("context_scale", [None, 0.25])
+def test_migration_keeps_given_scale(context_scale: float | None) -> None:
+    """A scale that a run has stored is kept, also one that follows from the sizes."""
+    old = {"fusion": {"kind": "bilinear", "context_scale": context_scale}}
+    assert migrate_config(old) == old
+
+
 def test_migration_copies_its_input() -> None:
     old = {"sampling": "slots", "task": {"name": "door_colours", "tasks": [{"success": "ever"}]}}
     before = yaml.safe_dump(old)
@@ -173,6 +209,9 @@ def test_migration_copies_its_input() -> None:
         {"split": {"name": ["new_colour"]}},
         {"encoder": "grid", "context": {"kind": ["mission"], "parts": 3}},
         {"encoder": {"parts": [None, 3]}, "context": {"parts": {"a": "mission"}}},
+        {"fusion": "bilinear"},
+        {"fusion": {"kind": None}, "agent": {"kind": "sac"}},
+        {"fusion": {"kind": "my_package:Mine", "rank": 8}},
     ],
 )
 def test_unexpected_values_pass_unchanged(values: object) -> None:

@@ -14,8 +14,9 @@ from mirl.policies import build_fusion, count_parameters
 TARGET = 1e-4
 """Mean squared error below which x · z counts as fitted; its variance is d."""
 
-LEARNING_RATES = (1e-2, 3e-2, 1e-1)
-"""Both networks are trained with each of them, and the best result counts."""
+LEARNING_RATES = (1e-2, 3e-2, 1e-1, 3e-1)
+"""Both networks are trained with each of them, and the best result counts. The largest one is for
+the bilinear layer, whose weights are d here, as its context is scaled by 1/d."""
 
 
 def matched_hidden(dim: int) -> int:
@@ -80,11 +81,11 @@ def test_mlp_has_as_many_parameters(dim: int) -> None:
 
 
 def test_bilinear_represents_inner_product_exactly() -> None:
-    """With the identity as its weights the bilinear layer is the inner product."""
+    """With the identity as c 𝕎 the bilinear layer is the inner product."""
     fusion = build_fusion(BilinearConfig(), 32, 32, 1).double()
     with torch.no_grad():
         fusion.get_parameter("main.weight").zero_()
-        fusion.get_parameter("weight").copy_(torch.eye(32).unsqueeze(-1))
+        fusion.get_parameter("weight").copy_(32 * torch.eye(32).unsqueeze(-1))
     x, z = torch.randn(2, 100, 32, dtype=torch.float64)
     torch.testing.assert_close(
         fusion(x, z)[:, 0], torch.stack([a @ b for a, b in zip(x, z, strict=True)])

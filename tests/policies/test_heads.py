@@ -81,7 +81,10 @@ def test_fused_head_equals_einsum() -> None:
     hidden = policy.mlp_extractor.value_net(features.vector)
     assert hidden.shape == (2, 6)
     product = torch.einsum(
-        "bz,zxo,bx->bo", context, value_net.fusion.get_parameter("weight"), hidden
+        "bz,zxo,bx->bo",
+        context / context.shape[1],
+        value_net.fusion.get_parameter("weight"),
+        hidden,
     )
     expected = product + hidden @ value_net.fusion.get_parameter("main.weight")
     close(policy.predict_values(observation), expected, rtol=1e-4, atol=1e-5)

@@ -114,9 +114,9 @@ def batch(policy: BasePolicy, n: int = 4) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def bilinear(head: FusionHead, x: Tensor, z: Tensor) -> Tensor:
-    """Compute zᵀ𝕎x + Uᵀz + Vx + b with the weights of the head's fusion."""
+    """Compute c zᵀ𝕎x + Uᵀz + Vx + b with c = 1/Z and the weights of the head's fusion."""
     weights = dict(head.fusion.named_parameters())
-    product = torch.einsum("bz,zxo,bx->bo", z, weights["weight"], x)
+    product = torch.einsum("bz,zxo,bx->bo", z / z.shape[1], weights["weight"], x)
     return product + z @ weights["shift.weight"] + x @ weights["main.weight"] + weights["main.bias"]
 
 

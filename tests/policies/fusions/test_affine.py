@@ -13,6 +13,7 @@ from fusion_cases import (
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
+from torch.nn import functional as F
 
 from mirl.policies.fusions import (
     Affine,
@@ -38,6 +39,21 @@ def test_affine_equals_linear_layer() -> None:
     linear.load_state_dict({"weight": ours.weight.T, "bias": ours.bias})
     x = torch.randn(4, X)
     close(ours(x), linear(x))
+
+
+@pytest.mark.parametrize("scale", [1 / 64, 1.0, 3.0])
+@pytest.mark.parametrize("bias", [True, False])
+def test_scaled_affine_equals_torch_linear(bias: bool, scale: float) -> None:
+    """A scaled map equals ``F.linear`` of c W, which starts as without the scale."""
+    torch.manual_seed(0)
+    plain = Affine(X, O, gain=2)
+    torch.manual_seed(0)
+    ours = Affine(X, O, gain=2, bias=bias, scale=scale)
+    close(scale * ours.weight, plain.weight)
+    if ours.bias is not None:
+        nn.init.normal_(ours.bias)
+    x = torch.randn(4, 3, X)
+    close(ours(x), F.linear(x, scale * ours.weight.T, ours.bias))
 
 
 def test_linear_layer_of_affine_function() -> None:

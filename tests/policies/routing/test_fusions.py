@@ -32,7 +32,7 @@ from mirl.policies.off_policy import FusionSACPolicy
 from mirl.policies.routing import fusions, resolve_network
 from mirl.policies.routing.fusions import CHOICES, Asked, Choice, Seen, kind_asked, kind_seen
 
-PRODUCT = ProductConfig(products=4, main_rank=4)
+PRODUCT = ProductConfig(products=2, main_rank=4)
 SITES: tuple[tuple[Site, ...], ...] = (
     ("map",),
     ("heads",),
@@ -145,7 +145,7 @@ def test_extractor_has_no_heads() -> None:
 @pytest.mark.parametrize(
     ("keys", "options", "expected"),
     [
-        (("grid", "mission"), {"rank": 8}, ProductConfig(products=4, main_rank=4, rank=8)),
+        (("grid", "mission"), {"rank": 8}, ProductConfig(products=2, main_rank=4, rank=8)),
         (("grid", "mission"), {"products": 2}, ProductConfig(products=2, main_rank=4)),
         (("observation", "task"), {"products": 2}, ProductConfig(products=2)),
         (("observation", "task"), {"products": 2, "rank": 8}, ProductConfig(products=2, rank=8)),

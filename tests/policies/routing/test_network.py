@@ -8,7 +8,11 @@ from routing_spaces import SUBSPACES, dict_of
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
+    BilinearConfig,
     FilmConfig,
+    HyperConfig,
+    ScaledFusionConfig,
+    TaskIdContextConfig,
     network_config,
 )
 from mirl.policies.routing import (
@@ -94,6 +98,41 @@ def test_map_site_moves_only_on_request(sites: Any, moved: Any) -> None:
     assert resolve_network(network, space, move_map_site=True).sites == moved
     with_cells = resolve_network(network, dict_of("grid", "task"), move_map_site=True)
     assert with_cells.sites == sites
+
+
+ONE_HOT = TaskIdContextConfig(hidden=())
+
+
+@pytest.mark.parametrize(
+    ("fusion", "context", "expected"),
+    [
+        pytest.param("bilinear", ONE_HOT, 1.0, id="one-hot"),
+        pytest.param("product", ONE_HOT, 1.0, id="one-hot, product"),
+        pytest.param("bilinear", TaskIdContextConfig(), None, id="hidden layer of the task id"),
+        pytest.param("bilinear", "raw", None, id="numbers"),
+        pytest.param(HyperConfig(hidden=()), ONE_HOT, 1.0, id="one-hot, affine generator"),
+        pytest.param(HyperConfig(hidden=(8,)), ONE_HOT, None, id="hidden layer of the generator"),
+        pytest.param("adapter", ONE_HOT, None, id="hidden layer of the chunks' generator"),
+        pytest.param(BilinearConfig(context_scale=0.3), ONE_HOT, 0.3, id="given, one-hot"),
+        pytest.param(BilinearConfig(context_scale=0.3), "raw", 0.3, id="given"),
+    ],
+)
+def test_scale_is_one_for_one_hot_context(fusion: Any, context: Any, expected: Any) -> None:
+    """A one-hot context is not scaled; for others the size decides, unless a scale is given."""
+    space = dict_of("observation", "desired_goal", "task")
+    network = network_config(fusion=fusion, context=context)
+    resolved = resolve_network(network, space).fusion
+    assert isinstance(resolved, ScaledFusionConfig)
+    assert resolved.context_scale == expected
+    assert resolved.model_copy(update={"context_scale": None}) == network.fusion.model_copy(
+        update={"context_scale": None}
+    )
+
+
+def test_fusion_without_scale_stays_the_same() -> None:
+    """A fusion without the option stays as it is beside a one-hot context."""
+    network = network_config(fusion="gate", context=ONE_HOT)
+    assert resolve_network(network, dict_of("observation", "task")).fusion == network.fusion
 
 
 @pytest.mark.parametrize(
