@@ -139,7 +139,9 @@ def train_cases(cases: Mapping[str, list[str]], jobs: int) -> None:
 
 def known_words(tree: Path, words: list[str]) -> list[str]:
     """Return the words of a case without the options that a source tree does not have."""
-    schema = (tree / "configs" / "networks.py").read_text(encoding="utf-8")
+    schema = ""
+    for name in ("networks.py", "agents.py"):
+        schema += (tree / "configs" / name).read_text(encoding="utf-8")
     known = []
     for word in words:
         option = word.partition("=")[0].rpartition(".")[2]
