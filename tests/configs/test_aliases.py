@@ -12,7 +12,7 @@ from mirl.configs import aliases
 from mirl.configs.aliases import (
     RENAMED_PRESETS,
     RENAMED_VALUES,
-    UNSCALED_FUSIONS,
+    SCALED_FUSIONS,
     RenamedWarning,
     migrate_config,
     replace_preset,
@@ -160,7 +160,7 @@ def test_unscaled_fusions_have_the_option() -> None:
     for config in get_args(FusionConfig):
         if "context_scale" in config.model_fields:
             kinds.append(config.model_fields["kind"].default)
-    assert sorted(UNSCALED_FUSIONS) == sorted(kinds)
+    assert sorted(SCALED_FUSIONS) == sorted(kinds)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -173,7 +173,7 @@ def test_old_fusion_keeps_its_scale(kind: str) -> None:
 
     migrated = validate(TrainConfig, migrate_config(old))
     assert yaml.safe_dump(old) == before
-    if kind in UNSCALED_FUSIONS:
+    if kind in SCALED_FUSIONS:
         assert migrated.fusion.context_scale == 1  # type: ignore[union-attr]
     else:
         assert migrate_config(old) == old
