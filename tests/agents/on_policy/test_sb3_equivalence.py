@@ -22,6 +22,7 @@ from torch import Tensor
 from toy_goal_envs import FlipTaskEnv, MirrorReachEnv, SampledEnv
 
 from mirl.agents import A2C, PPO
+from mirl.configs.networks import GridEncoderConfig, MissionContextConfig
 from mirl.envs import make_vec_env
 from mirl.policies import FusionPolicy
 
@@ -81,7 +82,14 @@ WORLDS = {
         sampled(spaces.Discrete(3), PIXELS), "CnnPolicy"
     ),  # which SB3 wraps in VecTransposeImage
     "missions without fusion": on_missions(DOOR, backend="gymnasium", policy="MultiInputPolicy"),
-    "missions": on_missions(DOOR, backend="gymnasium", sites=SITES),
+    "missions": on_missions(
+        DOOR,
+        backend="gymnasium",
+        fusion="bilinear",
+        context=MissionContextConfig(zero_start=False),
+        encoder=GridEncoderConfig(attributes=0),
+        sites=SITES,
+    ),
     "two tasks": on_missions(DOOR, OBJECT, backend="gymnasium", sites=SITES),
     "two tasks in C++": on_missions(DOOR, OBJECT, backend="envpool", sites=SITES),
     "task ids": on_missions(DOOR, OBJECT, backend="gymnasium", sites=SITES, context="task_id"),
