@@ -23,7 +23,7 @@ from mirl.agents.on_policy.ppo import PPO
 from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.checkpoint import Checkpoint, EpisodeRecords, checkpoint_name
 from mirl.agents.runs.logger import build_logger
-from mirl.agents.runs.run import Run, adopt_texts
+from mirl.agents.runs.run import Run, adopt_context_scale, adopt_texts
 from mirl.agents.runs.synchronization import reseed_all
 from mirl.agents.runs.warm_start import warm_start
 from mirl.configs.agents import PPOConfig
@@ -88,7 +88,8 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
     for part in (config.fusion, config.context, config.encoder, config.memory):
         check_can_be_stored(part)
     stored = Run.stored(config)
-    config = _with_rollout(adopt_texts(config, stored), stored)
+    config = adopt_context_scale(adopt_texts(config, stored), stored)
+    config = _with_rollout(config, stored)
     with explain_out_of_memory(config), _open_environments(config) as envs:
         # from here on the configuration is complete; nothing is written before the agent is built
         config = config.model_copy(update={"task": envs.training.suite})

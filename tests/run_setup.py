@@ -7,7 +7,7 @@ from mirl.agents.evaluation import evaluate_run
 from mirl.agents.export import Export, export_run
 from mirl.agents.few_shot import Adaptation, adapt_run
 from mirl.agents.runs.checkpoint import Checkpoint
-from mirl.agents.runs.run import Run, adopt_texts
+from mirl.agents.runs.run import Run, adopt_context_scale, adopt_texts
 from mirl.agents.statistics import TaskResult
 from mirl.configs.schema import EvalConfig, ResolvedConfig, TrainConfig
 from mirl.envs import choose_backend
@@ -16,7 +16,8 @@ from mirl.envs.suite_spaces import joined_spaces
 
 def resolve(config: TrainConfig) -> ResolvedConfig:
     """Resolve ``auto`` and the texts against the configuration's environments."""
-    config = adopt_texts(config, Run.stored(config))
+    stored = Run.stored(config)
+    config = adopt_context_scale(adopt_texts(config, stored), stored)
     joined = joined_spaces(config.task, choose_backend(config.task, config.backend))
     config = config.model_copy(update={"task": joined.suite})
     return resolve_auto(config, joined.observation)

@@ -16,6 +16,7 @@ from mirl.configs.aliases import migrate_config
 from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
 from mirl.configs.imports import check_allowed, import_module, named_code
+from mirl.configs.networks import ScaledFusionConfig
 from mirl.configs.schema import ResolvedConfig, TrainConfig
 
 CONFIG = "config.yaml"
@@ -263,6 +264,33 @@ def adopt_texts(config: TrainConfig, stored: ResolvedConfig | None) -> TrainConf
     if not changes:
         return config
     return config.model_copy(update={"task": config.task.model_copy(update=changes)})
+
+
+def adopt_context_scale(config: TrainConfig, stored: ResolvedConfig | None) -> TrainConfig:
+    """Give a fusion the scale of the context with which the weights were learned.
+
+    Runs of earlier versions have another one than new runs.
+
+    Args:
+        config: the configuration of a training command.
+        stored: the configuration that its run directory holds, if there is one.
+
+    Returns:
+        The configuration with the scale that its run directory states, or the run that it starts
+        from; a scale that it states itself is kept.
+
+    Raises:
+        ConfigError: the configuration of the other run is not valid.
+    """
+    fusion = config.fusion
+    if not isinstance(fusion, ScaledFusionConfig) or fusion.context_scale is not None:
+        return config
+    if stored is None and config.start_from is not None and (config.start_from / CONFIG).exists():
+        stored = Run.open(config.start_from).config
+    if stored is None or not isinstance(stored.fusion, type(fusion)):
+        return config
+    changes = {"context_scale": stored.fusion.context_scale}
+    return config.model_copy(update={"fusion": fusion.model_copy(update=changes)})
 
 
 def _with_first_texts(config: ResolvedConfig) -> ResolvedConfig:

@@ -10,9 +10,10 @@ import text_envs  # noqa: F401  (registers its ids)
 from run_setup import start_run
 
 from mirl.agents import train
-from mirl.agents.runs.run import Run, adopt_texts
+from mirl.agents.runs.run import Run, adopt_context_scale, adopt_texts
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
+from mirl.configs.networks import ScaledFusionConfig
 from mirl.configs.schema import TrainConfig
 from mirl.configs.tasks import TaskConfig
 
@@ -163,6 +164,30 @@ def test_words_are_drawn_once(tmp_path: Path) -> None:
     warm = config.model_copy(update={"name": "warm", "start_from": stored.path})
     adopted = adopt_texts(warm, Run.stored(warm)).task
     assert (adopted.vocabulary, adopted.text_length) == (("press",), None)
+
+
+def test_scale_follows_the_weights(tiny: Build) -> None:
+    """A run of an earlier version, and one that starts from it, keep the scale of its weights."""
+    config = tiny("fusion=bilinear", "name=old")
+    run = start_run(config)
+    path = run.path / "config.yaml"
+    assert "context_scale" in path.read_text()
+    lines = [line for line in path.read_text().splitlines() if "context_scale" not in line]
+    path.write_text("\n".join(lines))
+    assert scale_of(start_run(config).config) == 1
+
+    warm = tiny("fusion=bilinear", "name=warm", f"start_from={run.path}")
+    assert scale_of(adopt_context_scale(warm, None)) == 1
+    given = tiny("fusion=bilinear", "fusion.context_scale=0.5", f"start_from={run.path}")
+    assert scale_of(adopt_context_scale(given, None)) == 0.5
+    for fusion in ("film", "gate"):
+        other = tiny(f"fusion={fusion}", "name=other", f"start_from={run.path}")
+        assert adopt_context_scale(other, None) == other
+
+
+def scale_of(config: TrainConfig) -> float | None:
+    assert isinstance(config.fusion, ScaledFusionConfig)
+    return config.fusion.context_scale
 
 
 def test_old_runs_have_minigrids_words(tiny: Build) -> None:
