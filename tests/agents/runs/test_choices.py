@@ -11,12 +11,15 @@ from run_setup import resolve, start_run
 from mirl.agents import train
 from mirl.agents.runs.choices import adopt_choices
 from mirl.agents.runs.run import CONFIG
+from mirl.configs.agents import PPOConfig
 from mirl.configs.compose import compose_train
 from mirl.configs.networks import (
     BilinearConfig,
+    GateConfig,
     GridEncoderConfig,
     MissionContextConfig,
     ProductConfig,
+    ScaledFusionConfig,
 )
 from mirl.configs.schema import ResolvedConfig, TrainConfig
 
@@ -76,6 +79,34 @@ def test_options_of_auto_choose_among_runs(tiny: Build) -> None:
     kept = resolve(tiny("name=run", "fusion.products=2"))
     assert kept.fusion == ProductConfig(products=2, groups=3)
     assert resolve(tiny("name=run", "fusion.products=4")).fusion == ProductConfig(products=4)
+
+
+def test_former_values_follow_the_weights(tiny: Build) -> None:
+    """A run of an earlier version, and one that starts from it, keep what they computed with."""
+    config = tiny("fusion=bilinear", "name=old")
+    run = start_run(config)
+    path = run.path / "config.yaml"
+    added = ("context_scale", "advantage_floor")
+    text = path.read_text()
+    assert all(option in text for option in added)
+    lines = [line for line in text.splitlines() if not any(option in line for option in added)]
+    path.write_text("\n".join(lines))
+    assert former_values(start_run(config).config) == (1, 0)
+
+    warm = tiny("fusion=bilinear", "name=warm", f"start_from={run.path}")
+    assert former_values(resolve(warm)) == (1, 0)
+    stated = ("fusion.context_scale=0.5", "agent.advantage_floor=0.1")
+    given = tiny("fusion=bilinear", "name=given", *stated, f"start_from={run.path}")
+    assert former_values(resolve(given)) == (0.5, 0.1)
+    other = tiny("fusion=gate", "name=other", f"start_from={run.path}")
+    assert resolve(other).fusion == GateConfig()
+
+
+def former_values(config: ResolvedConfig) -> tuple[float | None, float]:
+    """Return the scale of the context and the floor of the advantages."""
+    assert isinstance(config.fusion, ScaledFusionConfig)
+    assert isinstance(config.agent, PPOConfig)
+    return config.fusion.context_scale, config.agent.advantage_floor
 
 
 def test_combined_parts_keep_their_options(tmp_path: Path) -> None:
