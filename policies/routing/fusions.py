@@ -63,6 +63,8 @@ def resolve_fusion(
     sites: Sequence[Site] | None,
     encoder: BaseEncoderConfig,
     context: AnyContextConfig,
+    *,
+    has_heads: bool = True,
 ) -> Choice:
     """Return the fusion and its sites, with open choices made by what is seen and asked.
 
@@ -71,6 +73,7 @@ def resolve_fusion(
         sites: the sites; None to choose them.
         encoder: a resolved encoder.
         context: a resolved context.
+        has_heads: False for a features extractor, for which the site "heads" is not chosen.
 
     Returns:
         The fusion and the sites. What is given is kept.
@@ -80,9 +83,11 @@ def resolve_fusion(
             one fusion has it.
     """
     default_sites = ON_MAP if has_feature_map(encoder) else ON_VECTOR
+    if sites is None and not has_heads:
+        sites = default_sites[:1]
     if isinstance(fusion, AutoFusionConfig):
         choice = CHOICES[kind_seen(encoder), kind_asked(context)]
-        if sites is not None and not _is_measured(choice, sites):
+        if sites is not None and set(sites) != set(choice.sites):
             choice = Choice(ELSEWHERE, default_sites)
         chosen = _with_given_options(choice.fusion, fusion)
         if isinstance(chosen, type(choice.fusion)):
@@ -128,11 +133,6 @@ def kind_asked(context: AnyContextConfig) -> Asked:
     if all(isinstance(part, TaskIdContextConfig) for part in parts):
         return "task_id"
     return "goal"
-
-
-def _is_measured(choice: Choice, sites: Sequence[Site]) -> bool:
-    """Return True if the given sites are those of a choice, or its trunk without the heads."""
-    return choice.sites[0] in sites and set(sites) <= set(choice.sites)
 
 
 def _with_given_options(chosen: BaseFusionConfig, given: AutoFusionConfig) -> BaseFusionConfig:

@@ -188,9 +188,7 @@ def _resolve(
     if given is not None and move and not has_feature_map(encoder):
         moved: list[Site] = ["vector" if site == "map" else site for site in given]
         given = tuple(dict.fromkeys(moved))  # "vector" may have been there already
-    fusion, sites = resolve_fusion(network.fusion, given, encoder, context)
-    if given is None and not has_heads:
-        sites = tuple(site for site in sites if site != "heads")
+    fusion, sites = resolve_fusion(network.fusion, given, encoder, context, has_heads=has_heads)
     return network.model_copy(
         update={
             "context": context,
