@@ -64,9 +64,12 @@ def run(argv: list[str]) -> int:
             log(f"Written: {adaptation.path}")
         return 0
 
-    results, written = evaluate_run(opened, checkpoint, config)
+    results, context_use, written = evaluate_run(opened, checkpoint, config)
     console.print(results_table(results, f"{source}, on unseen episodes"))
     explain(results)
+    if context_use is not None:
+        for line in context_use.lines():
+            log(line)
     for path in written:
         log(f"Written: {path}")
     return 0

@@ -54,10 +54,15 @@ def run(argv: list[str]) -> int:
         device=config.device,
         deterministic=config.evaluation.deterministic,
         episodes=config.evaluation.test_episodes,
+        context_use=config.evaluation.context_use,
+        context_use_episodes=config.evaluation.context_use_episodes,
     )
-    results, [report] = evaluate_run(result.run, result.checkpoint, evaluation)
+    results, context_use, [report] = evaluate_run(result.run, result.checkpoint, evaluation)
     title = f"After {result.timesteps:,} timesteps, on unseen episodes"
     console.print(results_table(results, title))
+    if context_use is not None:
+        for line in context_use.lines():
+            log(line)
     log(f"Written: {report}")
     log(f"Curves:  {command('tensorboard')} --logdir {config.runs_dir}")
     words = [f"run={config.run_dir}", "checkpoint=last", *import_words(config.model_dump())]

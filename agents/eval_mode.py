@@ -1,8 +1,10 @@
 """Evaluation mode of a policy, with its own random generator."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from stable_baselines3.common.policies import BasePolicy
 
@@ -27,3 +29,15 @@ def eval_mode(policy: BasePolicy, seed: int) -> Iterator[None]:
             yield
     finally:
         policy.set_training_mode(was_training)
+
+
+@contextmanager
+def restored_global_generators() -> Iterator[None]:
+    """Restore the global generators of Python and numpy, which environments may use, on exit."""
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002

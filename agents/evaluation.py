@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, astuple
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,13 @@ from rich.table import Table
 from stable_baselines3.common.policies import BasePolicy
 
 from mirl.agents.builder import Policy
-from mirl.agents.eval_mode import eval_mode
+from mirl.agents.context_use import (
+    ContextUse,
+    EpisodeContexts,
+    RecordedContexts,
+    SwappedContexts,
+)
+from mirl.agents.eval_mode import eval_mode, restored_global_generators
 from mirl.agents.on_policy.minibatch import pad_to_bucket
 from mirl.agents.policy_loader import restore_policy
 from mirl.agents.runs.atomic_files import make_folder, write_bytes, write_json
@@ -20,7 +27,14 @@ from mirl.agents.runs.run import Run
 from mirl.agents.statistics import Episode, TaskResult, suite_result
 from mirl.agents.video import record_episode
 from mirl.configs.schema import EvalConfig
-from mirl.configs.tasks import Subset, TaskConfig, file_name, score_bounds
+from mirl.configs.tasks import (
+    Subset,
+    SuiteConfig,
+    TaskConfig,
+    file_name,
+    has_score_bounds,
+    score_bounds,
+)
 from mirl.envs import SuiteVecEnv, env_seeds
 from mirl.envs.success import NO_REPORT
 from mirl.envs.type_aliases import Observations
@@ -45,6 +59,7 @@ def evaluate(
     seed: int,
     deterministic: bool = False,
     subset: Subset = "trained",
+    contexts: EpisodeContexts | None = None,
 ) -> list[TaskResult]:
     """Play a number of episodes of each active task of an environment.
 
@@ -58,6 +73,7 @@ def evaluate(
         seed: seed of the environments and of the actions.
         deterministic: take the most probable actions.
         subset: subset of the holdout that the environments play, which marks the results.
+        contexts: given the observations before the policy reads them; it may replace them.
 
     Returns:
         One result per active task, in the order of the suite.
@@ -67,14 +83,64 @@ def evaluate(
     quotas = _quotas(task_index, episodes)
     env.seed(seed)
     with eval_mode(policy, seed):
-        played = _play(policy, env, quotas, deterministic)
-    results = []
-    for task in np.unique(task_index).tolist():
-        of_task = []
-        for env_index in np.flatnonzero(task_index == task):
-            of_task += played[env_index]
-        results.append(_result(env.suite.tasks[task], of_task, subset))
-    return results
+        played = _play(policy, env, quotas, deterministic, contexts)
+    return _task_results(env.suite, task_index, played, subset)
+
+
+def evaluate_swapped(
+    policy: BasePolicy,
+    env: SuiteVecEnv,
+    own: Sequence[TaskResult],
+    contexts: RecordedContexts,
+    *,
+    episodes: int,
+    seed: int,
+    deterministic: bool = False,
+) -> ContextUse | None:
+    """Play episodes in which the policy reads the context of other episodes.
+
+    Episodes that fail are often long. No task takes more timesteps here than with its own contexts:
+    an episode is cut and fails where the longest own one of its task ended, and there are only as
+    many as fit into the timesteps of the own ones, at least one.
+
+    Args:
+        policy: the policy; its mode and all global random states are restored.
+        env: the environments of ``own``; they are seeded anew.
+        own: results of ``evaluate``.
+        contexts: contexts of the episodes of ``own``.
+        episodes: maximum number of episodes per task.
+        seed: seed of the environments, of the actions and of the choice of contexts.
+        deterministic: take the most probable actions.
+
+    Returns:
+        The results with own and with swapped contexts; None if no two contexts differ.
+    """
+    if not contexts.differ:
+        return None
+    task_index = env.task_index.copy()
+    envs_per_task = int(np.unique(task_index, return_counts=True)[1].min())
+    longest = {result.task: int(result.lengths.max()) for result in own}
+    max_lengths = np.array([longest[env.suite.tasks[task].name] for task in task_index])
+    fitting = min(int(result.lengths.sum()) // longest[result.task] for result in own)
+    episodes = min(episodes, fitting)
+    # one episode per environment and round; the last would be as long with few as with all of them
+    rounds = max(1, episodes // envs_per_task)
+    quotas = _quotas(task_index, min(episodes, envs_per_task))
+    swapped = SwappedContexts(contexts, np.random.default_rng(seed))
+    played: list[list[Episode]] = [[] for _ in range(env.num_envs)]
+    # a measurement must not change what a training draws
+    with restored_global_generators(), eval_mode(policy, seed):
+        env.seed(seed)
+        for _ in range(rounds):
+            of_round = _play(policy, env, quotas, deterministic, swapped, max_lengths)
+            for env_index, finished in enumerate(of_round):
+                played[env_index] += finished
+    return ContextUse(
+        contexts.keys,
+        own,
+        _task_results(env.suite, task_index, played, own[0].subset),
+        has_scores=all(has_score_bounds(env.suite.tasks[task]) for task in set(task_index)),
+    )
 
 
 def _quotas(task_index: NDArray[np.int64], episodes: int) -> NDArray[np.int64]:
@@ -89,16 +155,29 @@ def _quotas(task_index: NDArray[np.int64], episodes: int) -> NDArray[np.int64]:
 
 
 def _play(
-    policy: BasePolicy, env: SuiteVecEnv, quotas: NDArray[np.int64], deterministic: bool
+    policy: BasePolicy,
+    env: SuiteVecEnv,
+    quotas: NDArray[np.int64],
+    deterministic: bool,
+    contexts: EpisodeContexts | None = None,
+    max_lengths: NDArray[np.int64] | None = None,
 ) -> list[list[Episode]]:
-    """Play until each environment has finished its quota (n_envs,); return its episodes."""
+    """Play until each environment has finished its quota (n_envs,); return its episodes.
+
+    With ``max_lengths`` (n_envs,), the quotas are at most 1, and a longer episode is cut and fails.
+    """
     played: list[list[Episode]] = [[] for _ in range(env.num_envs)]
     observation: Observations = env.reset()
     # an environment that is deactivated finishes its present episode and starts no other
     env.deactivate(np.flatnonzero(quotas <= 1))
+    env.deactivate(np.flatnonzero(quotas == 0), at_once=True)
     active = np.flatnonzero(quotas)
+    if contexts is not None:
+        observation = contexts.update(observation, env.task_index, active)
     hidden_state: HiddenState | None = None
     starts = np.ones(env.num_envs, np.bool_)
+    returns = np.zeros(env.num_envs)
+    n_steps = 0
     # environments that are done still need some valid action
     actions = np.array([env.action_space.sample()] * env.num_envs)
     while active.size:
@@ -113,19 +192,28 @@ def _play(
         )
         actions[active] = chosen[: len(active)]  # without the padding
         env.step_async(actions)
-        observation, _, starts, infos = env.step_wait()
+        observation, rewards, starts, infos = env.step_wait()
+        returns += rewards
+        n_steps += 1
         # starts is True where an episode has ended and the next has begun
         for env_index in active[starts[active]].tolist():
             info = infos[env_index]
             episode = info["episode"]
             outcome = Episode(info.get("is_success"), episode["r"], episode["l"])
             played[env_index].append(outcome)
+        if max_lengths is not None:
+            is_cut = ~starts[active] & (n_steps >= max_lengths[active])
+            for env_index in active[is_cut].tolist():
+                played[env_index].append(Episode(False, float(returns[env_index]), n_steps))
+            env.deactivate(active[is_cut], at_once=True)
         remaining = quotas - [len(done) for done in played]
         env.deactivate(np.flatnonzero(remaining <= 1))
         still_active = np.flatnonzero(remaining[active] > 0)
         # the padded rows are dropped here too
         hidden_state = _take_rows(hidden_state, still_active)
         active = active[still_active]
+        if contexts is not None:
+            observation = contexts.update(observation, env.task_index, active[starts[active]])
     return played
 
 
@@ -133,6 +221,22 @@ def _take_rows(hidden_state: HiddenState | None, rows: NDArray[np.integer]) -> H
     if hidden_state is None:
         return None
     return tuple(part[rows] for part in hidden_state)
+
+
+def _task_results(
+    suite: SuiteConfig,
+    task_index: NDArray[np.int64],
+    played: Sequence[Sequence[Episode]],
+    subset: Subset,
+) -> list[TaskResult]:
+    """Return the result of each task from the episodes of each environment."""
+    results = []
+    for task in np.unique(task_index).tolist():
+        of_task: list[Episode] = []
+        for env_index in np.flatnonzero(task_index == task).tolist():
+            of_task += played[env_index]
+        results.append(_result(suite.tasks[task], of_task, subset))
+    return results
 
 
 def _result(task: TaskConfig, episodes: Sequence[Episode], subset: Subset) -> TaskResult:
@@ -156,9 +260,18 @@ def _result(task: TaskConfig, episodes: Sequence[Episode], subset: Subset) -> Ta
 # -------------------------------------------------------------------------- evaluating a checkpoint
 
 
-def evaluate_run(
-    run: Run, checkpoint: Checkpoint, config: EvalConfig
-) -> tuple[list[TaskResult], list[Path]]:
+class RunEvaluation(NamedTuple):
+    """The evaluation of a checkpoint."""
+
+    results: list[TaskResult]
+    """The results, those of the trained subset before those of the held-out one."""
+    context_use: ContextUse | None
+    """Results of the trained subset with swapped contexts; None if they were not measured."""
+    files: list[Path]
+    """The written files."""
+
+
+def evaluate_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> RunEvaluation:
     """Evaluate a checkpoint on the test seeds and write the results into the run directory.
 
     Args:
@@ -167,31 +280,46 @@ def evaluate_run(
         config: options of the evaluation; ``run`` and ``checkpoint`` are not read.
 
     Returns:
-        The results, those of the trained subset before those of the held-out one; and the files
-        that hold them.
+        The results, and the files that hold them.
 
     Raises:
         ConfigError: the checkpoint is damaged, or the environments cannot be created.
     """
     results: list[TaskResult] = []
     policy: Policy | None = None
+    use: ContextUse | None = None
     # without a holdout there is no held-out subset to play
     subsets = SUBSETS
     if not run.config.split.holds_out_any:
         subsets = SUBSETS[:1]
     for subset in subsets:
+        contexts = None
+        if config.context_use and subset == "trained":
+            contexts = RecordedContexts(run.config.context.keys)
         with closing(_build_env(run, config, subset)) as env:
             # one policy for both subsets, which have the same spaces
             if policy is None:
                 policy = restore_policy(run.config, checkpoint, config.device, env)
-            results += evaluate(
+            of_subset = evaluate(
                 policy,
                 env,
                 episodes=config.episodes,
                 seed=config.seed,
                 deterministic=config.deterministic,
                 subset=subset,
+                contexts=contexts,
             )
+            results += of_subset
+            if contexts is not None:
+                use = evaluate_swapped(
+                    policy,
+                    env,
+                    of_subset,
+                    contexts,
+                    episodes=config.context_use_episodes,
+                    seed=config.seed,
+                    deterministic=config.deterministic,
+                )
     assert policy is not None
     stem = f"{checkpoint.name}-{env.backend}-seed{config.seed}-{config.episodes}ep"
     if config.deterministic:
@@ -201,11 +329,11 @@ def evaluate_run(
     folder = run.path / "eval"
     make_folder(folder)
     report = folder / f"{stem}.json"
-    write_json(report, _report(checkpoint, env.backend, config, results))
+    write_json(report, _report(checkpoint, env.backend, config, results, use))
     written = [report]
     if config.gif:
         written += _record_tasks(run, policy, config, folder / stem)
-    return results, written
+    return RunEvaluation(results, use, written)
 
 
 def _build_env(run: Run, config: EvalConfig, subset: Subset) -> SuiteVecEnv:
@@ -228,12 +356,17 @@ def _build_env(run: Run, config: EvalConfig, subset: Subset) -> SuiteVecEnv:
 
 
 def _report(
-    checkpoint: Checkpoint, backend: str, config: EvalConfig, results: Sequence[TaskResult]
+    checkpoint: Checkpoint,
+    backend: str,
+    config: EvalConfig,
+    results: Sequence[TaskResult],
+    use: ContextUse | None,
 ) -> dict[str, object]:
     summary = {}
     for subset, in_subset in _by_subset(results):
         summary[subset] = asdict(suite_result(in_subset))
     rule = {} if config.success is None else {"success": config.success}
+    context_use = {} if use is None else {"context_use": use.summary()}
     return {
         "checkpoint": checkpoint.name,
         "backend": backend,
@@ -243,6 +376,7 @@ def _report(
         "n_envs": config.n_envs,
         "tasks": [result.summary() for result in results],
         "summary": summary,
+        **context_use,
     }
 
 

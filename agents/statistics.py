@@ -6,7 +6,7 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import binomtest, trim_mean
+from scipy.stats import binomtest, norm, t, trim_mean
 
 from mirl.configs.tasks import Subset
 
@@ -36,6 +36,71 @@ def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> 
     """
     interval = binomtest(successes, episodes).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def rate_difference_interval(
+    first: Bool[np.ndarray, " first"],
+    second: Bool[np.ndarray, " second"],
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Return the interval of the difference of two success rates, first − second.
+
+    One success and one failure are added to each, so that a few equal outcomes do not pass for
+    certainty.
+
+    Args:
+        first: success of each episode, at least one.
+        second: success of each episode, at least one, independent of the first.
+        confidence: probability that the interval covers the true difference.
+
+    Returns:
+        The lower and the upper bound.
+
+    References:
+        Agresti and Caffo, "Simple and Effective Confidence Intervals for Proportions and
+        Differences of Proportions", The American Statistician 2000.
+    """
+    variance = 0.0
+    rates = []
+    for success in (first, second):
+        n = len(success) + 2
+        rate = (int(success.sum()) + 1) / n
+        variance += rate * (1 - rate) / n
+        rates.append(rate)
+    difference = rates[0] - rates[1]
+    width = float(norm.ppf((1 + confidence) / 2) * np.sqrt(variance))
+    return max(-1.0, difference - width), min(1.0, difference + width)
+
+
+def mean_difference_interval(
+    first: Float[np.ndarray, " first"],
+    second: Float[np.ndarray, " second"],
+    confidence: float = 0.95,
+) -> tuple[float, float] | None:
+    """Return the interval of the difference of two means, first − second.
+
+    Args:
+        first: the values, at least one.
+        second: the values, at least one, independent of the first.
+        confidence: probability that the interval covers the true difference.
+
+    Returns:
+        The lower and the upper bound; None if one of them has a single value.
+
+    References:
+        Welch, "The Generalization of Student's Problem when Several Different Population Variances
+        are Involved", Biometrika 1947.
+    """
+    if min(len(first), len(second)) < 2:
+        return None
+    difference = float(first.mean() - second.mean())
+    # squared standard errors of the two means
+    errors = np.array([values.var(ddof=1) / len(values) for values in (first, second)])
+    if not errors.any():
+        return difference, difference
+    degrees = errors.sum() ** 2 / np.sum(errors**2 / [len(first) - 1, len(second) - 1])
+    width = float(t.ppf((1 + confidence) / 2, degrees) * np.sqrt(errors.sum()))
+    return difference - width, difference + width
 
 
 def interquartile_mean(values: Float[np.ndarray, " *shape"]) -> float:
@@ -177,6 +242,11 @@ class TaskResult:
     def score(self) -> float:
         """Mean return, scaled so that ``score_low`` is 0 and ``score_high`` is 1."""
         return (self.mean_return - self.score_low) / (self.score_high - self.score_low)
+
+    @property
+    def scores(self) -> Float[np.ndarray, " episodes"]:
+        """Return of each episode, scaled as ``score``."""
+        return (self.returns - self.score_low) / (self.score_high - self.score_low)
 
     def summary(self) -> TaskSummary:
         """Return rates, means and deviations for tables and ``eval/*.json``.

@@ -81,6 +81,11 @@ class EvaluationConfig(Config):
     max_steps: PositiveInt | None = None
     """Timesteps after which an evaluated episode is truncated; None for 1,000 where the
     environment has no time limit of its own, and no limit elsewhere."""
+    context_use: bool = True
+    """Also play episodes with contexts swapped between them, to see if the agent uses its
+    context; never more timesteps than the other episodes."""
+    context_use_episodes: PositiveInt = 64
+    """Maximum number of episodes per task with swapped contexts."""
     best_by: Literal["mean", "worst"] = "mean"
     """Criterion of the ``best`` checkpoint: the mean success rate over the tasks, or the success
     rate of the worst task; if a task reports no success, the same of scores or returns."""
@@ -380,6 +385,11 @@ class EvalConfig(Config):
     """Device of the network; it may differ from the training's."""
     deterministic: bool = False
     """Take the most probable action (the mean of a Gaussian); false to sample from the policy."""
+    context_use: bool = True
+    """Also play episodes with contexts swapped between them, to see if the agent uses its
+    context; never more timesteps than the other episodes."""
+    context_use_episodes: PositiveInt = 64
+    """Maximum number of episodes per task with swapped contexts."""
     gif: bool = False
     """Also write a GIF of one episode per task."""
     max_steps: PositiveInt | None = None

@@ -212,7 +212,7 @@ class SuiteVecEnv(EnvAttributes):
         self._faults.store_last_obs(step.obs)
         return step.obs, step.rewards, done, infos
 
-    def deactivate(self, env_indices: EnvIndices) -> None:
+    def deactivate(self, env_indices: EnvIndices, *, at_once: bool = False) -> None:
         """Let environments start no further episode until the next ``reset()``.
 
         An evaluation uses this to play no episodes beyond those that it counts. The running
@@ -221,8 +221,13 @@ class SuiteVecEnv(EnvAttributes):
 
         Args:
             env_indices: the environments, (k,).
+            at_once: drop the running episodes too; no timestep may be in progress.
         """
         self._deactivated[env_indices] = True
+        if at_once and len(env_indices):
+            self._backend.deactivate(env_indices)
+            if self._backend.all_inactive:
+                self._state = "all_inactive"
 
     def close(self) -> None:
         """End processes and threads; a second call does nothing."""

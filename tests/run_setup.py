@@ -40,7 +40,8 @@ def checkpoint_of(run_dir: Path, which: str) -> Checkpoint:
 def evaluate_at(config: EvalConfig) -> tuple[list[TaskResult], list[Path]]:
     """Open the run and the checkpoint of an evaluation, and evaluate it."""
     run = Run.open(config.run)
-    return evaluate_run(run, run.checkpoint(config.checkpoint), config)
+    evaluation = evaluate_run(run, run.checkpoint(config.checkpoint), config)
+    return evaluation.results, evaluation.files
 
 
 def adapt_at(config: EvalConfig) -> list[Adaptation]:

@@ -154,6 +154,13 @@ def test_run_can_be_evaluated(trained: Callable[[str], tuple[Path, str]], backen
     done = run(folder.parent, "eval.py", *words)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"│ goto_door +│ +12 │ +\d+\.\d% │", done.stdout)
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("Context use")]
+    rate = r"-?\d+\.\d%"
+    assert re.fullmatch(
+        rf"Context use: {rate} \(success {rate} with its own mission, {rate} with that of other "
+        rf"episodes, 95 % interval {rate} – {rate}\)",
+        line,
+    )
     path = folder / "eval" / f"step_000000512-{backend}-seed3-12ep.json"
     (task,) = json.loads(path.read_text())["tasks"]
     assert (task["task"], task["episodes"]) == ("goto_door", 12)

@@ -1,7 +1,7 @@
 """Evaluation while training, which selects the best checkpoint."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import numpy as np
@@ -12,7 +12,8 @@ from mirl.agents.callbacks.selection import (
     criterion_value,
     criterion_without_success,
 )
-from mirl.agents.evaluation import NO_SUCCESS, evaluate
+from mirl.agents.context_use import EpisodeContexts, RecordedContexts
+from mirl.agents.evaluation import NO_SUCCESS, evaluate, evaluate_swapped
 from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.checkpoint import Criterion
 from mirl.agents.runs.metric_names import task_metric
@@ -86,7 +87,8 @@ class Evaluation(BetweenIterations):
 
     def evaluate_now(self) -> None:
         """Evaluate and write a row of the log."""
-        results = self._evaluate(self.env, "trained")
+        contexts = RecordedContexts(self.run.config.context.keys)
+        results = self._evaluate(self.env, "trained", contexts)
         for result in results:
             if result.success_rate is not None:
                 self._record_task("success_rate", result, result.success_rate)
@@ -104,6 +106,8 @@ class Evaluation(BetweenIterations):
             held_out = suite_result(self._evaluate(self.held_out, "held_out"))
             if held_out.success is not None:
                 self.logger.record(metrics.HELD_OUT_SUCCESS, held_out.success.mean)
+        if self.config.context_use:
+            self._record_context_use(results, contexts)
         # a row of its own: the table needs its timesteps, TensorBoard has them as the step
         self.logger.record(metrics.TIMESTEPS, self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
@@ -130,7 +134,29 @@ class Evaluation(BetweenIterations):
     def _record_task(self, metric: str, result: TaskResult, value: float) -> None:
         self.logger.record(task_metric("eval", result.task, metric), value)
 
-    def _evaluate(self, env: SuiteVecEnv, subset: Subset) -> list[TaskResult]:
+    def _record_context_use(
+        self, results: Sequence[TaskResult], contexts: RecordedContexts
+    ) -> None:
+        """Log the results with contexts swapped between the episodes, if they differ."""
+        use = evaluate_swapped(
+            self.model.policy,
+            self.env,
+            results,
+            contexts,
+            episodes=self.config.context_use_episodes,
+            seed=self.run.config.seed,
+            deterministic=self.config.deterministic,
+        )
+        if use is None:
+            return
+        self.logger.record(metrics.CONTEXT_USE, use.value)
+        self.logger.record(metrics.SWAPPED_RETURN, use.swapped_return)
+        if use.swapped_success is not None:
+            self.logger.record(metrics.SWAPPED_SUCCESS, use.swapped_success)
+
+    def _evaluate(
+        self, env: SuiteVecEnv, subset: Subset, contexts: EpisodeContexts | None = None
+    ) -> list[TaskResult]:
         results = evaluate(
             self.model.policy,
             env,
@@ -138,6 +164,7 @@ class Evaluation(BetweenIterations):
             seed=self.run.config.seed,
             deterministic=self.config.deterministic,
             subset=subset,
+            contexts=contexts,
         )
         if self.notice is not None:
             self.notice.tell([result.task for result in results if result.success_rate is None])

@@ -11,6 +11,9 @@ EVAL_IQM = "eval/success_iqm"
 EVAL_WORST = "eval/success_worst"
 EVAL_SCORE = "eval/score"
 EVAL_RETURN = "eval/return"
+CONTEXT_USE = "eval/context_use"
+SWAPPED_SUCCESS = "eval/swapped_success"
+SWAPPED_RETURN = "eval/swapped_return"
 HELD_OUT_SUCCESS = "eval/held_out/success_rate"
 
 

@@ -1,11 +1,14 @@
 """Evaluation mode leaves neither the mode nor the random state changed."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 
-from mirl.agents.eval_mode import eval_mode
+from mirl.agents.eval_mode import eval_mode, restored_global_generators
 
 SPACE = spaces.Dict({"observation": spaces.Box(-1, 1, (2,))})
 
@@ -40,3 +43,11 @@ def test_random_state_is_restored(policy: MultiInputActorCriticPolicy) -> None:
         assert torch.equal(torch.rand(2), first)
     with eval_mode(policy, 2):
         assert not torch.equal(torch.rand(2), first)
+
+
+def test_global_generators_are_restored() -> None:
+    before = (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+    with restored_global_generators():
+        random.random()
+        np.random.random(1000)  # noqa: NPY002
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from scipy.stats import binom, ttest_ind
 
 from mirl.agents.statistics import (
     Aggregate,
@@ -15,6 +16,8 @@ from mirl.agents.statistics import (
     aggregate,
     bootstrap_interval,
     interquartile_mean,
+    mean_difference_interval,
+    rate_difference_interval,
     suite_result,
     wilson_interval,
 )
@@ -43,6 +46,39 @@ def test_wilson_interval_equals_published_table(
 ) -> None:
     # Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I
     assert wilson_interval(successes, episodes) == pytest.approx((low, high), abs=6e-5)
+
+
+@pytest.mark.parametrize("rates", [(0.9, 0.8), (0.5, 0.5), (0.97, 0.1), (1.0, 0.99)])
+def test_rate_difference_interval_covers_truth(rates: tuple[float, float]) -> None:
+    """The exact probability that the interval covers the difference is about 95 % or higher."""
+    sizes = (60, 12)
+    covered = 0.0
+    for first in range(sizes[0] + 1):
+        for second in range(sizes[1] + 1):
+            outcomes = (np.arange(sizes[0]) < first, np.arange(sizes[1]) < second)
+            low, high = rate_difference_interval(*outcomes)
+            if low <= rates[0] - rates[1] <= high:
+                probabilities = binom.pmf((first, second), sizes, rates)
+                covered += float(np.prod(probabilities))
+    assert covered > 0.93
+
+
+@pytest.mark.filterwarnings("ignore:Precision loss")  # scipy's, for one constant sample
+@given(
+    arrays(np.float64, st.integers(2, 9), elements=st.integers(-9, 9)),
+    arrays(np.float64, st.integers(2, 9), elements=st.integers(-9, 9)),
+)
+def test_mean_difference_interval_equals_scipy(first: np.ndarray, second: np.ndarray) -> None:
+    interval = mean_difference_interval(first, second)
+    if np.ptp(first) == np.ptp(second) == 0:
+        assert interval == (first[0] - second[0], first[0] - second[0])
+        return
+    expected = ttest_ind(first, second, equal_var=False).confidence_interval()
+    assert interval == pytest.approx((expected.low, expected.high))
+
+
+def test_single_value_has_no_interval() -> None:
+    assert mean_difference_interval(np.ones(1), np.arange(3.0)) is None
 
 
 @given(st.integers(1, 2000), st.data())

@@ -262,6 +262,35 @@ def test_deactivated_environments_stop(backend: BackendName) -> None:
 
 
 @on_both_backends
+def test_deactivation_at_once_drops_episodes(backend: BackendName) -> None:
+    """Environments stop in the middle of an episode; the others continue unchanged."""
+    env, twin = (make_vec_env(EMPTY, 3, backend=backend) for _ in range(2))
+    for each in (env, twin):
+        each.reset()
+        step_all(each, SOLUTION[0])
+    env.deactivate(np.array([0, 2]), at_once=True)
+    for action in SOLUTION[1:]:
+        obs, rewards, dones, infos = step_all(env, action)
+        twin_obs, twin_rewards, twin_dones, _ = step_all(twin, action)
+        assert (dones[1], rewards[1]) == (twin_dones[1], twin_rewards[1])
+        np.testing.assert_array_equal(obs["image"][1], twin_obs["image"][1])
+        for i in (0, 2):
+            assert not any((dones[i], rewards[i], infos[i], obs["image"][i].any()))
+    env.deactivate(np.array([1]), at_once=True)
+    with pytest.raises(RuntimeError, match=r"needs reset\(\) first"):
+        step_all(env, FORWARD)
+    # as after any other reset, every environment runs
+    env.seed(0)
+    twin.seed(0)
+    np.testing.assert_array_equal(env.reset()["image"], twin.reset()["image"])
+    for action in SOLUTION:
+        _, _, dones, _ = step_all(env, action)
+    assert dones.all()
+    env.close()
+    twin.close()
+
+
+@on_both_backends
 def test_wrong_order_names_missing_call(backend: BackendName) -> None:
     """A call out of order is an error that names the missing call."""
     env = make_vec_env(EMPTY, 2, backend=backend)
