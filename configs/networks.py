@@ -126,6 +126,14 @@ class ScaledFusionConfig(BaseFusionConfig):
     the inverse of their size, so that a gradient step of the multiplicative weights changes y about
     as much as one of V does; and for 1 if z is one-hot."""
 
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Restore a pickled config; one of a former version had no scale and computed with 1.
+
+        Args:
+            state: what was pickled.
+        """
+        super().__setstate__({**state, "__dict__": {"context_scale": 1.0, **state["__dict__"]}})
+
 
 class BilinearConfig(ScaledFusionConfig):
     """y = c zᵀ𝕎x + Uᵀz + Vx + b, the general multiplicative interaction.

@@ -1,5 +1,7 @@
 """Config classes of the networks, chosen by name or given as objects."""
 
+import pickle
+
 import pytest
 
 from mirl.configs.agents import A2CConfig, AgentConfig
@@ -109,3 +111,12 @@ def test_train_config_gives_its_network() -> None:
 def test_auto_options_are_a_dictionary(auto: type[AutoConfig], given: object) -> None:
     with pytest.raises(ValueError, match="options must be a dictionary, got"):
         auto.model_validate({"kind": "auto", "options": given})
+
+
+def test_old_pickle_has_scale_one() -> None:
+    """A config that was pickled before the scale was an option computes as it did."""
+    old = FilmConfig()
+    del old.__dict__["context_scale"]
+    assert pickle.loads(pickle.dumps(old)) == FilmConfig(context_scale=1.0)
+    for current in (FilmConfig(), FilmConfig(context_scale=0.5)):
+        assert pickle.loads(pickle.dumps(current)) == current
