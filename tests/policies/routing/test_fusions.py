@@ -127,7 +127,7 @@ def test_given_fusion_stays(config: type[BaseFusionConfig], sites: tuple[Site, .
 def test_choice_is_for_its_sites(sites: tuple[Site, ...]) -> None:
     """At sites that are not those of the table, the fusion is the general one."""
     network = resolved("grid", "mission", sites=sites)
-    is_measured = "map" in sites and "vector" not in sites
+    is_measured = set(sites) == {"map", "heads"}
     assert network.fusion == (PRODUCT if is_measured else BilinearConfig())
     assert network.sites == sites
 
@@ -139,7 +139,7 @@ def test_extractor_has_no_heads() -> None:
     assert (network.fusion, network.sites) == (BilinearConfig(), ("map",))
     assert resolved("observation", "task", has_heads=False).sites == ("vector",)
     extractor = FusionExtractor(dict_of("grid", "mission"))
-    assert extractor.network.fusion == PRODUCT
+    assert extractor.network.fusion == BilinearConfig()
     assert extractor.network.sites == ("map",)
 
 
