@@ -59,6 +59,7 @@ def test_full_disk_does_not_stop_training(tiny: Build, tmp_path: Path) -> None:
         "evaluation.episodes=4",
         f"runs_dir={tmp_path}",
         "evaluation.test_episodes=4",
+        "evaluation.context_use=false",
     ]
     argv = [*words, *small, *sizes, *others]
     done = subprocess.run(
