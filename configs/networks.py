@@ -126,6 +126,14 @@ class ScaledFusionConfig(BaseFusionConfig):
     the inverse of their size, so that a gradient step of the multiplicative weights changes y about
     as much as one of V does; and for 1 if z is one-hot."""
 
+    def scale(self, size: int) -> float:
+        """Return c for a context, or for a hidden layer of a generator.
+
+        Args:
+            size: number of its elements.
+        """
+        return self.context_scale or 1 / size
+
     def __setstate__(self, state: dict[Any, Any]) -> None:
         """Restore a pickled config; one of a former version had no scale and computed with 1.
 

@@ -87,7 +87,9 @@ class Evaluation(BetweenIterations):
 
     def evaluate_now(self) -> None:
         """Evaluate and write a row of the log."""
-        contexts = RecordedContexts(self.run.config.context.keys)
+        contexts = None
+        if self.config.context_use:
+            contexts = RecordedContexts(self.run.config.context.keys)
         results = self._evaluate(self.env, "trained", contexts)
         for result in results:
             if result.success_rate is not None:
@@ -106,7 +108,7 @@ class Evaluation(BetweenIterations):
             held_out = suite_result(self._evaluate(self.held_out, "held_out"))
             if held_out.success is not None:
                 self.logger.record(metrics.HELD_OUT_SUCCESS, held_out.success.mean)
-        if self.config.context_use:
+        if contexts is not None:
             self._record_context_use(results, contexts)
         # a row of its own: the table needs its timesteps, TensorBoard has them as the step
         self.logger.record(metrics.TIMESTEPS, self.num_timesteps, exclude="tensorboard")

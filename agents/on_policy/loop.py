@@ -250,7 +250,7 @@ class OnPolicyLoop(RolloutCollector):
         # Advantages that are normalized per task are not normalized again per minibatch.
         per_minibatch = self.normalize_advantage and not self.advantages_per_task
         smallest_std = None
-        if self.advantage_floor:
+        if per_minibatch and self.advantage_floor:
             smallest_std = self.advantage_floor * self.rollout_buffer.returns_rms()
         self._update = Update(
             policy=self.policy,

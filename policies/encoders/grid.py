@@ -36,7 +36,7 @@ def default_attributes(space: spaces.Space[object], channels: int) -> int:
         ``DEFAULT_ATTRIBUTES``; 0 if the cells are no codes, or if no channels would be left.
     """
     n_values = code_sizes(space)
-    if n_values is None or bool((n_values == PLANE_VALUES).all()):
+    if n_values is None or _are_planes(n_values):
         return 0
     if DEFAULT_ATTRIBUTES * len(n_values) >= channels:
         return 0
@@ -88,8 +88,7 @@ class GridCells(nn.Module):
         self.strides: Tensor
         self.first_rows: Tensor
         n_values = code_sizes(space)
-        are_planes = n_values is None or bool((n_values == PLANE_VALUES).all())
-        self.has_codes = not are_planes
+        self.has_codes = n_values is not None and not _are_planes(n_values)
         self.has_types = False
         if n_values is not None:
             # the product is in float64, because that of many codes could overflow int64
@@ -198,6 +197,11 @@ class GridCells(nn.Module):
         embedded = gather_rows(self.embedding.weight.t(), rows.flatten(1))
         summed = embedded.unflatten(1, rows.shape[1:]).sum(2)
         return self._join(attributes, summed + self.embedding.bias)
+
+
+def _are_planes(n_values: NDArray[np.int64]) -> bool:
+    """Return True if every channel is a plane of zeros and ones, given its number of values."""
+    return bool((n_values == PLANE_VALUES).all())
 
 
 def _embeddings(size: int, dim: int) -> nn.Parameter:

@@ -38,11 +38,11 @@ class ChunkedHypernetwork(nn.Module):
         sizes = (*config.hidden, config.chunk_size)
         # the first layer of (e_k, z), as the sum of its two parts
         self.from_chunk = Affine(config.chunk_embedding, sizes[0], gain=0)
-        scale = config.context_scale or 1 / context_dim
+        scale = config.scale(context_dim)
         self.from_context = Affine(context_dim, sizes[0], gain=0, bias=False, scale=scale)
         self.layers = nn.ModuleList()
         for in_size, out_size in pairwise(sizes):
-            scale = config.context_scale or 1 / in_size
+            scale = config.scale(in_size)
             layer = Affine(in_size, out_size, gain=0, scale=scale)
             _fill_uniform(layer, in_size)
             self.layers.append(layer)

@@ -47,7 +47,7 @@ class Bilinear(Fusion):
         gain: float,
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
-        self.context_scale = config.context_scale or 1 / context_dim
+        self.context_scale = config.scale(context_dim)
         self.main = Affine(features_dim, out_dim, gain=gain)
         self.shift = Affine(context_dim, out_dim, gain=0, bias=False)
         # the gradient of 𝕎 is the gradient of y times z ⊗ x, so learning can start at zero
@@ -127,7 +127,7 @@ class LowRank(Fusion):
         self.main = Affine(features_dim, out_dim, gain=gain)
         self.shift = Affine(context_dim, out_dim, gain=0, bias=False)
         self.factor_features = Affine(features_dim, config.rank, gain=1, bias=False)
-        scale = config.context_scale or 1 / context_dim
+        scale = config.scale(context_dim)
         self.factor_context = Affine(context_dim, config.rank, gain=1, bias=False, scale=scale)
         # only P is zero: with A or B at zero as well, no gradient would reach any of the three
         self.project = Affine(config.rank, out_dim, gain=0, bias=False)
@@ -179,7 +179,7 @@ class Hyper(Fusion):
         sizes = (context_dim, *config.hidden)
         self.hidden = nn.ModuleList()
         for in_size, out_size in pairwise(sizes):
-            scale = config.context_scale or 1 / in_size
+            scale = config.scale(in_size)
             self.hidden.append(Affine(in_size, out_size, gain=RELU_GAIN, scale=scale))
         # the last layer of g and its product with x are together one bilinear interaction
         bilinear = BilinearConfig(context_scale=config.context_scale)

@@ -51,7 +51,7 @@ class MetricSimilarity(Fusion):
         projected_dim = config.projections * config.rank
         # similarities of order 1 for features of order 1
         gain_of_factors = 1 / math.sqrt(config.rank)
-        scale = config.context_scale or 1 / context_dim
+        scale = config.scale(context_dim)
         self.main = Affine(features_dim, out_dim, gain=gain)
         self.project_features = Affine(
             features_dim, projected_dim, gain=gain_of_factors, bias=False

@@ -59,7 +59,7 @@ class Film(Fusion):
         gain: float,
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
-        self.context_scale = config.context_scale or 1 / context_dim
+        self.context_scale = config.scale(context_dim)
         self.main = Affine(features_dim, out_dim, gain=gain)
         # γ and β from one matrix product; without a bias, z = 0 leaves V x + b as it is
         self.to_scale_shift = Affine(context_dim, 2 * out_dim, gain=0, bias=False)

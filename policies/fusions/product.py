@@ -70,7 +70,7 @@ class ProductSimilarity(Fusion):
         self.factor_context = self._factor(
             context_dim,
             len(self.parts) * projected_dim,
-            scale=config.context_scale or 1 / context_dim,
+            scale=config.scale(context_dim),
         )
         self.similarities_dim = (len(self.parts) + 1) * config.products
         # only W is zero: with A or B at zero as well, no gradient would reach any of the three
