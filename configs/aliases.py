@@ -30,6 +30,8 @@ FORMER_DEFAULTS: Mapping[tuple[str, str], Mapping[str, object]] = {
     ("encoder", "grid"): {"attributes": 0},
     ("context", "mission"): {"zero_start": False},
     **{("fusion", kind): {"context_scale": 1.0} for kind in SCALED_FUSIONS},
+    ("fusion", "low_rank"): {"context_scale": 1.0, "features_scale": 1.0},
+    ("fusion", "metric"): {"context_scale": 1.0, "features_scale": 1.0},
     ("agent", "ppo"): {"advantage_floor": 0.0},
     ("agent", "a2c"): {"advantage_floor": 0.0},
 }

@@ -152,8 +152,31 @@ class BilinearConfig(ScaledFusionConfig):
     kind: Literal["bilinear"] = "bilinear"
 
 
-class LowRankConfig(ScaledFusionConfig):
-    """y = P((A x) ⊙ (c B z)) + Uᵀz + Vx + b, a factorization of 𝕎 with rank R."""
+class FactoredFusionConfig(ScaledFusionConfig):
+    """Options of a fusion that multiplies x and z after a projection of each."""
+
+    rank: Width
+    """Size R of the projections."""
+    features_scale: PositiveFloat | None = None
+    """Factor a of x in its projection. None for 1 / R: a step of the projection changes R products
+    at once, which all enter y."""
+
+    @property
+    def scale_of_features(self) -> float:
+        """Factor a."""
+        return self.features_scale or 1 / self.rank
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Restore a pickled config; one of a former version had no scale and computed with 1.
+
+        Args:
+            state: what was pickled.
+        """
+        super().__setstate__({**state, "__dict__": {"features_scale": 1.0, **state["__dict__"]}})
+
+
+class LowRankConfig(FactoredFusionConfig):
+    """y = P((a A x) ⊙ (c B z)) + Uᵀz + Vx + b, a factorization of 𝕎 with rank R."""
 
     kind: Literal["low_rank"] = "low_rank"
     rank: Width = 32
@@ -202,7 +225,7 @@ class AttentionConfig(ScaledFusionConfig):
     """Rank of the interaction M(x, z) that computes the mask."""
 
 
-class MetricConfig(ScaledFusionConfig):
+class MetricConfig(FactoredFusionConfig):
     """y = V x + b + W s(x, z), with similarities s of learned projections of x and z."""
 
     kind: Literal["metric"] = "metric"

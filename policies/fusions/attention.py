@@ -186,7 +186,10 @@ class AttentionMask(Fusion):
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
         self.simplex = config.mask == "softmax"
-        mask_config = LowRankConfig(rank=config.rank, context_scale=config.context_scale)
+        # the mask is bounded, so that its steps need no scale of the features
+        mask_config = LowRankConfig(
+            rank=config.rank, context_scale=config.context_scale, features_scale=1.0
+        )
         self.to_mask = LowRank(features_dim, context_dim, features_dim, mask_config, gain=0)
         # the initial mask is 1 with softmax and 1/2 with sigmoid
         main_gain = gain if self.simplex else 2 * gain

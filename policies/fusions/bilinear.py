@@ -100,13 +100,13 @@ class Bilinear(Fusion):
 
 
 class LowRank(Fusion):
-    """Bilinear interaction with a 𝕎 of rank R: y = P((A x) ⊙ (c B z)) + Uᵀz + V x + b.
+    """Bilinear interaction with a 𝕎 of rank R: y = P((a A x) ⊙ (c B z)) + Uᵀz + V x + b.
 
     Args:
         features_dim: X, the size of the features.
         context_dim: Z, the size of the context.
         out_dim: O, the size of the output.
-        config: options of the fusion, with R as ``rank``, and c.
+        config: options of the fusion, with R as ``rank``, a and c.
         gain: gain of the initialization of V; P and U start at zero.
 
     References:
@@ -126,9 +126,12 @@ class LowRank(Fusion):
         super().__init__(features_dim, context_dim, out_dim)
         self.main = Affine(features_dim, out_dim, gain=gain)
         self.shift = Affine(context_dim, out_dim, gain=0, bias=False)
-        self.factor_features = Affine(features_dim, config.rank, gain=1, bias=False)
-        scale = config.scale(context_dim)
-        self.factor_context = Affine(context_dim, config.rank, gain=1, bias=False, scale=scale)
+        self.factor_features = Affine(
+            features_dim, config.rank, gain=1, bias=False, scale=config.scale_of_features
+        )
+        self.factor_context = Affine(
+            context_dim, config.rank, gain=1, bias=False, scale=config.scale(context_dim)
+        )
         # only P is zero: with A or B at zero as well, no gradient would reach any of the three
         self.project = Affine(config.rank, out_dim, gain=0, bias=False)
 
@@ -138,7 +141,7 @@ class LowRank(Fusion):
         z: Float[Tensor, "G Z"],
         groups: ContextGroups | None,
     ) -> Float[Tensor, "B P O"]:
-        """Compute P((A x) ⊙ (c B z)) + Uᵀz + V x + b."""
+        """Compute P((a A x) ⊙ (c B z)) + Uᵀz + V x + b."""
         # (B, P, R) * (B, 1, R)
         products = self.factor_features(x) * per_row(self.factor_context(z), groups)
         return self.project(products) + self.main(x) + per_row(self.shift(z), groups)

@@ -54,7 +54,11 @@ class MetricSimilarity(Fusion):
         scale = config.scale(context_dim)
         self.main = Affine(features_dim, out_dim, gain=gain)
         self.project_features = Affine(
-            features_dim, projected_dim, gain=gain_of_factors, bias=False
+            features_dim,
+            projected_dim,
+            gain=gain_of_factors,
+            bias=False,
+            scale=config.scale_of_features,
         )
         self.project_context = Affine(
             context_dim, projected_dim, gain=gain_of_factors, bias=False, scale=scale

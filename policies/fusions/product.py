@@ -72,9 +72,12 @@ class ProductSimilarity(Fusion):
             len(self.parts) * projected_dim,
             scale=config.scale(context_dim),
         )
-        self.similarities_dim = (len(self.parts) + 1) * config.products
+        terms_dim = (len(self.parts) + 1) * config.products
         # only W is zero: with A or B at zero as well, no gradient would reach any of the three
-        self.output = Affine(self.similarities_dim, out_dim, gain=0, bias=False)
+        self.output = Affine(terms_dim, out_dim, gain=0, bias=False)
+        # the heads read the products alone: a single s_f learns which values of its attribute
+        # never go with which words
+        self.similarities_dim = config.products
 
     def _factor(self, in_dim: int, out_dim: int, scale: float = 1.0) -> Affine:
         """Return A_f or B of a size that gives similarities of order 1 for inputs of order 1."""
@@ -170,8 +173,8 @@ class ProductSimilarity(Fusion):
         x: Float[Tensor, "B P X"],
         z: Float[Tensor, "G Z"],
         groups: ContextGroups | None,
-    ) -> tuple[Float[Tensor, "B P O"], Float[Tensor, "B P S"]]:
-        """Compute the output, and return the similarities and their products with it.
+    ) -> tuple[Float[Tensor, "B P O"], Float[Tensor, "B P K"]]:
+        """Compute the output, and return the products of the similarities with it.
 
         Args:
             x: features, (B, P, X).
@@ -179,12 +182,12 @@ class ProductSimilarity(Fusion):
             groups: the context of each row; None if every row has its own.
 
         Returns:
-            The fused features, (B, P, O), and [∏_f s_f, s_1, …, s_F], (B, P, S).
+            The fused features, (B, P, O), and ∏_f s_f, the similarity of a whole cell, (B, P, K).
         """
         similarities = self.similarities(x, z, groups)
-        terms = torch.cat([multiply_parts(similarities, len(self.parts)), similarities], dim=-1)
-        y: Tensor = self.main(x) + self.output(terms)
-        return y, terms
+        products = multiply_parts(similarities, len(self.parts))
+        y: Tensor = self.main(x) + self.output(torch.cat([products, similarities], dim=-1))
+        return y, products
 
     def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
         """Return a polynomial of x of degree F; see ``Fusion.specialize``."""
@@ -237,13 +240,12 @@ class SpecializedProduct(nn.Module):
 
     def with_similarities(
         self, x: Float[Tensor, "*batch in"]
-    ) -> tuple[Float[Tensor, "*batch out"], Float[Tensor, "*batch S"]]:
-        """Return the output for each row of x, and the similarities and their products.
+    ) -> tuple[Float[Tensor, "*batch out"], Float[Tensor, "*batch K"]]:
+        """Return the output and the products of the similarities for each row of x.
 
         Args:
             x: features, (*B, X).
         """
-        similarities = self.similarities(x)
-        products = multiply_parts(similarities, self.count)
+        products = multiply_parts(self.similarities(x), self.count)
         y: Tensor = self.linear(x) + self.output(products)
-        return y, torch.cat([products, similarities], dim=-1)
+        return y, products

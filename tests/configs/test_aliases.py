@@ -169,12 +169,14 @@ def test_old_fusion_keeps_its_scale(kind: str) -> None:
     current = saved_config("task=goto_local", f"fusion={kind}")
     old = yaml.safe_load(yaml.safe_dump(current))
     old["fusion"].pop("context_scale", None)
+    old["fusion"].pop("features_scale", None)
     before = yaml.safe_dump(old)
 
     migrated = validate(TrainConfig, migrate_config(old))
     assert yaml.safe_dump(old) == before
     if kind in SCALED_FUSIONS:
         assert migrated.fusion.context_scale == 1  # type: ignore[union-attr]
+        assert getattr(migrated.fusion, "features_scale", 1) == 1
     else:
         assert migrate_config(old) == old
     assert migrate_config(current) == current

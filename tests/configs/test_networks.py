@@ -14,6 +14,7 @@ from mirl.configs.networks import (
     AutoFusionConfig,
     BilinearConfig,
     FilmConfig,
+    LowRankConfig,
     FusionConfig,
     GridEncoderConfig,
     LstmConfig,
@@ -118,5 +119,9 @@ def test_old_pickle_has_scale_one() -> None:
     old = FilmConfig()
     del old.__dict__["context_scale"]
     assert pickle.loads(pickle.dumps(old)) == FilmConfig(context_scale=1.0)
-    for current in (FilmConfig(), FilmConfig(context_scale=0.5)):
+    factored = LowRankConfig(context_scale=0.5)
+    del factored.__dict__["features_scale"]
+    restored = LowRankConfig(context_scale=0.5, features_scale=1.0)
+    assert pickle.loads(pickle.dumps(factored)) == restored
+    for current in (FilmConfig(), FilmConfig(context_scale=0.5), LowRankConfig()):
         assert pickle.loads(pickle.dumps(current)) == current

@@ -131,7 +131,13 @@ def product_by_loop(
     return y + affine(np.array(terms), w["output.weight"])
 
 
-def by_loop(fusion: Fusion, x: Array, z: Array, context_scale: float | None = None) -> Array:
+def by_loop(
+    fusion: Fusion,
+    x: Array,
+    z: Array,
+    context_scale: float | None = None,
+    features_scale: float | None = None,
+) -> Array:
     """Compute y (O,) for one feature vector and one context by the equation of the paper.
 
     Args:
@@ -139,6 +145,7 @@ def by_loop(fusion: Fusion, x: Array, z: Array, context_scale: float | None = No
         x: features, (X,).
         z: context, (Z,).
         context_scale: the option of the fusion.
+        features_scale: the option of ``low_rank`` and ``metric``.
     """
     w = weights_of(fusion)
     scale = context_scale or 1 / len(z)
@@ -157,7 +164,8 @@ def by_loop(fusion: Fusion, x: Array, z: Array, context_scale: float | None = No
                     y += scale * z[k] * w["weight"][k, i] * x[i]
             return y
         case LowRank():
-            return low_rank_by_loop(w, x, z, scale)
+            rank = w["project.weight"].shape[0]
+            return low_rank_by_loop(w, x, z, scale * (features_scale or 1 / rank))
         case Hyper():
             for layer in range(len(fusion.hidden)):
                 name = f"hidden.{layer}"
@@ -182,7 +190,10 @@ def by_loop(fusion: Fusion, x: Array, z: Array, context_scale: float | None = No
             mask = len(x) * softmax(logits) if fusion.simplex else sigmoid(logits)
             return affine(mask * x, w["main.weight"], w["main.bias"])
         case MetricSimilarity():
-            ours = affine(x, w["project_features.weight"]).reshape(fusion.projections, -1)
+            rank = w["project_features.weight"].shape[1] // fusion.projections
+            ours = affine((features_scale or 1 / rank) * x, w["project_features.weight"]).reshape(
+                fusion.projections, -1
+            )
             theirs = affine(scale * z, w["project_context.weight"]).reshape(fusion.projections, -1)
             inner = [
                 sum(a * b for a, b in zip(*rows, strict=True))

@@ -48,7 +48,7 @@ def test_low_rank_equals_full_bilinear_form() -> None:
     weight = torch.einsum(
         "zr,xr,ro->zxo",
         fusion.factor_context.weight / Z,
-        fusion.factor_features.weight,
+        fusion.factor_features.weight / 4,
         fusion.project.weight,
     )
     full = constrained_bilinear(weight, fusion.shift.weight, fusion.main.weight, fusion.main.bias)

@@ -81,6 +81,27 @@ def test_scaled_fusion_equals_loop(member: str, context_scale: float | None) -> 
     close(fusion(x, z), torch.from_numpy(np.stack(expected)))
 
 
+@pytest.mark.parametrize("features_scale", SCALES)
+@pytest.mark.parametrize("member", ["low_rank", "metric"])
+def test_scaled_features_equal_loop(member: str, features_scale: float | None) -> None:
+    """The projection of x has a scale of its own, which does not change the initial function."""
+    fusions: list[Fusion] = []
+    for scale in (features_scale, 1.0):
+        config = CONFIGS[member].model_copy(update={"features_scale": scale})
+        torch.manual_seed(0)
+        fusions.append(build_fusion(config, X, Z, O).double())  # type: ignore[arg-type]
+    fusion, unscaled = fusions
+    x, z = normal(2, X), normal(2, Z, seed=1)
+    fill_zeros(fusion)
+    fill_zeros(unscaled)
+    close(fusion(x, z), unscaled(x, z), rtol=1e-5, atol=1e-5)
+    randomize(fusion)
+    expected = [
+        by_loop(fusion, x[b].numpy(), z[b].numpy(), None, features_scale) for b in range(2)
+    ]
+    close(fusion(x, z), torch.from_numpy(np.stack(expected)))
+
+
 def rise_of_one_step(fusion: Fusion, name: str, x: Tensor, z: Tensor) -> float:
     """Return how far one sign step of a weight moves an output.
 

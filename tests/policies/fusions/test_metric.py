@@ -23,7 +23,7 @@ close = torch.testing.assert_close
 def one_metric(projection: Tensor) -> MetricSimilarity:
     """Project both sides by one matrix, so that y = [inner product, distance]."""
     dim = len(projection)
-    config = MetricConfig(projections=1, rank=dim, context_scale=1.0)
+    config = MetricConfig(projections=1, rank=dim, context_scale=1.0, features_scale=1.0)
     fusion = build_fusion(config, dim, dim, 2).double()
     assert isinstance(fusion, MetricSimilarity)
     with torch.no_grad():
