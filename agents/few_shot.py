@@ -82,7 +82,10 @@ class ShiftedContext(ContextEncoder):
             The context.
         """
         context: Context = self.encoder(observations)
-        return context._replace(values=context.values + self.delta)
+        words = context.words
+        if words is not None:
+            words = words + self.delta
+        return context._replace(values=context.values + self.delta, words=words)
 
     def update_statistics(self, observations: Observations) -> None:
         """Update the running statistics of the encoder.

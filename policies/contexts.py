@@ -42,7 +42,7 @@ from mirl.policies.encoders import (
 from mirl.policies.features import Context, Observations, UniqueRows, unique_rows
 from mirl.policies.grouped_matmul import ContextGroups
 from mirl.policies.running_norm import RunningNorm
-from mirl.policies.text.words import build_mission_encoder
+from mirl.policies.text.words import EncodedTexts, build_mission_encoder
 
 CONTEXT_BUCKET = 8
 """Distinct missions are padded to a multiple of this number, because oneDNN compiles and caches one
@@ -245,7 +245,8 @@ class MissionContext(ContextEncoder):
         missing = -len(distinct.rows) % CONTEXT_BUCKET
         # (missions, length) -> (missions + missing, longest)
         padded = F.pad(distinct.rows[:, :longest].long(), (0, 0, 0, missing))
-        return Context(self.norm(self.words(padded)), distinct.groups)
+        encoded: EncodedTexts = self.words(padded)
+        return Context(self.norm(encoded.texts), distinct.groups, encoded.words)
 
 
 def has_token_ids(space: spaces.Space[object]) -> TypeGuard[spaces.Box]:
@@ -465,7 +466,8 @@ class CombinedContext(ContextEncoder):
     """Context z = relu(V [z₁, z₂, …] + b) of several contexts: a goal, a task id, a mission.
 
     If a batch has few distinct values of every part, it has few distinct combinations, and each is
-    computed once.
+    computed once. Its words are those of the parts, each multiplied by its part of V; a part that
+    is no text counts as one word.
 
     Args:
         space: the space of the observations.
@@ -506,18 +508,19 @@ class CombinedContext(ContextEncoder):
         Returns:
             The distinct combinations; one context per row if a part is continuous.
         """
-        contexts = [part(observations) for part in self._encoders()]
+        contexts: list[Context] = [part(observations) for part in self._encoders()]
         groups = join_groups([context.groups for context in contexts])
+        joint: ContextGroups | None = None
         if groups is None:
-            # (B, Z₁), (B, Z₂), … -> (B, Z₁ + Z₂ + …)
-            joined = torch.cat([context.per_row() for context in contexts], dim=1)
-            return Context(F.relu(self.join(joined)), None)
-        indices, joint = groups
-        values = []
-        for context, index in zip(contexts, indices, strict=True):
-            values.append(context.values.index_select(0, index))
+            # every row is a combination of its own
+            parts = [_ungrouped(context) for context in contexts]
+        else:
+            indices, joint = groups
+            pairs = zip(contexts, indices, strict=True)
+            parts = [context.select(index) for context, index in pairs]
         # (combinations, Z₁ + Z₂ + …)
-        return Context(F.relu(self.join(torch.cat(values, dim=1))), joint)
+        joined = torch.cat([part.values for part in parts], dim=1)
+        return Context(F.relu(self.join(joined)), joint, self._words(parts))
 
     def update_statistics(self, observations: Observations) -> None:
         """Update the running statistics of every part.
@@ -528,8 +531,28 @@ class CombinedContext(ContextEncoder):
         for part in self._encoders():
             part.update_statistics(observations)
 
+    def _words(self, parts: Sequence[Context]) -> Float[Tensor, "combinations words context"]:
+        """Return the words of all parts, each multiplied by the columns of V of its part."""
+        words: list[Tensor] = []
+        start = 0
+        for part in parts:
+            end = start + part.values.shape[1]
+            of_part = part.words
+            if of_part is None:
+                of_part = part.values.unsqueeze(1)
+            words.append(F.linear(of_part, self.join.weight[:, start:end]))
+            start = end
+        return torch.cat(words, dim=1)
+
     def _encoders(self) -> list[ContextEncoder]:
         return [part for part in self.parts if isinstance(part, ContextEncoder)]
+
+
+def _ungrouped(context: Context) -> Context:
+    """Return the contexts of all rows, one per row."""
+    if context.groups is None:
+        return context
+    return context.select(context.groups.index)
 
 
 def join_groups(

@@ -100,7 +100,7 @@ class MapFusion:
                 # each context has its own block of rows in the table
                 first_rows = len(cell_types) * context.groups.index
                 index = cell_type_ids + first_rows.unsqueeze(1)
-                fused, similarities = self._fuse(repeated, Context(context.values, None))
+                fused, similarities = self._fuse(repeated, context._replace(groups=None))
                 if similarities is not None:
                     self._keep(gather_rows(similarities.flatten(0, 1), index))
                 # (contexts, types, C) -> (contexts * types, C)
@@ -125,7 +125,8 @@ class MapFusion:
                 )
             return self.fusion.with_similarities(cells)
         assert isinstance(self.fusion, Fusion)
-        return self.fusion.interact_with_similarities(cells, *context)
+        z = self.fusion.choose_context(context.values, context.words)
+        return self.fusion.interact_with_similarities(cells, z, context.groups)
 
 
 class FusionExtractor(BaseFeaturesExtractor):
@@ -314,6 +315,14 @@ class FusionExtractor(BaseFeaturesExtractor):
             problem = (
                 f"contexts (rows, out_dim) with out_dim={self.context_dim}, got shape "
                 f"{tuple(context.values.shape)}"
+            )
+        elif context.words is not None and (
+            context.words.ndim != 3 or context.words.shape[::2] != context.values.shape
+        ):
+            problem = (
+                f"words (rows, W, out_dim) with as many rows as contexts, "
+                f"{len(context.values)}, and out_dim={self.context_dim}, got shape "
+                f"{tuple(context.words.shape)}"
             )
         else:
             return

@@ -25,12 +25,26 @@ class Context(NamedTuple):
     """Distinct contexts, (G, Z); without ``groups`` one per row, (B, Z)."""
     groups: ContextGroups | None
     """Context of each row; None if every row has its own."""
+    words: Float[Tensor, "rows words context"] | None = None
+    """Vectors of the words of each context, (G, W, Z), or (B, W, Z) without ``groups``; shorter
+    texts repeat a word. None for a context that is no text."""
 
     def per_row(self) -> Float[Tensor, "batch context"]:
         """Return the context of every row, (B, Z)."""
         if self.groups is None:
             return self.values
         return self.values.index_select(0, self.groups.index)
+
+    def select(self, index: Int[Tensor, " rows"]) -> "Context":
+        """Return a context per row, without groups.
+
+        Args:
+            index: (rows,), for each row an index into ``values``.
+        """
+        words = self.words
+        if words is not None:
+            words = words.index_select(0, index)
+        return Context(self.values.index_select(0, index), None, words)
 
     def take(self, rows: Int[Tensor, " taken"], *, keep_order: bool = True) -> "Context":
         """Return the contexts of some of the rows.
@@ -40,7 +54,7 @@ class Context(NamedTuple):
             keep_order: ``rows`` is non-decreasing, so that sorted rows stay sorted.
         """
         if self.groups is None:
-            return self._replace(values=self.values.index_select(0, rows))
+            return self.select(rows)
         # the distinct contexts stay, even those that none of these rows has
         return self._replace(groups=self.groups.take(rows, keep_order=keep_order))
 

@@ -332,6 +332,7 @@ def run_core(
     """
     # (T * N, X) -> (T, N, X)
     sequences = features.vector.unflatten(0, tuple(episode_start.shape))
-    outputs, state = core(sequences, state, episode_start, *features.context)
+    context = features.context
+    outputs, state = core(sequences, state, episode_start, context.values, context.groups)
     # (T, N, O) -> (T * N, O)
     return features._replace(vector=outputs.flatten(0, 1)), state

@@ -90,20 +90,20 @@ def specialize_extractor(
     Raises:
         ConfigError: if the context does not fit its space.
     """
-    z = encode_one_context(extractor, context, normalize_images)
-    return SpecializedExtractor(extractor, z, normalize_images)
+    encoded = encode_one_context(extractor, context, normalize_images)
+    return SpecializedExtractor(extractor, encoded, normalize_images)
 
 
 # ------------------------------------------------------------------------------------------ fusions
 
 
 @torch.no_grad()
-def specialize_fusion(fusion: Fusion, z: Float[Tensor, " context"]) -> nn.Module:
+def specialize_fusion(fusion: Fusion, context: Context) -> nn.Module:
     """Return y = f(x, z) for one z as a module of x alone.
 
     Args:
         fusion: f; it is left as it is.
-        z: the encoded context, (Z,).
+        context: one encoded context: z as (1, Z), and its words if it is a text.
 
     Returns:
         A module that maps x of shape (B, X) or (B, P, X) to y; its weights are copies.
@@ -114,15 +114,24 @@ def specialize_fusion(fusion: Fusion, z: Float[Tensor, " context"]) -> nn.Module
     """
     # in float64 the rounding errors of folding stay below the precision of float32
     in_float64 = copy.deepcopy(fusion).cpu().double().eval()
-    row = z.detach().cpu().double().unsqueeze(0)
-    folded = in_float64.specialize(row)
+    one = _in_float64(context)
+    folded = in_float64.specialize(in_float64.choose_context(one.values, one.words))
     # a user's class may build layers of torch's default, float32, which rounds more
     max_error = FLOAT64_ERROR
     if any(weight.dtype == torch.float32 for weight in _weights(folded)):
         max_error = FLOAT32_ERROR
     folded = folded.double()
-    _check_same_function(in_float64, folded, row, max_error)
-    return folded.to(device=z.device, dtype=z.dtype).requires_grad_(False).eval()
+    _check_same_function(in_float64, folded, one, max_error)
+    values = context.values
+    return folded.to(device=values.device, dtype=values.dtype).requires_grad_(False).eval()
+
+
+def _in_float64(context: Context) -> Context:
+    """Return a context without groups in float64 on the CPU."""
+    words = context.words
+    if words is not None:
+        words = words.detach().cpu().double()
+    return Context(context.values.detach().cpu().double(), None, words)
 
 
 def _weights(module: nn.Module) -> Iterator[Tensor]:
@@ -131,13 +140,13 @@ def _weights(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _check_same_function(
-    fusion: Fusion, folded: nn.Module, z: Float[Tensor, "1 context"], max_error: float
+    fusion: Fusion, folded: nn.Module, context: Context, max_error: float
 ) -> None:
     """Raise if a specialized form, which may be a user's, differs from its fusion."""
     # a generator of its own leaves torch's global one as it is
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 3, fusion.features_dim, dtype=torch.float64, generator=generator)
-    expected = fusion(x, z)
+    expected = fusion(x, *context)
     fusion_class = type(fusion)
     name = f"{fusion_class.__module__}:{fusion_class.__qualname__}.specialize"
     must_return = f"specialize(z) must return a module of x (B, P, {fusion.features_dim}) alone"
@@ -169,7 +178,7 @@ def _check_same_function(
 @torch.no_grad()
 def encode_one_context(
     extractor: FusionExtractor, context: OneContext, normalize_images: bool
-) -> Float[Tensor, " context"]:
+) -> Context:
     """Encode one context.
 
     Args:
@@ -178,7 +187,7 @@ def encode_one_context(
         normalize_images: divide images by 255.
 
     Returns:
-        z, (Z,).
+        The encoded context, with z as (1, Z).
 
     Raises:
         ConfigError: if the context does not fit its space, or if it changes at every timestep.
@@ -212,7 +221,10 @@ def encode_one_context(
         one_row = torch.as_tensor(row, device=device).unsqueeze(0)
         batch[key] = cast(Tensor, preprocess_obs(one_row, space, normalize_images))
     encoded: Context = extractor.context(batch)
-    return encoded.per_row()[0]
+    first = torch.zeros(1, dtype=torch.int64, device=device)
+    if encoded.groups is not None:
+        first = encoded.groups.index
+    return encoded.select(first)
 
 
 def _check_row(key: str, space: spaces.Space[object], value: ArrayLike) -> NDArray[Any]:
@@ -242,24 +254,24 @@ class SpecializedExtractor(nn.Module):
 
     Args:
         extractor: the extractor; it is copied.
-        z: the encoded context, (Z,).
+        context: the encoded context, with z as (1, Z).
         normalize_images: divide images by 255.
     """
 
     def __init__(
-        self, extractor: FusionExtractor, z: Float[Tensor, " context"], normalize_images: bool
+        self, extractor: FusionExtractor, context: Context, normalize_images: bool
     ) -> None:
         super().__init__()
         self.space = extractor.observation_space
         self.normalize_images = normalize_images
         self.keys = extractor.encoder.keys
         self.trunk = copy.deepcopy(extractor)
-        # z replaces it
+        # the encoded context replaces it
         del self.trunk.context
         if isinstance(extractor.map_fusion, Fusion):
-            self.trunk.map_fusion = specialize_fusion(extractor.map_fusion, z)
+            self.trunk.map_fusion = specialize_fusion(extractor.map_fusion, context)
         if isinstance(extractor.vector_fusion, Fusion):
-            self.trunk.vector_fusion = specialize_fusion(extractor.vector_fusion, z)
+            self.trunk.vector_fusion = specialize_fusion(extractor.vector_fusion, context)
         self.requires_grad_(False).eval()
 
     def forward(self, observations: dict[str, Tensor]) -> Float[Tensor, "batch features"]:
@@ -335,19 +347,19 @@ class SpecializedPolicy(nn.Module):
         actor = cast(FusionExtractor, policy.pi_features_extractor)
         critic = cast(FusionExtractor, policy.vf_features_extractor)
         normalize_images = policy.normalize_images
-        actor_z = encode_one_context(actor, context, normalize_images)
-        critic_z = encode_one_context(critic, context, normalize_images)
-        self.extractor = SpecializedExtractor(actor, actor_z, normalize_images)
+        actor_context = encode_one_context(actor, context, normalize_images)
+        critic_context = encode_one_context(critic, context, normalize_images)
+        self.extractor = SpecializedExtractor(actor, actor_context, normalize_images)
         self.critic_extractor = None
         if critic is not actor:
-            self.critic_extractor = SpecializedExtractor(critic, critic_z, normalize_images)
+            self.critic_extractor = SpecializedExtractor(critic, critic_context, normalize_images)
         # if the context is the task, it decides which task's value is computed
         if TASK_KEY in actor.context.keys:
             index = context[TASK_KEY] if isinstance(context, Mapping) else context
             task = int(np.asarray(index))
         mlp = policy.mlp_extractor
-        self.actor = _mlp_and_head(mlp.policy_net, policy.action_net, actor_z, task)
-        self.critic = _mlp_and_head(mlp.value_net, policy.value_net, critic_z, task)
+        self.actor = _mlp_and_head(mlp.policy_net, policy.action_net, actor_context, task)
+        self.critic = _mlp_and_head(mlp.value_net, policy.value_net, critic_context, task)
         self.masks_actions = policy.masks_actions
         self.keys = self.extractor.keys
         if self.masks_actions:
@@ -399,21 +411,19 @@ class MlpAndHead(nn.Module):
         return y
 
 
-def _mlp_and_head(
-    mlp: nn.Module, head: nn.Module, z: Float[Tensor, " context"], task: int
-) -> MlpAndHead:
-    plain_head = specialize_head(cast(Head, head), z, task)
+def _mlp_and_head(mlp: nn.Module, head: nn.Module, context: Context, task: int) -> MlpAndHead:
+    plain_head = specialize_head(cast(Head, head), context, task)
     # SB3's own layers are still shared with the policy, which stays as it is
     return copy.deepcopy(MlpAndHead(mlp, plain_head))
 
 
 @torch.no_grad()
-def specialize_head(head: Head, z: Float[Tensor, " context"], task: int) -> nn.Module:
+def specialize_head(head: Head, context: Context, task: int) -> nn.Module:
     """Return the plain layers that are left of a policy or value head.
 
     Args:
         head: a head over ``Features``, or SB3's own linear layer.
-        z: the encoded context, shape (Z,).
+        context: the encoded context, with z as (1, Z).
         task: index of the task, for a head with values per task.
 
     Returns:
@@ -425,14 +435,14 @@ def specialize_head(head: Head, z: Float[Tensor, " context"], task: int) -> nn.M
         case VectorHead():
             return head.linear
         case FusionHead():
-            return specialize_fusion(head.fusion, z)
+            return specialize_fusion(head.fusion, context)
         case PopArtHead():
-            return _specialize_popart(head, z, task)
+            return _specialize_popart(head, context, task)
         case _:
             assert_never(head)
 
 
-def _specialize_popart(head: PopArtHead, z: Float[Tensor, " context"], task: int) -> nn.Module:
+def _specialize_popart(head: PopArtHead, context: Context, task: int) -> nn.Module:
     std = head.std[task]
     weight = head.weight[task].double()
     bias = head.bias[task].double()
@@ -445,4 +455,4 @@ def _specialize_popart(head: PopArtHead, z: Float[Tensor, " context"], task: int
     row.bias.copy_(std * bias + head.mean[task])
     if head.fusion is None:
         return row
-    return nn.Sequential(specialize_fusion(head.fusion, z), nn.ReLU(), row)
+    return nn.Sequential(specialize_fusion(head.fusion, context), nn.ReLU(), row)

@@ -629,7 +629,7 @@ def run_part(part: Any) -> None:
         core = part(5, 0, part.Config())
         core(torch.randn(2, 3, 5), torch.zeros(3, core.state_dim), torch.zeros(2, 3))
     elif "specialize" in vars(part):
-        specialize_fusion(build_fusion(part.Config(), 6, 5, 7), torch.randn(5))
+        specialize_fusion(build_fusion(part.Config(), 6, 5, 7), Context(torch.randn(1, 5), None))
     elif issubclass(part, Fusion):
         build_fusion(part.Config(), 6, 5, 7)(torch.randn(4, 6), torch.randn(4, 5))
 
@@ -684,6 +684,6 @@ def test_own_encoder_names_its_place(door_env: Any, part: Any, message: str) -> 
 def test_float32_module_is_accepted() -> None:
     fusion = build_fusion(SinglePrecision.Config(), 6, 5, 7)
     z = torch.randn(5)
-    folded = specialize_fusion(fusion, z)
+    folded = specialize_fusion(fusion, Context(z.unsqueeze(0), None))
     x = torch.randn(4, 6)
     torch.testing.assert_close(folded(x), fusion(x, z.expand(4, 5)))

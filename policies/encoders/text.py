@@ -59,8 +59,8 @@ class TextEncoder(Encoder):
         tokens = observations[self.keys[0]].long()
         if torch.compiler.is_exporting():
             # the number of distinct texts depends on the data, which an exported program cannot
-            each: Tensor = self.norm(self.words(tokens))
+            each: Tensor = self.norm(self.words(tokens).texts)
             return each
         distinct = unique_rows(tokens)
-        encoded: Tensor = self.norm(self.words(distinct.rows))
+        encoded: Tensor = self.norm(self.words(distinct.rows).texts)
         return encoded.index_select(0, distinct.groups.index)

@@ -21,7 +21,8 @@ class Fusion(nn.Module, Part, ABC):
     Every fusion is a class with a ``Config``, built by ``(features_dim, context_dim, out_dim,
     config, gain)``, where ``gain`` is that of the map V x + b which the fusion starts as. A class
     that sets ``uses_attributes`` is built with one more argument, ``attribute_dims``: the number of
-    features of each attribute of a cell, the first ones of x; empty where there are none.
+    features of each attribute of a cell, the first ones of x; empty where there are none. A class
+    that sets ``reads_words`` gets the words of each context in place of z, (G, W, Z).
 
     Args:
         features_dim: X, the size of the features.
@@ -47,6 +48,8 @@ class Fusion(nn.Module, Part, ABC):
     """True if each position is fused by itself, independently of the other positions."""
     uses_attributes: ClassVar[bool] = False
     """True if the constructor takes ``attribute_dims``."""
+    reads_words: ClassVar[bool] = False
+    """True if z is given as (G, W, Z), one vector per word, W = 1 for a context that is no text."""
     similarities_dim = 0
     """S, the similarities of each position with the context that heads can read; 0 for none."""
 
@@ -61,6 +64,7 @@ class Fusion(nn.Module, Part, ABC):
         features: Float[Tensor, "*batch features"],
         context: Float[Tensor, "*rows context"],
         index: ContextGroups | Int[Tensor, " batch"] | None = None,
+        words: Float[Tensor, "contexts words context"] | None = None,
     ) -> Float[Tensor, "*batch out"]:
         """Fuse the features with the context.
 
@@ -73,6 +77,8 @@ class Fusion(nn.Module, Part, ABC):
                 (G, Z), the distinct contexts, together with ``index``.
             index: (B,), for each row the index of its context in ``context``, or the
                 ``ContextGroups`` of these indices.
+            words: (B, W, Z) or (G, W, Z), the vectors of the words of each context; None for a
+                context that is no text. Only a fusion with ``reads_words`` reads them.
 
         Returns:
             The fused features, (*B, O) or (B, *positions, O).
@@ -97,6 +103,7 @@ class Fusion(nn.Module, Part, ABC):
             # (*B, X) -> (B, 1, X)
             x = features.reshape(-1, 1, self.features_dim)
             z = context.reshape(-1, self.context_dim)
+        z = self.choose_context(z, words)
         shape = (*x.shape[:2], self.out_dim)
         with explain_own_errors(
             type(self),
@@ -115,6 +122,27 @@ class Fusion(nn.Module, Part, ABC):
             )
         # (B, P, O) -> (*B, O) or (B, *positions, O)
         return y.reshape(*features.shape[:-1], self.out_dim)
+
+    def choose_context(
+        self,
+        values: Float[Tensor, "G Z"],
+        words: Float[Tensor, "G W Z"] | None,
+    ) -> Float[Tensor, "G *W Z"]:
+        """Return what ``interact`` takes as z: contexts, or their words if the class reads them.
+
+        Args:
+            values: contexts, (G, Z).
+            words: the words of each, (G, W, Z); None if they are no texts.
+
+        Returns:
+            (G, Z), or (G, W, Z) for a class with ``reads_words``.
+        """
+        if not self.reads_words:
+            return values
+        if words is None:
+            # a context that is no text counts as one word
+            return values.unsqueeze(1)
+        return words
 
     def _check_shapes(
         self,
@@ -182,7 +210,7 @@ class Fusion(nn.Module, Part, ABC):
         float64 on the CPU, without gradients. A fusion that neither is used with can do without.
 
         Args:
-            z: the encoded context in float64, (1, Z).
+            z: the encoded context in float64, (1, Z); (1, W, Z) for a class with ``reads_words``.
 
         Returns:
             A module that maps x of shape (B, X) or (B, P, X) to y, in float64.

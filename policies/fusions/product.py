@@ -17,11 +17,14 @@ from mirl.policies.grouped_matmul import ContextGroups
 class ProductSimilarity(Fusion):
     """Conjunction of similarities as extra features: y = V x + b + W [∏_f s_f, s_1, …, s_F].
 
-        s_f = (A_f x_f) · (c B_f z), K of each
+        s_f = max_w (A_f x_f) · (c B_f z_w), K of each
 
-    x_f are the channels of attribute f of a cell, such as its object or its color, so that
-    "the red ball" is a product of "red" and "ball". The channels of no attribute enter V x alone.
-    Features without attributes are projected as a whole: x_f = x for each of ``config.groups``.
+    x_f are the channels of attribute f of a cell, such as its object or its color, and z_w the
+    words of the mission, so that "the red ball" is a product of "red" and "ball". A similarity
+    is that with the word that fits best, and no other word changes it: "red" says nothing against
+    a box. A context that is no text counts as one word, z_1 = z. The channels of no attribute
+    enter V x alone. Features without attributes are projected as a whole: x_f = x for each of
+    ``config.groups``.
 
     W starts at zero.
 
@@ -32,10 +35,15 @@ class ProductSimilarity(Fusion):
         config: options of the fusion: K as ``products``, R as ``rank``, and c.
         gain: gain of the initialization of V.
         attribute_dims: number of channels of each attribute, the first ones of x.
+
+    References:
+        Khattab and Zaharia, "ColBERT: Efficient and Effective Passage Search via Contextualized
+        Late Interaction over BERT", SIGIR 2020, for the maximum over the words.
     """
 
     Config = ProductConfig
     uses_attributes = True
+    reads_words = True
 
     def __init__(
         self,
@@ -87,82 +95,110 @@ class ProductSimilarity(Fusion):
         gain /= self.rank**0.25
         return Affine(in_dim, out_dim, gain=gain, bias=False, scale=scale)
 
-    def project_context(self, z: Float[Tensor, "G Z"]) -> Float[Tensor, "G F K R"]:
-        """Return c B_f z for each attribute.
+    def project_words(self, z: Float[Tensor, "G W Z"]) -> Float[Tensor, "G W F K R"]:
+        """Return c B_f z_w for each word and each attribute.
 
         Args:
-            z: contexts, (G, Z).
+            z: words of the contexts, (G, W, Z).
 
         Returns:
-            The projections, (G, F, K, R).
+            The projections, (G, W, F, K, R).
         """
-        # (G, F * K * R) -> (G, F, K, R)
+        # (G, W, F * K * R) -> (G, W, F, K, R)
         return self.factor_context(z).unflatten(-1, (len(self.parts), self.products, self.rank))
 
-    def generate(self, z: Float[Tensor, "G Z"]) -> Float[Tensor, "G X FK"]:
-        """Return the matrix that gives the similarities of x, c A_fᵀ B_f z in the rows of x_f.
+    def generate(self, z: Float[Tensor, "G W Z"]) -> Float[Tensor, "G X FWK"]:
+        """Return the matrix that gives x's similarities with all words, c A_fᵀ B_f z_w.
 
         Args:
-            z: contexts, (G, Z).
+            z: words of the contexts, (G, W, Z).
 
         Returns:
-            One matrix per context, (G, X, F * K).
+            One matrix per context, (G, X, F * W * K), with rows of zeros outside of x_f.
         """
-        projected = self.project_context(z)
+        projected = self.project_words(z)
         blocks: list[Tensor] = []
         for index, (start, end) in enumerate(self.parts):
             weight = self.factor_features[index].weight
             assert isinstance(weight, Tensor)
-            # (X_f, K * R) -> (K, X_f, R)
-            factor = weight.unflatten(1, (self.products, self.rank)).transpose(0, 1)
-            # (K, X_f, R) x (K, R, G) -> (K, X_f, G) -> (G, X_f, K)
-            block = torch.bmm(factor, projected[:, index].permute(1, 2, 0)).permute(2, 1, 0)
-            # rows of zeros for the other channels: (G, X_f, K) -> (G, X, K)
-            blocks.append(F.pad(block, (0, 0, start, self.features_dim - end)))
+            # (X_f, K * R) -> (X_f, K, R)
+            factor = weight.unflatten(1, (self.products, self.rank))
+            block = torch.einsum("xkr,gwkr->gxwk", factor, projected[:, :, index])
+            # (G, X_f, W * K) -> (G, X, W * K)
+            blocks.append(F.pad(block.flatten(2), (0, 0, start, self.features_dim - end)))
         return torch.cat(blocks, dim=-1)
 
     def similarities(
         self,
         x: Float[Tensor, "B P X"],
-        z: Float[Tensor, "G Z"],
+        z: Float[Tensor, "G W Z"],
         groups: ContextGroups | None,
-    ) -> Float[Tensor, "B P FK"]:
+    ) -> Float[Tensor, "B P F K"]:
         """Return the similarities s_1, …, s_F, K of each.
 
         Args:
             x: features, (B, P, X).
-            z: contexts, (G, Z).
+            z: words of the contexts, (G, W, Z).
             groups: the context of each row; None if every row has its own.
 
         Returns:
-            K similarities for each attribute, (B, P, F * K).
+            K similarities for each attribute, (B, P, F, K).
+        """
+        by_word = self.similarities_by_word(x, z, groups)
+        best: Tensor = by_word.amax(dim=3)
+        return best
+
+    def similarities_by_word(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G W Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P F W K"]:
+        """Return (A_f x_f) · (c B_f z_w) for each attribute and each word.
+
+        Args:
+            x: features, (B, P, X).
+            z: words of the contexts, (G, W, Z).
+            groups: the context of each row; None if every row has its own.
+
+        Returns:
+            The similarities, (B, P, F, W, K), which are linear in x.
         """
         positions = x.shape[1]
+        words = z.shape[1]
+        attributes = len(self.parts)
         multiplications = 0
         for start, end in self.parts:
-            multiplications += positions * (end - start) * self.products * self.rank
+            multiplications += positions * words * (end - start) * self.products * self.rank
         if groups is not None and groups.prefer_grouped(multiplications):
             # z may end with contexts that no row has
             weights = self.generate(z[: groups.count])
             no_shifts = weights.new_zeros(groups.count, weights.shape[2])
-            return groups.multiply(x, weights, no_shifts)
-        if positions > 1:
+            products = groups.multiply(x, weights, no_shifts)
+        elif positions > 1:
             # the matrix of a row's context serves all positions of the row
             if groups is not None:
                 z = z.index_select(0, groups.index)
-            return torch.bmm(x, self.generate(z))
-        projected = per_row(self.project_context(z).flatten(1), groups)
-        features: list[Tensor] = []
-        for index, (start, end) in enumerate(self.parts):
-            features.append(self.factor_features[index](x[..., start:end]))
-        # (B, P, F * K * R) -> (B, P, F * K, R) -> (B, P, F * K)
-        products = torch.cat(features, dim=-1) * projected
-        return products.unflatten(-1, (-1, self.rank)).sum(-1)
+            products = torch.bmm(x, self.generate(z))
+        else:
+            # (G, W, F, K, R) -> (G, F, W, K, R) -> (B, 1, F, W, K, R)
+            projected = self.project_words(z).transpose(1, 2)
+            theirs = per_row(projected.flatten(1), groups).unflatten(-1, projected.shape[1:])
+            ours: list[Tensor] = []
+            for index, (start, end) in enumerate(self.parts):
+                ours.append(self.factor_features[index](x[..., start:end]))
+            # (B, 1, F * K * R) -> (B, 1, F, 1, K, R)
+            features = torch.cat(ours, dim=-1).unflatten(
+                -1, (attributes, 1, self.products, self.rank)
+            )
+            return (features * theirs).sum(-1)
+        # (B, P, F * W * K) -> (B, P, F, W, K)
+        return products.unflatten(-1, (attributes, words, self.products))
 
     def interact(
         self,
         x: Float[Tensor, "B P X"],
-        z: Float[Tensor, "G Z"],
+        z: Float[Tensor, "G W Z"],
         groups: ContextGroups | None,
     ) -> Float[Tensor, "B P O"]:
         """Compute V x + b + W [∏_f s_f, s_1, …, s_F]."""
@@ -171,68 +207,60 @@ class ProductSimilarity(Fusion):
     def interact_with_similarities(
         self,
         x: Float[Tensor, "B P X"],
-        z: Float[Tensor, "G Z"],
+        z: Float[Tensor, "G W Z"],
         groups: ContextGroups | None,
     ) -> tuple[Float[Tensor, "B P O"], Float[Tensor, "B P K"]]:
         """Compute the output, and return the products of the similarities with it.
 
         Args:
             x: features, (B, P, X).
-            z: contexts, (G, Z).
+            z: words of the contexts, (G, W, Z).
             groups: the context of each row; None if every row has its own.
 
         Returns:
             The fused features, (B, P, O), and ∏_f s_f, the similarity of a whole cell, (B, P, K).
         """
         similarities = self.similarities(x, z, groups)
-        products = multiply_parts(similarities, len(self.parts))
-        y: Tensor = self.main(x) + self.output(torch.cat([products, similarities], dim=-1))
+        products = multiply_attributes(similarities)
+        terms = torch.cat([products, similarities.flatten(2)], dim=-1)
+        y: Tensor = self.main(x) + self.output(terms)
         return y, products
 
-    def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
-        """Return a polynomial of x of degree F; see ``Fusion.specialize``."""
+    def specialize(self, z: Float[Tensor, "1 W context"]) -> nn.Module:
+        """Return the fusion with the similarities to all words as one linear layer."""
         return SpecializedProduct(self, z)
 
 
-def multiply_parts(
-    similarities: Float[Tensor, "*batch FK"], count: int
+def multiply_attributes(
+    similarities: Float[Tensor, "*batch F K"],
 ) -> Float[Tensor, "*batch K"]:
     """Return ∏_f s_f.
 
     Args:
         similarities: s_1, …, s_F, K of each.
-        count: F.
-
-    Returns:
-        The K products.
     """
-    return reduce(torch.mul, similarities.chunk(count, dim=-1))
+    # the gradient of torch.prod divides by the factors, which may be zero
+    return reduce(torch.mul, similarities.unbind(-2))
 
 
 class SpecializedProduct(nn.Module):
-    """``ProductSimilarity`` for one z: y = linear(x) + output(∏_f s_f(x)).
-
-    The similarities are linear in x: alone they join V x + b, and their products remain.
+    """``ProductSimilarity`` for one context: the similarities to its words are linear in x.
 
     Args:
         fusion: the fusion, in float64.
-        z: the encoded context in float64, (1, Z).
+        z: the words of the context in float64, (1, W, Z).
     """
 
-    def __init__(self, fusion: ProductSimilarity, z: Float[Tensor, "1 context"]) -> None:
+    def __init__(self, fusion: ProductSimilarity, z: Float[Tensor, "1 W context"]) -> None:
         super().__init__()
-        self.count = len(fusion.parts)
-        x_dim = fusion.features_dim
-        # the rows of W: K for the products, then K for each attribute
-        product_weight = fusion.output.weight[: fusion.products]
-        single_weight = fusion.output.weight[fusion.products :]
+        self.shape = (len(fusion.parts), z.shape[1], fusion.products)
+        self.main = as_linear(fusion.main, fusion.features_dim)
 
-        def similarities(x: Tensor) -> Tensor:
-            return fusion.similarities(x.unsqueeze(0), z, None)[0]
+        def by_word(x: Tensor) -> Tensor:
+            return fusion.similarities_by_word(x.unsqueeze(0), z, None)[0].flatten(1)
 
-        self.linear = as_linear(lambda x: fusion.main(x) + similarities(x) @ single_weight, x_dim)
-        self.similarities = as_linear(similarities, x_dim)
-        self.output = as_linear(lambda products: products @ product_weight, fusion.products)
+        self.by_word = as_linear(by_word, fusion.features_dim)
+        self.output = as_linear(fusion.output, fusion.output.weight.shape[0])
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return the output for each row of x."""
@@ -246,6 +274,9 @@ class SpecializedProduct(nn.Module):
         Args:
             x: features, (*B, X).
         """
-        products = multiply_parts(self.similarities(x), self.count)
-        y: Tensor = self.linear(x) + self.output(products)
+        # (*B, F * W * K) -> (*B, F, W, K) -> (*B, F, K)
+        similarities = self.by_word(x).unflatten(-1, self.shape).amax(dim=-2)
+        products = multiply_attributes(similarities)
+        terms = torch.cat([products, similarities.flatten(-2)], dim=-1)
+        y: Tensor = self.main(x) + self.output(terms)
         return y, products

@@ -91,8 +91,8 @@ class SentenceContext(ContextEncoder):
         tokens = pad_sequence(embedded, batch_first=True)
         lengths = torch.tensor([len(text) for text in embedded], device=tokens.device)
         is_word = torch.arange(tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1)
-        mean = attend(self.attention, self.project(tokens), is_word)
-        return Context(self.norm(mean), distinct.groups)
+        encoded = attend(self.attention, self.project(tokens), is_word)
+        return Context(self.norm(encoded.texts), distinct.groups, encoded.words)
 
 
 def _has_bytes(space: spaces.Space[object]) -> bool:

@@ -1,10 +1,10 @@
-"""Encoders of token ids: the words of a text as one vector.
+"""Encoders of token ids: a text as one vector, and one vector per word.
 
-Shapes in this file: length, the number of tokens; dim, the size of the vector.
+Shapes in this file: length, the number of tokens; dim, the size of the vectors.
 """
 
 from contextlib import nullcontext
-from typing import assert_never, cast
+from typing import NamedTuple, assert_never, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,27 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mirl.configs.networks import MissionContextConfig
 from mirl.policies.positions import sinusoidal_positions
+
+
+class EncodedTexts(NamedTuple):
+    """Encoded texts."""
+
+    texts: Float[Tensor, "texts dim"]
+    """One vector per text."""
+    words: Float[Tensor, "texts length dim"]
+    """One vector per word; the padding repeats the first word."""
+
+
+def repeat_first_word(
+    vectors: Float[Tensor, "texts length dim"], is_word: Bool[Tensor, "texts length"]
+) -> Float[Tensor, "texts length dim"]:
+    """Return vectors in which the padding repeats the first word.
+
+    Args:
+        vectors: one vector per token, (texts, length, dim).
+        is_word: True for each word, False for padding, (texts, length).
+    """
+    return torch.where(is_word.unsqueeze(-1), vectors, vectors[:, :1])
 
 
 class ZeroStartLinear(nn.Module):
@@ -69,8 +90,8 @@ def attend(
     attention: nn.TransformerEncoder,
     vectors: Float[Tensor, "missions length dim"],
     words: Bool[Tensor, "missions length"],
-) -> Float[Tensor, "missions dim"]:
-    """Apply self-attention to vectors with sinusoidal positions; return the mean over the words.
+) -> EncodedTexts:
+    """Apply self-attention to vectors with sinusoidal positions.
 
     Args:
         attention: the self-attention.
@@ -78,7 +99,7 @@ def attend(
         words: True for each word, False for padding, (missions, length).
 
     Returns:
-        One vector per mission, (missions, dim).
+        The attended vectors of the words, and their mean.
     """
     positions = sinusoidal_positions(vectors.shape[1], vectors.shape[2], vectors.device)
     located = vectors + positions
@@ -89,7 +110,21 @@ def attend(
     # mean over the words alone: (missions, length, dim) -> (missions, dim)
     total = (attended * words.unsqueeze(-1)).sum(1)
     mean: Tensor = total / words.sum(1, keepdim=True)
-    return mean
+    return EncodedTexts(mean, repeat_first_word(attended, words))
+
+
+def find_words(tokens: Int[Tensor, "missions length"]) -> Bool[Tensor, "missions length"]:
+    """Return True for each word, False for padding.
+
+    Args:
+        tokens: token ids, (missions, length).
+
+    Returns:
+        (missions, length).
+    """
+    # the first token always counts as a word, so that an empty mission has a mean, too
+    first = torch.zeros(1, dtype=torch.int64, device=tokens.device)
+    return (tokens != 0).index_fill(1, first, True)
 
 
 class AttentionMissionEncoder(nn.Module):
@@ -110,19 +145,16 @@ class AttentionMissionEncoder(nn.Module):
             config.dim, config.heads, config.layers, zero_start=config.zero_start
         )
 
-    def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
+    def forward(self, tokens: Int[Tensor, "missions length"]) -> EncodedTexts:
         """Encode missions.
 
         Args:
             tokens: token ids, (missions, length).
 
         Returns:
-            One vector per mission, (missions, dim).
+            One vector per mission, (missions, dim), and one per word, (missions, length, dim).
         """
-        # the first token always counts as a word, so that an empty mission has a mean, too
-        first = torch.zeros(1, dtype=torch.int64, device=tokens.device)
-        words = (tokens != 0).index_fill(1, first, True)
-        return attend(self.attention, self.embedding(tokens), words)
+        return attend(self.attention, self.embedding(tokens), find_words(tokens))
 
 
 class GruMissionEncoder(nn.Module):
@@ -143,14 +175,14 @@ class GruMissionEncoder(nn.Module):
             batch_first=True,
         )
 
-    def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
+    def forward(self, tokens: Int[Tensor, "missions length"]) -> EncodedTexts:
         """Encode missions.
 
         Args:
             tokens: token ids, (missions, length).
 
         Returns:
-            One vector per mission, (missions, dim).
+            One vector per mission, (missions, dim), and one per word, (missions, length, dim).
         """
         states, _ = self.gru(self.embedding(tokens))
         # the GRU also runs over the padding behind the last word, whose states are not used;
@@ -158,7 +190,7 @@ class GruMissionEncoder(nn.Module):
         last_word = (tokens != 0).sum(1).sub(1).clamp(min=0)
         missions = torch.arange(len(tokens), device=tokens.device)
         final: Tensor = states[missions, last_word]
-        return final
+        return EncodedTexts(final, repeat_first_word(states, find_words(tokens)))
 
 
 class BagMissionEncoder(nn.Module):
@@ -179,17 +211,18 @@ class BagMissionEncoder(nn.Module):
             padding_idx=0,
         )
 
-    def forward(self, tokens: Int[Tensor, "missions length"]) -> Float[Tensor, "missions dim"]:
+    def forward(self, tokens: Int[Tensor, "missions length"]) -> EncodedTexts:
         """Encode missions.
 
         Args:
             tokens: token ids, (missions, length).
 
         Returns:
-            One vector per mission, (missions, dim).
+            One vector per mission, (missions, dim), and one per word, (missions, length, dim).
         """
         mean: Tensor = self.embedding(tokens)
-        return mean
+        vectors = F.embedding(tokens, self.embedding.weight)
+        return EncodedTexts(mean, repeat_first_word(vectors, find_words(tokens)))
 
 
 MissionEncoder = AttentionMissionEncoder | GruMissionEncoder | BagMissionEncoder
@@ -203,7 +236,7 @@ def build_mission_encoder(n_tokens: int, config: MissionContextConfig) -> Missio
         config: options of the mission encoder.
 
     Returns:
-        A module from token ids (missions, length) to vectors (missions, dim).
+        A module from token ids (missions, length) to ``EncodedTexts``.
     """
     match config.encoder:
         case "attention":

@@ -108,10 +108,10 @@ def product_by_loop(
     fusion: ProductSimilarity,
     w: dict[str, Array],
     x: Array,
-    z: Array,
+    words: Array,
     context_scale: float | None,
 ) -> Array:
-    """Compute y (O,) of ``product`` for one feature vector and one context."""
+    """Compute y (O,) of ``product`` for one feature vector and the words (W, Z) of one context."""
     if "main.weight" in w:
         y = affine(x, w["main.weight"], w["main.bias"])
     else:
@@ -121,10 +121,12 @@ def product_by_loop(
     for f, (start, end) in enumerate(fusion.parts):
         ours = affine(x[start:end], w[f"factor_features.{f}.weight"])
         own = slice(f * products * rank, (f + 1) * products * rank)
-        theirs = affine(scaled(z, context_scale), w["factor_context.weight"][:, own])
         for k in range(products):
-            for r in range(rank):
-                similarities[f, k] += ours[k * rank + r] * theirs[k * rank + r]
+            of_words = []
+            for z in words:
+                theirs = affine(scaled(z, context_scale), w["factor_context.weight"][:, own])
+                of_words.append(sum(ours[k * rank + r] * theirs[k * rank + r] for r in range(rank)))
+            similarities[f, k] = max(of_words)
     terms = [float(np.prod(similarities[:, k])) for k in range(products)]
     for row in similarities:
         terms += list(row)
@@ -143,12 +145,12 @@ def by_loop(
     Args:
         fusion: the fusion, in float64.
         x: features, (X,).
-        z: context, (Z,).
+        z: context, (Z,); the words of a context, (W, Z), for ``product``.
         context_scale: the option of the fusion.
         features_scale: the option of ``low_rank`` and ``metric``.
     """
     w = weights_of(fusion)
-    scale = context_scale or 1 / len(z)
+    scale = context_scale or 1 / z.shape[-1]
     match fusion:
         case Concat(project=None):
             return affine(x, w["main.weight"], w["main.bias"]) + affine(z, w["shift.weight"])
@@ -209,7 +211,7 @@ def by_loop(
         case Adapter():
             return adapter_by_loop(fusion, w, x, z, context_scale)
         case ProductSimilarity():
-            return product_by_loop(fusion, w, x, z, context_scale)
+            return product_by_loop(fusion, w, x, np.atleast_2d(z), context_scale)
     raise AssertionError(f"no loop for {type(fusion).__name__}")
 
 

@@ -286,6 +286,22 @@ def test_combined_context_equals_each_row(parts: tuple[ContextConfig, ...]) -> N
     close(given.per_row(), result.per_row(), rtol=1e-4, atol=1e-6)
 
 
+def test_combined_words_sum_to_context() -> None:
+    """The words of a combined context are those of its parts, each in its share of V."""
+    context = combined_context(MISSION, TASK)
+    batch = {"mission": missions([1, 2], [3]), "task": one_hot([0, 1])}
+    encoded = context(batch)
+    joined = encoded.select(encoded.groups.index)
+    mission, task = (part(batch) for part in context.get_submodule("parts"))  # type: ignore[union-attr]
+    assert joined.words.shape == (2, mission.words.shape[1] + 1, context.out_dim)
+    join = context.get_submodule("join")
+    share = join.weight[:, : mission.values.shape[1]]  # type: ignore[index]
+    close(joined.words[:, :-1], mission.select(mission.groups.index).words @ share.T)
+    others = joined.words[:, -1] + mission.select(mission.groups.index).values @ share.T
+    close(torch.relu(others + join.bias), joined.values)  # type: ignore[operator]
+    assert task.words is None
+
+
 def test_few_combinations_are_joined_once() -> None:
     """Rows with the same mission and the same task share one context."""
     context = combined_context(MISSION, TASK)

@@ -38,6 +38,7 @@ from mirl.policies import (
     specialize_extractor,
 )
 from mirl.policies.contexts import GoalContext, MissionContext, TaskIdContext
+from mirl.policies.features import Context
 from mirl.policies.fusions import per_row
 from mirl.policies.popart import PopArtHead
 from mirl.policies.specialize import specialize_fusion
@@ -53,6 +54,10 @@ def assert_equal_to_scale(got: Tensor, expected: Tensor, tolerance: float = 1e-6
 # ------------------------------------------------------------------------------------------ fusions
 
 
+def one_context() -> Context:
+    return Context(normal(1, Z), None)
+
+
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str
 )
@@ -64,7 +69,7 @@ def test_specialized_fusion_equals_general_one(
     """A specialized fusion equals the general one for its context."""
     fusion = randomized(member, *sizes).to(dtype)
     z = normal(sizes[1], seed=2).to(dtype)
-    plain = specialize_fusion(fusion, z)
+    plain = specialize_fusion(fusion, Context(z.unsqueeze(0), None))
     cells = normal(9, 4, sizes[0], seed=1).to(dtype)
     assert_equal_to_scale(plain(cells), fusion(cells, z.expand(9, -1)), tolerance)
     if member != CROSS:  # which needs cells
@@ -77,14 +82,14 @@ def test_specialized_fusion_equals_general_one(
 )
 def test_affine_fusions_become_linear_layers(member: str) -> None:
     """A fusion that is affine in x becomes one linear layer."""
-    plain = specialize_fusion(randomized(member), normal(Z))
+    plain = specialize_fusion(randomized(member), one_context())
     assert type(plain) is nn.Linear
     assert plain.weight.shape == (O, X)
 
 
 def test_hidden_layer_keeps_its_size() -> None:
     """The hidden layer of ``concat`` keeps its size."""
-    plain = specialize_fusion(randomized("concat-hidden"), normal(Z))
+    plain = specialize_fusion(randomized("concat-hidden"), one_context())
     assert [type(layer) for layer in plain.children()] == [nn.Linear, nn.ReLU, nn.Linear]
 
 
@@ -92,7 +97,7 @@ def test_hidden_layer_keeps_its_size() -> None:
 def test_specializing_has_no_side_effects(member: str) -> None:
     """Specializing changes neither the fusion nor torch's random state."""
     fusion, cells, state = randomized(member), normal(3, 4, X), torch.get_rng_state()
-    plain = specialize_fusion(fusion, normal(Z))
+    plain = specialize_fusion(fusion, one_context())
     before = plain(cells)
     assert torch.equal(torch.get_rng_state(), state)
     close(fusion.state_dict(), randomized(member).state_dict(), rtol=0, atol=0)
@@ -117,13 +122,13 @@ class WronglySquared(Squared):
 
 def test_missing_specialized_form_is_named() -> None:
     with pytest.raises(ConfigError, match=r"Squared has no form .*specialize\(self, z\)") as error:
-        specialize_fusion(Squared(X, Z, X), normal(Z))
+        specialize_fusion(Squared(X, Z, X), one_context())
     assert "\n" not in str(error.value)
 
 
 def test_wrong_specialized_form_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"WronglySquared\.specialize\(z\) returns a module"):
-        specialize_fusion(WronglySquared(X, Z, X), normal(Z))
+        specialize_fusion(WronglySquared(X, Z, X), one_context())
 
 
 # -------------------------------------------------------------------------- extractors and policies

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from mirl.configs.networks import AdapterConfig
 from mirl.policies import count_parameters
+from mirl.policies.features import Context
 from mirl.policies.fusions import Adapter, build_fusion
 from mirl.policies.grouped_matmul import ContextGroups
 from mirl.policies.specialize import specialize_fusion
@@ -154,7 +155,7 @@ def test_generated_start_differs_by_context() -> None:
 def test_adapter_for_one_context(out_dim: int) -> None:
     """For one context plain layers are left."""
     fusion, x, z = adapter(out_dim=out_dim), normal(5, 3, 4), normal(1, Z, seed=1)
-    folded = specialize_fusion(fusion, z[0])
+    folded = specialize_fusion(fusion, Context(z[:1], None))
     close(folded(x), fusion(x, z.expand(5, Z)), rtol=1e-9, atol=1e-9)
     down, down_bias, up, up_bias = (weight[0] for weight in fusion.generate(z))
     expected = x + F.relu(F.relu(x @ down + down_bias) @ up + up_bias)

@@ -96,9 +96,7 @@ def test_scaled_features_equal_loop(member: str, features_scale: float | None) -
     fill_zeros(unscaled)
     close(fusion(x, z), unscaled(x, z), rtol=1e-5, atol=1e-5)
     randomize(fusion)
-    expected = [
-        by_loop(fusion, x[b].numpy(), z[b].numpy(), None, features_scale) for b in range(2)
-    ]
+    expected = [by_loop(fusion, x[b].numpy(), z[b].numpy(), None, features_scale) for b in range(2)]
     close(fusion(x, z), torch.from_numpy(np.stack(expected)))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mirl.configs.networks import GridEncoderConfig, ProductConfig, TaskIdContextConfig
 from mirl.policies import FusionExtractor
+from mirl.policies.features import Context
 from mirl.policies.fusions import ProductSimilarity, build_fusion, build_map_fusion
 from mirl.policies.grouped_matmul import ContextGroups
 from mirl.policies.specialize import specialize_fusion
@@ -43,6 +44,46 @@ def test_product_of_attributes_equals_loop(layout: tuple[int, ...]) -> None:
     for row, cell in np.ndindex(3, 4):
         expected = by_loop(fusion, x[row, cell].numpy(), z[row].numpy())
         close(y[row, cell], torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_best_word_equals_loop(layout: tuple[int, ...]) -> None:
+    """A similarity is that with the word of the context that fits best."""
+    fusion, x, words = product(layout), normal(3, 4, X), normal(3, 5, Z, seed=1)
+    y = fusion(x, words.mean(1), None, words)
+    for row, cell in np.ndindex(3, 4):
+        expected = by_loop(fusion, x[row, cell].numpy(), words[row].numpy())
+        close(y[row, cell], torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("form", ["grouped", "generated", "projected"])
+def test_forms_with_words_are_equal(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grouped, by one matrix per row, and by projections: the same outputs and gradients."""
+    monkeypatch.setattr(ContextGroups, "prefer_grouped", lambda *_: form == "grouped")
+    fusion, index = product((2, 3)), torch.tensor([1, 0, 1, 1])
+    x = normal(4, 1 if form == "projected" else 3, X).requires_grad_()
+    words = normal(2, 5, Z, seed=1).requires_grad_()
+    z = words.mean(1)
+    got = fusion(x, z, index, words)
+    expected = torch.stack(
+        [fusion(x[b : b + 1], z[i : i + 1], None, words[i : i + 1])[0] for b, i in enumerate(index)]
+    )
+    close(got, expected)
+    first = torch.autograd.grad(got.square().sum(), [x, words, *fusion.parameters()])
+    second = torch.autograd.grad(expected.square().sum(), [x, words, *fusion.parameters()])
+    for ours, theirs in zip(first, second, strict=True):
+        close(ours, theirs)
+
+
+def test_repeated_words_change_nothing() -> None:
+    """Shorter texts are padded with a word of theirs, and its gradient is the same."""
+    fusion, x, words = product((2, 3)), normal(2, 3, X), normal(2, 4, Z, seed=1)
+    words.requires_grad_()
+    padded = torch.cat([words, words[:, :1], words[:, :1]], dim=1)
+    outputs = [fusion(x, words.mean(1), None, each) for each in (words, padded)]
+    close(outputs[1], outputs[0])
+    gradients = [torch.autograd.grad(y.square().sum(), words)[0] for y in outputs]
+    close(gradients[1], gradients[0])
 
 
 @pytest.mark.parametrize("positions", [1, 3])
@@ -76,7 +117,8 @@ def test_similarities_start_at_order_one(features_dim: int, layout: tuple[int, .
     """For features and contexts of order 1 the initial similarities are of order 1."""
     fusion = build_fusion(ProductConfig(), features_dim, 64, 64, attribute_dims=layout).double()
     assert isinstance(fusion, ProductSimilarity)
-    similarities = fusion.similarities(normal(200, 1, features_dim), normal(200, 64, seed=1), None)
+    one_word = normal(200, 1, 64, seed=1)
+    similarities = fusion.similarities(normal(200, 1, features_dim), one_word, None)
     close(similarities.square().mean(), torch.ones(()).double(), rtol=0.2, atol=0)
 
 
@@ -99,10 +141,12 @@ def test_conjunction_is_a_product() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_product_for_one_context(layout: tuple[int, ...]) -> None:
-    """For one context the fusion is a polynomial of the features."""
+    """For one context, with or without words, the fusion is a function of the features."""
     fusion, x, z = product(layout), normal(4, 3, X), normal(1, Z, seed=1)
-    folded = specialize_fusion(fusion, z[0])
-    close(folded(x), fusion(x, z.expand(4, Z)), rtol=1e-9, atol=1e-9)
+    for words in (None, normal(1, 5, Z, seed=2)):
+        folded = specialize_fusion(fusion, Context(z, None, words))
+        same = torch.zeros(4, dtype=torch.int64)
+        close(folded(x), fusion(x, z, same, words), rtol=1e-9, atol=1e-9)
     assert "context" not in str(list(folded.state_dict()))
 
 
