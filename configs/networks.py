@@ -236,7 +236,7 @@ class MetricConfig(FactoredFusionConfig):
 
 
 class ProductConfig(ScaledFusionConfig):
-    """y = V x + b + W [∏_f s_f, s_1, …, s_F] with bilinear similarities s_f of each attribute f.
+    """y = V x + b + W [∏_f s_f, s_1, …, s_F], s_f the similarity of attribute f to the best word.
 
     The attributes are those of the cells (``encoder.attributes``), elsewhere learned projections.
     """
@@ -250,6 +250,9 @@ class ProductConfig(ScaledFusionConfig):
     """Rank of V; 0 for a full matrix."""
     groups: Width = 2
     """Number F of similarities per product where the features have no attributes."""
+    by_word: bool = True
+    """Compare with each word of a text and take the word that fits best; False to compare with the
+    vector of the whole text."""
 
 
 class AdapterConfig(ScaledFusionConfig):

@@ -22,9 +22,9 @@ class ProductSimilarity(Fusion):
     x_f are the channels of attribute f of a cell, such as its object or its color, and z_w the
     words of the mission, so that "the red ball" is a product of "red" and "ball". A similarity
     is that with the word that fits best, and no other word changes it: "red" says nothing against
-    a box. A context that is no text counts as one word, z_1 = z. The channels of no attribute
-    enter V x alone. Features without attributes are projected as a whole: x_f = x for each of
-    ``config.groups``.
+    a box. A context that is no text counts as one word, z_1 = z; without ``config.by_word`` so
+    does a text. The channels of no attribute enter V x alone. Features without attributes are
+    projected as a whole: x_f = x for each of ``config.groups``.
 
     W starts at zero.
 
@@ -55,6 +55,7 @@ class ProductSimilarity(Fusion):
         attribute_dims: tuple[int, ...] = (),
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
+        self.by_word = config.by_word
         self.products = config.products
         self.rank = config.rank
         self.parts: list[tuple[int, int]] = []
@@ -94,6 +95,14 @@ class ProductSimilarity(Fusion):
         # the inner product of R numbers of order 1 is of order √R
         gain /= self.rank**0.25
         return Affine(in_dim, out_dim, gain=gain, bias=False, scale=scale)
+
+    def choose_context(
+        self,
+        values: Float[Tensor, "G Z"],
+        words: Float[Tensor, "G W Z"] | None,
+    ) -> Float[Tensor, "G W Z"]:
+        """Return the words of the contexts, or the contexts as one word each."""
+        return super().choose_context(values, words if self.by_word else None)
 
     def project_words(self, z: Float[Tensor, "G W Z"]) -> Float[Tensor, "G W F K R"]:
         """Return c B_f z_w for each word and each attribute.
