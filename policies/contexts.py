@@ -531,8 +531,12 @@ class CombinedContext(ContextEncoder):
         for part in self._encoders():
             part.update_statistics(observations)
 
-    def _words(self, parts: Sequence[Context]) -> Float[Tensor, "combinations words context"]:
-        """Return the words of all parts, each multiplied by the columns of V of its part."""
+    def _words(
+        self, parts: Sequence[Context]
+    ) -> Float[Tensor, "combinations words context"] | None:
+        """Return the words of all parts, each multiplied by its columns of V; None for no text."""
+        if all(part.words is None for part in parts):
+            return None
         words: list[Tensor] = []
         start = 0
         for part in parts:
