@@ -296,6 +296,14 @@ class WideContext(TensorContext):
         return Context(observations[self.keys[0]][:, :5].float(), None)
 
 
+class FlatWordsContext(TensorContext):
+    """A context encoder that returns its words without an axis for them."""
+
+    def forward(self, observations: Any) -> Any:
+        z = observations[self.keys[0]][:, :3].float()
+        return Context(z, None, z)
+
+
 class SilentEncoder(Encoder):
     """An encoder that does not say how large its vectors are."""
 
@@ -332,6 +340,7 @@ class WideEncoder(SilentEncoder):
         ("memory", NarrowCore, "NarrowCore.run must return (T, N, size) = (1, 4, 128)"),
         ("context", TensorContext, "TensorContext must return a mirl.policies.features.Context"),
         ("context", WideContext, "with out_dim=3, got shape (4, 5)"),
+        ("context", FlatWordsContext, "words (rows, W, out_dim) with as many rows as contexts, 4,"),
         ("encoder", SilentEncoder, "SilentEncoder.__init__ must set self.out_dim"),
         ("encoder", WideEncoder, "with out_dim=2, got shape (4, 4)"),
     ],

@@ -127,7 +127,7 @@ class Fusion(nn.Module, Part, ABC):
         self,
         values: Float[Tensor, "G Z"],
         words: Float[Tensor, "G W Z"] | None,
-    ) -> Float[Tensor, "G *W Z"]:
+    ) -> Float[Tensor, "G *chosen Z"]:
         """Return what ``interact`` takes as z: contexts, or their words if the class reads them.
 
         Args:

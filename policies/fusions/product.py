@@ -100,7 +100,7 @@ class ProductSimilarity(Fusion):
         self,
         values: Float[Tensor, "G Z"],
         words: Float[Tensor, "G W Z"] | None,
-    ) -> Float[Tensor, "G W Z"]:
+    ) -> Float[Tensor, "G chosen Z"]:
         """Return the words of the contexts, or the contexts as one word each."""
         return super().choose_context(values, words if self.by_word else None)
 

@@ -75,6 +75,15 @@ def test_forms_with_words_are_equal(form: str, monkeypatch: pytest.MonkeyPatch) 
         close(ours, theirs)
 
 
+def test_text_may_count_as_one_word() -> None:
+    """Without ``by_word`` the fusion reads the vector of the text."""
+    fusion, x, words = product((2, 3)), normal(3, 4, X), normal(3, 5, Z, seed=1)
+    z = words.mean(1)
+    whole = product((2, 3), by_word=False)
+    close(whole(x, z, None, words), fusion(x, z))
+    assert (fusion(x, z, None, words) - fusion(x, z)).abs().max() > 0.1
+
+
 def test_repeated_words_change_nothing() -> None:
     """Shorter texts are padded with a word of theirs, and its gradient is the same."""
     fusion, x, words = product((2, 3)), normal(2, 3, X), normal(2, 4, Z, seed=1)
