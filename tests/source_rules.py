@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 FOLDERS = ("agents", "configs", "envs", "policies")
 """Folders of the package."""
-SCRIPTS = ("train", "eval")
+SCRIPTS = ("train", "eval", "compare")
 """Modules at the root of the repository."""
 UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 """Modules that can run code while they load data."""

@@ -1,0 +1,196 @@
+"""One run of a comparison, in a process of its own: train, evaluate and record it."""
+
+import csv
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from filelock import FileLock, Timeout
+
+from mirl.agents.comparison.machine import machine
+from mirl.agents.evaluation import evaluate_run
+from mirl.agents.runs import metric_names as metrics
+from mirl.agents.runs.atomic_files import write_json
+from mirl.agents.runs.run import LOCK
+from mirl.agents.statistics import TaskSummary
+from mirl.agents.training import train
+from mirl.configs.compose import compose_train
+from mirl.configs.imports import load_plugins
+from mirl.configs.tasks import file_name
+
+RUNS = "runs"
+"""Folder of the run directories, inside that of the comparison."""
+RECORDS = "records"
+"""Folder with a JSON file per finished run."""
+LOGS = "logs"
+"""Folder with what each run has printed."""
+STOP = "stop"
+"""File that asks all runs to save a checkpoint and to end."""
+POLL_SECONDS = 0.5
+"""Seconds between two looks at the file."""
+LOCK_SECONDS = 60
+"""Seconds to wait for the process of a comparison that was killed to leave the run directory."""
+
+Curve = list[tuple[int, float]]
+"""Timesteps and value of each evaluation during training."""
+
+
+class Record(TypedDict):
+    """The results of a run, as its JSON file holds them."""
+
+    setting: str
+    task: str
+    seed: int
+    options: list[str]
+    parameters: int
+    timesteps: int
+    seconds: float
+    tasks: list[TaskSummary]
+    success_curve: Curve
+    return_curve: Curve
+    held_out_curve: Curve
+    machine: dict[str, object]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a comparison.
+
+    Args:
+        setting: name of the setting.
+        task: the task as it was typed.
+        seed: seed of the run.
+        options: options of ``train.py`` of this setting and task.
+    """
+
+    setting: str
+    task: str
+    seed: int
+    options: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Return the name of its run directory."""
+        return f"{self.setting}-{file_name(self.task)}-seed{self.seed}"
+
+    def words(self, folder: Path) -> list[str]:
+        """Return the arguments of ``train.py`` that make this run.
+
+        Args:
+            folder: folder of the comparison.
+        """
+        return [
+            *self.options,
+            f"seed={self.seed}",
+            f"name={self.name}",
+            f"runs_dir={folder / RUNS}",
+            "progress=false",
+        ]
+
+    def record_path(self, folder: Path) -> Path:
+        """Return the file of its record, which exists when the run is finished.
+
+        Args:
+            folder: folder of the comparison.
+        """
+        return folder / RECORDS / f"{self.name}.json"
+
+
+def train_and_evaluate(planned: PlannedRun, folder: Path, owner: int) -> bool:
+    """Train a run, or resume it, evaluate it and write its record.
+
+    Args:
+        planned: the run.
+        folder: folder of the comparison.
+        owner: id of the process that started this one; without it, the run saves and ends.
+
+    Returns:
+        True if the run is finished, False if it was stopped.
+
+    Raises:
+        ConfigError: the run does not fit its environment.
+        RunError: the training failed.
+    """
+    log_path = folder / LOGS / f"{planned.name}.txt"
+    with (
+        log_path.open("a", encoding="utf-8", buffering=1) as log_file,
+        redirect_stdout(log_file),
+        redirect_stderr(log_file),
+        _stop_on_request(folder / STOP, owner),
+    ):
+        load_plugins()
+        config = compose_train(planned.words(folder))
+        _wait_for_lock(config.run_dir)
+        started = time.perf_counter()
+        result = train(config, lambda line: print(line, file=log_file))
+        if not result.finished:
+            return False
+        seconds = time.perf_counter() - started
+        evaluated = evaluate_run(result.run, result.checkpoint, config.test_evaluation)
+    with (config.run_dir / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    record: Record = {
+        "setting": planned.setting,
+        "task": planned.task,
+        "seed": planned.seed,
+        "options": list(planned.options),
+        "parameters": _parameters(rows),
+        "timesteps": result.timesteps,
+        "seconds": round(seconds, 1),
+        "tasks": [of_task.summary() for of_task in evaluated.results],
+        "success_curve": _column(rows, metrics.EVAL_SUCCESS),
+        "return_curve": _column(rows, metrics.EVAL_RETURN),
+        "held_out_curve": _column(rows, metrics.HELD_OUT_SUCCESS),
+        "machine": machine(),
+    }
+    write_json(planned.record_path(folder), record)
+    return True
+
+
+@contextmanager
+def _stop_on_request(stop_file: Path, owner: int) -> Iterator[None]:
+    """Interrupt the training as Ctrl-C does once the file exists, or the owner has died."""
+    # A training that Ctrl-C has reached must not be ended by the second signal, from here. Outside
+    # of the training there is nothing to save.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(POLL_SECONDS):
+            if stop_file.exists() or os.getppid() != owner:
+                # more than once, because the training may only begin later
+                os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _wait_for_lock(run_dir: Path) -> None:
+    """Wait until another process has left the run directory; if it does not, train says so."""
+    if run_dir.exists():
+        with suppress(Timeout), FileLock(run_dir / LOCK, timeout=LOCK_SECONDS):
+            return
+
+
+def _column(rows: Sequence[dict[str, str]], name: str) -> Curve:
+    """Return the timesteps and the values of a metric where it was logged."""
+    points = []
+    for row in rows:
+        if row.get(name):
+            points.append((int(row[metrics.TIMESTEPS]), float(row[name])))
+    return points
+
+
+def _parameters(rows: Sequence[dict[str, str]]) -> int:
+    # logged once, in a row without timesteps
+    [value] = [row["model/parameters"] for row in rows if row.get("model/parameters")]
+    return int(float(value))
