@@ -41,6 +41,7 @@ def _first_seeds(value: object) -> object:
     return split_names(value)
 
 
+Words = tuple[str, ...]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -49,9 +50,9 @@ class ComparisonConfig(Config):
 
     tasks: Annotated[tuple[str, ...], BeforeValidator(split_names)] = ("goto_door",)
     """Tasks, each trained in runs of its own; one may be a suite, which is trained together."""
-    settings: dict[str, tuple[str, ...]]
+    settings: dict[str, Words]
     """Options of train.py of each setting, by its name."""
-    options: tuple[str, ...] = ()
+    options: Words = ()
     """Options of train.py of all settings."""
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_first_seeds)] = (0, 1, 2)
     """Number of seeds from 0 on, or the seeds themselves, e.g. 10,11,12."""
@@ -77,7 +78,7 @@ class ComparisonConfig(Config):
     @classmethod
     def _tasks_are_distinct(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
         if not tasks or len({file_name(task) for task in tasks}) < len(tasks):
-            raise ValueError(f"task must name one or more different tasks, got {list(tasks)}")
+            raise ValueError(f"expected one or more different tasks, got {list(tasks)}")
         return tasks
 
     @field_validator("match")
@@ -108,7 +109,7 @@ class RunComparisonConfig(Config):
 
     runs: tuple[Path, ...]
     """Run directories."""
-    options: tuple[str, ...] = ()
+    options: Words = ()
     """Options of eval.py."""
     out: Path | None = None
     """Folder of the tables; by default comparisons/ and the names of the runs."""
@@ -159,7 +160,8 @@ def parse_comparison(argv: Sequence[str]) -> ComparisonConfig | RunComparisonCon
     if config_dir is not None:
         common.append(f"{CONFIG_DIR}={config_dir}")
     values: dict[str, object] = {}
-    settings: dict[str, tuple[str, ...]] = {}
+    settings: dict[str, Words] = {}
+    groups: list[str] = []
     for word in words:
         [(key, value)] = parse_overrides([word])
         if key == "task":
@@ -167,14 +169,19 @@ def parse_comparison(argv: Sequence[str]) -> ComparisonConfig | RunComparisonCon
         elif key in OWN_WORDS:
             values[key] = value
         elif key.startswith(PREFIX):
-            settings[key.removeprefix(PREFIX)] = _words_of_setting(key, value)
+            _add(settings, key.removeprefix(PREFIX), _words_of_setting(key, value))
         elif key in GROUPS and "," in value:
-            if settings:
-                raise ConfigError(f"{key}={value} names settings as {PREFIX}… does; use one")
-            settings.update(_settings_of_group(key, value))
+            groups.append(key)
+            for name, options_of_setting in _settings_of_group(key, value):
+                _add(settings, name, options_of_setting)
         else:
             _check_common(key)
             common.append(word)
+    if len(groups) > 1:
+        raise ConfigError(
+            f"{' and '.join(groups)} have several values each; write settings with both as "
+            f"'{PREFIX}NAME={groups[0]}=… {groups[1]}=…'"
+        )
     if not settings:
         raise ConfigError(
             "expected settings to compare, e.g. fusion=concat,film or "
@@ -197,7 +204,7 @@ def _parse_runs(runs: Sequence[str], words: Sequence[str]) -> RunComparisonConfi
     return validate(RunComparisonConfig, {**values, "options": options})
 
 
-def _words_of_setting(key: str, value: str) -> tuple[str, ...]:
+def _words_of_setting(key: str, value: str) -> Words:
     """Return the options in ``fusion=concat sites=vector``, split as a shell does."""
     try:
         words = shlex.split(value)
@@ -210,13 +217,19 @@ def _words_of_setting(key: str, value: str) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _settings_of_group(group: str, value: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _settings_of_group(group: str, value: str) -> Iterator[tuple[str, Words]]:
     """Yield a setting per value of ``fusion=concat,film``, named by it."""
     names = [name.strip() for name in value.strip("[]").split(",")]
     for name in names:
         if not name or names.count(name) > 1:
             raise ConfigError(f"{group}: expected different names joined by commas, got '{value}'")
         yield file_name(name), (f"{group}={name}",)
+
+
+def _add(settings: dict[str, Words], name: str, words: Words) -> None:
+    if name in settings:
+        raise ConfigError(f"setting '{name}' is given twice; give it another name")
+    settings[name] = words
 
 
 def _check_common(option: str) -> None:

@@ -441,6 +441,8 @@ def test_rule_accepts_key_constant(source: str) -> None:
         "exec('1')",
         "import pickle",
         "from cloudpickle import loads",
+        "import joblib",
+        "from joblib import load",
         "torch.load(path)",
         "torch.load(path, weights_only=False)",
         "np.load(path, allow_pickle=True)",
@@ -460,6 +462,7 @@ def test_rule_sees_code_in_data(source: str) -> None:
         "torch.load(path, weights_only=True)",
         "'''No `_target_` here.'''",
         "import mirl.eval",
+        "from joblib import Parallel, delayed",
     ],
 )
 def test_rule_accepts_harmless_code(source: str) -> None:

@@ -96,9 +96,11 @@ def compare(
 
 def _check_settings(config: ComparisonConfig) -> None:
     """Compose every setting with every task, so that mistakes are reported before any training."""
+    # any width, to check that the option exists
+    width = [f"{config.match}=64"] if config.match else []
     for task, setting in product(config.tasks, config.settings):
         try:
-            compose_train(_options(config, task, setting))
+            compose_train([*_options(config, task, setting), *width])
         except ConfigError as error:
             raise ConfigError(f"setting '{setting}': {error}") from None
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mirl.agents.comparison.statistics import t_interval
+from mirl.agents.comparison.statistics import rate_interval, t_interval
 from mirl.agents.comparison.worker import Record
 from mirl.configs.tasks import file_name
 
@@ -20,7 +20,7 @@ CurveName = Literal["success_curve", "return_curve", "held_out_curve"]
 def draw_figures(folder: Path, records: Sequence[Record]) -> list[Path]:
     """Draw the learning curves: ``curves`` with a panel per task, ``curves-TASK`` for each.
 
-    A line is the mean over the seeds, the band its 95 % interval (Student's t). Held-out episodes
+    A line is the mean over the seeds, the band its 95 % interval. Held-out episodes
     are dashed. Where a task reports no success, its return is drawn.
 
     Args:
@@ -109,6 +109,7 @@ def _draw_curve(
     values = np.array([curve[:n_points] for curve in curves])[:, :, 1].T
     [line] = axes.plot(steps, values.mean(-1), **style)
     if len(runs) > 1:
-        low, high = t_interval([values])
+        interval = t_interval if name == "return_curve" else rate_interval
+        low, high = interval([values])
         axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
     return line

@@ -4,53 +4,80 @@ A run, however many tasks it trains together, gives one number per seed. Only ta
 in runs of their own are strata, which are taken to be independent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
+from scipy.special import expit, logit
 
 CONFIDENCE = 0.95
 """Confidence of all intervals."""
 RESAMPLES = 5000
 """Resamples of a bootstrap."""
+TINY = 1e-300
+"""Positive number in place of zero, by which nothing can be divided."""
 Strata = Sequence[Float[np.ndarray, "*batch seeds"]]
 """One array per task; the last axis has a value per seed."""
+Interval = tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]
+"""Lower and upper bounds."""
 
 
-def t_interval(
-    strata: Strata, confidence: float = CONFIDENCE
-) -> tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]:
-    """Return the interval of the mean over tasks and seeds, by Student's t stratified by task.
-
-    With means m_k, variances v_k and n_k seeds of T tasks, the squared standard error of the mean
-    over the tasks is Σ_k e_k / T² with e_k = v_k / n_k, and its degrees of freedom are
-    (Σ_k e_k)² / Σ_k (e_k² / (n_k − 1)). For one task this is the usual t interval.
+def t_interval(strata: Strata) -> Interval:
+    """Return the 95 % interval of the mean over tasks and seeds, by Student's t.
 
     Args:
         strata: an array (..., seeds) per task, each with two seeds or more.
-        confidence: probability that the interval covers the true mean.
 
     Returns:
         The lower and the upper bound, of shape (...).
+    """
+    mean, width = _mean_and_width(strata)
+    return mean - width, mean + width
 
-    References:
-        Satterthwaite, "An Approximate Distribution of Estimates of Variance Components",
-        Biometrics Bulletin 1946.
+
+def rate_interval(strata: Strata) -> Interval:
+    """Return the 95 % interval of the mean of rates, by Student's t on the scale of the logit.
+
+    Near 1 the rates of seeds are skewed: most are high and a few are low. With the mean m and the
+    half width w of ``t_interval``, the interval is logit⁻¹(logit m ± w / (m (1 − m))), which
+    reaches further to the side of the few, and stays between 0 and 1.
+
+    Args:
+        strata: an array (..., seeds) of rates from 0 to 1 per task, each with two seeds or more.
+
+    Returns:
+        The lower and the upper bound, of shape (...).
+    """
+    mean, width = _mean_and_width(strata)
+    # where all rates are equal, which includes means of 0 and 1, there is no width
+    varies = width > 0
+    inside = np.where(varies, mean, 0.5)
+    scaled = width / (inside * (1 - inside))
+    low = expit(logit(inside) - scaled)
+    high = expit(logit(inside) + scaled)
+    return np.where(varies, low, mean), np.where(varies, high, mean)
+
+
+def _mean_and_width(strata: Strata) -> Interval:
+    """Return the mean over tasks and seeds, and the half width of its interval, both (...).
+
+    With the variance v_k of the n_k seeds of each of T tasks and e_k = v_k / n_k, the squared
+    standard error of the mean over the tasks is Σ_k e_k / T², and its degrees of freedom are
+    (Σ_k e_k)² / Σ_k (e_k² / (n_k − 1)) (Satterthwaite, "An Approximate Distribution of Estimates
+    of Variance Components", Biometrics Bulletin 1946). For one task they are n − 1.
     """
     mean = np.mean([values.mean(-1) for values in strata], axis=0)
-    errors = np.stack([values.var(-1, ddof=1) / values.shape[-1] for values in strata])
+    errors = np.stack([values.var(-1, ddof=1) / values.shape[-1] for values in strata], axis=-1)
     degrees_of_each = np.array([values.shape[-1] - 1 for values in strata])
-    # (tasks, ...) -> (..., tasks), so that the degrees of freedom of the tasks fit
-    errors = np.moveaxis(errors, 0, -1)
     total = errors.sum(-1)
     # equal values have no error, and any number of degrees of freedom
-    squares = np.maximum((errors**2 / degrees_of_each).sum(-1), np.finfo(float).tiny)
+    squares = np.maximum((errors**2 / degrees_of_each).sum(-1), TINY)
     degrees = np.maximum(total**2 / squares, 1.0)
-    width = stats.t.ppf((1 + confidence) / 2, degrees) * np.sqrt(total) / len(strata)
-    return mean - width, mean + width
+    width = stats.t.ppf((1 + CONFIDENCE) / 2, degrees) * np.sqrt(total) / len(strata)
+    return mean, width
 
 
 @dataclass(frozen=True)
@@ -68,11 +95,12 @@ class Estimate:
     high: float | None
 
 
-def estimate(strata: Strata) -> Estimate:
+def estimate(strata: Strata, interval: Callable[[Strata], Interval] = t_interval) -> Estimate:
     """Estimate the mean over tasks and seeds.
 
     Args:
         strata: an array (seeds,) per task, none of them empty.
+        interval: ``t_interval``, or ``rate_interval`` for rates.
 
     Returns:
         The mean and its 95 % interval.
@@ -80,7 +108,7 @@ def estimate(strata: Strata) -> Estimate:
     mean = float(np.mean([values.mean() for values in strata]))
     if min(len(values) for values in strata) < 2:
         return Estimate(mean, None, None)
-    low, high = t_interval(strata)
+    low, high = interval(strata)
     return Estimate(mean, float(low), float(high))
 
 

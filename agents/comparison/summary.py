@@ -11,6 +11,8 @@ from mirl.agents.comparison.statistics import (
     Estimate,
     estimate,
     probability_of_improvement,
+    rate_interval,
+    t_interval,
     time_to_threshold,
 )
 from mirl.agents.comparison.worker import Record
@@ -151,26 +153,19 @@ def result_rows(records: Sequence[Record], outcomes: Sequence[Outcome]) -> list[
     for outcome in outcomes:
         for setting, strata in outcome.values.items():
             arrays = [np.array(list(by_seed.values())) for by_seed in strata]
-            mean = _clipped(estimate(arrays), outcome.metric)
+            interval = rate_interval if outcome.metric == "success" else t_interval
             row: Row = {
                 "task": outcome.label,
                 "setting": setting,
                 "seeds": min(len(values) for values in arrays),
                 "metric": outcome.metric,
-                **asdict(mean),
+                **asdict(estimate(arrays, interval)),
                 "iqm": interquartile_mean(np.concatenate(arrays)),
                 "worst_seed": float(min(values.min() for values in arrays)),
                 **_of_training(records, outcome, setting),
             }
             rows.append(row)
     return rows
-
-
-def _clipped(value: Estimate, metric: Metric) -> Estimate:
-    """Return an estimate whose interval has only success rates that exist."""
-    if metric != "success" or value.low is None or value.high is None:
-        return value
-    return Estimate(value.mean, max(0.0, value.low), min(1.0, value.high))
 
 
 def _of_training(records: Sequence[Record], outcome: Outcome, setting: str) -> Row:

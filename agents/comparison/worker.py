@@ -158,7 +158,7 @@ def _stop_on_request(stop_file: Path, owner: int) -> Iterator[None]:
     """Interrupt the training as Ctrl-C does once the file exists, or the owner has died."""
     # A training that Ctrl-C has reached must not be ended by the second signal, from here. Outside
     # of the training there is nothing to save.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     ended = threading.Event()
 
     def watch() -> None:
@@ -167,11 +167,14 @@ def _stop_on_request(stop_file: Path, owner: int) -> Iterator[None]:
                 # more than once, because the training may only begin later
                 os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=watch, daemon=True).start()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
         yield
     finally:
         ended.set()
+        watcher.join()  # so that no signal follows
+        signal.signal(signal.SIGINT, previous)
 
 
 def _wait_for_lock(run_dir: Path) -> None:
