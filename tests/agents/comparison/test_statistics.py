@@ -40,7 +40,7 @@ def logistic_normal(center: float) -> Draw:
 RETURNS: dict[str, Draw] = {
     "normal": lambda generator, shape: generator.normal(3, 2, shape),
     "heavy tails": lambda generator, shape: generator.standard_t(3, shape),
-    "uniform": lambda generator, shape: generator.uniform(-5, 1, shape),
+    "laplace": lambda generator, shape: generator.laplace(0, 1, shape),
 }
 RATES: dict[str, Draw] = {
     "around .7": logistic_normal(0.85),
