@@ -3,12 +3,20 @@
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
-from mirl.configs.compose import CONFIG_DIR, GROUPS, parse_overrides, split_config_dir, validate
+from mirl.configs.compose import (
+    CONFIG_DIR,
+    GROUPS,
+    compose_train,
+    parse_overrides,
+    split_config_dir,
+    validate,
+)
 from mirl.configs.config import Config
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import RUN_NAME, split_names
@@ -103,6 +111,15 @@ class ComparisonConfig(Config):
             return self.out
         return DEFAULT_FOLDER / "+".join(file_name(task) for task in self.tasks)
 
+    def words(self, task: str, setting: str) -> list[str]:
+        """Return the options of train.py of a setting on a task.
+
+        Args:
+            task: one of the tasks.
+            setting: name of one of the settings.
+        """
+        return [f"task={task}", *self.options, *self.settings[setting]]
+
 
 class RunComparisonConfig(Config):
     """A comparison of runs that exist, which plays the same episodes with each."""
@@ -147,7 +164,7 @@ def parse_comparison(argv: Sequence[str]) -> ComparisonConfig | RunComparisonCon
             are compared.
 
     Returns:
-        The valid configuration. The options of train.py and eval.py in it are not checked yet.
+        The valid configuration; the options of eval.py in it are not checked yet.
 
     Raises:
         ConfigError: if an argument is invalid.
@@ -187,7 +204,20 @@ def parse_comparison(argv: Sequence[str]) -> ComparisonConfig | RunComparisonCon
             "expected settings to compare, e.g. fusion=concat,film or "
             f"'{PREFIX}late=fusion=concat sites=vector'. See --help."
         )
-    return validate(ComparisonConfig, {**values, "settings": settings, "options": common})
+    config = validate(ComparisonConfig, {**values, "settings": settings, "options": common})
+    _check_words(config)
+    return config
+
+
+def _check_words(config: ComparisonConfig) -> None:
+    """Compose every setting with every task, so that mistakes are reported before any training."""
+    # any width, to check that the option exists
+    width = [f"{config.match}=64"] if config.match else []
+    for task, setting in product(config.tasks, config.settings):
+        try:
+            compose_train([*config.words(task, setting), *width])
+        except ConfigError as error:
+            raise ConfigError(f"setting '{setting}': {error}") from None
 
 
 def _parse_runs(runs: Sequence[str], words: Sequence[str]) -> RunComparisonConfig:

@@ -1,27 +1,12 @@
-"""Records of a comparison without any training, and an engine that stays in the process."""
+"""Records of a comparison without any training, and an engine that writes them."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from pathlib import Path
 
-from mirl.agents.comparison.worker import Record
+from mirl.agents.comparison.worker import PlannedRun, Record
+from mirl.agents.runs.atomic_files import write_json
 from mirl.agents.statistics import TaskSummary
 from mirl.configs.tasks import Subset
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-class DirectEngine:
-    """Engine that calls the function in this process, one item after the other."""
-
-    def run(
-        self, function: Callable[[Item], Result], items: Iterable[Item]
-    ) -> Iterator[tuple[Item, Result | BaseException]]:
-        for item in items:
-            try:
-                yield item, function(item)
-            except Exception as error:
-                yield item, error
 
 
 def summary(
@@ -71,3 +56,27 @@ def two_settings(task: str, first: list[float], second: list[float]) -> list[Rec
         for setting, rate in zip(("concat", "film"), rates, strict=True):
             records.append(record(setting, task, seed, summary(task, rate)))
     return records
+
+
+class FakeEngine:
+    """Engine that writes records in place of training; runs with a name in ``failing`` fail."""
+
+    def __init__(self, folder: Path, failing: tuple[str, ...] = ()) -> None:
+        self.folder = folder
+        self.failing = failing
+        self.executed: list[str] = []
+        self.options: dict[str, tuple[str, ...]] = {}
+
+    def run(
+        self, _function: Callable[[PlannedRun], bool], items: Iterable[PlannedRun]
+    ) -> Iterator[tuple[PlannedRun, bool | BaseException]]:
+        for item in items:
+            self.executed.append(item.name)
+            self.options[item.name] = item.options
+            if item.name in self.failing:
+                yield item, RuntimeError("the simulator\nbroke")
+                continue
+            (self.folder / "runs" / item.name).mkdir(exist_ok=True)
+            results = record(item.setting, item.task, item.seed, summary("corridor", 0.5))
+            write_json(item.record_path(self.folder), results)
+            yield item, True

@@ -11,6 +11,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 THREADS = "OMP_NUM_THREADS"
 """Environment variable with the number of threads of a process."""
+OWNER = "MIRL_OWNER"
+"""Environment variable with the id of the process that has started this one and waits for it."""
 
 
 class Engine(Protocol):
@@ -73,7 +75,7 @@ class LokyEngine:
     def _call(
         self, function: Callable[[Item], Result], item: Item
     ) -> tuple[Item, Result | BaseException]:
-        environment = {THREADS: str(self.threads)}
+        environment = {THREADS: str(self.threads), OWNER: str(os.getpid())}
         with ProcessPoolExecutor(max_workers=1, env=environment) as executor:
             try:
                 return item, executor.submit(function, item).result()

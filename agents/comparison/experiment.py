@@ -1,7 +1,6 @@
 """A comparison from its configuration to its tables: plan, train what is missing, report."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -30,7 +29,6 @@ from mirl.agents.comparison.worker import (
 )
 from mirl.agents.runs.atomic_files import load_json, write_json
 from mirl.configs.comparison import ComparisonConfig
-from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 
 PLAN = "comparison.json"
@@ -73,7 +71,6 @@ def compare(
             works on it.
     """
     folder = config.folder
-    _check_settings(config)
     with _locked(folder):
         runs = _plan(config, folder, log)
         (folder / STOP).unlink(missing_ok=True)
@@ -94,21 +91,6 @@ def compare(
 # --------------------------------------------------------------------------------------------- plan
 
 
-def _check_settings(config: ComparisonConfig) -> None:
-    """Compose every setting with every task, so that mistakes are reported before any training."""
-    # any width, to check that the option exists
-    width = [f"{config.match}=64"] if config.match else []
-    for task, setting in product(config.tasks, config.settings):
-        try:
-            compose_train([*_options(config, task, setting), *width])
-        except ConfigError as error:
-            raise ConfigError(f"setting '{setting}': {error}") from None
-
-
-def _options(config: ComparisonConfig, task: str, setting: str) -> list[str]:
-    return [f"task={task}", *config.options, *config.settings[setting]]
-
-
 def _plan(config: ComparisonConfig, folder: Path, log: Callable[[str], None]) -> list[PlannedRun]:
     """Return all runs, seed by seed, after checking that the folder is for them."""
     asked = config.model_dump(mode="json", exclude={"jobs", "out"})
@@ -125,7 +107,7 @@ def _plan(config: ComparisonConfig, folder: Path, log: Callable[[str], None]) ->
     runs = []
     # seed by seed, so that a comparison that is stopped has as many seeds of each setting
     for seed, task, setting in product(config.seeds, config.tasks, config.settings):
-        options = _options(config, task, setting)
+        options = list(config.words(task, setting))
         if setting in widths.get(task, {}):
             options.append(f"{config.match}={int(widths[task][setting])}")
         runs.append(PlannedRun(setting, task, seed, tuple(options)))
@@ -150,7 +132,7 @@ def _matching_widths(config: ComparisonConfig) -> dict[str, dict[str, int]]:
     widths: dict[str, dict[str, int]] = {}
     if config.match:
         for task in config.tasks:
-            words = {setting: _options(config, task, setting) for setting in config.settings}
+            words = {setting: config.words(task, setting) for setting in config.settings}
             widths[task] = matching_widths(words, config.match)
     return widths
 
@@ -195,7 +177,7 @@ def _execute(
                     return
                 yield run
 
-        function = partial(train_and_evaluate, folder=folder, owner=os.getpid())
+        function = partial(train_and_evaluate, folder=folder)
         for run, outcome in engine.run(function, waiting()):
             n_ended += 1
             if outcome is True:

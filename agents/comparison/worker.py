@@ -1,6 +1,7 @@
 """One run of a comparison, in a process of its own: train, evaluate and record it."""
 
 import csv
+import multiprocessing
 import os
 import signal
 import threading
@@ -13,6 +14,7 @@ from typing import TypedDict
 
 from filelock import FileLock, Timeout
 
+from mirl.agents.comparison.engine import OWNER
 from mirl.agents.comparison.machine import machine
 from mirl.agents.evaluation import evaluate_run
 from mirl.agents.runs import metric_names as metrics
@@ -102,13 +104,12 @@ class PlannedRun:
         return folder / RECORDS / f"{self.name}.json"
 
 
-def train_and_evaluate(planned: PlannedRun, folder: Path, owner: int) -> bool:
+def train_and_evaluate(planned: PlannedRun, folder: Path) -> bool:
     """Train a run, or resume it, evaluate it and write its record.
 
     Args:
         planned: the run.
         folder: folder of the comparison.
-        owner: id of the process that started this one; without it, the run saves and ends.
 
     Returns:
         True if the run is finished, False if it was stopped.
@@ -122,8 +123,9 @@ def train_and_evaluate(planned: PlannedRun, folder: Path, owner: int) -> bool:
         log_path.open("a", encoding="utf-8", buffering=1) as log_file,
         redirect_stdout(log_file),
         redirect_stderr(log_file),
-        _stop_on_request(folder / STOP, owner),
+        _stop_on_request(folder / STOP),
     ):
+        _reset_start_method()
         load_plugins()
         config = compose_train(planned.words(folder))
         _wait_for_lock(config.run_dir)
@@ -154,8 +156,12 @@ def train_and_evaluate(planned: PlannedRun, folder: Path, owner: int) -> bool:
 
 
 @contextmanager
-def _stop_on_request(stop_file: Path, owner: int) -> Iterator[None]:
-    """Interrupt the training as Ctrl-C does once the file exists, or the owner has died."""
+def _stop_on_request(stop_file: Path) -> Iterator[None]:
+    """Interrupt the training as Ctrl-C does once the file exists, or the owner has died.
+
+    The process that owns this one may be killed without a chance to write the file.
+    """
+    owner = os.environ.get(OWNER)
     # A training that Ctrl-C has reached must not be ended by the second signal, from here. Outside
     # of the training there is nothing to save.
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -163,7 +169,7 @@ def _stop_on_request(stop_file: Path, owner: int) -> Iterator[None]:
 
     def watch() -> None:
         while not ended.wait(POLL_SECONDS):
-            if stop_file.exists() or os.getppid() != owner:
+            if stop_file.exists() or owner not in (None, str(os.getppid())):
                 # more than once, because the training may only begin later
                 os.kill(os.getpid(), signal.SIGINT)
 
@@ -175,6 +181,12 @@ def _stop_on_request(stop_file: Path, owner: int) -> Iterator[None]:
         ended.set()
         watcher.join()  # so that no signal follows
         signal.signal(signal.SIGINT, previous)
+
+
+def _reset_start_method() -> None:
+    """Undo that loky has named itself as the way to start processes, which environments need."""
+    if multiprocessing.get_start_method(allow_none=True) == "loky":
+        multiprocessing.set_start_method(None, force=True)
 
 
 def _wait_for_lock(run_dir: Path) -> None:

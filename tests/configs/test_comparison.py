@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import own_parts  # noqa: F401  (finds the module ownparts)
 import pytest
 
 from mirl.configs.comparison import (
@@ -20,10 +21,10 @@ def settings_of(*words: str) -> ComparisonConfig:
 
 
 def test_group_gives_one_setting_each() -> None:
-    config = settings_of("task=mt5", "fusion=concat,my.layers:Mine", "agent.n_steps=64")
+    config = settings_of("task=mt5", "fusion=concat,ownparts:BoundedFilm", "agent.n_steps=64")
     assert config.settings == {
         "concat": ("fusion=concat",),
-        "my.layers-Mine": ("fusion=my.layers:Mine",),
+        "ownparts-BoundedFilm": ("fusion=ownparts:BoundedFilm",),
     }
     assert (config.tasks, config.options) == (("mt5",), ("agent.n_steps=64",))
     assert (config.seeds, config.match, config.jobs) == ((0, 1, 2), "", None)
@@ -32,9 +33,9 @@ def test_group_gives_one_setting_each() -> None:
 
 def test_settings_have_several_options() -> None:
     words = ["settings.late=fusion=concat sites=vector", "settings.plain="]
-    config = settings_of(*words, "task=goto_door,a:B-v0", "match=true", "out=x/y")
+    config = settings_of(*words, "task=goto_door,mt5", "match=true", "out=x/y")
     assert config.settings == {"late": ("fusion=concat", "sites=vector"), "plain": ()}
-    assert config.tasks == ("goto_door", "a:B-v0")
+    assert config.tasks == ("goto_door", "mt5")
     assert config.match == "encoder.features_dim"
     assert config.folder == Path("x/y")
 
@@ -48,7 +49,8 @@ def test_seeds_are_number_or_list(word: str, seeds: tuple[int, ...]) -> None:
 
 def test_presets_of_folder_are_common(tmp_path: Path) -> None:
     (tmp_path / "task").mkdir()
-    (tmp_path / "task" / "mine.yaml").write_text("name: mine\n")
+    preset = "name: mine\ntasks: [{name: obj, env_id: BabyAI-GoToObj-v0}]\n"
+    (tmp_path / "task" / "mine.yaml").write_text(preset)
     config = settings_of("--config-dir", str(tmp_path), "fusion=concat,film", "task=mine")
     assert config.options == (f"--config-dir={tmp_path}",)
 
@@ -84,6 +86,10 @@ def test_words_without_equals_are_runs() -> None:
         (["fusion=concat,film", "seeds=-1"], "seeds"),
         (["fusion=concat,film", "jobs=0"], "jobs"),
         (["fusion=concat,film", "task=a,a"], "different tasks"),
+        (["fusion=concat,flim"], "setting 'flim': unknown fusion 'flim'"),
+        (["settings.a=fusion=film fusion.rang=3"], "setting 'a': unknown option"),
+        (["fusion=concat,film", "total_timestep=3"], "unknown option 'total_timestep'"),
+        (["fusion=concat,film", "match=encoder.feature_dim"], "unknown option"),
         (["runs/a"], "two or more different run directories"),
         (["runs/a", "runs/../runs/a"], "two or more different run directories"),
         (["runs/a", "runs/b", "gif=true"], "that a comparison does not have"),
