@@ -111,6 +111,15 @@ def test_rates_near_one_need_logit(seeds: int) -> None:
     assert coverage(t_interval(rates), truth) < 0.92 < coverage(rate_interval(rates), truth)
 
 
+def test_percentile_bootstrap_is_too_narrow() -> None:
+    """A bootstrap over three seeds misses the true mean five times as often as it should."""
+    generator = np.random.default_rng(3)
+    values = generator.normal(0, 1, (COMPARISONS, 3))
+    means = values[:, generator.integers(3, size=(500, 3))].mean(-1)
+    low, high = np.quantile(means, [0.025, 0.975], axis=1)
+    assert coverage((low, high), 0.0) < 0.8
+
+
 def test_rate_interval_stays_inside() -> None:
     low, high = rate_interval([np.array([[0.5, 1.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.1]])])
     assert np.all(low >= 0)
