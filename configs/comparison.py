@@ -53,6 +53,17 @@ Words = tuple[str, ...]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
+def run_name(setting: str, task: str, seed: int) -> str:
+    """Return the name of a run of a comparison.
+
+    Args:
+        setting: name of the setting.
+        task: the task as it was typed.
+        seed: seed of the run.
+    """
+    return f"{setting}-{file_name(task)}-seed{seed}"
+
+
 class ComparisonConfig(Config):
     """A comparison: every setting is trained on every task with every seed."""
 
@@ -95,13 +106,27 @@ class ComparisonConfig(Config):
         named = {"true": EQUAL_BY_DEFAULT, "false": ""}
         return named.get(match.lower(), match)
 
-    @model_validator(mode="after")
-    def _settings_have_plain_names(self) -> Self:
-        for name in self.settings:
+    @field_validator("settings")
+    @classmethod
+    def _settings_have_plain_names(cls, settings: dict[str, Words]) -> dict[str, Words]:
+        for name in settings:
             if not re.fullmatch(RUN_NAME, name):
                 raise ValueError(
                     f"a setting needs a plain name (letters, digits, . _ + -), got '{PREFIX}{name}'"
                 )
+        return settings
+
+    @model_validator(mode="after")
+    def _runs_have_names(self) -> Self:
+        found: set[str] = set()
+        for task, setting in product(self.tasks, self.settings):
+            name = run_name(setting, task, max(self.seeds))
+            if name in found or not re.fullmatch(RUN_NAME, name):
+                raise ValueError(
+                    f"'{name}' cannot name a run: it is too long, or has two meanings; use another "
+                    f"name in '{PREFIX}NAME=…', or a preset for the task"
+                )
+            found.add(name)
         return self
 
     @property

@@ -6,6 +6,7 @@ from pathlib import Path
 from mirl.agents.comparison.worker import PlannedRun, Record
 from mirl.agents.runs.atomic_files import write_json
 from mirl.agents.statistics import TaskSummary
+from mirl.configs.errors import RunError
 from mirl.configs.tasks import Subset
 
 
@@ -74,7 +75,7 @@ class FakeEngine:
             self.executed.append(item.name)
             self.options[item.name] = item.options
             if item.name in self.failing:
-                yield item, RuntimeError("the simulator\nbroke")
+                yield item, RunError("the simulator\nbroke")
                 continue
             (self.folder / "runs" / item.name).mkdir(exist_ok=True)
             results = record(item.setting, item.task, item.seed, summary("corridor", 0.5))

@@ -29,7 +29,7 @@ from mirl.agents.comparison.worker import (
 )
 from mirl.agents.runs.atomic_files import load_json, write_json
 from mirl.configs.comparison import ComparisonConfig
-from mirl.configs.errors import ConfigError
+from mirl.configs.errors import ConfigError, RunError
 
 PLAN = "comparison.json"
 """File with the configuration of the comparison that a folder holds."""
@@ -72,7 +72,7 @@ def compare(
     """
     folder = config.folder
     with _locked(folder):
-        runs = _plan(config, folder, log)
+        runs = _plan(config, folder)
         (folder / STOP).unlink(missing_ok=True)
         waiting = [run for run in runs if not run.record_path(folder).exists()]
         if len(waiting) < len(runs):
@@ -91,27 +91,36 @@ def compare(
 # --------------------------------------------------------------------------------------------- plan
 
 
-def _plan(config: ComparisonConfig, folder: Path, log: Callable[[str], None]) -> list[PlannedRun]:
-    """Return all runs, seed by seed, after checking that the folder is for them."""
+def _plan(config: ComparisonConfig, folder: Path) -> list[PlannedRun]:
+    """Return all runs after checking that the folder is for them, and create its folders."""
+    widths = _widths(config, folder)
+    runs = []
+    # seed by seed, so that a comparison that is stopped has as many seeds of each setting
+    for seed, task, setting in product(config.seeds, config.tasks, config.settings):
+        options = config.words(task, setting)
+        if setting in widths.get(task, {}):
+            options.append(f"{config.match}={int(widths[task][setting])}")
+        runs.append(PlannedRun(setting, task, seed, tuple(options)))
+    for name in (RUNS, RECORDS, LOGS):
+        (folder / name).mkdir(exist_ok=True)
+    return runs
+
+
+def _widths(config: ComparisonConfig, folder: Path) -> dict[str, dict[str, int]]:
+    """Return the widths for equal parameters by task and setting, which the folder keeps."""
     asked = config.model_dump(mode="json", exclude={"jobs", "out"})
     path = folder / PLAN
     if path.exists():
         stored = load_json(path)
         _check_same(stored.get("comparison"), asked, folder)
-        widths = cast(dict[str, dict[str, int]], stored.get("widths"))
-    else:
-        widths = _matching_widths(config)
-        write_json(path, {"comparison": asked, "widths": widths})
-    for name in (RUNS, RECORDS, LOGS):
-        (folder / name).mkdir(exist_ok=True)
-    runs = []
-    # seed by seed, so that a comparison that is stopped has as many seeds of each setting
-    for seed, task, setting in product(config.seeds, config.tasks, config.settings):
-        options = list(config.words(task, setting))
-        if setting in widths.get(task, {}):
-            options.append(f"{config.match}={int(widths[task][setting])}")
-        runs.append(PlannedRun(setting, task, seed, tuple(options)))
-    return runs
+        return cast(dict[str, dict[str, int]], stored.get("widths"))
+    widths: dict[str, dict[str, int]] = {}
+    if config.match:
+        for task in config.tasks:
+            words = {setting: config.words(task, setting) for setting in config.settings}
+            widths[task] = matching_widths(words, config.match)
+    write_json(path, {"comparison": asked, "widths": widths})
+    return widths
 
 
 def _check_same(stored: object, asked: Mapping[str, object], folder: Path) -> None:
@@ -125,16 +134,6 @@ def _check_same(stored: object, asked: Mapping[str, object], folder: Path) -> No
                 f"{folder} holds another comparison ({key}: {json.dumps(there)} there, "
                 f"{json.dumps(now)} now); choose another out=…"
             )
-
-
-def _matching_widths(config: ComparisonConfig) -> dict[str, dict[str, int]]:
-    """Return the widths for equal parameters by task and setting; empty without ``match``."""
-    widths: dict[str, dict[str, int]] = {}
-    if config.match:
-        for task in config.tasks:
-            words = {setting: config.words(task, setting) for setting in config.settings}
-            widths[task] = matching_widths(words, config.match)
-    return widths
 
 
 @contextmanager
@@ -183,19 +182,19 @@ def _execute(
             if outcome is True:
                 log(f"[{n_ended}/{len(runs)}] {run.name}: {one_line(_load(run, folder))}")
             elif isinstance(outcome, BaseException) and not stop_requested():
-                failures[run.name] = _reason(outcome)
+                failures[run.name] = _reason(outcome, run.log_path(folder))
                 log(f"[{n_ended}/{len(runs)}] {run.name}: failed")
     return failures
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, log_path: Path) -> str:
     """Return one line about the error that ended a run."""
     if isinstance(error, TerminatedWorkerError):
         return "its process died, killed or out of memory; fewer jobs=… need less memory"
     text = " ".join(str(error).split())
-    if isinstance(error, ConfigError | RuntimeError):
+    if isinstance(error, ConfigError | RunError):
         return text
-    return f"{type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {text} (traceback: {log_path})"
 
 
 def _load(run: PlannedRun, folder: Path) -> Record:

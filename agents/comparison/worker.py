@@ -6,7 +6,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,9 @@ from mirl.agents.runs.atomic_files import write_json
 from mirl.agents.runs.run import LOCK
 from mirl.agents.statistics import TaskSummary
 from mirl.agents.training import train
+from mirl.configs.comparison import run_name
 from mirl.configs.compose import compose_train
 from mirl.configs.imports import load_plugins
-from mirl.configs.tasks import file_name
 
 RUNS = "runs"
 """Folder of the run directories, inside that of the comparison."""
@@ -79,7 +80,7 @@ class PlannedRun:
     @property
     def name(self) -> str:
         """Return the name of its run directory."""
-        return f"{self.setting}-{file_name(self.task)}-seed{self.seed}"
+        return run_name(self.setting, self.task, self.seed)
 
     def words(self, folder: Path) -> list[str]:
         """Return the arguments of ``train.py`` that make this run.
@@ -103,6 +104,14 @@ class PlannedRun:
         """
         return folder / RECORDS / f"{self.name}.json"
 
+    def log_path(self, folder: Path) -> Path:
+        """Return the file with what the run prints.
+
+        Args:
+            folder: folder of the comparison.
+        """
+        return folder / LOGS / f"{self.name}.txt"
+
 
 def train_and_evaluate(planned: PlannedRun, folder: Path) -> bool:
     """Train a run, or resume it, evaluate it and write its record.
@@ -118,19 +127,13 @@ def train_and_evaluate(planned: PlannedRun, folder: Path) -> bool:
         ConfigError: the run does not fit its environment.
         RunError: the training failed.
     """
-    log_path = folder / LOGS / f"{planned.name}.txt"
-    with (
-        log_path.open("a", encoding="utf-8", buffering=1) as log_file,
-        redirect_stdout(log_file),
-        redirect_stderr(log_file),
-        _stop_on_request(folder / STOP),
-    ):
+    with _logged(planned.log_path(folder)) as log, _stop_on_request(folder / STOP):
         _reset_start_method()
         load_plugins()
         config = compose_train(planned.words(folder))
         _wait_for_lock(config.run_dir)
         started = time.perf_counter()
-        result = train(config, lambda line: print(line, file=log_file))
+        result = train(config, log)
         if not result.finished:
             return False
         seconds = time.perf_counter() - started
@@ -153,6 +156,21 @@ def train_and_evaluate(planned: PlannedRun, folder: Path) -> bool:
     }
     write_json(planned.record_path(folder), record)
     return True
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[Callable[[str], None]]:
+    """Write all that is printed to a file, and the traceback of an error; yield a log function."""
+    with (
+        path.open("a", encoding="utf-8", buffering=1) as file,
+        redirect_stdout(file),
+        redirect_stderr(file),
+    ):
+        try:
+            yield lambda line: print(line, file=file)
+        except Exception:
+            traceback.print_exc()
+            raise
 
 
 @contextmanager

@@ -74,6 +74,8 @@ def test_words_without_equals_are_runs() -> None:
         (["fusion=concat,film", "settings.film="], "given twice"),
         (["settings.a=", "settings.a="], "setting 'a' is given twice"),
         (["settings.a/b="], "plain name"),
+        ([f"settings.{'a' * 128}="], "cannot name a run: it is too long"),
+        (["settings.a-mt5=", "settings.a=", "task=mt5,mt5-mt5"], "'a-mt5-mt5-seed2' cannot name"),
         (["settings.="], "plain name"),
         (["settings.a=fusion='film"], "cannot be split"),
         (["settings.a=film"], "expected key=value, got 'film'"),

@@ -16,6 +16,7 @@ from mirl.agents.comparison.worker import (
     train_and_evaluate,
 )
 from mirl.agents.runs.atomic_files import load_json
+from mirl.configs.errors import ConfigError
 
 PLANNED = PlannedRun("film", "corridor_env:ToyCorridor-v0", 3, (*TINY, "fusion=film"))
 
@@ -40,7 +41,7 @@ def test_record_holds_the_results(folder: Path, capsys: pytest.CaptureFixture[st
     assert (task["episodes"], task["success_rate"]) == (8, None)
     assert [step for step, _ in record["return_curve"]] == [64, 128]
     assert record["success_curve"] == []
-    log = (folder / LOGS / f"{PLANNED.name}.txt").read_text()
+    log = PLANNED.log_path(folder).read_text()
     assert log.startswith("Training for 128 timesteps")
     assert capsys.readouterr() == ("", "")
     assert signal.getsignal(signal.SIGINT) is handler
@@ -59,4 +60,11 @@ def test_run_stops_and_saves(folder: Path, monkeypatch: pytest.MonkeyPatch, by: 
     assert not longer.record_path(folder).exists()
     run_dir = folder / "runs" / longer.name
     assert list((run_dir / "checkpoints").glob("step_*"))
-    assert "Traceback" not in (folder / LOGS / f"{longer.name}.txt").read_text()
+    assert "Traceback" not in longer.log_path(folder).read_text()
+
+
+def test_log_holds_the_traceback(folder: Path) -> None:
+    broken = PlannedRun("film", PLANNED.task, 0, (*PLANNED.options, "task.kwargs.none=1"))
+    with pytest.raises(ConfigError, match="none"):
+        train_and_evaluate(broken, folder)
+    assert "Traceback" in broken.log_path(folder).read_text()
