@@ -43,6 +43,7 @@ def record(setting: str, task: str, seed: int, *tasks: TaskSummary) -> Record:
         "timesteps": 300,
         "seconds": 1.5,
         "tasks": list(tasks),
+        "context_use": None,
         "success_curve": points,
         "return_curve": [(100, 0.0), (200, tasks[0]["return_mean"])],
         "held_out_curve": [],

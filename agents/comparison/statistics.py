@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from scipy.special import expit, logit
 
+from mirl.agents.statistics import wilson_interval
+
 CONFIDENCE = 0.95
 """Confidence of all intervals."""
 RESAMPLES = 5000
@@ -110,6 +112,25 @@ def estimate(strata: Strata, interval: Callable[[Strata], Interval] = t_interval
         return Estimate(mean, None, None)
     low, high = interval(strata)
     return Estimate(mean, float(low), float(high))
+
+
+def widen_by_episodes(rate: Estimate, episodes: int) -> Estimate:
+    """Give seeds with equal success rates, such as 1, the interval of the episodes behind them.
+
+    Equal values have no variance, but a finite number of episodes is also likely with a rate close
+    to theirs.
+
+    Args:
+        rate: the mean success rate and its interval over seeds.
+        episodes: number of episodes of all seeds and tasks together.
+
+    Returns:
+        Wilson's interval if that of the seeds has no width, else the same estimate.
+    """
+    if rate.low is None or rate.low != rate.high:
+        return rate
+    low, high = wilson_interval(round(rate.mean * episodes), episodes, CONFIDENCE)
+    return Estimate(rate.mean, low, high)
 
 
 def probability_of_improvement(first: Strata, second: Strata) -> float:

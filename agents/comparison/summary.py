@@ -14,6 +14,7 @@ from mirl.agents.comparison.statistics import (
     rate_interval,
     t_interval,
     time_to_threshold,
+    widen_by_episodes,
 )
 from mirl.agents.comparison.worker import Record
 from mirl.agents.statistics import TaskSummary, interquartile_mean
@@ -38,12 +39,14 @@ class Outcome:
         label: name in the first column of the tables.
         metric: the quantity.
         values: for each setting, the values by seed of each task that was trained by itself.
+        episodes: number of episodes behind each value.
         task: the task whose learning curves belong to it; None if there is none.
     """
 
     label: str
     metric: Metric
     values: dict[str, list[BySeed]]
+    episodes: int
     task: str | None = None
 
 
@@ -88,13 +91,15 @@ def _outcomes_of_task(
     if len(names) < len(summaries):
         label += f", {len(names)} of {len(summaries)} tasks"
     curve = task if subset == "trained" else None
-    yield Outcome(label, metric, _values(records, subset, names, metric), curve)
+    episodes = min(rows[0]["episodes"] for rows in summaries.values())
+    values = _values(records, subset, names, metric)
+    yield Outcome(label, metric, values, episodes * len(names), curve)
     if len(summaries) == 1:
         return
     for name, rows in summaries.items():
         metric = "success" if _reports_success(rows) else "return"
         values = _values(records, subset, [name], metric)
-        yield Outcome(f"{task}: {name}{suffix}", metric, values)
+        yield Outcome(f"{task}: {name}{suffix}", metric, values, episodes)
 
 
 def _summaries(records: Sequence[Record], subset: str) -> dict[str, list[TaskSummary]]:
@@ -136,7 +141,8 @@ def _joined(outcomes: Sequence[Outcome]) -> Outcome:
     for setting in dict.fromkeys(name for outcome in outcomes for name in outcome.values):
         if all(setting in outcome.values for outcome in outcomes):
             values[setting] = [outcome.values[setting][0] for outcome in outcomes]
-    return Outcome(ALL_TASKS, outcomes[0].metric, values)
+    episodes = min(outcome.episodes for outcome in outcomes)
+    return Outcome(ALL_TASKS, outcomes[0].metric, values, episodes)
 
 
 # --------------------------------------------------------------------------------------------- rows
@@ -153,19 +159,26 @@ def result_rows(records: Sequence[Record], outcomes: Sequence[Outcome]) -> list[
     for outcome in outcomes:
         for setting, strata in outcome.values.items():
             arrays = [np.array(list(by_seed.values())) for by_seed in strata]
-            interval = rate_interval if outcome.metric == "success" else t_interval
             row: Row = {
                 "task": outcome.label,
                 "setting": setting,
                 "seeds": min(len(values) for values in arrays),
                 "metric": outcome.metric,
-                **asdict(estimate(arrays, interval)),
+                **asdict(_estimate(arrays, outcome)),
                 "iqm": interquartile_mean(np.concatenate(arrays)),
                 "worst_seed": float(min(values.min() for values in arrays)),
                 **_of_training(records, outcome, setting),
             }
             rows.append(row)
     return rows
+
+
+def _estimate(arrays: Sequence[np.ndarray], outcome: Outcome) -> Estimate:
+    """Return the mean over tasks and seeds with the interval of its metric."""
+    if outcome.metric == "return":
+        return estimate(arrays, t_interval)
+    n_values = sum(len(values) for values in arrays)
+    return widen_by_episodes(estimate(arrays, rate_interval), outcome.episodes * n_values)
 
 
 def _of_training(records: Sequence[Record], outcome: Outcome, setting: str) -> Row:

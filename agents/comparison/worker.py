@@ -17,12 +17,13 @@ from filelock import FileLock, Timeout
 
 from mirl.agents.comparison.engine import OWNER
 from mirl.agents.comparison.machine import machine
-from mirl.agents.evaluation import evaluate_run
+from mirl.agents.context_use import ContextUseSummary
+from mirl.agents.evaluation import RunEvaluation, evaluate_run
 from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.atomic_files import write_json
 from mirl.agents.runs.run import LOCK
 from mirl.agents.statistics import TaskSummary
-from mirl.agents.training import train
+from mirl.agents.training import TrainResult, train
 from mirl.configs.comparison import run_name
 from mirl.configs.compose import compose_train
 from mirl.configs.imports import load_plugins
@@ -54,7 +55,9 @@ class Record(TypedDict):
     parameters: int
     timesteps: int
     seconds: float
+    """Time of the training, since it was last resumed."""
     tasks: list[TaskSummary]
+    context_use: ContextUseSummary | None
     success_curve: Curve
     return_curve: Curve
     held_out_curve: Curve
@@ -138,9 +141,17 @@ def train_and_evaluate(planned: PlannedRun, folder: Path) -> bool:
             return False
         seconds = time.perf_counter() - started
         evaluated = evaluate_run(result.run, result.checkpoint, config.test_evaluation)
-    with (config.run_dir / "metrics.csv").open(encoding="utf-8", newline="") as file:
+    write_json(planned.record_path(folder), _record(planned, result, evaluated, seconds))
+    return True
+
+
+def _record(
+    planned: PlannedRun, result: TrainResult, evaluated: RunEvaluation, seconds: float
+) -> Record:
+    with (result.run.path / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    record: Record = {
+    use = evaluated.context_use
+    return {
         "setting": planned.setting,
         "task": planned.task,
         "seed": planned.seed,
@@ -149,13 +160,12 @@ def train_and_evaluate(planned: PlannedRun, folder: Path) -> bool:
         "timesteps": result.timesteps,
         "seconds": round(seconds, 1),
         "tasks": [of_task.summary() for of_task in evaluated.results],
+        "context_use": None if use is None else use.summary(),
         "success_curve": _column(rows, metrics.EVAL_SUCCESS),
         "return_curve": _column(rows, metrics.EVAL_RETURN),
         "held_out_curve": _column(rows, metrics.HELD_OUT_SUCCESS),
         "machine": machine(),
     }
-    write_json(planned.record_path(folder), record)
-    return True
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from mirl.agents.comparison.statistics import (
     rate_interval,
     t_interval,
     time_to_threshold,
+    widen_by_episodes,
 )
 
 COMPARISONS = 2000
@@ -118,6 +119,12 @@ def test_percentile_bootstrap_is_too_narrow() -> None:
     means = values[:, generator.integers(3, size=(500, 3))].mean(-1)
     low, high = np.quantile(means, [0.025, 0.975], axis=1)
     assert coverage((low, high), 0.0) < 0.8
+
+
+def test_perfect_seeds_have_some_width() -> None:
+    found = widen_by_episodes(estimate([np.ones(3)], rate_interval), 3000)
+    assert found.high == 1.0
+    assert found.low == pytest.approx(0.9987, abs=1e-4)
 
 
 def test_rate_interval_stays_inside() -> None:
