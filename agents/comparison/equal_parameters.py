@@ -26,14 +26,14 @@ def parameters_of(words: Sequence[str]) -> int:
 
 
 def matching_widths(settings: Mapping[str, Sequence[str]], option: str) -> dict[str, int]:
-    """Return the widths that give each setting as many parameters as the largest has.
+    """Return the widths with which each setting has about as many parameters as the largest.
 
     Args:
         settings: options of ``train.py`` of each setting.
         option: the option that sets the width.
 
     Returns:
-        The width of each setting that has to be widened, by its name.
+        The width with the nearest number of parameters, for each setting but the largest.
 
     Raises:
         ConfigError: if a setting has no such option, or the option adds no parameters.
@@ -56,7 +56,11 @@ def _width_of(words: Sequence[str], option: str, target: int) -> int:
             )
         return parameters_of([*words, f"{option}={width}"])
 
-    return width_for(target, parameters)
+    width = width_for(target, parameters)
+    # the width below may be nearer
+    if width > 2 and target - parameters(width - 1) < parameters(width) - target:
+        return width - 1
+    return width
 
 
 def width_for(target: int, parameters: Callable[[int], int]) -> int:

@@ -16,8 +16,10 @@ def test_smaller_setting_is_widened() -> None:
     assert list(widths) == ["concat"]
     target = parameters_of(settings["bilinear"])
     width = widths["concat"]
-    assert parameters_of([*settings["concat"], f"{OPTION}={width}"]) >= target
-    assert parameters_of([*settings["concat"], f"{OPTION}={width - 1}"]) < target
+    distances = []
+    for near in (width - 1, width, width + 1):
+        distances.append(abs(parameters_of([*settings["concat"], f"{OPTION}={near}"]) - target))
+    assert min(distances) == distances[1]
 
 
 def test_equal_settings_are_kept() -> None:
