@@ -3,7 +3,8 @@
     python benchmarks/tables.py            # rewrite the tables
     python benchmarks/tables.py --check    # write nothing; exit code 1 if a table is outdated
 
-A table stands between ``<!-- results: NAME -->`` and ``<!-- end of results -->``.
+A table stands between ``<!-- results: NAME -->`` and ``<!-- end of results -->``. A comparison is
+published by copying the ``results.json`` of ``mirl-compare`` to ``benchmarks/results/NAME.json``.
 """
 
 import argparse

@@ -65,10 +65,13 @@ def outcomes_of(records: Sequence[Record]) -> list[Outcome]:
     """
     found: list[Outcome] = []
     whole: list[Outcome] = []
-    for task in dict.fromkeys(record["task"] for record in records):
+    tasks = list(dict.fromkeys(record["task"] for record in records))
+    for task in tasks:
+        # a task of the only suite needs no mention of it
+        prefix = f"{task}: " if len(tasks) > 1 else ""
         of_task = [record for record in records if record["task"] == task]
         for subset, suffix in (("trained", ""), ("held_out", " (held out)")):
-            outcomes = list(_outcomes_of_task(of_task, task, subset, suffix))
+            outcomes = list(_outcomes_of_task(of_task, prefix, subset, suffix))
             found += outcomes
             if subset == "trained":
                 whole.append(outcomes[0])
@@ -78,7 +81,7 @@ def outcomes_of(records: Sequence[Record]) -> list[Outcome]:
 
 
 def _outcomes_of_task(
-    records: Sequence[Record], task: str, subset: str, suffix: str
+    records: Sequence[Record], prefix: str, subset: str, suffix: str
 ) -> Iterator[Outcome]:
     """Yield the outcome of a suite, and that of each of its tasks if it has several."""
     summaries = _summaries(records, subset)
@@ -87,6 +90,7 @@ def _outcomes_of_task(
     reporting = [name for name, rows in summaries.items() if _reports_success(rows)]
     metric: Metric = "success" if reporting else "return"
     names = reporting or list(summaries)
+    task = records[0]["task"]
     label = task + suffix
     if len(names) < len(summaries):
         label += f", {len(names)} of {len(summaries)} tasks"
@@ -99,7 +103,7 @@ def _outcomes_of_task(
     for name, rows in summaries.items():
         metric = "success" if _reports_success(rows) else "return"
         values = _values(records, subset, [name], metric)
-        yield Outcome(f"{task}: {name}{suffix}", metric, values, episodes)
+        yield Outcome(prefix + name + suffix, metric, values, episodes)
 
 
 def _summaries(records: Sequence[Record], subset: str) -> dict[str, list[TaskSummary]]:
@@ -193,8 +197,10 @@ def _of_training(records: Sequence[Record], outcome: Outcome, setting: str) -> R
         return row
     row["parameters"] = runs[0]["parameters"]
     row["timesteps"] = max(run["timesteps"] for run in runs)
-    if outcome.metric == "success":
-        reached = time_to_threshold([run["success_curve"] for run in runs], THRESHOLD)
+    curves = [run["success_curve"] for run in runs]
+    # a run without evaluations does not say when it got there
+    if outcome.metric == "success" and all(curves):
+        reached = time_to_threshold(curves, THRESHOLD)
         row["steps_to_95"] = reached.median
         row["never"] = reached.never
         row["first"] = reached.earliest

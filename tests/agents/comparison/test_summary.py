@@ -25,6 +25,13 @@ def test_rows_have_means_by_setting() -> None:
     assert {row["parameters"] for row in rows} == {1234}
 
 
+def test_empty_curve_says_nothing() -> None:
+    records = two_settings("door", [0.5], [1.0])
+    records[0]["success_curve"] = []
+    rows = result_rows(records, outcomes_of(records))
+    assert [row["never"] for row in rows] == [None, 0]
+
+
 def test_pairs_are_at_equal_seeds() -> None:
     records = two_settings("door", [0.5, 0.7, 0.9], [0.6, 0.8, 1.0])
     [row] = pair_rows(outcomes_of(records))
@@ -49,10 +56,13 @@ def test_tasks_of_suite_are_one_number() -> None:
         tasks = (summary("a", first), summary("b", second))
         records.append(record("film", "suite", seed, *tasks))
     outcomes = outcomes_of(records)
-    assert [outcome.label for outcome in outcomes] == ["suite", "suite: a", "suite: b"]
+    assert [outcome.label for outcome in outcomes] == ["suite", "a", "b"]
     assert outcomes[0].values == {"film": [{0: pytest.approx(0.3), 1: pytest.approx(0.8)}]}
     rows = result_rows(records, outcomes)
     assert [row["parameters"] for row in rows] == [1234, None, None]
+    records += two_settings("door", [0.5], [0.6])
+    labels = [outcome.label for outcome in outcomes_of(records)]
+    assert labels == ["suite", "suite: a", "suite: b", "door", ALL_TASKS]
 
 
 def test_separate_tasks_are_strata() -> None:
@@ -79,7 +89,7 @@ def test_return_replaces_unknown_success() -> None:
 def test_suite_counts_reporting_tasks() -> None:
     tasks = (summary("a", 0.4), summary("b", None, 3.0))
     outcomes = outcomes_of([record("film", "suite", 0, *tasks)])
-    assert [each.label for each in outcomes] == ["suite, 1 of 2 tasks", "suite: a", "suite: b"]
+    assert [each.label for each in outcomes] == ["suite, 1 of 2 tasks", "a", "b"]
     assert [each.metric for each in outcomes] == ["success", "success", "return"]
 
 
