@@ -10,7 +10,10 @@ from joblib.externals.loky import ProcessPoolExecutor
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 THREADS = "OMP_NUM_THREADS"
-"""Environment variable with the number of threads of a process."""
+"""Environment variable with the largest number of torch's threads in a process."""
+CPUS = "LOKY_MAX_CPU_COUNT"
+"""Environment variable with the result of joblib's ``cpu_count``, by which environments are
+divided among processes and threads."""
 OWNER = "MIRL_OWNER"
 """Environment variable with the id of the process that has started this one and waits for it."""
 
@@ -43,12 +46,21 @@ class LokyEngine:
 
     Args:
         jobs: number of processes at a time.
-        threads: number of threads of each of them.
+        cpus: number of CPUs of each of them.
     """
 
-    def __init__(self, jobs: int, threads: int) -> None:
+    def __init__(self, jobs: int, cpus: int) -> None:
         self.jobs = jobs
-        self.threads = threads
+        self.cpus = cpus
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment variables of the processes."""
+        threads = self.cpus
+        limit = os.environ.get(THREADS, "")
+        if limit.isdecimal():
+            threads = max(1, min(threads, int(limit)))
+        return {THREADS: str(threads), CPUS: str(self.cpus), OWNER: str(os.getpid())}
 
     def run(
         self, function: Callable[[Item], Result], items: Iterable[Item]
@@ -75,8 +87,7 @@ class LokyEngine:
     def _call(
         self, function: Callable[[Item], Result], item: Item
     ) -> tuple[Item, Result | BaseException]:
-        environment = {THREADS: str(self.threads), OWNER: str(os.getpid())}
-        with ProcessPoolExecutor(max_workers=1, env=environment) as executor:
+        with ProcessPoolExecutor(max_workers=1, env=self.environment) as executor:
             try:
                 return item, executor.submit(function, item).result()
             # the caller reports it, whatever it is, when the others have ended
@@ -92,12 +103,8 @@ def local_engine(jobs: int | None, n_runs: int) -> LokyEngine:
         n_runs: number of runs in all.
 
     Returns:
-        The engine. ``OMP_NUM_THREADS`` limits the threads of each process if it is set.
+        The engine.
     """
     cores = cpu_count()
     jobs = max(1, min(jobs or cores, n_runs))
-    threads = max(1, cores // jobs)
-    limit = os.environ.get(THREADS, "")
-    if limit.isdecimal():
-        threads = max(1, min(threads, int(limit)))
-    return LokyEngine(jobs, threads)
+    return LokyEngine(jobs, max(1, cores // jobs))

@@ -10,9 +10,10 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from mirl.agents.comparison.engine import LokyEngine, local_engine
 
 
-def test_failures_do_not_stop_others() -> None:
+def test_failures_do_not_stop_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception and a killed process are results like others; calls share no process."""
-    found = dict(LokyEngine(2, threads=3).run(call, range(4)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    found = dict(LokyEngine(2, cpus=3).run(call, range(4)))
     assert isinstance(found[1], ValueError)
     assert isinstance(found[2], TerminatedWorkerError)
     first, last = found[0], found[3]
@@ -31,31 +32,32 @@ def test_items_are_taken_when_free() -> None:
             taken.append(item)
             yield item
 
-    results = LokyEngine(1, threads=1).run(call, items())
+    results = LokyEngine(1, cpus=1).run(call, items())
     next(results)
     assert len(taken) < 4
     assert len(list(results)) == 3
 
 
 @pytest.mark.parametrize(
-    ("jobs", "n_runs", "limit", "expected"),
+    ("jobs", "n_runs", "expected"),
     [
-        (None, 20, "", (8, 1)),
-        (2, 20, "", (2, 4)),
-        (None, 3, "", (3, 2)),
-        (2, 20, "1", (2, 1)),
-        (20, 40, "", (20, 1)),
-        (None, 0, "", (1, 8)),
+        (None, 20, (8, 1)),
+        (2, 20, (2, 4)),
+        (None, 3, (3, 2)),
+        (20, 40, (20, 1)),
+        (None, 0, (1, 8)),
     ],
 )
-def test_threads_divide_the_cores(
-    monkeypatch: pytest.MonkeyPatch,
-    jobs: int | None,
-    n_runs: int,
-    limit: str,
-    expected: tuple[int, int],
+def test_runs_divide_the_cores(
+    monkeypatch: pytest.MonkeyPatch, jobs: int | None, n_runs: int, expected: tuple[int, int]
 ) -> None:
     monkeypatch.setattr("mirl.agents.comparison.engine.cpu_count", lambda: 8)
-    monkeypatch.setenv("OMP_NUM_THREADS", limit)
     engine = local_engine(jobs, n_runs)
-    assert (engine.jobs, engine.threads) == expected
+    assert (engine.jobs, engine.cpus) == expected
+
+
+@pytest.mark.parametrize(("limit", "threads"), [("", "4"), ("1", "1"), ("9", "4"), ("4,2", "4")])
+def test_user_limits_the_threads(monkeypatch: pytest.MonkeyPatch, limit: str, threads: str) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    found = LokyEngine(2, cpus=4).environment
+    assert (found["OMP_NUM_THREADS"], found["LOKY_MAX_CPU_COUNT"]) == (threads, "4")
