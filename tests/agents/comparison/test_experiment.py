@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,16 @@ def test_match_widens_smaller_settings(tmp_path: Path) -> None:
     again = FakeEngine(tmp_path)
     compare(config, engine=again)
     assert again.options == engine.options
+
+
+def test_signal_ends_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After Ctrl-C no run begins, and the file asks those under way to save and end."""
+    monkeypatch.setattr(experiment, "one_line", lambda _: signal.raise_signal(signal.SIGINT))
+    engine = FakeEngine(tmp_path)
+    result = compare(comparison(tmp_path, FUSIONS, "seeds=2"), engine=engine)
+    assert (len(engine.executed), result.missing, result.failures) == (1, 3, {})
+    assert (tmp_path / "stop").exists()
+    monkeypatch.setattr(experiment, "one_line", lambda _: "")
+    again = FakeEngine(tmp_path)
+    assert compare(comparison(tmp_path, FUSIONS, "seeds=2"), engine=again).missing == 0
+    assert not (tmp_path / "stop").exists()
