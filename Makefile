@@ -37,7 +37,7 @@ lint: .venv/.dev  ## check style, formatting and spelling
 types: .venv/.dev  ## check types
 	@mkdir -p .mypy && ln -sfn .. .mypy/mirl
 	MYPYPATH=.mypy $(BIN)/mypy -p mirl.agents -p mirl.configs -p mirl.envs -p mirl.policies \
-		-m mirl.train -m mirl.eval
+		-m mirl.train -m mirl.eval -m mirl.compare
 
 check: test oracles lint types  ## run test, oracles, lint and types
 
@@ -49,7 +49,7 @@ tensorboard: .venv/.fast  ## show the training curves of runs/
 
 clean:  ## remove caches and build outputs, but not .venv and runs/
 	rm -rf build dist *.egg-info .oracles .mypy .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find . \( -path ./.venv -o -path ./.git -o -path ./runs \) -prune \
+	find . \( -path ./.venv -o -path ./.git -o -path ./runs -o -path ./comparisons \) -prune \
 		-o -type d -name __pycache__ -exec rm -rf {} +
 
 # Two stamp files: training needs .[fast], which .[dev] includes, so installing dev touches both.

@@ -1,17 +1,15 @@
 """Train an agent: ``python train.py task=goto_door fusion=bilinear``. See ``--help``."""
 
-import os
 import sys
 
-from mirl.configs.command_line import command, console_entry, train_help
+from mirl.configs.command_line import (
+    command,
+    console_entry,
+    limit_kernel_caches,
+    train_help,
+)
 from mirl.configs.compose import compose_train
 from mirl.configs.imports import import_words
-
-KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
-"""Capacity of torch's CPU kernel caches, which hold a kernel per matrix size and default to 1024.
-
-A long run sees many sizes: the share of distinct observations changes as the agent learns.
-"""
 
 
 def run(argv: list[str]) -> int:
@@ -25,14 +23,12 @@ def run(argv: list[str]) -> int:
     """
     config = compose_train(argv)  # before torch is imported, so that mistakes are reported at once
 
-    for name, capacity in KERNEL_CACHES.items():
-        os.environ.setdefault(name, capacity)  # before torch compiles its first kernel
+    limit_kernel_caches()
     # the other imports load torch, which takes seconds
     from rich.console import Console
 
     from mirl.agents.evaluation import evaluate_run, results_table
     from mirl.agents.training import train
-    from mirl.configs.schema import EvalConfig
 
     console = Console()
 
@@ -46,18 +42,8 @@ def run(argv: list[str]) -> int:
             "run the same command again to resume."
         )
         return 130  # as after Ctrl-C in a shell
-    # test on seeds that neither the training nor its evaluations have used
-    evaluation = EvalConfig(
-        run=config.run_dir,
-        checkpoint="last",
-        backend=config.backend,
-        device=config.device,
-        deterministic=config.evaluation.deterministic,
-        episodes=config.evaluation.test_episodes,
-        context_use=config.evaluation.context_use,
-        context_use_episodes=config.evaluation.context_use_episodes,
-    )
-    results, context_use, [report] = evaluate_run(result.run, result.checkpoint, evaluation)
+    evaluated = evaluate_run(result.run, result.checkpoint, config.test_evaluation)
+    results, context_use, [report] = evaluated
     title = f"After {result.timesteps:,} timesteps, on unseen episodes"
     console.print(results_table(results, title))
     if context_use is not None:

@@ -296,7 +296,7 @@ def evaluate_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> RunEva
         contexts = None
         if config.context_use and subset == "trained":
             contexts = RecordedContexts(run.config.context.keys)
-        with closing(_build_env(run, config, subset)) as env:
+        with closing(build_test_env(run, config, subset)) as env:
             # one policy for both subsets, which have the same spaces
             if policy is None:
                 policy = restore_policy(run.config, checkpoint, config.device, env)
@@ -336,8 +336,17 @@ def evaluate_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> RunEva
     return RunEvaluation(results, use, written)
 
 
-def _build_env(run: Run, config: EvalConfig, subset: Subset) -> SuiteVecEnv:
-    """Build the test environments of a subset of the run's holdout."""
+def build_test_env(run: Run, config: EvalConfig, subset: Subset) -> SuiteVecEnv:
+    """Build the test environments of a subset of a run's holdout.
+
+    Args:
+        run: the run.
+        config: options of the evaluation.
+        subset: subset of the run's holdout.
+
+    Returns:
+        The environments, equally many for each task.
+    """
     training = run.config
     suite = training.task.with_success(config.success)
     n_tasks = len(training.split.task_indices(training.task, subset))

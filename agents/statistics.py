@@ -1,6 +1,6 @@
 """Statistics over episodes, tasks and runs: rates come with intervals."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
@@ -120,42 +120,6 @@ def interquartile_mean(values: Float[np.ndarray, " *shape"]) -> float:
         NeurIPS 2021.
     """
     return float(trim_mean(np.ravel(values), 0.25))
-
-
-def bootstrap_interval(
-    scores: Float[np.ndarray, "runs tasks"],
-    statistic: Callable[[Float[np.ndarray, "runs tasks"]], float],
-    generator: np.random.Generator,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a statistic, over the choice of seeds.
-
-    The bootstrap is stratified: each resample draws as many runs as there are, with replacement and
-    separately for each task, so that every task keeps its weight. The tasks themselves are fixed.
-
-    Args:
-        scores: one score per run and task.
-        statistic: function of such a matrix.
-        generator: source of the resamples.
-        confidence: probability that the interval covers the true value.
-        resamples: number of resamples.
-
-    Returns:
-        The lower and the upper bound.
-
-    References:
-        Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice",
-        NeurIPS 2021.
-    """
-    runs, tasks = scores.shape
-    # for each resample and each task: which run each row is taken from
-    drawn = generator.integers(runs, size=(resamples, runs, tasks))
-    samples = [statistic(np.take_along_axis(scores, rows, axis=0)) for rows in drawn]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(samples, [tail, (1 + confidence) / 2])
-    return float(low), float(high)
 
 
 class TaskSummary(TypedDict):

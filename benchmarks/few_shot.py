@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare import train_command
 from machine import ROOT, write_results
 from pictures import draw_range, picture
 
@@ -43,7 +42,8 @@ def adaptation_curves(options: list[str], runs: Path, name: str, episodes: int) 
     Returns:
         The curve of each task and way of adaptation.
     """
-    commands = [train_command(runs, name, options)]
+    words = [f"runs_dir={runs}", f"name={name}", "progress=false", *options]
+    commands = [[sys.executable, str(ROOT / "train.py"), *words]]
     for way in WAYS:
         command = [sys.executable, str(ROOT / "eval.py"), f"run={runs / name}", "checkpoint=last"]
         commands.append([*command, f"adapt={way}", f"episodes={episodes}"])

@@ -20,9 +20,9 @@ import gymnasium as gym
 import minigrid  # noqa: F401  (registers MiniGrid's and BabyAI's ids)
 import numpy as np
 from gymnasium.vector.utils import batch_space
-from machine import command_line, machine
 from minigrid.utils.baby_ai_bot import BabyAIBot
 
+from mirl.agents.comparison.machine import command_line, machine
 from mirl.agents.runs.atomic_files import write_json
 from mirl.configs.compose import compose_train, presets
 from mirl.configs.tasks import REFERENCES, TaskConfig

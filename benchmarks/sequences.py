@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from equal_parameters import width_for
 from machine import ROOT, write_results
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mirl.agents.comparison.equal_parameters import width_for
 from mirl.configs.networks import RecurrentConfig, choose
 from mirl.policies import count_parameters
 from mirl.policies.memory.build import build_core

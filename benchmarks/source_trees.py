@@ -11,8 +11,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from machine import ROOT, command_line, machine
+from machine import ROOT
 from measurement import run, spread
+
+from mirl.agents.comparison.machine import command_line, machine
 
 
 @contextmanager

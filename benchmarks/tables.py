@@ -3,7 +3,8 @@
     python benchmarks/tables.py            # rewrite the tables
     python benchmarks/tables.py --check    # write nothing; exit code 1 if a table is outdated
 
-A table stands between ``<!-- results: NAME -->`` and ``<!-- end of results -->``.
+A table stands between ``<!-- results: NAME -->`` and ``<!-- end of results -->``. A comparison is
+published by copying the ``results.json`` of ``mirl-compare`` to ``benchmarks/results/NAME.json``.
 """
 
 import argparse
@@ -15,6 +16,10 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+INSTALLED = ("mirl-compare", "compare.py")
+"""Commands that are no scripts of this folder."""
+FORMER_OPTION = " --agent "
+"""Option by which the results of the former ``benchmarks/compare.py`` are known."""
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
@@ -39,10 +44,18 @@ def _origin(report: dict[str, Any]) -> str:
     machine = report["machine"]
     packages = [f"{name} {version}" for name, version in machine["versions"].items()]
     return (
-        f"`python benchmarks/{report['command']}` on "
+        f"{_command(report['command'])} on "
         f"{machine['processor']}, {machine['cores']} cores, {machine['device']}; "
         f"Python {machine['python']}, {', '.join(packages)}."
     )
+
+
+def _command(command: str) -> str:
+    if command.startswith(INSTALLED) and FORMER_OPTION in command:
+        return f"`{command}`, the script before `mirl-compare`,"
+    if command.startswith(INSTALLED):
+        return f"`{command}`"
+    return f"`python benchmarks/{command}`"
 
 
 def render(document: str) -> str:

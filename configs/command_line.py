@@ -4,6 +4,7 @@ Exit codes: 0 for success, 1 for a failure that no argument caused, 2 for an inv
 after Ctrl-C.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mirl.configs.aliases import RenamedWarning
+from mirl.configs.comparison import OWN_WORDS, PREFIX, ComparisonConfig
 from mirl.configs.compose import GROUPS, PRESETS_DIR, TYPED_NAMES, presets, split_config_dir
 from mirl.configs.errors import ConfigError, PlainWarning, RunError
 from mirl.configs.imports import PluginWarning, load_plugins
@@ -49,6 +51,39 @@ examples:
   eval.py run=runs/mine import=my_package        a run that needs a module of your own
   eval.py run=runs/mine 'success=return>=5'      another success rule
 """
+COMPARE_USAGE = """\
+Train settings over seeds and tasks and compare them; the same command goes on after a stop.
+
+usage: compare.py [task=NAME,…] fusion=A,B,… [option=value] …
+       compare.py [task=NAME,…] settings.NAME="option=value …" … [option=value] …
+       compare.py RUN RUN … [option of eval.py=value] …
+
+examples:
+  compare.py task=goto_door fusion=concat,film,bilinear seeds=3
+  compare.py task=goto_door,goto_local fusion=concat,film match=true jobs=4
+  compare.py settings.late="fusion=concat sites=vector" settings.film="fusion=film" seeds=10,11
+  compare.py task=my_package:MyEnv-v0 fusion=concat,my_package.layers:Mine import=my_package
+  compare.py runs/a runs/b episodes=500          two runs on the same episodes, nothing is trained
+
+A group with several values, such as fusion or memory, is a setting for each; settings.NAME is any
+options. All other options of train.py are common to all settings.
+"""
+
+
+KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
+"""Capacity of torch's CPU kernel caches, which hold a kernel per matrix size and default to 1024.
+
+A long run sees many sizes: the share of distinct observations changes as the agent learns.
+"""
+
+
+def limit_kernel_caches() -> None:
+    """Limit torch's kernel caches, here and in the processes that this one starts.
+
+    Call it before torch compiles its first kernel.
+    """
+    for name, capacity in KERNEL_CACHES.items():
+        os.environ.setdefault(name, capacity)
 
 
 def console_entry(run: Callable[[list[str]], int], help_text: Callable[[list[str]], str]) -> int:
@@ -155,6 +190,17 @@ def train_help(argv: Sequence[str] = ()) -> str:
 def eval_help(_argv: Sequence[str] = ()) -> str:
     """Return the text of ``eval.py --help``."""
     lines = [EVAL_USAGE, "options (default):", *_option_lines(EvalConfig)]
+    return "\n".join(lines) + "\n"
+
+
+def compare_help(_argv: Sequence[str] = ()) -> str:
+    """Return the text of ``compare.py --help``."""
+    lines = [COMPARE_USAGE, "options (default):"]
+    fields = ComparisonConfig.model_fields
+    lines.append("  " + _option_line("task", fields["tasks"]))
+    lines.append("  " + _option_line(f"{PREFIX}NAME", fields["settings"]))
+    for name in OWN_WORDS:
+        lines.append("  " + _option_line(name, fields[name]))
     return "\n".join(lines) + "\n"
 
 

@@ -58,14 +58,18 @@ RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
 """Pattern of the name of a run directory."""
 
 
-def _split_names(value: object) -> object:
-    """Return ``a,b`` and ``[a,b]`` as a list; brackets have to be quoted in some shells."""
+def split_names(value: object) -> object:
+    """Return ``a,b`` and ``[a,b]`` as a list; brackets have to be quoted in some shells.
+
+    Args:
+        value: value of an option; anything but a text is returned unchanged.
+    """
     if isinstance(value, str):
         return [name.strip() for name in value.strip("[]").split(",") if name.strip()]
     return value
 
 
-Imports = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
+Imports = Annotated[tuple[str, ...], BeforeValidator(split_names)]
 """Modules to import; the option is typed ``import=``."""
 
 
@@ -337,6 +341,20 @@ class TrainConfig(Config):
     def run_dir(self) -> Path:
         """Return the path of the run directory."""
         return self.runs_dir / self.run_name
+
+    @property
+    def test_evaluation(self) -> "EvalConfig":
+        """Return the evaluation after training, on seeds that the training has not used."""
+        return EvalConfig(
+            run=self.run_dir,
+            checkpoint="last",
+            backend=self.backend,
+            device=self.device,
+            deterministic=self.evaluation.deterministic,
+            episodes=self.evaluation.test_episodes,
+            context_use=self.evaluation.context_use,
+            context_use_episodes=self.evaluation.context_use_episodes,
+        )
 
 
 def _has_sentences(context: object) -> bool:

@@ -12,6 +12,7 @@ import tiny_runs
 import yaml
 
 import mirl
+from mirl import compare as compare_command
 from mirl import eval as eval_command
 from mirl import train as train_command
 from mirl.agents import PPO, load_policy
@@ -75,6 +76,7 @@ COMMANDS: dict[str, Callable[[Path], object]] = {
     "few-shot": lambda run: eval_command.run(
         [f"run={run}", "adapt=context", "task=goto_door", "adapt_episodes=1", "episodes=2"]
     ),
+    "compare.py": lambda run: compare_command.run([str(run), str(run.parent)]),
     "load_policy": lambda run: load_policy(run, "last", "cpu"),
     "train.py": lambda run: train_command.run([*WORDS, f"runs_dir={run.parent}"]),
     "start_from": lambda run: train_command.run(

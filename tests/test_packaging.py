@@ -14,7 +14,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("agents", "configs", "envs", "policies")
-ROOT_MODULES = {"__init__.py", "train.py", "eval.py"}
+ROOT_MODULES = {"__init__.py", "train.py", "eval.py", "compare.py"}
 
 
 def modules() -> list[Path]:

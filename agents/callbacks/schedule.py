@@ -83,8 +83,11 @@ class BetweenIterations(BaseCallback):
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
+def stop_signals(notify: Callable[[], object] = lambda: None) -> Iterator[Callable[[], bool]]:
     """Defer the first Ctrl-C or SIGTERM inside the context; a second one acts at once.
+
+    Args:
+        notify: called when the first signal arrives.
 
     Yields:
         A function that returns True once a signal has arrived.
@@ -98,6 +101,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
     def defer(number: int, _frame: FrameType | None) -> None:
         received.append(number)
+        notify()
         restore()  # the second signal then acts at once
 
     def restore() -> None:

@@ -1,6 +1,5 @@
 """The ``gymnasium`` backend in worker processes, each of which steps a shard of environments."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -9,6 +8,7 @@ from itertools import pairwise
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
+from joblib import cpu_count
 from numpy.typing import NDArray
 
 from mirl.configs.tasks import TaskConfig
@@ -44,11 +44,8 @@ DEFAULT_TIMEOUT = 300.0
 
 
 def available_cpus() -> int:
-    """Return the number of CPUs that this process may use."""
-    # Not every platform can tell the affinity of a process.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return the number of CPUs that this process may use, or its share of them in a comparison."""
+    return int(cpu_count())
 
 
 class Workers:

@@ -14,7 +14,6 @@ from mirl.agents.statistics import (
     Aggregate,
     TaskResult,
     aggregate,
-    bootstrap_interval,
     interquartile_mean,
     mean_difference_interval,
     rate_difference_interval,
@@ -172,83 +171,6 @@ def test_summary_is_computed_from_episodes() -> None:
     )
     assert summary["return_std"] == pytest.approx(np.sqrt(0.171875))
     assert summary["success_interval"] == pytest.approx(wilson_interval(2, 4))
-
-
-# ---------------------------------------------------------------------------------------- bootstrap
-
-
-def test_bootstrap_approaches_normal_interval() -> None:
-    """The bootstrap interval of a mean is near the normal interval."""
-    scores = np.random.default_rng(0).normal(size=(400, 3))
-    low, high = bootstrap_interval(scores, np.mean, np.random.default_rng(1))
-    # standard error of the mean over tasks of the tasks' means
-    error = np.sqrt(scores.var(axis=0).sum() / 400) / 3
-    assert (low, high) == pytest.approx(
-        (scores.mean() - 1.96 * error, scores.mean() + 1.96 * error), abs=0.2 * error
-    )
-
-
-def test_bootstrap_equals_all_resamples() -> None:
-    """The bootstrap agrees with all resamples of a small matrix."""
-    # one task, two runs: the mean of a resample is 0, 1/2, 1/2 or 1, so the middle half is 1/2
-    scores = np.array([[0.0], [1.0]])
-    assert bootstrap_interval(scores, np.mean, np.random.default_rng(0), confidence=0.4) == (
-        0.5,
-        0.5,
-    )
-    assert bootstrap_interval(scores, np.mean, np.random.default_rng(0), confidence=0.6) == (
-        0.0,
-        1.0,
-    )
-    # two tasks, drawn separately: 1/2 has a share of 3/8, and 1/4 and 3/4 have 1/4 each
-    pair = np.array([[0.0, 0.0], [1.0, 1.0]])
-    assert bootstrap_interval(pair, np.mean, np.random.default_rng(0), confidence=0.5) == (
-        0.25,
-        0.75,
-    )
-
-
-def test_resamples_keep_scores_of_task() -> None:
-    """No resample takes a score from another task."""
-    scores = np.array([[0.0, 10.0, 200.0], [1.0, 11.0, 201.0]])
-
-    def tasks_kept(resample: np.ndarray) -> float:
-        assert resample.shape == scores.shape
-        assert all(
-            value in column
-            for value, column in zip(resample.ravel(), np.tile(scores.T, (2, 1)), strict=True)
-        )
-        return 0.0
-
-    assert bootstrap_interval(scores, tasks_kept, np.random.default_rng(0), resamples=50) == (
-        0.0,
-        0.0,
-    )
-
-
-@given(MATRICES, st.sampled_from([np.mean, interquartile_mean]), st.integers(0, 9))
-def test_bootstrap_stays_within_scores(scores: np.ndarray, statistic: object, seed: int) -> None:
-    low, high = bootstrap_interval(scores, statistic, np.random.default_rng(seed), resamples=20)  # type: ignore[arg-type]
-    assert scores.min() - 1e-9 <= low <= high + 1e-9
-    assert high <= scores.max() + 1e-9
-
-
-@given(MATRICES)
-def test_equal_runs_have_empty_interval(scores: np.ndarray) -> None:
-    """A single run, or equal runs, leave no uncertainty."""
-    same = np.repeat(scores[:1], 3, axis=0)
-    expected = pytest.approx((same.mean(), same.mean()), abs=1e-9)
-    assert bootstrap_interval(same, np.mean, np.random.default_rng(0), resamples=10) == expected
-    assert bootstrap_interval(same[:1], np.mean, np.random.default_rng(0), resamples=10) == expected
-
-
-def test_same_generator_gives_same_interval() -> None:
-    scores = np.random.default_rng(0).random((5, 4))
-    first, again, other = (
-        bootstrap_interval(scores, np.mean, np.random.default_rng(seed)) for seed in (1, 1, 2)
-    )
-    assert first == again
-    assert first != other
 
 
 # ---------------------------------------------------------------------------------- unknown success

@@ -10,11 +10,13 @@ import pytest
 
 from mirl.configs.command_line import (
     command,
+    compare_help,
     console_entry,
     eval_help,
     train_help,
     typed_name,
 )
+from mirl.configs.comparison import OWN_WORDS
 from mirl.configs.compose import GROUPS, option_names, presets
 from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.schema import EvalConfig, TrainConfig
@@ -75,12 +77,19 @@ def test_eval_help_explains_option(option: str) -> None:
     assert re.search(rf"^ +{option} \(.*\) +\S", eval_help(), re.MULTILINE)
 
 
+@pytest.mark.parametrize("option", ["task", "settings.NAME", *OWN_WORDS])
+def test_compare_help_explains_option(option: str) -> None:
+    assert re.search(rf"^ +{re.escape(option)} \(.*\) +\S", compare_help(), re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("module", "argv", "code"),
     [
         ("mirl.train", ["--help"], 0),
         ("mirl.train", ["seed=1", "-h"], 0),
         ("mirl.eval", ["--help"], 0),
+        ("mirl.compare", ["--help"], 0),
+        ("mirl.compare", ["fusion=concat,flim"], 2),
         ("mirl.train", ["fusoin=film"], 2),
         ("mirl.train", ["agent.batch_size=1000"], 2),
         ("mirl.eval", ["chekpoint=best"], 2),

@@ -20,7 +20,7 @@ from mirl.configs import imports
 from mirl.configs.schema import SamplingName
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs import EnvironmentFailedError, SuiteVecEnv
-from mirl.envs.pools.workers import WorkerBackend, Workers
+from mirl.envs.pools.workers import WorkerBackend, Workers, available_cpus
 from mirl.envs.texts import codec
 
 GO_ON = 0
@@ -273,3 +273,9 @@ def test_workers_ignore_the_current_folder(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (0, "stepped\n"), done.stderr
     assert not (tmp_path / "marker").exists()
+
+
+def test_comparison_shares_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine of comparisons sets this variable in the processes of its runs."""
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert available_cpus() == 1

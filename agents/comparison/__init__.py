@@ -1,0 +1,1 @@
+"""Comparisons of settings over seeds and tasks: ``compare.py``."""

@@ -1,0 +1,233 @@
+"""A comparison from its configuration to its tables: plan, train what is missing, report."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from filelock import FileLock, Timeout
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from mirl.agents.callbacks.schedule import stop_signals
+from mirl.agents.comparison.engine import Engine, local_engine
+from mirl.agents.comparison.equal_parameters import matching_widths
+from mirl.agents.comparison.figures import draw_figures
+from mirl.agents.comparison.machine import command_line, machine
+from mirl.agents.comparison.summary import one_line, outcomes_of, pair_rows, result_rows
+from mirl.agents.comparison.tables import Table, pairs_table, results_table, write_tables
+from mirl.agents.comparison.worker import (
+    LOGS,
+    RECORDS,
+    RUNS,
+    STOP,
+    PlannedRun,
+    Record,
+    train_and_evaluate,
+)
+from mirl.agents.runs.atomic_files import load_json, write_json
+from mirl.configs.comparison import ComparisonConfig
+from mirl.configs.errors import ConfigError, RunError
+
+PLAN = "comparison.json"
+"""File with the configuration of the comparison that a folder holds."""
+RESULTS = "results.json"
+"""File with all results."""
+
+
+class ComparisonResult(NamedTuple):
+    """The state of a comparison after ``compare``."""
+
+    tables: list[Table]
+    """The tables; empty if no run is finished."""
+    failures: dict[str, str]
+    """The reason of each run that failed, by the name of the run."""
+    missing: int
+    """Number of runs that are not finished, failed ones included."""
+
+
+def compare(
+    config: ComparisonConfig,
+    log: Callable[[str], None] = lambda _: None,
+    engine: Engine | None = None,
+) -> ComparisonResult:
+    """Train every setting on every task with every seed, and write the results.
+
+    The same configuration goes on with what is there: finished runs are kept, others are resumed.
+    On Ctrl-C or SIGTERM the runs save a checkpoint and end.
+
+    Args:
+        config: the comparison.
+        log: called with one line per finished or failed run.
+        engine: executes the runs; None for processes that share the cores of this machine.
+
+    Returns:
+        The tables, and the runs that failed or are not finished.
+
+    Raises:
+        ConfigError: an option is invalid, the folder holds another comparison, or another process
+            works on it.
+    """
+    folder = config.folder
+    with _locked(folder):
+        runs = _plan(config, folder)
+        (folder / STOP).unlink(missing_ok=True)
+        waiting = [run for run in runs if not run.record_path(folder).exists()]
+        if len(waiting) < len(runs):
+            log(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already.")
+        if engine is None:
+            engine = local_engine(config.jobs, len(waiting))
+        failures = _execute(engine, waiting, folder, log)
+        if not any((folder / RUNS).iterdir()):
+            # no run has begun: the corrected command may use the same folder
+            (folder / PLAN).unlink()
+        records = [_load(run, folder) for run in runs if run.record_path(folder).exists()]
+        tables = _write_results(config, records, failures)
+        return ComparisonResult(tables, failures, len(runs) - len(records))
+
+
+# --------------------------------------------------------------------------------------------- plan
+
+
+def _plan(config: ComparisonConfig, folder: Path) -> list[PlannedRun]:
+    """Return all runs after checking that the folder is for them, and create its folders."""
+    widths = _widths(config, folder)
+    runs = []
+    # seed by seed, so that a comparison that is stopped has as many seeds of each setting
+    for seed, task, setting in product(config.seeds, config.tasks, config.settings):
+        options = config.words(task, setting)
+        if setting in widths.get(task, {}):
+            options.append(f"{config.match}={int(widths[task][setting])}")
+        runs.append(PlannedRun(setting, task, seed, tuple(options)))
+    for name in (RUNS, RECORDS, LOGS):
+        (folder / name).mkdir(exist_ok=True)
+    return runs
+
+
+def _widths(config: ComparisonConfig, folder: Path) -> dict[str, dict[str, int]]:
+    """Return the widths for equal parameters by task and setting, which the folder keeps."""
+    asked = config.model_dump(mode="json", exclude={"jobs", "out"})
+    path = folder / PLAN
+    if path.exists():
+        stored = load_json(path)
+        _check_same(stored.get("comparison"), asked, folder)
+        return cast(dict[str, dict[str, int]], stored.get("widths"))
+    widths: dict[str, dict[str, int]] = {}
+    if config.match:
+        for task in config.tasks:
+            words = {setting: config.words(task, setting) for setting in config.settings}
+            widths[task] = matching_widths(words, config.match)
+    write_json(path, {"comparison": asked, "widths": widths})
+    return widths
+
+
+def _check_same(stored: object, asked: Mapping[str, object], folder: Path) -> None:
+    """Raise if a folder is that of a comparison with other settings, tasks, options or seeds."""
+    if not isinstance(stored, dict):
+        raise ConfigError(f"{folder / PLAN} holds no comparison; choose another out=…")
+    for key, now in asked.items():
+        there = stored.get(key)
+        if there != now:
+            raise ConfigError(
+                f"{folder} holds another comparison ({key}: {json.dumps(there)} there, "
+                f"{json.dumps(now)} now); choose another out=…"
+            )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Create a folder and keep other processes from comparing in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: {folder} cannot be created: {error.strerror}") from None
+    known = {".lock", RUNS, RECORDS, LOGS}
+    if not (folder / PLAN).exists() and {path.name for path in folder.iterdir()} - known:
+        raise ConfigError(f"{folder} holds something else than a comparison; choose another out=…")
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"another process compares in {folder}; wait for it, or choose another out=…"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# --------------------------------------------------------------------------------------------- runs
+
+
+def _execute(
+    engine: Engine, runs: Sequence[PlannedRun], folder: Path, log: Callable[[str], None]
+) -> dict[str, str]:
+    """Train and evaluate runs until all have ended or a signal has come; return the failures."""
+    failures: dict[str, str] = {}
+    n_ended = 0
+    with stop_signals((folder / STOP).touch) as stop_requested:
+
+        def waiting() -> Iterator[PlannedRun]:
+            for run in runs:
+                if stop_requested():
+                    return
+                yield run
+
+        function = partial(train_and_evaluate, folder=folder)
+        for run, outcome in engine.run(function, waiting()):
+            n_ended += 1
+            if outcome is True:
+                log(f"[{n_ended}/{len(runs)}] {run.name}: {one_line(_load(run, folder))}")
+            elif isinstance(outcome, BaseException) and not stop_requested():
+                failures[run.name] = _reason(outcome, run.log_path(folder))
+                log(f"[{n_ended}/{len(runs)}] {run.name}: failed")
+    return failures
+
+
+def _reason(error: BaseException, log_path: Path) -> str:
+    """Return one line about the error that ended a run."""
+    if isinstance(error, TerminatedWorkerError):
+        return "its process died, killed or out of memory; fewer jobs=… need less memory"
+    text = " ".join(str(error).split())
+    if isinstance(error, ConfigError | RunError):
+        return text
+    return f"{type(error).__name__}: {text} (traceback: {log_path})"
+
+
+def _load(run: PlannedRun, folder: Path) -> Record:
+    return cast(Record, load_json(run.record_path(folder)))
+
+
+# ------------------------------------------------------------------------------------------ results
+
+
+def _write_results(
+    config: ComparisonConfig, records: Sequence[Record], failures: Mapping[str, str]
+) -> list[Table]:
+    """Write ``results.json``, the tables and the figures; return the tables."""
+    if not records:
+        return []
+    outcomes = outcomes_of(records)
+    results = result_rows(records, outcomes)
+    pairs = pair_rows(outcomes)
+    tables = [results_table(results)]
+    if pairs:
+        tables.append(pairs_table(pairs))
+    report = {
+        "command": command_line(),
+        "comparison": config.model_dump(mode="json", exclude={"jobs", "out"}),
+        "machine": machine(),
+        "columns": tables[0].columns,
+        "rows": tables[0].rows,
+        "results": results,
+        "pairs": pairs,
+        "failures": failures,
+        "runs": records,
+    }
+    write_json(config.folder / RESULTS, report)
+    write_tables(config.folder, tables, {"table": results, "pairs": pairs})
+    draw_figures(config.folder, records)
+    return tables

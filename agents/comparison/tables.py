@@ -1,0 +1,282 @@
+"""The tables of a comparison: for the terminal, and as Markdown, LaTeX and CSV."""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import table as rich_table
+
+from mirl.agents.comparison.summary import Row
+from mirl.agents.runs.atomic_files import write_text
+
+NONE = "–"
+"""Cell without a value."""
+MINUS = "\u2212"
+"""Minus sign of a difference, wider than a hyphen."""
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "–": "--",
+        MINUS: "$-$",
+        ">": "$>$",
+    }
+)
+"""Replacements of characters that LaTeX reads as commands or does not have."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts.
+
+    Args:
+        title: title.
+        columns: header.
+        rows: cells of each row.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+# ------------------------------------------------------------------------------------------ content
+
+
+def results_table(rows: Sequence[Row]) -> Table:
+    """Return the table with a row per task and setting.
+
+    Args:
+        rows: the rows of ``result_rows``.
+    """
+    metrics = " or ".join(dict.fromkeys(str(row["metric"]) for row in rows))
+    columns = ("task", "setting", "parameters", "seeds", f"{metrics} (95 % interval)", "IQM")
+    cells = []
+    for row in rows:
+        show = _percent if row["metric"] == "success" else _number
+        cells.append(
+            [
+                str(row["task"]),
+                str(row["setting"]),
+                _count(row["parameters"]),
+                str(row["seeds"]),
+                _with_interval(row, show),
+                show(row["iqm"]),
+                _timesteps(row),
+            ]
+        )
+    return Table("Results", (*columns, "timesteps to 95 %"), cells)
+
+
+def pairs_table(rows: Sequence[Row]) -> Table:
+    """Return the table with a row per task and pair of settings.
+
+    Args:
+        rows: the rows of ``pair_rows``.
+    """
+    columns = (
+        "task",
+        "pair",
+        "seeds",
+        "difference (95 % interval)",
+        "probability of improvement",
+        "verdict",
+    )
+    cells = []
+    for row in rows:
+        show = _signed_percent if row["metric"] == "success" else _signed_number
+        cells.append(
+            [
+                str(row["task"]),
+                f"{row['setting']} {MINUS} {row['base']}",
+                str(row["seeds"]),
+                _with_interval(row, show),
+                f"{row['probability_of_improvement']:.2f}",
+                str(row["verdict"]),
+            ]
+        )
+    return Table("Differences at equal seeds", columns, cells)
+
+
+def run_pairs_table(rows: Sequence[Row]) -> Table:
+    """Return the table of runs that played the same episodes.
+
+    Args:
+        rows: the rows of ``compare_episodes``.
+    """
+    columns = (
+        "task",
+        "pair",
+        "episodes",
+        "metric",
+        "first",
+        "second",
+        "difference (95 % interval)",
+        "only first",
+        "only second",
+        "McNemar's p",
+    )
+    cells = []
+    for row in rows:
+        is_success = row["metric"] == "success"
+        show = _percent if is_success else _number
+        show_difference = _signed_percent if is_success else _signed_number
+        p_value = NONE if row["p_value"] is None else f"{row['p_value']:.3g}"
+        cells.append(
+            [
+                str(row["task"]),
+                f"{row['first']} {MINUS} {row['second']}",
+                _count(row["episodes"]),
+                str(row["metric"]),
+                show(row["first_mean"]),
+                show(row["second_mean"]),
+                _with_interval(row, show_difference),
+                _count(row["only_first"]),
+                _count(row["only_second"]),
+                p_value,
+            ]
+        )
+    return Table("The same episodes", columns, cells)
+
+
+def _with_interval(row: Row, show: Callable[[object], str]) -> str:
+    if row["low"] is None:
+        return show(row["mean"])
+    return f"{show(row['mean'])} ({show(row['low'])} – {show(row['high'])})"
+
+
+def _percent(value: object) -> str:
+    return f"{value:.1%}"
+
+
+def _signed_percent(value: object) -> str:
+    return f"{value:+.1%}".replace("-", MINUS)
+
+
+def _number(value: object) -> str:
+    return f"{value:.3f}".replace("-", MINUS)
+
+
+def _signed_number(value: object) -> str:
+    return f"{value:+.3f}".replace("-", MINUS)
+
+
+def _count(value: object) -> str:
+    return NONE if value is None else f"{value:,}"
+
+
+def _timesteps(row: Row) -> str:
+    """Return the median and the range of the seeds, and how many of them never got there."""
+    never = row["never"]
+    if never is None:
+        return NONE
+    if row["first"] is None:
+        return f"never in {row['timesteps']:,}"
+    middle = f"more than {row['last']:,}"
+    if row["steps_to_95"] is not None:
+        middle = f"{row['steps_to_95']:,}"
+    seen = f"{row['first']:,} – {row['last']:,}"
+    if never:
+        seen += f"; {never} of {row['seeds']} never"
+    if row["first"] == row["last"] and not never:
+        return middle
+    return f"{middle} ({seen})"
+
+
+# ------------------------------------------------------------------------------------------- output
+
+
+def to_markdown(tables: Iterable[Table]) -> str:
+    """Return tables as Markdown.
+
+    Args:
+        tables: the tables.
+    """
+    parts = []
+    for table in tables:
+        lines = [f"### {table.title}", "", _markdown_row(table.columns)]
+        lines.append("|" + "---|" * len(table.columns))
+        lines += [_markdown_row(cells) for cells in table.rows]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    escaped = [cell.replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
+
+
+def to_latex(tables: Iterable[Table]) -> str:
+    """Return tables as LaTeX; they need the package booktabs.
+
+    Args:
+        tables: the tables.
+    """
+    lines = []
+    for table in tables:
+        lines += [f"% {table.title}", rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}"]
+        lines += [r"\toprule", _latex_row(table.columns), r"\midrule"]
+        lines += [_latex_row(cells) for cells in table.rows]
+        lines += [r"\bottomrule", r"\end{tabular}", ""]
+    return "\n".join(lines)
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(cell.translate(LATEX) for cell in cells) + r" \\"
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Return rows as CSV, with their values as plain numbers.
+
+    Args:
+        rows: rows with the same columns; may be empty.
+    """
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
+
+
+def to_rich(table: Table) -> rich_table.Table:
+    """Return a table for the terminal.
+
+    Args:
+        table: the table.
+    """
+    shown = rich_table.Table(title=table.title, title_justify="left")
+    for index, column in enumerate(table.columns):
+        # the first columns are names
+        shown.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
+    previous = None
+    for cells in table.rows:
+        if previous not in (None, cells[0]):
+            shown.add_section()
+        shown.add_row(*cells)
+        previous = cells[0]
+    return shown
+
+
+def write_tables(folder: Path, tables: Sequence[Table], rows: dict[str, Sequence[Row]]) -> None:
+    """Write ``table.md`` and ``table.tex`` with all tables, and a CSV file for each list of rows.
+
+    Args:
+        folder: folder of the files.
+        tables: the tables.
+        rows: rows by the name of their CSV file.
+    """
+    write_text(folder / "table.md", to_markdown(tables))
+    write_text(folder / "table.tex", to_latex(tables))
+    for name, of_file in rows.items():
+        write_text(folder / f"{name}.csv", to_csv(of_file))

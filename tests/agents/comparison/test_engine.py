@@ -1,0 +1,63 @@
+"""The engine calls functions in processes of their own."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from engine_calls import call
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from mirl.agents.comparison.engine import LokyEngine, local_engine
+
+
+def test_failures_do_not_stop_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception and a killed process are results like others; calls share no process."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    found = dict(LokyEngine(2, cpus=3).run(call, range(4)))
+    assert isinstance(found[1], ValueError)
+    assert isinstance(found[2], TerminatedWorkerError)
+    first, last = found[0], found[3]
+    assert isinstance(first, tuple)
+    assert isinstance(last, tuple)
+    assert first[0] != last[0] != os.getpid()
+    assert (first[1], last[1]) == ("3", "3")
+
+
+def test_items_are_taken_when_free() -> None:
+    """An iterator that ends early stops the engine, because it is not read ahead."""
+    taken = []
+
+    def items() -> Iterator[int]:
+        for item in (0, 3, 0, 3):
+            taken.append(item)
+            yield item
+
+    results = LokyEngine(1, cpus=1).run(call, items())
+    next(results)
+    assert len(taken) < 4
+    assert len(list(results)) == 3
+
+
+@pytest.mark.parametrize(
+    ("jobs", "n_runs", "expected"),
+    [
+        (None, 20, (8, 1)),
+        (2, 20, (2, 4)),
+        (None, 3, (3, 2)),
+        (20, 40, (20, 1)),
+        (None, 0, (1, 8)),
+    ],
+)
+def test_runs_divide_the_cores(
+    monkeypatch: pytest.MonkeyPatch, jobs: int | None, n_runs: int, expected: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("mirl.agents.comparison.engine.cpu_count", lambda: 8)
+    engine = local_engine(jobs, n_runs)
+    assert (engine.jobs, engine.cpus) == expected
+
+
+@pytest.mark.parametrize(("limit", "threads"), [("", "4"), ("1", "1"), ("9", "4"), ("4,2", "4")])
+def test_user_limits_the_threads(monkeypatch: pytest.MonkeyPatch, limit: str, threads: str) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    found = LokyEngine(2, cpus=4).environment
+    assert (found["OMP_NUM_THREADS"], found["LOKY_MAX_CPU_COUNT"]) == (threads, "4")
