@@ -32,7 +32,7 @@ FORMER_DEFAULTS: Mapping[tuple[str, str], Mapping[str, object]] = {
     **{("fusion", kind): {"context_scale": 1.0} for kind in SCALED_FUSIONS},
     ("fusion", "low_rank"): {"context_scale": 1.0, "features_scale": 1.0},
     ("fusion", "metric"): {"context_scale": 1.0, "features_scale": 1.0},
-    ("fusion", "product"): {"context_scale": 1.0, "by_word": False},
+    ("fusion", "product"): {"context_scale": 1.0, "pool_words": False},
     ("agent", "ppo"): {"advantage_floor": 0.0},
     ("agent", "a2c"): {"advantage_floor": 0.0},
 }

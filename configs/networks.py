@@ -236,23 +236,25 @@ class MetricConfig(FactoredFusionConfig):
 
 
 class ProductConfig(ScaledFusionConfig):
-    """y = V x + b + W [∏_f s_f, s_1, …, s_F], s_f the similarity of attribute f to the best word.
+    """y = V x + b + W [∏_f s_f, s_1, …, s_F] with bilinear similarities s_f of each attribute f.
 
     The attributes are those of the cells (``encoder.attributes``), elsewhere learned projections.
     """
 
     kind: Literal["product"] = "product"
     products: Width = 16
-    """Number K of products; each has one similarity per attribute."""
+    """Number K of conjunctions; each has one similarity per attribute."""
+    combine: Literal["product", "sum"] = "product"
+    """Conjunction of the similarities of a cell: their product, or their sum."""
     rank: Width = 16
     """Size R of the projections whose inner product is a similarity."""
     main_rank: Literal[0] | Width = 0
     """Rank of V; 0 for a full matrix."""
     groups: Width = 2
     """Number F of similarities per product where the features have no attributes."""
-    by_word: bool = True
-    """Compare with each word of a text and take the word that fits best; False to compare with the
-    vector of the whole text."""
+    pool_words: bool = True
+    """Compare with a weighted mean of the words of a text, with weights learned for each
+    similarity; False to compare with the vector of the whole text."""
 
 
 class AdapterConfig(ScaledFusionConfig):

@@ -1,7 +1,8 @@
-"""Conjunctions: products of bilinear similarities, one per attribute of a cell."""
+"""Conjunctions of bilinear similarities, one per attribute of a cell."""
 
 import math
 from functools import reduce
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,18 +16,18 @@ from mirl.policies.grouped_matmul import ContextGroups
 
 
 class ProductSimilarity(Fusion):
-    """Conjunction of similarities as extra features: y = V x + b + W [∏_f s_f, s_1, …, s_F].
+    """Conjunction of similarities as extra features: y = V x + b + W [s, s_1, …, s_F].
 
-        s_f = max_w (A_f x_f) · (c B_f z_w), K of each
+        s = ∏_f s_f or Σ_f s_f,  s_f = (A_f x_f) · (c B_f z_f), K of each
 
-    x_f are the channels of attribute f of a cell, such as its object or its color, and z_w the
-    words of the mission, so that "the red ball" is a product of "red" and "ball". A similarity
-    is that with the word that fits best, and no other word changes it: "red" says nothing against
-    a box. A context that is no text counts as one word, z_1 = z; without ``config.by_word`` so
-    does a text. The channels of no attribute enter V x alone. Features without attributes are
-    projected as a whole: x_f = x for each of ``config.groups``.
+    x_f are the channels of attribute f of a cell, such as its object or its color, and z_f is a
+    mean of the words of the mission with weights softmax_w(q_f · z_w), so that "the red ball" is
+    "red" for the color and "ball" for the object. A context that is no text counts as one word,
+    z_f = z; without ``config.pool_words`` so does a text. The channels of no attribute enter V x
+    alone. Features without attributes are projected as a whole: x_f = x for each of
+    ``config.groups``.
 
-    W starts at zero.
+    W and q start at zero, so that z_f starts as the mean of the words.
 
     Args:
         features_dim: X, the size of the features.
@@ -35,10 +36,6 @@ class ProductSimilarity(Fusion):
         config: options of the fusion: K as ``products``, R as ``rank``, and c.
         gain: gain of the initialization of V.
         attribute_dims: number of channels of each attribute, the first ones of x.
-
-    References:
-        Khattab and Zaharia, "ColBERT: Efficient and Effective Passage Search via Contextualized
-        Late Interaction over BERT", SIGIR 2020, for the maximum over the words.
     """
 
     Config = ProductConfig
@@ -55,7 +52,8 @@ class ProductSimilarity(Fusion):
         attribute_dims: tuple[int, ...] = (),
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
-        self.by_word = config.by_word
+        self.combine = config.combine
+        self.pool_words = config.pool_words
         self.products = config.products
         self.rank = config.rank
         self.parts: list[tuple[int, int]] = []
@@ -76,6 +74,8 @@ class ProductSimilarity(Fusion):
         self.factor_features = nn.ModuleList()
         for start, end in self.parts:
             self.factor_features.append(self._factor(end - start, projected_dim))
+        # q_f for each attribute and each product
+        self.queries = nn.Parameter(torch.zeros(context_dim, len(self.parts) * config.products))
         self.factor_context = self._factor(
             context_dim,
             len(self.parts) * projected_dim,
@@ -84,8 +84,8 @@ class ProductSimilarity(Fusion):
         terms_dim = (len(self.parts) + 1) * config.products
         # only W is zero: with A or B at zero as well, no gradient would reach any of the three
         self.output = Affine(terms_dim, out_dim, gain=0, bias=False)
-        # the heads read the products alone: a single s_f learns which values of its attribute
-        # never go with which words
+        # the heads read s alone: a single s_f learns which values of its attribute never go with
+        # which words
         self.similarities_dim = config.products
 
     def _factor(self, in_dim: int, out_dim: int, scale: float = 1.0) -> Affine:
@@ -102,39 +102,49 @@ class ProductSimilarity(Fusion):
         words: Float[Tensor, "G W Z"] | None,
     ) -> Float[Tensor, "G chosen Z"]:
         """Return the words of the contexts, or the contexts as one word each."""
-        return super().choose_context(values, words if self.by_word else None)
+        return super().choose_context(values, words if self.pool_words else None)
 
-    def project_words(self, z: Float[Tensor, "G W Z"]) -> Float[Tensor, "G W F K R"]:
-        """Return c B_f z_w for each word and each attribute.
+    def project_context(self, z: Float[Tensor, "G W Z"]) -> Float[Tensor, "G F K R"]:
+        """Return c B_f z_f for each attribute.
+
+        Args:
+            z: words of the contexts, (G, W, Z), with zeros behind the last one.
+
+        Returns:
+            The projections, (G, F, K, R).
+        """
+        projected = self.factor_context(z).unflatten(-1, (-1, self.rank))
+        if z.shape[1] > 1:
+            is_word = z.any(-1, keepdim=True)
+            # a text has at least one word, so that the weights are finite
+            is_word[:, 0] = True
+            weights = (z @ self.queries).masked_fill(~is_word, -torch.inf).softmax(1)
+            # (G, W, F * K, 1) * (G, W, F * K, R) -> (G, F * K, R)
+            projected = (weights.unsqueeze(-1) * projected).sum(1)
+        else:
+            projected = projected.squeeze(1)
+        return projected.unflatten(1, (len(self.parts), self.products))
+
+    def generate(self, z: Float[Tensor, "G W Z"]) -> Float[Tensor, "G X FK"]:
+        """Return the matrix that gives the similarities of x, c A_fᵀ B_f z_f in the rows of x_f.
 
         Args:
             z: words of the contexts, (G, W, Z).
 
         Returns:
-            The projections, (G, W, F, K, R).
+            One matrix per context, (G, X, F * K).
         """
-        # (G, W, F * K * R) -> (G, W, F, K, R)
-        return self.factor_context(z).unflatten(-1, (len(self.parts), self.products, self.rank))
-
-    def generate(self, z: Float[Tensor, "G W Z"]) -> Float[Tensor, "G X FWK"]:
-        """Return the matrix that gives x's similarities with all words, c A_fᵀ B_f z_w.
-
-        Args:
-            z: words of the contexts, (G, W, Z).
-
-        Returns:
-            One matrix per context, (G, X, F * W * K), with rows of zeros outside of x_f.
-        """
-        projected = self.project_words(z)
+        projected = self.project_context(z)
         blocks: list[Tensor] = []
         for index, (start, end) in enumerate(self.parts):
             weight = self.factor_features[index].weight
             assert isinstance(weight, Tensor)
-            # (X_f, K * R) -> (X_f, K, R)
-            factor = weight.unflatten(1, (self.products, self.rank))
-            block = torch.einsum("xkr,gwkr->gxwk", factor, projected[:, :, index])
-            # (G, X_f, W * K) -> (G, X, W * K)
-            blocks.append(F.pad(block.flatten(2), (0, 0, start, self.features_dim - end)))
+            # (X_f, K * R) -> (K, X_f, R)
+            factor = weight.unflatten(1, (self.products, self.rank)).transpose(0, 1)
+            # (K, X_f, R) x (K, R, G) -> (K, X_f, G) -> (G, X_f, K)
+            block = torch.bmm(factor, projected[:, index].permute(1, 2, 0)).permute(2, 1, 0)
+            # rows of zeros for the other channels: (G, X_f, K) -> (G, X, K)
+            blocks.append(F.pad(block, (0, 0, start, self.features_dim - end)))
         return torch.cat(blocks, dim=-1)
 
     def similarities(
@@ -142,7 +152,7 @@ class ProductSimilarity(Fusion):
         x: Float[Tensor, "B P X"],
         z: Float[Tensor, "G W Z"],
         groups: ContextGroups | None,
-    ) -> Float[Tensor, "B P F K"]:
+    ) -> Float[Tensor, "B P FK"]:
         """Return the similarities s_1, …, s_F, K of each.
 
         Args:
@@ -151,58 +161,29 @@ class ProductSimilarity(Fusion):
             groups: the context of each row; None if every row has its own.
 
         Returns:
-            K similarities for each attribute, (B, P, F, K).
-        """
-        by_word = self.similarities_by_word(x, z, groups)
-        best: Tensor = by_word.amax(dim=3)
-        return best
-
-    def similarities_by_word(
-        self,
-        x: Float[Tensor, "B P X"],
-        z: Float[Tensor, "G W Z"],
-        groups: ContextGroups | None,
-    ) -> Float[Tensor, "B P F W K"]:
-        """Return (A_f x_f) · (c B_f z_w) for each attribute and each word.
-
-        Args:
-            x: features, (B, P, X).
-            z: words of the contexts, (G, W, Z).
-            groups: the context of each row; None if every row has its own.
-
-        Returns:
-            The similarities, (B, P, F, W, K), which are linear in x.
+            K similarities for each attribute, (B, P, F * K).
         """
         positions = x.shape[1]
-        words = z.shape[1]
-        attributes = len(self.parts)
         multiplications = 0
         for start, end in self.parts:
-            multiplications += positions * words * (end - start) * self.products * self.rank
+            multiplications += positions * (end - start) * self.products * self.rank
         if groups is not None and groups.prefer_grouped(multiplications):
             # z may end with contexts that no row has
             weights = self.generate(z[: groups.count])
             no_shifts = weights.new_zeros(groups.count, weights.shape[2])
-            products = groups.multiply(x, weights, no_shifts)
-        elif positions > 1:
+            return groups.multiply(x, weights, no_shifts)
+        if positions > 1:
             # the matrix of a row's context serves all positions of the row
             if groups is not None:
                 z = z.index_select(0, groups.index)
-            products = torch.bmm(x, self.generate(z))
-        else:
-            # (G, W, F, K, R) -> (G, F, W, K, R) -> (B, 1, F, W, K, R)
-            projected = self.project_words(z).transpose(1, 2)
-            theirs = per_row(projected.flatten(1), groups).unflatten(-1, projected.shape[1:])
-            ours: list[Tensor] = []
-            for index, (start, end) in enumerate(self.parts):
-                ours.append(self.factor_features[index](x[..., start:end]))
-            # (B, 1, F * K * R) -> (B, 1, F, 1, K, R)
-            features = torch.cat(ours, dim=-1).unflatten(
-                -1, (attributes, 1, self.products, self.rank)
-            )
-            return (features * theirs).sum(-1)
-        # (B, P, F * W * K) -> (B, P, F, W, K)
-        return products.unflatten(-1, (attributes, words, self.products))
+            return torch.bmm(x, self.generate(z))
+        projected = per_row(self.project_context(z).flatten(1), groups)
+        features: list[Tensor] = []
+        for index, (start, end) in enumerate(self.parts):
+            features.append(self.factor_features[index](x[..., start:end]))
+        # (B, P, F * K * R) -> (B, P, F * K, R) -> (B, P, F * K)
+        products = torch.cat(features, dim=-1) * projected
+        return products.unflatten(-1, (-1, self.rank)).sum(-1)
 
     def interact(
         self,
@@ -210,7 +191,7 @@ class ProductSimilarity(Fusion):
         z: Float[Tensor, "G W Z"],
         groups: ContextGroups | None,
     ) -> Float[Tensor, "B P O"]:
-        """Compute V x + b + W [∏_f s_f, s_1, …, s_F]."""
+        """Compute V x + b + W [s, s_1, …, s_F]."""
         return self.interact_with_similarities(x, z, groups)[0]
 
     def interact_with_similarities(
@@ -219,7 +200,7 @@ class ProductSimilarity(Fusion):
         z: Float[Tensor, "G W Z"],
         groups: ContextGroups | None,
     ) -> tuple[Float[Tensor, "B P O"], Float[Tensor, "B P K"]]:
-        """Compute the output, and return the products of the similarities with it.
+        """Compute the output, and return the similarities of whole cells with it.
 
         Args:
             x: features, (B, P, X).
@@ -227,33 +208,36 @@ class ProductSimilarity(Fusion):
             groups: the context of each row; None if every row has its own.
 
         Returns:
-            The fused features, (B, P, O), and ∏_f s_f, the similarity of a whole cell, (B, P, K).
+            The fused features, (B, P, O), and s, (B, P, K).
         """
         similarities = self.similarities(x, z, groups)
-        products = multiply_attributes(similarities)
-        terms = torch.cat([products, similarities.flatten(2)], dim=-1)
-        y: Tensor = self.main(x) + self.output(terms)
-        return y, products
+        combined = combine_parts(similarities, len(self.parts), self.combine)
+        y: Tensor = self.main(x) + self.output(torch.cat([combined, similarities], dim=-1))
+        return y, combined
 
     def specialize(self, z: Float[Tensor, "1 W context"]) -> nn.Module:
-        """Return the fusion with the similarities to all words as one linear layer."""
+        """Return a polynomial of x of degree F; see ``Fusion.specialize``."""
         return SpecializedProduct(self, z)
 
 
-def multiply_attributes(
-    similarities: Float[Tensor, "*batch F K"],
+def combine_parts(
+    similarities: Float[Tensor, "*batch FK"], count: int, combine: Literal["product", "sum"]
 ) -> Float[Tensor, "*batch K"]:
-    """Return ∏_f s_f.
+    """Return s, the product or the sum of s_1, …, s_F.
 
     Args:
         similarities: s_1, …, s_F, K of each.
+        count: F.
+        combine: the operation.
     """
-    # the gradient of torch.prod divides by the factors, which may be zero
-    return reduce(torch.mul, similarities.unbind(-2))
+    operation = torch.mul if combine == "product" else torch.add
+    return reduce(operation, similarities.chunk(count, dim=-1))
 
 
 class SpecializedProduct(nn.Module):
-    """``ProductSimilarity`` for one context: the similarities to its words are linear in x.
+    """``ProductSimilarity`` for one context: y = linear(x) + output(s(x)).
+
+    The similarities s_f are linear in x: alone they join V x + b, and what combines them remains.
 
     Args:
         fusion: the fusion, in float64.
@@ -262,14 +246,19 @@ class SpecializedProduct(nn.Module):
 
     def __init__(self, fusion: ProductSimilarity, z: Float[Tensor, "1 W context"]) -> None:
         super().__init__()
-        self.shape = (len(fusion.parts), z.shape[1], fusion.products)
-        self.main = as_linear(fusion.main, fusion.features_dim)
+        self.count = len(fusion.parts)
+        self.combine = fusion.combine
+        x_dim = fusion.features_dim
+        # the rows of W: K for s, then K for each attribute
+        combined_weight = fusion.output.weight[: fusion.products]
+        single_weight = fusion.output.weight[fusion.products :]
 
-        def by_word(x: Tensor) -> Tensor:
-            return fusion.similarities_by_word(x.unsqueeze(0), z, None)[0].flatten(1)
+        def similarities(x: Tensor) -> Tensor:
+            return fusion.similarities(x.unsqueeze(0), z, None)[0]
 
-        self.by_word = as_linear(by_word, fusion.features_dim)
-        self.output = as_linear(fusion.output, fusion.output.weight.shape[0])
+        self.linear = as_linear(lambda x: fusion.main(x) + similarities(x) @ single_weight, x_dim)
+        self.similarities = as_linear(similarities, x_dim)
+        self.output = as_linear(lambda combined: combined @ combined_weight, fusion.products)
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return the output for each row of x."""
@@ -278,14 +267,11 @@ class SpecializedProduct(nn.Module):
     def with_similarities(
         self, x: Float[Tensor, "*batch in"]
     ) -> tuple[Float[Tensor, "*batch out"], Float[Tensor, "*batch K"]]:
-        """Return the output and the products of the similarities for each row of x.
+        """Return the output and s for each row of x.
 
         Args:
             x: features, (*B, X).
         """
-        # (*B, F * W * K) -> (*B, F, W, K) -> (*B, F, K)
-        similarities = self.by_word(x).unflatten(-1, self.shape).amax(dim=-2)
-        products = multiply_attributes(similarities)
-        terms = torch.cat([products, similarities.flatten(-2)], dim=-1)
-        y: Tensor = self.main(x) + self.output(terms)
-        return y, products
+        combined = combine_parts(self.similarities(x), self.count, self.combine)
+        y: Tensor = self.linear(x) + self.output(combined)
+        return y, combined

@@ -22,19 +22,7 @@ class EncodedTexts(NamedTuple):
     texts: Float[Tensor, "texts dim"]
     """One vector per text."""
     words: Float[Tensor, "texts length dim"]
-    """One vector per word; the padding repeats the first word."""
-
-
-def repeat_first_word(
-    vectors: Float[Tensor, "texts length dim"], is_word: Bool[Tensor, "texts length"]
-) -> Float[Tensor, "texts length dim"]:
-    """Return vectors in which the padding repeats the first word.
-
-    Args:
-        vectors: one vector per token, (texts, length, dim).
-        is_word: True for each word, False for padding, (texts, length).
-    """
-    return torch.where(is_word.unsqueeze(-1), vectors, vectors[:, :1])
+    """One vector per word; zeros for padding."""
 
 
 class ZeroStartLinear(nn.Module):
@@ -108,9 +96,9 @@ def attend(
     with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
         attended = attention(located, src_key_padding_mask=~words)
     # mean over the words alone: (missions, length, dim) -> (missions, dim)
-    total = (attended * words.unsqueeze(-1)).sum(1)
-    mean: Tensor = total / words.sum(1, keepdim=True)
-    return EncodedTexts(mean, repeat_first_word(attended, words))
+    attended = attended * words.unsqueeze(-1)
+    mean: Tensor = attended.sum(1) / words.sum(1, keepdim=True)
+    return EncodedTexts(mean, attended)
 
 
 def find_words(tokens: Int[Tensor, "missions length"]) -> Bool[Tensor, "missions length"]:
@@ -190,7 +178,7 @@ class GruMissionEncoder(nn.Module):
         last_word = (tokens != 0).sum(1).sub(1).clamp(min=0)
         missions = torch.arange(len(tokens), device=tokens.device)
         final: Tensor = states[missions, last_word]
-        return EncodedTexts(final, repeat_first_word(states, find_words(tokens)))
+        return EncodedTexts(final, states * find_words(tokens).unsqueeze(-1))
 
 
 class BagMissionEncoder(nn.Module):
@@ -221,8 +209,8 @@ class BagMissionEncoder(nn.Module):
             One vector per mission, (missions, dim), and one per word, (missions, length, dim).
         """
         mean: Tensor = self.embedding(tokens)
-        vectors = F.embedding(tokens, self.embedding.weight)
-        return EncodedTexts(mean, repeat_first_word(vectors, find_words(tokens)))
+        # the embedding of the padding is zero
+        return EncodedTexts(mean, F.embedding(tokens, self.embedding.weight))
 
 
 MissionEncoder = AttentionMissionEncoder | GruMissionEncoder | BagMissionEncoder

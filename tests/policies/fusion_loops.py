@@ -122,12 +122,14 @@ def product_by_loop(
         ours = affine(x[start:end], w[f"factor_features.{f}.weight"])
         own = slice(f * products * rank, (f + 1) * products * rank)
         for k in range(products):
-            of_words = []
-            for z in words:
-                theirs = affine(scaled(z, context_scale), w["factor_context.weight"][:, own])
-                of_words.append(sum(ours[k * rank + r] * theirs[k * rank + r] for r in range(rank)))
-            similarities[f, k] = max(of_words)
-    terms = [float(np.prod(similarities[:, k])) for k in range(products)]
+            query = w["queries"][:, f * products + k]
+            weights = softmax(np.array([word @ query for word in words]))
+            z = sum(weight * word for weight, word in zip(weights, words, strict=True))
+            theirs = affine(scaled(z, context_scale), w["factor_context.weight"][:, own])
+            for r in range(rank):
+                similarities[f, k] += ours[k * rank + r] * theirs[k * rank + r]
+    combine = np.prod if fusion.combine == "product" else np.sum
+    terms = [float(combine(similarities[:, k])) for k in range(products)]
     for row in similarities:
         terms += list(row)
     return y + affine(np.array(terms), w["output.weight"])

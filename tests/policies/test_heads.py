@@ -148,7 +148,7 @@ def test_heads_read_similarities_of_cells(size: int) -> None:
         z = extractor.context.mlp(torch.eye(N_TASKS)[batch["task"][row]])
         similarities: list[torch.Tensor] = []
         cells = extractor.encoder.to_cells(batch["image"][row : row + 1].float())[0]
-        projected = fusion.project_words(z.view(1, 1, -1))[0, 0]
+        projected = fusion.project_context(z.view(1, 1, -1))[0]
         for cell in cells:
             factors = []
             for index in range(2):

@@ -1,5 +1,7 @@
 """Products of similarities: attributes of a cell, forms of computation, and scale."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +31,7 @@ LAYOUTS: list[tuple[int, ...]] = [(), (2, 3), (1, 2, 3), (4,)]
 """Layouts of six features: none, with a channel of no attribute, without one, one attribute."""
 
 
-def product(layout: tuple[int, ...], **options: int) -> ProductSimilarity:
+def product(layout: tuple[int, ...], **options: Any) -> ProductSimilarity:
     config = ProductConfig(**{"products": 3, "rank": 2, **options})
     fusion = randomize(build_map_fusion(config, X, Z, O, attribute_dims=layout).double())
     assert isinstance(fusion, ProductSimilarity)
@@ -46,10 +48,11 @@ def test_product_of_attributes_equals_loop(layout: tuple[int, ...]) -> None:
         close(y[row, cell], torch.from_numpy(expected))
 
 
+@pytest.mark.parametrize("combine", ["product", "sum"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_best_word_equals_loop(layout: tuple[int, ...]) -> None:
-    """A similarity is that with the word of the context that fits best."""
-    fusion, x, words = product(layout), normal(3, 4, X), normal(3, 5, Z, seed=1)
+def test_pooled_words_equal_loop(layout: tuple[int, ...], combine: str) -> None:
+    """Each similarity reads a mean of the words with weights of its own."""
+    fusion, x, words = product(layout, combine=combine), normal(3, 4, X), normal(3, 5, Z, seed=1)
     y = fusion(x, words.mean(1), None, words)
     for row, cell in np.ndindex(3, 4):
         expected = by_loop(fusion, x[row, cell].numpy(), words[row].numpy())
@@ -76,23 +79,35 @@ def test_forms_with_words_are_equal(form: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_text_may_count_as_one_word() -> None:
-    """Without ``by_word`` the fusion reads the vector of the text."""
+    """Without ``pool_words`` the fusion reads the vector of the text."""
     fusion, x, words = product((2, 3)), normal(3, 4, X), normal(3, 5, Z, seed=1)
     z = words.mean(1)
-    whole = product((2, 3), by_word=False)
+    whole = product((2, 3), pool_words=False)
     close(whole(x, z, None, words), fusion(x, z))
     assert (fusion(x, z, None, words) - fusion(x, z)).abs().max() > 0.1
 
 
-def test_repeated_words_change_nothing() -> None:
-    """Shorter texts are padded with a word of theirs, and its gradient is the same."""
-    fusion, x, words = product((2, 3)), normal(2, 3, X), normal(2, 4, Z, seed=1)
-    words.requires_grad_()
-    padded = torch.cat([words, words[:, :1], words[:, :1]], dim=1)
-    outputs = [fusion(x, words.mean(1), None, each) for each in (words, padded)]
+def test_weights_of_words_start_equal() -> None:
+    """A new fusion reads the mean of the words."""
+    fusion = build_map_fusion(ProductConfig(), X, Z, O, attribute_dims=(2, 3)).double()
+    assert isinstance(fusion, ProductSimilarity)
+    x, words = normal(2, 3, X), normal(2, 4, Z, seed=1)
+    mean = words.mean(1, keepdim=True)
+    close(fusion.similarities(x, words, None), fusion.similarities(x, mean, None))
+
+
+@pytest.mark.parametrize("length", [0, 1, 3])
+def test_zeros_after_words_change_nothing(length: int) -> None:
+    """Shorter texts end with zeros, which have no weight; a text without words is finite."""
+    fusion, x = product((2, 3)), normal(2, 3, X)
+    words = normal(2, length, Z, seed=1).requires_grad_()
+    padded = torch.cat([words, torch.zeros(2, 4, Z, dtype=torch.float64)], dim=1)
+    one = max(length, 1)
+    outputs = [fusion(x, padded[:, 0], None, padded[:, :size]) for size in (one, length + 4)]
     close(outputs[1], outputs[0])
-    gradients = [torch.autograd.grad(y.square().sum(), words)[0] for y in outputs]
-    close(gradients[1], gradients[0])
+    if length:
+        gradients = [torch.autograd.grad(y.square().sum(), words)[0] for y in outputs]
+        close(gradients[1], gradients[0])
 
 
 @pytest.mark.parametrize("positions", [1, 3])
