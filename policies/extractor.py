@@ -39,6 +39,14 @@ from mirl.policies.routing import (
 from mirl.policies.running_norm import RunningNorm
 
 
+SIMILARITY_GAIN = 32.0
+"""Sum of the similarities of all cells as the heads read them.
+
+With two similarities per cell, a step of the heads' weights then moves the outputs about as far as
+a step of those of 64 hidden units between −1 and 1.
+"""
+
+
 class MapFusion:
     """Fusion of a feature map with the contexts of a batch, followed by a ReLU.
 
@@ -58,10 +66,15 @@ class MapFusion:
 
     @property
     def similarities(self) -> Float[Tensor, "batch similarities"] | None:
-        """Similarities of the cells that were fused, (B, P * S); None if they are not kept."""
+        """Similarities of the fused cells, by a softmax over the cells; None if not kept.
+
+        (B, P * S), in which each of the S similarities sums to ``SIMILARITY_GAIN``.
+        """
         if not self.keep_similarities:
             return None
-        return torch.cat(self._similarities, dim=1)
+        # (B, P, S) of each feature map -> (B, P, S) of all
+        cells = torch.cat(self._similarities, dim=1)
+        return (SIMILARITY_GAIN * cells.softmax(dim=1)).flatten(1)
 
     def __call__(
         self, cells: Float[Tensor, "batch cells channels"]
@@ -109,8 +122,7 @@ class MapFusion:
 
     def _keep(self, similarities: Float[Tensor, "batch cells each"] | None) -> None:
         if similarities is not None:
-            # (B, P, S) -> (B, P * S)
-            self._similarities.append(similarities.flatten(1))
+            self._similarities.append(similarities)
 
     def _fuse(self, cells: Tensor, context: Context | None) -> tuple[Tensor, Tensor | None]:
         """Return the fused cells, (B, P, C), and their similarities, (B, P, S), if kept."""

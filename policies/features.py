@@ -114,7 +114,8 @@ class Features(NamedTuple):
     action_mask: Bool[Tensor, "batch actions"] | None = None
     """True for each available action, if the observation has the key ``action_mask``."""
     similarities: Float[Tensor, "batch similarities"] | None = None
-    """Similarities of all cells with the context, flattened; None if the heads read none."""
+    """Softmax over the cells of their similarities with the context, flattened; None if the heads
+    read none."""
 
     def index_select(
         self, dim: int, rows: Int[Tensor, " taken"], *, keep_order: bool = True

@@ -131,7 +131,7 @@ def grid_batch(size: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("size", [3, 600], ids=["row by row", "by type"])
 def test_heads_read_similarities_of_cells(size: int) -> None:
-    """The policy head is V h + W vec(∏ s) over all cells, computed here cell by cell."""
+    """The policy head is V h + W vec(softmax ∏ s) over all cells, computed here cell by cell."""
     policy = similarity_policy()
     batch = grid_batch(size)
     extractor = policy.features_extractor
@@ -155,7 +155,9 @@ def test_heads_read_similarities_of_cells(size: int) -> None:
                 x = fusion.factor_features[index](cell[4 * index : 4 * index + 4]).view(2, 3)
                 factors.append((x * projected[index]).sum(-1))
             similarities.append(factors[0] * factors[1])
-        read = torch.cat([hidden[row], *similarities])
+        # softmax over the cells, for each of the two products by itself
+        weights = [32 * torch.stack(similarities)[:, k].softmax(0) for k in range(2)]
+        read = torch.cat([hidden[row], torch.stack(weights, dim=1).flatten()])
         close(parameters[row], weight @ read + policy.action_net.linear.bias, rtol=1e-4, atol=1e-4)
 
 
