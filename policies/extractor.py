@@ -38,7 +38,6 @@ from mirl.policies.routing import (
 )
 from mirl.policies.running_norm import RunningNorm
 
-
 SIMILARITY_GAIN = 32.0
 """Sum of the similarities of all cells as the heads read them.
 
