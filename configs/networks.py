@@ -236,7 +236,7 @@ class MetricConfig(FactoredFusionConfig):
 
 
 class ProductConfig(ScaledFusionConfig):
-    """y = V x_0 + b + W [∏_f s_f, s_1, …, s_F] with bilinear similarities s_f of each attribute f.
+    """y = V x + b + W [∏_f s_f, s_1, …, s_F] with bilinear similarities s_f of each attribute f.
 
     The attributes are those of the cells (``encoder.attributes``), elsewhere learned projections.
     """

@@ -16,17 +16,16 @@ from mirl.policies.grouped_matmul import ContextGroups
 
 
 class ProductSimilarity(Fusion):
-    """Conjunction of similarities as extra features: y = V x_0 + b + W [s, s_1, …, s_F].
+    """Conjunction of similarities as extra features: y = V x + b + W [s, s_1, …, s_F].
 
         s = ∏_f s_f or Σ_f s_f,  s_f = (A_f x_f) · (c B_f z_f), K of each
 
     x_f are the channels of attribute f of a cell, such as its object or its color, and z_f is a
     mean of the words of the mission with weights softmax_w(q_f · z_w), so that "the red ball" is
     "red" for the color and "ball" for the object. A context that is no text counts as one word,
-    z_f = z; without ``config.pool_words`` so does a text. x_0 are the channels of no attribute: if
-    V read the attributes as well, the layers above could tell a cell that no mission asks for.
-    Without such channels x_0 = x, and features without attributes are projected as a whole,
-    x_f = x for each of ``config.groups``.
+    z_f = z; without ``config.pool_words`` so does a text. The channels of no attribute enter V x
+    alone. Features without attributes are projected as a whole: x_f = x for each of
+    ``config.groups``.
 
     W and q start at zero, so that z_f starts as the mean of the words.
 
@@ -66,15 +65,10 @@ class ProductSimilarity(Fusion):
         if not self.parts:
             self.parts = [(0, features_dim)] * config.groups
         projected_dim = config.products * config.rank
-        self.main_start = 0
-        """First channel of x_0, which reaches to the last one."""
-        if start < features_dim:
-            self.main_start = start
-        main_dim = features_dim - self.main_start
-        self.main: nn.Module = Affine(main_dim, out_dim, gain=gain)
+        self.main: nn.Module = Affine(features_dim, out_dim, gain=gain)
         if config.main_rank:
             self.main = nn.Sequential(
-                Affine(main_dim, config.main_rank, gain=1, bias=False),
+                Affine(features_dim, config.main_rank, gain=1, bias=False),
                 Affine(config.main_rank, out_dim, gain=gain),
             )
         self.factor_features = nn.ModuleList()
@@ -197,7 +191,7 @@ class ProductSimilarity(Fusion):
         z: Float[Tensor, "G W Z"],
         groups: ContextGroups | None,
     ) -> Float[Tensor, "B P O"]:
-        """Compute V x_0 + b + W [s, s_1, …, s_F]."""
+        """Compute V x + b + W [s, s_1, …, s_F]."""
         return self.interact_with_similarities(x, z, groups)[0]
 
     def interact_with_similarities(
@@ -218,17 +212,8 @@ class ProductSimilarity(Fusion):
         """
         similarities = self.similarities(x, z, groups)
         combined = combine_parts(similarities, len(self.parts), self.combine)
-        terms = self.output(torch.cat([combined, similarities], dim=-1))
-        return self.main_path(x) + terms, combined
-
-    def main_path(self, x: Float[Tensor, "*batch X"]) -> Float[Tensor, "*batch O"]:
-        """Return V x_0 + b.
-
-        Args:
-            x: features, (*B, X).
-        """
-        y: Tensor = self.main(x[..., self.main_start :])
-        return y
+        y: Tensor = self.main(x) + self.output(torch.cat([combined, similarities], dim=-1))
+        return y, combined
 
     def specialize(self, z: Float[Tensor, "1 W context"]) -> nn.Module:
         """Return a polynomial of x of degree F; see ``Fusion.specialize``."""
@@ -271,9 +256,7 @@ class SpecializedProduct(nn.Module):
         def similarities(x: Tensor) -> Tensor:
             return fusion.similarities(x.unsqueeze(0), z, None)[0]
 
-        self.linear = as_linear(
-            lambda x: fusion.main_path(x) + similarities(x) @ single_weight, x_dim
-        )
+        self.linear = as_linear(lambda x: fusion.main(x) + similarities(x) @ single_weight, x_dim)
         self.similarities = as_linear(similarities, x_dim)
         self.output = as_linear(lambda combined: combined @ combined_weight, fusion.products)
 

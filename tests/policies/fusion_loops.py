@@ -112,13 +112,10 @@ def product_by_loop(
     context_scale: float | None,
 ) -> Array:
     """Compute y (O,) of ``product`` for one feature vector and the words (W, Z) of one context."""
-    # the channels of no attribute, or all if there are none
-    ends = [end for _, end in fusion.parts]
-    others = x if max(ends) == len(x) else x[max(ends) :]
     if "main.weight" in w:
-        y = affine(others, w["main.weight"], w["main.bias"])
+        y = affine(x, w["main.weight"], w["main.bias"])
     else:
-        y = affine(affine(others, w["main.0.weight"]), w["main.1.weight"], w["main.1.bias"])
+        y = affine(affine(x, w["main.0.weight"]), w["main.1.weight"], w["main.1.bias"])
     products, rank = fusion.products, fusion.rank
     similarities = np.zeros((len(fusion.parts), products))
     for f, (start, end) in enumerate(fusion.parts):
