@@ -466,8 +466,8 @@ class CombinedContext(ContextEncoder):
     """Context z = relu(V [z₁, z₂, …] + b) of several contexts: a goal, a task id, a mission.
 
     If a batch has few distinct values of every part, it has few distinct combinations, and each is
-    computed once. Its words are those of the parts, each multiplied by its part of V; a part that
-    is no text counts as one word.
+    computed once. Its words are V_i w + b for those of each part i, with the columns V_i of V that
+    belong to it; a part that is no text counts as one word.
 
     Args:
         space: the space of the observations.
@@ -534,7 +534,7 @@ class CombinedContext(ContextEncoder):
     def _words(
         self, parts: Sequence[Context]
     ) -> Float[Tensor, "combinations words context"] | None:
-        """Return the words of all parts, each multiplied by its columns of V; None for no text."""
+        """Return V_i w + b for the words w of each part i; None if no part is a text."""
         if all(part.words is None for part in parts):
             return None
         words: list[Tensor] = []
@@ -544,7 +544,9 @@ class CombinedContext(ContextEncoder):
             of_part = part.words
             if of_part is None:
                 of_part = part.values.unsqueeze(1)
-            words.append(F.linear(of_part, self.join.weight[:, start:end]))
+            is_word = of_part.any(-1, keepdim=True)
+            projected = F.linear(of_part, self.join.weight[:, start:end], self.join.bias)
+            words.append(projected * is_word)
             start = end
         return torch.cat(words, dim=1)
 

@@ -296,9 +296,11 @@ def test_combined_words_sum_to_context() -> None:
     assert joined.words.shape == (2, mission.words.shape[1] + 1, context.out_dim)
     join = context.get_submodule("join")
     share = join.weight[:, : mission.values.shape[1]]  # type: ignore[index]
-    close(joined.words[:, :-1], mission.select(mission.groups.index).words @ share.T)
-    others = joined.words[:, -1] + mission.select(mission.groups.index).values @ share.T
-    close(torch.relu(others + join.bias), joined.values)  # type: ignore[operator]
+    alone = mission.select(mission.groups.index)
+    is_word = alone.words.any(-1, keepdim=True)
+    close(joined.words[:, :-1], (alone.words @ share.T + join.bias) * is_word)
+    assert not is_word.all()
+    close(torch.relu(joined.words[:, -1] + alone.values @ share.T), joined.values)
     assert task.words is None
 
 
