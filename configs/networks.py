@@ -361,8 +361,8 @@ class MissionContextConfig(BaseContextConfig):
     """Start the residual branches of the self-attention at zero, so that it starts as the mean of
     the words and their positions."""
     norm: bool = True
-    """Apply layer normalization to the vector of the mission and to those of its words; without it,
-    the bag of words stays the mean of one vector per word."""
+    """Apply layer normalization to the vector of the mission, not to those of its words; without
+    it, the bag of words stays the mean of one vector per word."""
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> Self:

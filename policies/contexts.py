@@ -42,7 +42,7 @@ from mirl.policies.encoders import (
 from mirl.policies.features import Context, Observations, UniqueRows, unique_rows
 from mirl.policies.grouped_matmul import ContextGroups
 from mirl.policies.running_norm import RunningNorm
-from mirl.policies.text.words import build_mission_encoder, normalize_texts
+from mirl.policies.text.words import EncodedTexts, build_mission_encoder
 
 CONTEXT_BUCKET = 8
 """Distinct missions are padded to a multiple of this number, because oneDNN compiles and caches one
@@ -245,8 +245,9 @@ class MissionContext(ContextEncoder):
         missing = -len(distinct.rows) % CONTEXT_BUCKET
         # (missions, length) -> (missions + missing, longest)
         padded = F.pad(distinct.rows[:, :longest].long(), (0, 0, 0, missing))
-        encoded = normalize_texts(self.norm, self.words(padded))
-        return Context(encoded.texts, distinct.groups, encoded.words)
+        encoded: EncodedTexts = self.words(padded)
+        # normalized words learned more slowly
+        return Context(self.norm(encoded.texts), distinct.groups, encoded.words)
 
 
 def has_token_ids(space: spaces.Space[object]) -> TypeGuard[spaces.Box]:

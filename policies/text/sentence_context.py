@@ -18,7 +18,7 @@ from mirl.policies.text.sentences import (
     check_installed,
     embedding_cache,
 )
-from mirl.policies.text.words import attend, build_attention, normalize_texts
+from mirl.policies.text.words import attend, build_attention
 
 
 class SentenceContext(ContextEncoder):
@@ -92,8 +92,7 @@ class SentenceContext(ContextEncoder):
         lengths = torch.tensor([len(text) for text in embedded], device=tokens.device)
         is_word = torch.arange(tokens.shape[1], device=tokens.device) < lengths.unsqueeze(1)
         encoded = attend(self.attention, self.project(tokens), is_word)
-        normalized = normalize_texts(self.norm, encoded)
-        return Context(normalized.texts, distinct.groups, normalized.words)
+        return Context(self.norm(encoded.texts), distinct.groups, encoded.words)
 
 
 def _has_bytes(space: spaces.Space[object]) -> bool:

@@ -25,20 +25,6 @@ class EncodedTexts(NamedTuple):
     """One vector per word; zeros for padding."""
 
 
-def normalize_texts(norm: nn.Module, encoded: EncodedTexts) -> EncodedTexts:
-    """Apply a normalization to the texts and to each of their words.
-
-    Args:
-        norm: the normalization over the last axis.
-        encoded: encoded texts.
-
-    Returns:
-        The normalized vectors, with zeros for padding.
-    """
-    is_word = encoded.words.any(-1, keepdim=True)
-    return EncodedTexts(norm(encoded.texts), norm(encoded.words) * is_word)
-
-
 class ZeroStartLinear(nn.Module):
     """Linear layer y = W x + b that starts at zero.
 

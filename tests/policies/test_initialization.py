@@ -231,5 +231,13 @@ def context_weights(policy: ActorCriticPolicy) -> list[nn.Parameter]:
 
 
 def last_weights_of_context(policy: ActorCriticPolicy) -> list[nn.Parameter]:
-    """Return the weights of the last layer, behind which no ReLU can block the gradient."""
-    return context_weights(policy)[-2:]
+    """Return weights behind which no ReLU can block the gradient: those of the last layer.
+
+    For a fusion that reads the words, which the last layer does not change, their embeddings.
+    """
+    weights = context_weights(policy)
+    extractor = policy.pi_features_extractor
+    assert isinstance(extractor, FusionExtractor)
+    if extractor.network.chosen_fusion.kind == "product":
+        return weights[:1]
+    return weights[-2:]
