@@ -46,10 +46,11 @@ GYMNASIUM = f"{PPO} backend=gymnasium agent.n_envs=4 agent.n_steps=32"  # the la
 CELLS = "encoder.attributes=0"
 WORDS = "context.zero_start=false"
 SCALE = "fusion.context_scale=1"
+FEATURES_SCALE = "fusion.features_scale=1"
 UNSCALED = f"fusion=bilinear {SCALE}"
 BILINEAR = f"{UNSCALED} {CELLS}"
 DOOR = f"task=goto_door {BILINEAR} {WORDS}"
-NEW_OPTIONS = (CELLS, WORDS, SCALE, FLOOR)
+NEW_OPTIONS = (CELLS, WORDS, SCALE, FEATURES_SCALE, FLOOR)
 """Words that trees without their option are trained without; their values are its effect there."""
 MT3 = f"task=mt3 {BILINEAR} {PPO} total_timesteps=512 agent.popart=true agent.pcgrad=true"
 MEMORY = f"task=memory_s7 {BILINEAR} {WORDS} {PPO}"
@@ -58,8 +59,8 @@ IMAGE = f"{UNSCALED} encoder=image task.observation=rgb"
 SAMPLED = "sampling=lowest_success context=one_hot"
 FUSIONS = {
     **{name: f"fusion={name}" for name in ("concat", "gate")},
-    **{name: f"fusion={name} {SCALE}" for name in ("low_rank", "hyper", "film")},
-    **{name: f"fusion={name} {SCALE}" for name in ("bilinear", "attention", "metric")},
+    **{name: f"fusion={name} {SCALE}" for name in ("hyper", "film", "bilinear", "attention")},
+    **{name: f"fusion={name} {SCALE} {FEATURES_SCALE}" for name in ("low_rank", "metric")},
 }
 
 CASES = {
