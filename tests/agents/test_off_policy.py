@@ -121,7 +121,7 @@ def test_too_many_dropped_quantiles(tiny: Build, make_agent: Agents) -> None:
 
 @pytest.mark.parametrize("her", [True, False])
 def test_her_is_optional(tiny: Build, make_agent: Agents, her: bool) -> None:
-    """Goals are relabelled if the option says so."""
+    """Goals are relabeled if the option says so."""
     words = ("agent.n_sampled_goal=3", "agent.goal_selection_strategy=final")
     buffer = make_agent(tiny("sac", f"agent.her={her}", *words)).replay_buffer
     assert type(buffer) is (HerReplayBuffer if her else DictReplayBuffer)
@@ -169,7 +169,7 @@ def test_dqn_rejects_continuous_actions(tiny: Build, make_agent: Agents) -> None
 
 @pytest.mark.parametrize("n_envs", [1, 2])
 def test_learning_starts_after_first_episode(tiny: Build, make_agent: Agents, n_envs: int) -> None:
-    """Learning starts once an episode can be relabelled."""
+    """Learning starts once an episode can be relabeled."""
     least = n_envs * (LIMIT - 1)  # SB3 begins when more timesteps are over
     make_agent(tiny("sac", f"agent.n_envs={n_envs}", f"agent.learning_starts={least}")).learn(40)
     config = tiny("sac", f"agent.n_envs={n_envs}", f"agent.learning_starts={least - 1}")

@@ -134,7 +134,7 @@ def test_rate_interval_stays_inside() -> None:
     assert (low[1], high[1]) == (1.0, 1.0)
 
 
-def test_tasks_of_one_run_are_one_value() -> None:
+def test_run_of_many_tasks_counts_once() -> None:
     """Tasks that share their weights vary together: strata of them would be too narrow."""
     generator = np.random.default_rng(0)
     of_run = generator.normal(0, 1, (COMPARISONS, 3, 1))

@@ -122,7 +122,7 @@ def rise_of_one_step(fusion: Fusion, name: str, x: Tensor, z: Tensor) -> float:
 @pytest.mark.parametrize(
     ("config", "prefix"), [(BilinearConfig(), ""), (HyperConfig(hidden=()), "generate.")]
 )
-def test_step_is_as_far_as_main_paths(config: FusionConfig, prefix: str) -> None:
+def test_step_is_as_long_as_main(config: FusionConfig, prefix: str) -> None:
     """A step of 𝕎 moves y about as far as one of V, and without the scale much farther."""
     x = F.layer_norm(normal(1, 64), (64,))
     z = F.layer_norm(normal(1, 64, seed=1), (64,))

@@ -117,7 +117,7 @@ ONE_HOT = TaskIdContextConfig(hidden=())
         pytest.param(BilinearConfig(context_scale=0.3), "raw", 0.3, id="given"),
     ],
 )
-def test_scale_is_one_for_one_hot_context(fusion: Any, context: Any, expected: Any) -> None:
+def test_one_hot_context_is_not_scaled(fusion: Any, context: Any, expected: Any) -> None:
     """A one-hot context is not scaled; for others the size decides, unless a scale is given."""
     space = dict_of("observation", "desired_goal", "task")
     network = network_config(fusion=fusion, context=context)
