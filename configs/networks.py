@@ -6,9 +6,9 @@ a user derives from the base class of the group and is the ``Config`` of a class
 the output.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     BeforeValidator,
@@ -121,6 +121,8 @@ class ConcatConfig(BaseFusionConfig):
 class ScaledFusionConfig(BaseFusionConfig):
     """Options of a fusion that multiplies x by sums over the context z."""
 
+    former_values: ClassVar[Mapping[str, object]] = {"context_scale": 1.0}
+    """Values of the options that configs pickled by a former version lack."""
     context_scale: PositiveFloat | None = None
     """Factor c of z where it is multiplied by x, and of the hidden layers of a generator. None for
     the inverse of their size, so that a gradient step of the multiplicative weights changes y about
@@ -135,12 +137,12 @@ class ScaledFusionConfig(BaseFusionConfig):
         return self.context_scale or 1 / size
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
-        """Restore a pickled config; one of a former version had no scale and computed with 1.
+        """Restore a pickled config; one of a former version lacks ``former_values``.
 
         Args:
             state: what was pickled.
         """
-        super().__setstate__({**state, "__dict__": {"context_scale": 1.0, **state["__dict__"]}})
+        super().__setstate__({**state, "__dict__": {**self.former_values, **state["__dict__"]}})
 
 
 class BilinearConfig(ScaledFusionConfig):
@@ -155,6 +157,7 @@ class BilinearConfig(ScaledFusionConfig):
 class FactoredFusionConfig(ScaledFusionConfig):
     """Options of a fusion that multiplies x and z after a projection of each."""
 
+    former_values: ClassVar[Mapping[str, object]] = {"context_scale": 1.0, "features_scale": 1.0}
     rank: Width
     """Size R of the projections."""
     features_scale: PositiveFloat | None = None
@@ -165,14 +168,6 @@ class FactoredFusionConfig(ScaledFusionConfig):
     def scale_of_features(self) -> float:
         """Factor a."""
         return self.features_scale or 1 / self.rank
-
-    def __setstate__(self, state: dict[Any, Any]) -> None:
-        """Restore a pickled config; one of a former version had no scale and computed with 1.
-
-        Args:
-            state: what was pickled.
-        """
-        super().__setstate__({**state, "__dict__": {"features_scale": 1.0, **state["__dict__"]}})
 
 
 class LowRankConfig(FactoredFusionConfig):
@@ -241,6 +236,7 @@ class ProductConfig(ScaledFusionConfig):
     The attributes are those of the cells (``encoder.attributes``), elsewhere learned projections.
     """
 
+    former_values: ClassVar[Mapping[str, object]] = {"context_scale": 1.0, "pool_words": False}
     kind: Literal["product"] = "product"
     products: Width = 16
     """Number K of conjunctions; each has one similarity per attribute."""

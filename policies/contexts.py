@@ -39,7 +39,14 @@ from mirl.policies.encoders import (
     reads_pixels,
     space_text,
 )
-from mirl.policies.features import Context, Observations, UniqueRows, unique_rows
+from mirl.policies.features import (
+    Context,
+    Observations,
+    UniqueRows,
+    each_word,
+    is_word,
+    unique_rows,
+)
 from mirl.policies.grouped_matmul import ContextGroups
 from mirl.policies.running_norm import RunningNorm
 from mirl.policies.text.words import EncodedTexts, build_mission_encoder
@@ -514,7 +521,7 @@ class CombinedContext(ContextEncoder):
         joint: ContextGroups | None = None
         if groups is None:
             # every row is a combination of its own
-            parts = [_ungrouped(context) for context in contexts]
+            parts = [context.ungrouped() for context in contexts]
         else:
             indices, joint = groups
             pairs = zip(contexts, indices, strict=True)
@@ -542,24 +549,14 @@ class CombinedContext(ContextEncoder):
         start = 0
         for part in parts:
             end = start + part.values.shape[1]
-            of_part = part.words
-            if of_part is None:
-                of_part = part.values.unsqueeze(1)
-            is_word = of_part.any(-1, keepdim=True)
+            of_part = each_word(part.values, part.words)
             projected = F.linear(of_part, self.join.weight[:, start:end], self.join.bias)
-            words.append(projected * is_word)
+            words.append(projected * is_word(of_part))
             start = end
         return torch.cat(words, dim=1)
 
     def _encoders(self) -> list[ContextEncoder]:
         return [part for part in self.parts if isinstance(part, ContextEncoder)]
-
-
-def _ungrouped(context: Context) -> Context:
-    """Return the contexts of all rows, one per row."""
-    if context.groups is None:
-        return context
-    return context.select(context.groups.index)
 
 
 def join_groups(

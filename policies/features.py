@@ -1,6 +1,6 @@
 """Values that pass between the parts of a network: contexts, distinct rows, and features."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -41,10 +41,25 @@ class Context(NamedTuple):
         Args:
             index: (rows,), for each row an index into ``values``.
         """
+        ungrouped = self._replace(groups=None)
+        return ungrouped.map(lambda vectors: vectors.index_select(0, index))
+
+    def ungrouped(self) -> "Context":
+        """Return the contexts of all rows, one per row, without groups."""
+        if self.groups is None:
+            return self
+        return self.select(self.groups.index)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Context":
+        """Apply a function to the contexts and, if they are texts, to their words.
+
+        Args:
+            function: function of vectors, (G, Z) or (G, W, Z).
+        """
         words = self.words
         if words is not None:
-            words = words.index_select(0, index)
-        return Context(self.values.index_select(0, index), None, words)
+            words = function(words)
+        return self._replace(values=function(self.values), words=words)
 
     def take(self, rows: Int[Tensor, " taken"], *, keep_order: bool = True) -> "Context":
         """Return the contexts of some of the rows.
@@ -57,6 +72,33 @@ class Context(NamedTuple):
             return self.select(rows)
         # the distinct contexts stay, even those that none of these rows has
         return self._replace(groups=self.groups.take(rows, keep_order=keep_order))
+
+
+def each_word(
+    values: Float[Tensor, "rows context"], words: Float[Tensor, "rows words context"] | None
+) -> Float[Tensor, "rows *words context"]:
+    """Return the words of contexts; a context that is no text counts as one word.
+
+    Args:
+        values: contexts, (G, Z).
+        words: their words, (G, W, Z); None if they are no texts.
+
+    Returns:
+        The words, (G, W, Z).
+    """
+    return values.unsqueeze(1) if words is None else words
+
+
+def is_word(words: Float[Tensor, "rows words context"]) -> Bool[Tensor, "rows words 1"]:
+    """Return True for each word, and False for the zeros behind the last one.
+
+    Args:
+        words: the words of contexts, (G, W, Z).
+
+    Returns:
+        (G, W, 1).
+    """
+    return words.any(-1, keepdim=True)
 
 
 class UniqueRows(NamedTuple):

@@ -128,10 +128,7 @@ def specialize_fusion(fusion: Fusion, context: Context) -> nn.Module:
 
 def _in_float64(context: Context) -> Context:
     """Return a context without groups in float64 on the CPU."""
-    words = context.words
-    if words is not None:
-        words = words.detach().cpu().double()
-    return Context(context.values.detach().cpu().double(), None, words)
+    return context.map(lambda vectors: vectors.detach().cpu().double())
 
 
 def _weights(module: nn.Module) -> Iterator[Tensor]:
@@ -221,10 +218,7 @@ def encode_one_context(
         one_row = torch.as_tensor(row, device=device).unsqueeze(0)
         batch[key] = cast(Tensor, preprocess_obs(one_row, space, normalize_images))
     encoded: Context = extractor.context(batch)
-    first = torch.zeros(1, dtype=torch.int64, device=device)
-    if encoded.groups is not None:
-        first = encoded.groups.index
-    return encoded.select(first)
+    return encoded.ungrouped()
 
 
 def _check_row(key: str, space: spaces.Space[object], value: ArrayLike) -> NDArray[Any]:

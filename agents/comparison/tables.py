@@ -63,7 +63,7 @@ def results_table(rows: Sequence[Row]) -> Table:
     columns = ("task", "setting", "parameters", "seeds", f"{metrics} (95 % interval)", "IQM")
     cells = []
     for row in rows:
-        show = _percent if row["metric"] == "success" else _number
+        show = _formatter(row)
         cells.append(
             [
                 str(row["task"]),
@@ -94,13 +94,12 @@ def pairs_table(rows: Sequence[Row]) -> Table:
     )
     cells = []
     for row in rows:
-        show = _signed_percent if row["metric"] == "success" else _signed_number
         cells.append(
             [
                 str(row["task"]),
                 f"{row['setting']} {MINUS} {row['base']}",
                 str(row["seeds"]),
-                _with_interval(row, show),
+                _with_interval(row, _formatter(row, "+")),
                 f"{row['probability_of_improvement']:.2f}",
                 str(row["verdict"]),
             ]
@@ -128,9 +127,7 @@ def run_pairs_table(rows: Sequence[Row]) -> Table:
     )
     cells = []
     for row in rows:
-        is_success = row["metric"] == "success"
-        show = _percent if is_success else _number
-        show_difference = _signed_percent if is_success else _signed_number
+        show = _formatter(row)
         p_value = NONE if row["p_value"] is None else f"{row['p_value']:.3g}"
         cells.append(
             [
@@ -140,7 +137,7 @@ def run_pairs_table(rows: Sequence[Row]) -> Table:
                 str(row["metric"]),
                 show(row["first_mean"]),
                 show(row["second_mean"]),
-                _with_interval(row, show_difference),
+                _with_interval(row, _formatter(row, "+")),
                 _count(row["only_first"]),
                 _count(row["only_second"]),
                 p_value,
@@ -155,20 +152,15 @@ def _with_interval(row: Row, show: Callable[[object], str]) -> str:
     return f"{show(row['mean'])} ({show(row['low'])} – {show(row['high'])})"
 
 
-def _percent(value: object) -> str:
-    return f"{value:.1%}"
+def _formatter(row: Row, sign: str = "") -> Callable[[object], str]:
+    """Return a function that formats values of the metric of a row.
 
-
-def _signed_percent(value: object) -> str:
-    return f"{value:+.1%}".replace("-", MINUS)
-
-
-def _number(value: object) -> str:
-    return f"{value:.3f}".replace("-", MINUS)
-
-
-def _signed_number(value: object) -> str:
-    return f"{value:+.3f}".replace("-", MINUS)
+    Args:
+        row: a row with the column ``metric``.
+        sign: ``+`` for differences, whose sign is always shown.
+    """
+    form = ".1%" if row["metric"] == "success" else ".3f"
+    return lambda value: f"{value:{sign}{form}}".replace("-", MINUS)
 
 
 def _count(value: object) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import BaseFusionConfig
 from mirl.configs.parts import Method, Part, explain_own_errors, own_place
+from mirl.policies.features import each_word
 from mirl.policies.fusions.affine import as_linear
 from mirl.policies.grouped_matmul import ContextGroups
 
@@ -139,10 +140,7 @@ class Fusion(nn.Module, Part, ABC):
         """
         if not self.reads_words:
             return values
-        if words is None:
-            # a context that is no text counts as one word
-            return values.unsqueeze(1)
-        return words
+        return each_word(values, words)
 
     def _check_shapes(
         self,

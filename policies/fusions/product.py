@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirl.configs.networks import ProductConfig
+from mirl.policies.features import is_word
 from mirl.policies.fusions.affine import Affine, as_linear
 from mirl.policies.fusions.fusion import Fusion, per_row
 from mirl.policies.grouped_matmul import ContextGroups
@@ -114,16 +115,13 @@ class ProductSimilarity(Fusion):
             The projections, (G, F, K, R).
         """
         projected = self.factor_context(z).unflatten(-1, (-1, self.rank))
-        if z.shape[1] > 1:
-            is_word = z.any(-1, keepdim=True)
-            # a text has at least one word, so that the weights are finite
-            is_word[:, 0] = True
-            weights = (z @ self.queries).masked_fill(~is_word, -torch.inf).softmax(1)
-            # (G, W, F * K, 1) * (G, W, F * K, R) -> (G, F * K, R)
-            projected = (weights.unsqueeze(-1) * projected).sum(1)
-        else:
-            projected = projected.squeeze(1)
-        return projected.unflatten(1, (len(self.parts), self.products))
+        counts = is_word(z)
+        # a text has at least one word, so that the weights are finite
+        counts[:, 0] = True
+        weights = (z @ self.queries).masked_fill(~counts, -torch.inf).softmax(1)
+        # (G, W, F * K, 1) * (G, W, F * K, R) -> (G, F * K, R)
+        pooled = (weights.unsqueeze(-1) * projected).sum(1)
+        return pooled.unflatten(1, (len(self.parts), self.products))
 
     def generate(self, z: Float[Tensor, "G W Z"]) -> Float[Tensor, "G X FK"]:
         """Return the matrix that gives the similarities of x, c A_fᵀ B_f z_f in the rows of x_f.

@@ -20,6 +20,7 @@ from mirl.configs.networks import (
     LstmConfig,
     NetworkConfig,
     NoMemoryConfig,
+    ProductConfig,
     TaskIdContextConfig,
     choose,
     network_config,
@@ -123,5 +124,8 @@ def test_old_pickle_has_scale_one() -> None:
     del factored.__dict__["features_scale"]
     restored = LowRankConfig(context_scale=0.5, features_scale=1.0)
     assert pickle.loads(pickle.dumps(factored)) == restored
-    for current in (FilmConfig(), FilmConfig(context_scale=0.5), LowRankConfig()):
+    product = ProductConfig(context_scale=0.5)
+    del product.__dict__["pool_words"]
+    assert pickle.loads(pickle.dumps(product)) == ProductConfig(context_scale=0.5, pool_words=False)
+    for current in (FilmConfig(), FilmConfig(context_scale=0.5), LowRankConfig(), ProductConfig()):
         assert pickle.loads(pickle.dumps(current)) == current
