@@ -32,7 +32,7 @@ from mirl.configs.tasks import HoldoutConfig, SuiteConfig, TaskConfig, file_name
 from mirl.envs import SeedSplit, SuiteVecEnv
 from mirl.policies import FusionExtractor
 from mirl.policies.contexts import ContextEncoder, TaskIdContext
-from mirl.policies.features import Context, Observations
+from mirl.policies.features import Context, Observations, is_word
 
 N_ENVS = 16
 """Environments that practice together."""
@@ -84,7 +84,8 @@ class ShiftedContext(ContextEncoder):
         context: Context = self.encoder(observations)
         words = context.words
         if words is not None:
-            words = words + self.delta
+            # what is behind the last word stays zero
+            words = words + self.delta * is_word(words)
         return context._replace(values=context.values + self.delta, words=words)
 
     def update_statistics(self, observations: Observations) -> None:

@@ -207,6 +207,21 @@ def test_new_task_starts_from_mean_context() -> None:
     assert not torch.equal(given[0], untrained[0] + shifted.delta)
 
 
+def test_offset_leaves_padding_zero() -> None:
+    """The offset moves the words of a text, not the zeros behind the last one."""
+    space = spaces.Dict(mission=mission_space())
+    shifted = ShiftedContext(MissionContext(space, MissionContextConfig(dim=8)), [0])
+    texts = np.stack([tokenize("go to the red ball"), tokenize("go")])
+    observations = {"mission": torch.from_numpy(texts)}
+    before = shifted(observations).ungrouped().words
+    with torch.no_grad():
+        shifted.delta.fill_(0.5)
+    after = shifted(observations).ungrouped().words
+    close(after[0], before[0] + 0.5)
+    close(after[1, 0], before[1, 0] + 0.5)
+    assert not after[1, 1:].any()
+
+
 def test_joined_task_starts_from_mean_context() -> None:
     """The mean takes the place of the task id in a joined context, too."""
     space = spaces.Dict(
