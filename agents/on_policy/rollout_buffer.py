@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from jaxtyping import Int
 from numpy.typing import NDArray
-from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.buffers import BaseBuffer, DictRolloutBuffer
 from stable_baselines3.common.buffers import RolloutBuffer as SB3RolloutBuffer
 from torch import Tensor
 
@@ -32,6 +32,7 @@ from mirl.agents.on_policy.storage import (
     build_column,
     on_device,
 )
+from mirl.configs.errors import ConfigError
 from mirl.configs.keys import TASK_KEY
 from mirl.policies.features import UniqueRows
 
@@ -352,6 +353,29 @@ class RolloutBuffer(SB3RolloutBuffer):
         self.n_samples += len(rows)
         self.n_unique += order.n_unique
         return order
+
+
+def choose_buffer_class(
+    given: type[SB3RolloutBuffer] | None, default: type[RolloutBuffer]
+) -> type[RolloutBuffer]:
+    """Return the class of the buffer of PPO or A2C.
+
+    Args:
+        given: the user's ``rollout_buffer_class``; None and SB3's own two classes mean the default.
+        default: MIRL's class for the policy.
+
+    Raises:
+        ConfigError: if the class is not derived from the default.
+    """
+    if given is None or given in (SB3RolloutBuffer, DictRolloutBuffer):
+        return default
+    if issubclass(given, default):
+        return given
+    raise ConfigError(
+        f"rollout_buffer_class: expected a class derived from {default.__module__}."
+        f"{default.__name__}, which keeps the rollout as tensors, got {given.__name__}; derive it "
+        "from that class, or leave it out"
+    )
 
 
 def _gather(tensor: Tensor, index: Tensor) -> Tensor:
