@@ -107,7 +107,9 @@ def make_env(
         env = RGBImgPartialObsWrapper(env, tile_size=RGB_TILE)  # type: ignore[no-untyped-call]
     try:
         if texts is None:
-            return ContractObservation(env, task_index, n_tasks, unknown_codes=unknown_codes)
+            return ContractObservation(
+                env, task_index, n_tasks, unknown_codes=unknown_codes, task_key=True
+            )
         return ContractObservation(
             env,
             task_index,
@@ -116,6 +118,7 @@ def make_env(
             texts.length,
             text_form=texts.form,
             unknown_codes=unknown_codes,
+            task_key=True,
         )
     except ContractError as error:
         raise ContractError(f"{name_task(task)}: {error}") from None
