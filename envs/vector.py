@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mirl.configs.compose import validate
+from mirl.configs.errors import ConfigError
 from mirl.configs.imports import allow_imports, module_of
+from mirl.configs.keys import ACTION_MASK_KEY
 from mirl.configs.schema import BackendName, SamplingName
 from mirl.configs.tasks import HoldoutConfig, Subset, SuiteConfig
 from mirl.envs.actions import ActionValidator
@@ -23,7 +25,7 @@ from mirl.envs.pools.workers import DEFAULT_TIMEOUT
 from mirl.envs.sampling import SamplingState
 from mirl.envs.seeds import SeedSplit
 from mirl.envs.suite_spaces import joined_spaces
-from mirl.envs.type_aliases import EnvIndices, Info, Observations
+from mirl.envs.type_aliases import Array, EnvIndices, Info, Observations
 
 NO_HOLDOUT = HoldoutConfig()
 """The default: nothing is held out."""
@@ -48,7 +50,8 @@ class SuiteVecEnv(EnvAttributes):
     The info of an environment whose episode ended holds ``terminal_observation``,
     ``TimeLimit.truncated``, ``task`` (its name), ``episode`` (as SB3's Monitor: return ``r``,
     length ``l``, seconds since the start ``t``) and, unless its success is unknown,
-    ``is_success``. Other infos are empty.
+    ``is_success``. All other entries of the infos are the environments' own; from worker processes
+    only plain data comes through: numbers, texts, arrays, and lists and dictionaries of these.
 
     Args:
         suite: the tasks. The attribute ``suite`` also has the vocabulary and the length of their
@@ -116,6 +119,7 @@ class SuiteVecEnv(EnvAttributes):
         self._statistics = EpisodeStatistics(suite.tasks, n_envs)
         self._limits = EpisodeLimits(suite.tasks, joined.episode_limits, max_steps)
         self._deactivated = np.zeros(n_envs, dtype=np.bool_)
+        self._masks: Array | None = None
         self._state: _State = "new"
         super().__init__(suite, backend_name, n_envs, joined.observation, joined.action)
         self.seed(seed)
@@ -124,6 +128,7 @@ class SuiteVecEnv(EnvAttributes):
         self._backend = make_suite_backend(
             suite, backend_name, self._assignment, joined.n_actions, workers, restarts, timeout
         )
+        self.reset_infos = self._backend.reset_infos
         self._starter = EpisodeStarter(self._backend, episode_filter, self._faults)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
@@ -140,6 +145,39 @@ class SuiteVecEnv(EnvAttributes):
             self._reseed_at_reset = True
             self._assignment.seed_sampler(seed)
         return self._assignment.current_seeds(self._backend_seeds)
+
+    def set_options(self, options: list[Info] | Info | None = None) -> None:
+        """Set the options of the next ``reset()``.
+
+        Args:
+            options: options of every environment, or a list of them, one per environment.
+
+        Raises:
+            ConfigError: if the environments are EnvPool's, which take no options.
+        """
+        if options and self.backend == "envpool":
+            raise ConfigError(
+                f"set_options: EnvPool's environments take no options, got {options}; make them "
+                "with backend='gymnasium'"
+            )
+        if isinstance(options, list) and len(options) != self.num_envs:
+            raise ConfigError(
+                f"set_options: expected options of {self.num_envs} environments, got "
+                f"{len(options)}; pass one dictionary for all of them"
+            )
+        super().set_options(options)
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return which actions are available now, (n_envs, n_actions), as sb3-contrib asks for it.
+
+        Raises:
+            AttributeError: if the observations have no ``action_mask``.
+            RuntimeError: if ``reset()`` has to come first.
+        """
+        self._check_has_masks()
+        if self._masks is None:
+            raise RuntimeError("action_masks() needs reset() first")
+        return self._masks.astype(np.bool_)
 
     def reset(self) -> Observations:
         """Start an episode in every environment and drop the running ones.
@@ -158,9 +196,11 @@ class SuiteVecEnv(EnvAttributes):
         with close_on_error(self.close):
             if reseed:
                 self._backend.seed(self._backend_seeds)
-            obs = self._start_episodes(np.arange(self.num_envs))
+            options = self._options if any(self._options) else None
+            self._reset_options()
+            obs = self._start_episodes(np.arange(self.num_envs), options)
         self._state = "ready"
-        self._faults.store_last_obs(obs)
+        self._store_last_obs(obs)
         return obs
 
     def step_async(self, actions: ArrayLike) -> None:
@@ -209,7 +249,7 @@ class SuiteVecEnv(EnvAttributes):
                 self._assignment.record(ended, [infos[i].get("is_success") for i in ended])
                 self._start_next_episodes(ended, step.obs)
         self._state = "all_inactive" if self._backend.all_inactive else "ready"
-        self._faults.store_last_obs(step.obs)
+        self._store_last_obs(step.obs)
         return step.obs, step.rewards, done, infos
 
     def deactivate(self, env_indices: EnvIndices, *, at_once: bool = False) -> None:
@@ -259,11 +299,19 @@ class SuiteVecEnv(EnvAttributes):
         """
         self._assignment.load_state(state)
 
-    def _start_episodes(self, env_indices: EnvIndices) -> Observations:
+    def _store_last_obs(self, obs: Observations) -> None:
+        """Store what a failure or a question about the available actions may need."""
+        self._faults.store_last_obs(obs)
+        if ACTION_MASK_KEY in obs:
+            self._masks = obs[ACTION_MASK_KEY].copy()
+
+    def _start_episodes(
+        self, env_indices: EnvIndices, options: Sequence[Info] | None = None
+    ) -> Observations:
         """Start the next episodes of environments (k,); return their first observations (k, …)."""
         task_ids = self._assignment.start_episodes(env_indices)
         self._statistics.start_episodes(env_indices)
-        return self._starter.start(env_indices, task_ids)
+        return self._starter.start(env_indices, task_ids, options)
 
     def _start_next_episodes(self, ended: EnvIndices, obs: Observations) -> None:
         """Start the next episode of each environment that is active.

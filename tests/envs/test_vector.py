@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
-from suites import BACKENDS, DONE, EMPTY, FORWARD, GRIDS, SOLUTION
+from suites import BACKENDS, DONE, EMPTY, FORWARD, GRIDS, SOLUTION, single_task
 
 from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
@@ -366,3 +366,55 @@ def test_single_environments_replay_the_same(backend: BackendName) -> None:
                 np.testing.assert_array_equal(final["image"], expected[i]["image"])
                 expected[i], _ = single.reset()
     env.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_infos_are_passed_through(workers: int) -> None:
+    """An environment's infos come through; MIRL's entries of an ended episode replace its own."""
+    with closing(SuiteVecEnv(single_task("ToyTelling-v0"), 3, workers=workers)) as env:
+        env.reset()
+        infos = env.step(np.array([0, 1, 0]))[3]
+        assert [info["distance"] for info in infos] == [10, 11, 10]
+        # a worker process sends plain data only
+        assert [info.keys() - {"own"} for info in infos] == [{"distance", "task"}] * 3
+        assert ("own" in infos[0]) == (workers == 0)
+        infos = env.step(np.array([1, 1, 0]))[3]
+        assert [info["distance"] for info in infos] == [21, 21, 20]
+        assert {info["task"] for info in infos} == {env.suite.tasks[0].name}
+        assert {info["episode"]["l"] for info in infos} == {2}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_options_reach_next_reset(workers: int) -> None:
+    """``set_options`` counts for one reset, as in SB3."""
+    with closing(SuiteVecEnv(single_task("ToyTelling-v0"), 3, workers=workers)) as env:
+        env.set_options([{"level": 1}, {}, {"level": 3}])
+        env.reset()
+        expected: list[Any] = [{"level": 1}, None, {"level": 3}]
+        assert [info["options"] for info in env.reset_infos] == expected
+        for _ in range(2):
+            env.step(np.zeros(3, int))
+        assert [info["options"] for info in env.reset_infos] == [None] * 3
+        env.set_options({"level": 4})
+        env.reset()
+        assert [info["options"] for info in env.reset_infos] == [{"level": 4}] * 3
+        with pytest.raises(ConfigError, match="expected options of 3 environments, got 2"):
+            env.set_options([{}, {}])
+
+
+def test_envpool_refuses_options() -> None:
+    with closing(make_vec_env(EMPTY, 2, backend="envpool")) as env:
+        env.set_options(None)
+        with pytest.raises(ConfigError, match=r"take no options.*backend='gymnasium'"):
+            env.set_options({"level": 1})
+
+
+def test_masks_are_reachable_as_method() -> None:
+    """sb3-contrib asks a vectorized environment for ``action_masks``."""
+    with closing(SuiteVecEnv(single_task("ToyChoice-v0", kwargs={"own_mask": True}), 2)) as env:
+        masks = env.reset()["action_mask"].astype(np.bool_)
+        assert env.has_attr("action_masks")
+        np.testing.assert_array_equal(np.stack(env.env_method("action_masks")), masks)
+        np.testing.assert_array_equal(env.get_attr("action_masks", [1])[0](), masks[1])
+    with closing(make_vec_env(EMPTY, 1)) as env:
+        assert not env.has_attr("action_masks")
