@@ -93,9 +93,7 @@ def make_env(
             the keyword arguments, or its observation space is not supported.
     """
     env = _make(task, render_mode)
-    # RoomGridLevel is the base class of BabyAI's levels.
-    if isinstance(env.unwrapped, RoomGridLevel):
-        env = _QuietReset(env)
+    env = without_prints(env)
     for wrapper in task.wrappers:
         env = _wrap(env, wrapper, task)
     if observation == "rgb":
@@ -309,6 +307,16 @@ def _missing_package(task: TaskConfig, error: Exception) -> ConfigError:
     return ConfigError(
         f"task '{task.name}': {task.env_id} needs '{module}'; pip install {pip_target}"
     )
+
+
+def without_prints(env: AnyEnv) -> AnyEnv:
+    """Return an environment whose resets print nothing: one of BabyAI's in a wrapper.
+
+    Args:
+        env: any environment.
+    """
+    # RoomGridLevel is the base class of BabyAI's levels.
+    return _QuietReset(env) if isinstance(env.unwrapped, RoomGridLevel) else env
 
 
 class _QuietReset(gym.Wrapper[Any, Any, Any, Any]):

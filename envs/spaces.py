@@ -54,7 +54,7 @@ class ContractObservation(
         text_form: ``tokens``, or ``utf8`` for the text's bytes plus 1.
         unknown_codes: reaction to codes of a symbolic image beyond MiniGrid's tables or the bounds
             of its space: "error", or "hash" for rows of their own.
-        task_key: whether observations have the key ``task``, as those of ``make_vec_env`` always
+        task_key: whether observations have the key ``task``, as those of ``SuiteVecEnv`` always
             do; None for several tasks only.
 
     Raises:

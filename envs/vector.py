@@ -1,17 +1,21 @@
 """A whole suite as one SB3 ``VecEnv``; with ``sampling=fixed`` every task is in every rollout."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
 from mirl.configs.imports import allow_imports, module_of
 from mirl.configs.keys import ACTION_MASK_KEY
 from mirl.configs.schema import BackendName, SamplingName
-from mirl.configs.tasks import HoldoutConfig, Subset, SuiteConfig
+from mirl.configs.tasks import HoldoutConfig, Subset, SuiteConfig, TaskConfig
 from mirl.envs.actions import ActionValidator
 from mirl.envs.assignment import TaskAssignment
 from mirl.envs.contract.episode_limits import EpisodeLimits, MaxSteps
@@ -20,12 +24,14 @@ from mirl.envs.episode_start import EpisodeStarter
 from mirl.envs.episode_statistics import EpisodeStatistics
 from mirl.envs.faults import FaultHandler, FaultPolicy, close_on_error
 from mirl.envs.holdout import EpisodeFilter, active_tasks
+from mirl.envs.make import find_spec, without_prints
 from mirl.envs.pools.selection import choose_backend, make_suite_backend
 from mirl.envs.pools.workers import DEFAULT_TIMEOUT
 from mirl.envs.sampling import SamplingState
 from mirl.envs.seeds import SeedSplit
+from mirl.envs.spaces import ContractObservation
 from mirl.envs.suite_spaces import joined_spaces
-from mirl.envs.type_aliases import Array, EnvIndices, Info, Observations
+from mirl.envs.type_aliases import AnyEnv, Array, EnvIndices, Info, Observations
 
 NO_HOLDOUT = HoldoutConfig()
 """The default: nothing is held out."""
@@ -329,29 +335,114 @@ class SuiteVecEnv(EnvAttributes):
 
 
 def make_vec_env(
-    env: str | Sequence[str] | SuiteConfig,
-    n_envs: int,
+    env: str | Sequence[str] | SuiteConfig | Callable[..., AnyEnv],
+    n_envs: int = 1,
     backend: BackendName = "auto",
-    seed: int = 0,
+    seed: int | None = 0,
     seed_split: SeedSplit = "train",
-) -> SuiteVecEnv:
-    """Return a ``SuiteVecEnv`` of one id, of several ids, or of a suite.
+    *,
+    env_kwargs: dict[str, Any] | None = None,
+    render_mode: str | None = None,
+    wrapper_class: Callable[..., AnyEnv] | None = None,
+    wrapper_kwargs: dict[str, Any] | None = None,
+    monitor_dir: str | None = None,
+    monitor_kwargs: dict[str, Any] | None = None,
+    vec_env_cls: type[DummyVecEnv | SubprocVecEnv] | None = None,
+    vec_env_kwargs: dict[str, Any] | None = None,
+) -> VecEnv:
+    """Return vectorized environments of one id, of several ids, of a suite, or of a class.
+
+    That is a ``SuiteVecEnv``, unless ``env`` is a class or function or one of the arguments from
+    ``render_mode`` on is given: then it is what SB3's ``make_vec_env`` returns, with each
+    environment in a ``ContractObservation``. Single environments are accessible there.
 
     Args:
-        env: an id, several ids (one task each, named by its id), or a suite. ``module:Id`` imports
-            the module that registers the id.
+        env: an id, several ids (one task each, named by its id), a suite, or a class or function
+            that returns an environment. ``module:Id`` imports the module that registers the id.
         n_envs: number of environments over all tasks, at least one per task.
         backend: what steps the environments.
-        seed: seed from which the seed of each environment derives.
+        seed: seed from which the seed of each environment derives; None for a random one.
         seed_split: range of the environments' seeds; training and evaluation share none.
+        env_kwargs: keyword arguments of the environments.
+        render_mode: render mode of the environments.
+        wrapper_class: wrapper of each environment, below ``ContractObservation``.
+        wrapper_kwargs: keyword arguments of the wrapper.
+        monitor_dir: folder of the files of SB3's Monitor.
+        monitor_kwargs: keyword arguments of SB3's Monitor.
+        vec_env_cls: SB3's class of the vectorized environments.
+        vec_env_kwargs: keyword arguments of this class.
 
     Raises:
-        ConfigError: if an id is unknown, or the tasks do not fit together.
+        ConfigError: if an id is unknown, the tasks do not fit together, or arguments exclude each
+            other.
     """
-    if not isinstance(env, SuiteConfig):
+    env_kwargs = dict(env_kwargs or {})
+    if render_mode is not None:
+        env_kwargs["render_mode"] = render_mode
+    sb3_arguments = {
+        "wrapper_class": wrapper_class,
+        "wrapper_kwargs": wrapper_kwargs,
+        "monitor_dir": monitor_dir,
+        "monitor_kwargs": monitor_kwargs,
+        "vec_env_cls": vec_env_cls,
+        "vec_env_kwargs": vec_env_kwargs,
+        "render_mode": env_kwargs.get("render_mode"),
+    }
+    given = [name for name, value in sb3_arguments.items() if value is not None]
+    if callable(env) or given:
+        if not callable(env) and not isinstance(env, str):
+            raise ConfigError(
+                f"make_vec_env: {given[0]} is for one id or class, got several tasks; leave it out"
+            )
+        if backend == "envpool" or seed_split != "train":
+            raise ConfigError(
+                "make_vec_env: backend and seed_split cannot be chosen with "
+                f"{[*given, 'a class'][0]}, got backend={backend} and seed_split={seed_split}; "
+                "leave them out"
+            )
+        return sb3_make_vec_env(
+            _env_factory(env),
+            n_envs,
+            seed,
+            monitor_dir=monitor_dir,
+            monitor_kwargs=monitor_kwargs,
+            wrapper_class=partial(_wrap_contract, wrapper_class, wrapper_kwargs or {}),
+            env_kwargs=env_kwargs,
+            vec_env_cls=vec_env_cls,
+            vec_env_kwargs=vec_env_kwargs,
+        )
+    if isinstance(env, SuiteConfig):
+        if env_kwargs:
+            raise ConfigError(
+                "make_vec_env: env_kwargs is for ids, and a suite has kwargs for each task, got "
+                f"{env_kwargs}; set them there"
+            )
+        suite = env
+    else:
         ids = (env,) if isinstance(env, str) else tuple(env)
         # The caller names these modules; those in a suite may come from a file.
         allow_imports(*filter(None, map(module_of, ids)))
-        tasks = [{"name": env_id, "env_id": env_id} for env_id in ids]
-        env = validate(SuiteConfig, {"name": "+".join(ids), "tasks": tasks})
-    return SuiteVecEnv(env, n_envs, backend=backend, seed=seed, seed_split=seed_split)
+        tasks = [{"name": each, "env_id": each, "kwargs": env_kwargs} for each in ids]
+        suite = validate(SuiteConfig, {"name": "+".join(ids), "tasks": tasks})
+    if seed is None:
+        seed = int(np.random.SeedSequence().generate_state(1)[0])
+    return SuiteVecEnv(suite, n_envs, backend=backend, seed=seed, seed_split=seed_split)
+
+
+def _env_factory(env: str | Callable[..., AnyEnv]) -> Callable[..., AnyEnv]:
+    """Return a function that makes an environment, also in another process."""
+    if not isinstance(env, str):
+        return env
+    allow_imports(*filter(None, [module_of(env)]))
+    # A process that has not imported the id's module makes it from its registration.
+    spec = find_spec(validate(TaskConfig, {"name": env, "env_id": env}))
+    return partial(gym.make, spec, disable_env_checker=True)
+
+
+def _wrap_contract(
+    wrapper_class: Callable[..., AnyEnv] | None, wrapper_kwargs: dict[str, Any], env: AnyEnv
+) -> ContractObservation:
+    env = without_prints(env)
+    if wrapper_class is not None:
+        env = wrapper_class(env, **wrapper_kwargs)
+    return ContractObservation(env)

@@ -111,7 +111,7 @@ def test_env_checkers_accept_contract(env_id: str) -> None:
 
 @pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("env_id", MINIGRID_IDS)
+@pytest.mark.parametrize("env_id", [each for each in MINIGRID_IDS if "-WFC-" not in each])
 def test_env_checkers_accept_every_id(env_id: str) -> None:
     assert_checkers_accept(ContractObservation(gym.make(env_id)))
 

@@ -2,15 +2,18 @@
 
 import re
 from contextlib import closing, suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
-import toy_envs  # noqa: F401  (registers its ids)
+import toy_envs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from minigrid.wrappers import FlatObsWrapper
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv
 from suites import BACKENDS, DONE, EMPTY, FORWARD, GRIDS, SOLUTION, single_task
 
 from mirl.configs.compose import validate
@@ -418,3 +421,57 @@ def test_masks_are_reachable_as_method() -> None:
         np.testing.assert_array_equal(env.get_attr("action_masks", [1])[0](), masks[1])
     with closing(make_vec_env(EMPTY, 1)) as env:
         assert not env.has_attr("action_masks")
+
+
+class OwnEnv(toy_envs.LeverEnv):
+    """A class that is not registered, with an argument."""
+
+    def __init__(self, size: int = 1, render_mode: str | None = None) -> None:
+        super().__init__()
+        self.size = size
+        self.render_mode = render_mode
+
+
+def test_sb3_arguments_make_sb3_environments(tmp_path: Path) -> None:
+    """With SB3's arguments, single environments are accessible, and each keeps the contract."""
+    monitor_dir = str(tmp_path)
+    arguments = {"env_kwargs": {"size": 3}, "render_mode": "rgb_array", "seed": 1}
+    with closing(make_vec_env(OwnEnv, 2, monitor_dir=monitor_dir, **arguments)) as env:
+        assert isinstance(env, DummyVecEnv)
+        assert env.get_attr("size") == [3, 3]
+        assert env.render_mode == "rgb_array"
+        assert set(cast(dict[str, Any], env.reset())) == {"observation"}
+    assert len(list(tmp_path.glob("*.monitor.csv"))) == 2
+
+
+def test_wrapper_gets_raw_observations() -> None:
+    with closing(make_vec_env(EMPTY, wrapper_class=FlatObsWrapper)) as env:
+        assert env.env_is_wrapped(FlatObsWrapper) == [True]
+        assert isinstance(env, DummyVecEnv)
+
+
+def test_env_kwargs_reach_every_task() -> None:
+    with closing(
+        make_vec_env([EMPTY, "MiniGrid-Empty-6x6-v0"], 2, env_kwargs={"max_steps": 7})
+    ) as env:
+        assert isinstance(env, SuiteVecEnv)
+        assert [task.kwargs for task in env.suite.tasks] == [{"max_steps": 7}] * 2
+    with (
+        closing(make_vec_env(EMPTY, seed=None)) as first,
+        closing(make_vec_env(EMPTY, seed=None)) as second,
+    ):
+        assert first.seed() != second.seed()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"env": [EMPTY, EMPTY], "vec_env_cls": DummyVecEnv}, "vec_env_cls is for one id or class"),
+        ({"env": OwnEnv, "seed_split": "test"}, "with a class, got backend=auto and seed_split="),
+        ({"env": GRIDS, "env_kwargs": {"x": 1}}, r"env_kwargs is for ids.*got \{'x': 1\}"),
+        ({"env": "Nope-v0", "render_mode": "human"}, "no environment is registered as 'Nope-v0'"),
+    ],
+)
+def test_arguments_that_exclude_each_other(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_vec_env(**arguments)
