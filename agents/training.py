@@ -274,7 +274,7 @@ def _learn(
                 agent.learn(
                     config.total_timesteps - start,
                     callback=callbacks,
-                    log_interval=log_interval,
+                    log_interval=log_interval,  # type: ignore[arg-type]
                     # SB3 would count and anneal from zero again
                     reset_num_timesteps=start == 0,
                 )

@@ -3,7 +3,6 @@
 Single environments live in C++ or in other processes, so almost all of it is rejected.
 """
 
-from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from typing import Literal, cast
@@ -61,7 +60,7 @@ class EnvAttributes(VecEnv):
 
     def get_attr(
         self, attr_name: str, indices: VecEnvIndices = None
-    ) -> list[None] | list[Callable[[], NDArray[np.bool_]]]:
+    ) -> list[None] | list[partial[NDArray[np.bool_]]]:
         """Return None per environment for ``render_mode``, or the functions of ``action_masks``.
 
         Args:

@@ -47,7 +47,7 @@ class EpisodeStarter:
         def reset_rows(rows: NDArray[np.int64]) -> Observations:
             own_options = None
             if options is not None:
-                own_options = [options[row] for row in rows]
+                own_options = [options[row] for row in rows.tolist()]
             return self._reset_until_finite(env_indices[rows], task_ids[rows], own_options)
 
         return self._episode_filter.draw(reset_rows, len(env_indices))
@@ -66,7 +66,7 @@ class EpisodeStarter:
                 return obs
             bad_options = None
             if options is not None:
-                bad_options = [options[row] for row in np.flatnonzero(is_bad)]
+                bad_options = [options[row] for row in np.flatnonzero(is_bad).tolist()]
             fresh = self._backend.reset(env_indices[is_bad], task_ids[is_bad], bad_options)
             for key, values in fresh.items():
                 obs[key][is_bad] = values

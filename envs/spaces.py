@@ -255,7 +255,7 @@ class ContractObservation(
         if self._n_actions is not None:
             self._mask = converted[ACTION_MASK_KEY]
         if self._task_index is not None:
-            converted[TASK_KEY] = self._task_index
+            converted[TASK_KEY] = self._task_index  # type: ignore[assignment]
         return converted
 
 

@@ -5,6 +5,7 @@ Shapes: T timesteps, N environments, B samples of a minibatch, U unique observat
 """
 
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import BaseBuffer, DictRolloutBuffer
 from stable_baselines3.common.buffers import RolloutBuffer as SB3RolloutBuffer
+from stable_baselines3.common.preprocessing import get_obs_shape
 from torch import Tensor
 
 from mirl.agents.on_policy.advantages import (
@@ -252,6 +254,19 @@ class RolloutBuffer(SB3RolloutBuffer):
     def returns(self) -> PerStep:  # type: ignore[override]
         """Return the targets of the value function, A + V."""
         return self.advantages + self.values
+
+    @property
+    def observations(self) -> Values | dict[str, Values]:  # type: ignore[override]
+        """Return a copy of the observations as NumPy arrays, as SB3's callbacks read them.
+
+        Returns:
+            (T, N, ...), or a dictionary of such arrays.
+        """
+        keyed: dict[str, Values] = {}
+        for key, column in self.columns.items():
+            shape = (*self.shape, *cast(tuple[int, ...], get_obs_shape(self._keyed_spaces[key])))
+            keyed[key] = column.to_array().reshape(shape)
+        return keyed.get(NO_KEY, keyed)
 
     @property
     def task_ids(self) -> Int[Tensor, "n_steps n_envs"]:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,7 +192,7 @@ def map_step(function: Callable[..., Array], *steps: Step) -> Step:
     obs = {}
     for key in steps[0].obs:
         obs[key] = function(*(step.obs[key] for step in steps))
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name in _ARRAY_FIELDS:
         arrays[name] = function(*(getattr(step, name) for step in steps))
     return Step(obs=obs, **arrays)

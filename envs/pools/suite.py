@@ -86,7 +86,7 @@ class SuiteBackend:
             backend_indices = env_indices[rows] - self._first_env_indices[task_index]
             own_options = None
             if options is not None:
-                own_options = [options[row] for row in rows]
+                own_options = [options[row] for row in rows.tolist()]
             self._backends[task_index].send_reset(backend_indices, own_options)
         batches = []
         for task_index, rows in groups.rows_by_task:
