@@ -8,10 +8,10 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup train test oracles lint types check reliability tensorboard clean
+.PHONY: help setup train test oracles sb3-suite lint types check reliability tensorboard clean
 
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/.dev  ## create .venv and install MIRL with its development tools
 
@@ -27,6 +27,9 @@ oracles: .venv/.dev  ## test against hypnettorch, in a folder of its own
 		--target .oracles hypnettorch==0.0.4
 	PYTHONPATH=.oracles $(BIN)/python -m pytest -n 0 tests/policies/fusions/test_adapter.py \
 		-k hypnettorch
+
+sb3-suite: .venv/.dev  ## run Stable-Baselines3's tests with MIRL's PPO and A2C (ARGS="run gae")
+	$(BIN)/python benchmarks/sb3_suite.py $(ARGS)
 
 lint: .venv/.dev  ## check style, formatting and spelling
 	$(BIN)/ruff check .
@@ -48,7 +51,8 @@ tensorboard: .venv/.fast  ## show the training curves of runs/
 	$(BIN)/tensorboard --logdir runs $(ARGS)
 
 clean:  ## remove caches and build outputs, but not .venv and runs/
-	rm -rf build dist *.egg-info .oracles .mypy .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info .oracles .sb3_suite
+	rm -rf .mypy .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . \( -path ./.venv -o -path ./.git -o -path ./runs -o -path ./comparisons \) -prune \
 		-o -type d -name __pycache__ -exec rm -rf {} +
 

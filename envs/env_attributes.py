@@ -4,15 +4,19 @@ Single environments live in C++ or in other processes, so almost all of it is re
 """
 
 from contextlib import closing
+from functools import partial
 from typing import Literal, cast
 
 import gymnasium as gym
+import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from mirl.configs.errors import ConfigError
+from mirl.configs.keys import ACTION_MASK_KEY
 from mirl.configs.tasks import SuiteConfig
 from mirl.envs.actions import ActionSpace
 from mirl.envs.contract.episode_limits import episode_limit
@@ -54,8 +58,10 @@ class EnvAttributes(VecEnv):
         if goal_env is not None:
             goal_env.close()
 
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[None]:
-        """Return None per environment for ``render_mode``; no other attribute exists.
+    def get_attr(
+        self, attr_name: str, indices: VecEnvIndices = None
+    ) -> list[None] | list[partial[NDArray[np.bool_]]]:
+        """Return None per environment for ``render_mode``, or the functions of ``action_masks``.
 
         Args:
             attr_name: name of the attribute.
@@ -67,7 +73,25 @@ class EnvAttributes(VecEnv):
         # VecEnv's constructor asks for this one attribute.
         if attr_name == "render_mode":
             return [None for _ in self._get_indices(indices)]
+        # sb3-contrib asks for the attribute, and then calls the method
+        if attr_name == "action_masks":
+            self._check_has_masks()
+            return [partial(self._mask_of, i) for i in self._get_indices(indices)]
         raise _no_access(attr_name)
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return which actions are available now, (n_envs, n_actions)."""
+        raise NotImplementedError
+
+    def _mask_of(self, env_index: int) -> NDArray[np.bool_]:
+        mask: NDArray[np.bool_] = self.action_masks()[env_index]
+        return mask
+
+    def _check_has_masks(self) -> None:
+        """Raise an AttributeError if the observations have no masks."""
+        assert isinstance(self.observation_space, spaces.Dict), "the contract is a Dict"
+        if ACTION_MASK_KEY not in self.observation_space.spaces:
+            raise AttributeError(f"the observations have no '{ACTION_MASK_KEY}'")
 
     def set_attr(self, attr_name: str, value: object, indices: VecEnvIndices = None) -> None:
         """Raise an error, because single environments cannot be changed.
@@ -89,20 +113,23 @@ class EnvAttributes(VecEnv):
         indices: VecEnvIndices = None,
         **method_kwargs: object,
     ) -> list[Array]:
-        """Return rewards for other goals, as SB3's HerReplayBuffer asks for them.
+        """Return rewards for other goals, or masks, as SB3's HerReplayBuffer and sb3-contrib ask.
 
         Args:
-            method_name: ``compute_reward``, the only method.
+            method_name: ``compute_reward`` or ``action_masks``; there are no other methods.
             *method_args: passed on to it.
             indices: the environments; None for all.
             **method_kwargs: passed on to it.
 
         Returns:
-            The same rewards per environment.
+            The same rewards per environment, or the mask of each, (n_actions,).
 
         Raises:
             AttributeError: for any other method, or if the suite has no ``compute_reward``.
         """
+        if method_name == "action_masks":
+            self._check_has_masks()
+            return list(self.action_masks()[list(self._get_indices(indices))])
         if method_name != "compute_reward":
             raise _no_access(method_name)
         if self._goal_env is None:

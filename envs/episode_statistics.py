@@ -60,15 +60,16 @@ class EpisodeStatistics:
             task_ids: task of each environment, (n_envs,).
 
         Returns:
-            n_envs infos. Those of ended episodes hold ``terminal_observation``,
-            ``TimeLimit.truncated``, ``episode``, ``task``, ``is_success`` unless it is unknown,
-            and, after a failure of the environment, ``failed``; the others are empty.
+            n_envs infos, those of the environments. Where an episode ended, they hold
+            ``terminal_observation``, ``TimeLimit.truncated``, ``episode``, ``task``,
+            ``is_success`` unless it is unknown, and, after a failure of the environment,
+            ``failed``.
 
         Raises:
             ConfigError: if a success rule needs a report that the environment does not give.
         """
         successes = self._success.evaluate(step, ended, task_ids, self._returns)
-        infos: list[Info] = [{} for _ in step.rewards]
+        infos: list[Info] = [step.infos.get(row, {}) for row in range(len(step.rewards))]
         # (n_envs, …) -> (k, …), a copy: the first observations of the next episodes replace these.
         final_obs = {key: values[ended] for key, values in step.obs.items()}
         elapsed = round(time.perf_counter() - self._start_time, 6)
@@ -88,9 +89,10 @@ class EpisodeStatistics:
                 "task": self._tasks[task_ids[env_index]].name,
             }
             # Absent, not None: SB3 and its wrappers take the key itself for a report.
+            infos[env_index].pop("is_success", None)
             if successes[row] is not None:
                 info["is_success"] = successes[row]
             if step.failed[env_index]:
                 info["failed"] = True
-            infos[env_index] = info
+            infos[env_index].update(info)
         return infos

@@ -93,9 +93,7 @@ def make_env(
             the keyword arguments, or its observation space is not supported.
     """
     env = _make(task, render_mode)
-    # RoomGridLevel is the base class of BabyAI's levels.
-    if isinstance(env.unwrapped, RoomGridLevel):
-        env = _QuietReset(env)
+    env = without_prints(env)
     for wrapper in task.wrappers:
         env = _wrap(env, wrapper, task)
     if observation == "rgb":
@@ -107,7 +105,9 @@ def make_env(
         env = RGBImgPartialObsWrapper(env, tile_size=RGB_TILE)  # type: ignore[no-untyped-call]
     try:
         if texts is None:
-            return ContractObservation(env, task_index, n_tasks, unknown_codes=unknown_codes)
+            return ContractObservation(
+                env, task_index, n_tasks, unknown_codes=unknown_codes, task_key=True
+            )
         return ContractObservation(
             env,
             task_index,
@@ -116,6 +116,7 @@ def make_env(
             texts.length,
             text_form=texts.form,
             unknown_codes=unknown_codes,
+            task_key=True,
         )
     except ContractError as error:
         raise ContractError(f"{name_task(task)}: {error}") from None
@@ -306,6 +307,16 @@ def _missing_package(task: TaskConfig, error: Exception) -> ConfigError:
     return ConfigError(
         f"task '{task.name}': {task.env_id} needs '{module}'; pip install {pip_target}"
     )
+
+
+def without_prints(env: AnyEnv) -> AnyEnv:
+    """Return an environment whose resets print nothing: one of BabyAI's in a wrapper.
+
+    Args:
+        env: any environment.
+    """
+    # RoomGridLevel is the base class of BabyAI's levels.
+    return _QuietReset(env) if isinstance(env.unwrapped, RoomGridLevel) else env
 
 
 class _QuietReset(gym.Wrapper[Any, Any, Any, Any]):

@@ -1,6 +1,6 @@
 """The observation contract: a Dict of arrays that SB3 can batch, with the index of the task."""
 
-from collections.abc import KeysView, Mapping, Sequence
+from collections.abc import Callable, KeysView, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -9,6 +9,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import RGBImgObsWrapper, RGBImgPartialObsWrapper
+from numpy.typing import NDArray
 
 from mirl.configs.errors import ConfigError, ContractError
 from mirl.configs.keys import ACTION_MASK_KEY, ENV_TASK_KEY, TASK_KEY
@@ -20,14 +21,16 @@ from mirl.envs.contract.timesteps import check_reset_result, check_step_result
 from mirl.envs.contract.values import Values
 from mirl.envs.texts.codec import TextCodec, text_codec
 from mirl.envs.texts.draw import default_length, is_raw_text
-from mirl.envs.type_aliases import AnyEnv, AnySpace, Info, Observation
+from mirl.envs.type_aliases import AnyEnv, AnySpace, Array, Info, Observation
 
 DEFAULT_KEY = "observation"
 """Key of an observation that is not a Dict."""
 
 
-class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
-    """Wrapper that converts each observation to a Dict with a ``task`` index.
+class ContractObservation(
+    gym.ObservationWrapper[Observation, Any, Any], gym.utils.RecordConstructorArgs
+):
+    """Wrapper that converts each observation to a Dict, with a ``task`` index if there are several.
 
     An observation that is not a Dict is stored under ``observation``; an environment's own key
     ``task`` becomes ``env_task``, and all other keys keep their names. Texts under any key become
@@ -51,6 +54,8 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         text_form: ``tokens``, or ``utf8`` for the text's bytes plus 1.
         unknown_codes: reaction to codes of a symbolic image beyond MiniGrid's tables or the bounds
             of its space: "error", or "hash" for rows of their own.
+        task_key: whether observations have the key ``task``, as those of ``SuiteVecEnv`` always
+            do; None for several tasks only.
 
     Raises:
         ValueError: if ``task_index`` is not below ``n_tasks``.
@@ -67,8 +72,21 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         *,
         text_form: TextForm = "tokens",
         unknown_codes: UnknownCodes = "error",
+        task_key: bool | None = None,
     ) -> None:
-        super().__init__(env)
+        # Gymnasium makes the wrapper again from these; they are not copied for each environment.
+        gym.utils.RecordConstructorArgs.__init__(
+            self,
+            _disable_deepcopy=True,
+            task_index=task_index,
+            n_tasks=n_tasks,
+            vocabulary=tuple(vocabulary),
+            text_length=text_length,
+            text_form=text_form,
+            unknown_codes=unknown_codes,
+            task_key=task_key,
+        )
+        gym.ObservationWrapper.__init__(self, env)
         if not 0 <= task_index < n_tasks:
             raise ValueError(f"task_index must be in [0, n_tasks={n_tasks}), got {task_index}")
         # an environment that sets no space has no such attribute
@@ -81,12 +99,16 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
         self._is_checked = not is_known(env)
         self._keys = declared.keys()
         inner = _without_task_key(declared)
-        self._task_index = np.asarray(task_index, dtype=np.int64)
+        self._task_index: np.int64 | None = None
+        if task_key or (task_key is None and n_tasks > 1):
+            # a scalar: SB3's check_env takes no array for a Discrete
+            self._task_index = np.int64(task_index)
         self._codecs: dict[str, TextCodec] = {}
         self.texts: dict[str, str] = {}
         """The texts of the last observation, by key, before their conversion."""
         self._values: dict[str, Values] = {}
         self._n_actions: int | None = None
+        self._mask: Array | None = None
         contract: dict[str, AnySpace] = {}
         for key, subspace in inner.items():
             if is_raw_text(subspace):
@@ -108,13 +130,39 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
                 values = Values(key, known, unknown_codes, from_minigrid=is_symbolic)
                 self._values[key] = values
                 contract[key] = values.space
-        contract[TASK_KEY] = spaces.Discrete(n_tasks)
+        if self._task_index is not None:
+            contract[TASK_KEY] = spaces.Discrete(n_tasks)
         self.observation_space = spaces.Dict(contract)  # type: ignore[assignment]
 
     @property
     def text_keys(self) -> tuple[str, ...]:
         """Keys of the texts."""
         return tuple(self._codecs)
+
+    @property
+    def action_masks(self) -> Callable[[], NDArray[np.bool_]]:
+        """Function that returns the mask of the last observation, as sb3-contrib calls it.
+
+        Raises:
+            AttributeError: if the observations have no ``action_mask``.
+        """
+        if self._n_actions is None:
+            raise AttributeError(f"the observations have no '{ACTION_MASK_KEY}'")
+        return self._last_mask
+
+    @property
+    def compute_reward(self) -> Callable[..., Any]:
+        """The function of a goal environment that returns the reward for other goals.
+
+        Raises:
+            AttributeError: if the environment has none.
+        """
+        function: Callable[..., Any] = self.env.get_wrapper_attr("compute_reward")
+        return function
+
+    def _last_mask(self) -> NDArray[np.bool_]:
+        assert self._mask is not None, "reset() comes first"
+        return self._mask.astype(np.bool_)
 
     def reset(
         self, *, seed: int | None = None, options: Info | None = None
@@ -204,8 +252,10 @@ class ContractObservation(gym.ObservationWrapper[Observation, Any, Any]):
             if self._n_actions is not None:
                 mask = converted[ACTION_MASK_KEY]
                 converted[ACTION_MASK_KEY] = convert_mask(mask, self._n_actions, is_last)
-        # A copy, because a wrapper or the caller may change an observation in place.
-        converted[TASK_KEY] = self._task_index.copy()
+        if self._n_actions is not None:
+            self._mask = converted[ACTION_MASK_KEY]
+        if self._task_index is not None:
+            converted[TASK_KEY] = self._task_index  # type: ignore[assignment]
         return converted
 
 

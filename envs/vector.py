@@ -1,15 +1,21 @@
 """A whole suite as one SB3 ``VecEnv``; with ``sampling=fixed`` every task is in every rollout."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from stable_baselines3.common.env_util import make_vec_env as sb3_make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from mirl.configs.compose import validate
+from mirl.configs.errors import ConfigError
 from mirl.configs.imports import allow_imports, module_of
+from mirl.configs.keys import ACTION_MASK_KEY
 from mirl.configs.schema import BackendName, SamplingName
-from mirl.configs.tasks import HoldoutConfig, Subset, SuiteConfig
+from mirl.configs.tasks import HoldoutConfig, Subset, SuiteConfig, TaskConfig
 from mirl.envs.actions import ActionValidator
 from mirl.envs.assignment import TaskAssignment
 from mirl.envs.contract.episode_limits import EpisodeLimits, MaxSteps
@@ -18,12 +24,14 @@ from mirl.envs.episode_start import EpisodeStarter
 from mirl.envs.episode_statistics import EpisodeStatistics
 from mirl.envs.faults import FaultHandler, FaultPolicy, close_on_error
 from mirl.envs.holdout import EpisodeFilter, active_tasks
+from mirl.envs.make import find_spec, without_prints
 from mirl.envs.pools.selection import choose_backend, make_suite_backend
 from mirl.envs.pools.workers import DEFAULT_TIMEOUT
 from mirl.envs.sampling import SamplingState
 from mirl.envs.seeds import SeedSplit
+from mirl.envs.spaces import ContractObservation
 from mirl.envs.suite_spaces import joined_spaces
-from mirl.envs.type_aliases import EnvIndices, Info, Observations
+from mirl.envs.type_aliases import AnyEnv, Array, EnvIndices, Info, Observations
 
 NO_HOLDOUT = HoldoutConfig()
 """The default: nothing is held out."""
@@ -48,7 +56,8 @@ class SuiteVecEnv(EnvAttributes):
     The info of an environment whose episode ended holds ``terminal_observation``,
     ``TimeLimit.truncated``, ``task`` (its name), ``episode`` (as SB3's Monitor: return ``r``,
     length ``l``, seconds since the start ``t``) and, unless its success is unknown,
-    ``is_success``. Other infos are empty.
+    ``is_success``. All other entries of the infos are the environments' own; from worker processes
+    only plain data comes through: numbers, texts, arrays, and lists and dictionaries of these.
 
     Args:
         suite: the tasks. The attribute ``suite`` also has the vocabulary and the length of their
@@ -116,6 +125,7 @@ class SuiteVecEnv(EnvAttributes):
         self._statistics = EpisodeStatistics(suite.tasks, n_envs)
         self._limits = EpisodeLimits(suite.tasks, joined.episode_limits, max_steps)
         self._deactivated = np.zeros(n_envs, dtype=np.bool_)
+        self._masks: Array | None = None
         self._state: _State = "new"
         super().__init__(suite, backend_name, n_envs, joined.observation, joined.action)
         self.seed(seed)
@@ -124,6 +134,7 @@ class SuiteVecEnv(EnvAttributes):
         self._backend = make_suite_backend(
             suite, backend_name, self._assignment, joined.n_actions, workers, restarts, timeout
         )
+        self.reset_infos = self._backend.reset_infos
         self._starter = EpisodeStarter(self._backend, episode_filter, self._faults)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
@@ -140,6 +151,39 @@ class SuiteVecEnv(EnvAttributes):
             self._reseed_at_reset = True
             self._assignment.seed_sampler(seed)
         return self._assignment.current_seeds(self._backend_seeds)
+
+    def set_options(self, options: list[Info] | Info | None = None) -> None:
+        """Set the options of the next ``reset()``.
+
+        Args:
+            options: options of every environment, or a list of them, one per environment.
+
+        Raises:
+            ConfigError: if the environments are EnvPool's, which take no options.
+        """
+        if options and self.backend == "envpool":
+            raise ConfigError(
+                f"set_options: EnvPool's environments take no options, got {options}; make them "
+                "with backend='gymnasium'"
+            )
+        if isinstance(options, list) and len(options) != self.num_envs:
+            raise ConfigError(
+                f"set_options: expected options of {self.num_envs} environments, got "
+                f"{len(options)}; pass one dictionary for all of them"
+            )
+        super().set_options(options)
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Return which actions are available now, (n_envs, n_actions), as sb3-contrib asks for it.
+
+        Raises:
+            AttributeError: if the observations have no ``action_mask``.
+            RuntimeError: if ``reset()`` has to come first.
+        """
+        self._check_has_masks()
+        if self._masks is None:
+            raise RuntimeError("action_masks() needs reset() first")
+        return self._masks.astype(np.bool_)
 
     def reset(self) -> Observations:
         """Start an episode in every environment and drop the running ones.
@@ -158,9 +202,11 @@ class SuiteVecEnv(EnvAttributes):
         with close_on_error(self.close):
             if reseed:
                 self._backend.seed(self._backend_seeds)
-            obs = self._start_episodes(np.arange(self.num_envs))
+            options = self._options if any(self._options) else None
+            self._reset_options()
+            obs = self._start_episodes(np.arange(self.num_envs), options)
         self._state = "ready"
-        self._faults.store_last_obs(obs)
+        self._store_last_obs(obs)
         return obs
 
     def step_async(self, actions: ArrayLike) -> None:
@@ -209,7 +255,7 @@ class SuiteVecEnv(EnvAttributes):
                 self._assignment.record(ended, [infos[i].get("is_success") for i in ended])
                 self._start_next_episodes(ended, step.obs)
         self._state = "all_inactive" if self._backend.all_inactive else "ready"
-        self._faults.store_last_obs(step.obs)
+        self._store_last_obs(step.obs)
         return step.obs, step.rewards, done, infos
 
     def deactivate(self, env_indices: EnvIndices, *, at_once: bool = False) -> None:
@@ -259,11 +305,19 @@ class SuiteVecEnv(EnvAttributes):
         """
         self._assignment.load_state(state)
 
-    def _start_episodes(self, env_indices: EnvIndices) -> Observations:
+    def _store_last_obs(self, obs: Observations) -> None:
+        """Store what a failure or a question about the available actions may need."""
+        self._faults.store_last_obs(obs)
+        if ACTION_MASK_KEY in obs:
+            self._masks = obs[ACTION_MASK_KEY].copy()
+
+    def _start_episodes(
+        self, env_indices: EnvIndices, options: Sequence[Info] | None = None
+    ) -> Observations:
         """Start the next episodes of environments (k,); return their first observations (k, …)."""
         task_ids = self._assignment.start_episodes(env_indices)
         self._statistics.start_episodes(env_indices)
-        return self._starter.start(env_indices, task_ids)
+        return self._starter.start(env_indices, task_ids, options)
 
     def _start_next_episodes(self, ended: EnvIndices, obs: Observations) -> None:
         """Start the next episode of each environment that is active.
@@ -281,29 +335,114 @@ class SuiteVecEnv(EnvAttributes):
 
 
 def make_vec_env(
-    env: str | Sequence[str] | SuiteConfig,
-    n_envs: int,
+    env: str | Sequence[str] | SuiteConfig | Callable[..., AnyEnv],
+    n_envs: int = 1,
     backend: BackendName = "auto",
-    seed: int = 0,
+    seed: int | None = 0,
     seed_split: SeedSplit = "train",
-) -> SuiteVecEnv:
-    """Return a ``SuiteVecEnv`` of one id, of several ids, or of a suite.
+    *,
+    env_kwargs: dict[str, Any] | None = None,
+    render_mode: str | None = None,
+    wrapper_class: Callable[..., AnyEnv] | None = None,
+    wrapper_kwargs: dict[str, Any] | None = None,
+    monitor_dir: str | None = None,
+    monitor_kwargs: dict[str, Any] | None = None,
+    vec_env_cls: type[DummyVecEnv | SubprocVecEnv] | None = None,
+    vec_env_kwargs: dict[str, Any] | None = None,
+) -> VecEnv:
+    """Return vectorized environments of one id, of several ids, of a suite, or of a class.
+
+    That is a ``SuiteVecEnv``, unless ``env`` is a class or function or one of the arguments from
+    ``render_mode`` on is given: then it is what SB3's ``make_vec_env`` returns, with each
+    environment in a ``ContractObservation``. Single environments are accessible there.
 
     Args:
-        env: an id, several ids (one task each, named by its id), or a suite. ``module:Id`` imports
-            the module that registers the id.
+        env: an id, several ids (one task each, named by its id), a suite, or a class or function
+            that returns an environment. ``module:Id`` imports the module that registers the id.
         n_envs: number of environments over all tasks, at least one per task.
         backend: what steps the environments.
-        seed: seed from which the seed of each environment derives.
+        seed: seed from which the seed of each environment derives; None for a random one.
         seed_split: range of the environments' seeds; training and evaluation share none.
+        env_kwargs: keyword arguments of the environments.
+        render_mode: render mode of the environments.
+        wrapper_class: wrapper of each environment, below ``ContractObservation``.
+        wrapper_kwargs: keyword arguments of the wrapper.
+        monitor_dir: folder of the files of SB3's Monitor.
+        monitor_kwargs: keyword arguments of SB3's Monitor.
+        vec_env_cls: SB3's class of the vectorized environments.
+        vec_env_kwargs: keyword arguments of this class.
 
     Raises:
-        ConfigError: if an id is unknown, or the tasks do not fit together.
+        ConfigError: if an id is unknown, the tasks do not fit together, or arguments exclude each
+            other.
     """
-    if not isinstance(env, SuiteConfig):
+    env_kwargs = dict(env_kwargs or {})
+    if render_mode is not None:
+        env_kwargs["render_mode"] = render_mode
+    sb3_arguments = {
+        "wrapper_class": wrapper_class,
+        "wrapper_kwargs": wrapper_kwargs,
+        "monitor_dir": monitor_dir,
+        "monitor_kwargs": monitor_kwargs,
+        "vec_env_cls": vec_env_cls,
+        "vec_env_kwargs": vec_env_kwargs,
+        "render_mode": env_kwargs.get("render_mode"),
+    }
+    given = [name for name, value in sb3_arguments.items() if value is not None]
+    if callable(env) or given:
+        if not callable(env) and not isinstance(env, str):
+            raise ConfigError(
+                f"make_vec_env: {given[0]} is for one id or class, got several tasks; leave it out"
+            )
+        if backend == "envpool" or seed_split != "train":
+            raise ConfigError(
+                "make_vec_env: backend and seed_split cannot be chosen with "
+                f"{[*given, 'a class'][0]}, got backend={backend} and seed_split={seed_split}; "
+                "leave them out"
+            )
+        return sb3_make_vec_env(
+            _env_factory(env),
+            n_envs,
+            seed,
+            monitor_dir=monitor_dir,
+            monitor_kwargs=monitor_kwargs,
+            wrapper_class=partial(_wrap_contract, wrapper_class, wrapper_kwargs or {}),
+            env_kwargs=env_kwargs,
+            vec_env_cls=vec_env_cls,
+            vec_env_kwargs=vec_env_kwargs,
+        )
+    if isinstance(env, SuiteConfig):
+        if env_kwargs:
+            raise ConfigError(
+                "make_vec_env: env_kwargs is for ids, and a suite has kwargs for each task, got "
+                f"{env_kwargs}; set them there"
+            )
+        suite = env
+    else:
         ids = (env,) if isinstance(env, str) else tuple(env)
         # The caller names these modules; those in a suite may come from a file.
         allow_imports(*filter(None, map(module_of, ids)))
-        tasks = [{"name": env_id, "env_id": env_id} for env_id in ids]
-        env = validate(SuiteConfig, {"name": "+".join(ids), "tasks": tasks})
-    return SuiteVecEnv(env, n_envs, backend=backend, seed=seed, seed_split=seed_split)
+        tasks = [{"name": each, "env_id": each, "kwargs": env_kwargs} for each in ids]
+        suite = validate(SuiteConfig, {"name": "+".join(ids), "tasks": tasks})
+    if seed is None:
+        seed = int(np.random.SeedSequence().generate_state(1)[0])
+    return SuiteVecEnv(suite, n_envs, backend=backend, seed=seed, seed_split=seed_split)
+
+
+def _env_factory(env: str | Callable[..., AnyEnv]) -> Callable[..., AnyEnv]:
+    """Return a function that makes an environment, also in another process."""
+    if not isinstance(env, str):
+        return env
+    allow_imports(*filter(None, [module_of(env)]))
+    # A process that has not imported the id's module makes it from its registration.
+    spec = find_spec(validate(TaskConfig, {"name": env, "env_id": env}))
+    return partial(gym.make, spec, disable_env_checker=True)
+
+
+def _wrap_contract(
+    wrapper_class: Callable[..., AnyEnv] | None, wrapper_kwargs: dict[str, Any], env: AnyEnv
+) -> ContractObservation:
+    env = without_prints(env)
+    if wrapper_class is not None:
+        env = wrapper_class(env, **wrapper_kwargs)
+    return ContractObservation(env)

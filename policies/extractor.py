@@ -359,7 +359,8 @@ class FusionExtractor(BaseFeaturesExtractor):
     def _task(self, observations: Observations) -> Int[Tensor, " batch"] | None:
         """Return the task index of each row, if the space has the key ``task``."""
         space = self.observation_space.get(TASK_KEY)
-        if not isinstance(space, spaces.Discrete):
+        # a single environment may leave out the index of its only task
+        if not isinstance(space, spaces.Discrete) or TASK_KEY not in observations:
             return None
         return get_task_ids(observations[TASK_KEY], int(space.n))
 

@@ -32,7 +32,8 @@ def get_n_tasks(observation_space: spaces.Space[object]) -> int:
         if task is not None:
             given = str(task)
         raise ConfigError(
-            f"popart normalizes per task and needs a Discrete space under '{TASK_KEY}', got {given}"
+            f"popart normalizes per task and needs a Discrete space under '{TASK_KEY}', got "
+            f"{given}; ContractObservation(env, task_key=True) adds it"
         )
     return int(task.n)
 

@@ -49,7 +49,9 @@ def sides(*pays: float, n_envs: int = 8) -> VecEnv:
 
     def make(env_index: int) -> Callable[[], gym.Env[Any, Any]]:
         task = env_index % len(pays)
-        return lambda: ContractObservation(SidesEnv(bool(task % 2), pays[task]), task, len(pays))
+        return lambda: ContractObservation(
+            SidesEnv(bool(task % 2), pays[task]), task, len(pays), task_key=True
+        )
 
     return DummyVecEnv([make(env_index) for env_index in range(n_envs)])
 

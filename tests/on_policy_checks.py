@@ -10,13 +10,14 @@ def assert_contains_sb3s_parameters(
     ours: type[OnPolicyAlgorithm], theirs: type[OnPolicyAlgorithm]
 ) -> None:
     """Check that an algorithm lists every parameter of SB3's and takes no others by **."""
-    parameters = inspect.signature(ours.__init__).parameters
-    for name, parameter in inspect.signature(theirs.__init__).parameters.items():
-        assert name in parameters
-        assert parameters[name].default == parameter.default
-        assert parameters[name].kind == parameter.kind
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    assert not any(parameter.kind in variable for parameter in parameters.values())
+    for method in ("__init__", "learn"):
+        parameters = inspect.signature(getattr(ours, method)).parameters
+        for name, parameter in inspect.signature(getattr(theirs, method)).parameters.items():
+            assert name in parameters
+            assert parameters[name].default == parameter.default
+            assert parameters[name].kind == parameter.kind
+        assert not any(parameter.kind in variable for parameter in parameters.values())
 
 
 def logged_updates(model: OnPolicyAlgorithm, timesteps: int) -> list[dict[str, Any]]:

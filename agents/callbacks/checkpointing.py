@@ -75,7 +75,10 @@ class Checkpointing(BetweenIterations):
             self.logger.record(metrics.CHECKPOINT_SECONDS, time.perf_counter() - start)
 
     def _on_step(self) -> bool:
-        # False ends learning; SB3 drops the rollout that has just begun
+        if self.is_stopping:
+            # SB3 drops the rollout that has just begun, but counts its first timestep
+            self.model.num_timesteps = self.saved_at
+        # False ends learning
         return not self.is_stopping
 
     def _on_training_end(self) -> None:

@@ -6,7 +6,7 @@ import torch
 from stable_baselines3 import A2C as SB3A2C
 from stable_baselines3.common.buffers import RolloutBuffer as SB3RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from mirl.agents.on_policy.action_evaluation import ActionEvaluation, PerSample
 from mirl.agents.on_policy.loop import OnPolicyLoop
@@ -37,9 +37,9 @@ class A2C(OnPolicyLoop, SB3A2C):
         use_sde: use generalized state-dependent exploration instead of Gaussian noise.
         sde_sample_freq: timesteps between two draws of the exploration matrix; -1 to draw at the
             start of each rollout only.
-        rollout_buffer_class: accepted for compatibility with SB3 and ignored: the buffer is always
-            MIRL's.
-        rollout_buffer_kwargs: further arguments of the buffer; replaced if the policy is recurrent.
+        rollout_buffer_class: class of the buffer, derived from MIRL's ``RolloutBuffer``, or from
+            its ``RecurrentRolloutBuffer`` if the policy is recurrent; None for these two.
+        rollout_buffer_kwargs: further arguments of the buffer.
         normalize_advantage: normalize the advantages of the rollout.
         stats_window_size: number of episodes that logged returns and lengths are averaged over.
         tensorboard_log: folder of the TensorBoard log; None for none.
@@ -140,6 +140,37 @@ class A2C(OnPolicyLoop, SB3A2C):
             seed=seed,
             device=device,
             _init_setup_model=_init_setup_model,
+        )
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 100,
+        tb_log_name: str = "A2C",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> "A2C":
+        """Train as ``OnPolicyLoop.learn`` does, with the defaults of SB3's A2C.
+
+        Args:
+            total_timesteps: timesteps of training, over all environments.
+            callback: called in each timestep and around each rollout.
+            log_interval: iterations between two rows of the log; None for no log.
+            tb_log_name: name of the run for TensorBoard.
+            reset_num_timesteps: start counting timesteps at 0.
+            progress_bar: show SB3's progress bar.
+
+        Returns:
+            The agent itself.
+        """
+        return super().learn(
+            total_timesteps,
+            callback,
+            log_interval,
+            tb_log_name,
+            reset_num_timesteps,
+            progress_bar,
         )
 
     def train(self) -> None:

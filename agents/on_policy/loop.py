@@ -20,7 +20,7 @@ from mirl.agents.on_policy.precision import heads_in_float32, resolve_precision
 from mirl.agents.on_policy.recurrent_buffer import RecurrentRolloutBuffer
 from mirl.agents.on_policy.rollback import Snapshot, are_finite, non_finite_error
 from mirl.agents.on_policy.rollout import RolloutCollector
-from mirl.agents.on_policy.rollout_buffer import RolloutBuffer
+from mirl.agents.on_policy.rollout_buffer import RolloutBuffer, choose_buffer_class
 from mirl.agents.on_policy.update import Update, update_popart_and_advantages
 from mirl.agents.profiler import IterationProfiler
 from mirl.agents.runs.metric_names import DISTINCT
@@ -29,6 +29,9 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.schema import PrecisionName
 from mirl.envs import SuiteVecEnv
 from mirl.policies import FusionPolicy, RecurrentFusionPolicy
+
+EVERY_FORMAT = ("stdout", "log", "json", "csv", "tensorboard")
+"""The formats of SB3's logger, to leave a metric out of each row."""
 
 
 class OnPolicyLoop(RolloutCollector):
@@ -39,9 +42,8 @@ class OnPolicyLoop(RolloutCollector):
     all truncated episodes of a rollout are bootstrapped in one batch, and metrics stay on the
     device until the update is over.
 
-    Two differences: the log is written after the update, while SB3 writes it before, so that its
-    losses are one iteration late. And a rollout that a callback stops is not counted, because no
-    update follows it.
+    One difference: the log is written after the update, while SB3 writes it before, so that its
+    losses are one iteration late.
 
     An update that makes a weight non-finite is rolled back.
     """
@@ -82,12 +84,15 @@ class OnPolicyLoop(RolloutCollector):
 
     def _setup_model(self) -> None:
         check_not_normalized(self.env)
+        given_class = self.rollout_buffer_class
+        given_kwargs = self.rollout_buffer_kwargs
         # Choose the buffer's class before SB3's _setup_model, which builds it.
-        self.rollout_buffer_class = RolloutBuffer
+        buffer_class = RolloutBuffer
         if issubclass(self.policy_class, RecurrentFusionPolicy):
-            self.rollout_buffer_class = RecurrentRolloutBuffer
+            buffer_class = RecurrentRolloutBuffer
             self.rollout_buffer_kwargs = {
-                "sequence_length": self.sequence_length,
+                **given_kwargs,
+                "sequence_length": self.sequence_length or self._default_sequence_length(),
                 "burn_in": self.burn_in,
             }
         elif self.sequence_length or self.burn_in:
@@ -95,8 +100,12 @@ class OnPolicyLoop(RolloutCollector):
                 "sequence_length and burn_in are for a recurrent policy, RecurrentFusionPolicy, "
                 f"got {self.policy_class.__name__}"
             )
+        self.rollout_buffer_class = choose_buffer_class(given_class, buffer_class)
         self.profiler = IterationProfiler()
         super()._setup_model()
+        # A saved agent keeps what the user gave, so that SB3's own PPO and A2C can load it.
+        self.rollout_buffer_class = given_class
+        self.rollout_buffer_kwargs = given_kwargs
         # The rest needs the policy, which SB3 builds after the buffer.
         if isinstance(self.policy, RecurrentFusionPolicy):
             self._init_hidden_state(self.policy)
@@ -118,6 +127,14 @@ class OnPolicyLoop(RolloutCollector):
     def _minibatch_size(self) -> int | None:
         """Return the timesteps per minibatch; None for the whole rollout."""
         return None
+
+    def _default_sequence_length(self) -> int:
+        """Return 0 for the whole rollout, or the size of a minibatch that is a part of it."""
+        minibatch_size = self._minibatch_size()
+        # SB3's defaults: rollouts of 2048 timesteps and minibatches of 64.
+        if minibatch_size is not None and self.n_steps % minibatch_size == 0:
+            return minibatch_size
+        return 0
 
     def use_precision(self, precision: PrecisionName) -> None:
         """Compute in another precision from now on.
@@ -142,8 +159,8 @@ class OnPolicyLoop(RolloutCollector):
         self,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "run",
+        log_interval: int | None = 1,
+        tb_log_name: str = "OnPolicyAlgorithm",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
@@ -152,7 +169,7 @@ class OnPolicyLoop(RolloutCollector):
         Args:
             total_timesteps: timesteps of training, over all environments.
             callback: called in each timestep and around each rollout.
-            log_interval: iterations between two lines of the log.
+            log_interval: iterations between two rows of the log; None for no log.
             tb_log_name: name of the run for TensorBoard.
             reset_num_timesteps: start counting timesteps at 0.
             progress_bar: show SB3's progress bar.
@@ -174,14 +191,11 @@ class OnPolicyLoop(RolloutCollector):
         callback.on_training_start(locals(), globals())
         assert self.env is not None
         while self.num_timesteps < total_timesteps:
-            timesteps_before = self.num_timesteps
             with explain_non_finite(self):
                 continue_training = self.collect_rollouts(
                     self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps
                 )
             if not continue_training:
-                # No update follows, so the timesteps of this rollout do not count.
-                self.num_timesteps = timesteps_before
                 break
             iteration += 1
             # Before the update, which gets its learning rate and clip range from the progress.
@@ -193,6 +207,25 @@ class OnPolicyLoop(RolloutCollector):
                 self.dump_logs(iteration)
         callback.on_training_end()
         return self
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write a row of the log.
+
+        The metrics of the update stay in ``logger.name_to_value`` until the next one, where SB3's
+        callbacks read them; no row has them again.
+
+        Args:
+            iteration: number of the iteration.
+        """
+        logger = self.logger
+        metrics = {}
+        for name, value in logger.name_to_value.items():
+            is_written = logger.name_to_excluded[name] != EVERY_FORMAT
+            if name.startswith("train/") and is_written:
+                metrics[name] = value
+        super().dump_logs(iteration)
+        for name, value in metrics.items():
+            logger.record(name, value, exclude=EVERY_FORMAT)
 
     def _train_with_rollback(self) -> None:
         """Run one update; roll it back if a weight becomes non-finite.

@@ -5,14 +5,16 @@ Shapes: T timesteps, N environments, B samples of a minibatch, U unique observat
 """
 
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Int
 from numpy.typing import NDArray
-from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.buffers import BaseBuffer, DictRolloutBuffer
 from stable_baselines3.common.buffers import RolloutBuffer as SB3RolloutBuffer
+from stable_baselines3.common.preprocessing import get_obs_shape
 from torch import Tensor
 
 from mirl.agents.on_policy.advantages import (
@@ -32,6 +34,7 @@ from mirl.agents.on_policy.storage import (
     build_column,
     on_device,
 )
+from mirl.configs.errors import ConfigError
 from mirl.configs.keys import TASK_KEY
 from mirl.policies.features import UniqueRows
 
@@ -253,6 +256,19 @@ class RolloutBuffer(SB3RolloutBuffer):
         return self.advantages + self.values
 
     @property
+    def observations(self) -> Values | dict[str, Values]:  # type: ignore[override]
+        """Return a copy of the observations as NumPy arrays, as SB3's callbacks read them.
+
+        Returns:
+            (T, N, ...), or a dictionary of such arrays.
+        """
+        keyed: dict[str, Values] = {}
+        for key, column in self.columns.items():
+            shape = (*self.shape, *cast(tuple[int, ...], get_obs_shape(self._keyed_spaces[key])))
+            keyed[key] = column.to_array().reshape(shape)
+        return keyed.get(NO_KEY, keyed)
+
+    @property
     def task_ids(self) -> Int[Tensor, "n_steps n_envs"]:
         """Return the task of each timestep, on the device; zeros if there is one task."""
         if self.host_task_ids is None:
@@ -352,6 +368,29 @@ class RolloutBuffer(SB3RolloutBuffer):
         self.n_samples += len(rows)
         self.n_unique += order.n_unique
         return order
+
+
+def choose_buffer_class(
+    given: type[SB3RolloutBuffer] | None, default: type[RolloutBuffer]
+) -> type[RolloutBuffer]:
+    """Return the class of the buffer of PPO or A2C.
+
+    Args:
+        given: the user's ``rollout_buffer_class``; None and SB3's own two classes mean the default.
+        default: MIRL's class for the policy.
+
+    Raises:
+        ConfigError: if the class is not derived from the default.
+    """
+    if given is None or given in (SB3RolloutBuffer, DictRolloutBuffer):
+        return default
+    if issubclass(given, default):
+        return given
+    raise ConfigError(
+        f"rollout_buffer_class: expected a class derived from {default.__module__}."
+        f"{default.__name__}, which keeps the rollout as tensors, got {given.__name__}; derive it "
+        "from that class, or leave it out"
+    )
 
 
 def _gather(tensor: Tensor, index: Tensor) -> Tensor:

@@ -53,6 +53,9 @@ class Column(Protocol):
             (B, ...), the values on the training device.
         """
 
+    def to_array(self) -> Values:
+        """Return the values of all rows in host memory, (T * N, ...), in order."""
+
     @property
     def nbytes(self) -> int:
         """Return the size of the column in bytes."""
@@ -89,6 +92,10 @@ class PlainColumn(Column):
         # (T, N, ...) -> (T * N, ...) -> (B, ...)
         stored = self.data.flatten(0, 1).index_select(0, index)
         return stored.to(self.dtype)
+
+    def to_array(self) -> Values:
+        """Return the values of all rows; see ``Column.to_array``."""
+        return self.take(np.arange(self.data.shape[0] * self.data.shape[1])).cpu().numpy()
 
     @property
     def nbytes(self) -> int:
@@ -144,6 +151,10 @@ class PackedColumn(Column):
         """Return the values of some rows, unpacked; see ``Column.take``."""
         index = on_device(rows, self.data.device)
         return self.packing.unpack(self.data.flatten(0, 1).index_select(0, index))
+
+    def to_array(self) -> Values:
+        """Return the values of all rows, unpacked; see ``Column.to_array``."""
+        return self.take(np.arange(self.data.shape[0] * self.data.shape[1])).cpu().numpy()
 
     @property
     def nbytes(self) -> int:
@@ -210,6 +221,10 @@ class CategoricalColumn(Column):
         # The rows are sorted by their value, so that each group is one block.
         index = np.repeat(np.arange(len(distinct)), counts)
         return self._unique_rows(distinct, index, counts, ordered=True)
+
+    def to_array(self) -> Values:
+        """Return the values of all rows; see ``Column.to_array``."""
+        return np.stack(self._distinct)[self.index.reshape(-1)]
 
     @property
     def nbytes(self) -> int:

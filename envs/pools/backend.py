@@ -2,14 +2,14 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Protocol
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mirl.configs.errors import RunError
-from mirl.envs.type_aliases import Array, EnvIndices, Observations
+from mirl.envs.type_aliases import Array, EnvIndices, Info, Observations
 
 NOT_REPORTED = -1
 """Success of a timestep whose info says nothing about it; otherwise it is 0 or 1."""
@@ -80,6 +80,7 @@ class Step:
             last allowed timestep.
         success: success in the infos, (k,): 1, 0 or ``NOT_REPORTED``.
         failed: True where the environment failed, (k,); the rest of its row is zeros.
+        infos: the infos of the environments, by row; those that are empty are left out.
     """
 
     obs: Observations
@@ -88,6 +89,7 @@ class Step:
     truncated: NDArray[np.bool_]
     success: NDArray[np.int8]
     failed: NDArray[np.bool_]
+    infos: dict[int, Info] = field(default_factory=dict)
 
     @property
     def done(self) -> NDArray[np.bool_]:
@@ -101,7 +103,12 @@ class Step:
             rows: the rows, as k indices or as a mask (n,).
             n: number of rows; the others are zeros.
         """
-        return map_step(lambda values: scatter_rows(values, rows, n), self)
+        step = map_step(lambda values: scatter_rows(values, rows, n), self)
+        if not self.infos:
+            return step
+        row_indices = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        infos = {int(row_indices[row]): info for row, info in self.infos.items()}
+        return replace(step, infos=infos)
 
 
 class Backend(Protocol):
@@ -118,11 +125,15 @@ class Backend(Protocol):
             seeds: one seed per environment.
         """
 
-    def send_reset(self, env_indices: EnvIndices) -> None:
+    reset_infos: dict[int, Info]
+    """The infos of the last ``recv_reset``, by row; those that are empty are left out."""
+
+    def send_reset(self, env_indices: EnvIndices, options: Sequence[Info] | None = None) -> None:
         """Start an episode; the first reset of all comes after ``seed``.
 
         Args:
             env_indices: the environments, (k,).
+            options: the options of each reset, k of them; None for none.
         """
 
     def recv_reset(self) -> Observations:
@@ -162,11 +173,17 @@ def join_steps(steps: Sequence[Step]) -> Step:
     """
     if len(steps) == 1:
         return steps[0]
-    return map_step(lambda *arrays: np.concatenate(arrays), *steps)
+    joined = map_step(lambda *arrays: np.concatenate(arrays), *steps)
+    first_row = 0
+    for step in steps:
+        for row, info in step.infos.items():
+            joined.infos[first_row + row] = info
+        first_row += len(step.rewards)
+    return joined
 
 
 def map_step(function: Callable[..., Array], *steps: Step) -> Step:
-    """Return a step whose arrays are a function of the arrays of other steps.
+    """Return a step whose arrays are a function of the arrays of other steps, without infos.
 
     Args:
         function: takes one array per step.
@@ -175,7 +192,7 @@ def map_step(function: Callable[..., Array], *steps: Step) -> Step:
     obs = {}
     for key in steps[0].obs:
         obs[key] = function(*(step.obs[key] for step in steps))
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name in _ARRAY_FIELDS:
         arrays[name] = function(*(getattr(step, name) for step in steps))
     return Step(obs=obs, **arrays)
@@ -198,4 +215,4 @@ def scatter_rows(values: Array, rows: EnvIndices | RowMask, n: int) -> Array:
     return out
 
 
-_ARRAY_FIELDS = tuple(field.name for field in fields(Step) if field.name != "obs")
+_ARRAY_FIELDS = tuple(each.name for each in fields(Step) if each.name not in ("obs", "infos"))

@@ -15,7 +15,7 @@ from mirl.configs.keys import MISSION_KEY, TASK_KEY
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs.pools.backend import NOT_REPORTED, Step
 from mirl.envs.texts.codec import TextCodec, text_codec
-from mirl.envs.type_aliases import Array, EnvIndices, Observations
+from mirl.envs.type_aliases import Array, EnvIndices, Info, Observations
 
 _FAMILIES = ("MiniGrid-", "BabyAI-")
 
@@ -102,6 +102,8 @@ class EnvPoolBackend:
         self._texts = texts or text_codec()
         self._missions = np.zeros((n, self._texts.length), dtype=np.int16)
         self._seeds: list[int] = []
+        self.reset_infos: dict[int, Info] = {}
+        """Always empty: EnvPool's infos hold nothing of the environment."""
         self._envs: Any = None
 
     def seed(self, seeds: Sequence[int]) -> None:
@@ -114,12 +116,14 @@ class EnvPoolBackend:
         self.close()
         self._seeds = [int(seed) for seed in seeds]
 
-    def send_reset(self, env_indices: EnvIndices) -> None:
+    def send_reset(self, env_indices: EnvIndices, options: Sequence[Info] | None = None) -> None:
         """Start an episode.
 
         Args:
             env_indices: the environments, (k,).
+            options: None, because EnvPool takes no options.
         """
+        assert options is None, "SuiteVecEnv.set_options() has refused them"
         if self._envs is None:
             self._envs = self._build()
         # The public reset() would also wait for the result.

@@ -16,7 +16,15 @@ from mirl.envs.make import ObservationKind, make_env
 from mirl.envs.pools.backend import NOT_REPORTED, EnvironmentFailedError, Step, scatter_rows
 from mirl.envs.seeds import replacement_seed
 from mirl.envs.texts.codec import TextCodec
-from mirl.envs.type_aliases import AnyEnv, AnySpace, Array, EnvIndices, Observation, Observations
+from mirl.envs.type_aliases import (
+    AnyEnv,
+    AnySpace,
+    Array,
+    EnvIndices,
+    Info,
+    Observation,
+    Observations,
+)
 
 EnvStep = tuple[Observation, float, bool, bool, Mapping[str, object]]
 """Observation, reward, terminated, truncated and info of one environment."""
@@ -74,6 +82,9 @@ class GymnasiumBackend:
         self._needs_seed = [False] * n
         self._was_made = [False] * n
         self._reset_indices: EnvIndices | None = None
+        self._reset_options: Sequence[Info] = ()
+        self.reset_infos: dict[int, Info] = {}
+        """The infos of the last ``recv_reset``, by row; those that are empty are left out."""
         self._step_indices: EnvIndices | None = None
         self._actions: Array | None = None
 
@@ -86,20 +97,29 @@ class GymnasiumBackend:
         self._seeds = [int(seed) for seed in seeds]
         self._needs_seed = [True] * len(self._seeds)
 
-    def send_reset(self, env_indices: EnvIndices) -> None:
+    def send_reset(self, env_indices: EnvIndices, options: Sequence[Info] | None = None) -> None:
         """Store which environments ``recv_reset`` has to reset.
 
         Args:
             env_indices: the environments, (k,).
+            options: the options of each reset, k of them; None for none.
         """
         self._reset_indices = env_indices
+        self._reset_options = options or [{} for _ in env_indices]
 
     def recv_reset(self) -> Observations:
         """Start an episode in each of them and return the first observations, (k, …)."""
         assert self._reset_indices is not None, "recv_reset() follows send_reset()"
         env_indices = self._reset_indices.tolist()
         self._reset_indices = None
-        first_obs = {env_index: self._reset_env(env_index) for env_index in env_indices}
+        self.reset_infos = {}
+        first_obs: dict[int, Observation] = {}
+        for row, env_index in enumerate(env_indices):
+            # an empty dictionary is no options, as in SB3
+            options = self._reset_options[row] or None
+            first_obs[env_index], info = self._reset_env(env_index, options)
+            if info:
+                self.reset_infos[row] = info
         return self._stack(first_obs)
 
     def send(self, env_indices: EnvIndices, actions: Array) -> None:
@@ -125,6 +145,7 @@ class GymnasiumBackend:
         success = np.zeros(k, np.int8)
         failed = np.zeros(k, np.bool_)
         rows: dict[int, Observation] = {}
+        infos: dict[int, Info] = {}
         # rows has no entry for a failed environment; its row in the result is zeros.
         for i, env_index in enumerate(env_indices):
             env_step = self._step_env(env_index, self._actions[i])
@@ -133,11 +154,13 @@ class GymnasiumBackend:
                 continue
             rows[env_index], rewards[i], terminated[i], truncated[i], info = env_step
             success[i] = _reported_success(info)
+            if info:
+                infos[i] = dict(info)
         obs = self._stack(rows)
         if failed.any():
             # (working environments, …) -> (k, …)
             obs = {key: scatter_rows(values, ~failed, k) for key, values in obs.items()}
-        return Step(obs, rewards, terminated, truncated, success, failed)
+        return Step(obs, rewards, terminated, truncated, success, failed, infos)
 
     def close(self) -> None:
         """Close the environments; a second call does nothing."""
@@ -147,8 +170,11 @@ class GymnasiumBackend:
             if env is not None:
                 _close(env)
 
-    def _reset_env(self, env_index: int) -> Observation:
-        """Return the first observation of an environment, which is made again until it works."""
+    def _reset_env(self, env_index: int, options: Info | None) -> tuple[Observation, Info]:
+        """Return the first observation and info of an environment.
+
+        The environment is made again until it works.
+        """
         while True:
             env = self._envs[env_index]
             if env is None:
@@ -160,11 +186,11 @@ class GymnasiumBackend:
             seed = self._seeds[env_index] if self._needs_seed[env_index] else None
             self._needs_seed[env_index] = False
             try:
-                observation, _ = env.reset(seed=seed)
+                observation, info = env.reset(seed=seed, options=options)
             except Exception as error:
                 self._discard(env_index, "reset", error)
             else:
-                return observation
+                return observation, info
 
     def _make(self, env_index: int) -> AnyEnv | None:
         """Return a new environment, or None if it fails although it could be made before.

@@ -17,7 +17,7 @@ from mirl.envs.pools.backend import (
     scatter_rows,
 )
 from mirl.envs.pools.workers import Workers
-from mirl.envs.type_aliases import Array, EnvIndices, Observations
+from mirl.envs.type_aliases import Array, EnvIndices, Info, Observations
 
 NO_TASK = -1
 """Task of an environment before its first reset."""
@@ -52,6 +52,8 @@ class SuiteBackend:
         self._task_ids = np.full(n, NO_TASK, dtype=np.int64)
         self._inactive = np.zeros(n, dtype=np.bool_)
         self._groups = _TaskGroups(self._task_ids)
+        self.reset_infos: list[Info] = [{} for _ in range(n)]
+        """Info of the last reset of each environment."""
 
     def seed(self, seeds: Mapping[int, Sequence[int]]) -> None:
         """Restart the random streams; a reset of all environments has to follow.
@@ -62,12 +64,18 @@ class SuiteBackend:
         for task_index, backend in self._backends.items():
             backend.seed(seeds[task_index])
 
-    def reset(self, env_indices: EnvIndices, task_ids: NDArray[np.int64]) -> Observations:
+    def reset(
+        self,
+        env_indices: EnvIndices,
+        task_ids: NDArray[np.int64],
+        options: Sequence[Info] | None = None,
+    ) -> Observations:
         """Start an episode of a task in each of some environments.
 
         Args:
             env_indices: the environments, (k,).
             task_ids: task of each of them, (k,).
+            options: the options of each reset, k of them; None for none.
 
         Returns:
             The first observations, (k, …).
@@ -76,11 +84,17 @@ class SuiteBackend:
         # All backends start before the first is waited for, so that they work at the same time.
         for task_index, rows in groups.rows_by_task:
             backend_indices = env_indices[rows] - self._first_env_indices[task_index]
-            self._backends[task_index].send_reset(backend_indices)
+            own_options = None
+            if options is not None:
+                own_options = [options[row] for row in rows.tolist()]
+            self._backends[task_index].send_reset(backend_indices, own_options)
         batches = []
-        for task_index, _ in groups.rows_by_task:
-            obs = self._backends[task_index].recv_reset()
+        for task_index, rows in groups.rows_by_task:
+            backend = self._backends[task_index]
+            obs = backend.recv_reset()
             batches.append(self._add_action_mask(obs, task_index))
+            for row, env_index in enumerate(env_indices[rows].tolist()):
+                self.reset_infos[env_index] = backend.reset_infos.get(row, {})
         # The groups for stepping change only if a task or the activity changes.
         any_inactive = self._inactive[env_indices].any()
         if any_inactive or not np.array_equal(self._task_ids[env_indices], task_ids):

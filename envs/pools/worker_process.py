@@ -10,11 +10,13 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal, TextIO, assert_never, cast
 
+import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from mirl.configs.errors import ConfigError
@@ -22,13 +24,17 @@ from mirl.configs.imports import allowed_modules, imported_modules, restore_impo
 from mirl.envs.pools.backend import EnvironmentFailedError, Step
 from mirl.envs.pools.gymnasium import GymnasiumBackend
 from mirl.envs.texts.codec import TextWarning
-from mirl.envs.type_aliases import Observations
+from mirl.envs.type_aliases import Info, Observations
 
 Command = Literal["reset", "step"]
 """Command to a worker about one of its shards."""
 Notice = tuple[str, str, str]
 """Message, observation key and topic of a ``TextWarning``."""
-Reply = tuple[str | None, Observations | Step | None, Sequence[tuple[str, int]], Sequence[Notice]]
+FirstObservations = tuple[Observations, dict[int, Info]]
+"""Observations of a reset, (k, …), and the infos that are not empty, by row."""
+Reply = tuple[
+    str | None, FirstObservations | Step | None, Sequence[tuple[str, int]], Sequence[Notice]
+]
 """Error message or None, the result, the tolerated failures (message, env index), and warnings."""
 
 SAFE_PATH = "PYTHONSAFEPATH"
@@ -299,21 +305,50 @@ def _forward_text_warnings() -> list[Notice]:
     return notices
 
 
-def _execute(backend: GymnasiumBackend, command: Command, argument: Any) -> Observations | Step:
+def _execute(
+    backend: GymnasiumBackend, command: Command, argument: Any
+) -> FirstObservations | Step:
     """Return the result of a command for one shard."""
     match command:
         case "reset":
-            env_indices, seeds = argument
+            env_indices, (seeds, options) = argument
             if seeds is not None:
                 backend.seed(seeds)
-            backend.send_reset(env_indices)
-            return backend.recv_reset()
+            backend.send_reset(env_indices, options)
+            return backend.recv_reset(), _plain_infos(backend.reset_infos)
         case "step":
             env_indices, actions = argument
             backend.send(env_indices, actions)
-            return backend.recv()
+            step = backend.recv()
+            return replace(step, infos=_plain_infos(step.infos))
         case _:
             assert_never(command)
+
+
+def _plain_infos(infos: dict[int, Info]) -> dict[int, Info]:
+    """Return the entries that the owner can read whatever it has imported: plain data."""
+    plain: dict[int, Info] = {}
+    for row, info in infos.items():
+        plain[row] = {key: value for key, value in info.items() if _is_plain(value)}
+    return plain
+
+
+def _is_plain(value: object, depth: int = 8) -> bool:
+    """Return True for numbers, texts, arrays of numbers, and containers of these."""
+    # exact types, because a class derived from them may be the user's
+    kind = type(value)
+    if kind in (bool, int, float, complex, str, bytes, type(None)) or isinstance(value, np.generic):
+        return True
+    if kind is np.ndarray:
+        return not cast(np.ndarray, value).dtype.hasobject
+    if depth == 0:  # also ends a container that holds itself
+        return False
+    if kind is dict:
+        items = cast(dict[object, object], value).items()
+        return all(_is_plain(key) and _is_plain(item, depth - 1) for key, item in items)
+    if kind in (list, tuple):
+        return all(_is_plain(item, depth - 1) for item in cast(Sequence[object], value))
+    return False
 
 
 def _error_reply(message: str, error: Exception) -> Reply:

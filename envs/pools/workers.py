@@ -29,13 +29,14 @@ from mirl.envs.pools.backend import (
 from mirl.envs.pools.gymnasium import GymnasiumBackend
 from mirl.envs.pools.worker_process import (
     Command,
+    FirstObservations,
     Worker,
     WorkerLostError,
     WorkerTimeoutError,
 )
 from mirl.envs.seeds import replacement_seed
 from mirl.envs.texts.codec import TextCodec, TextWarning, warn_once
-from mirl.envs.type_aliases import Array, EnvIndices, Observations
+from mirl.envs.type_aliases import Array, EnvIndices, Info, Observations
 
 MAX_SEEDS_IN_MESSAGE = 3
 """Number of seeds named in a message that may concern any of several environments."""
@@ -145,6 +146,8 @@ class WorkerBackend:
         for worker, share in zip(workers.assign(len(shares)), shares, strict=True):
             self._shards.append(_Shard(worker, task, build, len(share), workers.restarts))
         self._pending: list[_Shard] = []
+        self.reset_infos: dict[int, Info] = {}
+        """The infos of the last ``recv_reset``, by row; those that are empty are left out."""
 
     def seed(self, seeds: Sequence[int]) -> None:
         """Restart each random stream at the next reset of its environment.
@@ -156,20 +159,30 @@ class WorkerBackend:
         for shard, start, end in zip(self._shards, self._first_env_indices, ends, strict=True):
             shard.seed([int(seed) for seed in seeds[start:end]])
 
-    def send_reset(self, env_indices: EnvIndices) -> None:
+    def send_reset(self, env_indices: EnvIndices, options: Sequence[Info] | None = None) -> None:
         """Start an episode.
 
         Args:
             env_indices: the environments, (k,).
+            options: the options of each reset, k of them; None for none.
         """
         self._pending = []
-        for shard, _, shard_indices in self._split(env_indices):
-            shard.send_reset(shard_indices)
+        for shard, rows, shard_indices in self._split(env_indices):
+            shard.send_reset(shard_indices, options[rows] if options else None)
             self._pending.append(shard)
 
     def recv_reset(self) -> Observations:
         """Return the first observations of these episodes, (k, …)."""
-        return join_observations([shard.recv_reset() for shard in self._pending])
+        batches = []
+        self.reset_infos = {}
+        first_row = 0
+        for shard in self._pending:
+            obs, infos = shard.recv_reset()
+            batches.append(obs)
+            for row, info in infos.items():
+                self.reset_infos[first_row + row] = info
+            first_row += shard.n_pending
+        return join_observations(batches)
 
     def send(self, env_indices: EnvIndices, actions: Array) -> None:
         """Start a timestep.
@@ -239,6 +252,7 @@ class _Shard:
         self._seeds_are_new = False
         self._has_episode = np.zeros(n, dtype=np.bool_)
         self._pending: EnvIndices = np.arange(0)
+        self._options: Sequence[Info] | None = None
         self._is_stepping: NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
         self._last_obs: Observations = {}
 
@@ -246,25 +260,31 @@ class _Shard:
         self._seeds = seeds
         self._seeds_are_new = True
 
-    def send_reset(self, env_indices: EnvIndices) -> None:
+    @property
+    def n_pending(self) -> int:
+        """Number of environments of the last command."""
+        return len(self._pending)
+
+    def send_reset(self, env_indices: EnvIndices, options: Sequence[Info] | None) -> None:
         self._sync_with_worker()
         # Seeds are sent once; the environments keep their streams after that.
         seeds = self._seeds if self._seeds_are_new else None
         self._seeds_are_new = False
-        self._send_command("reset", env_indices, seeds)
+        self._options = options
+        self._send_command("reset", env_indices, (seeds, options))
 
-    def recv_reset(self) -> Observations:
+    def recv_reset(self) -> FirstObservations:
         while True:
             try:
-                obs = self._recv_reply()
+                reply = self._recv_reply()
             except WorkerLostError:
                 # Another process gets the same command; all of its environments are new.
-                self.send_reset(self._pending)
+                self.send_reset(self._pending, self._options)
                 continue
-            assert isinstance(obs, dict), "a reset replies with observations"
-            self._last_obs = obs
+            assert isinstance(reply, tuple), "a reset replies with observations and infos"
+            self._last_obs = reply[0]
             self._has_episode[self._pending] = True
-            return obs
+            return reply
 
     def send(self, env_indices: EnvIndices, actions: Array) -> None:
         self._sync_with_worker()
@@ -300,14 +320,17 @@ class _Shard:
                 self.seed([replacement_seed(seed) for seed in self._seeds])
 
     def _send_command(
-        self, command: Command, env_indices: EnvIndices, argument: list[int] | Array | None
+        self,
+        command: Command,
+        env_indices: EnvIndices,
+        argument: tuple[list[int] | None, Sequence[Info] | None] | Array,
     ) -> None:
         self._pending = env_indices
         # If the process has died, the reply will tell so, in the order of the commands.
         with suppress(BrokenPipeError, ConnectionResetError):
             self._worker.connection.send((self._shard, command, (env_indices, argument)))
 
-    def _recv_reply(self) -> Observations | Step | None:
+    def _recv_reply(self) -> FirstObservations | Step | None:
         try:
             failure, result, tolerated, notices = self._worker.recv(self._generation)
         except WorkerLostError as lost:

@@ -1,19 +1,25 @@
 """Tests of the observation contract on both backends."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import toy_envs  # noqa: F401  (registers its ids)
 from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from hypothesis import given
 from hypothesis import strategies as st
 from minigrid.wrappers import FullyObsWrapper
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
 from suites import BACKENDS, MINIGRID_IDS, single_task
 from text_envs import ManyTextsEnv
 
 from mirl.configs.errors import ConfigError
+from mirl.configs.keys import TASK_KEY
 from mirl.configs.schema import BackendName
 from mirl.configs.tasks import TaskConfig
 from mirl.configs.texts import TextForm
@@ -84,6 +90,52 @@ def test_every_gymnasium_id_keeps_contract(env_id: str) -> None:
 def test_every_envpool_id_keeps_contract(env_id: str) -> None:
     """Observations are in their space for every id of the envpool backend."""
     assert_contract(env_id, "envpool", n_steps=500)
+
+
+def assert_checkers_accept(env: gym.Env[Any, Any]) -> None:
+    """Assert that the environment checkers of SB3 and Gymnasium accept an environment."""
+    sb3_check_env(env)
+    # without rendering, which is the environment's own
+    gymnasium_check_env(env, skip_render_check=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "env_id",
+    ["MiniGrid-GoToDoor-5x5-v0", "BabyAI-GoToLocal-v0", "CartPole-v1", "ToyRandomGoal-v0"],
+)
+def test_env_checkers_accept_contract(env_id: str) -> None:
+    assert_checkers_accept(ContractObservation(gym.make(env_id)))
+    assert_checkers_accept(ContractObservation(gym.make(env_id), 1, 2))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("env_id", [each for each in MINIGRID_IDS if "-WFC-" not in each])
+def test_env_checkers_accept_every_id(env_id: str) -> None:
+    assert_checkers_accept(ContractObservation(gym.make(env_id)))
+
+
+@pytest.mark.parametrize(
+    ("options", "has_task"),
+    [({}, False), ({"task_key": True}, True), ({"n_tasks": 2}, True)],
+)
+def test_one_task_needs_no_index(options: dict[str, Any], has_task: bool) -> None:
+    env = ContractObservation(gym.make("ToyRandomGoal-v0"), **options)
+    observation, _ = env.reset(seed=0)
+    assert (TASK_KEY in observation) == has_task
+    assert env.observation_space.contains(observation)
+
+
+@pytest.mark.parametrize("wrap", [VecNormalize, partial(VecFrameStack, n_stack=2)])
+def test_vec_wrappers_take_one_task(wrap: Callable[[VecEnv], VecEnv]) -> None:
+    """SB3's wrappers need a Box under every key, which the index of the task is not."""
+    env = wrap(DummyVecEnv([lambda: ContractObservation(gym.make("ToyRandomGoal-v0"))]))
+    assert set(cast(dict[str, Any], env.reset())) == {
+        "observation",
+        "achieved_goal",
+        "desired_goal",
+    }
 
 
 def test_symbolic_image_has_code_bounds() -> None:

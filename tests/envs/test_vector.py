@@ -2,16 +2,19 @@
 
 import re
 from contextlib import closing, suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
-import toy_envs  # noqa: F401  (registers its ids)
+import toy_envs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from minigrid.wrappers import FlatObsWrapper
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
-from suites import BACKENDS, DONE, EMPTY, FORWARD, GRIDS, SOLUTION
+from stable_baselines3.common.vec_env import DummyVecEnv
+from suites import BACKENDS, DONE, EMPTY, FORWARD, GRIDS, SOLUTION, single_task
 
 from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
@@ -366,3 +369,109 @@ def test_single_environments_replay_the_same(backend: BackendName) -> None:
                 np.testing.assert_array_equal(final["image"], expected[i]["image"])
                 expected[i], _ = single.reset()
     env.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_infos_are_passed_through(workers: int) -> None:
+    """An environment's infos come through; MIRL's entries of an ended episode replace its own."""
+    with closing(SuiteVecEnv(single_task("ToyTelling-v0"), 3, workers=workers)) as env:
+        env.reset()
+        infos = env.step(np.array([0, 1, 0]))[3]
+        assert [info["distance"] for info in infos] == [10, 11, 10]
+        # a worker process sends plain data only
+        assert [info.keys() - {"own"} for info in infos] == [{"distance", "task"}] * 3
+        assert ("own" in infos[0]) == (workers == 0)
+        infos = env.step(np.array([1, 1, 0]))[3]
+        assert [info["distance"] for info in infos] == [21, 21, 20]
+        assert {info["task"] for info in infos} == {env.suite.tasks[0].name}
+        assert {info["episode"]["l"] for info in infos} == {2}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_options_reach_next_reset(workers: int) -> None:
+    """``set_options`` counts for one reset, as in SB3."""
+    with closing(SuiteVecEnv(single_task("ToyTelling-v0"), 3, workers=workers)) as env:
+        env.set_options([{"level": 1}, {}, {"level": 3}])
+        env.reset()
+        expected: list[Any] = [{"level": 1}, None, {"level": 3}]
+        assert [info["options"] for info in env.reset_infos] == expected
+        for _ in range(2):
+            env.step(np.zeros(3, int))
+        assert [info["options"] for info in env.reset_infos] == [None] * 3
+        env.set_options({"level": 4})
+        env.reset()
+        assert [info["options"] for info in env.reset_infos] == [{"level": 4}] * 3
+        with pytest.raises(ConfigError, match="expected options of 3 environments, got 2"):
+            env.set_options([{}, {}])
+
+
+def test_envpool_refuses_options() -> None:
+    with closing(make_vec_env(EMPTY, 2, backend="envpool")) as env:
+        env.set_options(None)
+        with pytest.raises(ConfigError, match=r"take no options.*backend='gymnasium'"):
+            env.set_options({"level": 1})
+
+
+def test_masks_are_reachable_as_method() -> None:
+    """sb3-contrib asks a vectorized environment for ``action_masks``."""
+    with closing(SuiteVecEnv(single_task("ToyChoice-v0", kwargs={"own_mask": True}), 2)) as env:
+        masks = env.reset()["action_mask"].astype(np.bool_)
+        assert env.has_attr("action_masks")
+        np.testing.assert_array_equal(np.stack(env.env_method("action_masks")), masks)
+        np.testing.assert_array_equal(env.get_attr("action_masks", [1])[0](), masks[1])
+    with closing(make_vec_env(EMPTY, 1)) as env:
+        assert not env.has_attr("action_masks")
+
+
+class OwnEnv(toy_envs.LeverEnv):
+    """A class that is not registered, with an argument."""
+
+    def __init__(self, size: int = 1, render_mode: str | None = None) -> None:
+        super().__init__()
+        self.size = size
+        self.render_mode = render_mode
+
+
+def test_sb3_arguments_make_sb3_environments(tmp_path: Path) -> None:
+    """With SB3's arguments, single environments are accessible, and each keeps the contract."""
+    monitor_dir = str(tmp_path)
+    arguments = {"env_kwargs": {"size": 3}, "render_mode": "rgb_array", "seed": 1}
+    with closing(make_vec_env(OwnEnv, 2, monitor_dir=monitor_dir, **arguments)) as env:
+        assert isinstance(env, DummyVecEnv)
+        assert env.get_attr("size") == [3, 3]
+        assert env.render_mode == "rgb_array"
+        assert set(cast(dict[str, Any], env.reset())) == {"observation"}
+    assert len(list(tmp_path.glob("*.monitor.csv"))) == 2
+
+
+def test_wrapper_gets_raw_observations() -> None:
+    with closing(make_vec_env(EMPTY, wrapper_class=FlatObsWrapper)) as env:
+        assert env.env_is_wrapped(FlatObsWrapper) == [True]
+        assert isinstance(env, DummyVecEnv)
+
+
+def test_env_kwargs_reach_every_task() -> None:
+    with closing(
+        make_vec_env([EMPTY, "MiniGrid-Empty-6x6-v0"], 2, env_kwargs={"max_steps": 7})
+    ) as env:
+        assert isinstance(env, SuiteVecEnv)
+        assert [task.kwargs for task in env.suite.tasks] == [{"max_steps": 7}] * 2
+    with (
+        closing(make_vec_env(EMPTY, seed=None)) as first,
+        closing(make_vec_env(EMPTY, seed=None)) as second,
+    ):
+        assert first.seed() != second.seed()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"env": [EMPTY, EMPTY], "vec_env_cls": DummyVecEnv}, "vec_env_cls is for one id or class"),
+        ({"env": OwnEnv, "seed_split": "test"}, "with a class, got backend=auto and seed_split="),
+        ({"env": GRIDS, "env_kwargs": {"x": 1}}, r"env_kwargs is for ids.*got \{'x': 1\}"),
+        ({"env": "Nope-v0", "render_mode": "human"}, "no environment is registered as 'Nope-v0'"),
+    ],
+)
+def test_arguments_that_exclude_each_other(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_vec_env(**arguments)

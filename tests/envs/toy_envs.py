@@ -256,7 +256,28 @@ class LeverEnv(gym.Env[Any, Any]):
         return np.zeros(1, np.float32), 0.0, True, False, {}
 
 
+class TellingEnv(gym.Env[Any, Any]):
+    """Environment of two timesteps whose infos tell its options, a number and an own object."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(0, 1, (1,), np.float32)
+        self.action_space = spaces.Discrete(2)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._count = 0
+        return np.zeros(1, np.float32), {"options": options}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._count += 1
+        info = {"distance": 10 * self._count + int(action), "task": "mine", "own": self.__class__}
+        return np.zeros(1, np.float32), 0.0, self._count == 2, False, info
+
+
 for _name in (
+    "Telling",
     "Switches",
     "Counter",
     "Fragile",

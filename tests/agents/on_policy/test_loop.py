@@ -1,5 +1,6 @@
 """For callbacks, schedules, saved models and users, the training loop is SB3's."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from run_setup import resolve
 from safetensors.torch import load_file
 from stable_baselines3 import A2C as SB3A2C
 from stable_baselines3 import PPO as SB3PPO
+from stable_baselines3.common.buffers import RolloutBuffer as SB3RolloutBuffer
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CheckpointCallback,
@@ -19,10 +21,12 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnMaxEpisodes,
 )
 from stable_baselines3.common.env_util import make_vec_env as sb3_vec_env
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv
 
 from mirl.agents import A2C, PPO, train
 from mirl.agents.builder import annealed_rate, build_on_policy, policy_kwargs, resolve_device
+from mirl.agents.on_policy.rollout_buffer import RolloutBuffer
 from mirl.configs.agents import A2CConfig, PPOConfig
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
@@ -153,12 +157,14 @@ def test_schedules_are_followed() -> None:
     assert [clip_range for _, clip_range, _ in ours] == pytest.approx([0.15, 0.1, 0.05, 0])
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [(PPO, SB3PPO), (A2C, SB3A2C)])
-def test_model_saved_by_sb3_continues(ours: Any, theirs: Any, tmp_path: Path) -> None:
-    """Training continues from a model that SB3 saved."""
-    saved = theirs("MlpPolicy", poles(), n_steps=32, device="cpu").learn(128)
+@pytest.mark.parametrize(
+    ("saves", "loads"), [(SB3PPO, PPO), (SB3A2C, A2C), (PPO, SB3PPO), (A2C, SB3A2C)]
+)
+def test_saved_model_continues(saves: Any, loads: Any, tmp_path: Path) -> None:
+    """Training continues from a model that SB3 saved, and in SB3 from one that MIRL saved."""
+    saved = saves("MlpPolicy", poles(), n_steps=32, device="cpu").learn(128)
     saved.save(tmp_path / "model")
-    loaded = ours.load(tmp_path / "model", env=poles(), device="cpu")
+    loaded = loads.load(tmp_path / "model", env=poles(), device="cpu")
     torch.testing.assert_close(
         loaded.policy.state_dict(), saved.policy.state_dict(), rtol=0, atol=0
     )
@@ -273,17 +279,61 @@ def test_multitask_options_reach_agent(
     assert isinstance(agent.policy.value_net, PopArtHead)
 
 
-def test_stopped_rollout_is_not_counted(tiny: Build, make_agent: Agents) -> None:
-    """A rollout that a callback stops is not counted."""
+class ReadsLosses(BaseCallback):
+    """A callback that reads the loss of the last update, and stops in the second rollout."""
 
-    class StopsAt(BaseCallback):
-        def _on_step(self) -> bool:
-            return self.n_calls < 40  # in the second rollout of 32 steps
+    loss = 0.0
 
-    agent = make_agent(tiny())
-    agent.learn(512, callback=StopsAt())
-    assert agent.num_timesteps == 128
-    assert agent._n_updates == 2
+    def _on_step(self) -> bool:
+        self.loss = self.logger.name_to_value.get("train/value_loss", 0.0)
+        return self.n_calls < 40
+
+
+@pytest.mark.parametrize("algorithm", [PPO, SB3PPO])
+def test_stopped_rollout_matches_sb3(algorithm: Any) -> None:
+    """A stopped rollout counts, and a callback reads the update before it."""
+    callback = ReadsLosses()
+    agent = algorithm("MlpPolicy", poles(), **SMALL).learn(512, callback=callback)
+    assert agent.num_timesteps == 40 * 4
+    assert agent._n_updates == 1
+    assert callback.loss > 0
+
+
+def test_metrics_are_written_once(tmp_path: Path) -> None:
+    """What callbacks read of an earlier update is in no later row of the log."""
+    agent = PPO("MlpPolicy", poles(), **SMALL)
+    agent.set_logger(configure(str(tmp_path), ["csv", "json"]))
+    agent.learn(128)
+    agent.logger.dump(1000)
+    agent.logger.close()
+    with (tmp_path / "progress.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["train/value_loss"]) for row in rows] == [True, False]
+    last = (tmp_path / "progress.json").read_text(encoding="utf-8").splitlines()[-1]
+    assert "train" not in last
+
+
+class OwnBuffer(RolloutBuffer):
+    """A buffer of a user's own, with an argument of its own."""
+
+    def __init__(self, *args: Any, own: int = 0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.own = own
+
+
+def test_own_buffer_is_used() -> None:
+    options = {"rollout_buffer_class": OwnBuffer, "rollout_buffer_kwargs": {"own": 3}}
+    buffer = PPO("MlpPolicy", poles(), **SMALL, **options).rollout_buffer
+    assert isinstance(buffer, OwnBuffer)
+    assert buffer.own == 3
+
+
+def test_foreign_buffer_raises() -> None:
+    """SB3's own class means the default; a class derived from it is refused in one line."""
+    assert PPO("MlpPolicy", poles(), **SMALL, rollout_buffer_class=SB3RolloutBuffer)
+    foreign = type("Foreign", (SB3RolloutBuffer,), {})
+    with pytest.raises(ConfigError, match=r"^rollout_buffer_class: .*RolloutBuffer, .*got Foreign"):
+        PPO("MlpPolicy", poles(), **SMALL, rollout_buffer_class=foreign)
 
 
 def test_callback_is_initialized_once(tiny: Build, make_agent: Agents) -> None:

@@ -105,6 +105,12 @@ def test_incomplete_sequences_raise(options: dict[str, Any], message: str) -> No
         build_recurrent_agent(**{"batch_size": 64, **options})
 
 
+def test_short_minibatches_shorten_sequences() -> None:
+    """With PPO's defaults, 2048 timesteps and minibatches of 64, a sequence has 64 timesteps."""
+    buffer = build_recurrent_agent(n_steps=2048, batch_size=64).rollout_buffer
+    assert buffer.sequence_length == 64  # type: ignore[attr-defined]
+
+
 def test_later_batch_size_is_checked() -> None:
     """A batch size that is changed later is checked as well."""
     model = build_recurrent_agent(n_steps=8, batch_size=32)

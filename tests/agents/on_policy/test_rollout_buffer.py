@@ -84,6 +84,15 @@ def fill_both(door: spaces.Dict, *, share: bool) -> tuple[RolloutBuffer, DictRol
     return ours, theirs
 
 
+def test_observations_match_sb3(door: spaces.Dict) -> None:
+    """Callbacks read the observations as arrays of SB3's shapes and dtypes."""
+    ours, theirs = fill_both(door, share=False)
+    assert isinstance(ours.observations, dict)
+    assert ours.observations.keys() == theirs.observations.keys()
+    for key, expected in theirs.observations.items():
+        np.testing.assert_array_equal(ours.observations[key], expected, strict=True)
+
+
 def multitask_buffer(*, share: bool) -> tuple[RolloutBuffer, NDArray[np.int64]]:
     """Return 3 timesteps of 4 environments with three tasks; the value of a step is its row."""
     parts = spaces.Dict(task=spaces.Discrete(3), cell=spaces.Discrete(2))

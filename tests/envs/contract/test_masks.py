@@ -9,6 +9,7 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from mirl.configs.errors import ContractError
 from mirl.envs import ContractObservation
@@ -93,3 +94,14 @@ def test_last_mask_may_be_empty() -> None:
     env.reset()
     with pytest.raises(ContractError, match="got only zeros"):
         env.step(0)
+
+
+def test_mask_is_reachable_as_method() -> None:
+    """sb3-contrib asks a single environment for ``action_masks()``."""
+    mask = np.eye(N, dtype=np.int8)[1]
+    env = ContractObservation(MaskedEnv(spaces.MultiBinary(N), mask))
+    env.reset()
+    np.testing.assert_array_equal(env.action_masks(), mask.astype(np.bool_))
+    [masks] = DummyVecEnv([lambda: env]).env_method("action_masks")
+    assert masks.dtype == np.bool_
+    assert not ContractObservation(gym.make("CartPole-v1")).has_wrapper_attr("action_masks")

@@ -23,6 +23,7 @@ def make_step(values: list[float]) -> Step:
         truncated=np.array([value > 2 for value in values]),
         success=np.full(k, NOT_REPORTED, np.int8),
         failed=np.zeros(k, np.bool_),
+        infos={row: {"value": value} for row, value in enumerate(values) if value != 1.0},
     )
 
 
@@ -51,6 +52,7 @@ def test_steps_are_joined_in_order() -> None:
     assert joined.rewards.tolist() == [1.0, 3.0, 2.0]
     assert joined.obs["observation"].tolist() == [1.0, 3.0, 2.0]
     assert joined.done.tolist() == [False, True, False]
+    assert joined.infos == {1: {"value": 3.0}, 2: {"value": 2.0}}
 
 
 def test_single_batch_is_not_copied() -> None:
@@ -70,3 +72,4 @@ def test_scatter_fills_zeros(rows: np.ndarray) -> None:
     step = make_step([5.0, 6.0]).scatter(rows, 3)
     assert step.rewards.tolist() == [5.0, 0.0, 6.0]
     assert step.success.tolist() == [NOT_REPORTED, 0, NOT_REPORTED]
+    assert step.infos == {0: {"value": 5.0}, 2: {"value": 6.0}}

@@ -1,0 +1,205 @@
+"""Run Stable-Baselines3's own tests with MIRL's PPO and A2C in place of SB3's.
+
+    python benchmarks/sb3_suite.py                  # all files of FILES
+    python benchmarks/sb3_suite.py run gae          # tests/test_run.py and tests/test_gae.py only
+
+The tests come from the source distribution of the installed version of SB3, which pip downloads
+into ``.sb3_suite/``. This file is also the pytest plugin that puts MIRL's classes in their place.
+The exit code is 1 if a test fails that ``EXPECTED`` does not name; docs/sb3.md says why those do.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / ".sb3_suite"
+PACKAGES = FOLDER / "packages"
+FILES = (
+    "run",
+    "save_load",
+    "gae",
+    "dict_env",
+    "cnn",
+    "custom_policy",
+    "callbacks",
+    "sde",
+    "tensorboard",
+    "spaces",
+    "predict",
+    "identity",
+    "logger",
+    "buffers",
+)
+"""Names of the test files without ``test_`` and ``.py``."""
+EXPECTED: frozenset[str] = frozenset()
+"""Tests that cannot pass."""
+REPORT = "SB3_SUITE_REPORT"
+"""Environment variable with the path of the plugin's report."""
+
+
+# ------------------------------------------------------------------------------------- the plugin
+
+
+class Recorder:
+    """Plugin that records which tests passed, failed, and set up an agent of MIRL."""
+
+    def __init__(self) -> None:
+        self.current = ""
+        self.passed: set[str] = set()
+        self.failed: set[str] = set()
+        self.with_mirl: set[str] = set()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        self.current = item.nodeid
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.add(report.nodeid)
+        elif report.when == "call" and report.passed:
+            self.passed.add(report.nodeid)
+
+    def pytest_sessionfinish(self) -> None:
+        report = {
+            "passed": sorted(self.passed - self.failed),
+            "failed": sorted(self.failed),
+            "with_mirl": sorted(self.with_mirl),
+        }
+        Path(os.environ[REPORT]).write_text(json.dumps(report), encoding="utf-8")
+
+    def count_setups(self, algorithm: Any) -> None:
+        """Record the tests that build an agent of a class."""
+        original = algorithm._setup_model
+
+        def setup(agent: Any) -> None:
+            self.with_mirl.add(self.current)
+            original(agent)
+
+        algorithm._setup_model = setup
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Replace SB3's PPO and A2C, before the tests import them."""
+    import stable_baselines3
+
+    from mirl.agents import A2C, PPO
+
+    recorder = Recorder()
+    stable_baselines3.PPO = PPO  # type: ignore[assignment, misc]
+    stable_baselines3.A2C = A2C  # type: ignore[assignment, misc]
+    for algorithm in (PPO, A2C):
+        recorder.count_setups(algorithm)
+    config.pluginmanager.register(recorder)
+
+
+# ------------------------------------------------------------------------------------- the script
+
+
+def main() -> int:
+    """Run the test files one after the other and print their results."""
+    parser = argparse.ArgumentParser(description="Run SB3's tests with MIRL's PPO and A2C.")
+    parser.add_argument("files", nargs="*", metavar="file", help=f"of {', '.join(FILES)}")
+    parser.add_argument("-k", default="", metavar="expression", help="pytest's choice of tests")
+    parser.add_argument("--timeout", type=float, default=900.0, help="seconds per file")
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.files) - set(FILES))
+    if unknown:
+        parser.error(f"unknown file '{unknown[0]}'; use {', '.join(FILES)}")
+    source = download()
+    n_unexpected = 0
+    totals = {"passed": 0, "failed": 0, "with_mirl": 0}
+    show(f"{'file':<16}{'passed':>8}{'failed':>8}{'with MIRL':>11}{'seconds':>9}")
+    for name in arguments.files or FILES:
+        start = time.perf_counter()
+        report = run_file(source, name, arguments.k, arguments.timeout)
+        seconds = time.perf_counter() - start
+        if report is None:
+            n_unexpected += 1
+            show(f"{name:<16} did not end within {arguments.timeout:g} seconds")
+            continue
+        counts = [len(report[key]) for key in totals]
+        show(f"{name:<16}{counts[0]:>8}{counts[1]:>8}{counts[2]:>11}{seconds:>9.0f}")
+        for key, count in zip(totals, counts, strict=True):
+            totals[key] += count
+        for test in report["failed"]:
+            reason = "expected, see docs/sb3.md" if test in EXPECTED else "NOT EXPECTED"
+            n_unexpected += test not in EXPECTED
+            show(f"    {test}: {reason}")
+    show(f"{'total':<16}{totals['passed']:>8}{totals['failed']:>8}{totals['with_mirl']:>11}")
+    return int(n_unexpected > 0)
+
+
+def show(line: str) -> None:
+    """Print a line at once, because a file takes minutes."""
+    print(line, flush=True)  # noqa: T201
+
+
+def download() -> Path:
+    """Return the folder of SB3's source distribution, which is downloaded once."""
+    name = f"stable_baselines3-{version('stable-baselines3')}"
+    source = FOLDER / name
+    if source.exists():
+        return source
+    FOLDER.mkdir(exist_ok=True)
+    requirement = name.replace("stable_baselines3-", "stable-baselines3==")
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", ":all:"]
+    pip = [sys.executable, "-m", "pip", "download", *options, "--dest", str(FOLDER), requirement]
+    subprocess.run(pip, check=True)
+    # Its tests of the logger need it, and MIRL does not.
+    target = ["--no-deps", "--target", str(PACKAGES), "pandas"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, *target], check=True)
+    with tarfile.open(FOLDER / f"{name}.tar.gz") as archive:
+        archive.extractall(FOLDER, filter="data")
+    return source
+
+
+def run_file(
+    source: Path, name: str, expression: str, timeout: float
+) -> dict[str, list[str]] | None:
+    """Return the results of a test file; None if it did not end in time."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        environment = {
+            **os.environ,
+            REPORT: str(report),
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path, str(PACKAGES)]),
+            "TMPDIR": folder,  # SB3's loggers write there
+        }
+        options = ["-q", "--no-header", "--tb=short", "-p", "sb3_suite", "-p", "no:cacheprovider"]
+        test = f"tests/test_{name}.py"
+        command = [sys.executable, "-m", "pytest", *options, "-p", "no:xdist", "-k", expression]
+        try:
+            result = subprocess.run(
+                [*command, test],
+                cwd=source,
+                env=environment,
+                timeout=timeout,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return None
+        # 1: some tests failed; 5: -k chose none
+        if result.returncode not in (0, 1, 5):
+            raise SystemExit(f"{test} could not be run:\n{result.stdout}{result.stderr}")
+        (FOLDER / f"{name}.log").write_text(result.stdout, encoding="utf-8")
+        found: dict[str, list[str]] = json.loads(report.read_text(encoding="utf-8"))
+        return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
