@@ -89,8 +89,7 @@ class Run:
             if path.is_dir() and any(path.iterdir()):
                 raise ConfigError(f"{path} exists and is not a run directory; choose a name=…")
             path.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-            write_text(path / CONFIG, text)
+            _store_config(path, config)
         except OSError as error:
             raise ConfigError(
                 f"the run directory {path} cannot be created: {error.strerror}"
@@ -127,7 +126,8 @@ class Run:
         """Find the existing run of a configuration, to resume it.
 
         Args:
-            config: the configuration; it may differ from that of the directory in ``FREE_FIELDS``.
+            config: the configuration; it may differ from that of the directory in ``FREE_FIELDS``,
+                and be longer.
             complete: adds what a stored configuration of an earlier version lacks.
             stored: the stored configuration, if it was loaded before.
 
@@ -148,7 +148,30 @@ class Run:
             raise ConfigError(
                 f"{path} holds a run of another configuration; choose another name=…\n{listed}"
             )
+        if config.total_timesteps < stored.total_timesteps:
+            raise ConfigError(
+                f"{path} is a run of total_timesteps={stored.total_timesteps}, which may only "
+                f"grow, got {config.total_timesteps}; repeat that number to resume it, or choose "
+                "another name=…"
+            )
         return cls(path, config)
+
+    def store_length(self, stored: ResolvedConfig) -> None:
+        """Store the timesteps of a run that is trained for longer than it was to be.
+
+        Args:
+            stored: the configuration that the directory holds; nothing else of it changes.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        length = {"total_timesteps": self.config.total_timesteps}
+        try:
+            _store_config(self.path, stored.model_copy(update=length))
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path / CONFIG} cannot be written: {error.strerror}; choose another name=…"
+            ) from None
 
     def discard(self) -> None:
         """Delete what a new run has written before its first checkpoint.
@@ -280,6 +303,11 @@ def _with_first_texts(config: ResolvedConfig) -> ResolvedConfig:
     return config.model_copy(update={"task": config.task.model_copy(update=changes)})
 
 
+def _store_config(run_dir: Path, config: ResolvedConfig) -> None:
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write_text(run_dir / CONFIG, text)
+
+
 def _load_config(run_dir: Path, advice: str = "") -> ResolvedConfig:
     """Return the configuration of a run, which imports nothing that only its file names.
 
@@ -323,9 +351,10 @@ class _LoaderWithoutAliases(yaml.SafeLoader):
 
 
 def _differences(stored: ResolvedConfig, current: ResolvedConfig) -> list[str]:
-    """Return a line for each option that differs and is not among ``FREE_FIELDS``."""
-    old = stored.model_dump(exclude=set(FREE_FIELDS))
-    new = current.model_dump(exclude=set(FREE_FIELDS))
+    """Return a line for each option that differs and may not; the length is checked apart."""
+    fixed = set(FREE_FIELDS) | {"total_timesteps"}
+    old = stored.model_dump(exclude=fixed)
+    new = current.model_dump(exclude=fixed)
     return list(_differing_options(old, new, prefix=""))
 
 
