@@ -47,7 +47,8 @@ def run(argv: list[str]) -> int:
         )
         return 0
 
-    from mirl.agents.evaluation import evaluate_run, missing_success_line, results_table
+    from mirl.agents.evaluation import evaluate_run
+    from mirl.agents.result_tables import missing_success_line, results_table
 
     def explain(results: Sequence[TaskResult]) -> None:
         line = missing_success_line(results)
@@ -65,7 +66,10 @@ def run(argv: list[str]) -> int:
         return 0
 
     results, context_use, written = evaluate_run(opened, checkpoint, config)
-    console.print(results_table(results, f"{source}, on unseen episodes"))
+    title = f"{source}, on unseen episodes"
+    if config.task:
+        title += f" of {config.task}"
+    console.print(results_table(results, title))
     explain(results)
     if context_use is not None:
         for line in context_use.lines():

@@ -17,6 +17,7 @@ from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.imports import allow_imports, import_modules, named_code
 from mirl.configs.parts import OWN_KIND
 from mirl.configs.schema import TrainConfig
+from mirl.configs.tasks import SuiteConfig
 from mirl.configs.validation_messages import config_classes, explain
 
 PRESETS_DIR = Path(__file__).parent
@@ -254,6 +255,25 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
     if isinstance(values, dict):
         import_modules(_named_modules({"imports": values.get("imports")}))
     return validate(TrainConfig, values)
+
+
+def compose_suite(name: str, config_dir: Path | None = None) -> SuiteConfig:
+    """Compose the suite of ``task=name``.
+
+    Args:
+        name: a preset, or one or several environment ids.
+        config_dir: folder of the user's own presets.
+
+    Returns:
+        The suite.
+
+    Raises:
+        ConfigError: if there is no such preset, or an id is not valid.
+    """
+    words = [f"task={name}"]
+    if config_dir is not None:
+        words.append(f"{CONFIG_DIR}={config_dir}")
+    return compose_train(words).task
 
 
 def _named_modules(values: object) -> list[str]:

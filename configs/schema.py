@@ -446,7 +446,8 @@ class EvalConfig(Config):
     """Success rule of every task in place of the run's, e.g. ``success=return>=5``; None for the
     run's own."""
     task: str = ""
-    """Task to adapt to, a preset or an environment id; empty for the run's held-out tasks."""
+    """Another level or suite to evaluate on, or to adapt to: a preset or environment ids. Empty for
+    the run's own tasks, or to adapt to the held-out ones."""
     config_dir: Path | None = None
     """Folder of your own presets, for ``task``; it may be typed as ``--config-dir DIR``."""
     adapt_episodes: tuple[PositiveInt, ...] = (16, 64, 256, 1024)
@@ -470,9 +471,9 @@ class EvalConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _task_is_adapted_to(self) -> Self:
-        if self.task and self.adapt == "no":
-            raise ValueError("task= is what to adapt to; it needs adapt=context or adapt=network")
+    def _export_names_its_task(self) -> Self:
+        if self.task and self.export:
+            raise ValueError("task= and export= cannot be combined; export=… names the task itself")
         return self
 
     @model_validator(mode="after")
