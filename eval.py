@@ -6,7 +6,8 @@ See ``--help``.
 import sys
 from collections.abc import Sequence
 
-from mirl.configs.command_line import console_entry, eval_help
+from mirl.configs.command_line import console_entry
+from mirl.configs.commands.help import eval_help
 from mirl.configs.compose import parse_flat
 from mirl.configs.schema import EvalConfig
 

@@ -6,8 +6,8 @@ from mirl.configs.command_line import (
     command,
     console_entry,
     limit_kernel_caches,
-    train_help,
 )
+from mirl.configs.commands.help import train_help
 from mirl.configs.compose import compose_train
 from mirl.configs.imports import import_words
 

@@ -9,14 +9,8 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
-from mirl.configs.compose import (
-    CONFIG_DIR,
-    GROUPS,
-    compose_train,
-    parse_overrides,
-    split_config_dir,
-    validate,
-)
+from mirl.configs.commands.words import parse_overrides
+from mirl.configs.compose import CONFIG_DIR, GROUPS, compose_train, split_config_dir, validate
 from mirl.configs.config import Config
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import RUN_NAME, split_names
