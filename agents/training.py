@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import HParam, Logger
 from mirl.agents.builder import Agent, build_agent, resolve_auto, with_input_keys
 from mirl.agents.callbacks.checkpointing import Checkpointing
 from mirl.agents.callbacks.evaluation import Evaluation
-from mirl.agents.callbacks.progress import ProgressBar
+from mirl.agents.callbacks.progress import ProgressBar, ProgressLines
 from mirl.agents.callbacks.schedule import stop_signals
 from mirl.agents.callbacks.selection import SuccessNotice
 from mirl.agents.callbacks.statistics import ObservationStatistics, OffPolicyLogger, TaskStatistics
@@ -75,8 +75,9 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
         config: the configuration of the run.
         log: called with two lines when training begins, once the configuration is known to work,
             or with one if the run is finished, with one more if a run is trained for longer than
-            before, with one when a task turns out to report no success, and with one per evaluation
-            unless a progress bar is shown, which needs a terminal.
+            before, with one when a task turns out to report no success, with one if videos take
+            long, and with one per evaluation and, with ``progress``, per row of the log unless a
+            progress bar is shown, which needs a terminal.
 
     Returns:
         The state of the run.
@@ -268,7 +269,7 @@ def _learn(
         evaluation = Evaluation(
             run, envs.validation, envs.held_out, notice, log=None if shows_bar else log
         )
-        checkpointing = Checkpointing(run, tensorboard, statistics, evaluation, stop_requested)
+        checkpointing = Checkpointing(run, tensorboard, statistics, evaluation, stop_requested, log)
         # statistics first and checkpoints after the evaluation; the timer must come last
         callbacks: list[BaseCallback] = [
             statistics,
@@ -277,9 +278,11 @@ def _learn(
             checkpointing,
         ]
         display: AbstractContextManager[object] = nullcontext()
-        if config.progress:
+        if shows_bar:
             callbacks.append(bar)
             display = bar.progress
+        elif config.progress:
+            callbacks.append(ProgressLines(config.total_timesteps, _row_interval(config), log))
         if isinstance(statistics, OffPolicyLogger):
             callbacks.append(statistics.timer)
         # OffPolicyLogger writes the log itself
@@ -310,7 +313,14 @@ def _build_statistics(
     tasks = [task.name for task in config.task.tasks]
     if is_on_policy:
         return TaskStatistics(tasks, notice)
-    return OffPolicyLogger(tasks, TIMESTEPS_PER_ROW * config.log_every, notice)
+    return OffPolicyLogger(tasks, _row_interval(config), notice)
+
+
+def _row_interval(config: ResolvedConfig) -> int:
+    """Return the timesteps between two rows of the log."""
+    if isinstance(config.agent, OnPolicyConfig):
+        return config.agent.rollout_size * config.log_every
+    return TIMESTEPS_PER_ROW * config.log_every
 
 
 def _with_evidence(error: NonFiniteError, run: Run, agent: Agent) -> RunError:

@@ -69,6 +69,10 @@ def split_names(value: object) -> object:
     return value
 
 
+def _every_is_true(value: object) -> object:
+    return True if value == "every" else value
+
+
 Imports = Annotated[tuple[str, ...], BeforeValidator(split_names)]
 """Modules to import; the option is typed ``import=``."""
 
@@ -162,10 +166,13 @@ class TrainConfig(Config):
     """Evaluation during training."""
     checkpoint_every: PositiveInt = 100_000
     """Timesteps between checkpoints."""
+    videos: Annotated[bool | PositiveInt, BeforeValidator(_every_is_true)] = True
+    """GIFs of an episode per task: true (or ``every``) at each checkpoint, false for none, or the
+    timesteps between them; those after the last timestep are recorded unless it is false."""
     log_every: PositiveInt = 1
     """Iterations between rows of the log."""
     progress: bool = True
-    """Show a progress bar."""
+    """Show a progress bar, or without a terminal a line per row of the log."""
 
     @model_validator(mode="before")
     @classmethod

@@ -26,7 +26,7 @@ LOG_FILES = ("metrics.csv", "events.out.tfevents.*")
 """Patterns of the files of the logger."""
 FREE_FIELDS = frozenset(
     (
-        *("device", "progress", "runs_dir", "name", "imports", "fusion_is_chosen"),
+        *("device", "progress", "videos", "runs_dir", "name", "imports", "fusion_is_chosen"),
         *("on_fault", "max_restarts", "env_timeout"),
     )
 )

@@ -41,6 +41,8 @@ SYNONYMS = {
     "out": "runs_dir",
     "logdir": "runs_dir",
     "log_dir": "runs_dir",
+    "video": "videos",
+    "gif": "videos",
     "save_every": "checkpoint_every",
     "eval_every": "evaluation.every",
     "eval_episodes": "evaluation.episodes",
