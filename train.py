@@ -8,6 +8,7 @@ from mirl.configs.command_line import (
     limit_kernel_caches,
 )
 from mirl.configs.commands.help import train_help
+from mirl.configs.commands.words import typed_words
 from mirl.configs.compose import compose_train
 from mirl.configs.imports import import_words
 
@@ -53,7 +54,8 @@ def run(argv: list[str]) -> int:
     for path in written:
         log(f"Written: {path}")
     log(f"Curves:  {command('tensorboard')} --logdir {config.runs_dir}")
-    words = [f"run={config.run_dir}", "checkpoint=last", *import_words(config.model_dump())]
+    # with every option that this evaluation had
+    words = [*typed_words(config.test_evaluation), *import_words(config.model_dump())]
     log(f"Evaluate again: {command('mirl-eval')} {' '.join(words)}")
     return 0
 

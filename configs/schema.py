@@ -42,7 +42,7 @@ from mirl.configs.networks import (
     Site,
 )
 from mirl.configs.parts import short_name
-from mirl.configs.tasks import HoldoutConfig, Success, SuiteConfig, file_name
+from mirl.configs.tasks import HoldoutConfig, Success, SuiteConfig, file_name, short_file_name
 
 BackendName = Literal["auto", "gymnasium", "envpool"]
 """Library that steps the environments."""
@@ -54,6 +54,8 @@ PrecisionName = Literal["auto", "fp32", "bf16"]
 """Floating-point precision of the training."""
 
 # Neither a slash nor a leading dot, so that a run stays inside of runs_dir.
+MAX_FOLDER_NAME = 255
+"""Length of a file's name in most file systems, at most."""
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
 """Pattern of the name of a run directory."""
 
@@ -67,10 +69,6 @@ def split_names(value: object) -> object:
     if isinstance(value, str):
         return [name.strip() for name in value.strip("[]").split(",") if name.strip()]
     return value
-
-
-def _every_is_true(value: object) -> object:
-    return True if value == "every" else value
 
 
 Imports = Annotated[tuple[str, ...], BeforeValidator(split_names)]
@@ -166,7 +164,9 @@ class TrainConfig(Config):
     """Evaluation during training."""
     checkpoint_every: PositiveInt = 100_000
     """Timesteps between checkpoints."""
-    videos: Annotated[bool | PositiveInt, BeforeValidator(_every_is_true)] = True
+    videos: Annotated[
+        bool | PositiveInt, BeforeValidator(lambda value: value == "every" or value)
+    ] = True
     """GIFs of an episode per task: true (or ``every``) at each checkpoint, false for none, or the
     timesteps between them; those after the last timestep are recorded unless it is false."""
     log_every: PositiveInt = 1
@@ -334,7 +334,9 @@ class TrainConfig(Config):
             # a split written on the command line keeps the default name "none"
             parts.append("split" if self.split.name == "none" else self.split.name)
         parts.append(f"seed{self.seed}")
-        return "-".join(parts)
+        name = "-".join(parts)
+        # the ids of many environments
+        return name if len(name) <= MAX_FOLDER_NAME else short_file_name(name)
 
     @property
     def _named_fusion(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Run directories: a configuration, its checkpoints, and a lock for the training process."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -17,6 +17,7 @@ from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
 from mirl.configs.imports import check_allowed, import_module, named_code
 from mirl.configs.schema import ResolvedConfig, TrainConfig
+from mirl.configs.tasks import file_name, short_file_name
 
 CONFIG = "config.yaml"
 """File with the configuration of the run."""
@@ -33,6 +34,11 @@ FREE_FIELDS = frozenset(
 """Fields in which a resumed run may differ, because they do not change what is learned."""
 FIRST_TEXT_LENGTH = 80
 """Length of the texts of a run whose config.yaml does not state one."""
+MAX_NAMED = 3
+"""Differing options that the suggestion of another name names, at most."""
+Difference = tuple[str, object, object]
+"""An option, its value there and its value now."""
+Scalar = bool | int | float | str
 MAX_CONFIG_BYTES = 2**18
 """Size up to which a config.yaml is loaded; a suite of fifty tasks takes a twentieth of it."""
 
@@ -144,9 +150,12 @@ class Run:
             return None
         differences = _differences(complete(stored), config)
         if differences:
-            listed = "\n".join(differences)
+            listed = "\n".join(
+                f"  {name}: {old!r} there, {new!r} now" for name, old, new in differences
+            )
             raise ConfigError(
-                f"{path} holds a run of another configuration; choose another name=…\n{listed}"
+                f"{path} holds a run of another configuration; choose another name, e.g. "
+                f"name={_other_name(config.run_name, differences)}\n{listed}"
             )
         if config.total_timesteps < stored.total_timesteps:
             raise ConfigError(
@@ -350,8 +359,18 @@ class _LoaderWithoutAliases(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _differences(stored: ResolvedConfig, current: ResolvedConfig) -> list[str]:
-    """Return a line for each option that differs and may not; the length is checked apart."""
+def _other_name(name: str, differences: Sequence[Difference]) -> str:
+    """Return a name of the run that tells it from the one that has its name."""
+    parts = [name]
+    for option, _, value in differences[:MAX_NAMED]:
+        last = option.rpartition(".")[2]
+        label = "" if last == "kind" else last  # fusion.kind: film
+        parts.append(file_name(f"{label}{value}") if isinstance(value, Scalar) else last)
+    return short_file_name("-".join(parts))
+
+
+def _differences(stored: ResolvedConfig, current: ResolvedConfig) -> list[Difference]:
+    """Return each option that differs and may not; the length is checked apart."""
     fixed = set(FREE_FIELDS) | {"total_timesteps"}
     old = stored.model_dump(exclude=fixed)
     new = current.model_dump(exclude=fixed)
@@ -360,7 +379,7 @@ def _differences(stored: ResolvedConfig, current: ResolvedConfig) -> list[str]:
 
 def _differing_options(
     old: Mapping[str, object], new: Mapping[str, object], prefix: str
-) -> Iterator[str]:
+) -> Iterator[Difference]:
     # a key may be missing on one side: kinds of fusions have different options
     for key in sorted({*old, *new}):
         before = old.get(key)
@@ -368,4 +387,4 @@ def _differing_options(
         if isinstance(before, dict) and isinstance(after, dict):
             yield from _differing_options(before, after, f"{prefix}{key}.")
         elif before != after:
-            yield f"  {prefix}{key}: {before!r} there, {after!r} now"
+            yield f"{prefix}{key}", before, after

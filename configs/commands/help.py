@@ -14,7 +14,13 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mirl.configs.commands.words import TYPED_NAMES, is_list, option_names
+from mirl.configs.commands.words import (
+    TYPED_NAMES,
+    is_list,
+    option_names,
+    typed_name,
+    typed_value,
+)
 from mirl.configs.comparison import OWN_WORDS, PREFIX, ComparisonConfig
 from mirl.configs.compose import GROUPS, PRESETS_DIR, preset_path, presets, split_config_dir
 from mirl.configs.errors import ConfigError, nearest
@@ -292,7 +298,7 @@ def _summary(content: dict[str, Any]) -> str:
         shown = ", ".join(dict.fromkeys(ids[:3]))
         return shown if len(ids) <= 3 else f"{len(ids)} tasks: {shown}, …"
     others = {key: value for key, value in suite.items() if key not in ("name", "defaults")}
-    return "; ".join(f"{key}: {_typed(_as_tuple(value))}" for key, value in others.items())
+    return "; ".join(f"{key}: {typed_value(_as_tuple(value))}" for key, value in others.items())
 
 
 def _as_tuple(value: object) -> object:
@@ -318,19 +324,6 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------ options
-
-
-def typed_name(name: str) -> str:
-    """Return the name of an option as it is typed.
-
-    Args:
-        name: name of the field, e.g. ``imports``.
-    """
-    for typed, field in TYPED_NAMES.items():
-        # an option of a group keeps its name, beside which the short form may be typed
-        if field == name and "." not in field:
-            return typed
-    return name
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
@@ -366,7 +359,7 @@ def _full_lines(name: str, field: FieldInfo, given: object = None) -> list[str]:
 
     ``given`` is the value that a preset gives it.
     """
-    default = _default(field) if given is None else _typed(_as_tuple(given))
+    default = _default(field) if given is None else typed_value(_as_tuple(given))
     lines = textwrap.wrap(f"  {name}={default}", WIDTH, subsequent_indent="      ")
     lines += _paragraphs(field.description or "", indent=6)
     choices = _choices(field.annotation)
@@ -380,22 +373,7 @@ def _default(field: FieldInfo) -> str:
     # pydantic has a marker object in place of the default of a required option
     if field.is_required():
         return "…"
-    return _typed(field.get_default(call_default_factory=True))
-
-
-def _typed(value: object) -> str:
-    """Return a value as it is typed in a command."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case tuple():
-            return f"[{','.join(map(_typed, value))}]"
-        case BaseModel():
-            return "…"
-        case _:
-            return str(value)
+    return typed_value(field.get_default(call_default_factory=True))
 
 
 def _choices(annotation: object) -> list[str]:

@@ -1,6 +1,7 @@
 """Arguments of the commands, ``key=value``: their syntax, and answers to those that are none."""
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from types import UnionType
 from typing import Annotated, Union, get_args, get_origin
@@ -206,3 +207,52 @@ def split_outside_brackets(value: str) -> list[str]:
             continue
         parts[-1] += character
     return parts
+
+
+# ----------------------------------------------------------------------------------- as it is typed
+
+
+def typed_name(name: str) -> str:
+    """Return the name of an option as it is typed.
+
+    Args:
+        name: name of the field, e.g. ``imports``.
+    """
+    for typed, field in TYPED_NAMES.items():
+        # an option of a group keeps its name, beside which the short form may be typed
+        if field == name and "." not in field:
+            return typed
+    return name
+
+
+def typed_value(value: object) -> str:
+    """Return a value as it is typed in a command.
+
+    Args:
+        value: value of an option.
+    """
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case tuple():
+            return f"[{','.join(map(typed_value, value))}]"
+        case BaseModel():
+            return "…"
+        case _:
+            return str(value)
+
+
+def typed_words(config: BaseModel) -> list[str]:
+    """Return the arguments that give a config its values, those with defaults aside, for a shell.
+
+    Args:
+        config: a config without groups, such as ``EvalConfig``.
+    """
+    words = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if value != field.get_default(call_default_factory=True):
+            words.append(shlex.quote(f"{typed_name(name)}={typed_value(value)}"))
+    return words

@@ -40,6 +40,8 @@ print(json.dumps({
         ("mirl.train", ["seed=1", "fusion=flim", "-h"], 0),
         ("mirl.train", ["--help", "agnt"], 2),
         ("mirl.eval", ["--version"], 0),
+        ("mirl.__main__", ["eval", "--version"], 0),
+        ("mirl.__main__", ["trian"], 2),
         ("mirl.eval", ["--help"], 0),
         ("mirl.compare", ["--help"], 0),
         ("mirl.compare", ["fusion=concat,flim"], 2),

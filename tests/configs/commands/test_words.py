@@ -1,12 +1,20 @@
 """Arguments that are none get a plain answer, and lists need no brackets."""
 
+import shlex
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirl.configs.commands.words import SYNONYMS, list_options, option_names, split_outside_brackets
+from mirl.configs.commands.words import (
+    SYNONYMS,
+    list_options,
+    option_names,
+    split_outside_brackets,
+    typed_words,
+)
 from mirl.configs.comparison import parse_comparison
-from mirl.configs.compose import compose_train
+from mirl.configs.compose import compose_train, parse_flat
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import EvalConfig, TrainConfig
 
@@ -78,3 +86,11 @@ def test_split_loses_nothing(value: str) -> None:
     nested = f"[{value}]"
     if len(split_outside_brackets(nested)) > 1:  # a bracket or a quotation mark of its own
         assert set(value) & set("[]{}()'\"")
+
+
+def test_typed_words_repeat_an_evaluation() -> None:
+    words = ["evaluation.test_episodes=7", "evaluation.context_use=false", "runs_dir=my runs"]
+    config = compose_train([*words, "backend=gymnasium", "evaluation.deterministic=true"])
+    typed = typed_words(config.test_evaluation)
+    assert "'run=my runs/goto_door-ppo-seed0'" in typed
+    assert parse_flat(EvalConfig, shlex.split(" ".join(typed))) == config.test_evaluation
