@@ -25,7 +25,7 @@ from mirl.agents.runs.atomic_files import make_folder, write_bytes, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.run import Run
 from mirl.agents.statistics import SUBSETS, Episode, TaskResult, by_subset, suite_result
-from mirl.agents.video import record_episode
+from mirl.agents.video import check_mp4, encode_gif, encode_mp4, record_episode
 from mirl.configs.compose import compose_suite
 from mirl.configs.errors import ConfigError, PlainWarning
 from mirl.configs.keys import TASK_KEY
@@ -297,9 +297,11 @@ def evaluate_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> RunEva
         The results, and the files that hold them; if they cannot be written, a warning says so.
 
     Raises:
-        ConfigError: the checkpoint is damaged, the environments cannot be created, or another task
-            does not fit the policy.
+        ConfigError: the checkpoint is damaged, the environments cannot be created, another task
+            does not fit the policy, or the encoder of MP4s is missing.
     """
+    if config.mp4:
+        check_mp4()
     results: list[TaskResult] = []
     policy: Policy | None = None
     use: ContextUse | None = None
@@ -345,7 +347,7 @@ def evaluate_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> RunEva
         path = stem.with_name(f"{stem.name}.json")
         write_json(path, report)
         written.append(path)
-        if config.gif:
+        if config.gif or config.mp4:
             # the parts of the run itself share their tasks
             filmed = parts if config.task else parts[:1]
             written += _record_tasks(policy, config, filmed, stem)
@@ -464,7 +466,7 @@ def _report(
 def _record_tasks(
     policy: Policy, config: EvalConfig, parts: Sequence[_Part], stem: Path
 ) -> list[Path]:
-    """Write a GIF of one test episode per task; return the files."""
+    """Write a GIF, an MP4 or both of one test episode per task; return the files."""
     written = []
     for part in parts:
         indices: Sequence[int] = part.task_indices
@@ -472,12 +474,19 @@ def _record_tasks(
             indices = range(len(part.suite.tasks))
         for index in indices:
             [seed] = env_seeds(config.seed, "test", index, 1)
-            gif = record_episode(
+            recording = record_episode(
                 policy, part.suite, index, seed=seed, deterministic=config.deterministic
             )
-            if gif is not None:
+            if recording is None:
+                continue
+            data = {}
+            if config.gif:
+                data["gif"] = encode_gif(*recording).data
+            if config.mp4:
+                data["mp4"] = encode_mp4(*recording)
+            for suffix, content in data.items():
                 name = file_name(part.suite.tasks[index].name)
-                path = stem.with_name(f"{stem.name}-{name}.gif")
-                write_bytes(path, gif.data)
+                path = stem.with_name(f"{stem.name}-{name}.{suffix}")
+                write_bytes(path, content)
                 written.append(path)
     return written

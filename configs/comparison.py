@@ -246,7 +246,7 @@ def _parse_runs(runs: Sequence[str], words: Sequence[str]) -> RunComparisonConfi
         [(key, value)] = parse_overrides([word])
         if key == "out":
             values["out"] = value
-        elif key in ("run", "adapt", "export", "gif", "task"):
+        elif key in ("run", "adapt", "export", "gif", "mp4", "task"):
             raise ConfigError(f"{key}= is an option of eval.py that a comparison does not have")
         else:
             options.append(word)

@@ -445,6 +445,8 @@ class EvalConfig(Config):
     """Maximum number of episodes per task with swapped contexts."""
     gif: bool = False
     """Also write a GIF of one episode per task."""
+    mp4: bool = False
+    """Also write an MP4 of one episode per task; it needs imageio-ffmpeg."""
     max_steps: PositiveInt | None = None
     """Timesteps after which an episode is truncated; None for ``evaluation.max_steps`` of the
     run."""
@@ -487,13 +489,9 @@ class EvalConfig(Config):
 
     @model_validator(mode="after")
     def _one_result_is_asked_for(self) -> Self:
-        asked: list[str] = []
-        if self.adapt != "no":
-            asked.append("adapt=")
-        if self.export:
-            asked.append("export=")
-        if self.gif:
-            asked.append("gif=")
+        video = self.gif or self.mp4
+        given = {"adapt=": self.adapt != "no", "export=": self.export, "gif=": video}
+        asked = [option for option, is_given in given.items() if is_given]
         if len(asked) > 1:
             raise ValueError(f"{' and '.join(asked)} cannot be combined; choose one of them")
         return self

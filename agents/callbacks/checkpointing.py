@@ -13,7 +13,7 @@ from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.logger import TensorBoard, WarnOnWriteError
 from mirl.agents.runs.run import Run
 from mirl.agents.runs.synchronization import reseed_all
-from mirl.agents.video import Gif, record_episode
+from mirl.agents.video import Gif, encode_gif, record_episode
 from mirl.configs.errors import RunError
 from mirl.configs.tasks import file_name
 from mirl.envs import env_seeds
@@ -168,7 +168,7 @@ class Checkpointing(BetweenIterations):
             # the same episode in every video of a task, so that they can be compared
             [seed] = env_seeds(self.run.config.seed, "validation", index, 1)
             try:
-                gif = record_episode(self.model.policy, suite, index, seed=seed)
+                recording = record_episode(self.model.policy, suite, index, seed=seed)
             except Exception as error:
                 # renderers can raise anything, and a picture is not worth ending a run for
                 self.can_render = False
@@ -177,8 +177,8 @@ class Checkpointing(BetweenIterations):
                     stacklevel=2,
                 )
                 return
-            if gif is not None:
-                self._write_video(task.name, gif)
+            if recording is not None:
+                self._write_video(task.name, encode_gif(*recording))
 
     def _write_video(self, task: str, gif: Gif) -> None:
         path = self.run.path / "videos" / f"{file_name(task)}_{self.num_timesteps:09d}.gif"

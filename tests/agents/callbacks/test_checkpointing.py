@@ -169,7 +169,6 @@ def test_best_checkpoint_follows_validation_success(
     ("words", "recorded_at"),
     [
         ((), [256, 512]),
-        (("videos=every",), [256, 512]),
         (("videos=384",), [384, 512]),
         (("videos=false",), []),
     ],
