@@ -63,7 +63,8 @@ def run(argv: list[str]) -> int:
             title = f"{source}, practicing {adaptation.task} by its {config.adapt}"
             console.print(curve_table(adaptation.curve, title))
             explain([point.result for point in adaptation.curve])
-            log(f"Written: {adaptation.path}")
+            if adaptation.path is not None:
+                log(f"Written: {adaptation.path}")
         return 0
 
     results, context_use, written = evaluate_run(opened, checkpoint, config)

@@ -1,6 +1,5 @@
 """Evaluation on unseen episodes, per task."""
 
-import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -21,13 +20,13 @@ from mirl.agents.context_use import (
 from mirl.agents.eval_mode import eval_mode, restored_global_generators
 from mirl.agents.on_policy.minibatch import pad_to_bucket
 from mirl.agents.policy_loader import check_task_fits, restore_policy
-from mirl.agents.runs.atomic_files import make_folder, write_bytes, write_json
+from mirl.agents.runs.atomic_files import make_folder, warn_if_unwritable, write_bytes, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.run import Run
 from mirl.agents.statistics import SUBSETS, Episode, TaskResult, by_subset, suite_result
 from mirl.agents.video import check_mp4, encode_gif, encode_mp4, record_episode
 from mirl.configs.compose import compose_suite
-from mirl.configs.errors import ConfigError, PlainWarning
+from mirl.configs.errors import ConfigError
 from mirl.configs.keys import TASK_KEY
 from mirl.configs.schema import EvalConfig
 from mirl.configs.tasks import (
@@ -342,7 +341,7 @@ def evaluate_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> RunEva
     stem = run.path / "eval" / _stem(checkpoint, env.backend, config)
     report = _report(checkpoint, env.backend, config, results, use)
     written: list[Path] = []
-    try:
+    with warn_if_unwritable(stem.parent):
         make_folder(stem.parent)
         path = stem.with_name(f"{stem.name}.json")
         write_json(path, report)
@@ -351,12 +350,6 @@ def evaluate_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> RunEva
             # the parts of the run itself share their tasks
             filmed = parts if config.task else parts[:1]
             written += _record_tasks(policy, config, filmed, stem)
-    except OSError as error:
-        warnings.warn(
-            f"the results cannot be written to {stem.parent} ({error.strerror})",
-            PlainWarning,
-            stacklevel=2,
-        )
     return RunEvaluation(results, use, written)
 
 

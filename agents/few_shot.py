@@ -21,7 +21,7 @@ from mirl.agents.evaluation import evaluate
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
 from mirl.agents.result_tables import success_cells
-from mirl.agents.runs.atomic_files import make_folder, write_json
+from mirl.agents.runs.atomic_files import make_folder, warn_if_unwritable, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.run import Run
 from mirl.agents.statistics import TaskResult
@@ -111,8 +111,8 @@ class Adaptation(NamedTuple):
 
     task: str
     curve: list[CurvePoint]
-    path: Path
-    """File that holds the curve."""
+    path: Path | None
+    """File that holds the curve; None if the run directory cannot be written."""
 
 
 class _EpisodeCounter(BaseCallback):
@@ -149,9 +149,12 @@ def adapt_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> Iterator[
         [task] = [each for each in suite.tasks if each.name == named.name]
         curve = adapt(run, checkpoint, config, suite, task)
         path = run.path / "eval" / _file_name(checkpoint, config, task)
-        make_folder(path.parent)
-        write_json(path, _report(checkpoint, config, task, curve))
-        yield Adaptation(task.name, curve, path)
+        written: Path | None = None
+        with warn_if_unwritable(path.parent):
+            make_folder(path.parent)
+            write_json(path, _report(checkpoint, config, task, curve))
+            written = path
+        yield Adaptation(task.name, curve, written)
 
 
 def _file_name(checkpoint: Checkpoint, config: EvalConfig, task: TaskConfig) -> str:

@@ -68,17 +68,29 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[list[str
         # before anything else, so that --help also works beside invalid options
         if any(word in HELP_WORDS for word in argv):
             sys.stdout.write(help_text(argv))
+            sys.stdout.flush()
             return 0
         if "--version" in argv:
             sys.stdout.write(f"mirl {version()}\n")
             return 0
         with _plain_warnings():
             load_plugins()
-            return run(argv)
+            code = run(argv)
+        sys.stdout.flush()
+        return code
     except ConfigError as error:
         sys.stderr.write(f"error: {_printable(error)}\n")
         return 2
     except RunError as error:
+        sys.stderr.write(f"error: {_printable(error)}\n")
+        return 1
+    except BrokenPipeError:
+        # the reader has gone, such as head; the flush at Python's exit would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.filename is None:  # not about a file, so perhaps a mistake of MIRL
+            raise
         sys.stderr.write(f"error: {_printable(error)}\n")
         return 1
     except KeyboardInterrupt:  # outside of the training loop, which saves a checkpoint first

@@ -19,7 +19,7 @@ from mirl.configs.tasks import file_name
 from mirl.envs import env_seeds
 
 SLOW_VIDEOS = 20.0
-"""Seconds from which on a line says what the first videos took."""
+"""Seconds from which on a line says what the first videos took, or all of them."""
 NOTICEABLE_SHARE = 0.1
 """Share of the time of a run from which on a line says what all videos took."""
 CHEAPER_VIDEOS = "videos=false records none, videos=500_000 one per 500,000 timesteps."
@@ -157,7 +157,7 @@ class Checkpointing(BetweenIterations):
 
     def _log_share_of_videos(self) -> None:
         share = self.video_seconds / max(time.perf_counter() - self.start, 1e-9)
-        if share >= NOTICEABLE_SHARE:
+        if share >= NOTICEABLE_SHARE and self.video_seconds > SLOW_VIDEOS:
             self.log(
                 f"Videos: {self.video_seconds:.0f} s, {share:.0%} of the time. {CHEAPER_VIDEOS}"
             )

@@ -87,6 +87,25 @@ def test_run_error_exits_with_1(
     assert capsys.readouterr() == ("", "error: disk full\n")
 
 
+def test_unwritable_file_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_entry(monkeypatch, PermissionError(13, "Permission denied", "runs/x.pt2")) == 1
+    assert capsys.readouterr() == ("", "error: [Errno 13] Permission denied: 'runs/x.pt2'\n")
+
+
+def test_closed_pipe_ends_quietly() -> None:
+    """A reader that ends early, such as head, causes no traceback."""
+    program = "import sys; from mirl.train import main; sys.argv[1:] = ['--help']; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (1, b"")
+
+
 def test_ctrl_c_exits_without_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
