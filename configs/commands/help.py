@@ -213,23 +213,24 @@ def _group_page(group: str, config_dir: Path | None) -> list[str]:
 def _preset_page(group: str, preset: str, config_dir: Path | None) -> list[str]:
     """Return the content of a preset, and the options of its kind with the values it gives them."""
     content = _load(preset_path(group, preset, config_dir))
-    classes = _classes_by_kind(group)
-    kind = content.get("kind")
-    config_class = classes.get(str(kind), next(iter(classes.values())))
     lines = [f"{group}={preset}"]
-    if kind in classes:
+    config_class = _classes_by_kind(group).get(str(content.get("kind", group)))
+    if "kind" in content and config_class is not None:
         lines += _paragraphs(config_class.__doc__ or "", indent=2)
     else:
         lines += _columns("", _summary(content), column=2)
+    if config_class is None:  # a class of the user's own, which is not imported for this
+        return lines
     lines += ["", "options=default:"]
     for name, field in config_class.model_fields.items():
-        if name not in ("kind", "tasks" if group == "task" else "kind"):
-            given = content.get(name) if kind in classes or kind is None else None
-            lines += _full_lines(f"{group}.{name}", field, given)
+        # the tasks of a suite stand above, and the preset sets the kind
+        is_shown = name != "kind" and (group, name) != ("task", "tasks")
+        if is_shown:
+            lines += _full_lines(f"{group}.{name}", field, content.get(name))
     if group == "task":
         lines += ["", "options of a task, in task.tasks=[{name: …, env_id: …}]:"]
-        item_classes = config_classes(config_class.model_fields["tasks"])
-        for name, field in item_classes[0].model_fields.items():
+        [task_class] = config_classes(config_class.model_fields["tasks"])
+        for name, field in task_class.model_fields.items():
             lines += _full_lines(name, field)
     return lines
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mirl.configs.commands.help import compare_help, eval_help, train_help, typed_name
-from mirl.configs.commands.words import option_names
+from mirl.configs.commands.help import compare_help, eval_help, train_help
+from mirl.configs.commands.words import option_names, typed_name
 from mirl.configs.comparison import OWN_WORDS
 from mirl.configs.compose import GROUPS, presets
 from mirl.configs.errors import ConfigError
@@ -59,6 +59,9 @@ def test_first_page_lists_own_presets(tmp_path: Path) -> None:
     own = ["--config-dir", str(tmp_path)]
     assert " narrow" in train_help(own)
     assert "fusion.rank=3\n" in train_help([*own, "fusion=narrow", "-h"])
+    (tmp_path / "fusion" / "mine.yaml").write_text("kind: own_layers:Mine\nrank: 3\n")
+    page = train_help([*own, "fusion=mine", "-h"])
+    assert page == "fusion=mine\n  kind: own_layers:Mine; rank: 3\n"
     assert "narrow" not in train_help(["--config-dir", "nowhere"])
 
 
