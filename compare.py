@@ -5,7 +5,8 @@ See ``--help``.
 
 import sys
 
-from mirl.configs.command_line import compare_help, console_entry, limit_kernel_caches
+from mirl.configs.command_line import console_entry, limit_kernel_caches
+from mirl.configs.commands.help import compare_help
 from mirl.configs.comparison import RunComparisonConfig, parse_comparison
 from mirl.configs.errors import RunError
 

@@ -6,7 +6,8 @@ See ``--help``.
 import sys
 from collections.abc import Sequence
 
-from mirl.configs.command_line import console_entry, eval_help
+from mirl.configs.command_line import console_entry
+from mirl.configs.commands.help import eval_help
 from mirl.configs.compose import parse_flat
 from mirl.configs.schema import EvalConfig
 
@@ -47,7 +48,8 @@ def run(argv: list[str]) -> int:
         )
         return 0
 
-    from mirl.agents.evaluation import evaluate_run, missing_success_line, results_table
+    from mirl.agents.evaluation import evaluate_run
+    from mirl.agents.result_tables import missing_success_line, results_table
 
     def explain(results: Sequence[TaskResult]) -> None:
         line = missing_success_line(results)
@@ -61,11 +63,15 @@ def run(argv: list[str]) -> int:
             title = f"{source}, practicing {adaptation.task} by its {config.adapt}"
             console.print(curve_table(adaptation.curve, title))
             explain([point.result for point in adaptation.curve])
-            log(f"Written: {adaptation.path}")
+            if adaptation.path is not None:
+                log(f"Written: {adaptation.path}")
         return 0
 
     results, context_use, written = evaluate_run(opened, checkpoint, config)
-    console.print(results_table(results, f"{source}, on unseen episodes"))
+    title = f"{source}, on unseen episodes"
+    if config.task:
+        title += f" of {config.task}"
+    console.print(results_table(results, title))
     explain(results)
     if context_use is not None:
         for line in context_use.lines():

@@ -6,8 +6,9 @@ from mirl.configs.command_line import (
     command,
     console_entry,
     limit_kernel_caches,
-    train_help,
 )
+from mirl.configs.commands.help import train_help
+from mirl.configs.commands.words import typed_words
 from mirl.configs.compose import compose_train
 from mirl.configs.imports import import_words
 
@@ -27,7 +28,8 @@ def run(argv: list[str]) -> int:
     # the other imports load torch, which takes seconds
     from rich.console import Console
 
-    from mirl.agents.evaluation import evaluate_run, results_table
+    from mirl.agents.evaluation import evaluate_run
+    from mirl.agents.result_tables import results_table
     from mirl.agents.training import train
 
     console = Console()
@@ -43,15 +45,17 @@ def run(argv: list[str]) -> int:
         )
         return 130  # as after Ctrl-C in a shell
     evaluated = evaluate_run(result.run, result.checkpoint, config.test_evaluation)
-    results, context_use, [report] = evaluated
+    results, context_use, written = evaluated
     title = f"After {result.timesteps:,} timesteps, on unseen episodes"
     console.print(results_table(results, title))
     if context_use is not None:
         for line in context_use.lines():
             log(line)
-    log(f"Written: {report}")
+    for path in written:
+        log(f"Written: {path}")
     log(f"Curves:  {command('tensorboard')} --logdir {config.runs_dir}")
-    words = [f"run={config.run_dir}", "checkpoint=last", *import_words(config.model_dump())]
+    # with every option that this evaluation had
+    words = [*typed_words(config.test_evaluation), *import_words(config.model_dump())]
     log(f"Evaluate again: {command('mirl-eval')} {' '.join(words)}")
     return 0
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 from stable_baselines3.common.policies import BasePolicy
 
 from mirl.agents.builder import Policy
@@ -20,30 +19,28 @@ from mirl.agents.context_use import (
 )
 from mirl.agents.eval_mode import eval_mode, restored_global_generators
 from mirl.agents.on_policy.minibatch import pad_to_bucket
-from mirl.agents.policy_loader import restore_policy
-from mirl.agents.runs.atomic_files import make_folder, write_bytes, write_json
+from mirl.agents.policy_loader import check_task_fits, restore_policy
+from mirl.agents.runs.atomic_files import make_folder, warn_if_unwritable, write_bytes, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.run import Run
-from mirl.agents.statistics import Episode, TaskResult, suite_result
-from mirl.agents.video import record_episode
+from mirl.agents.statistics import SUBSETS, Episode, TaskResult, by_subset, suite_result
+from mirl.agents.video import check_mp4, encode_gif, encode_mp4, record_episode
+from mirl.configs.compose import compose_suite
+from mirl.configs.errors import ConfigError
+from mirl.configs.keys import TASK_KEY
 from mirl.configs.schema import EvalConfig
 from mirl.configs.tasks import (
+    HoldoutConfig,
     Subset,
     SuiteConfig,
     TaskConfig,
     file_name,
     has_score_bounds,
     score_bounds,
+    short_file_name,
 )
 from mirl.envs import SuiteVecEnv, env_seeds
-from mirl.envs.success import NO_REPORT
 from mirl.envs.type_aliases import Observations
-
-SUBSETS: tuple[Subset, ...] = ("trained", "held_out")
-NO_SUCCESS = "–"
-"""Success in tables where it is unknown."""
-SUMMARY_ROWS = ("mean", "IQM", "worst")
-"""Rows of the table over several tasks, in the order of the fields of ``Aggregate``."""
 
 HiddenState = tuple[NDArray[np.float32], ...]
 
@@ -268,7 +265,23 @@ class RunEvaluation(NamedTuple):
     context_use: ContextUse | None
     """Results of the trained subset with swapped contexts; None if they were not measured."""
     files: list[Path]
-    """The written files."""
+    """The written files; none if the run directory cannot be written."""
+
+
+class _Part(NamedTuple):
+    """Episodes that one set of environments plays."""
+
+    suite: SuiteConfig
+    holdout: HoldoutConfig
+    subset: Subset
+    """Subset of ``holdout`` that is played."""
+    label: Subset
+    """Subset of the run's holdout that the results are marked with."""
+
+    @property
+    def task_indices(self) -> tuple[int, ...]:
+        """Indices of the tasks that are played."""
+        return self.holdout.task_indices(self.suite, self.subset)
 
 
 def evaluate_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> RunEvaluation:
@@ -280,60 +293,97 @@ def evaluate_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> RunEva
         config: options of the evaluation; ``run`` and ``checkpoint`` are not read.
 
     Returns:
-        The results, and the files that hold them.
+        The results, and the files that hold them; if they cannot be written, a warning says so.
 
     Raises:
-        ConfigError: the checkpoint is damaged, or the environments cannot be created.
+        ConfigError: the checkpoint is damaged, the environments cannot be created, another task
+            does not fit the policy, or the encoder of MP4s is missing.
     """
+    if config.mp4:
+        check_mp4()
     results: list[TaskResult] = []
     policy: Policy | None = None
     use: ContextUse | None = None
-    # without a holdout there is no held-out subset to play
-    subsets = SUBSETS
-    if not run.config.split.holds_out_any:
-        subsets = SUBSETS[:1]
-    for subset in subsets:
+    parts = _own_parts(run)
+    if config.task:
+        parts = _other_parts(run, checkpoint, config)
+    # contexts are swapped between the episodes of one set of environments
+    is_single = [part.label for part in parts].count("trained") == 1
+    for part in parts:
         contexts = None
-        if config.context_use and subset == "trained":
+        if config.context_use and is_single and part.label == "trained":
             contexts = RecordedContexts(run.config.context.keys)
-        with closing(build_test_env(run, config, subset)) as env:
-            # one policy for both subsets, which have the same spaces
+        with closing(_build_env(run, config, part)) as env:
+            # one policy for all parts, which have the same spaces
             if policy is None:
                 policy = restore_policy(run.config, checkpoint, config.device, env)
-            of_subset = evaluate(
+            of_part = evaluate(
                 policy,
                 env,
                 episodes=config.episodes,
                 seed=config.seed,
                 deterministic=config.deterministic,
-                subset=subset,
+                subset=part.label,
                 contexts=contexts,
             )
-            results += of_subset
+            results += of_part
             if contexts is not None:
                 use = evaluate_swapped(
                     policy,
                     env,
-                    of_subset,
+                    of_part,
                     contexts,
                     episodes=config.context_use_episodes,
                     seed=config.seed,
                     deterministic=config.deterministic,
                 )
     assert policy is not None
-    stem = f"{checkpoint.name}-{env.backend}-seed{config.seed}-{config.episodes}ep"
-    if config.deterministic:
-        stem += "-deterministic"
-    if config.success is not None:
-        stem += f"-{file_name(config.success)}"
-    folder = run.path / "eval"
-    make_folder(folder)
-    report = folder / f"{stem}.json"
-    write_json(report, _report(checkpoint, env.backend, config, results, use))
-    written = [report]
-    if config.gif:
-        written += _record_tasks(run, policy, config, folder / stem)
+    stem = run.path / "eval" / _stem(checkpoint, env.backend, config)
+    report = _report(checkpoint, env.backend, config, results, use)
+    written: list[Path] = []
+    with warn_if_unwritable(stem.parent):
+        make_folder(stem.parent)
+        path = stem.with_name(f"{stem.name}.json")
+        write_json(path, report)
+        written.append(path)
+        if config.gif or config.mp4:
+            # the parts of the run itself share their tasks
+            filmed = parts if config.task else parts[:1]
+            written += _record_tasks(policy, config, filmed, stem)
     return RunEvaluation(results, use, written)
+
+
+def _own_parts(run: Run) -> list[_Part]:
+    """Return the subsets of a run's holdout; without a holdout, none is held out."""
+    training = run.config
+    subsets = SUBSETS
+    if not training.split.holds_out_any:
+        subsets = SUBSETS[:1]
+    return [_Part(training.task, training.split, subset, label=subset) for subset in subsets]
+
+
+def _other_parts(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> list[_Part]:
+    """Return a part for each task of another suite, in the place of one of the run's own tasks.
+
+    The policy has the number of its tasks in its shapes, and may read the index of the task.
+    """
+    training = run.config
+    own_names = [task.name for task in training.task.tasks]
+    reads_index = TASK_KEY in training.context.keys and len(own_names) > 1
+    parts = []
+    for task in compose_suite(config.task, config.config_dir).tasks:
+        if reads_index and task.name not in own_names:
+            raise ConfigError(
+                f"the policy reads the index of its task, and {run.path} was not trained on "
+                f"'{task.name}', expected a task of its own: {', '.join(own_names)}; "
+                "adapt=context learns another one"
+            )
+        alone = training.task.model_copy(update={"tasks": (task,)})
+        check_task_fits(checkpoint, alone, config.backend)
+        holdout = HoldoutConfig(name="evaluation", tasks=(task.name,))
+        suite = training.task.with_task(task)
+        parts.append(_Part(suite, holdout, "held_out", label="trained"))
+    return parts
 
 
 def build_test_env(run: Run, config: EvalConfig, subset: Subset) -> SuiteVecEnv:
@@ -347,21 +397,36 @@ def build_test_env(run: Run, config: EvalConfig, subset: Subset) -> SuiteVecEnv:
     Returns:
         The environments, equally many for each task.
     """
-    training = run.config
-    suite = training.task.with_success(config.success)
-    n_tasks = len(training.split.task_indices(training.task, subset))
+    return _build_env(run, config, _Part(run.config.task, run.config.split, subset, label=subset))
+
+
+def _build_env(run: Run, config: EvalConfig, part: _Part) -> SuiteVecEnv:
+    n_tasks = len(part.task_indices)
     # every task has as many environments as the others, and at least one
     envs_per_task = max(1, min(config.n_envs // n_tasks, config.episodes))
     return SuiteVecEnv(
-        suite,
+        part.suite.with_success(config.success),
         n_tasks * envs_per_task,
         backend=config.backend,
         seed=config.seed,
         seed_split="test",
-        holdout=training.split,
-        subset=subset,
-        max_steps=config.max_steps or training.evaluation.max_steps or "auto",
+        holdout=part.holdout,
+        subset=part.subset,
+        max_steps=config.max_steps or run.config.evaluation.max_steps or "auto",
     )
+
+
+def _stem(checkpoint: Checkpoint, backend: str, config: EvalConfig) -> str:
+    """Return the name of the files, without their suffix."""
+    parts = [checkpoint.name]
+    if config.task:
+        parts.append(short_file_name(config.task))
+    parts += [backend, f"seed{config.seed}", f"{config.episodes}ep"]
+    if config.deterministic:
+        parts.append("deterministic")
+    if config.success is not None:
+        parts.append(file_name(config.success))
+    return "-".join(parts)
 
 
 def _report(
@@ -372,12 +437,14 @@ def _report(
     use: ContextUse | None,
 ) -> dict[str, object]:
     summary = {}
-    for subset, in_subset in _by_subset(results):
+    for subset, in_subset in by_subset(results):
         summary[subset] = asdict(suite_result(in_subset))
     rule = {} if config.success is None else {"success": config.success}
+    other = {"task": config.task} if config.task else {}
     context_use = {} if use is None else {"context_use": use.summary()}
     return {
         "checkpoint": checkpoint.name,
+        **other,
         "backend": backend,
         "seed": config.seed,
         "deterministic": config.deterministic,
@@ -389,124 +456,30 @@ def _report(
     }
 
 
-def _record_tasks(run: Run, policy: Policy, config: EvalConfig, stem: Path) -> list[Path]:
-    """Write a GIF of one test episode per task; return the files."""
+def _record_tasks(
+    policy: Policy, config: EvalConfig, parts: Sequence[_Part], stem: Path
+) -> list[Path]:
+    """Write a GIF, an MP4 or both of one test episode per task; return the files."""
     written = []
-    suite = run.config.task
-    for index, task in enumerate(suite.tasks):
-        [seed] = env_seeds(config.seed, "test", index, 1)
-        gif = record_episode(policy, suite, index, seed=seed, deterministic=config.deterministic)
-        if gif is not None:
-            path = stem.with_name(f"{stem.name}-{file_name(task.name)}.gif")
-            write_bytes(path, gif.data)
-            written.append(path)
+    for part in parts:
+        indices: Sequence[int] = part.task_indices
+        if not config.task:  # the held-out tasks too
+            indices = range(len(part.suite.tasks))
+        for index in indices:
+            [seed] = env_seeds(config.seed, "test", index, 1)
+            recording = record_episode(
+                policy, part.suite, index, seed=seed, deterministic=config.deterministic
+            )
+            if recording is None:
+                continue
+            data = {}
+            if config.gif:
+                data["gif"] = encode_gif(*recording).data
+            if config.mp4:
+                data["mp4"] = encode_mp4(*recording)
+            for suffix, content in data.items():
+                name = file_name(part.suite.tasks[index].name)
+                path = stem.with_name(f"{stem.name}-{name}.{suffix}")
+                write_bytes(path, content)
+                written.append(path)
     return written
-
-
-# ------------------------------------------------------------------------------------------- tables
-
-
-def results_table(results: Sequence[TaskResult], title: str) -> Table:
-    """Return a table with one row per task, and the summary of each subset with several tasks.
-
-    Args:
-        results: the results of one evaluation.
-        title: title of the table.
-
-    Returns:
-        The table, for the terminal.
-    """
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    # over several lines where the terminal is narrow: cut, names with one beginning look the same
-    table.add_column("task", overflow="fold")
-    for column in ("episodes", "success", "95 % interval", "return", "score", "length"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for subset, in_subset in _by_subset(results):
-        for result in in_subset:
-            table.add_row(*_task_cells(result))
-        if len(in_subset) > 1:
-            table.add_section()
-            _add_summary(table, subset, in_subset)
-        table.add_section()
-    return table
-
-
-def _add_summary(table: Table, subset: Subset, results: Sequence[TaskResult]) -> None:
-    summary = suite_result(results)
-    suffix = "" if subset == "trained" else " (held out)"
-    rates = [NO_SUCCESS] * len(SUMMARY_ROWS)
-    if summary.success is not None:
-        rates = [f"{rate:.1%}" for rate in astuple(summary.success)]
-    for name, rate, score in zip(SUMMARY_ROWS, rates, astuple(summary.score), strict=True):
-        table.add_row(name + suffix, "", rate, "", "", f"{score:.3f}", "")
-    if 0 < summary.tasks_with_success < len(results):
-        note = f"over the {summary.tasks_with_success} of {len(results)} tasks that report it"
-        lines = [] if table.caption is None else [str(table.caption)]
-        table.caption = "\n".join([*lines, f"success{suffix}: {note}"])
-
-
-def _task_cells(result: TaskResult) -> list[str]:
-    return [
-        result.label,
-        str(result.n_episodes),
-        *success_cells(result),
-        f"{result.mean_return:.3f}",
-        f"{result.score:.3f}",
-        f"{result.mean_length:.1f}",
-    ]
-
-
-def success_cells(result: TaskResult) -> tuple[str, str]:
-    """Return the success rate and its interval for a table.
-
-    Args:
-        result: the result of a task.
-
-    Returns:
-        Both as text, ``–`` if they are unknown.
-    """
-    if result.success_rate is None or result.success_interval is None:
-        return NO_SUCCESS, NO_SUCCESS
-    low, high = result.success_interval
-    return f"{result.success_rate:.1%}", f"{low:.1%} – {high:.1%}"
-
-
-def describe_missing_success(tasks: Sequence[str]) -> str:
-    """Return which tasks report no success, and why it is unknown.
-
-    Args:
-        tasks: names of the tasks, at least one.
-
-    Returns:
-        The beginning of a sentence.
-    """
-    names = ", ".join(f"'{task}'" for task in tasks)
-    if len(tasks) == 1:
-        return f"task {names} reports no success ({NO_REPORT})"
-    return f"tasks {names} report no success ({NO_REPORT})"
-
-
-def missing_success_line(results: Sequence[TaskResult]) -> str | None:
-    """Return a line that explains a table in which success is unknown.
-
-    Args:
-        results: the results in the table.
-
-    Returns:
-        The line; None if every task has a success rate.
-    """
-    # a task can have a result per subset
-    tasks = list(dict.fromkeys(result.task for result in results if result.success is None))
-    if not tasks:
-        return None
-    return f"{describe_missing_success(tasks)}; evaluate with 'success=return>=X' to define it"
-
-
-def _by_subset(results: Sequence[TaskResult]) -> list[tuple[Subset, list[TaskResult]]]:
-    """Group results by their subset; subsets without any are left out."""
-    groups: list[tuple[Subset, list[TaskResult]]] = []
-    for subset in SUBSETS:
-        in_subset = [result for result in results if result.subset == subset]
-        if in_subset:
-            groups.append((subset, in_subset))
-    return groups

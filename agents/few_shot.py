@@ -17,15 +17,16 @@ from stable_baselines3.common.utils import ConstantSchedule
 from torch import nn
 
 from mirl.agents.builder import build_agent, with_input_keys
-from mirl.agents.evaluation import evaluate, success_cells
+from mirl.agents.evaluation import evaluate
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
-from mirl.agents.runs.atomic_files import make_folder, write_json
+from mirl.agents.result_tables import success_cells
+from mirl.agents.runs.atomic_files import make_folder, warn_if_unwritable, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.run import Run
 from mirl.agents.statistics import TaskResult
 from mirl.configs.agents import A2CConfig, PPOConfig
-from mirl.configs.compose import CONFIG_DIR, compose_train
+from mirl.configs.compose import compose_suite
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import EvalConfig, ResolvedConfig, TrainConfig
 from mirl.configs.tasks import HoldoutConfig, SuiteConfig, TaskConfig, file_name
@@ -110,8 +111,8 @@ class Adaptation(NamedTuple):
 
     task: str
     curve: list[CurvePoint]
-    path: Path
-    """File that holds the curve."""
+    path: Path | None
+    """File that holds the curve; None if the run directory cannot be written."""
 
 
 class _EpisodeCounter(BaseCallback):
@@ -148,9 +149,12 @@ def adapt_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> Iterator[
         [task] = [each for each in suite.tasks if each.name == named.name]
         curve = adapt(run, checkpoint, config, suite, task)
         path = run.path / "eval" / _file_name(checkpoint, config, task)
-        make_folder(path.parent)
-        write_json(path, _report(checkpoint, config, task, curve))
-        yield Adaptation(task.name, curve, path)
+        written: Path | None = None
+        with warn_if_unwritable(path.parent):
+            make_folder(path.parent)
+            write_json(path, _report(checkpoint, config, task, curve))
+            written = path
+        yield Adaptation(task.name, curve, written)
 
 
 def _file_name(checkpoint: Checkpoint, config: EvalConfig, task: TaskConfig) -> str:
@@ -223,28 +227,14 @@ def adaptation_tasks(
         ConfigError: no task is named, and the run held none out.
     """
     if name:
-        words = [f"task={name}"]
-        if config_dir is not None:
-            words.append(f"{CONFIG_DIR}={config_dir}")
-        named = compose_train(words).task
-        return [(_with_task(training.task, task), task) for task in named.tasks]
+        named = compose_suite(name, config_dir)
+        return [(training.task.with_task(task), task) for task in named.tasks]
     held_out = [task for task in training.task.tasks if task.name in training.split.tasks]
     if not held_out:
         raise ConfigError(
             "adapt= needs task=…, a preset or an environment id, because the run held out no task"
         )
     return [(training.task, task) for task in held_out]
-
-
-def _with_task(suite: SuiteConfig, task: TaskConfig) -> SuiteConfig:
-    """Replace one task; the number of tasks stays, because weights have it in their shapes."""
-    tasks = list(suite.tasks)
-    names = [other.name for other in tasks]
-    index = 0
-    if task.name in names:
-        index = names.index(task.name)
-    tasks[index] = task
-    return suite.model_copy(update={"tasks": tuple(tasks)})
 
 
 # ----------------------------------------------------------------------------------------- one task

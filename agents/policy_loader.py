@@ -16,9 +16,12 @@ from mirl.agents.runs.atomic_files import check_regular
 from mirl.agents.runs.checkpoint import Checkpoint, Spaces
 from mirl.agents.runs.run import Run
 from mirl.configs.errors import ConfigError
-from mirl.configs.schema import DeviceName, ResolvedConfig
+from mirl.configs.keys import ACTION_MASK_KEY, TASK_KEY
+from mirl.configs.schema import BackendName, DeviceName, ResolvedConfig
+from mirl.configs.tasks import SuiteConfig
 from mirl.envs import SuiteVecEnv, choose_backend
 from mirl.envs.actions import ActionSpace
+from mirl.envs.contract.descriptions import describe_space
 from mirl.envs.suite_spaces import suite_spaces
 
 BYTES_PER_FILE_BYTE = 8
@@ -84,6 +87,42 @@ def restore_policy(
     policy.to(resolve_device(device))
     policy.set_training_mode(False)
     return policy
+
+
+def check_task_fits(checkpoint: Checkpoint, suite: SuiteConfig, backend: BackendName) -> None:
+    """Check that the policy of a checkpoint can act in a task that it was not trained on.
+
+    Args:
+        checkpoint: the checkpoint.
+        suite: a suite of the task alone, with the texts that the policy was trained on.
+        backend: library that steps the environments.
+
+    Raises:
+        ConfigError: an observation or the actions differ; names the first.
+    """
+    saved = checkpoint.spaces()
+    if saved is None:  # of an earlier version, which does not store them
+        return
+    [task] = suite.tasks
+    own = _trained_spaces(*suite_spaces(suite, choose_backend(suite, backend)))
+    # the suite's own keys follow from the number of tasks and of actions, not from the task
+    keys = {*saved.observation, *own.observation} - {TASK_KEY, ACTION_MASK_KEY}
+    pairs: list[tuple[str, object, object]] = []
+    for key in sorted(keys):
+        pairs.append((f"observation '{key}'", saved.observation.get(key), own.observation.get(key)))
+    if ACTION_MASK_KEY not in saved.observation.spaces:
+        pairs.append(("action space", saved.action, own.action))
+    for aspect, expected, given in pairs:
+        if given != expected:
+            raise ConfigError(
+                f"task '{task.name}' does not fit {checkpoint.folder}: its {aspect} is "
+                f"{_describe(given)}, expected {_describe(expected)}; choose a task with the "
+                "spaces of the run's own"
+            )
+
+
+def _describe(space: object) -> str:
+    return "missing" if space is None else describe_space(space)
 
 
 def _check_same_spaces(checkpoint: Checkpoint, saved: Spaces, env: Spaces) -> None:

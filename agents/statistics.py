@@ -10,6 +10,8 @@ from scipy.stats import binomtest, norm, t, trim_mean
 
 from mirl.configs.tasks import Subset
 
+SUBSETS: tuple[Subset, ...] = ("trained", "held_out")
+
 
 class Episode(NamedTuple):
     """Outcome of one episode."""
@@ -295,3 +297,20 @@ def suite_result(results: Sequence[TaskResult]) -> SuiteResult:
         score=aggregate([result.score for result in results]),
         tasks_with_success=len(rates),
     )
+
+
+def by_subset(results: Sequence[TaskResult]) -> list[tuple[Subset, list[TaskResult]]]:
+    """Group results by their subset.
+
+    Args:
+        results: the results.
+
+    Returns:
+        The results of each subset that has any, those of the trained one first.
+    """
+    groups: list[tuple[Subset, list[TaskResult]]] = []
+    for subset in SUBSETS:
+        in_subset = [result for result in results if result.subset == subset]
+        if in_subset:
+            groups.append((subset, in_subset))
+    return groups

@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import HParam, Logger
 from mirl.agents.builder import Agent, build_agent, resolve_auto, with_input_keys
 from mirl.agents.callbacks.checkpointing import Checkpointing
 from mirl.agents.callbacks.evaluation import Evaluation
-from mirl.agents.callbacks.progress import ProgressBar
+from mirl.agents.callbacks.progress import ProgressBar, ProgressLines
 from mirl.agents.callbacks.schedule import stop_signals
 from mirl.agents.callbacks.selection import SuccessNotice
 from mirl.agents.callbacks.statistics import ObservationStatistics, OffPolicyLogger, TaskStatistics
@@ -27,7 +27,7 @@ from mirl.agents.runs.logger import build_logger
 from mirl.agents.runs.run import Run, adopt_texts
 from mirl.agents.runs.synchronization import reseed_all
 from mirl.agents.runs.warm_start import warm_start
-from mirl.configs.agents import PPOConfig
+from mirl.configs.agents import OnPolicyConfig, PPOConfig
 from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.parts import check_can_be_stored
 from mirl.configs.schema import ResolvedConfig, TrainConfig
@@ -74,8 +74,10 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
     Args:
         config: the configuration of the run.
         log: called with two lines when training begins, once the configuration is known to work,
-            with one when a task turns out to report no success, and with one per evaluation unless
-            a progress bar is shown, which needs a terminal.
+            or with one if the run is finished, with one more if a run is trained for longer than
+            before, with one when a task turns out to report no success, with one if videos take
+            long, and with one per evaluation and, with ``progress``, per row of the log unless a
+            progress bar is shown, which needs a terminal.
 
     Returns:
         The state of the run.
@@ -101,14 +103,17 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
             checkpoint = run.latest_valid_checkpoint()
             episodes = _load(run, checkpoint, agent)
             # everything that can be known to be wrong with the configuration has been checked
-            log(_first_line(run, agent, envs.training.backend))
-            log(_describe(resolved, envs.training))
             if checkpoint is not None and agent.num_timesteps >= resolved.total_timesteps:
                 log(
-                    "The run is finished; to train further, use another name=… with "
-                    f"start_from={run.path}"
+                    f"{run.path} is finished, with {agent.num_timesteps:,} timesteps; to train it "
+                    "further, give a larger total_timesteps=…"
                 )
                 return TrainResult(agent.num_timesteps, True, run, checkpoint)
+            log(_first_line(run, agent, envs.training.backend))
+            log(_describe(resolved, envs.training))
+            if stored is not None and resolved.total_timesteps > stored.total_timesteps:
+                run.store_length(stored)
+                log(_longer_line(resolved, stored.total_timesteps, agent.num_timesteps))
             return _learn(run, agent, envs, episodes, log)
 
 
@@ -218,6 +223,17 @@ def _first_line(run: Run, agent: Agent, backend: str) -> str:
     return f"{start} {total} on {agent.device} ({precision}) and {backend}: {run.path}"
 
 
+def _longer_line(config: ResolvedConfig, timesteps_before: int, reached: int) -> str:
+    """Return one line about a run that is trained for longer than it was to be."""
+    total = config.total_timesteps
+    line = f"Longer than before: {total:,} timesteps in place of {timesteps_before:,}."
+    if not isinstance(config.agent, OnPolicyConfig) or not config.agent.anneal:
+        return line
+    # that of a run which was to be as long from the start
+    rate = config.agent.learning_rate * (1 - reached / total)
+    return f"{line} The learning rate goes on at {rate:.2g} and falls to zero at the new end."
+
+
 def _describe(config: ResolvedConfig, env: SuiteVecEnv) -> str:
     """Return one line: what is seen, what is asked, and where the two are fused."""
     assert isinstance(env.observation_space, spaces.Dict), "the observation contract is a Dict"
@@ -253,7 +269,7 @@ def _learn(
         evaluation = Evaluation(
             run, envs.validation, envs.held_out, notice, log=None if shows_bar else log
         )
-        checkpointing = Checkpointing(run, tensorboard, statistics, evaluation, stop_requested)
+        checkpointing = Checkpointing(run, tensorboard, statistics, evaluation, stop_requested, log)
         # statistics first and checkpoints after the evaluation; the timer must come last
         callbacks: list[BaseCallback] = [
             statistics,
@@ -262,9 +278,11 @@ def _learn(
             checkpointing,
         ]
         display: AbstractContextManager[object] = nullcontext()
-        if config.progress:
+        if shows_bar:
             callbacks.append(bar)
             display = bar.progress
+        elif config.progress:
+            callbacks.append(ProgressLines(config.total_timesteps, _row_interval(config), log))
         if isinstance(statistics, OffPolicyLogger):
             callbacks.append(statistics.timer)
         # OffPolicyLogger writes the log itself
@@ -295,7 +313,14 @@ def _build_statistics(
     tasks = [task.name for task in config.task.tasks]
     if is_on_policy:
         return TaskStatistics(tasks, notice)
-    return OffPolicyLogger(tasks, TIMESTEPS_PER_ROW * config.log_every, notice)
+    return OffPolicyLogger(tasks, _row_interval(config), notice)
+
+
+def _row_interval(config: ResolvedConfig) -> int:
+    """Return the timesteps between two rows of the log."""
+    if isinstance(config.agent, OnPolicyConfig):
+        return config.agent.rollout_size * config.log_every
+    return TIMESTEPS_PER_ROW * config.log_every
 
 
 def _with_evidence(error: NonFiniteError, run: Run, agent: Agent) -> RunError:

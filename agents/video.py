@@ -1,11 +1,14 @@
-"""GIFs of an agent's episodes, with the mission as a caption."""
+"""GIFs and MP4s of an agent's episodes, with the mission as a caption."""
 
 import io
+import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import chain, repeat
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from stable_baselines3.common.policies import BasePolicy
 
 from mirl.agents.eval_mode import eval_mode
+from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY, MISSION_KEY
 from mirl.configs.tasks import SuiteConfig
 from mirl.envs import make_env
@@ -40,6 +44,13 @@ Frame = UInt8[np.ndarray, "height width 3"]
 Env = gym.Env[Any, Any]
 
 
+class Recording(NamedTuple):
+    """The pictures of an episode."""
+
+    frames: list[Frame]
+    caption: str
+
+
 @dataclass(frozen=True)
 class Gif:
     """An encoded animation.
@@ -55,6 +66,19 @@ class Gif:
     height: int
 
 
+def check_mp4() -> None:
+    """Raise unless MP4s can be encoded here.
+
+    Raises:
+        ConfigError: imageio-ffmpeg, which contains the encoder, is not installed.
+    """
+    if find_spec("imageio_ffmpeg") is None:
+        raise ConfigError(
+            "mp4=true needs imageio-ffmpeg, which is not installed: "
+            "pip install imageio-ffmpeg, or use gif=true"
+        )
+
+
 def record_episode(
     policy: BasePolicy,
     suite: SuiteConfig,
@@ -62,8 +86,8 @@ def record_episode(
     *,
     seed: int,
     deterministic: bool = False,
-) -> Gif | None:
-    """Play one episode of a task and record it.
+) -> Recording | None:
+    """Play one episode of a task and record its pictures.
 
     Args:
         policy: the policy; its mode and torch's random state are restored.
@@ -73,7 +97,7 @@ def record_episode(
         deterministic: take the most probable actions.
 
     Returns:
-        The animation; None if the environment cannot be rendered to pixels.
+        The pictures and their caption; None if the environment cannot be rendered to pixels.
     """
     task = suite.tasks[task_index]
     n_tasks = len(suite.tasks)
@@ -99,7 +123,7 @@ def record_episode(
         frames = _play(env, policy, observation, seed, deterministic)
     finally:
         env.close()
-    return encode_gif(frames, caption)
+    return Recording(frames, caption)
 
 
 def _caption(env: Env, task: str) -> str:
@@ -180,8 +204,7 @@ def encode_gif(frames: Sequence[Frame], caption: str) -> Gif:
     Returns:
         The animation; its last frame is shown for a second.
     """
-    lines = textwrap.wrap(caption, width=36) or [""]  # an empty caption keeps its line
-    images = [_with_caption(frame, lines) for frame in frames]
+    images = _with_captions(frames, caption)
     durations = [1000 // FRAMES_PER_SECOND] * (len(images) - 1) + [LAST_FRAME_MS]
     buffer = io.BytesIO()
     images[0].save(
@@ -189,6 +212,43 @@ def encode_gif(frames: Sequence[Frame], caption: str) -> Gif:
     )
     width, height = images[0].size
     return Gif(buffer.getvalue(), width, height)
+
+
+def encode_mp4(frames: Sequence[Frame], caption: str) -> bytes:
+    """Encode frames as an MP4 (H.264) with a caption under them.
+
+    Args:
+        frames: the frames, each (H, W, 3).
+        caption: text, which is wrapped.
+
+    Returns:
+        The content of the file; its last frame is shown for a second.
+    """
+    # optional, so imported on use
+    from imageio_ffmpeg import write_frames
+
+    images = _with_captions(frames, caption)
+    images += [images[-1]] * (FRAMES_PER_SECOND * LAST_FRAME_MS // 1000 - 1)
+    width, height = images[0].size
+    # H.264 stores colors at half of the size, so both sides have to be even
+    size = (width + width % 2, height + height % 2)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "episode.mp4"
+        writer = write_frames(
+            str(path), size, fps=FRAMES_PER_SECOND, codec="libx264", macro_block_size=2
+        )
+        writer.send(None)  # starts the encoder
+        for image in images:
+            even = Image.new("RGB", size, "white")
+            even.paste(image)
+            writer.send(even.tobytes())
+        writer.close()
+        return path.read_bytes()
+
+
+def _with_captions(frames: Sequence[Frame], caption: str) -> list[Image.Image]:
+    lines = textwrap.wrap(caption, width=36) or [""]  # an empty caption keeps its line
+    return [_with_caption(frame, lines) for frame in frames]
 
 
 def _with_caption(frame: Frame, lines: Sequence[str]) -> Image.Image:

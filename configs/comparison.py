@@ -9,14 +9,8 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
-from mirl.configs.compose import (
-    CONFIG_DIR,
-    GROUPS,
-    compose_train,
-    parse_overrides,
-    split_config_dir,
-    validate,
-)
+from mirl.configs.commands.words import parse_overrides
+from mirl.configs.compose import CONFIG_DIR, GROUPS, compose_train, split_config_dir, validate
 from mirl.configs.config import Config
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import RUN_NAME, split_names
@@ -252,7 +246,7 @@ def _parse_runs(runs: Sequence[str], words: Sequence[str]) -> RunComparisonConfi
         [(key, value)] = parse_overrides([word])
         if key == "out":
             values["out"] = value
-        elif key in ("run", "adapt", "export", "gif"):
+        elif key in ("run", "adapt", "export", "gif", "mp4", "task"):
             raise ConfigError(f"{key}= is an option of eval.py that a comparison does not have")
         else:
             options.append(word)

@@ -5,18 +5,28 @@ Hydra composes the YAML presets, the schema validates the result. Every invalid 
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from mirl.configs.aliases import replace_preset
+from mirl.configs.commands.words import (
+    QUOTES,
+    TYPED_NAMES,
+    list_options,
+    one_value,
+    option_names,
+    parse_overrides,
+    unknown_option,
+)
 from mirl.configs.errors import ConfigError, first_lines, nearest
 from mirl.configs.imports import allow_imports, import_modules, named_code
 from mirl.configs.parts import OWN_KIND
 from mirl.configs.schema import TrainConfig
+from mirl.configs.tasks import SuiteConfig
 from mirl.configs.validation_messages import config_classes, explain
 
 PRESETS_DIR = Path(__file__).parent
@@ -35,10 +45,6 @@ PRESET_ERRORS = (yaml.YAMLError, ValueError, LookupError)
 they are."""
 CONFIG_DIR = "--config-dir"
 """Argument of the commands that names a folder of the user's own presets."""
-TYPED_NAMES = {"import": "imports", "success": "task.success"}
-"""Names of options as they may be typed, because Python reserves the word or it is shorter."""
-QUOTES = "\"'"
-"""Quotation marks around a value, which Hydra would remove."""
 FREE_OPTIONS = ("task.kwargs.", "encoder.parts.")
 """Beginnings of options whose names the schema does not know."""
 
@@ -59,6 +65,20 @@ def presets(group: str, config_dir: Path | None = None) -> list[str]:
     for folder in folders:
         names |= {path.stem for path in (folder / group).glob("*.yaml")}
     return sorted(names)
+
+
+def preset_path(group: str, name: str, config_dir: Path | None = None) -> Path:
+    """Return the file of a preset, which need not exist.
+
+    Args:
+        group: one of ``GROUPS``.
+        name: name of the preset.
+        config_dir: folder of the user's own presets, which come after MIRL's.
+    """
+    path = PRESETS_DIR / group / f"{name}.yaml"
+    if config_dir is not None and not path.exists():
+        path = config_dir / group / f"{name}.yaml"
+    return path
 
 
 def split_config_dir(argv: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -101,22 +121,6 @@ def split_config_dir(argv: Sequence[str]) -> tuple[list[str], Path | None]:
                 f"{CONFIG_DIR}: MIRL has a preset {group}={name}; rename {group}/{name}.yaml"
             )
     return words, folder
-
-
-def option_names(classes: Sequence[type[BaseModel]], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted name of every option of some config classes: ``agent.n_steps``.
-
-    Tuples of configs are set as a whole, so the options of their items are left out.
-
-    Args:
-        classes: config classes that can stand at the same place, e.g. the members of a union.
-        prefix: text before each name, e.g. ``agent.``.
-    """
-    for config_class in classes:
-        for name, field in config_class.model_fields.items():
-            yield prefix + name
-            if get_origin(field.annotation) is not tuple:
-                yield from option_names(config_classes(field), f"{prefix}{name}.")
 
 
 def validate(model: type[ConfigT], values: object) -> ConfigT:
@@ -171,29 +175,6 @@ def _split_task(line: str, values: object) -> tuple[str, str]:
     return line[: place.start()] + line[place.end() :], f"task '{name}'"
 
 
-def parse_overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
-    """Split ``key=value`` arguments into pairs.
-
-    Args:
-        argv: command-line arguments. Hydra's leading ``+`` is accepted and ignored.
-
-    Returns:
-        The keys and values in the given order.
-
-    Raises:
-        ConfigError: if an argument is not of the form ``key=value``.
-    """
-    pairs: list[tuple[str, str]] = []
-    for word in argv:
-        # at the first =, because values may contain others
-        key, equals, value = word.partition("=")
-        key = key.lstrip("+")
-        if not equals or not key:
-            raise ConfigError(f"expected key=value, got '{word}'. See --help.")
-        pairs.append((TYPED_NAMES.get(key, key), value))
-    return pairs
-
-
 def compose_train(argv: Sequence[str]) -> TrainConfig:
     """Compose the configuration of ``train.py key=value ...``.
 
@@ -218,6 +199,7 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
     words, config_dir = split_config_dir(argv)
     pairs = parse_overrides(words)
     known = set(option_names([TrainConfig]))
+    lists = set(list_options([TrainConfig]))
     groups_set = {key for key, _ in pairs if key in GROUPS}
     own_parts = {key for key, value in pairs if key in PARTS and OWN_KIND in value}
     overrides: list[str] = []
@@ -229,7 +211,7 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
         # the user's own presets may be of classes whose options only the validation knows
         is_free = config_dir is not None and group in PARTS and option
         if key not in known and not key.startswith(FREE_OPTIONS) and not is_free:
-            raise ConfigError(f"unknown option '{key}'." + nearest(key, known))
+            raise unknown_option(key, known)
         if key == "task" and _names_environments(value, presets("task", config_dir)):
             has_rule = any(option == "task.success" for option, _ in pairs)
             overrides += _override_environments(value, has_rule)
@@ -242,6 +224,7 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
             # in brackets, because Hydra would read a,b as a sweep
             overrides.append(f"++imports=[{value.strip('[]')}]")
         else:
+            value = one_value(key, value, takes_list=key in lists)
             # ++ sets an option whether or not the preset lists it
             overrides.append(f"++{key}={value}")
     chosen = dict.fromkeys(_groups_by_observation(pairs, config_dir), "auto")
@@ -257,6 +240,25 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
     if isinstance(values, dict):
         import_modules(_named_modules({"imports": values.get("imports")}))
     return validate(TrainConfig, values)
+
+
+def compose_suite(name: str, config_dir: Path | None = None) -> SuiteConfig:
+    """Compose the suite of ``task=name``.
+
+    Args:
+        name: a preset, or one or several environment ids.
+        config_dir: folder of the user's own presets.
+
+    Returns:
+        The suite.
+
+    Raises:
+        ConfigError: if there is no such preset, or an id is not valid.
+    """
+    words = [f"task={name}"]
+    if config_dir is not None:
+        words.append(f"{CONFIG_DIR}={config_dir}")
+    return compose_train(words).task
 
 
 def _named_modules(values: object) -> list[str]:
@@ -321,20 +323,14 @@ def _default_kind(
     task = [value for key, value in pairs if key == "task"]
     if task:
         preset = replace_preset("task", task[-1])
-        path = PRESETS_DIR / "task" / f"{preset}.yaml"
-        if config_dir is not None and not path.exists():
-            path = config_dir / "task" / f"{preset}.yaml"
-        name = _defaults_of(path).get(group, name)
+        name = _defaults_of(preset_path("task", preset, config_dir)).get(group, name)
     content = _load_preset(PRESETS_DIR / group / f"{name}.yaml")
     return str(content["kind"]) if "kind" in content else None
 
 
 def _overridden_groups(name: str, config_dir: Path | None) -> set[str]:
     """Return the groups that a preset of ``task`` overrides in its defaults list."""
-    path = PRESETS_DIR / "task" / f"{name}.yaml"
-    if config_dir is not None and not path.exists():
-        path = config_dir / "task" / f"{name}.yaml"
-    return set(_defaults_of(path))
+    return set(_defaults_of(preset_path("task", name, config_dir)))
 
 
 def _defaults_of(path: Path) -> dict[str, str]:
@@ -372,6 +368,11 @@ def _override_preset(group: str, value: str, config_dir: Path | None) -> str:
     """Return Hydra's override for a preset."""
     name = replace_preset(group, value)
     names = presets(group, config_dir)
+    if "," in value:
+        remedy = f"mirl-compare {group}={value} compares them"
+        if group == "task":
+            remedy = "environment ids that are trained together are joined by +"
+        raise ConfigError(f"{group}: expected one name for one run, got '{value}'; {remedy}")
     if name not in names:
         expected = "a preset"
         if group == "task":
@@ -457,7 +458,7 @@ def parse_flat(model: type[ConfigT], argv: Sequence[str]) -> ConfigT:
         pairs.append((option, value.strip(QUOTES) if option == "success" else value))
     for key, _ in pairs:
         if key not in model.model_fields:
-            raise ConfigError(f"unknown option '{key}'." + nearest(key, model.model_fields))
+            raise unknown_option(key, model.model_fields)
     # all values are strings; pydantic converts them to the types of the fields
     config = validate(model, {**dict(pairs), **options})
     import_modules(getattr(config, "imports", ()))

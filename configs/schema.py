@@ -42,7 +42,7 @@ from mirl.configs.networks import (
     Site,
 )
 from mirl.configs.parts import short_name
-from mirl.configs.tasks import HoldoutConfig, Success, SuiteConfig, file_name
+from mirl.configs.tasks import HoldoutConfig, Success, SuiteConfig, file_name, short_file_name
 
 BackendName = Literal["auto", "gymnasium", "envpool"]
 """Library that steps the environments."""
@@ -54,6 +54,8 @@ PrecisionName = Literal["auto", "fp32", "bf16"]
 """Floating-point precision of the training."""
 
 # Neither a slash nor a leading dot, so that a run stays inside of runs_dir.
+MAX_FOLDER_NAME = 255
+"""Length of a file's name in most file systems, at most."""
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
 """Pattern of the name of a run directory."""
 
@@ -162,10 +164,15 @@ class TrainConfig(Config):
     """Evaluation during training."""
     checkpoint_every: PositiveInt = 100_000
     """Timesteps between checkpoints."""
+    videos: Annotated[
+        bool | PositiveInt, BeforeValidator(lambda value: value == "every" or value)
+    ] = True
+    """GIFs of an episode per task: true (or ``every``) at each checkpoint, false for none, or the
+    timesteps between them; those after the last timestep are recorded unless it is false."""
     log_every: PositiveInt = 1
     """Iterations between rows of the log."""
     progress: bool = True
-    """Show a progress bar."""
+    """Show a progress bar, or without a terminal a line per row of the log."""
 
     @model_validator(mode="before")
     @classmethod
@@ -327,7 +334,9 @@ class TrainConfig(Config):
             # a split written on the command line keeps the default name "none"
             parts.append("split" if self.split.name == "none" else self.split.name)
         parts.append(f"seed{self.seed}")
-        return "-".join(parts)
+        name = "-".join(parts)
+        # the ids of many environments
+        return name if len(name) <= MAX_FOLDER_NAME else short_file_name(name)
 
     @property
     def _named_fusion(self) -> tuple[str, ...]:
@@ -436,6 +445,8 @@ class EvalConfig(Config):
     """Maximum number of episodes per task with swapped contexts."""
     gif: bool = False
     """Also write a GIF of one episode per task."""
+    mp4: bool = False
+    """Also write an MP4 of one episode per task; it needs imageio-ffmpeg."""
     max_steps: PositiveInt | None = None
     """Timesteps after which an episode is truncated; None for ``evaluation.max_steps`` of the
     run."""
@@ -446,7 +457,8 @@ class EvalConfig(Config):
     """Success rule of every task in place of the run's, e.g. ``success=return>=5``; None for the
     run's own."""
     task: str = ""
-    """Task to adapt to, a preset or an environment id; empty for the run's held-out tasks."""
+    """Another level or suite to evaluate on, or to adapt to: a preset or environment ids. Empty for
+    the run's own tasks, or to adapt to the held-out ones."""
     config_dir: Path | None = None
     """Folder of your own presets, for ``task``; it may be typed as ``--config-dir DIR``."""
     adapt_episodes: tuple[PositiveInt, ...] = (16, 64, 256, 1024)
@@ -470,20 +482,16 @@ class EvalConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _task_is_adapted_to(self) -> Self:
-        if self.task and self.adapt == "no":
-            raise ValueError("task= is what to adapt to; it needs adapt=context or adapt=network")
+    def _export_names_its_task(self) -> Self:
+        if self.task and self.export:
+            raise ValueError("task= and export= cannot be combined; export=… names the task itself")
         return self
 
     @model_validator(mode="after")
     def _one_result_is_asked_for(self) -> Self:
-        asked: list[str] = []
-        if self.adapt != "no":
-            asked.append("adapt=")
-        if self.export:
-            asked.append("export=")
-        if self.gif:
-            asked.append("gif=")
+        video = self.gif or self.mp4
+        given = {"adapt=": self.adapt != "no", "export=": self.export, "gif=": video}
+        asked = [option for option, is_given in given.items() if is_given]
         if len(asked) > 1:
             raise ValueError(f"{' and '.join(asked)} cannot be combined; choose one of them")
         return self

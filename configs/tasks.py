@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,8 @@ from mirl.configs.texts import (
 REFERENCES = Path(__file__).with_name("references.json")
 """Results of a random agent and of an expert per environment id; see benchmarks/references.py."""
 
+MAX_NAME_CHARACTERS = 100
+"""Length up to which the name of a task is kept whole in the name of a file."""
 SUCCESS_RULES = ("auto", "reward", "info", "any_step")
 """Success rules without a number."""
 
@@ -99,6 +102,20 @@ def file_name(name: str) -> str:
         by ``-``.
     """
     return re.sub(r"[^A-Za-z0-9._+-]", "-", name)
+
+
+def short_file_name(name: str, length: int = MAX_NAME_CHARACTERS) -> str:
+    """Return a name as ``file_name`` does, and cut it with a checksum where it is too long.
+
+    Args:
+        name: the name.
+        length: number of characters up to which it is kept whole.
+    """
+    whole = file_name(name)
+    if len(whole) <= length:
+        return whole
+    checksum = f"{zlib.crc32(name.encode()):08x}"
+    return f"{whole[: length - len(checksum) - 1]}-{checksum}"
 
 
 class WrapperConfig(Config):
@@ -342,6 +359,22 @@ class SuiteConfig(Config):
             return self
         tasks = tuple(task.model_copy(update={"success": rule}) for task in self.tasks)
         return self.model_copy(update={"tasks": tasks})
+
+    def with_task(self, task: TaskConfig) -> Self:
+        """Return the suite with another task in place of the one with its name, else of the first.
+
+        The number of tasks stays, because weights have it in their shapes.
+
+        Args:
+            task: the task.
+        """
+        tasks = list(self.tasks)
+        names = [other.name for other in tasks]
+        index = 0
+        if task.name in names:
+            index = names.index(task.name)
+        tasks[index] = task
+        return self.model_copy(update={"tasks": tuple(tasks)})
 
     @model_validator(mode="after")
     def _task_names_are_unique(self) -> Self:

@@ -2,7 +2,8 @@
 
 from hypothesis import strategies as st
 
-from mirl.configs.compose import GROUPS, option_names, presets
+from mirl.configs.commands.words import option_names
+from mirl.configs.compose import GROUPS, presets
 from mirl.configs.schema import EvalConfig, TrainConfig
 
 KEYS = sorted(set(option_names([TrainConfig])))

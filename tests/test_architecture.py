@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "eval": set(FOLDERS),
     "compare": set(FOLDERS),
     "__init__": set(),
+    "__main__": {"configs"},
 }
 """Parts of the package that each part may import."""
 HEAVY = {"torch", "stable_baselines3", "sb3_contrib", "gymnasium", "minigrid", "envpool"}
@@ -54,6 +55,7 @@ WITHOUT_TEST_FILE = {
     "train.py": "tests/test_command_line.py runs it as a process",
     "eval.py": "tests/test_command_line.py runs it as a process",
     "compare.py": "tests/test_comparison_command.py runs it as a process",
+    "__main__.py": "tests/configs/test_command_line.py runs it as a process",
 }
 """Modules with code but without a test file of their own, and the reason."""
 KEYS = {ACHIEVED_GOAL_KEY, ACTION_MASK_KEY, DESIRED_GOAL_KEY}

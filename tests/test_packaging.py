@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("agents", "configs", "envs", "policies")
-ROOT_MODULES = {"__init__.py", "train.py", "eval.py", "compare.py"}
+ROOT_MODULES = {"__init__.py", "__main__.py", "train.py", "eval.py", "compare.py"}
 
 
 def modules() -> list[Path]:
@@ -31,10 +32,10 @@ def pyproject() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Return the names of the files in a wheel.
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder with a wheel and a source distribution.
 
-    It is built from a copy: a build in place leaves a build/ folder that the next build reads.
+    They are built from a copy: a build in place leaves a build/ folder that the next build reads.
     """
     source = tmp_path_factory.mktemp("source")
     for path in ROOT.iterdir():
@@ -42,14 +43,32 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
             shutil.copy2(path, source)
         elif path.name in {*FOLDERS, "tests", "benchmarks", "docs"}:
             shutil.copytree(path, source / path.name, ignore=shutil.ignore_patterns("__pycache__"))
-    build = "from setuptools import build_meta; build_meta.build_wheel('.')"
+    build = "from setuptools import build_meta as b; b.build_wheel('.'); b.build_sdist('.')"
     result = subprocess.run(
         [sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    (built,) = source.glob("*.whl")
-    with zipfile.ZipFile(built) as archive:
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> set[str]:
+    """Return the names of the files in the wheel."""
+    (path,) = built.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
         return set(archive.namelist())
+
+
+def test_sdist_has_what_readme_names(built: Path) -> None:
+    """Every file and folder that README.md links to or lists is in the source distribution."""
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\]\(((?!https?:)[^)#]+)", readme))
+    named |= set(re.findall(r"^\| `(\w+/)`", readme, re.M)) | {"train.py", "eval.py", "compare.py"}
+    named |= {"constraints.txt", "Makefile", "configs/task/goto_door.yaml"}
+    assert {name.rstrip("/") for name in named} <= names
 
 
 def test_wheel_has_exactly_the_modules(wheel: set[str]) -> None:

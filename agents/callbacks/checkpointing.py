@@ -13,10 +13,16 @@ from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.logger import TensorBoard, WarnOnWriteError
 from mirl.agents.runs.run import Run
 from mirl.agents.runs.synchronization import reseed_all
-from mirl.agents.video import Gif, record_episode
+from mirl.agents.video import Gif, encode_gif, record_episode
 from mirl.configs.errors import RunError
 from mirl.configs.tasks import file_name
 from mirl.envs import env_seeds
+
+SLOW_VIDEOS = 20.0
+"""Seconds from which on a line says what the first videos took, or all of them."""
+NOTICEABLE_SHARE = 0.1
+"""Share of the time of a run from which on a line says what all videos took."""
+CHEAPER_VIDEOS = "videos=false records none, videos=500_000 one per 500,000 timesteps."
 
 
 class Checkpointing(BetweenIterations):
@@ -30,6 +36,7 @@ class Checkpointing(BetweenIterations):
         statistics: the statistics whose episodes are saved.
         evaluation: the evaluation that selects the best checkpoint.
         stop_requested: returns True once the run is to stop.
+        log: called with one line if the videos take a noticeable part of the time.
     """
 
     def __init__(
@@ -39,6 +46,7 @@ class Checkpointing(BetweenIterations):
         statistics: TaskStatistics,
         evaluation: Evaluation,
         stop_requested: Callable[[], bool],
+        log: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__()
         self.run = run
@@ -46,26 +54,39 @@ class Checkpointing(BetweenIterations):
         self.statistics = statistics
         self.evaluation = evaluation
         self.stop_requested = stop_requested
+        self.log = log
         self.interval = Interval(run.config.checkpoint_every)
+        # a number of timesteps is an interval of its own; True, which is a number too, is none
+        every = run.config.videos
+        self.video_interval = self.interval
+        if every is not True and every:
+            self.video_interval = Interval(every)
+        self.video_seconds = 0.0
+        """Time that the videos have taken."""
         self.is_stopping = False
         self.saved_at = 0
         """Timesteps of the last checkpoint that was saved."""
         self.last_saved: Checkpoint | None = None
         """The last checkpoint that this process saved."""
-        self.can_render = True
+        self.can_render = bool(every)
         self.video_errors = WarnOnWriteError(str(run.path / "videos"))
 
     def _on_training_start(self) -> None:
         # a resumed run would otherwise be due at once
         self.interval.last = self.num_timesteps
+        self.video_interval.last = self.num_timesteps
         self.saved_at = self.num_timesteps
+        self.start = time.perf_counter()
 
     def on_iteration(self) -> None:
         """Save a checkpoint if one is due, then restart episodes and random generators."""
         # asked once, so that saving and stopping agree
         self.is_stopping = self.stop_requested()
         is_due = self.interval.due(self.num_timesteps)
-        if is_due:
+        if self.video_interval is not self.interval:
+            if self.video_interval.due(self.num_timesteps):
+                self.record_videos()
+        elif is_due:
             self.record_videos()
         if is_due or self.is_stopping or self.evaluation.new_best is not None:
             start = time.perf_counter()
@@ -86,6 +107,7 @@ class Checkpointing(BetweenIterations):
         if not self.is_stopping:
             self.record_videos()
             self.save()
+        self._log_share_of_videos()
 
     def save(self) -> None:
         """Save a checkpoint; if that fails, warn, or raise if it would have been the last.
@@ -127,12 +149,29 @@ class Checkpointing(BetweenIterations):
         """Record a GIF per task, for ``videos/`` and TensorBoard, if this machine can render."""
         if not self.can_render:
             return
+        start = time.perf_counter()
+        self._record_tasks()
+        seconds = time.perf_counter() - start
+        if not self.video_seconds and seconds > SLOW_VIDEOS:
+            # early, because it comes again at every checkpoint
+            self.log(f"The videos took {seconds:.0f} s. {CHEAPER_VIDEOS}")
+        self.video_seconds += seconds
+        self.logger.record(metrics.VIDEO_SECONDS, seconds)
+
+    def _log_share_of_videos(self) -> None:
+        share = self.video_seconds / max(time.perf_counter() - self.start, 1e-9)
+        if share >= NOTICEABLE_SHARE and self.video_seconds > SLOW_VIDEOS:
+            self.log(
+                f"Videos: {self.video_seconds:.0f} s, {share:.0%} of the time. {CHEAPER_VIDEOS}"
+            )
+
+    def _record_tasks(self) -> None:
         suite = self.run.config.task
         for index, task in enumerate(suite.tasks):
             # the same episode in every video of a task, so that they can be compared
             [seed] = env_seeds(self.run.config.seed, "validation", index, 1)
             try:
-                gif = record_episode(self.model.policy, suite, index, seed=seed)
+                recording = record_episode(self.model.policy, suite, index, seed=seed)
             except Exception as error:
                 # renderers can raise anything, and a picture is not worth ending a run for
                 self.can_render = False
@@ -141,8 +180,8 @@ class Checkpointing(BetweenIterations):
                     stacklevel=2,
                 )
                 return
-            if gif is not None:
-                self._write_video(task.name, gif)
+            if recording is not None:
+                self._write_video(task.name, encode_gif(*recording))
 
     def _write_video(self, task: str, gif: Gif) -> None:
         path = self.run.path / "videos" / f"{file_name(task)}_{self.num_timesteps:09d}.gif"

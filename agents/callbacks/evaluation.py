@@ -13,7 +13,8 @@ from mirl.agents.callbacks.selection import (
     criterion_without_success,
 )
 from mirl.agents.context_use import EpisodeContexts, RecordedContexts
-from mirl.agents.evaluation import NO_SUCCESS, evaluate, evaluate_swapped
+from mirl.agents.evaluation import evaluate, evaluate_swapped
+from mirl.agents.result_tables import NO_SUCCESS
 from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.checkpoint import Criterion
 from mirl.agents.runs.metric_names import task_metric

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mirl.agents.evaluation import describe_missing_success
+from mirl.agents.result_tables import describe_missing_success
 from mirl.agents.runs.checkpoint import Criterion
 from mirl.agents.statistics import TaskResult
 from mirl.configs.schema import TrainConfig

@@ -14,12 +14,12 @@ from mirl.agents.comparison.machine import command_line, machine
 from mirl.agents.comparison.statistics import mcnemar, paired_bootstrap
 from mirl.agents.comparison.summary import Row
 from mirl.agents.comparison.tables import Table, run_pairs_table, write_tables
-from mirl.agents.evaluation import SUBSETS, build_test_env, evaluate
+from mirl.agents.evaluation import build_test_env, evaluate
 from mirl.agents.policy_loader import restore_policy
 from mirl.agents.runs.atomic_files import make_folder, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.run import Run
-from mirl.agents.statistics import TaskResult
+from mirl.agents.statistics import SUBSETS, TaskResult
 from mirl.configs.comparison import RunComparisonConfig
 from mirl.configs.compose import parse_flat
 from mirl.configs.errors import ConfigError

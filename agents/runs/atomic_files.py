@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mirl.configs.errors import ConfigError
+from mirl.configs.errors import ConfigError, PlainWarning
 
 JsonObject = dict[str, Any]
 """A JSON object; its values are checked where they are used."""
@@ -164,6 +166,23 @@ def make_folder(path: Path) -> None:
     if path.is_symlink():
         raise ConfigError(f"{path} is a link, expected a folder; remove the link")
     path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def warn_if_unwritable(folder: Path) -> Iterator[None]:
+    """Turn an error while results are written into a warning: they are printed anyway.
+
+    Args:
+        folder: folder of the results.
+    """
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(
+            f"the results cannot be written to {folder} ({error.strerror})",
+            PlainWarning,
+            stacklevel=3,
+        )
 
 
 def check_regular(path: Path) -> None:

@@ -3,6 +3,7 @@
 SPEED = "speed/steps_per_second"
 DISTINCT = "speed/distinct_percent"
 CHECKPOINT_SECONDS = "speed/checkpoint_seconds"
+VIDEO_SECONDS = "speed/video_seconds"
 GRADIENT_COSINE = "train/gradient_cosine"
 GRADIENT_CONFLICT = "train/gradient_conflict"
 TIMESTEPS = "time/total_timesteps"

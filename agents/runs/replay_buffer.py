@@ -63,10 +63,17 @@ def load_replay_buffer(agent: BaseAlgorithm, folder: Path) -> None:
             )
         column[: len(values)] = values  # in place: SB3 has allocated the full size
     position, is_full = saved["position"].tolist()
-    buffer.pos = position
-    buffer.full = bool(is_full)
+    n_saved = len(saved["actions"])
+    # a buffer that was exactly full has room again in a run that is trained for longer
+    has_room = bool(is_full) and position == 0 and n_saved < buffer.buffer_size
+    buffer.pos = n_saved if has_room else position
+    buffer.full = bool(is_full) and not has_room
     if isinstance(buffer, HerReplayBuffer):
-        buffer._current_ep_start[:] = saved["episode_under_way"]
+        starts = saved["episode_under_way"]
+        if has_room:
+            # the next episode begins behind the saved ones, where the last one is over
+            starts = np.where(saved["ep_length"][-1] > 0, n_saved, starts)
+        buffer._current_ep_start[:] = starts
     truncate_unfinished_episodes(agent)
 
 

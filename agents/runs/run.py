@@ -1,6 +1,6 @@
 """Run directories: a configuration, its checkpoints, and a lock for the training process."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -17,6 +17,7 @@ from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError, first_lines
 from mirl.configs.imports import check_allowed, import_module, named_code
 from mirl.configs.schema import ResolvedConfig, TrainConfig
+from mirl.configs.tasks import file_name, short_file_name
 
 CONFIG = "config.yaml"
 """File with the configuration of the run."""
@@ -26,13 +27,18 @@ LOG_FILES = ("metrics.csv", "events.out.tfevents.*")
 """Patterns of the files of the logger."""
 FREE_FIELDS = frozenset(
     (
-        *("device", "progress", "runs_dir", "name", "imports", "fusion_is_chosen"),
+        *("device", "progress", "videos", "runs_dir", "name", "imports", "fusion_is_chosen"),
         *("on_fault", "max_restarts", "env_timeout"),
     )
 )
 """Fields in which a resumed run may differ, because they do not change what is learned."""
 FIRST_TEXT_LENGTH = 80
 """Length of the texts of a run whose config.yaml does not state one."""
+MAX_NAMED = 3
+"""Differing options that the suggestion of another name names, at most."""
+Difference = tuple[str, object, object]
+"""An option, its value there and its value now."""
+Scalar = bool | int | float | str
 MAX_CONFIG_BYTES = 2**18
 """Size up to which a config.yaml is loaded; a suite of fifty tasks takes a twentieth of it."""
 
@@ -89,8 +95,7 @@ class Run:
             if path.is_dir() and any(path.iterdir()):
                 raise ConfigError(f"{path} exists and is not a run directory; choose a name=…")
             path.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-            write_text(path / CONFIG, text)
+            _store_config(path, config)
         except OSError as error:
             raise ConfigError(
                 f"the run directory {path} cannot be created: {error.strerror}"
@@ -127,7 +132,8 @@ class Run:
         """Find the existing run of a configuration, to resume it.
 
         Args:
-            config: the configuration; it may differ from that of the directory in ``FREE_FIELDS``.
+            config: the configuration; it may differ from that of the directory in ``FREE_FIELDS``,
+                and be longer.
             complete: adds what a stored configuration of an earlier version lacks.
             stored: the stored configuration, if it was loaded before.
 
@@ -144,11 +150,38 @@ class Run:
             return None
         differences = _differences(complete(stored), config)
         if differences:
-            listed = "\n".join(first_lines(differences))
+            lines: list[str] = []
+            for name, old, new in differences:
+                lines.append(f"  {name}: {old!r} there, {new!r} now")
+            listed = "\n".join(first_lines(lines))
             raise ConfigError(
-                f"{path} holds a run of another configuration; choose another name=…\n{listed}"
+                f"{path} holds a run of another configuration; choose another name, e.g. "
+                f"name={_other_name(config.run_name, differences)}\n{listed}"
+            )
+        if config.total_timesteps < stored.total_timesteps:
+            raise ConfigError(
+                f"{path} is a run of total_timesteps={stored.total_timesteps}, which may only "
+                f"grow, got {config.total_timesteps}; repeat that number to resume it, or choose "
+                "another name=…"
             )
         return cls(path, config)
+
+    def store_length(self, stored: ResolvedConfig) -> None:
+        """Store the timesteps of a run that is trained for longer than it was to be.
+
+        Args:
+            stored: the configuration that the directory holds; nothing else of it changes.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        length = {"total_timesteps": self.config.total_timesteps}
+        try:
+            _store_config(self.path, stored.model_copy(update=length))
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path / CONFIG} cannot be written: {error.strerror}; choose another name=…"
+            ) from None
 
     def discard(self) -> None:
         """Delete what a new run has written before its first checkpoint.
@@ -280,6 +313,11 @@ def _with_first_texts(config: ResolvedConfig) -> ResolvedConfig:
     return config.model_copy(update={"task": config.task.model_copy(update=changes)})
 
 
+def _store_config(run_dir: Path, config: ResolvedConfig) -> None:
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write_text(run_dir / CONFIG, text)
+
+
 def _load_config(run_dir: Path, advice: str = "") -> ResolvedConfig:
     """Return the configuration of a run, which imports nothing that only its file names.
 
@@ -330,16 +368,27 @@ class _LoaderWithoutAliases(yaml.SafeLoader):
             raise yaml.YAMLError(f"line {node.start_mark.line + 1} holds no valid {kind}") from None
 
 
-def _differences(stored: ResolvedConfig, current: ResolvedConfig) -> list[str]:
-    """Return a line for each option that differs and is not among ``FREE_FIELDS``."""
-    old = stored.model_dump(exclude=set(FREE_FIELDS))
-    new = current.model_dump(exclude=set(FREE_FIELDS))
+def _other_name(name: str, differences: Sequence[Difference]) -> str:
+    """Return a name of the run that tells it from the one that has its name."""
+    parts = [name]
+    for option, _, value in differences[:MAX_NAMED]:
+        last = option.rpartition(".")[2]
+        label = "" if last == "kind" else last  # fusion.kind: film
+        parts.append(file_name(f"{label}{value}") if isinstance(value, Scalar) else last)
+    return short_file_name("-".join(parts))
+
+
+def _differences(stored: ResolvedConfig, current: ResolvedConfig) -> list[Difference]:
+    """Return each option that differs and may not; the length is checked apart."""
+    fixed = set(FREE_FIELDS) | {"total_timesteps"}
+    old = stored.model_dump(exclude=fixed)
+    new = current.model_dump(exclude=fixed)
     return list(_differing_options(old, new, prefix=""))
 
 
 def _differing_options(
     old: Mapping[str, object], new: Mapping[str, object], prefix: str
-) -> Iterator[str]:
+) -> Iterator[Difference]:
     # a key may be missing on one side: kinds of fusions have different options
     for key in sorted({*old, *new}):
         before = old.get(key)
@@ -347,4 +396,4 @@ def _differing_options(
         if isinstance(before, dict) and isinstance(after, dict):
             yield from _differing_options(before, after, f"{prefix}{key}.")
         elif before != after:
-            yield f"  {prefix}{key}: {before!r} there, {after!r} now"
+            yield f"{prefix}{key}", before, after

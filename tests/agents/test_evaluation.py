@@ -1,7 +1,7 @@
 """Evaluation plays fixed quotas of unseen episodes and reports rates with intervals."""
 
-import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,15 +15,14 @@ from corridor_env import corridor
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
-from rich.table import Table
 from run_setup import evaluate_at
 from stable_baselines3.common.policies import BasePolicy, MultiInputActorCriticPolicy
 
 from mirl.agents import evaluate, train
-from mirl.agents.evaluation import _result, missing_success_line, results_table
+from mirl.agents.evaluation import _result
 from mirl.agents.statistics import Episode, TaskResult, suite_result
 from mirl.configs.compose import compose_train
+from mirl.configs.errors import ConfigError, PlainWarning
 from mirl.configs.schema import EvalConfig, TrainConfig
 from mirl.configs.tasks import HoldoutConfig, SuiteConfig, TaskConfig
 from mirl.envs import SeedSplit, SuiteVecEnv, env_seeds
@@ -205,104 +204,6 @@ def test_tasks_and_seeds_have_own_seeds() -> None:
     assert env_seeds(0, "train", 0, 8)[:4] == env_seeds(0, "train", 0, 4)
 
 
-def one(task: str = "door", successes: int = 1, episodes: int = 2, **options: Any) -> TaskResult:
-    """Return a result with returns of 1 for success and episodes of 4 timesteps."""
-    success = np.arange(episodes) < successes
-    return TaskResult(task, success, success.astype(float), np.full(episodes, 4), **options)
-
-
-def rows_of(table: Table) -> list[list[str]]:
-    return [
-        list(map(str, row)) for row in zip(*(column.cells for column in table.columns), strict=True)
-    ]
-
-
-def test_table_has_row_per_task() -> None:
-    result = TaskResult(
-        "door", np.array([True, False]), np.array([1.0, 0.0]), np.array([3, 5]), 0.25, 0.75
-    )
-    assert rows_of(results_table([result], "title")) == [
-        ["door", "2", "50.0%", "9.5% – 90.5%", "0.500", "0.500", "4.0"]
-    ]
-
-
-def test_narrow_table_keeps_names_whole() -> None:
-    names = ["MiniGrid-DoorKey-5x5-v0", "MiniGrid-DoorKey-5x5-v1"]
-    output = io.StringIO()
-    console = Console(file=output, width=80)
-    console.print(results_table([unknown(name) for name in names], "title"))
-    cells = [line.split("│")[1].strip() for line in output.getvalue().splitlines() if "│" in line]
-    assert "".join(cells).startswith("".join(names))
-    assert "…" not in output.getvalue()
-
-
-def test_table_ends_with_summary_rows() -> None:
-    """Below several tasks stand their mean, interquartile mean and worst."""
-    results = [one(str(successes), successes, 4) for successes in (0, 2, 3, 4)]
-    rows = rows_of(results_table(results, "title"))
-    assert [row[0] for row in rows] == ["0", "2", "3", "4", "mean", "IQM", "worst"]
-    assert [(row[2], row[5]) for row in rows[4:]] == [
-        ("56.2%", "0.562"),
-        ("62.5%", "0.625"),
-        ("0.0%", "0.000"),
-    ]
-
-
-def test_held_out_subset_has_own_rows() -> None:
-    """The held-out subset has rows of its own."""
-    results = [
-        one("a", 2),
-        one("b", 2),
-        one("a", 0, subset="held_out"),
-        one("b", 1, subset="held_out"),
-    ]
-    rows = {row[0]: row[2] for row in rows_of(results_table(results, "title"))}
-    assert (rows["a"], rows["a (held out)"], rows["b (held out)"]) == ("100.0%", "0.0%", "50.0%")
-    assert (rows["mean"], rows["mean (held out)"], rows["worst (held out)"]) == (
-        "100.0%",
-        "25.0%",
-        "0.0%",
-    )
-
-
-def unknown(task: str, **options: Any) -> TaskResult:
-    """Return a result whose success is unknown."""
-    return TaskResult(task, None, np.full(4, -5.0), np.full(4, 5), **options)
-
-
-def test_table_shows_dash_for_unknown_success() -> None:
-    """The table of an unknown success has neither a rate nor an interval, nor a reason why."""
-    table = results_table([unknown("own")], "title")
-    assert rows_of(table) == [["own", "4", "–", "–", "-5.000", "-5.000", "5.0"]]
-    assert table.caption is None
-    both = results_table([unknown("own"), unknown("other")], "title")
-    assert [row[2] for row in rows_of(both)] == ["–"] * 5
-    assert both.caption is None
-
-
-def test_table_says_which_success_it_averages() -> None:
-    """If some tasks report no success, the means are over the others, and the caption says so."""
-    results = [one("a", 2), unknown("b"), one("c", 1), unknown("a", subset="held_out")]
-    results += [one("c", 2, subset="held_out")]
-    table = results_table(results, "title")
-    rates = {row[0]: row[2] for row in rows_of(table)}
-    assert (rates["b"], rates["mean"], rates["worst"]) == ("–", "75.0%", "50.0%")
-    assert rates["mean (held out)"] == "100.0%"
-    assert table.caption == (
-        "success: over the 2 of 3 tasks that report it\n"
-        "success (held out): over the 1 of 2 tasks that report it"
-    )
-
-
-def test_line_explains_missing_success() -> None:
-    assert missing_success_line([one("a", 2)]) is None
-    line = missing_success_line([one("a", 2), unknown("b"), unknown("b", subset="held_out")])
-    assert line == (
-        "task 'b' reports no success (no 'is_success' or 'success' in the last info of an "
-        "episode); evaluate with 'success=return>=X' to define it"
-    )
-
-
 def test_partly_reported_success_is_unknown(suite: SuiteConfig) -> None:
     """A rate over the episodes that report success would leave out the others."""
     tasks = [task.model_copy(update={"success": "auto"}) for task in suite.tasks]
@@ -417,3 +318,66 @@ def test_held_out_episodes_are_evaluated_separately(tiny: Build) -> None:
     report = json.loads(path.read_text())
     assert [task["subset"] for task in report["tasks"]] == ["trained", "held_out"]
     assert set(report["summary"]) == {"trained", "held_out"}
+
+
+# ------------------------------------------------------------------------- other levels and suites
+
+
+@pytest.fixture(scope="module")
+def door_run(tmp_path_factory: pytest.TempPathFactory, tiny_in: Build) -> Path:
+    """Train a run on one level, whose policy reads the mission."""
+    config = tiny_in(tmp_path_factory.mktemp("runs"), "total_timesteps=128")
+    train(config)
+    return config.run_dir
+
+
+OTHER_LEVELS = "MiniGrid-GoToDoor-6x6-v0+MiniGrid-GoToDoor-8x8-v0"
+
+
+@pytest.mark.parametrize("task", ["goto_door_8x8", OTHER_LEVELS])
+def test_run_plays_other_levels(door_run: Path, task: str) -> None:
+    options = EvalConfig(run=door_run, checkpoint="last", episodes=2, n_envs=2, gif=True, task=task)
+    results, [path, *gifs] = evaluate_at(options)
+    names = task.split("+")
+    assert [result.label for result in results] == names
+    report = json.loads(path.read_text())
+    assert report["task"] == task
+    # the context can be swapped where the episodes of one level are played
+    assert ("context_use" in report) == (len(names) == 1)
+    assert f"-{task}-" in path.name
+    assert [gif.name for gif in gifs] == [f"{path.stem}-{name}.gif" for name in names]
+
+
+def test_other_spaces_are_one_line(door_run: Path) -> None:
+    options = EvalConfig(run=door_run, checkpoint="last", episodes=2, task="CartPole-v1")
+    with pytest.raises(ConfigError) as caught:
+        evaluate_at(options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("task 'CartPole-v1' does not fit ")
+    assert "its observation 'direction' is missing, expected Discrete(4)" in message
+
+
+def test_task_index_needs_known_task(tiny: Build) -> None:
+    """A policy that reads the index of its task has none for a task that it was not trained on."""
+    config = tiny("total_timesteps=128", "task=doors", "context=task_id")
+    train(config)
+    options = EvalConfig(run=config.run_dir, checkpoint="last", episodes=2, task="goto_door_8x8")
+    [result], _ = evaluate_at(options)
+    assert result.task == "goto_door_8x8"
+    with pytest.raises(ConfigError, match="was not trained on 'goto_door', expected a task of its"):
+        evaluate_at(options.model_copy(update={"task": "goto_door"}))
+
+
+def test_unwritable_run_keeps_its_table(door_run: Path) -> None:
+    """Results that cannot be written are returned, with one warning."""
+    folder = door_run / "eval"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.touch()  # as unwritable as the folder of somebody else, also for root
+    try:
+        options = EvalConfig(run=door_run, checkpoint="last", episodes=2, gif=True)
+        with pytest.warns(PlainWarning, match="the results cannot be written to .*eval") as caught:
+            [result], written = evaluate_at(options)
+    finally:
+        folder.unlink()
+    assert (result.n_episodes, written, len(caught)) == (2, [], 1)

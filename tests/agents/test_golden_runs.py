@@ -207,11 +207,13 @@ def test_same_command_continues_the_run(name: str, run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["sac_her"])
-def test_continued_run_keeps_its_replay(name: str, run_dir: Path) -> None:
+def test_longer_run_keeps_its_replay(name: str, run_dir: Path) -> None:
+    """A run of that commit is also trained for longer than it was to be."""
     run = RUNS[name]
+    total = run.total + 40
     path = last_checkpoint(run_dir) / "replay_buffer.safetensors"
     before = load_file(path)["actions"]
-    train(compose_train([f"name={name}", *run.words]))
+    train(compose_train([f"name={name}", *run.words, f"total_timesteps={total}"]))
     after = load_file(last_checkpoint(run_dir) / path.name)["actions"]
-    assert (len(before), len(after)) == (run.timesteps, run.total)
+    assert (len(before), len(after)) == (run.timesteps, total)
     assert torch.equal(after[: run.timesteps], before)

@@ -12,6 +12,7 @@ import pydantic
 import pytest
 import tiny_runs
 from corridor_env import corridor
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mirl.eval
@@ -256,20 +257,37 @@ def test_signal_stops_and_saves(
     assert csv_steps(config) == event_steps(config) == ITERATIONS
 
 
-def test_longer_run_keeps_its_rollout(tmp_path: Path) -> None:
-    """A short run has a small rollout, with which the same command goes on."""
+def test_finished_run_is_trained_longer(tmp_path: Path) -> None:
+    """A larger total goes on with rollout, optimizer and curve, at the rate of the longer run."""
     own = ("agent.n_envs", "agent.n_steps", "agent.batch", "split", "task", "context", "total")
     options = [word for word in TINY if not word.startswith(own)]
     options += [f"runs_dir={tmp_path}", "task=goto_door"]
     short = train(compose_train([*options, "total_timesteps=512"]))
     assert short.run.config.agent.n_envs == 16
-    again = train(compose_train([*options, "total_timesteps=512"]))
-    assert again.finished
-    assert again.timesteps == short.timesteps
-    longer = compose_train([*options, "total_timesteps=200_000"])
-    with pytest.raises(ConfigError) as caught:
-        train(longer)
-    assert "n_envs" not in str(caught.value)
+    lines: list[str] = []
+    again = train(compose_train([*options, "total_timesteps=512"]), lines.append)
+    assert (again.finished, again.timesteps) == (True, short.timesteps)
+    [line] = lines
+    assert line.endswith(
+        "is finished, with 512 timesteps; to train it further, give a larger total_timesteps=…"
+    )
+
+    config = compose_train([*options, "total_timesteps=1024"])
+    longer = train(config, lines.append)
+    assert (longer.finished, longer.timesteps) == (True, 1024)
+    assert lines[1].startswith("Resuming at 512 of 1,024 timesteps")
+    assert lines[3] == (
+        "Longer than before: 1,024 timesteps in place of 512. The learning rate goes on at 0.0005 "
+        "and falls to zero at the new end."
+    )
+    assert csv_steps(config) == event_steps(config) == [512, 1024]
+    assert Run.open(config.run_dir).config.total_timesteps == 1024
+    # Adam has counted the gradient steps of both: one epoch of two minibatches per rollout
+    state = load_file(longer.checkpoint.folder / "optimizer.safetensors")
+    assert {int(value) for name, value in state.items() if name.endswith("step")} == {4}
+
+    with pytest.raises(ConfigError, match="total_timesteps=1024, which may only grow, got 512"):
+        train(compose_train([*options, "total_timesteps=512"]))
 
 
 def test_finished_run_is_unchanged(tiny: Build) -> None:

@@ -1,6 +1,7 @@
 """GIFs show the episode, with the mission under it."""
 
 import io
+import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any, ClassVar
@@ -14,7 +15,17 @@ from PIL import Image
 
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
-from mirl.agents.video import WIDTH, Gif, _caption, encode_gif, record_episode
+from mirl.agents.video import (
+    FRAMES_PER_SECOND,
+    WIDTH,
+    Gif,
+    _caption,
+    check_mp4,
+    encode_gif,
+    encode_mp4,
+    record_episode,
+)
+from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs import SuiteVecEnv, make_env
@@ -52,6 +63,25 @@ def test_every_frame_has_image_and_caption() -> None:
         assert (picture[WIDTH:] < 100).any()
 
 
+def test_mp4_has_every_frame() -> None:
+    """A frame of an odd height is padded, and the last frame is shown for a second."""
+    frames = [np.full((7, 8, 3), shade, np.uint8) for shade in (0, 90, 180)]
+    ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="the encoder of MP4s is optional")
+    data = encode_mp4(frames, "go to the red door")
+    assert data[4:8] == b"ftyp"
+    n_shown = len(frames) - 1 + FRAMES_PER_SECOND
+    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
+        file.write(data)
+        file.flush()
+        assert ffmpeg.count_frames_and_secs(file.name)[0] == n_shown
+
+
+def test_missing_encoder_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mirl.agents.video.find_spec", lambda _name: None)
+    with pytest.raises(ConfigError, match="mp4=true needs imageio-ffmpeg, which is not installed"):
+        check_mp4()
+
+
 def test_caption_shows_the_text() -> None:
     red, blue, none = (
         caption_of(encode_gif(FRAMES, text))
@@ -80,14 +110,17 @@ def test_episode_is_recorded_from_start(tiny: Build, make_agent: Agents) -> None
     config = tiny()
     agent = make_agent(config)
     before = torch.get_rng_state()
-    gifs = [record_episode(agent.policy, config.task, 0, seed=seed) for seed in (5, 5, 6)]
+    gifs = []
+    for seed in (5, 5, 6):
+        recording = record_episode(agent.policy, config.task, 0, seed=seed)
+        assert recording is not None
+        gifs.append(encode_gif(*recording))
     assert torch.equal(before, torch.get_rng_state())
     assert gifs[0] == gifs[1] != gifs[2]
     env = make_env(config.task.tasks[0], render_mode="rgb_array")
     env.reset(seed=5)
     first: Any = env.render()
     start = pictures(encode_gif([first], env.unwrapped.mission))[0]  # type: ignore[attr-defined]
-    assert gifs[0] is not None
     difference = np.abs(pictures(gifs[0])[0].astype(int) - start.astype(int))
     assert difference.mean() < 4  # the palettes of two GIFs differ a little
     env.close()
@@ -181,9 +214,9 @@ def test_task_with_fewer_actions_is_masked(monkeypatch: pytest.MonkeyPatch) -> N
                 env.observation_space, env.action_space, lambda _: 0.0, context="task_id"
             )
         for index in (0, 1):
-            gif = record_episode(policy, suite, index, seed=0)
-            assert gif is not None
-            assert gif.data.startswith(b"GIF89a")
+            recording = record_episode(policy, suite, index, seed=0)
+            assert recording is not None
+            assert encode_gif(*recording).data.startswith(b"GIF89a")
     finally:
         del gym.registry["ToyPages-v0"]
     # the first timestep of each is that of the check of the environment
@@ -213,23 +246,18 @@ def test_caption_is_text_of_observation(key: str) -> None:
     assert _caption(env, "task") == "Open the door!"
 
 
-def test_recorded_episode_has_task_mission(
-    tiny: Build, make_agent: Agents, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recorded_episode_has_task_mission(tiny: Build, make_agent: Agents) -> None:
     """The recorded episode has the mission of its task."""
     config = tiny()
     policy = make_agent(config).policy
     captions: list[str] = []
-
-    def recorded(frames: list[Any], caption: str) -> Gif:
-        captions.append(caption)
-        return Gif(b"", 0, 0)
-
-    monkeypatch.setattr("mirl.agents.video.encode_gif", recorded)
     [door] = config.task.tasks
     red = door.model_copy(update={"name": "red", "mission": "red door"})
     for task in (door, red):
         for seed in range(6):
-            record_episode(policy, SuiteConfig(name="doors", tasks=(task,)), 0, seed=seed)
+            suite = SuiteConfig(name="doors", tasks=(task,))
+            recording = record_episode(policy, suite, 0, seed=seed)
+            assert recording is not None
+            captions.append(recording.caption)
     assert len(set(captions[:6])) > 1
     assert captions[6:] == ["go to the red door"] * 6

@@ -167,3 +167,20 @@ def test_evaluated_episodes_have_a_limit() -> None:
     assert compose_train([]).evaluation.max_steps is None
     assert compose_train(["evaluation.max_steps=7"]).evaluation.max_steps == 7
     assert "evaluation.max_steps" in error_message("evaluation.max_steps=0")
+
+
+def test_long_run_name_is_cut() -> None:
+    """The ids of many environments make a name that a file system takes, and others another one."""
+    ids = [f"MiniGrid-GoToDoor-{size}x{size}-v0" for size in range(5, 17)]
+    names = [compose_train([f"task={'+'.join(some)}"]).run_name for some in (ids, ids[::-1])]
+    assert names[0] != names[1]
+    assert {len(name) for name in names} == {100}
+    assert compose_train([f"task={'+'.join(ids[:5])}"]).run_name.startswith("+".join(ids[:5]))
+
+
+def test_videos_are_switch_or_interval() -> None:
+    given = {
+        word: compose_train([f"videos={word}"]).videos for word in ("every", "false", "1", "9")
+    }
+    assert given == {"every": True, "false": False, "1": 1, "9": 9}
+    assert given["1"] is not True

@@ -1,8 +1,10 @@
 """Checkpoints and videos: the best is kept, and a full disk does not end a run early."""
 
+import csv
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,39 @@ def test_best_checkpoint_follows_validation_success(
         "best_score": 0.75,
     }
     assert run.checkpoint("best").name == "step_000000512"
+
+
+@pytest.mark.parametrize(
+    ("words", "recorded_at"),
+    [
+        ((), [256, 512]),
+        (("videos=384",), [384, 512]),
+        (("videos=false",), []),
+    ],
+)
+def test_videos_come_as_often_as_asked(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], recorded_at: list[int]
+) -> None:
+    """Videos are recorded at checkpoints, at intervals, or never, and their time is said."""
+
+    def slow(*_: Any, **__: Any) -> None:
+        time.sleep(0.01)
+
+    module = "mirl.agents.callbacks.checkpointing"
+    monkeypatch.setattr(f"{module}.record_episode", slow)
+    monkeypatch.setattr(f"{module}.SLOW_VIDEOS", 0.001)
+    monkeypatch.setattr(f"{module}.NOTICEABLE_SHARE", 0.0001)
+    lines: list[str] = []
+    config = tiny("checkpoint_every=256", "evaluation.every=10_000", *words)
+    run = train(config, lines.append).run
+    with (run.path / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("speed/video_seconds")]
+    # logged in the row after them, so that the last ones are in none
+    assert len(rows) == len(recorded_at[:-1])
+    said = [line for line in lines if "videos=false records none" in line]
+    assert len(said) == (2 if recorded_at else 0)
+    # a run may be resumed without them
+    assert train(tiny("checkpoint_every=256", "evaluation.every=10_000", "videos=false")).finished
 
 
 def test_no_rendering_means_no_videos(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:

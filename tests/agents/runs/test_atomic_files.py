@@ -12,11 +12,12 @@ from mirl.agents.runs.atomic_files import (
     check_regular,
     load_json,
     verify_manifest,
+    warn_if_unwritable,
     write_bytes,
     write_json,
     write_manifest,
 )
-from mirl.configs.errors import ConfigError
+from mirl.configs.errors import ConfigError, PlainWarning
 
 
 def test_write_replaces_the_file(tmp_path: Path) -> None:
@@ -117,3 +118,12 @@ def test_manifest_lists_no_path(sealed: Path) -> None:
     (sealed / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ConfigError, match="is not among the files of its manifest"):
         verify_manifest(sealed)
+
+
+def test_unwritable_results_warn(tmp_path: Path) -> None:
+    (tmp_path / "eval").touch()
+    with (
+        pytest.warns(PlainWarning, match=r"cannot be written to .*eval \(Not a directory\)"),
+        warn_if_unwritable(tmp_path / "eval"),
+    ):
+        write_json(tmp_path / "eval" / "a.json", {})

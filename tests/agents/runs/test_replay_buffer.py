@@ -40,6 +40,21 @@ def test_full_buffer_keeps_its_position(tiny: Build, make_agent: Agents, tmp_pat
     np.testing.assert_array_equal(loaded.replay_buffer.rewards, saved.replay_buffer.rewards)
 
 
+@pytest.mark.parametrize("n_steps", [18, 20])  # episodes have 5 timesteps
+def test_longer_run_has_room(tiny: Build, make_agent: Agents, tmp_path: Path, n_steps: int) -> None:
+    """A buffer that the end of a run filled exactly is continued behind its last timestep."""
+    short = tiny("sac", "agent.n_envs=2", f"total_timesteps={2 * n_steps - 1}")
+    saved = make_agent(short).learn(2 * n_steps - 1)
+    assert (saved.replay_buffer.pos, saved.replay_buffer.full) == (0, True)
+    loaded = make_agent(short.model_copy(update={"total_timesteps": 80}))
+    CheckpointDirectory(tmp_path).save(saved).load_agent(loaded)
+    buffer = loaded.replay_buffer
+    assert (buffer.pos, buffer.full) == (n_steps, False)
+    assert buffer._current_ep_start.tolist() == [n_steps, n_steps]
+    assert (buffer.ep_length[:n_steps] > 0).all()
+    assert not buffer.ep_length[n_steps:].any()
+
+
 def test_only_last_checkpoint_holds_buffer(tiny: Build, make_agent: Agents, tmp_path: Path) -> None:
     """Only the last checkpoint holds the replay buffer."""
     agent = make_agent(tiny("td3"))

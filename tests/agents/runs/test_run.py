@@ -76,7 +76,12 @@ def test_other_configuration_lists_differences(tiny: Build) -> None:
             )
         )
     first, *differences = str(caught.value).splitlines()
-    assert first.endswith("holds a run of another configuration; choose another name=…")
+    assert first.endswith(
+        "holds a run of another configuration; choose another name, e.g. "
+        "name=mine-gamma0.9-episodes5-low_rank"
+    )
+    # following the advice works
+    assert start_run(tiny("name=mine-gamma0.9-episodes5-low_rank", "fusion=low_rank")).is_new
     assert differences == [
         "  agent.gamma: 0.99 there, 0.9 now",
         "  evaluation.episodes: 4 there, 5 now",

@@ -1,0 +1,40 @@
+"""The commands without their scripts: ``python -m mirl train task=goto_door``."""
+
+import sys
+from importlib import import_module
+
+from mirl.configs.command_line import console_entry
+
+COMMANDS = ("train", "eval", "compare")
+"""Commands, each a module with a function ``main``."""
+USAGE = """\
+usage: python -m mirl COMMAND [argument] …
+  train     train an agent, resume a run or train it further
+  eval      evaluate, adapt or export a checkpoint
+  compare   train settings over seeds and tasks and compare them
+
+python -m mirl COMMAND --help says more; mirl-COMMAND is the same command.
+"""
+
+
+def main() -> None:
+    """Run the command that the first argument names."""
+    name = "".join(sys.argv[1:2])
+    if name in COMMANDS:
+        del sys.argv[1]
+        import_module(f"mirl.{name}").main()
+        return
+    sys.exit(console_entry(_usage, lambda _argv: USAGE))
+
+
+def _usage(argv: list[str]) -> int:
+    """Print which commands there are, as an error if the argument is none of them."""
+    if not argv:
+        sys.stdout.write(USAGE)
+        return 0
+    sys.stderr.write(f"error: no command '{argv[0]}'; expected {', '.join(COMMANDS)}\n")
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Words of the command line: their syntax, and the pages of ``--help``."""

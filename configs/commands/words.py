@@ -1,0 +1,258 @@
+"""Arguments of the commands, ``key=value``: their syntax, and answers to those that are none."""
+
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from types import UnionType
+from typing import Annotated, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from mirl.configs.errors import ConfigError, nearest
+from mirl.configs.validation_messages import config_classes
+
+TYPED_NAMES = {"import": "imports", "success": "task.success"}
+"""Names of options as they may be typed, because Python reserves the word or it is shorter."""
+MULTIRUN = ("-m", "--multirun")
+"""Arguments that ask Hydra for several runs."""
+SYNONYMS = {
+    "lr": "agent.learning_rate",
+    "steps": "total_timesteps",
+    "timesteps": "total_timesteps",
+    "total_steps": "total_timesteps",
+    "n_timesteps": "total_timesteps",
+    "env": "task",
+    "env_id": "task",
+    "envs": "agent.n_envs",
+    "num_envs": "agent.n_envs",
+    "num_steps": "agent.n_steps",
+    "rollout": "agent.n_steps",
+    "algo": "agent",
+    "algorithm": "agent",
+    "epochs": "agent.n_epochs",
+    "update_epochs": "agent.n_epochs",
+    "minibatch_size": "agent.batch_size",
+    "entropy": "agent.ent_coef",
+    "clip": "agent.clip_range",
+    "lambda": "agent.gae_lambda",
+    "hidden": "agent.net_arch",
+    "cuda": "device",
+    "gpu": "device",
+    "seeds": "seed",
+    "out": "runs_dir",
+    "logdir": "runs_dir",
+    "log_dir": "runs_dir",
+    "video": "videos",
+    "gif": "videos",
+    "save_every": "checkpoint_every",
+    "eval_every": "evaluation.every",
+    "eval_episodes": "evaluation.episodes",
+    "load": "start_from",
+    "init_from": "start_from",
+    "path": "run",
+    "run_dir": "run",
+    "n_episodes": "episodes",
+}
+"""Names that other programs have for options."""
+MAX_SUGGESTIONS = 4
+"""Largest number of options that a message suggests."""
+BRACKETS = {"(": ")", "[": "]", "{": "}"}
+QUOTES = "\"'"
+"""Quotation marks around a value, which Hydra would remove."""
+SWEEPS = re.compile(r"(choice|range|interval|glob)\(")
+"""Beginnings of values that stand for several ones in Hydra."""
+
+
+def parse_overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
+    """Split ``key=value`` arguments into pairs.
+
+    Args:
+        argv: command-line arguments. Hydra's leading ``+`` is accepted and ignored.
+
+    Returns:
+        The keys and values in the given order.
+
+    Raises:
+        ConfigError: if an argument is not of the form ``key=value``.
+    """
+    pairs: list[tuple[str, str]] = []
+    for word in argv:
+        # at the first =, because values may contain others
+        key, equals, value = word.partition("=")
+        key = key.lstrip("+")
+        if word in MULTIRUN:
+            raise ConfigError(
+                f"{word}: a command is one run; mirl-compare trains several settings and seeds, "
+                "see its --help"
+            )
+        if not equals or not key:
+            raise ConfigError(f"expected key=value, got '{word}'. See --help.")
+        pairs.append((TYPED_NAMES.get(key, key), value))
+    return pairs
+
+
+def option_names(classes: Sequence[type[BaseModel]], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every option of some config classes: ``agent.n_steps``.
+
+    Tuples of configs are set as a whole, so the options of their items are left out.
+
+    Args:
+        classes: config classes that can stand at the same place, e.g. the members of a union.
+        prefix: text before each name, e.g. ``agent.``.
+    """
+    for config_class in classes:
+        for name, field in config_class.model_fields.items():
+            yield prefix + name
+            if get_origin(field.annotation) is not tuple:
+                yield from option_names(config_classes(field), f"{prefix}{name}.")
+
+
+def list_options(classes: Sequence[type[BaseModel]], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every option that takes a list: ``agent.net_arch``.
+
+    Args:
+        classes: config classes that can stand at the same place.
+        prefix: text before each name.
+    """
+    for config_class in classes:
+        for name, field in config_class.model_fields.items():
+            if is_list(field.annotation):
+                yield prefix + name
+            else:
+                yield from list_options(config_classes(field), f"{prefix}{name}.")
+
+
+def is_list(annotation: object) -> bool:
+    """Return True for ``tuple[X, ...]``, also if it may be None.
+
+    Args:
+        annotation: the type of an option.
+    """
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return is_list(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return any(is_list(part) for part in get_args(annotation))
+    return origin is tuple
+
+
+def unknown_option(key: str, known: Iterable[str]) -> ConfigError:
+    """Return the error about a name that no option has, with the option that was perhaps meant.
+
+    Args:
+        key: the unknown name.
+        known: names of the options.
+    """
+    names = set(known)
+    plain = key.strip("-").replace("-", "_").lower()
+    meant = [SYNONYMS.get(plain, plain)]
+    if meant[0] not in names:
+        # an option of a group that was typed without the group
+        meant = sorted(name for name in names if name.rpartition(".")[2] == plain)
+    hint = nearest(key, names)
+    if 0 < len(meant) <= MAX_SUGGESTIONS:
+        quoted = [f"'{name}'" for name in meant]
+        hint = f" Did you mean {' or '.join(quoted)}?"
+    return ConfigError(f"unknown option '{key}'.{hint}")
+
+
+def one_value(key: str, value: str, *, takes_list: bool) -> str:
+    """Return the value of an option that Hydra shall read as one value, not as several runs.
+
+    Args:
+        key: the option.
+        value: the value as it was typed.
+        takes_list: True if the option takes a list, whose brackets may then be left out.
+
+    Returns:
+        The value, in brackets if it is a list.
+
+    Raises:
+        ConfigError: several values came for an option that takes one.
+    """
+    values = split_outside_brackets(value)
+    if len(values) == 1 and not SWEEPS.match(value):
+        return value
+    if takes_list and not SWEEPS.match(value):
+        return f"[{value}]"
+    if key.startswith("task.kwargs."):
+        remedy = f"write a list in brackets, '{key}=[{value}]'"
+    elif key == "seed":
+        remedy = "repeat the command with each, or use mirl-compare settings.NAME=… seeds=1,2,3"
+    else:
+        remedy = f"compare values with mirl-compare settings.A='{key}=…' settings.B='{key}=…'"
+    raise ConfigError(f"{key}: expected one value for one run, got '{value}'; {remedy}")
+
+
+def split_outside_brackets(value: str) -> list[str]:
+    """Split a value at the commas that stand in no brackets and no quotation marks.
+
+    Args:
+        value: the value.
+    """
+    parts = [""]
+    closing: list[str] = []
+    quote = ""
+    for character in value:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in QUOTES:
+            quote = character
+        elif character in BRACKETS:
+            closing.append(BRACKETS[character])
+        elif closing and character == closing[-1]:
+            closing.pop()
+        elif character == "," and not closing:
+            parts.append("")
+            continue
+        parts[-1] += character
+    return parts
+
+
+# ----------------------------------------------------------------------------------- as it is typed
+
+
+def typed_name(name: str) -> str:
+    """Return the name of an option as it is typed.
+
+    Args:
+        name: name of the field, e.g. ``imports``.
+    """
+    for typed, field in TYPED_NAMES.items():
+        # an option of a group keeps its name, beside which the short form may be typed
+        if field == name and "." not in field:
+            return typed
+    return name
+
+
+def typed_value(value: object) -> str:
+    """Return a value as it is typed in a command.
+
+    Args:
+        value: value of an option.
+    """
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case tuple():
+            return f"[{','.join(map(typed_value, value))}]"
+        case BaseModel():
+            return "…"
+        case _:
+            return str(value)
+
+
+def typed_words(config: BaseModel) -> list[str]:
+    """Return the arguments that give a config its values, those with defaults aside, for a shell.
+
+    Args:
+        config: a config without groups, such as ``EvalConfig``.
+    """
+    words = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if value != field.get_default(call_default_factory=True):
+            words.append(shlex.quote(f"{typed_name(name)}={typed_value(value)}"))
+    return words
