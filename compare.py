@@ -27,14 +27,11 @@ def run(argv: list[str]) -> int:
 
     limit_kernel_caches()
     # imported here and below as needed, because torch takes seconds to load
-    from rich.console import Console
-
     from mirl.agents.comparison.tables import to_rich
+    from mirl.agents.result_tables import PlainConsole
 
-    console = Console()
-
-    def log(line: str) -> None:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    console = PlainConsole()
+    log = console.log_line
 
     if isinstance(config, RunComparisonConfig):
         from mirl.agents.comparison.existing_runs import compare_runs

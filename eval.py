@@ -24,15 +24,12 @@ def run(argv: list[str]) -> int:
     config = parse_flat(EvalConfig, argv)  # before torch is imported
 
     # imported here and below as needed, because torch takes seconds to load
-    from rich.console import Console
-
+    from mirl.agents.result_tables import PlainConsole, missing_success_line, results_table
     from mirl.agents.runs.run import Run
     from mirl.agents.statistics import TaskResult
 
-    console = Console()
-
-    def log(line: str) -> None:
-        console.print(line, soft_wrap=True, highlight=False)
+    console = PlainConsole()
+    log = console.log_line
 
     opened = Run.open(config.run)
     checkpoint = opened.checkpoint(config.checkpoint)
@@ -49,7 +46,6 @@ def run(argv: list[str]) -> int:
         return 0
 
     from mirl.agents.evaluation import evaluate_run
-    from mirl.agents.result_tables import missing_success_line, results_table
 
     def explain(results: Sequence[TaskResult]) -> None:
         line = missing_success_line(results)

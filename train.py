@@ -26,16 +26,12 @@ def run(argv: list[str]) -> int:
 
     limit_kernel_caches()
     # the other imports load torch, which takes seconds
-    from rich.console import Console
-
     from mirl.agents.evaluation import evaluate_run
-    from mirl.agents.result_tables import results_table
+    from mirl.agents.result_tables import PlainConsole, results_table
     from mirl.agents.training import train
 
-    console = Console()
-
-    def log(line: str) -> None:
-        console.print(line, soft_wrap=True, highlight=False)
+    console = PlainConsole()
+    log = console.log_line
 
     result = train(config, log)
     if not result.finished:

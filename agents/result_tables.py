@@ -1,18 +1,49 @@
-"""Tables of evaluations for the terminal."""
+"""The terminal of the commands, and tables of evaluations for it."""
 
 from collections.abc import Sequence
 from dataclasses import astuple
+from typing import Any
 
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mirl.agents.statistics import TaskResult, by_subset, suite_result
 from mirl.configs.tasks import Subset
+from mirl.configs.texts import printable
 from mirl.envs.success import NO_REPORT
 
 NO_SUCCESS = "–"
 """Success in tables where it is unknown."""
 SUMMARY_ROWS = ("mean", "IQM", "worst")
 """Rows of the table over several tasks, in the order of the fields of ``Aggregate``."""
+
+
+class PlainConsole(Console):
+    """Rich's console, which prints every text as it is.
+
+    Names of tasks, missions and folders may hold what Rich takes for markup, or control characters.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text as Rich lays it out, without control characters.
+
+        Args:
+            text: the text.
+            options: those of Rich.
+        """
+        return super().render_str(printable(text), **options)
+
+    def log_line(self, line: str) -> None:
+        """Print a line, which the terminal may wrap.
+
+        Args:
+            line: the line.
+        """
+        self.print(line, soft_wrap=True)
 
 
 def results_table(results: Sequence[TaskResult], title: str) -> Table:

@@ -19,6 +19,7 @@ from mirl.configs.aliases import RenamedWarning
 from mirl.configs.commands.help import HELP_WORDS
 from mirl.configs.errors import ConfigError, PlainWarning, RunError
 from mirl.configs.imports import PluginWarning, load_plugins
+from mirl.configs.texts import printable
 
 PLAIN_SPELLING = "mirl_plain_spelling"
 """Name of the handler of characters that an encoding lacks."""
@@ -79,10 +80,10 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[list[str
         sys.stdout.flush()
         return code
     except ConfigError as error:
-        sys.stderr.write(f"error: {_printable(error)}\n")
+        sys.stderr.write(f"error: {printable(str(error))}\n")
         return 2
     except RunError as error:
-        sys.stderr.write(f"error: {_printable(error)}\n")
+        sys.stderr.write(f"error: {printable(str(error))}\n")
         return 1
     except BrokenPipeError:
         # the reader has gone, such as head; the flush at Python's exit would fail again
@@ -91,7 +92,7 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[list[str
     except OSError as error:
         if error.filename is None:  # not about a file, so perhaps a mistake of MIRL
             raise
-        sys.stderr.write(f"error: {_printable(error)}\n")
+        sys.stderr.write(f"error: {printable(str(error))}\n")
         return 1
     except KeyboardInterrupt:  # outside of the training loop, which saves a checkpoint first
         sys.stderr.write("stopped\n")
@@ -120,14 +121,6 @@ def _plain_spelling(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end]
     return "".join(SPELLINGS.get(character, "?") for character in text), error.end
-
-
-def _printable(error: Exception) -> str:
-    """Return the text of an error without control characters, which a file may have put there."""
-    lines = []
-    for line in str(error).split("\n"):
-        lines.append("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
-    return "\n".join(lines)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Texts as words and as bytes: the forms that configurations, environments and policies share."""
+"""Texts as words and as bytes, the forms that all packages share, and texts for a terminal."""
 
 import re
 from collections.abc import Iterable
@@ -63,3 +63,15 @@ def decode_utf8(codes: Iterable[int]) -> str:
     data = bytes(code - 1 for code in codes if 0 < code < N_BYTE_CODES)
     # a text that was cut may end inside a character
     return data.decode("utf-8", "ignore")
+
+
+def printable(text: str) -> str:
+    """Return a text for a terminal, without the control characters that a file may have put there.
+
+    Args:
+        text: any text; its lines stay.
+    """
+    lines: list[str] = []
+    for line in text.split("\n"):
+        lines.append("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
+    return "\n".join(lines)

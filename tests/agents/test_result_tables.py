@@ -4,10 +4,11 @@ import io
 from typing import Any
 
 import numpy as np
+import pytest
 from rich.console import Console
 from rich.table import Table
 
-from mirl.agents.result_tables import missing_success_line, results_table
+from mirl.agents.result_tables import PlainConsole, missing_success_line, results_table
 from mirl.agents.statistics import TaskResult
 
 
@@ -30,6 +31,18 @@ def test_table_has_row_per_task() -> None:
     assert rows_of(results_table([result], "title")) == [
         ["door", "2", "50.0%", "9.5% – 90.5%", "0.500", "0.500", "4.0"]
     ]
+
+
+def test_texts_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rich's markup in a name is text, and control characters are shown."""
+    console = PlainConsole()
+    name = "[/b]:a:\x1b"
+    console.print(results_table([one(name), one("b")], "[bold]"))
+    console.log_line(name)
+    shown = capsys.readouterr().out
+    assert shown.count("[/b]:a:\\x1b") == 2
+    assert "[bold]" in shown
+    assert "\x1b" not in shown
 
 
 def test_narrow_table_keeps_names_whole() -> None:
