@@ -300,7 +300,7 @@ def test_stopped_rollout_matches_sb3(algorithm: Any) -> None:
 
 
 def test_metrics_are_written_once(tmp_path: Path) -> None:
-    """What callbacks read of an earlier update is in no later row of the log."""
+    """The metrics that stay readable for callbacks are in no later row of the log."""
     agent = PPO("MlpPolicy", poles(), **SMALL)
     agent.set_logger(configure(str(tmp_path), ["csv", "json"]))
     agent.learn(128)
