@@ -43,6 +43,10 @@ class NonFiniteError(RunError):
         super().__init__(message)
         self.evidence = evidence
 
+    def __reduce__(self) -> tuple[type, tuple[str, dict[str, Tensor]]]:
+        """Return what pickle builds a copy of, in another process."""
+        return type(self), (str(self), self.evidence)
+
     def save(self, folder: Path) -> Path:
         """Write the message and the evidence into a folder.
 

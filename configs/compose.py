@@ -22,7 +22,7 @@ from mirl.configs.commands.words import (
     parse_overrides,
     unknown_option,
 )
-from mirl.configs.errors import ConfigError, nearest
+from mirl.configs.errors import ConfigError, first_lines, nearest
 from mirl.configs.imports import allow_imports, import_modules, named_code
 from mirl.configs.parts import OWN_KIND
 from mirl.configs.schema import TrainConfig
@@ -40,6 +40,9 @@ OWN_PARTS = "own_parts"
 """Key under which Hydra composes the options of such classes, apart from those of a preset."""
 BY_OBSERVATION = ("fusion", "context", "encoder")
 """Groups that ``auto`` chooses by the observation space."""
+PRESET_ERRORS = (yaml.YAMLError, ValueError, LookupError)
+"""Exceptions of a preset that is no valid YAML; PyYAML leaves those of ``int()`` and the like as
+they are."""
 CONFIG_DIR = "--config-dir"
 """Argument of the commands that names a folder of the user's own presets."""
 FREE_OPTIONS = ("task.kwargs.", "encoder.parts.")
@@ -147,7 +150,7 @@ def validate(model: type[ConfigT], values: object) -> ConfigT:
     for line, tasks in tasks_by_line.items():
         names = ", ".join(name for name in tasks if name)
         lines.append(f"{names}: {line}" if names else line)
-    raise ConfigError("\n".join(lines))
+    raise ConfigError("\n".join(first_lines(lines)))
 
 
 def _split_task(line: str, values: object) -> tuple[str, str]:
@@ -344,7 +347,7 @@ def _load_preset(path: Path) -> dict[str, Any]:
     """Return a preset; empty if it cannot be read, which Hydra reports."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, *PRESET_ERRORS):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -424,7 +427,7 @@ def _compose(overrides: list[str], config_dir: Path | None) -> object:
         # the lines after the first are about how Hydra works inside
         reason = str(error).splitlines()[0]
         raise ConfigError(f"the command line could not be parsed: {reason}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:  # MIRL's own presets can be read
+    except PRESET_ERRORS as error:  # MIRL's own presets can be read
         reason = " ".join(str(error).split())
         raise ConfigError(f"{CONFIG_DIR}: a preset could not be read: {reason}") from None
 

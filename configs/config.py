@@ -18,6 +18,8 @@ def _to_tuple(value: object) -> object:
 
 Width = Annotated[int, Field(ge=1, le=2**16)]
 """Size of a layer. The upper bound rejects typing errors and hostile files."""
+Depth = Annotated[int, Field(ge=1, le=64)]
+"""Number of equal layers, with the same kind of bound."""
 Widths = Annotated[tuple[Width, ...], Field(max_length=16)]
 """Sizes of consecutive layers, first layer first."""
 AllowSingleName = BeforeValidator(_to_tuple)

@@ -1,10 +1,12 @@
 """Errors shown to users, and the suggestion of the nearest valid name."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 MAX_LISTED_NAMES = 40
 """Largest number of valid names that an error message lists."""
+MAX_LINES = 20
+"""Largest number of lines of an error message."""
 
 
 class ConfigError(ValueError):
@@ -42,3 +44,15 @@ def nearest(name: object, valid: Iterable[str]) -> str:
     if 0 < len(options) <= MAX_LISTED_NAMES:
         return f" Valid: {', '.join(options)}."
     return ""
+
+
+def first_lines(lines: Sequence[str]) -> list[str]:
+    """Return the lines of an error message, of which the last may say how many are left out.
+
+    Args:
+        lines: all lines, one for each error.
+    """
+    if len(lines) <= MAX_LINES:
+        return list(lines)
+    shown = MAX_LINES - 1
+    return [*lines[:shown], f"… and {len(lines) - shown:,} more errors"]

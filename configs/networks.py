@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from mirl.configs.config import AllowSingleName, Config, Width, Widths
+from mirl.configs.config import AllowSingleName, Config, Depth, Width, Widths
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.keys import DESIRED_GOAL_KEY, MISSION_KEY, TASK_KEY
 from mirl.configs.parts import (
@@ -351,7 +351,7 @@ class MissionContextConfig(BaseContextConfig):
     """Size Z of the context."""
     heads: Width = 4
     """Heads of the self-attention, a divisor of ``dim``."""
-    layers: Width = 1
+    layers: Depth = 1
     """Layers of the self-attention or of the GRU."""
     zero_start: bool = True
     """Start the residual branches of the self-attention at zero, so that it starts as the mean of
@@ -387,7 +387,7 @@ class SentenceContextConfig(BaseContextConfig):
     """Size Z of the context."""
     heads: Width = 4
     """Heads of the self-attention, a divisor of ``dim``."""
-    layers: Width = 1
+    layers: Depth = 1
     """Layers of the self-attention."""
 
     @model_validator(mode="after")
@@ -545,7 +545,7 @@ class TextEncoderConfig(BaseEncoderConfig):
     """Encoder of the words, as of ``context=mission``."""
     heads: Width = 4
     """Heads of the self-attention, a divisor of ``features_dim``."""
-    layers: Width = 1
+    layers: Depth = 1
     """Layers of the self-attention or of the GRU."""
     features_dim: Width = 64
     """Size of the feature vector."""

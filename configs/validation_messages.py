@@ -173,7 +173,10 @@ def _quoted_names(text: str) -> list[str]:
 
 def _shorten(value: object) -> str:
     """Return the ``repr`` of a value, cut to one line of reasonable length."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no integer of more than 4,300 digits
+        text = f"a {type(value).__name__} that is too large to show"
     if len(text) <= MAX_SHOWN_CHARACTERS:
         return text
     return f"{text[:MAX_SHOWN_CHARACTERS]}…"

@@ -68,6 +68,12 @@ def check_action_space(space: AnySpace | None, owner: str) -> ActionSpace:
 
 def _check_box(space: spaces.Box, owner: str) -> None:
     """Raise an error if SB3 cannot scale actions to the bounds of a space."""
+    if not np.issubdtype(space.dtype, np.floating):
+        raise ConfigError(
+            f"{owner}: actions in a Box must be floating-point numbers, because agents draw them "
+            f"from a normal distribution, got {describe_space(space)}; declare a MultiDiscrete "
+            "space, or a Box of float32 and round the action in step()"
+        )
     expected = f"{owner}: continuous actions must have "
     if not np.prod(space.shape):
         raise ConfigError(

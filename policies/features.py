@@ -26,8 +26,9 @@ class Context(NamedTuple):
     groups: ContextGroups | None
     """Context of each row; None if every row has its own."""
     words: Float[Tensor, "rows words context"] | None = None
-    """Vectors of the words of each context, (G, W, Z), or (B, W, Z) without ``groups``, with zeros
-    behind the last word of a shorter text. None for a context that is no text."""
+    """Vectors of the words of each context, (G, W, Z), or (B, W, Z) without ``groups``. No word
+    changes the vector of another, and behind the last word of a shorter text are zeros. None for a
+    context that is no text."""
 
     def per_row(self) -> Float[Tensor, "batch context"]:
         """Return the context of every row, (B, Z)."""

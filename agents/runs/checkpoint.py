@@ -63,7 +63,8 @@ _NAME = re.compile(r"step_([0-9]{1,18})")
 _LOADING_ERRORS = (
     SafetensorError,
     OSError,
-    KeyError,
+    ArithmeticError,
+    LookupError,
     TypeError,
     ValueError,
     AttributeError,
@@ -309,21 +310,30 @@ class Checkpoint:
     def _attributes(self, agent: BaseAlgorithm) -> dict[str, int | float | deque[Any]]:
         """Return the counters and windows of the agent by the names of its attributes."""
         attributes: dict[str, int | float | deque[Any]] = {
-            "num_timesteps": int(self.state["num_timesteps"]),
-            "_n_updates": int(self.state["n_updates"]),
+            "num_timesteps": _to_count("num_timesteps", self.state["num_timesteps"]),
+            "_n_updates": _to_count("n_updates", self.state["n_updates"]),
         }
         counters = self.state.get("counters", {})
         for name in COUNTERS:
             if hasattr(agent, name):
-                attributes[name] = int(counters.get(name, 0))
+                attributes[name] = _to_count(name, counters.get(name, 0))
         for name, episodes in self.state.get("windows", {}).items():
             if name in WINDOWS:
                 attributes[name] = deque(episodes, maxlen=agent._stats_window_size)
         # DQN computes it from the progress, but acts once before it does
         rate = self.state.get("exploration_rate")
         if rate is not None:
+            if not 0 <= rate <= 1:
+                raise ValueError(f"its exploration_rate must be from 0 to 1, got {rate}")
             attributes["exploration_rate"] = float(rate)
         return attributes
+
+
+def _to_count(name: str, value: object) -> int:
+    """Return a counter from a JSON file."""
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"its {name} must be a number of at least 0, got {value!r}")
+    return value
 
 
 def write_checkpoint(

@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.logger import (
     CSVOutputFormat,
     KVWriter,
@@ -12,6 +13,7 @@ from stable_baselines3.common.logger import (
     TensorBoardOutputFormat,
 )
 from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from mirl.agents.runs.atomic_files import check_regular
@@ -65,13 +67,24 @@ class FaultTolerantWriter(KVWriter):
             key_excluded: writers that leave a metric out, by metric.
             step: timesteps.
         """
+        numbers = {name: _to_number(value) for name, value in key_values.items()}
         with self.write_errors:
-            super().write(key_values, key_excluded, step)
+            super().write(numbers, key_excluded, step)
 
     def close(self) -> None:
         """Close the file."""
         with self.write_errors:
             super().close()
+
+
+def _to_number(value: object) -> object:
+    """Return the number in a tensor or an array without axes; other values as they are.
+
+    SB3's writers would print "tensor(0.5)" into the table and draw a histogram of one number.
+    """
+    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
+        return value.item()
+    return value
 
 
 class MetricsCsv(FaultTolerantWriter, CSVOutputFormat):

@@ -30,7 +30,10 @@ def save_replay_buffer(agent: BaseAlgorithm, folder: Path) -> None:
         return
     # the rest of the arrays was allocated and never written
     n_filled = buffer.size()
-    arrays = {name: column[:n_filled] for name, column in _columns(buffer).items()}
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for name, column in _columns(buffer).items():
+        # safetensors writes the memory of an array, whatever its strides are
+        arrays[name] = np.ascontiguousarray(column[:n_filled])
     # a safetensors file holds arrays only
     arrays["position"] = np.array([buffer.pos, int(buffer.full)])
     if isinstance(buffer, HerReplayBuffer):

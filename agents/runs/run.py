@@ -14,7 +14,7 @@ from mirl.agents.runs.checkpoint import Checkpoint, Criterion, EpisodeRecords
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
 from mirl.configs.aliases import migrate_config
 from mirl.configs.compose import validate
-from mirl.configs.errors import ConfigError
+from mirl.configs.errors import ConfigError, first_lines
 from mirl.configs.imports import check_allowed, import_module, named_code
 from mirl.configs.schema import ResolvedConfig, TrainConfig
 from mirl.configs.tasks import file_name, short_file_name
@@ -150,9 +150,8 @@ class Run:
             return None
         differences = _differences(complete(stored), config)
         if differences:
-            listed = "\n".join(
-                f"  {name}: {old!r} there, {new!r} now" for name, old, new in differences
-            )
+            lines = [f"  {name}: {old!r} there, {new!r} now" for name, old, new in differences]
+            listed = "\n".join(first_lines(lines))
             raise ConfigError(
                 f"{path} holds a run of another configuration; choose another name, e.g. "
                 f"name={_other_name(config.run_name, differences)}\n{listed}"
@@ -357,6 +356,14 @@ class _LoaderWithoutAliases(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it has an alias (*), which no configuration needs")
         return super().compose_node(parent, index)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            # the errors of int(), date() and the like, about a tag that does not fit its text
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1} holds no valid {kind}") from None
 
 
 def _other_name(name: str, differences: Sequence[Difference]) -> str:

@@ -4,6 +4,7 @@ import atexit
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
 import traceback
 import warnings
@@ -34,6 +35,9 @@ SAFE_PATH = "PYTHONSAFEPATH"
 """Environment variable that keeps the current folder off ``sys.path``."""
 POLL_SECONDS = 1.0
 """Time between two checks whether a silent worker process is still alive."""
+MAX_TEMPORARY_FOLDER = 70
+"""Longest path of the temporary folder, in bytes, in which a fork server can listen: the path of a
+socket has at most 103 bytes, and Python appends about 32 of its own."""
 CLOSE_SECONDS = 5.0
 """Time that a worker process gets to close its environments before it is killed."""
 
@@ -201,7 +205,8 @@ def _safe_path() -> Iterator[None]:
 def _context() -> BaseContext:
     # A forked child of a process with threads (torch's, EnvPool's) can hang. A fork server has no
     # threads, and it imports what the workers need once for all of them.
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    no_fork_server = "forkserver" not in multiprocessing.get_all_start_methods()
+    if no_fork_server or len(os.fsencode(tempfile.gettempdir())) > MAX_TEMPORARY_FOLDER:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mirl.envs.pools.workers"])

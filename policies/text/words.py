@@ -22,7 +22,7 @@ class EncodedTexts(NamedTuple):
     texts: Float[Tensor, "texts dim"]
     """One vector per text."""
     words: Float[Tensor, "texts length dim"]
-    """One vector per word; zeros for padding."""
+    """One vector per word, which no other word changes; zeros for padding."""
 
 
 class ZeroStartLinear(nn.Module):
@@ -79,7 +79,7 @@ def attend(
     vectors: Float[Tensor, "missions length dim"],
     words: Bool[Tensor, "missions length"],
 ) -> EncodedTexts:
-    """Apply self-attention to vectors with sinusoidal positions.
+    """Encode texts by self-attention over vectors with sinusoidal positions.
 
     Args:
         attention: the self-attention.
@@ -87,10 +87,9 @@ def attend(
         words: True for each word, False for padding, (missions, length).
 
     Returns:
-        The attended vectors of the words, and their mean.
+        The mean of what the self-attention gives for the words, and the vectors that it was given.
     """
-    positions = sinusoidal_positions(vectors.shape[1], vectors.shape[2], vectors.device)
-    located = vectors + positions
+    located = locate(vectors, words)
     # on a CPU the backward pass of the fused kernel in bfloat16 is ten times as slow
     on_cpu = located.device.type == "cpu"
     with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
@@ -98,7 +97,20 @@ def attend(
     # mean over the words alone: (missions, length, dim) -> (missions, dim)
     attended = attended * words.unsqueeze(-1)
     mean: Tensor = attended.sum(1) / words.sum(1, keepdim=True)
-    return EncodedTexts(mean, attended)
+    return EncodedTexts(mean, located)
+
+
+def locate(
+    vectors: Float[Tensor, "missions length dim"], words: Bool[Tensor, "missions length"]
+) -> Float[Tensor, "missions length dim"]:
+    """Return the vectors of words with their sinusoidal positions added, and zeros for padding.
+
+    Args:
+        vectors: one vector per word, (missions, length, dim).
+        words: True for each word, False for padding, (missions, length).
+    """
+    positions = sinusoidal_positions(vectors.shape[1], vectors.shape[2], vectors.device)
+    return (vectors + positions) * words.unsqueeze(-1)
 
 
 def find_words(tokens: Int[Tensor, "missions length"]) -> Bool[Tensor, "missions length"]:
@@ -172,13 +184,14 @@ class GruMissionEncoder(nn.Module):
         Returns:
             One vector per mission, (missions, dim), and one per word, (missions, length, dim).
         """
-        states, _ = self.gru(self.embedding(tokens))
+        embedded = self.embedding(tokens)
+        states, _ = self.gru(embedded)
         # the GRU also runs over the padding behind the last word, whose states are not used;
         # an empty mission has the state after its first token
         last_word = (tokens != 0).sum(1).sub(1).clamp(min=0)
         missions = torch.arange(len(tokens), device=tokens.device)
         final: Tensor = states[missions, last_word]
-        return EncodedTexts(final, states * find_words(tokens).unsqueeze(-1))
+        return EncodedTexts(final, locate(embedded, find_words(tokens)))
 
 
 class BagMissionEncoder(nn.Module):

@@ -1,6 +1,7 @@
 """A non-finite update is rolled back and reported; the run stops or continues."""
 
 import json
+import pickle
 import warnings
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -27,6 +28,13 @@ from mirl.envs.pools.backend import EnvironmentFailedError
 
 Build = Callable[..., TrainConfig]
 Agents = Callable[[TrainConfig], PPO | A2C]
+
+
+def test_error_survives_pickling() -> None:
+    error = NonFiniteError("the update was undone", {"loss": torch.tensor(float("nan"))})
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error)
+    assert copy.evidence["loss"].isnan()
 
 
 def break_losses(patch: pytest.MonkeyPatch, name: str, at: int, value: float) -> None:

@@ -105,6 +105,10 @@ def test_unavailable_action_is_an_error(backend: BackendName) -> None:
             r"finite bounds.*in \[-inf, inf\].*Box\(-1, 1, ",
         ),
         (spaces.Box(np.float32([-1, 0]), np.float32([1, np.inf])), "finite bounds"),
+        (
+            spaces.Box(0, 9, (2,), np.int64),
+            "floating-point numbers.*got Box of shape.*MultiDiscrete",
+        ),
         (spaces.Box(0, 1, (0,)), r"at least one number, got a Box of shape \(0,\)"),
         (spaces.Discrete(3, start=1), "must start at 0.*leave 'start' out"),
         (spaces.MultiDiscrete([2, 3], start=[0, 1]), "must start at 0"),

@@ -258,6 +258,8 @@ def test_damaged_file_is_rejected(
         (change_state(schema_version=[1]), "has schema version .1., expected"),
         (change_state(optimizer_groups=[]), "does not hold the state of this agent"),
         (change_state(num_timesteps="many"), "does not hold the state of this agent"),
+        (change_state(num_timesteps=-1), "its num_timesteps must be a number of at least 0"),
+        (change_state(n_updates=float("inf")), "its n_updates must be a number of at least 0"),
         (change_state(windows=[1]), "does not hold the state of this agent"),
         (change_state(precision="fp8"), "does not hold the state of this agent"),
         (write_file("state.json", b"[1]"), "should hold a JSON object, got list"),

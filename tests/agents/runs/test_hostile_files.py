@@ -16,7 +16,7 @@ from hostile import Payload
 from run_setup import evaluate_at
 
 from mirl.agents.runs.atomic_files import MANIFEST, write_manifest
-from mirl.configs.errors import ConfigError
+from mirl.configs.errors import MAX_LINES, ConfigError
 from mirl.configs.schema import EvalConfig
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "schema_1"
@@ -127,6 +127,37 @@ def test_yaml_constructs_no_objects(
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize(
+    "scalar",
+    [
+        "9" * 5000,  # more digits than int() takes
+        f"0x{'f' * 5000}",  # an int of more digits than repr() gives
+        "2024-02-30",
+        "2024-01-01T99:99:99Z",
+        "!!int none",
+        "!!int ''",
+        "!!bool perhaps",
+        "!!float x",
+        "!!timestamp yesterday",
+        "!!binary Ä",
+        "1e999",
+    ],
+)
+def test_odd_scalars_are_one_line(run_dir: Path, scalar: str) -> None:
+    """A value that YAML cannot read, or nobody can print, is reported in one line."""
+    change_config("seed: 0", f"seed: {scalar}")(run_dir)
+    assert "\n" not in rejection(run_dir)
+
+
+def test_many_errors_are_a_few_lines(run_dir: Path) -> None:
+    options = "".join(f"  option{i}: 1\n" for i in range(10_000))
+    (run_dir / "config.yaml").write_text(f"agent:\n  kind: ppo\n{options}")
+    with pytest.raises(ConfigError) as caught:
+        evaluate(run_dir)
+    assert str(caught.value).count("\n") == MAX_LINES - 1
+    assert "more errors" in str(caught.value)
+
+
 def test_hydra_targets_are_unknown_options(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +240,7 @@ def test_yaml_aliases_are_rejected(run_dir: Path) -> None:
         ("features_dim: 8", "features_dim: 100000"),
         ("features_dim: 8", "features_dim: 10000000000000000000000"),
         ("channels: 4", "channels: 1000000"),
+        ("layers: 1", "layers: 65536"),
         ("net_arch:\n  - 4", "net_arch:\n" + "  - 4\n" * 10_000),
     ],
 )

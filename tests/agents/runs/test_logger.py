@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from run_setup import resolve
 from stable_baselines3 import PPO as SB3PPO
@@ -251,6 +252,18 @@ def test_log_every_thins_the_log(tiny: Build) -> None:
     config = tiny("log_every=2")
     train(config)
     assert sorted(scalars(events_in(config.run_dir), "train/loss")) == [256, 512]
+
+
+def test_numbers_in_tensors_are_numbers(tmp_path: Path) -> None:
+    """A callback may record a tensor without axes."""
+    logger, _ = build_logger(tmp_path, None)
+    logger.record("own/tensor", torch.tensor(0.5))
+    logger.record("own/array", np.array(2))
+    logger.dump(1)
+    logger.close()
+    with (tmp_path / "metrics.csv").open(encoding="utf-8") as file:
+        [row] = csv.DictReader(file)
+    assert (row["own/tensor"], row["own/array"]) == ("0.5", "2")
 
 
 def test_resumed_table_may_add_columns(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -17,6 +18,7 @@ import pytest
 from suites import COUNTER, EMPTY, FRAGILE, counters, fragile, single_task
 
 from mirl.envs import EnvironmentFailedError, SuiteVecEnv
+from mirl.envs.pools import worker_process
 from mirl.envs.seeds import replacement_seed
 
 GO_ON, SUCCEED, RAISE, DIE, HANG = 0, 1, 3, 4, 5
@@ -182,6 +184,15 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
+@pytest.mark.parametrize(("length", "method"), [(10, "forkserver"), (110, "spawn")])
+def test_long_temporary_folder_has_no_server(
+    monkeypatch: pytest.MonkeyPatch, length: int, method: str
+) -> None:
+    """A fork server listens at a path below the temporary folder, which may be too long for it."""
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "t" * length)
+    assert worker_process._context().get_start_method() == method
+
+
 def test_workers_end_with_a_killed_owner(tmp_path: Path) -> None:
     """No worker process outlives an owner that was killed."""
     script = tmp_path / "owner.py"
