@@ -150,9 +150,7 @@ class Run:
             return None
         differences = _differences(complete(stored), config)
         if differences:
-            lines: list[str] = []
-            for name, old, new in differences:
-                lines.append(f"  {name}: {old!r} there, {new!r} now")
+            lines = [f"  {name}: {old!r} there, {new!r} now" for name, old, new in differences]
             listed = "\n".join(first_lines(lines))
             raise ConfigError(
                 f"{path} holds a run of another configuration; choose another name, e.g. "

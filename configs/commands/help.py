@@ -22,7 +22,14 @@ from mirl.configs.commands.words import (
     typed_value,
 )
 from mirl.configs.comparison import OWN_WORDS, PREFIX, ComparisonConfig
-from mirl.configs.compose import GROUPS, PRESETS_DIR, preset_path, presets, split_config_dir
+from mirl.configs.compose import (
+    GROUPS,
+    PRESET_ERRORS,
+    PRESETS_DIR,
+    preset_path,
+    presets,
+    split_config_dir,
+)
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.schema import EvalConfig, TrainConfig
 from mirl.configs.validation_messages import config_classes
@@ -319,7 +326,7 @@ def _load(path: Path) -> dict[str, Any]:
     """Return a preset; empty if it cannot be read, which training reports."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, *PRESET_ERRORS):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -400,7 +400,7 @@ def test_command_adapts_and_reports_file(runs: dict[str, Path]) -> None:
         (["adapt=context", "adapt_episodes=64,16"], r"adapt_episodes must ascend, got \[64, 16\]"),
         (["adapt=context", "adapt_episodes=16,16"], r"adapt_episodes must ascend, got \[16, 16\]"),
         (["adapt=context", "adapt_episodes=0,16"], r"adapt_episodes\.0: .*greater than 0, got '0'"),
-        (["task=goto_door"], "task= is what to adapt to; it needs adapt=context or adapt=network"),
+        (["task=goto_door", "export=x"], "task= and export= cannot be combined"),
         (["adapt=contxt"], "Did you mean 'context'"),
     ],
 )

@@ -41,7 +41,7 @@ print(json.dumps({
         ("mirl.train", ["--help", "agnt"], 2),
         ("mirl.eval", ["--version"], 0),
         ("mirl.__main__", ["eval", "--version"], 0),
-        ("mirl.__main__", ["trian"], 2),
+        ("mirl.__main__", ["trail"], 2),
         ("mirl.eval", ["--help"], 0),
         ("mirl.compare", ["--help"], 0),
         ("mirl.compare", ["fusion=concat,flim"], 2),
