@@ -246,6 +246,8 @@ class ProductConfig(ScaledFusionConfig):
     """Size R of the projections whose inner product is a similarity."""
     main_rank: Literal[0] | Width = 0
     """Rank of V; 0 for a full matrix."""
+    main_attributes: Width | None = None
+    """Number of attributes of a cell, the first ones, that V reads; None for all channels of x."""
     groups: Width = 2
     """Number F of similarities per product where the features have no attributes."""
     pool_words: bool = True

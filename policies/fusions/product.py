@@ -25,8 +25,8 @@ class ProductSimilarity(Fusion):
     mean of the words of the mission with weights softmax_w(q_f · z_w), so that "the red ball" is
     "red" for the color and "ball" for the object. A context that is no text counts as one word,
     z_f = z; without ``config.pool_words`` so does a text. The channels of no attribute enter V x
-    alone. Features without attributes are projected as a whole: x_f = x for each of
-    ``config.groups``.
+    alone; with ``config.main_attributes`` V reads the first attributes instead. Features without
+    attributes are projected as a whole: x_f = x for each of ``config.groups``.
 
     W and q start at zero, so that z_f starts as the mean of the words.
 
@@ -65,11 +65,15 @@ class ProductSimilarity(Fusion):
             start += dim
         if not self.parts:
             self.parts = [(0, features_dim)] * config.groups
+        self.main_dim = features_dim
+        """Number of channels that V reads, the first ones."""
+        if attribute_dims and config.main_attributes is not None:
+            self.main_dim = sum(attribute_dims[: config.main_attributes])
         projected_dim = config.products * config.rank
-        self.main: nn.Module = Affine(features_dim, out_dim, gain=gain)
+        self.main: nn.Module = Affine(self.main_dim, out_dim, gain=gain)
         if config.main_rank:
             self.main = nn.Sequential(
-                Affine(features_dim, config.main_rank, gain=1, bias=False),
+                Affine(self.main_dim, config.main_rank, gain=1, bias=False),
                 Affine(config.main_rank, out_dim, gain=gain),
             )
         self.factor_features = nn.ModuleList()
@@ -210,8 +214,17 @@ class ProductSimilarity(Fusion):
         """
         similarities = self.similarities(x, z, groups)
         combined = combine_parts(similarities, len(self.parts), self.combine)
-        y: Tensor = self.main(x) + self.output(torch.cat([combined, similarities], dim=-1))
-        return y, combined
+        terms = self.output(torch.cat([combined, similarities], dim=-1))
+        return self.read_main(x) + terms, combined
+
+    def read_main(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """Return V x + b, in which V reads some of the channels.
+
+        Args:
+            x: features, (*B, X).
+        """
+        y: Tensor = self.main(x[..., : self.main_dim])
+        return y
 
     def specialize(self, z: Float[Tensor, "1 W context"]) -> nn.Module:
         """Return a polynomial of x of degree F; see ``Fusion.specialize``."""
@@ -254,7 +267,10 @@ class SpecializedProduct(nn.Module):
         def similarities(x: Tensor) -> Tensor:
             return fusion.similarities(x.unsqueeze(0), z, None)[0]
 
-        self.linear = as_linear(lambda x: fusion.main(x) + similarities(x) @ single_weight, x_dim)
+        def linear(x: Tensor) -> Tensor:
+            return fusion.read_main(x) + similarities(x) @ single_weight
+
+        self.linear = as_linear(linear, x_dim)
         self.similarities = as_linear(similarities, x_dim)
         self.output = as_linear(lambda combined: combined @ combined_weight, fusion.products)
 

@@ -112,10 +112,11 @@ def product_by_loop(
     context_scale: float | None,
 ) -> Array:
     """Compute y (O,) of ``product`` for one feature vector and the words (W, Z) of one context."""
+    seen = x[: fusion.main_dim]
     if "main.weight" in w:
-        y = affine(x, w["main.weight"], w["main.bias"])
+        y = affine(seen, w["main.weight"], w["main.bias"])
     else:
-        y = affine(affine(x, w["main.0.weight"]), w["main.1.weight"], w["main.1.bias"])
+        y = affine(affine(seen, w["main.0.weight"]), w["main.1.weight"], w["main.1.bias"])
     products, rank = fusion.products, fusion.rank
     similarities = np.zeros((len(fusion.parts), products))
     for f, (start, end) in enumerate(fusion.parts):

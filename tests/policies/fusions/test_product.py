@@ -181,6 +181,19 @@ def test_product_in_bfloat16(grouped: bool, monkeypatch: pytest.MonkeyPatch) -> 
     assert_bfloat16_rounds(product((1, 2, 3)))
 
 
+@pytest.mark.parametrize("main_rank", [0, 2])
+def test_main_path_reads_first_attributes(main_rank: int) -> None:
+    """V x does not depend on the channels behind those attributes, and the form stays the same."""
+    fusion = product((1, 2, 3), main_rank=main_rank, main_attributes=2)
+    x, z = normal(2, 3, X), normal(2, Z, seed=1)
+    other = torch.cat([x[..., :3], normal(2, 3, 3, seed=2)], dim=-1)
+    close(fusion.read_main(x), fusion.read_main(other))
+    expected = by_loop(fusion, x[1, 2].numpy(), z[1].numpy())
+    close(fusion(x, z)[1, 2], torch.from_numpy(expected))
+    specialized = specialize_fusion(fusion, Context(z[:1], None))
+    close(specialized(x[0]), fusion(x, z)[0], rtol=1e-6, atol=1e-8)
+
+
 def test_narrow_main_path_has_its_rank() -> None:
     """With ``main_rank`` the main path is a product of two matrices."""
     fusion = product((2, 3), main_rank=2)
