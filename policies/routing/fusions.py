@@ -43,7 +43,9 @@ ON_VECTOR: tuple[Site, ...] = ("vector", "heads")
 """Sites where there is none."""
 
 CHOICES: Mapping[tuple[Seen, Asked], Choice] = {
-    ("codes", "words"): Choice(ProductConfig(products=8, main_rank=4, combine="sum"), ON_MAP),
+    ("codes", "words"): Choice(
+        ProductConfig(products=8, main_rank=4, main_attributes=1, combine="sum"), ON_MAP
+    ),
     ("codes", "task_id"): Choice(BilinearConfig(), ON_MAP),
     ("codes", "goal"): Choice(BilinearConfig(), ON_MAP),
     ("map", "words"): Choice(BilinearConfig(), ON_MAP),

@@ -145,5 +145,7 @@ def test_default_run_is_resumed(tiny: Build) -> None:
     words = (*SHORT[:-1], "encoder.channels=32")
     result = train(tiny(*words))
     assert result.run.path.name == "goto_door-ppo-seed0"
-    assert result.run.config.fusion == ProductConfig(products=8, main_rank=4, combine="sum")
+    assert result.run.config.fusion == ProductConfig(
+        products=8, main_rank=4, main_attributes=1, combine="sum"
+    )
     assert train(tiny(*words)).run.config == result.run.config
