@@ -18,7 +18,7 @@ from mirl.agents.comparison import experiment
 ROOT = Path(__file__).parents[1]
 OWN = (ROOT / "tests", ROOT / "docs" / "extending" / "template")
 """Folders of the modules corridor_env and ownparts."""
-WORDS = (*TINY, "fusion=concat,ownparts:BoundedFilm", "seeds=2", "jobs=2")
+WORDS = (*TINY, "fusion=concat,ownparts:BoundedFilm", "seeds=1", "jobs=1")
 COMMAND = [sys.executable, str(ROOT / "compare.py")]
 
 
@@ -63,17 +63,17 @@ def kill_after_first_record(folder: Path) -> list[Path]:
 def test_killed_comparison_goes_on(tmp_path: Path) -> None:
     """The same command after a kill keeps the finished runs and trains the others."""
     finished = kill_after_first_record(tmp_path)
-    assert 0 < len(finished) < 4
+    assert len(finished) == 1
     times = [path.stat().st_mtime_ns for path in finished]
     done = run(tmp_path, *WORDS)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"{len(finished)} of 4 runs are finished already." in done.stdout
+    assert "1 of 2 runs are finished already." in done.stdout
     assert [path.stat().st_mtime_ns for path in finished] == times
     folder = finished[0].parents[1]
     report = json.loads((folder / "results.json").read_text())
     assert report["command"].startswith("compare.py task=corridor_env:ToyCorridor-v0")
     assert [row["setting"] for row in report["results"]] == ["concat", "ownparts-BoundedFilm"]
-    assert {row["seeds"] for row in report["results"]} == {2}
+    assert {row["seeds"] for row in report["results"]} == {1}
     assert "ownparts-BoundedFilm − concat" in done.stdout
     assert (folder / "curves.pdf").stat().st_size > 0
 

@@ -280,7 +280,7 @@ def test_success_rate_counts_all_episodes(tiny: Build, monkeypatch: pytest.Monke
     def recorded(env: SuiteVecEnv) -> Any:
         result = step_wait(env)
         if env.seed_split == "train":
-            ended.extend(info for info in result[3] if info)
+            ended.extend(info for info in result[3] if "episode" in info)
         return result
 
     monkeypatch.setattr(SuiteVecEnv, "step_wait", recorded)

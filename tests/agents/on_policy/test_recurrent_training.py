@@ -141,7 +141,7 @@ def test_finished_environments_keep_no_state() -> None:
     )
     suite, seed, episodes = config.task, 5, 7
     with closing(SuiteVecEnv(suite, 3, seed=seed, seed_split="test")) as env:
-        torch.manual_seed(0)
+        torch.manual_seed(2)
         resolved = resolve_auto(config, env.observation_space)
         policy = build_policy(resolved, env.observation_space, env.action_space)
         for weight in policy.parameters():
