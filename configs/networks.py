@@ -251,8 +251,8 @@ class ProductConfig(ScaledFusionConfig):
     groups: Width = 2
     """Number F of similarities per product where the features have no attributes."""
     pool_words: bool = True
-    """Compare with a weighted mean of the words of a text, with weights learned for each
-    similarity; False to compare with the vector of the whole text."""
+    """Compare with a weighted sum of the words of a text, each of them shared out among the
+    attributes by learned weights; False to compare with the vector of the whole text."""
 
 
 class AdapterConfig(ScaledFusionConfig):

@@ -22,13 +22,15 @@ class ProductSimilarity(Fusion):
         s = ∏_f s_f or Σ_f s_f,  s_f = (A_f x_f) · (c B_f z_f), K of each
 
     x_f are the channels of attribute f of a cell, such as its object or its color, and z_f is a
-    mean of the words of the mission with weights softmax_w(q_f · z_w), so that "the red ball" is
-    "red" for the color and "ball" for the object. A context that is no text counts as one word,
-    z_f = z; without ``config.pool_words`` so does a text. The channels of no attribute enter V x
-    alone; with ``config.main_attributes`` V reads the first attributes instead. Features without
-    attributes are projected as a whole: x_f = x for each of ``config.groups``.
+    weighted sum of the words of the mission, so that "the red ball" is "red" for the color and
+    "ball" for the object: each word is shared out among the attributes and none of them by
+    softmax_f(q_f · z_w), where none has a score of 0. A context that is no text counts as one word.
+    Without ``config.pool_words`` z_f is the vector of the whole text. The channels of no attribute
+    enter V x alone; with ``config.main_attributes`` V reads the first attributes instead. Features
+    without attributes are projected as a whole: x_f = x for each of ``config.groups``.
 
-    W and q start at zero, so that z_f starts as the mean of the words.
+    W and q start at zero, and the weights are (F + 1) / W times the shares, so that z_f starts as
+    the mean of the words.
 
     Args:
         features_dim: X, the size of the features.
@@ -118,14 +120,20 @@ class ProductSimilarity(Fusion):
         Returns:
             The projections, (G, F, K, R).
         """
-        projected = self.factor_context(z).unflatten(-1, (-1, self.rank))
+        n_parts = len(self.parts)
+        projected = self.factor_context(z).unflatten(-1, (n_parts, self.products, self.rank))
+        if not self.pool_words:
+            return projected.squeeze(1)
         counts = is_word(z)
-        # a text has at least one word, so that the weights are finite
+        # a text has at least one word, so that the mean is finite
         counts[:, 0] = True
-        weights = (z @ self.queries).masked_fill(~counts, -torch.inf).softmax(1)
-        # (G, W, F * K, 1) * (G, W, F * K, R) -> (G, F * K, R)
-        pooled = (weights.unsqueeze(-1) * projected).sum(1)
-        return pooled.unflatten(1, (len(self.parts), self.products))
+        scores = (z @ self.queries).unflatten(-1, (n_parts, self.products))
+        # (G, W, F, K) -> (G, W, F + 1, K); the last score, 0, is that of no attribute
+        shares = F.pad(scores, (0, 0, 0, 1)).softmax(2)[:, :, :-1]
+        # equal shares give the mean of the words
+        weights = (n_parts + 1) * shares * (counts / counts.sum(1, keepdim=True)).unsqueeze(-1)
+        # (G, W, F, K, 1) * (G, W, F, K, R) -> (G, F, K, R)
+        return (weights.unsqueeze(-1) * projected).sum(1)
 
     def generate(self, z: Float[Tensor, "G W Z"]) -> Float[Tensor, "G X FK"]:
         """Return the matrix that gives the similarities of x, c A_fᵀ B_f z_f in the rows of x_f.

@@ -123,9 +123,12 @@ def product_by_loop(
         ours = affine(x[start:end], w[f"factor_features.{f}.weight"])
         own = slice(f * products * rank, (f + 1) * products * rank)
         for k in range(products):
-            query = w["queries"][:, f * products + k]
-            weights = softmax(np.array([word @ query for word in words]))
-            z = sum(weight * word for weight, word in zip(weights, words, strict=True))
+            queries = w["queries"].reshape(-1, len(fusion.parts), products)[:, :, k]
+            z = np.zeros(words.shape[1])
+            for word in words:
+                # its share for this attribute, beside the other attributes and none of them
+                share = softmax(np.array([*(word @ queries), 0.0]))[f]
+                z += (len(fusion.parts) + 1) * share * word / len(words)
             theirs = affine(scaled(z, context_scale), w["factor_context.weight"][:, own])
             for r in range(rank):
                 similarities[f, k] += ours[k * rank + r] * theirs[k * rank + r]
