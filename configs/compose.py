@@ -319,32 +319,40 @@ def _default_kind(
     group: str, pairs: Sequence[tuple[str, str]], config_dir: Path | None
 ) -> str | None:
     """Return the kind that a group has if it is not given, by the task's preset or train.yaml."""
-    name = _defaults_of(PRESETS_DIR / "train.yaml").get(group)
+    name = default_presets(PRESETS_DIR / "train.yaml").get(group)
     task = [value for key, value in pairs if key == "task"]
     if task:
         preset = replace_preset("task", task[-1])
-        name = _defaults_of(preset_path("task", preset, config_dir)).get(group, name)
-    content = _load_preset(PRESETS_DIR / group / f"{name}.yaml")
+        name = default_presets(preset_path("task", preset, config_dir)).get(group, name)
+    content = load_preset(PRESETS_DIR / group / f"{name}.yaml")
     return str(content["kind"]) if "kind" in content else None
 
 
 def _overridden_groups(name: str, config_dir: Path | None) -> set[str]:
     """Return the groups that a preset of ``task`` overrides in its defaults list."""
-    return set(_defaults_of(preset_path("task", name, config_dir)))
+    return set(default_presets(preset_path("task", name, config_dir)))
 
 
-def _defaults_of(path: Path) -> dict[str, str]:
-    """Return the defaults list of a preset: the name of the preset of each group."""
+def default_presets(path: Path) -> dict[str, str]:
+    """Return the defaults list of a preset: the name of the preset of each group.
+
+    Args:
+        path: the file of the preset, or train.yaml.
+    """
     chosen: dict[str, str] = {}
-    for entry in _load_preset(path).get("defaults") or ():
+    for entry in load_preset(path).get("defaults") or ():
         if isinstance(entry, dict):  # written as "override /context: task_id"
             for group, name in entry.items():
                 chosen[str(group).rpartition("/")[2]] = str(name)
     return chosen
 
 
-def _load_preset(path: Path) -> dict[str, Any]:
-    """Return a preset; empty if it cannot be read, which Hydra reports."""
+def load_preset(path: Path) -> dict[str, Any]:
+    """Return a preset; empty if it cannot be read, which Hydra reports.
+
+    Args:
+        path: the file of the preset.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, *PRESET_ERRORS):

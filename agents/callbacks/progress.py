@@ -9,11 +9,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from mirl.agents.callbacks.schedule import BetweenIterations, Interval
+from mirl.agents.result_tables import NO_SUCCESS
 
 SECONDS_PER_LINE = 1.0
 """Smallest time between two lines; the iterations of A2C are shorter."""
-UNKNOWN = "–"
-"""Success rate before the first episode has ended, and where no episode reports success."""
 REFRESH_SECONDS = 0.1
 """Time between two updates of the bar; an off-policy iteration is shorter."""
 
@@ -34,7 +33,7 @@ class ProgressBar(BaseCallback):
             TextColumn("{task.fields[speed]:>6.0f} steps/s  success {task.fields[success]:>4}"),
             TimeRemainingColumn(),
         )
-        self.bar = self.progress.add_task("", total=total_timesteps, speed=0.0, success=UNKNOWN)
+        self.bar = self.progress.add_task("", total=total_timesteps, speed=0.0, success=NO_SUCCESS)
 
     def _on_training_start(self) -> None:
         self.start = time.perf_counter()
@@ -100,6 +99,6 @@ def _new_timesteps(callback: BaseCallback) -> int:
 
 
 def _success_rate(model: BaseAlgorithm) -> str:
-    """Return the success rate of the last training episodes."""
+    """Return the success rate of the last training episodes that report it, if any does."""
     episodes = model.ep_success_buffer
-    return f"{np.mean(episodes):.0%}" if episodes else UNKNOWN
+    return f"{np.mean(episodes):.0%}" if episodes else NO_SUCCESS

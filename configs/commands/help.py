@@ -10,7 +10,6 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -24,8 +23,9 @@ from mirl.configs.commands.words import (
 from mirl.configs.comparison import OWN_WORDS, PREFIX, ComparisonConfig
 from mirl.configs.compose import (
     GROUPS,
-    PRESET_ERRORS,
     PRESETS_DIR,
+    default_presets,
+    load_preset,
     preset_path,
     presets,
     split_config_dir,
@@ -98,7 +98,7 @@ def train_help(argv: Sequence[str] = ()) -> str:
     words, config_dir = _words(argv)
     if len(words) == 1:
         return _train_page(words[0], config_dir)
-    defaults = _default_presets()
+    defaults = default_presets(PRESETS_DIR / "train.yaml")
     lines = [TRAIN_USAGE, "groups, and their presets (* default):"]
     for group in GROUPS:
         names: list[str] = []
@@ -209,7 +209,7 @@ def _group_page(group: str, config_dir: Path | None) -> list[str]:
     lines = [*_paragraphs(f"{group}: {field.description}"), ""]
     classes = _classes_by_kind(group)
     for name in presets(group, config_dir):
-        content = _load(preset_path(group, name, config_dir))
+        content = load_preset(preset_path(group, name, config_dir))
         kind = content.get("kind")
         text = _first_paragraph(classes[kind].__doc__) if kind in classes else _summary(content)
         lines += _columns(f"  {name}", text, column=TEXT_COLUMN)
@@ -219,7 +219,7 @@ def _group_page(group: str, config_dir: Path | None) -> list[str]:
 
 def _preset_page(group: str, preset: str, config_dir: Path | None) -> list[str]:
     """Return the content of a preset, and the options of its kind with the values it gives them."""
-    content = _load(preset_path(group, preset, config_dir))
+    content = load_preset(preset_path(group, preset, config_dir))
     lines = [f"{group}={preset}"]
     config_class = _classes_by_kind(group).get(str(content.get("kind", group)))
     if "kind" in content and config_class is not None:
@@ -311,24 +311,6 @@ def _summary(content: dict[str, Any]) -> str:
 
 def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _default_presets() -> dict[str, str]:
-    """Return the default preset of each group, from the defaults list of train.yaml."""
-    chosen: dict[str, str] = {}
-    for entry in _load(PRESETS_DIR / "train.yaml")["defaults"]:
-        if isinstance(entry, dict):  # the other entry is Hydra's "_self_"
-            chosen.update(entry)
-    return chosen
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """Return a preset; empty if it cannot be read, which training reports."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, *PRESET_ERRORS):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 # ------------------------------------------------------------------------------------------ options
