@@ -137,6 +137,9 @@ class PPOConfig(OnPolicyConfig):
 
     Schulman et al., "Proximal Policy Optimization Algorithms", 2017.
     """
+    target_kl: PositiveFloat | None = None
+    """End an update before a minibatch whose approximate KL divergence from the policy of the
+    rollout exceeds 1.5 times this value; null for no limit."""
 
     @model_validator(mode="after")
     def _batch_size_divides_the_rollout(self) -> Self:
