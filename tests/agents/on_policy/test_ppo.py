@@ -37,6 +37,7 @@ def test_options_reach_ppo(tiny: Build, make_agent: Agents) -> None:
         "vf_coef": 0.3,
         "max_grad_norm": 0.4,
         "n_epochs": 3,
+        "target_kl": 0.05,
     }
     agent = make_agent(
         tiny(
