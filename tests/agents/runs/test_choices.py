@@ -10,10 +10,10 @@ from run_setup import resolve, start_run
 
 from mirl.agents import train
 from mirl.agents.runs.choices import adopt_choices
-from mirl.agents.runs.run import CONFIG
 from mirl.configs.agents import PPOConfig
 from mirl.configs.compose import compose_train
 from mirl.configs.networks import (
+from mirl.configs.stored import CONFIG
     BilinearConfig,
     GateConfig,
     GridEncoderConfig,
