@@ -7,10 +7,11 @@ SLOW = ("envpool", "matplotlib", "scipy.stats", "torch._dynamo")
 """Modules that take seconds to load."""
 BUILD = f"""
 import sys
-from mirl.agents.builder import build_policy, resolve_auto
-from mirl.configs.compose import compose_train
 from mirl.envs.pools import workers
 assert "torch" not in sys.modules, "worker processes need no torch"
+
+from mirl.agents.builder import build_policy, resolve_auto
+from mirl.configs.compose import compose_train
 from mirl.envs import choose_backend
 from mirl.envs.suite_spaces import joined_spaces
 
@@ -25,5 +26,7 @@ print(backend, [name for name in {SLOW} if name in sys.modules])
 
 def test_acting_loads_nothing_slow() -> None:
     """Worker processes do without torch, and a policy without torch's compiler."""
-    done = subprocess.run([sys.executable, "-c", BUILD], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD], capture_output=True, text=True, check=False
+    )
     assert done.stdout == "gymnasium []\n", done.stderr

@@ -13,7 +13,6 @@ from mirl.agents.runs.choices import adopt_choices
 from mirl.configs.agents import PPOConfig
 from mirl.configs.compose import compose_train
 from mirl.configs.networks import (
-from mirl.configs.stored import CONFIG
     BilinearConfig,
     GateConfig,
     GridEncoderConfig,
@@ -22,6 +21,7 @@ from mirl.configs.stored import CONFIG
     ScaledFusionConfig,
 )
 from mirl.configs.schema import ResolvedConfig, TrainConfig
+from mirl.configs.stored import CONFIG
 
 Build = Callable[..., TrainConfig]
 SHORT = ("total_timesteps=128", "evaluation.test_episodes=4", "name=run")
