@@ -53,7 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_in: Build) -> dict[str, 
         "mission": ("task=goto_local",),
     }
     for name, own in words.items():
-        train(tiny_in(folder, f"name={name}", "fusion=film", *own))
+        train(tiny_in(folder, f"name={name}", "fusion=film", "total_timesteps=256", *own))
     return {name: folder / name for name in words}
 
 
@@ -333,7 +333,7 @@ def test_known_task_keeps_its_index(runs: dict[str, Path]) -> None:
 def test_curve_is_written(runs: dict[str, Path]) -> None:
     [(name, curve, path)] = adapt_at(options(runs["rooms"], adapt_episodes=(8, 100), seed=3))
     assert (
-        path == runs["rooms"] / "eval" / "adapt-goto_door_8x8-context-step_000000512-seed3-6ep.json"
+        path == runs["rooms"] / "eval" / "adapt-goto_door_8x8-context-step_000000256-seed3-6ep.json"
     )
     report = json.loads(path.read_text())
     assert (name, report["task"]["name"], report["adapt"]) == (
@@ -377,7 +377,7 @@ def test_command_adapts_and_reports_file(
     monkeypatch.setenv("COLUMNS", "200")
     assert eval_command.run([f"run={runs['rooms']}", *words]) == 0
     output = capsys.readouterr().out
-    path = runs["rooms"] / "eval" / "adapt-goto_door_8x8-network-step_000000512-seed7-4ep.json"
+    path = runs["rooms"] / "eval" / "adapt-goto_door_8x8-network-step_000000256-seed7-4ep.json"
     title = "rooms, last checkpoint, practicing goto_door_8x8 by its network"
     assert title in " ".join(output.split())
     assert f"Written: {path}" in output
