@@ -1,4 +1,4 @@
-"""What torch loads, and when."""
+"""Loading of torch's compiler, put off until it is needed."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""What a process loads before it acts."""
+"""A process loads nothing slow before it needs it."""
 
 import subprocess
 import sys
