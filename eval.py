@@ -10,6 +10,7 @@ from mirl.configs.command_line import console_entry
 from mirl.configs.commands.help import eval_help
 from mirl.configs.compose import parse_flat
 from mirl.configs.schema import EvalConfig
+from mirl.configs.stored import load_stored
 
 
 def run(argv: list[str]) -> int:
@@ -21,7 +22,9 @@ def run(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    config = parse_flat(EvalConfig, argv)  # before torch is imported
+    # before torch is imported, so that mistakes are reported at once
+    config = parse_flat(EvalConfig, argv)
+    stored = load_stored(config.run)
 
     # imported here and below as needed, because torch takes seconds to load
     from mirl.agents.result_tables import PlainConsole, missing_success_line, results_table
@@ -31,7 +34,7 @@ def run(argv: list[str]) -> int:
     console = PlainConsole()
     log = console.log_line
 
-    opened = Run.open(config.run)
+    opened = Run(config.run, stored)
     checkpoint = opened.checkpoint(config.checkpoint)
     source = f"{config.run.name}, {config.checkpoint} checkpoint"
 

@@ -11,6 +11,7 @@ from mirl.agents.faults import guard_steps
 from mirl.agents.off_policy import OffPolicyAgent, build_off_policy, off_policy_class
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
+from mirl.agents.start_up import load_compiler_late
 from mirl.configs.agents import A2CConfig, OffPolicyConfig, OnPolicyConfig, PPOConfig, TQCConfig
 from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError
@@ -158,6 +159,7 @@ def build_agent(config: ResolvedConfig, env: SuiteVecEnv) -> Agent:
     Raises:
         ConfigError: the algorithm does not fit the environments.
     """
+    load_compiler_late()
     device = resolve_device(config.device)
     skip_faults = config.on_fault == "skip"
     match config.agent:
@@ -316,6 +318,7 @@ def build_policy(
     Raises:
         ConfigError: the spaces do not fit the configuration.
     """
+    load_compiler_late()
     match config.agent:
         case OnPolicyConfig():
             policy_class: type[Policy] = on_policy_class(config)

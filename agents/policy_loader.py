@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from mirl.agents.builder import Policy, build_policy, resolve_device, with_input_keys
-from mirl.agents.runs.atomic_files import check_regular
 from mirl.agents.runs.checkpoint import Checkpoint, Spaces
 from mirl.agents.runs.run import Run
 from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY, TASK_KEY
 from mirl.configs.schema import BackendName, DeviceName, ResolvedConfig
+from mirl.configs.stored import check_regular
 from mirl.configs.tasks import SuiteConfig
 from mirl.envs import SuiteVecEnv, choose_backend
 from mirl.envs.actions import ActionSpace

@@ -4,10 +4,12 @@ Hydra composes the YAML presets, the schema validates the result. Every invalid 
 ``ConfigError`` that says what was expected, what was given, and the nearest valid name.
 """
 
+import copy
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -29,6 +31,9 @@ from mirl.configs.schema import TrainConfig
 from mirl.configs.tasks import SuiteConfig
 from mirl.configs.validation_messages import config_classes, explain
 
+if TYPE_CHECKING:  # Hydra is imported on use
+    from omegaconf import DictConfig
+
 PRESETS_DIR = Path(__file__).parent
 """Folder of train.yaml and of the groups' folders."""
 GROUPS = ("task", "fusion", "context", "encoder", "memory", "agent", "split")
@@ -47,6 +52,9 @@ CONFIG_DIR = "--config-dir"
 """Argument of the commands that names a folder of the user's own presets."""
 FREE_OPTIONS = ("task.kwargs.", "encoder.parts.")
 """Beginnings of options whose names the schema does not know."""
+
+SET_OPTION = "++"
+"""Beginning of Hydra's overrides that set an option, whether or not the preset lists it."""
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -416,21 +424,28 @@ def _override_environments(value: str, has_rule: bool) -> list[str]:
     return [f"++task.name='{value}'", f"++task.tasks=[{', '.join(tasks)}]"]
 
 
-def _compose(overrides: list[str], config_dir: Path | None) -> object:
+def _compose(overrides: Sequence[str], config_dir: Path | None) -> object:
     """Return the plain values of train.yaml after Hydra applied the overrides."""
     # imported on use, because Hydra takes long to import and eval.py does without
-    from hydra import compose, initialize_config_dir
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if config_dir is not None:
-        folder = str(config_dir).replace("\\", "\\\\").replace("'", "\\'")
-        overrides = [*overrides, f"hydra.searchpath=['file://{folder}']"]
+    choices = tuple(word for word in overrides if not word.startswith(SET_OPTION))
+    options = [word for word in overrides if word.startswith(SET_OPTION)]
     try:
-        with initialize_config_dir(str(PRESETS_DIR), version_base="1.3"):
-            config = compose("train", overrides)
-            return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        parsed = OverridesParser.create().parse_overrides(options)
+        ConfigLoaderImpl.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=False)
+        if config_dir is None:
+            config = copy.deepcopy(_compose_own_presets(choices))
+        else:
+            config = _compose_presets(choices, config_dir)
+        # what Hydra does itself with the options, once the presets are joined
+        ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         # the lines after the first are about how Hydra works inside
         reason = str(error).splitlines()[0]
@@ -438,6 +453,24 @@ def _compose(overrides: list[str], config_dir: Path | None) -> object:
     except PRESET_ERRORS as error:  # MIRL's own presets can be read
         reason = " ".join(str(error).split())
         raise ConfigError(f"{CONFIG_DIR}: a preset could not be read: {reason}") from None
+
+
+@lru_cache(maxsize=256)
+def _compose_own_presets(choices: tuple[str, ...]) -> "DictConfig":
+    """Return train.yaml with a choice of MIRL's presets, which a process may compose often."""
+    return _compose_presets(choices, None)
+
+
+def _compose_presets(choices: Sequence[str], config_dir: Path | None) -> "DictConfig":
+    """Return train.yaml with a choice of presets, such as ``fusion=film``."""
+    from hydra import compose, initialize_config_dir
+
+    words = list(choices)
+    if config_dir is not None:
+        folder = str(config_dir).replace("\\", "\\\\").replace("'", "\\'")
+        words.append(f"hydra.searchpath=['file://{folder}']")
+    with initialize_config_dir(str(PRESETS_DIR), version_base="1.3"):
+        return compose("train", words)
 
 
 def parse_flat(model: type[ConfigT], argv: Sequence[str]) -> ConfigT:

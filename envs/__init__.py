@@ -4,6 +4,8 @@
 ``ContractObservation(env)`` wraps a single Gymnasium environment.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from mirl.configs.keys import TASK_KEY
 from mirl.envs.make import make_env
 from mirl.envs.pools.backend import EnvironmentFailedError
@@ -13,7 +15,9 @@ from mirl.envs.spaces import ContractObservation
 from mirl.envs.texts.codec import mission_space, tokenize
 from mirl.envs.texts.draw import draw_vocabulary
 from mirl.envs.texts.vocabulary import MAX_TOKENS, N_TOKENS, VOCABULARY
-from mirl.envs.vector import SuiteVecEnv, make_vec_env
+
+if TYPE_CHECKING:
+    from mirl.envs.vector import SuiteVecEnv, make_vec_env
 
 __all__ = [
     "MAX_TOKENS",
@@ -32,3 +36,12 @@ __all__ = [
     "mission_space",
     "tokenize",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs Stable-Baselines3 on use: it loads torch, and workers do without."""
+    if name in ("SuiteVecEnv", "make_vec_env"):
+        from mirl.envs import vector
+
+        return getattr(vector, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

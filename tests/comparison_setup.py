@@ -17,6 +17,7 @@ TINY = (
     "evaluation.episodes=4",
     "evaluation.test_episodes=8",
     "evaluation.context_use=false",
+    "videos=false",
     "total_timesteps=128",
 )
 """Arguments of runs that take about a second."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # extractor, policy and routing are left out: they report invalid arguments in their own words
@@ -40,6 +41,9 @@ install_import_hook(CHECKED, TYPE_CHECKER)
 
 sys.path.insert(0, str(Path(__file__).parent))  # to import the helper modules in this folder
 torch.set_num_threads(1)
+# a busy machine takes long for a single example now and then
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 
 def pytest_configure(config: pytest.Config) -> None:

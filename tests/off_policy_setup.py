@@ -46,6 +46,7 @@ TINY = (
     "agent.batch_size=16",
     "total_timesteps=80",
     "evaluation.episodes=4",
+    "videos=false",
     "progress=false",
     "device=cpu",
     "evaluation.context_use=false",  # it would take as long again

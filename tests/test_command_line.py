@@ -1,7 +1,9 @@
-"""The commands train.py and eval.py, run as processes."""
+"""The commands train.py and eval.py, run as processes where that makes a difference."""
 
+import contextlib
 import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -11,8 +13,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mirl import eval as eval_command
@@ -25,12 +29,15 @@ TINY = (
     "agent.batch_size=64",
     "agent.n_epochs=1",
     "evaluation.episodes=4",
+    "evaluation.test_episodes=12",
+    "precision=fp32",
     "encoder.channels=8",
     "encoder.features_dim=16",
     "context.dim=8",
 )
 """Arguments of a run that takes seconds."""
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
+SETTINGS = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
+ENVIRONMENT = {**os.environ, **SETTINGS}
 
 
 def command(script: str, *argv: str) -> list[str]:
@@ -49,6 +56,30 @@ def run(folder: Path, script: str, *argv: str) -> subprocess.CompletedProcess[st
     )
 
 
+def run_here(folder: Path, module: ModuleType, *argv: str) -> str:
+    """Run a command in a folder, in this process, which has loaded torch; return its output."""
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.setenv("COLUMNS", SETTINGS["COLUMNS"])
+        patch.chdir(folder)
+        assert module.run(list(argv)) == 0
+    return output.getvalue()
+
+
+def refuse_here(
+    folder: Path, module: ModuleType, argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """Run a command that is refused, in this process; return its exit code, output and errors."""
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [module.__name__, *argv])
+        with pytest.raises(SystemExit) as caught:
+            module.main()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code, *capsys.readouterr()
+
+
 def hashes(folder: Path) -> dict[str, str]:
     """Return the hash of every file in a folder, by its path."""
     files = (path for path in folder.rglob("*") if path.is_file())
@@ -64,18 +95,9 @@ def assert_one_message(code: int, out: str, err: str, message: str) -> None:
     assert message in err
 
 
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["fusoin=film"], "unknown option 'fusoin'. Did you mean 'fusion'?\n"),
-        (
-            ["sites=[map]", "encoder=vector"],
-            "encoder=vector has none; use sites=[vector]\n",
-        ),
-    ],
-)
-def test_invalid_argument_writes_nothing(tmp_path: Path, argv: list[str], message: str) -> None:
-    done = run(tmp_path, "train.py", *argv)
+def test_invalid_argument_writes_nothing(tmp_path: Path) -> None:
+    done = run(tmp_path, "train.py", "fusoin=film")
+    message = "unknown option 'fusoin'. Did you mean 'fusion'?\n"
     assert_one_message(done.returncode, done.stdout, done.stderr, message)
     assert not list(tmp_path.iterdir())
 
@@ -83,14 +105,22 @@ def test_invalid_argument_writes_nothing(tmp_path: Path, argv: list[str], messag
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["sites=[map]", "encoder=vector"], "encoder=vector has none; use sites=[vector]\n"),
         (["task=MiniGrid-GoToDor-5x5-v0"], "Did you mean 'MiniGrid-GoToDoor-5x5-v0'?"),
         (["device=cuda"], "device=cuda: torch finds no CUDA device here"),
     ],
 )
-def test_missing_requirement_writes_nothing(tmp_path: Path, argv: list[str], message: str) -> None:
-    """An environment or a device that this machine lacks is an error, and no run is created."""
-    done = run(tmp_path, "train.py", *argv)
-    assert_one_message(done.returncode, "", done.stderr, message)
+def test_missing_requirement_writes_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    message: str,
+) -> None:
+    """What the networks, the environments or this machine lack is an error; no run is created."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, _, err = refuse_here(tmp_path, train_command, argv, capsys)
+    assert_one_message(code, "", err, message)
     assert not list(tmp_path.iterdir())
 
 
@@ -104,16 +134,23 @@ def test_missing_run_is_one_message(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, str]]:
-    """Return a function: backend -> run directory and output of train.py, one run per backend."""
+    """Return a function: backend -> run directory and output of train.py, one run per backend.
+
+    That on gymnasium, with its worker processes, is trained by a process.
+    """
     made: dict[str, tuple[Path, str]] = {}
 
     def train(backend: str) -> tuple[Path, str]:
         if backend not in made:
             folder = tmp_path_factory.mktemp(backend)
             words = ("name=mine", f"backend={backend}", "total_timesteps=512", "progress=false")
-            done = run(folder, "train.py", *TINY, *words)
-            assert (done.returncode, done.stderr) == (0, "")
-            made[backend] = folder / "runs" / "mine", done.stdout
+            if backend == "gymnasium":
+                done = run(folder, "train.py", *TINY, *words)
+                assert (done.returncode, done.stderr) == (0, "")
+                output = done.stdout
+            else:
+                output = run_here(folder, train_command, *TINY, *words)
+            made[backend] = folder / "runs" / "mine", output
         return made[backend]
 
     return train
@@ -140,9 +177,9 @@ def test_training_writes_files_and_table(
         "checkpoints/step_000000512/state.json",
         "checkpoints/step_000000512/manifest.json",
         "videos/goto_door_000000512.gif",
-        f"eval/step_000000512-{backend}-seed0-1000ep.json",
+        f"eval/step_000000512-{backend}-seed0-12ep.json",
     }
-    assert re.search(r"│ goto_door +│ +1000 │", output)
+    assert re.search(r"│ goto_door +│ +12 │", output)
     assert "tensorboard --logdir runs" in output
     assert "mirl-eval run=runs/mine checkpoint=last" in output
 
@@ -151,10 +188,14 @@ def test_training_writes_files_and_table(
 def test_run_can_be_evaluated(trained: Callable[[str], tuple[Path, str]], backend: str) -> None:
     folder, _ = trained(backend)
     words = (f"run={folder}", "episodes=12", "seed=3", "gif=true", f"backend={backend}")
-    done = run(folder.parent, "eval.py", *words)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"│ goto_door +│ +12 │ +\d+\.\d% │", done.stdout)
-    [line] = [line for line in done.stdout.splitlines() if line.startswith("Context use")]
+    if backend == "gymnasium":
+        done = run(folder.parent, "eval.py", *words)
+        assert (done.returncode, done.stderr) == (0, "")
+        output = done.stdout
+    else:
+        output = run_here(folder.parent, eval_command, *words)
+    assert re.search(r"│ goto_door +│ +12 │ +\d+\.\d% │", output)
+    [line] = [line for line in output.splitlines() if line.startswith("Context use")]
     rate = r"-?\d+\.\d%"
     assert re.fullmatch(
         rf"Context use: {rate} \(success {rate} with its own mission, {rate} with that of other "
@@ -168,15 +209,15 @@ def test_run_can_be_evaluated(trained: Callable[[str], tuple[Path, str]], backen
 
 
 def test_run_can_be_exported(trained: Callable[[str], tuple[Path, str]]) -> None:
-    folder, _ = trained("gymnasium")
-    done = run(folder.parent, "eval.py", "run=mine", "checkpoint=last", "export=go to the red door")
-    assert (done.returncode, done.stderr) == (0, "")
+    folder, _ = trained("envpool")
+    words = ("run=mine", "checkpoint=last", "export=go to the red door")
+    output = run_here(folder.parent, eval_command, *words)
     found = re.fullmatch(
         r"Written: mine/exports/go-to-the-red-door\.pt2 "
         r"\(([\d,]+) parameters in place of ([\d,]+), outputs within \de-\d\d of the policy's\)\n",
-        done.stdout,
+        output,
     )
-    assert found is not None, done.stdout
+    assert found is not None, output
     after, before = (int(number.replace(",", "")) for number in found.groups())
     assert after < before
     description = json.loads((folder / "exports" / "go-to-the-red-door.json").read_text())
@@ -198,19 +239,14 @@ def test_run_can_be_exported(trained: Callable[[str], tuple[Path, str]]) -> None
 )
 def test_invalid_evaluation_changes_nothing(
     trained: Callable[[str], tuple[Path, str]],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     argv: list[str],
     message: str,
 ) -> None:
     folder, _ = trained("envpool")
     before = hashes(folder)
-    monkeypatch.setattr(sys, "argv", ["eval.py", f"run={folder}", *argv])
-    with pytest.raises(SystemExit) as caught:
-        eval_command.main()
-    out, err = capsys.readouterr()
-    code = caught.value.code
-    assert isinstance(code, int)
+    words = [f"run={folder}", *argv]
+    code, out, err = refuse_here(folder.parent, eval_command, words, capsys)
     assert_one_message(code, out, err, message.format(checkpoints=folder / "checkpoints"))
     assert hashes(folder) == before
 
@@ -272,7 +308,7 @@ def assert_resumed_without_gap(folder: Path) -> None:
 
 def test_ctrl_c_saves_and_resumes(tmp_path: Path) -> None:
     """Ctrl-C saves a checkpoint, and the same command resumes the run."""
-    argv = [*TINY, "name=mine", "backend=gymnasium", "total_timesteps=4096"]
+    argv = [*TINY, "name=mine", "backend=gymnasium", "total_timesteps=4096", "videos=false"]
     folder = tmp_path / "runs" / "mine"
     output = stopped_by(signal.SIGINT, tmp_path, folder, argv)
     assert "Traceback" not in output
@@ -301,6 +337,7 @@ def test_sigterm_saves_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture
         f"runs_dir={tmp_path}",
         "name=mine",
         "progress=false",
+        "videos=false",
     ]
     folder = tmp_path / "mine"
     output = stopped_by(signal.SIGTERM, tmp_path, folder, argv)
@@ -318,15 +355,13 @@ def test_sigterm_saves_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_other_configuration_is_rejected(
-    trained: Callable[[str], tuple[Path, str]], monkeypatch: pytest.MonkeyPatch
+    trained: Callable[[str], tuple[Path, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run directory of another configuration is not changed; the error lists the differences."""
     folder, _ = trained("envpool")
     before = hashes(folder)
     words = [*TINY, "name=mine", "backend=envpool", "total_timesteps=512", "fusion=film", "seed=2"]
-    done = run(folder.parents[1], "train.py", *words)
-    assert_one_message(
-        done.returncode, "", done.stderr, "runs/mine holds a run of another configuration"
-    )
-    assert "\n  fusion.kind: 'bilinear' there, 'film' now\n  seed: 0 there, 2 now\n" in done.stderr
+    code, _, err = refuse_here(folder.parents[1], train_command, words, capsys)
+    assert_one_message(code, "", err, "runs/mine holds a run of another configuration")
+    assert "\n  fusion.kind: 'bilinear' there, 'film' now\n  seed: 0 there, 2 now\n" in err
     assert hashes(folder) == before

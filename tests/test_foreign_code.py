@@ -30,6 +30,7 @@ WORDS = (
     "evaluation.test_episodes=2",
     *tiny_runs.NETWORK,
     "progress=false",
+    "videos=false",
     "device=cpu",
     "precision=fp32",
     "name=mine",
@@ -188,7 +189,6 @@ def test_zip_loader_opens_no_run(
         ("eval.py", "planted_on_path"),
         ("eval.py", "planted_in_run"),
         ("train.py", "planted_in_folder"),
-        ("train.py", "planted_in_run"),
     ],
 )
 def test_command_is_refused_in_one_line(

@@ -27,6 +27,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 from toy_goal_envs import MirrorReachEnv
 
+from mirl import eval as eval_command
 from mirl.agents import A2C, PPO, load_policy
 from mirl.agents.training import train
 from mirl.configs.compose import compose_train, validate
@@ -62,6 +63,9 @@ TINY = (
     "evaluation.episodes=2",
     "evaluation.test_episodes=2",
     "checkpoint_every=64",
+    "evaluation.context_use=false",
+    "precision=fp32",
+    "videos=false",
     "progress=false",
 )
 TINY_NETWORK: dict[str, Any] = {"net_arch": [8], "sites": ("map", "vector", "heads")}
@@ -449,20 +453,32 @@ def run_script(folder: Path, script: str, *argv: str) -> subprocess.CompletedPro
     )
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_run_is_trained_resumed_evaluated(group: str, tmp_path: Path) -> None:
-    """A run with an own part goes through every command."""
-    words = [*words_of(group), *TINY, "total_timesteps=128", "name=run"]
+def test_commands_import_own_parts(tmp_path: Path) -> None:
+    """A run with an own part of every kind goes through the commands in processes of their own."""
+    words = [*TINY, "total_timesteps=64", "name=run"]
+    for group in GROUPS:
+        words += words_of(group)
     trained = run_script(tmp_path, "train.py", *words)
     assert trained.returncode == 0, trained.stderr
     assert "import=ownparts" in trained.stdout
-    run = tmp_path / "runs" / "run"
-    stored = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    assert stored[group] == {**stored[group], "kind": name_of(group), **OPTIONS[group]}
-
     evaluation = ("run=runs/run", "checkpoint=last", "episodes=2")
     evaluated = run_script(tmp_path, "eval.py", *evaluation, "import=ownparts")
     assert evaluated.returncode == 0, evaluated.stderr
+    refused = run_script(tmp_path, "eval.py", *evaluation)
+    assert refused.returncode == 2
+    assert "add import=ownparts" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_run_is_trained_resumed_evaluated(group: str, tmp_path: Path) -> None:
+    """A run with an own part is stored, loaded, evaluated and resumed."""
+    words = [*words_of(group), *TINY, "total_timesteps=128", "name=run", f"runs_dir={tmp_path}"]
+    assert train(compose_train(words)).finished
+    run = tmp_path / "run"
+    stored = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert stored[group] == {**stored[group], "kind": name_of(group), **OPTIONS[group]}
+    assert eval_command.run([f"run={run}", "checkpoint=last", "episodes=2"]) == 0
     # this process has imported the module already
     policy = load_policy(run, "last", device="cpu")
     assert any(isinstance(module, CLASSES[group]) for module in policy.modules())
@@ -470,15 +486,9 @@ def test_run_is_trained_resumed_evaluated(group: str, tmp_path: Path) -> None:
     # resume from the first of two checkpoints
     shutil.rmtree(run / "checkpoints" / "step_000000128")
     lines: list[str] = []
-    result = train(compose_train([*words, f"runs_dir={tmp_path / 'runs'}"]), lines.append)
+    result = train(compose_train(words), lines.append)
     assert "Resuming at 64 of 128" in "\n".join(lines)
     assert result.finished
-
-    if group == "fusion":
-        refused = run_script(tmp_path, "eval.py", *evaluation)
-        assert refused.returncode == 2
-        assert "add import=ownparts" in refused.stderr
-        assert len(refused.stderr.splitlines()) == 1
 
 
 class NoPerRow(Fusion):

@@ -129,7 +129,7 @@ def widen_by_episodes(rate: Estimate, episodes: int) -> Estimate:
     """
     if rate.low is None or rate.low != rate.high:
         return rate
-    low, high = wilson_interval(round(rate.mean * episodes), episodes, CONFIDENCE)
+    low, high = wilson_interval(round(rate.mean * episodes), episodes)
     return Estimate(rate.mean, low, high)
 
 

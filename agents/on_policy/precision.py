@@ -16,6 +16,8 @@ from mirl.policies.features import Context, Features
 
 MIN_SPEEDUP = 1.3
 """Smallest speedup of bfloat16 over float32 that is worth its rounding errors."""
+HOPELESS = 4.0
+"""Ratio of two times that differ by more than what other processes do to them."""
 T = TypeVar("T")
 
 
@@ -47,15 +49,21 @@ def _bf16_is_faster(device_type: str) -> bool:
         # Emulated bfloat16 computes in float32 and only adds conversions.
         return torch.cuda.is_bf16_supported(including_emulation=False)
     float32_seconds = _time_matmul(torch.float32)
-    bfloat16_seconds = _time_matmul(torch.bfloat16)
+    bfloat16_seconds = _time_matmul(torch.bfloat16, hopeless=HOPELESS * float32_seconds)
     return bfloat16_seconds * MIN_SPEEDUP < float32_seconds
 
 
-def _time_matmul(dtype: torch.dtype) -> float:
-    """Return the shortest time of several matrix products, in seconds."""
+def _time_matmul(dtype: torch.dtype, hopeless: float = float("inf")) -> float:
+    """Return the shortest time of several matrix products, in seconds.
+
+    Those after the second are left out if it took longer than ``hopeless``, because a CPU that
+    emulates bfloat16 takes a second for all of them.
+    """
     matrix = torch.ones(512, 512, dtype=dtype)
     best = float("inf")
-    for _ in range(8):
+    for product in range(8):
+        if product > 1 and best > hopeless:
+            break
         start = time.perf_counter()
         torch.mm(matrix, matrix)
         # The minimum, because set-up and other processes can only slow a product down.

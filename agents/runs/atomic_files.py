@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mirl.configs.errors import ConfigError, PlainWarning
+from mirl.configs.stored import check_regular
 
 JsonObject = dict[str, Any]
 """A JSON object; its values are checked where they are used."""
@@ -183,23 +184,6 @@ def warn_if_unwritable(folder: Path) -> Iterator[None]:
             PlainWarning,
             stacklevel=3,
         )
-
-
-def check_regular(path: Path) -> None:
-    """Check that a path is a regular file and not a link, which could lead anywhere.
-
-    Args:
-        path: the path.
-
-    Raises:
-        ConfigError: it is missing, a link, or something else than a file.
-    """
-    if path.is_symlink():
-        raise ConfigError(f"{path} is a link, expected a file")
-    if not path.exists():
-        raise ConfigError(f"{path} is missing")
-    if not path.is_file():
-        raise ConfigError(f"{path} is not a file")
 
 
 def _sha256(path: Path) -> str:

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from mirl.agents.runs.run import CONFIG, Run
+from mirl.agents.runs.run import Run
 from mirl.configs.aliases import FORMER_DEFAULTS
 from mirl.configs.compose import validate
 from mirl.configs.config import Config
 from mirl.configs.networks import AutoFusionConfig, BaseFusionConfig
 from mirl.configs.schema import ResolvedConfig, TrainConfig
+from mirl.configs.stored import CONFIG
 from mirl.policies.routing.options import accepts, with_options
 
 CHANGED_OPTIONS = {

@@ -16,9 +16,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from mirl.agents.runs.atomic_files import check_regular
 from mirl.agents.runs.metric_names import TIMESTEPS
 from mirl.agents.video import Gif
+from mirl.configs.stored import check_regular
 
 RGB = 3
 """``colorspace`` of TensorBoard's image summaries."""

@@ -9,18 +9,14 @@ import yaml
 from filelock import FileLock, Timeout
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from mirl.agents.runs.atomic_files import check_regular, write_text
+from mirl.agents.runs.atomic_files import write_text
 from mirl.agents.runs.checkpoint import Checkpoint, Criterion, EpisodeRecords
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
-from mirl.configs.aliases import migrate_config
-from mirl.configs.compose import validate
 from mirl.configs.errors import ConfigError, first_lines
-from mirl.configs.imports import check_allowed, import_module, named_code
 from mirl.configs.schema import ResolvedConfig, TrainConfig
+from mirl.configs.stored import CONFIG, load_stored
 from mirl.configs.tasks import file_name, short_file_name
 
-CONFIG = "config.yaml"
-"""File with the configuration of the run."""
 LOCK = ".lock"
 """File that the training process locks."""
 LOG_FILES = ("metrics.csv", "events.out.tfevents.*")
@@ -32,15 +28,11 @@ FREE_FIELDS = frozenset(
     )
 )
 """Fields in which a resumed run may differ, because they do not change what is learned."""
-FIRST_TEXT_LENGTH = 80
-"""Length of the texts of a run whose config.yaml does not state one."""
 MAX_NAMED = 3
 """Differing options that the suggestion of another name names, at most."""
 Difference = tuple[str, object, object]
 """An option, its value there and its value now."""
 Scalar = bool | int | float | str
-MAX_CONFIG_BYTES = 2**18
-"""Size up to which a config.yaml is loaded; a suite of fifty tasks takes a twentieth of it."""
 
 
 class Run:
@@ -75,7 +67,7 @@ class Run:
             ConfigError: the folder is not a run directory, its configuration is not valid, or it
                 names a module that may not be imported.
         """
-        return cls(path, _load_config(path))
+        return cls(path, load_stored(path))
 
     @classmethod
     def create(cls, config: ResolvedConfig) -> Self:
@@ -118,9 +110,7 @@ class Run:
         # the stored configuration is read here and nowhere else in a training command
         if not (config.run_dir / CONFIG).exists():
             return None
-        return _load_config(
-            config.run_dir, advice="; if this is another run, choose another name=…"
-        )
+        return load_stored(config.run_dir, advice="; if this is another run, choose another name=…")
 
     @classmethod
     def find(
@@ -299,71 +289,9 @@ def adopt_texts(config: TrainConfig, stored: ResolvedConfig | None) -> TrainConf
     return config.model_copy(update={"task": config.task.model_copy(update=changes)})
 
 
-def _with_first_texts(config: ResolvedConfig) -> ResolvedConfig:
-    """Return a stored configuration with what runs had that do not state their texts."""
-    changes: dict[str, object] = {}
-    if config.task.vocabulary is None:
-        changes["vocabulary"] = ()
-    if config.task.text_length is None:
-        changes["text_length"] = FIRST_TEXT_LENGTH
-    if not changes:
-        return config
-    return config.model_copy(update={"task": config.task.model_copy(update=changes)})
-
-
 def _store_config(run_dir: Path, config: ResolvedConfig) -> None:
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     write_text(run_dir / CONFIG, text)
-
-
-def _load_config(run_dir: Path, advice: str = "") -> ResolvedConfig:
-    """Return the configuration of a run, which imports nothing that only its file names.
-
-    ``advice`` ends the message about a module that may not be imported.
-    """
-    values = _load_yaml(run_dir)
-    # before the validation, which imports the networks' parts that are named by their class
-    check_allowed(named_code(values), f"{run_dir / CONFIG}: ", advice)
-    config = validate(ResolvedConfig, migrate_config(values))
-    for module in config.imports:
-        import_module(module)
-    return _with_first_texts(config)
-
-
-def _load_yaml(run_dir: Path) -> object:
-    path = run_dir / CONFIG
-    try:
-        check_regular(path)
-        size = path.stat().st_size
-        if size > MAX_CONFIG_BYTES:
-            raise ConfigError(
-                f"its config.yaml has {size:,} bytes, expected at most {MAX_CONFIG_BYTES:,}"
-            )
-        return yaml.load(path.read_text(encoding="utf-8"), _LoaderWithoutAliases)
-    except RecursionError:
-        raise ConfigError(
-            f"{run_dir} is not a run directory: its config.yaml is nested too deeply"
-        ) from None
-    except (ConfigError, OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())  # PyYAML's messages have several lines
-        raise ConfigError(f"{run_dir} is not a run directory: {reason}") from None
-
-
-class _LoaderWithoutAliases(yaml.SafeLoader):
-    """PyYAML's safe loader without aliases, a few lines of which can expand to any size."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has an alias (*), which no configuration needs")
-        return super().compose_node(parent, index)
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
-        try:
-            return super().construct_object(node, deep)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            # the errors of int(), date() and the like, about a tag that does not fit its text
-            kind = node.tag.rpartition(":")[2]
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1} holds no valid {kind}") from None
 
 
 def _other_name(name: str, differences: Sequence[Difference]) -> str:

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mirl.agents.runs.atomic_files import check_regular
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
 from mirl.agents.runs.migration import current_weight_name
 from mirl.configs.errors import ConfigError
+from mirl.configs.stored import check_regular
 
 SPARE_BYTES = 2**20
 """Bytes that an archive may hold beside the weights."""

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mirl.agents.runs.atomic_files import check_regular
 from mirl.agents.runs.migration import FIRST_WITH_CURRENT_NAMES, migrate_weight_names
+from mirl.configs.stored import check_regular
 
 _SAFETENSORS_DTYPES = {
     torch.float32: "F32",

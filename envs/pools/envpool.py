@@ -29,6 +29,17 @@ def envpool_ids() -> frozenset[str]:
     return frozenset(name for name in envpool.list_all_envs() if name.startswith(_FAMILIES))
 
 
+def has_other_family(suite: SuiteConfig) -> bool:
+    """Return True if a task is of no family that EnvPool steps like the original.
+
+    This is known without loading EnvPool, which takes seconds.
+
+    Args:
+        suite: the tasks.
+    """
+    return any(not task.env_id.startswith(_FAMILIES) for task in suite.tasks)
+
+
 def envpool_obstacle(suite: SuiteConfig) -> str | None:
     """Return the reason why EnvPool cannot step a suite, or None if it can.
 

@@ -11,7 +11,7 @@ from mirl.configs.schema import BackendName
 from mirl.configs.tasks import SuiteConfig
 from mirl.envs.assignment import TaskAssignment
 from mirl.envs.pools.backend import Backend, Restarts
-from mirl.envs.pools.envpool import EnvPoolBackend, envpool_obstacle
+from mirl.envs.pools.envpool import EnvPoolBackend, envpool_obstacle, has_other_family
 from mirl.envs.pools.gymnasium import GymnasiumBackend
 from mirl.envs.pools.suite import SuiteBackend
 from mirl.envs.pools.workers import WorkerBackend, Workers, available_cpus
@@ -35,6 +35,8 @@ def choose_backend(suite: SuiteConfig, backend: BackendName) -> Literal["gymnasi
     if backend not in get_args(BackendName):
         raise ConfigError(f"unknown backend '{backend}'." + nearest(backend, get_args(BackendName)))
     if backend == "gymnasium":
+        return "gymnasium"
+    if backend == "auto" and has_other_family(suite):
         return "gymnasium"
     obstacle = envpool_obstacle(suite)
     if obstacle is None:

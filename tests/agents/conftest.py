@@ -25,6 +25,7 @@ TINY = (
     "progress=false",
     "device=cpu",
     "precision=fp32",  # which auto takes depends on the machine
+    "videos=false",  # a third of the time
     "evaluation.context_use=false",  # it would take as long again
 )
 Build = Callable[..., TrainConfig]

@@ -29,11 +29,12 @@ POPART = ("task=doors", "agent.popart=true", "name=popart")
 
 RUN_ALONE = """
 import sys, torch
-path, batches, answers = sys.argv[1:]
-program = torch.export.load(path).module()
+arguments = iter(sys.argv[1:])
+for path, batches, answers in zip(arguments, arguments, arguments):
+    program = torch.export.load(path).module()
+    torch.save([program(batch) for batch in torch.load(batches, weights_only=True)], answers)
 imported = {name.split(".")[0] for name in sys.modules}
 assert not imported & {"mirl", "stable_baselines3", "gymnasium"}
-torch.save([program(batch) for batch in torch.load(batches, weights_only=True)], answers)
 """
 
 
@@ -66,54 +67,66 @@ def description_of(export: Export) -> Any:
     return json.loads(export.path.with_suffix(".json").read_text())
 
 
-@pytest.mark.parametrize(
-    ("words", "name", "context"),
-    [
-        ((), "go to the red door", tokenize("go to the red door")),
-        (SECOND_TASK, "goto_door_6x6", 1),
-        (POPART, "go to the red door", tokenize("go to the red door")),
-    ],
-    ids=["mission", "task", "popart"],
-)
-def test_program_equals_policy_without_mirl(
-    run_of: Callable[..., Path], tmp_path: Path, words: tuple[str, ...], name: str, context: Any
-) -> None:
-    """A program runs without MIRL and computes what the policy computes."""
-    run = run_of(*words)
-    export = export_at(EvalConfig(run=run, export=name))
-    config = Run.open(run).config
-    env = SuiteVecEnv(config.task, 8, seed=1, seed_split="test")
+CASES: dict[str, tuple[tuple[str, ...], str, Any]] = {
+    "mission": ((), "go to the red door", tokenize("go to the red door")),
+    "task": (SECOND_TASK, "goto_door_6x6", 1),
+    "popart": (POPART, "go to the red door", tokenize("go to the red door")),
+}
+
+
+@pytest.fixture(scope="module")
+def answers(
+    run_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, list[Any], list[Any]]]:
+    """Return the run of each case, batches of observations, and what its program answers.
+
+    One process without MIRL runs all programs.
+    """
+    folder = tmp_path_factory.mktemp("alone")
+    argv = [sys.executable, "-c", RUN_ALONE]
+    played: dict[str, tuple[Path, list[Any]]] = {}
+    for case, (words, name, _) in CASES.items():
+        run = run_of(*words)
+        export = export_at(EvalConfig(run=run, export=name))
+        batches = batches_of(run)
+        inputs = list(description_of(export)["inputs"])
+        tensors = [{key: torch.from_numpy(batch[key]) for key in inputs} for batch in batches]
+        torch.save(tensors, folder / f"{case}.in")
+        argv += [str(export.path), str(folder / f"{case}.in"), str(folder / f"{case}.out")]
+        played[case] = (run, batches)
+    subprocess.run(argv, cwd=folder, check=True, timeout=600)
+    results: dict[str, tuple[Path, list[Any], list[Any]]] = {}
+    for case, (run, batches) in played.items():
+        results[case] = (run, batches, torch.load(folder / f"{case}.out", weights_only=True))
+    return results
+
+
+def batches_of(run: Path) -> list[dict[str, Any]]:
+    """Return batches of 1, 3 and 8 observations of a run's environments."""
+    env = SuiteVecEnv(Run.open(run).config.task, 8, seed=1, seed_split="test")
     try:
         env.reset()
         played = [env.step(np.full(8, action))[0] for action in (2, 0, 1)]
-        policy = load_policy(run, device="cpu")
     finally:
         env.close()
-    key = config.context.key
-    batches = [
-        {name: array[:size] for name, array in obs.items()}
-        for obs, size in zip(played, (1, 3, 8), strict=True)
-    ]
-    inputs = list(description_of(export)["inputs"])
-    torch.save(
-        [{name: torch.from_numpy(batch[name]) for name in inputs} for batch in batches],
-        tmp_path / "in.pt",
-    )
-    argv = [
-        sys.executable,
-        "-c",
-        RUN_ALONE,
-        str(export.path),
-        str(tmp_path / "in.pt"),
-        str(tmp_path / "out.pt"),
-    ]
-    subprocess.run(argv, cwd=tmp_path, check=True, timeout=600)
-    for batch, (logits, values) in zip(
-        batches, torch.load(tmp_path / "out.pt", weights_only=True), strict=True
-    ):
-        batch["task"] = np.zeros(
-            len(values), np.int64
-        )  # whose value the program gives, where no context overrules
+    batches: list[dict[str, Any]] = []
+    for observations, size in zip(played, (1, 3, 8), strict=True):
+        batches.append({key: array[:size] for key, array in observations.items()})
+    return batches
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_program_equals_policy_without_mirl(
+    answers: dict[str, tuple[Path, list[Any], list[Any]]], case: str
+) -> None:
+    """A program runs without MIRL and computes what the policy computes."""
+    run, batches, outputs = answers[case]
+    _, _, context = CASES[case]
+    policy = load_policy(run, device="cpu")
+    key = Run.open(run).config.context.key
+    for batch, (logits, values) in zip(batches, outputs, strict=True):
+        # the task whose value the program gives, where no context overrules
+        batch["task"] = np.zeros(len(values), np.int64)
         batch[key] = np.stack([np.asarray(context)] * len(values))
         general, _ = policy.obs_to_tensor(batch)
         with torch.no_grad():

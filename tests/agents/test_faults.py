@@ -206,7 +206,10 @@ def test_non_finite_first_observation() -> None:
 
 @pytest.mark.parametrize(
     ("agent", "words"),
-    [("ppo", ["agent.n_steps=32", "agent.batch_size=32"]), ("dqn", ["agent.learning_starts=32"])],
+    [
+        ("ppo", ["agent.n_steps=32", "agent.batch_size=32"]),
+        ("dqn", ["agent.learning_starts=32", "agent.batch_size=32"]),
+    ],
 )
 def test_training_survives_failing_environments(
     agent: str, words: list[str], tmp_path: Path
@@ -214,6 +217,9 @@ def test_training_survives_failing_environments(
     gym.register(f"ToyPoison-{agent}-v0", PoisonEnv, kwargs={"poison": "reward"})
     fixed = [
         "sites=vector",
+        "encoder.features_dim=16",
+        "agent.net_arch=[8]",
+        "videos=false",
         "agent.n_envs=2",
         "total_timesteps=128",
         "evaluation.episodes=4",

@@ -1,9 +1,6 @@
 """Few-shot adaptation: its parameters, its start, its amount of practice, and its report."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +13,7 @@ from gymnasium import spaces
 from run_setup import adapt_at, start_run
 from torch import Tensor
 
+from mirl import eval as eval_command
 from mirl.agents import evaluate, few_shot, load_policy, train
 from mirl.agents.builder import build_agent
 from mirl.agents.few_shot import CurvePoint, ShiftedContext, adaptation_tasks, curve_table
@@ -34,7 +32,6 @@ from mirl.envs import SuiteVecEnv, mission_space, tokenize
 from mirl.policies.contexts import MissionContext, TaskIdContext, build_context
 from mirl.policies.features import unique_rows
 
-ROOT = Path(__file__).parents[2]
 ROLLOUT = few_shot.N_ENVS * few_shot.N_STEPS
 """Timesteps of a rollout."""
 close = torch.testing.assert_close
@@ -56,7 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_in: Build) -> dict[str, 
         "mission": ("task=goto_local",),
     }
     for name, own in words.items():
-        train(tiny_in(folder, f"name={name}", "fusion=film", *own))
+        train(tiny_in(folder, f"name={name}", "fusion=film", "total_timesteps=256", *own))
     return {name: folder / name for name in words}
 
 
@@ -336,7 +333,7 @@ def test_known_task_keeps_its_index(runs: dict[str, Path]) -> None:
 def test_curve_is_written(runs: dict[str, Path]) -> None:
     [(name, curve, path)] = adapt_at(options(runs["rooms"], adapt_episodes=(8, 100), seed=3))
     assert (
-        path == runs["rooms"] / "eval" / "adapt-goto_door_8x8-context-step_000000512-seed3-6ep.json"
+        path == runs["rooms"] / "eval" / "adapt-goto_door_8x8-context-step_000000256-seed3-6ep.json"
     )
     report = json.loads(path.read_text())
     assert (name, report["task"]["name"], report["adapt"]) == (
@@ -365,7 +362,9 @@ def test_curve_table_shows_dash() -> None:
     assert columns == [["0"], ["0"], ["–"], ["–"], ["-5.000"]]
 
 
-def test_command_adapts_and_reports_file(runs: dict[str, Path]) -> None:
+def test_command_adapts_and_reports_file(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The command adapts and reports the file that it wrote."""
     words = [
         "adapt=network",
@@ -375,19 +374,13 @@ def test_command_adapts_and_reports_file(runs: dict[str, Path]) -> None:
         "checkpoint=last",
         "seed=7",
     ]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "eval.py"), f"run={runs['rooms']}", *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    path = runs["rooms"] / "eval" / "adapt-goto_door_8x8-network-step_000000512-seed7-4ep.json"
-    assert "rooms, last checkpoint, practicing goto_door_8x8 by its network" in " ".join(
-        done.stdout.split()
-    )
-    assert f"Written: {path}" in done.stdout
+    monkeypatch.setenv("COLUMNS", "200")
+    assert eval_command.run([f"run={runs['rooms']}", *words]) == 0
+    output = capsys.readouterr().out
+    path = runs["rooms"] / "eval" / "adapt-goto_door_8x8-network-step_000000256-seed7-4ep.json"
+    title = "rooms, last checkpoint, practicing goto_door_8x8 by its network"
+    assert title in " ".join(output.split())
+    assert f"Written: {path}" in output
     assert len(json.loads(path.read_text())["curve"]) == 3
 
 

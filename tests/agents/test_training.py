@@ -40,6 +40,7 @@ TINY = (
     "progress=false",
     "device=cpu",
     "precision=fp32",
+    "videos=false",
     "task=doors",
     "context=task_id",
     "split.name=rooms",

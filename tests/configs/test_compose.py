@@ -121,6 +121,15 @@ def test_values_reach_the_config() -> None:
     assert config.total_timesteps == 1_000_000
 
 
+def test_options_end_with_their_call() -> None:
+    """Presets are composed once for several calls, of which none changes them."""
+    words = ["fusion=low_rank", "agent.net_arch=[7]"]
+    default = compose_train(words[:1])
+    assert compose_train([*words, "fusion.rank=3", "task.kwargs.size=7"]).fusion.rank == 3
+    assert compose_train(words[:1]) == default
+    assert compose_train([]).agent.net_arch != (7,)
+
+
 def test_argument_order_is_irrelevant() -> None:
     assert compose_train(["fusion.rank=3", "fusion=low_rank"]) == compose_train(
         ["fusion=low_rank", "fusion.rank=3"]

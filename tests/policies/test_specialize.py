@@ -542,9 +542,18 @@ def test_goal_image_as_context() -> None:
 # ------------------------------------------------------------------------------------------- export
 
 
-@pytest.mark.parametrize("encoder", ["grid", "image", "masked"])
+FORMS = ("bilinear", "concat", "gate", "attention", "softmax", "metric", "product", "adapter")
+"""Fusions whose specialized forms differ."""
+
+
 @pytest.mark.parametrize(
-    "fusion", ["bilinear", "concat", "gate", "attention", "softmax", "metric", "product", "adapter"]
+    ("fusion", "encoder"),
+    [
+        *((form, "grid") for form in FORMS),
+        # a fusion gets the vectors of an encoder, whatever it is
+        *((form, "image") for form in ("bilinear", "attention")),
+        *((form, "masked") for form in ("bilinear", "softmax")),
+    ],
 )
 def test_export_supports_any_batch_size(fusion: str, encoder: str) -> None:
     """A specialized policy can be exported for batches of any size."""

@@ -58,6 +58,7 @@ def test_full_disk_does_not_stop_training(tiny: Build, tmp_path: Path) -> None:
     ]
     others = [
         "precision=fp32",
+        "videos=false",
         "evaluation.episodes=4",
         f"runs_dir={tmp_path}",
         "evaluation.test_episodes=4",
@@ -168,7 +169,7 @@ def test_best_checkpoint_follows_validation_success(
 @pytest.mark.parametrize(
     ("words", "recorded_at"),
     [
-        ((), [256, 512]),
+        (("videos=true",), [256, 512]),
         (("videos=384",), [384, 512]),
         (("videos=false",), []),
     ],
@@ -195,7 +196,7 @@ def test_videos_come_as_often_as_asked(
     said = [line for line in lines if "videos=false records none" in line]
     assert len(said) == (2 if recorded_at else 0)
     # a run may be resumed without them
-    assert train(tiny("checkpoint_every=256", "evaluation.every=10_000", "videos=false")).finished
+    assert train(tiny("checkpoint_every=256", "evaluation.every=10_000")).finished
 
 
 def test_no_rendering_means_no_videos(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +208,7 @@ def test_no_rendering_means_no_videos(tiny: Build, monkeypatch: pytest.MonkeyPat
         raise OSError("no display")
 
     monkeypatch.setattr("mirl.agents.callbacks.checkpointing.record_episode", broken)
-    config = tiny("checkpoint_every=128")
+    config = tiny("checkpoint_every=128", "videos=true")
     with pytest.warns(
         UserWarning, match="no videos, because task 'goto_door' cannot be rendered here: no display"
     ):

@@ -138,7 +138,7 @@ def test_auto_measures_once(
     """With "auto", bfloat16 is chosen if it is clearly faster; it is measured once."""
     tried = []
 
-    def seconds(dtype: torch.dtype) -> float:
+    def seconds(dtype: torch.dtype, hopeless: float = 0.0) -> float:
         tried.append(dtype)
         return 1 / times_as_fast if dtype == torch.bfloat16 else 1.0
 

@@ -40,7 +40,7 @@ SHARED: dict[str, Any] = {
     "ent_coef": 0.01,
 }
 NETWORKS: dict[str, Any] = {"net_arch": [16], "share_features_extractor": False}
-RUN = ("task=memory_s7", "memory=mi_lstm", "memory.size=8")
+RUN = ("task=memory_s7", "memory=mi_lstm", "memory.size=8", "total_timesteps=256")
 LEARNING: dict[str, Any] = {
     "n_steps": 15,
     "learning_rate": 3e-3,

@@ -9,7 +9,6 @@ import pytest
 from mirl.agents.runs import atomic_files
 from mirl.agents.runs.atomic_files import (
     MANIFEST,
-    check_regular,
     load_json,
     verify_manifest,
     warn_if_unwritable,
@@ -63,21 +62,6 @@ def test_large_json_is_not_loaded(tmp_path: Path) -> None:
         file.truncate(2**40)
     with pytest.raises(ConfigError, match="bytes, expected at most"):
         load_json(path)
-
-
-def test_only_regular_files_pass(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    check_regular(file)
-    link = tmp_path / "link"
-    link.symlink_to(file)
-    for path, message in (
-        (link, "is a link, expected a file"),
-        (tmp_path / "no", "is missing"),
-        (tmp_path, "is not a file"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            check_regular(path)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from run_setup import resolve, start_run
 
 from mirl.agents import train
 from mirl.agents.runs.choices import adopt_choices
-from mirl.agents.runs.run import CONFIG
 from mirl.configs.agents import PPOConfig
 from mirl.configs.compose import compose_train
 from mirl.configs.networks import (
@@ -22,6 +21,7 @@ from mirl.configs.networks import (
     ScaledFusionConfig,
 )
 from mirl.configs.schema import ResolvedConfig, TrainConfig
+from mirl.configs.stored import CONFIG
 
 Build = Callable[..., TrainConfig]
 SHORT = ("total_timesteps=128", "evaluation.test_episodes=4", "name=run")

@@ -98,6 +98,7 @@ def run(tiny_in: Build, tmp_path_factory: pytest.TempPathFactory) -> Witness:
         "evaluation.every=256",
         "evaluation.episodes=7",
         "checkpoint_every=512",
+        "videos=true",
     )
     witness = Witness(
         tiny_in(
