@@ -6,10 +6,13 @@ See ``--help``.
 import sys
 from collections.abc import Sequence
 
-from mirl.configs.command_line import console_entry
-from mirl.configs.commands.help import eval_help
-from mirl.configs.compose import parse_flat
-from mirl.configs.schema import EvalConfig
+from mirl.configs.interrupts import ended_by_interrupt
+
+with ended_by_interrupt():
+    from mirl.configs.command_line import console_entry
+    from mirl.configs.commands.help import eval_help
+    from mirl.configs.compose import parse_flat
+    from mirl.configs.schema import EvalConfig
 
 
 def run(argv: list[str]) -> int:
@@ -24,9 +27,10 @@ def run(argv: list[str]) -> int:
     config = parse_flat(EvalConfig, argv)  # before torch is imported
 
     # imported here and below as needed, because torch takes seconds to load
-    from mirl.agents.result_tables import PlainConsole, missing_success_line, results_table
-    from mirl.agents.runs.run import Run
-    from mirl.agents.statistics import TaskResult
+    with ended_by_interrupt():
+        from mirl.agents.result_tables import PlainConsole, missing_success_line, results_table
+        from mirl.agents.runs.run import Run
+        from mirl.agents.statistics import TaskResult
 
     console = PlainConsole()
     log = console.log_line

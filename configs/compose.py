@@ -435,9 +435,13 @@ def _compose(overrides: list[str], config_dir: Path | None) -> object:
         # the lines after the first are about how Hydra works inside
         reason = str(error).splitlines()[0]
         raise ConfigError(f"the command line could not be parsed: {reason}") from None
-    except PRESET_ERRORS as error:  # MIRL's own presets can be read
+    except PRESET_ERRORS as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{CONFIG_DIR}: a preset could not be read: {reason}") from None
+        # MIRL's own presets can be read, so without others it is a value, of 5,000 digits, say
+        subject = "the command line could not be parsed"
+        if config_dir is not None:
+            subject = f"{CONFIG_DIR}: a preset could not be read"
+        raise ConfigError(f"{subject}: {reason}") from None
 
 
 def parse_flat(model: type[ConfigT], argv: Sequence[str]) -> ConfigT:
