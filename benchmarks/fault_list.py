@@ -265,6 +265,8 @@ def check_interrupts(scale: Scale, folder: Path) -> Row:
     """
     rng = random.Random(0)
     problems = []
+    # the processes would ignore it, too, if a shell runs this one in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for _ in range(scale.interrupts):
         # CPU time, so that the moments are the same on a busy machine; Python starts before that
         moment = rng.uniform(0.1, 2.0)

@@ -18,8 +18,9 @@ def ended_by_interrupt() -> Iterator[None]:
     It is for imports, which take seconds. An exception there would end in a traceback, or in none
     and no end: libraries turn it into an error of theirs, or catch it.
     """
-    if threading.current_thread() is not threading.main_thread():
-        # only the main thread may handle signals
+    is_main = threading.current_thread() is threading.main_thread()
+    # only the main thread may handle signals, and a shell lets jobs in the background ignore this one
+    if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
     previous = signal.signal(signal.SIGINT, _end)
