@@ -19,7 +19,7 @@ def ended_by_interrupt() -> Iterator[None]:
     and no end: libraries turn it into an error of theirs, or catch it.
     """
     is_main = threading.current_thread() is threading.main_thread()
-    # only the main thread may handle signals, and a shell lets jobs in the background ignore this one
+    # only the main thread may handle signals, and a job in a shell's background ignores this one
     if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
