@@ -95,6 +95,8 @@ def check_faults(scale: Scale, folder: Path) -> Iterator[Row]:
     """
     yield check_scalars(scale)
     yield check_interrupts(scale, folder)
+    if not scale.faults:
+        return
     long = folder / ("x" * (LONG - len(str(folder)) - 1))
     long.mkdir()
     stopped = folder / "stopped"

@@ -38,7 +38,7 @@ class Scale(NamedTuple):
     scalars: int
     """Values of config.yaml that an odd scalar replaces."""
     faults: list[str]
-    """Faults of the disk that a run is resumed with."""
+    """Faults of the disk that a run is resumed with; none takes half a minute less."""
 
 
 FULL = Scale(
@@ -59,7 +59,7 @@ QUICK = Scale(
     killed_runs=KILLED_RUNS[:1],
     interrupts=2,
     scalars=100,
-    faults=["full disk"],
+    faults=[],
 )
 
 
