@@ -151,8 +151,11 @@ def verify_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
         # a name with a path in it would lead out of the folder
         if not isinstance(expected, dict) or Path(name).name != name:
             raise ConfigError(f"{path} is not among the files of its manifest")
-        check_regular(path)
-        size = path.stat().st_size
+        try:
+            check_regular(path)
+            size = path.stat().st_size
+        except OSError as error:  # a name that no file can have, for example
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
         # the size first, because hashing a large file takes long
         if size != expected.get("bytes"):
             raise ConfigError(f"{path} has {size:,} bytes, expected {expected.get('bytes')!r}")
