@@ -105,7 +105,7 @@ def check_faults(scale: Scale, folder: Path) -> Iterator[Row]:
     for fault in scale.faults:
         test = "resumed with the fault, then without"
         try:
-            problem = resume_with(fault, stopped, folder / fault.replace(" ", "-"))
+            problem = resume_with(fault, stopped, folder / re.sub(r"\W+", "-", fault))
         except SkippedError as reason:
             yield Row(f"a fault is one line: {fault}", "none", f"skipped: {reason}", True)
             continue
