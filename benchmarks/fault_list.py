@@ -58,7 +58,7 @@ DISKS = {
     "full disk": ("dd if=/dev/zero of={disk}/rest bs=4k 2>/dev/null", "rm {disk}/rest"),
     "read-only file system": ("mount -o remount,ro {disk}", ""),
 }
-"""What makes the fault and what ends it; both may fail, as dd does when the disk is full."""
+"""Commands that make a fault and end it; both may fail, as dd does when the disk is full."""
 SCALARS = [
     "9" * 5000,
     f"0x{'f' * 5000}",

@@ -1,4 +1,4 @@
-"""What the parts of ``reliability.py`` share: rows, sizes, and processes that train."""
+"""Rows, sizes and processes that train: shared by the parts of ``reliability.py``."""
 
 import os
 import re
