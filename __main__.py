@@ -3,7 +3,10 @@
 import sys
 from importlib import import_module
 
-from mirl.configs.command_line import console_entry
+from mirl.configs.interrupts import ended_by_interrupt
+
+with ended_by_interrupt():
+    from mirl.configs.command_line import console_entry
 
 COMMANDS = ("train", "eval", "compare")
 """Commands, each a module with a function ``main``."""

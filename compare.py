@@ -5,10 +5,13 @@ See ``--help``.
 
 import sys
 
-from mirl.configs.command_line import console_entry, limit_kernel_caches
-from mirl.configs.commands.help import compare_help
-from mirl.configs.comparison import RunComparisonConfig, parse_comparison
-from mirl.configs.errors import RunError
+from mirl.configs.interrupts import ended_by_interrupt
+
+with ended_by_interrupt():
+    from mirl.configs.command_line import console_entry, limit_kernel_caches
+    from mirl.configs.commands.help import compare_help
+    from mirl.configs.comparison import RunComparisonConfig, parse_comparison
+    from mirl.configs.errors import RunError
 
 
 def run(argv: list[str]) -> int:

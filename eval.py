@@ -6,11 +6,14 @@ See ``--help``.
 import sys
 from collections.abc import Sequence
 
-from mirl.configs.command_line import console_entry
-from mirl.configs.commands.help import eval_help
-from mirl.configs.compose import parse_flat
-from mirl.configs.schema import EvalConfig
-from mirl.configs.stored import load_stored
+from mirl.configs.interrupts import ended_by_interrupt
+
+with ended_by_interrupt():
+    from mirl.configs.command_line import console_entry
+    from mirl.configs.commands.help import eval_help
+    from mirl.configs.compose import parse_flat
+    from mirl.configs.schema import EvalConfig
+    from mirl.configs.stored import load_stored
 
 
 def run(argv: list[str]) -> int:
@@ -27,9 +30,10 @@ def run(argv: list[str]) -> int:
     stored = load_stored(config.run)
 
     # imported here and below as needed, because torch takes seconds to load
-    from mirl.agents.result_tables import PlainConsole, missing_success_line, results_table
-    from mirl.agents.runs.run import Run
-    from mirl.agents.statistics import TaskResult
+    with ended_by_interrupt():
+        from mirl.agents.result_tables import PlainConsole, missing_success_line, results_table
+        from mirl.agents.runs.run import Run
+        from mirl.agents.statistics import TaskResult
 
     console = PlainConsole()
     log = console.log_line

@@ -2,15 +2,18 @@
 
 import sys
 
-from mirl.configs.command_line import (
-    command,
-    console_entry,
-    limit_kernel_caches,
-)
-from mirl.configs.commands.help import train_help
-from mirl.configs.commands.words import typed_words
-from mirl.configs.compose import compose_train
-from mirl.configs.imports import import_words
+from mirl.configs.interrupts import ended_by_interrupt
+
+with ended_by_interrupt():
+    from mirl.configs.command_line import (
+        command,
+        console_entry,
+        limit_kernel_caches,
+    )
+    from mirl.configs.commands.help import train_help
+    from mirl.configs.commands.words import typed_words
+    from mirl.configs.compose import compose_train
+    from mirl.configs.imports import import_words
 
 
 def run(argv: list[str]) -> int:
@@ -26,9 +29,10 @@ def run(argv: list[str]) -> int:
 
     limit_kernel_caches()
     # the other imports load torch, which takes seconds
-    from mirl.agents.evaluation import evaluate_run
-    from mirl.agents.result_tables import PlainConsole, results_table
-    from mirl.agents.training import train
+    with ended_by_interrupt():
+        from mirl.agents.evaluation import evaluate_run
+        from mirl.agents.result_tables import PlainConsole, results_table
+        from mirl.agents.training import train
 
     console = PlainConsole()
     log = console.log_line

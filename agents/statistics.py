@@ -6,6 +6,7 @@ scipy.stats is not used, because it takes longer to load than the rest of MIRL.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -16,7 +17,7 @@ from mirl.configs.tasks import Subset
 SUBSETS: tuple[Subset, ...] = ("trained", "held_out")
 UPPER = 0.975
 """Probability below the upper bound of a 95 % interval."""
-NORMAL_QUANTILE = 1.959963984540054
+NORMAL_QUANTILE = NormalDist().inv_cdf(UPPER)
 """The standard normal distribution lies below it with the probability ``UPPER``."""
 
 

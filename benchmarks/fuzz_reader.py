@@ -10,20 +10,25 @@ of ``reliability.py``.
 import shutil
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import atheris
 
 with atheris.instrument_imports(include=["mirl.agents", "mirl.configs", "yaml", "json"]):
     from mirl.agents.builder import build_agent
+    from mirl.agents.runs.atomic_files import verify_manifest, write_manifest
     from mirl.agents.runs.checkpoint import Checkpoint
+    from mirl.agents.runs.logger import MetricsCsv
     from mirl.agents.runs.run import Run
 
 from mirl.configs.errors import ConfigError
 from mirl.envs import SuiteVecEnv
 
-RUN_FILES = ("config.yaml", "checkpoints/index.json")
+RUN_FILES = ("config.yaml", "checkpoints/index.json", "metrics.csv")
 """Files of the run directory to damage."""
+TABLE = "time/total_timesteps,train/loss\n128,0.5\n256,0.25\n"
+"""metrics.csv of the run."""
 CHECKPOINT_FILES = ("state.json", "policy.safetensors", "optimizer.safetensors")
 """Files of the newest checkpoint to damage."""
 
@@ -38,10 +43,15 @@ def main() -> None:
 
     folder = Path(tempfile.mkdtemp(prefix="fuzz"))
     run_dir = Path(shutil.copytree(source, folder / "run"))
+    (run_dir / "metrics.csv").write_text(TABLE, encoding="utf-8")
     run = Run.open(run_dir)
     checkpoint = max((run_dir / "checkpoints").glob("step_*"))
     paths = [run_dir / name for name in RUN_FILES]
     paths += [checkpoint / name for name in CHECKPOINT_FILES]
+    # the checkpoint itself has no manifest, which would reject all other damage before it is read
+    sealed = Path(shutil.copytree(checkpoint, folder / "sealed"))
+    write_manifest(sealed)
+    paths.append(sealed / "manifest.json")
     intact = [path.read_bytes() for path in paths]
 
     # the intact files are the inputs that libFuzzer mutates
@@ -49,6 +59,9 @@ def main() -> None:
     corpus.mkdir()
     for number, data in enumerate(intact):
         (corpus / str(number)).write_bytes(bytes([number]) + data)
+
+    # a damaged metrics.csv is a warning each time
+    warnings.simplefilter("ignore")
 
     def read(data: bytes) -> None:
         number = 0
@@ -61,6 +74,10 @@ def main() -> None:
             elif number == 1:
                 run.checkpoints.load_index()
                 run.latest_valid_checkpoint()
+            elif number == 2:
+                MetricsCsv(paths[number], resumed_at=256).close()
+            elif paths[number].parent == sealed:
+                verify_manifest(sealed)
             else:
                 Checkpoint.open(checkpoint).load_agent(agent)
         except ConfigError:

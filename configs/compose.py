@@ -427,10 +427,8 @@ def _override_environments(value: str, has_rule: bool) -> list[str]:
 def _compose(overrides: Sequence[str], config_dir: Path | None) -> object:
     """Return the plain values of train.yaml after Hydra applied the overrides."""
     # imported on use, because Hydra takes long to import and eval.py does without
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
-    from hydra.types import RunMode
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -438,21 +436,32 @@ def _compose(overrides: Sequence[str], config_dir: Path | None) -> object:
     options = [word for word in overrides if word.startswith(SET_OPTION)]
     try:
         parsed = OverridesParser.create().parse_overrides(options)
-        ConfigLoaderImpl.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=False)
         if config_dir is None:
             config = copy.deepcopy(_compose_own_presets(choices))
         else:
             config = _compose_presets(choices, config_dir)
-        # what Hydra does itself with the options, once the presets are joined
-        ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
+        # as Hydra does it itself, once the presets are joined
+        for option in parsed:
+            if option.is_sweep_override():
+                raise ConfigError(
+                    "the command line could not be parsed: expected one value, got "
+                    f"{option.input_line.removeprefix(SET_OPTION)}"
+                )
+            OmegaConf.update(
+                config, option.key_or_group, option.value(), merge=True, force_add=True
+            )
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         # the lines after the first are about how Hydra works inside
         reason = str(error).splitlines()[0]
         raise ConfigError(f"the command line could not be parsed: {reason}") from None
-    except PRESET_ERRORS as error:  # MIRL's own presets can be read
+    except PRESET_ERRORS as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{CONFIG_DIR}: a preset could not be read: {reason}") from None
+        # MIRL's own presets can be read, so without others it is a value, of 5,000 digits, say
+        subject = "the command line could not be parsed"
+        if config_dir is not None:
+            subject = f"{CONFIG_DIR}: a preset could not be read"
+        raise ConfigError(f"{subject}: {reason}") from None
 
 
 @lru_cache(maxsize=256)

@@ -16,6 +16,8 @@ FIRST_TEXT_LENGTH = 80
 """Length of the texts of a run whose config.yaml does not state one."""
 MAX_CONFIG_BYTES = 2**18
 """Size up to which a config.yaml is loaded; a suite of fifty tasks takes a twentieth of it."""
+MAX_INTEGER_BITS = 64
+"""Length of the integers of a config.yaml, at most; hexadecimal ones are not limited by Python."""
 
 
 def load_stored(run_dir: Path, advice: str = "") -> ResolvedConfig:
@@ -99,8 +101,12 @@ class _LoaderWithoutAliases(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             # the errors of int(), date() and the like, about a tag that does not fit its text
             kind = node.tag.rpartition(":")[2]
             raise yaml.YAMLError(f"line {node.start_mark.line + 1} holds no valid {kind}") from None
+        # Python refuses to print longer ones, also in the message that they are not valid
+        if isinstance(value, int) and value.bit_length() > MAX_INTEGER_BITS:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1} holds too large a number")
+        return value

@@ -1,9 +1,11 @@
 """Contents of the wheel, the list of packages, and the pinned versions."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import zipfile
@@ -16,6 +18,24 @@ import yaml
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("agents", "configs", "envs", "policies")
 ROOT_MODULES = {"__init__.py", "__main__.py", "train.py", "eval.py", "compare.py"}
+
+TINY = [
+    "agent.n_envs=2",
+    "agent.n_steps=64",
+    "agent.batch_size=64",
+    "agent.n_epochs=1",
+    "encoder.channels=8",
+    "encoder.features_dim=16",
+    "context.dim=8",
+    "backend=gymnasium",
+    "device=cpu",
+    "progress=false",
+    "videos=false",
+    "total_timesteps=128",
+    "evaluation.episodes=1",
+    "evaluation.test_episodes=1",
+]
+"""Options of a run of a second."""
 
 
 def modules() -> list[Path]:
@@ -103,6 +123,48 @@ def test_wheel_has_type_marker_and_license(wheel: set[str]) -> None:
 
 def test_wheel_has_no_tests(wheel: set[str]) -> None:
     assert not [name for name in wheel if {"tests", "benchmarks", "docs"} & set(name.split("/"))]
+
+
+@pytest.fixture(scope="module")
+def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the commands of a new environment, where only the wheel and its dependencies are.
+
+    The dependencies are those of this environment. A .pth file names their folder, whose own .pth
+    files, such as that of MIRL's editable installation, do not count there.
+    """
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    python = folder / "bin" / "python"
+    here = sysconfig.get_path("purelib")
+    there = sysconfig.get_path("purelib", vars={"base": str(folder)})
+    (Path(there) / "dependencies.pth").write_text(f"{here}\n", encoding="utf-8")
+    (path,) = built.glob("*.whl")
+    options = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--ignore-installed"]
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", *options, path]
+    subprocess.run(pip, check=True)
+    return python.parent
+
+
+@pytest.mark.skipif(os.name == "nt", reason="environments have other folders there")
+def test_installed_wheel_trains_and_evaluates(installed: Path, tmp_path: Path) -> None:
+    """The wheel has all that its commands need, away from the clone."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+
+    def output(command: str, *words: str) -> str:
+        line = [installed / command, *words]
+        done = subprocess.run(
+            line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    where = output("python", "-c", "import mirl; print(mirl.__file__)")
+    assert Path(where).is_relative_to(installed.parent)
+    assert "Train settings over seeds" in output("mirl-compare", "--help")
+    assert "After 128 timesteps" in output("mirl-train", *TINY, "name=tiny")
+    table = output("mirl-eval", "run=runs/tiny", "episodes=2", "n_envs=1")
+    assert "tiny, best checkpoint, on unseen episodes" in table
 
 
 def canonical(requirement: str) -> str:

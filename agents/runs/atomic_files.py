@@ -5,7 +5,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,24 @@ def write_bytes(path: Path, data: bytes) -> None:
     Args:
         path: the file.
         data: its content.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; the old file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     # a new file, because a link of this name would lead to another one
     temporary.unlink(missing_ok=True)
-    with temporary.open("xb") as file:
-        file.write(data)
-    # before the rename, or a crash could leave the new name without its content
-    flush(temporary)
-    temporary.replace(path)
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+        # before the rename, or a crash could leave the new name without its content
+        flush(temporary)
+        temporary.replace(path)
+    except OSError:
+        # a new run directory with a part of a file would be refused as a foreign folder
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
     flush(path.parent)  # the rename itself is an entry of the folder
 
 
@@ -143,8 +152,11 @@ def verify_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
         # a name with a path in it would lead out of the folder
         if not isinstance(expected, dict) or Path(name).name != name:
             raise ConfigError(f"{path} is not among the files of its manifest")
-        check_regular(path)
-        size = path.stat().st_size
+        try:
+            check_regular(path)
+            size = path.stat().st_size
+        except OSError as error:  # a name that no file can have, for example
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
         # the size first, because hashing a large file takes long
         if size != expected.get("bytes"):
             raise ConfigError(f"{path} has {size:,} bytes, expected {expected.get('bytes')!r}")

@@ -118,7 +118,8 @@ class CheckpointDirectory:
                 found[key] = by_name[index[key]]
         # leading zeros are allowed, as in the name of the folder; a shell completes it with a slash
         digits = which.removesuffix("/").removeprefix("step_")
-        key = str(int(digits)) if digits.isdecimal() else which
+        # not by int(), which raises an error for thousands of digits
+        key = (digits.lstrip("0") or "0") if digits.isdecimal() else which
         if key not in found:
             hint = nearest(which, found) or " It holds none."
             raise ConfigError(f"no checkpoint '{which}' in {self.path}.{hint}")

@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mirl.agents.runs.metric_names import TIMESTEPS
 from mirl.agents.video import Gif
+from mirl.configs.errors import PlainWarning
 from mirl.configs.stored import check_regular
 
 RGB = 3
@@ -104,11 +105,25 @@ class MetricsCsv(FaultTolerantWriter, CSVOutputFormat):
         if path.exists() or path.is_symlink():
             check_regular(path)
         if resumed_at and path.exists():
-            self.keys = _drop_rows_after(path, resumed_at)
+            try:
+                self.keys = _drop_rows_after(path, resumed_at)
+            except (csv.Error, ValueError) as error:
+                _set_aside(path, error)
         # readable, because SB3 rewrites the whole table when a column is added
         self.file = path.open("r+" if self.keys else "w+", encoding="utf-8")
         self.file.seek(0, 2)  # to the end
         self.write_errors = WarnOnWriteError(str(path))
+
+
+def _set_aside(path: Path, error: Exception) -> None:
+    """Rename a table that cannot be read, so that a new one begins."""
+    aside = path.with_name(f"damaged_{path.name}")
+    path.replace(aside)
+    warnings.warn(
+        f"{path} is damaged ({error}); it is {aside.name} now, and a new table begins",
+        PlainWarning,
+        stacklevel=5,
+    )
 
 
 def _drop_rows_after(path: Path, timesteps: int) -> list[str]:
@@ -118,6 +133,9 @@ def _drop_rows_after(path: Path, timesteps: int) -> list[str]:
         # the first row, the number of parameters, has no timesteps and is kept
         rows = [row for row in reader if int(row.get(TIMESTEPS) or 0) <= timesteps]
     columns = list(reader.fieldnames or [])
+    # the reader puts the cells that are too many under the column None
+    if any(None in row for row in rows):
+        raise ValueError("its rows do not fit its columns")
     temporary = path.with_name(f".{path.name}.tmp")
     # a new file, because a link of this name would lead to another one
     temporary.unlink(missing_ok=True)

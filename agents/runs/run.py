@@ -9,10 +9,10 @@ import yaml
 from filelock import FileLock, Timeout
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from mirl.agents.runs.atomic_files import write_text
+from mirl.agents.runs.atomic_files import write_bytes, write_text
 from mirl.agents.runs.checkpoint import Checkpoint, Criterion, EpisodeRecords
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
-from mirl.configs.errors import ConfigError, first_lines
+from mirl.configs.errors import ConfigError, RunError, first_lines
 from mirl.configs.schema import ResolvedConfig, TrainConfig
 from mirl.configs.stored import CONFIG, load_stored
 from mirl.configs.tasks import file_name, short_file_name
@@ -33,6 +33,10 @@ MAX_NAMED = 3
 Difference = tuple[str, object, object]
 """An option, its value there and its value now."""
 Scalar = bool | int | float | str
+PROBE = ".probe"
+"""File that is written and removed to see whether the run directory can be written."""
+PROBE_BYTES = 2**16
+"""Size of the probe: about what a run writes before its first checkpoint."""
 
 
 class Run:
@@ -189,12 +193,13 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from training in the run directory.
+        """Keep other processes from training in the run directory, which must be writable.
 
         The operating system releases the lock when the process ends, however it ends.
 
         Raises:
             ConfigError: another process trains in the run directory.
+            RunError: the directory cannot be written: the disk is full, or it is somebody else's.
         """
         lock = FileLock(self.path / LOCK)
         try:
@@ -204,10 +209,28 @@ class Run:
             raise ConfigError(
                 f"another process is training in {self.path}; wait for it, or choose a name=…"
             ) from None
+        except OSError as error:
+            raise self._unwritable(error) from None
         try:
+            self._check_writable()
             yield
         finally:
             lock.release()
+
+    def _check_writable(self) -> None:
+        """Raise at once if the folder cannot be written, instead of after hours of training."""
+        probe = self.path / PROBE
+        try:
+            write_bytes(probe, bytes(PROBE_BYTES))
+            probe.unlink()
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(
+            f"{self.path} cannot be written: {error.strerror}. Nothing in it was changed; mend "
+            "that and run the same command again, or choose another runs_dir=…"
+        )
 
     def checkpoint(self, which: str) -> Checkpoint:
         """Find a checkpoint.

@@ -38,6 +38,7 @@ def test_failed_write_keeps_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(OSError, match="disk full"):
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -95,12 +96,22 @@ def test_manifest_detects_damage(
     verify_manifest(sealed, ["b"])
 
 
-def test_manifest_lists_no_path(sealed: Path) -> None:
-    """A name that leads out of the folder is rejected."""
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../a", "is not among the files of its manifest"),
+        ("a\0", "is missing"),
+        ("\ud800", "is missing"),
+        ("a" * 300, "cannot be read: File name too long"),
+    ],
+    ids=["path", "null", "surrogate", "long"],
+)
+def test_odd_names_are_rejected(sealed: Path, name: str, message: str) -> None:
+    """A name in the manifest that leads out of the folder, or that no file can have."""
     manifest = json.loads((sealed / MANIFEST).read_text())
-    manifest["files"] = {"../a": manifest["files"]["a"]}
+    manifest["files"] = {name: manifest["files"]["a"]}
     (sealed / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(ConfigError, match="is not among the files of its manifest"):
+    with pytest.raises(ConfigError, match=message):
         verify_manifest(sealed)
 
 

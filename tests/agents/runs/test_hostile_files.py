@@ -149,6 +149,14 @@ def test_odd_scalars_are_one_line(run_dir: Path, scalar: str) -> None:
     assert "\n" not in rejection(run_dir)
 
 
+@pytest.mark.parametrize("line", ["precision: fp32", "  kind: ppo", "seed: 0"])
+def test_large_number_is_one_line(run_dir: Path, line: str) -> None:
+    """An integer that Python refuses to print is one line, also where a name is expected."""
+    name = line.partition(":")[0]
+    change_config(line, f"{name}: 0x{'f' * 5000}")(run_dir)
+    assert "holds too large a number" in rejection(run_dir)
+
+
 def test_many_errors_are_a_few_lines(run_dir: Path) -> None:
     options = "".join(f"  option{i}: 1\n" for i in range(10_000))
     (run_dir / "config.yaml").write_text(f"agent:\n  kind: ppo\n{options}")

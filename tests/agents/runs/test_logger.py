@@ -22,6 +22,7 @@ from mirl.agents import PPO, train
 from mirl.agents.builder import policy_kwargs
 from mirl.agents.callbacks.statistics import WINDOW
 from mirl.agents.runs.logger import build_logger
+from mirl.configs.errors import PlainWarning
 from mirl.configs.schema import TrainConfig
 from mirl.envs import SuiteVecEnv
 from mirl.policies import FusionPolicy
@@ -265,6 +266,29 @@ def test_numbers_in_tensors_are_numbers(tmp_path: Path) -> None:
     with (tmp_path / "metrics.csv").open(encoding="utf-8") as file:
         [row] = csv.DictReader(file)
     assert (row["own/tensor"], row["own/array"]) == ("0.5", "2")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a,time/total_timesteps\n1,many\n",
+        b"a,time/total_timesteps\n1," + b"9" * 5000,
+        b"a\n1,2,3\n",
+        b"a\n\xff\n",
+        b"a\n" + b"1" * 2**18,
+    ],
+    ids=["word", "digits", "cells", "encoding", "long"],
+)
+def test_damaged_table_is_set_aside(tmp_path: Path, content: bytes) -> None:
+    """A table that cannot be read does not end a resumed run, and is kept."""
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.warns(PlainWarning, match=r"metrics\.csv is damaged \(.*a new table begins"):
+        logger, _ = build_logger(tmp_path, resumed_at=10)
+    logger.record("time/total_timesteps", 20)
+    logger.dump(20)
+    logger.close()
+    assert (tmp_path / "damaged_metrics.csv").read_bytes() == content
+    assert (tmp_path / "metrics.csv").read_text() == "time/total_timesteps\n20\n"
 
 
 def test_resumed_table_may_add_columns(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A run directory belongs to one configuration, and the same command resumes its run."""
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from run_setup import start_run
 from mirl.agents import train
 from mirl.agents.runs.run import Run, adopt_texts
 from mirl.configs.compose import compose_train
-from mirl.configs.errors import ConfigError
+from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.schema import TrainConfig
 from mirl.configs.tasks import TaskConfig
 
@@ -104,6 +105,24 @@ def test_foreign_folder_is_rejected(tiny: Build) -> None:
     with pytest.raises(ConfigError, match="exists and is not a run directory"):
         start_run(config)
     assert [path.name for path in config.run_dir.iterdir()] == ["thesis.tex"]
+
+
+def test_unwritable_directory_is_one_line(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run on a full disk is not resumed, and keeps every byte."""
+    config = tiny("total_timesteps=128")
+    run = start_run(config)
+    before = (run.path / "config.yaml").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mirl.agents.runs.atomic_files.flush", full)
+        with pytest.raises(RunError, match="cannot be written: No space left on device"):
+            train(config)
+    assert {path.name for path in run.path.iterdir()} == {".lock", "config.yaml"}
+    assert (run.path / "config.yaml").read_bytes() == before
+    assert train(config).finished
 
 
 def test_impossible_directory_is_rejected(tiny_in: Build, tmp_path: Path) -> None:
