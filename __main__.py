@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-from mirl.configs.interrupts import ended_by_interrupt
+from mirl.configs.commands.interrupts import ended_by_interrupt
 
 with ended_by_interrupt():
     from mirl.configs.command_line import console_entry

@@ -6,7 +6,7 @@ See ``--help``.
 import sys
 from collections.abc import Sequence
 
-from mirl.configs.interrupts import ended_by_interrupt
+from mirl.configs.commands.interrupts import ended_by_interrupt
 
 with ended_by_interrupt():
     from mirl.configs.command_line import console_entry

@@ -2,7 +2,7 @@
 
 import sys
 
-from mirl.configs.interrupts import ended_by_interrupt
+from mirl.configs.commands.interrupts import ended_by_interrupt
 
 with ended_by_interrupt():
     from mirl.configs.command_line import (

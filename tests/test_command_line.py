@@ -117,7 +117,7 @@ def test_missing_requirement_writes_nothing(
     argv: list[str],
     message: str,
 ) -> None:
-    """What the networks, the environments or this machine lack is an error; no run is created."""
+    """Without a part that the networks or the machine need, no run is created."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     code, _, err = refuse_here(tmp_path, train_command, argv, capsys)
     assert_one_message(code, "", err, message)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mirl.configs.interrupts import ended_by_interrupt
+from mirl.configs.commands.interrupts import ended_by_interrupt
 
 
 @pytest.fixture
