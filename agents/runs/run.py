@@ -198,10 +198,13 @@ class Run:
         The operating system releases the lock when the process ends, however it ends.
 
         Raises:
-            ConfigError: another process trains in the run directory.
+            ConfigError: another process trains in the run directory, or its lock is a link.
             RunError: the directory cannot be written: the disk is full, or it is somebody else's.
         """
-        lock = FileLock(self.path / LOCK)
+        path = self.path / LOCK
+        if path.is_symlink():
+            raise ConfigError(f"{path} is a link, expected a file")
+        lock = FileLock(path)
         try:
             # no waiting: an error at once is better than a command that seems to hang
             lock.acquire(timeout=0)
