@@ -443,10 +443,7 @@ def _compose(overrides: Sequence[str], config_dir: Path | None) -> object:
         # as Hydra does it itself, once the presets are joined
         for option in parsed:
             if option.is_sweep_override():
-                raise ConfigError(
-                    "the command line could not be parsed: expected one value, got "
-                    f"{option.input_line.removeprefix(SET_OPTION)}"
-                )
+                raise ConfigError(f"{option.key_or_group}: expected one value, got several")
             OmegaConf.update(
                 config, option.key_or_group, option.value(), merge=True, force_add=True
             )
