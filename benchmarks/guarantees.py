@@ -38,7 +38,7 @@ class Scale(NamedTuple):
     scalars: int
     """Values of config.yaml that an odd scalar replaces."""
     faults: list[str]
-    """Faults of the disk that a run is resumed with; none takes half a minute less."""
+    """Faults of the disk that a run is resumed with, half a minute each."""
 
 
 FULL = Scale(

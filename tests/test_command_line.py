@@ -136,7 +136,7 @@ def test_missing_run_is_one_message(tmp_path: Path) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, str]]:
     """Return a function: backend -> run directory and output of train.py, one run per backend.
 
-    That on gymnasium, with its worker processes, is trained by a process.
+    The command trains the run on gymnasium, which has worker processes, in a process of its own.
     """
     made: dict[str, tuple[Path, str]] = {}
 

@@ -189,6 +189,7 @@ def test_zip_loader_opens_no_run(
         ("eval.py", "planted_on_path"),
         ("eval.py", "planted_in_run"),
         ("train.py", "planted_in_folder"),
+        ("train.py", "planted_in_run"),
     ],
 )
 def test_command_is_refused_in_one_line(

@@ -14,7 +14,7 @@ from mirl.agents.runs.checkpoint import Checkpoint, Criterion, EpisodeRecords
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
 from mirl.configs.errors import ConfigError, RunError, first_lines
 from mirl.configs.schema import ResolvedConfig, TrainConfig
-from mirl.configs.stored import CONFIG, load_stored
+from mirl.configs.stored import CONFIG, check_regular, load_stored
 from mirl.configs.tasks import file_name, short_file_name
 
 LOCK = ".lock"
@@ -198,12 +198,12 @@ class Run:
         The operating system releases the lock when the process ends, however it ends.
 
         Raises:
-            ConfigError: another process trains in the run directory, or its lock is a link.
+            ConfigError: another process trains in the run directory, or its lock is no file.
             RunError: the directory cannot be written: the disk is full, or it is somebody else's.
         """
         path = self.path / LOCK
-        if path.is_symlink():
-            raise ConfigError(f"{path} is a link, expected a file")
+        if path.exists() or path.is_symlink():
+            check_regular(path)
         lock = FileLock(path)
         try:
             # no waiting: an error at once is better than a command that seems to hang
