@@ -123,6 +123,8 @@ class ScaledFusionConfig(BaseFusionConfig):
 
     former_values: ClassVar[Mapping[str, object]] = {"context_scale": 1.0}
     """Values of the options that configs pickled by a former version lack."""
+    one_hot_scale: ClassVar[float] = 1.0
+    """c for a one-hot context; for others it is divided by their size."""
     context_scale: PositiveFloat | None = None
     """Factor c of z where it is multiplied by x, and of the hidden layers of a generator. None for
     the inverse of their size, so that a gradient step of the multiplicative weights changes y about
@@ -134,7 +136,7 @@ class ScaledFusionConfig(BaseFusionConfig):
         Args:
             size: number of its elements.
         """
-        return self.context_scale or 1 / size
+        return self.context_scale or self.one_hot_scale / size
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         """Restore a pickled config; one of a former version lacks ``former_values``.
@@ -237,7 +239,12 @@ class ProductConfig(ScaledFusionConfig):
     """
 
     former_values: ClassVar[Mapping[str, object]] = {"context_scale": 1.0, "pool_words": False}
+    # the weights of the context start at zero and have a long way to go
+    one_hot_scale: ClassVar[float] = 16.0
     kind: Literal["product"] = "product"
+    context_scale: PositiveFloat | None = None
+    """Factor c of z where it is multiplied by x. None for 16 divided by the size of z, and for 16
+    if z is one-hot."""
     products: Width = 16
     """Number K of conjunctions; each has one similarity per attribute."""
     combine: Literal["product", "sum"] = "product"

@@ -29,8 +29,9 @@ class ProductSimilarity(Fusion):
     enter V x alone; with ``config.main_attributes`` V reads the first attributes instead. Features
     without attributes are projected as a whole: x_f = x for each of ``config.groups``.
 
-    W and q start at zero, and the weights are (F + 1) / W times the shares, so that z_f starts as
-    the mean of the words.
+    B and q start at zero, and the weights are (F + 1) / W times the shares, so that z_f starts as
+    the mean of the words. A random B would give each word a preference for some values of every
+    attribute, such as "ball" for red cells, and training on some pairs need not remove it.
 
     Args:
         features_dim: X, the size of the features.
@@ -83,25 +84,27 @@ class ProductSimilarity(Fusion):
             self.factor_features.append(self._factor(end - start, projected_dim))
         # q_f for each attribute and each product
         self.queries = nn.Parameter(torch.zeros(context_dim, len(self.parts) * config.products))
-        self.factor_context = self._factor(
+        self.factor_context = Affine(
             context_dim,
             len(self.parts) * projected_dim,
+            gain=0,
+            bias=False,
             scale=config.scale(context_dim),
         )
         terms_dim = (len(self.parts) + 1) * config.products
-        # only W is zero: with A or B at zero as well, no gradient would reach any of the three
-        self.output = Affine(terms_dim, out_dim, gain=0, bias=False)
+        # only B is zero: with A or W at zero as well, no gradient would reach any of the three
+        self.output = Affine(terms_dim, out_dim, gain=1, bias=False)
         # the heads read s alone: a single s_f learns which values of its attribute never go with
         # which words
         self.similarities_dim = config.products
 
-    def _factor(self, in_dim: int, out_dim: int, scale: float = 1.0) -> Affine:
-        """Return A_f or B of a size that gives similarities of order 1 for inputs of order 1."""
+    def _factor(self, in_dim: int, out_dim: int) -> Affine:
+        """Return A_f of a size that gives similarities of order 1, if z_f is as large as x_f."""
         # an orthogonal map into more dimensions would shrink each of them
         gain = math.sqrt(max(1.0, out_dim / in_dim))
         # the inner product of R numbers of order 1 is of order √R
         gain /= self.rank**0.25
-        return Affine(in_dim, out_dim, gain=gain, bias=False, scale=scale)
+        return Affine(in_dim, out_dim, gain=gain, bias=False)
 
     def choose_context(
         self,
@@ -130,8 +133,9 @@ class ProductSimilarity(Fusion):
         scores = (z @ self.queries).unflatten(-1, (n_parts, self.products))
         # (G, W, F, K) -> (G, W, F + 1, K); the last score, 0, is that of no attribute
         shares = F.pad(scores, (0, 0, 0, 1)).softmax(2)[:, :, :-1]
+        n_words = counts.sum(1, keepdim=True).unsqueeze(-1)
         # equal shares give the mean of the words
-        weights = (n_parts + 1) * shares * (counts / counts.sum(1, keepdim=True)).unsqueeze(-1)
+        weights = (n_parts + 1) * shares * counts.unsqueeze(-1) / n_words
         # (G, W, F, K, 1) * (G, W, F, K, R) -> (G, F, K, R)
         return (weights.unsqueeze(-1) * projected).sum(1)
 

@@ -163,12 +163,12 @@ def _with_given_options(chosen: BaseFusionConfig, given: AutoFusionConfig) -> Ba
 
 
 def _with_context_scale(fusion: BaseFusionConfig, context: AnyContextConfig) -> BaseFusionConfig:
-    """Return a fusion with ``context_scale`` 1 where it multiplies by a one-hot context."""
+    """Return a fusion with a scale of its own where it multiplies by a one-hot context."""
     if not isinstance(fusion, ScaledFusionConfig) or fusion.context_scale is not None:
         return fusion
     if getattr(fusion, "hidden", ()):
         # a generator multiplies by its hidden layer, which is dense
         return fusion
     if isinstance(context, TaskIdContextConfig) and not context.hidden:
-        return fusion.model_copy(update={"context_scale": 1.0})
+        return fusion.model_copy(update={"context_scale": fusion.one_hot_scale})
     return fusion

@@ -119,6 +119,7 @@ def product_by_loop(
         y = affine(affine(seen, w["main.0.weight"]), w["main.1.weight"], w["main.1.bias"])
     products, rank = fusion.products, fusion.rank
     similarities = np.zeros((len(fusion.parts), products))
+    scale = context_scale or 16 / words.shape[1]
     for f, (start, end) in enumerate(fusion.parts):
         ours = affine(x[start:end], w[f"factor_features.{f}.weight"])
         own = slice(f * products * rank, (f + 1) * products * rank)
@@ -129,7 +130,7 @@ def product_by_loop(
                 # its share for this attribute, beside the other attributes and none of them
                 share = softmax(np.array([*(word @ queries), 0.0]))[f]
                 z += (len(fusion.parts) + 1) * share * word / len(words)
-            theirs = affine(scaled(z, context_scale), w["factor_context.weight"][:, own])
+            theirs = affine(scale * z, w["factor_context.weight"][:, own])
             for r in range(rank):
                 similarities[f, k] += ours[k * rank + r] * theirs[k * rank + r]
     combine = np.prod if fusion.combine == "product" else np.sum

@@ -68,7 +68,7 @@ CONTEXT_WEIGHTS = {
     "attention-softmax": ("to_mask.project.weight", "to_mask.shift.weight"),
     "attention-cross": ("project.weight",),
     "metric": ("output.weight",),
-    "product": ("output.weight",),
+    "product": ("factor_context.weight",),
     "adapter": ("generator.from_context.weight",),
 }
 """Weights between the context and the output that start at zero."""

@@ -90,9 +90,9 @@ def test_text_may_count_as_one_word() -> None:
 
 
 def test_weights_of_words_start_equal() -> None:
-    """A new fusion reads the mean of the words."""
-    fusion = build_map_fusion(ProductConfig(), X, Z, O, attribute_dims=(2, 3)).double()
-    assert isinstance(fusion, ProductSimilarity)
+    """With queries of zero, as a new fusion has them, it reads the mean of the words."""
+    fusion = product((2, 3))
+    fusion.queries.data.zero_()
     x, words = normal(2, 3, X), normal(2, 4, Z, seed=1)
     mean = words.mean(1, keepdim=True)
     close(fusion.similarities(x, words, None), fusion.similarities(x, mean, None))
@@ -138,14 +138,20 @@ def test_gradients_of_attributes_equal_finite_differences(
     )
 
 
-@pytest.mark.parametrize(("features_dim", "layout"), [(32, ()), (44, (12, 12, 12)), (128, ())])
-def test_similarities_start_at_order_one(features_dim: int, layout: tuple[int, ...]) -> None:
-    """For features and contexts of order 1 the initial similarities are of order 1."""
-    fusion = build_fusion(ProductConfig(), features_dim, 64, 64, attribute_dims=layout).double()
+@pytest.mark.parametrize("context_dim", [4, 64, 256])
+def test_step_ignores_size_of_context(context_dim: int) -> None:
+    """A step of the weights of the context moves a new similarity by as much for any size."""
+    config = ProductConfig(products=1, rank=4, groups=1)
+    fusion = build_fusion(config, X, context_dim, O).double()
     assert isinstance(fusion, ProductSimilarity)
-    one_word = normal(200, 1, 64, seed=1)
-    similarities = fusion.similarities(normal(200, 1, features_dim), one_word, None)
-    close(similarities.square().mean(), torch.ones(()).double(), rtol=0.2, atol=0)
+    x, z = normal(1, 1, X), normal(1, 1, context_dim, seed=1).sign()
+    weight = fusion.factor_context.weight
+    similarity = fusion.similarities(x, z, None).sum()
+    assert similarity == 0
+    with torch.no_grad():
+        weight += 0.01 * torch.autograd.grad(similarity, weight)[0].sign()
+    projected = fusion.factor_features[0](x)
+    close(fusion.similarities(x, z, None).sum(), 0.01 * 16 * projected.abs().sum())
 
 
 def test_conjunction_is_a_product() -> None:

@@ -107,7 +107,7 @@ ONE_HOT = TaskIdContextConfig(hidden=())
     ("fusion", "context", "expected"),
     [
         pytest.param("bilinear", ONE_HOT, 1.0, id="one-hot"),
-        pytest.param("product", ONE_HOT, 1.0, id="one-hot, product"),
+        pytest.param("product", ONE_HOT, 16.0, id="one-hot, product"),
         pytest.param("bilinear", TaskIdContextConfig(), None, id="hidden layer of the task id"),
         pytest.param("bilinear", "raw", None, id="numbers"),
         pytest.param(HyperConfig(hidden=()), ONE_HOT, 1.0, id="one-hot, affine generator"),
@@ -117,8 +117,8 @@ ONE_HOT = TaskIdContextConfig(hidden=())
         pytest.param(BilinearConfig(context_scale=0.3), "raw", 0.3, id="given"),
     ],
 )
-def test_one_hot_context_is_not_scaled(fusion: Any, context: Any, expected: Any) -> None:
-    """A one-hot context is not scaled; for others the size decides, unless a scale is given."""
+def test_one_hot_context_has_own_scale(fusion: Any, context: Any, expected: Any) -> None:
+    """A one-hot context is scaled apart; for others the size decides, unless one is given."""
     space = dict_of("observation", "desired_goal", "task")
     network = network_config(fusion=fusion, context=context)
     resolved = resolve_network(network, space).fusion
