@@ -50,7 +50,8 @@ FEATURES_SCALE = "fusion.features_scale=1"
 UNSCALED = f"fusion=bilinear {SCALE}"
 BILINEAR = f"{UNSCALED} {CELLS}"
 DOOR = f"task=goto_door {BILINEAR} {WORDS}"
-NEW_OPTIONS = (CELLS, WORDS, SCALE, FEATURES_SCALE, FLOOR)
+STEPS = "memory.scaled_steps=false"
+NEW_OPTIONS = (CELLS, WORDS, SCALE, FEATURES_SCALE, FLOOR, STEPS)
 """Words that trees without their option are trained without; their values are its effect there."""
 MT3 = f"task=mt3 {BILINEAR} {PPO} total_timesteps=512 agent.popart=true agent.pcgrad=true"
 MEMORY = f"task=memory_s7 {BILINEAR} {WORDS} {PPO}"
@@ -78,7 +79,7 @@ CASES = {
     "mt3-sampling": f"task=mt3 {BILINEAR} {SAMPLED} sites=heads {PPO}",
     "lstm": f"{MEMORY} memory=lstm agent.sequence_length=8 agent.burn_in=4",
     "gru": f"{MEMORY} memory=gru {GYMNASIUM}",
-    "mi_lstm": f"{MEMORY} memory=mi_lstm memory.skip_connection=true",
+    "mi_lstm": f"{MEMORY} memory=mi_lstm {STEPS} memory.skip_connection=true",
     "fast_weights": f"{MEMORY} memory=fast_weights",
     "memory_attention": f"{MEMORY} memory=attention",
     "a2c": f"{DOOR} agent=a2c {ON_POLICY}",

@@ -33,6 +33,7 @@ FORMER_DEFAULTS: Mapping[tuple[str, str], Mapping[str, object]] = {
     ("fusion", "low_rank"): {"context_scale": 1.0, "features_scale": 1.0},
     ("fusion", "metric"): {"context_scale": 1.0, "features_scale": 1.0},
     ("fusion", "product"): {"context_scale": 1.0, "pool_words": False},
+    ("memory", "mi_lstm"): {"scaled_steps": False},
     ("agent", "ppo"): {"advantage_floor": 0.0},
     ("agent", "a2c"): {"advantage_floor": 0.0},
 }

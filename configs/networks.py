@@ -122,7 +122,6 @@ class ScaledFusionConfig(BaseFusionConfig):
     """Options of a fusion that multiplies x by sums over the context z."""
 
     former_values: ClassVar[Mapping[str, object]] = {"context_scale": 1.0}
-    """Values of the options that configs pickled by a former version lack."""
     one_hot_scale: ClassVar[float] = 1.0
     """c for a one-hot context; for others it is divided by their size."""
     context_scale: PositiveFloat | None = None
@@ -137,14 +136,6 @@ class ScaledFusionConfig(BaseFusionConfig):
             size: number of its elements.
         """
         return self.context_scale or self.one_hot_scale / size
-
-    def __setstate__(self, state: dict[Any, Any]) -> None:
-        """Restore a pickled config; one of a former version lacks ``former_values``.
-
-        Args:
-            state: what was pickled.
-        """
-        super().__setstate__({**state, "__dict__": {**self.former_values, **state["__dict__"]}})
 
 
 class BilinearConfig(ScaledFusionConfig):
@@ -676,6 +667,7 @@ Gate = Literal["input", "forget", "cell", "output"]
 class MiLstmConfig(RecurrentCoreConfig):
     """An LSTM with a multiplicative interaction M(x_t, h_{t−1}) in its gates, scaled by z."""
 
+    former_values: ClassVar[Mapping[str, object]] = {"scaled_steps": False}
     kind: Literal["mi_lstm"] = "mi_lstm"
     form: Literal["full", "low_rank", "diagonal"] = "low_rank"
     """Multiplicative term: ``full`` is hᵀ𝕎x, ``low_rank`` is P((A x) ⊙ (B h)), ``diagonal`` is
@@ -690,6 +682,9 @@ class MiLstmConfig(RecurrentCoreConfig):
     """Gates with the multiplicative term."""
     scaled_by_context: bool = True
     """Scale the input of each gate by 1 + γ(z), a function of the context z."""
+    scaled_steps: bool = True
+    """Multiply z in γ, h in the term, and A x, by the inverse of their sizes, so that a gradient
+    step of the multiplicative weights changes the gates about as much as one of V does."""
 
     @model_validator(mode="after")
     def _gates_are_unique(self) -> Self:

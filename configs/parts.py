@@ -48,6 +48,8 @@ _own_configs: dict[str, type["PartConfig"]] = {}
 class PartConfig(Config):
     """Options of a part; base class of the families ``BaseFusionConfig`` and so on."""
 
+    former_values: ClassVar[Mapping[str, object]] = {}
+    """Values of the options that configs pickled by a former version lack."""
     kind: str = ""
     """Short name of a built-in part, ``module:Class`` of any other."""
 
@@ -60,6 +62,14 @@ class PartConfig(Config):
         cls.__annotations__ = {**inspect.get_annotations(cls), "kind": Literal[kind]}
         cls.kind = kind
         _own_configs[kind] = cls
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Restore a pickled config; one of a former version lacks ``former_values``.
+
+        Args:
+            state: what was pickled.
+        """
+        super().__setstate__({**state, "__dict__": {**self.former_values, **state["__dict__"]}})
 
 
 class Method(NamedTuple):

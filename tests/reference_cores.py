@@ -32,6 +32,7 @@ MEMBERS: dict[str, RecurrentConfig] = {
     "lstm": LstmConfig(size=SIZE),
     "gru": GruConfig(size=SIZE),
     "mi_lstm": MiLstmConfig(size=SIZE, rank=3),
+    "mi_lstm, unscaled": MiLstmConfig(size=SIZE, rank=3, scaled_steps=False),
     "mi_lstm, full": MiLstmConfig(size=SIZE, form="full"),
     "mi_lstm, diagonal": MiLstmConfig(size=SIZE, form="diagonal"),
     "mi_lstm, two gates": MiLstmConfig(size=SIZE, rank=3, gates=("forget", "output")),
@@ -116,8 +117,10 @@ def mi_lstm_step(core: MiLstm, config: MiLstmConfig) -> Step:
         weight = multiplied[..., in_order.index(names[gate]), :]
         match config.form:
             case "full":
-                return weight
+                return weight / SIZE if config.scaled_steps else weight
             case "low_rank":
+                if config.scaled_steps:
+                    weight = weight / (config.rank * SIZE)
                 a, b = core.factor_features.weight, core.factor_state.weight
                 return torch.einsum("xr,hr,ro->xho", a, b, weight)
             case "diagonal":
@@ -127,7 +130,8 @@ def mi_lstm_step(core: MiLstm, config: MiLstmConfig) -> Step:
         h, c = state.chunk(2)
         scale = torch.ones(4, SIZE, dtype=torch.float64)
         if config.scaled_by_context:
-            scale = scale + (z @ core.to_scale.weight).unflatten(0, (4, SIZE))
+            size = len(z) if config.scaled_steps else 1
+            scale = scale + (z @ core.to_scale.weight / size).unflatten(0, (4, SIZE))
         i, f, g, o = (
             scale[gate]
             * (x @ v[:, gate] + h @ u[:, gate] + torch.einsum("x,xho,h->o", x, tensor_of(gate), h))

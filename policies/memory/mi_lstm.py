@@ -21,12 +21,12 @@ from mirl.policies.memory.lstm import init_forget_gate, init_gates
 class MiLstm(Core):
     """An LSTM whose gates take a multiplicative interaction, scaled by the context.
 
-        a_t = (1 + γ(z_t)) ⊙ (V x_t + U h_{t−1} + m(x_t, h_{t−1})) + b
+        a_t = (1 + γ(z_t / Z)) ⊙ (V x_t + U h_{t−1} + m(x_t, h_{t−1})) + b
         c_t = σ(f) ⊙ c_{t−1} + σ(i) ⊙ tanh(g),  h_t = σ(o) ⊙ tanh(c_t)  with (i, f, g, o) = a_t
 
-    where m is hᵀ𝕎x ("full"), P((A x) ⊙ (B h)) of rank R ("low_rank"), or α ⊙ (V x) ⊙ (U h)
-    ("diagonal", multiplicative integration). γ, 𝕎, P and α start at zero: there it is
-    ``torch.nn.LSTM``.
+    where m is hᵀ𝕎x / H ("full"), P((A x / R) ⊙ (B h / H)) of rank R ("low_rank"), or
+    α ⊙ (V x) ⊙ (U h) ("diagonal", multiplicative integration). γ, 𝕎, P and α start at zero: there
+    it is ``torch.nn.LSTM``. Without ``config.scaled_steps`` nothing is divided by Z, R and H.
 
     The hidden state is (h, c), side by side.
 
@@ -54,19 +54,30 @@ class MiLstm(Core):
             # The transpose is a view in the layout (4 * H, in) of torch's LSTM.
             init_gates(layer.weight.T, size)
         init_forget_gate(self.bias)
+
+        def scale_of(size: int) -> float:
+            """Return the factor of an input of the multiplicative weights."""
+            return 1 / size if config.scaled_steps else 1.0
+
         self.to_scale: Affine | None = None
         if config.scaled_by_context and context_dim > 0:
-            self.to_scale = Affine(context_dim, 4 * size, gain=0, bias=False)
+            self.to_scale = Affine(
+                context_dim, 4 * size, gain=0, bias=False, scale=scale_of(context_dim)
+            )
         is_multiplied = torch.tensor([gate in config.gates for gate in get_args(Gate)])
         columns = is_multiplied.repeat_interleave(size).nonzero().flatten()
         self.register_buffer("columns", columns, persistent=False)
         n_columns = len(columns)
         match config.form:
             case "full":
+                self.state_scale = scale_of(size)
                 self.weight = nn.Parameter(torch.zeros(features_dim, size, n_columns))
             case "low_rank":
-                self.factor_features = Affine(features_dim, config.rank, gain=1, bias=False)
-                self.factor_state = Affine(size, config.rank, gain=1, bias=False)
+                rank = config.rank
+                self.factor_features = Affine(
+                    features_dim, rank, gain=1, bias=False, scale=scale_of(rank)
+                )
+                self.factor_state = Affine(size, rank, gain=1, bias=False, scale=scale_of(size))
                 self.weight = nn.Parameter(torch.zeros(config.rank, n_columns))
             case "diagonal":
                 self.weight = nn.Parameter(torch.zeros(n_columns))
@@ -91,6 +102,8 @@ class MiLstm(Core):
         # (..., M) -> (..., 4 * H), zeros for gates without the multiplicative term
         weight = self.weight.new_zeros(*self.weight.shape[:-1], len(self.bias))
         weight = weight.index_copy(-1, self.columns, self.weight)
+        if self.form == "full":
+            weight = self.state_scale * weight
         h, c = episodes.first_states(state).chunk(2, dim=1)
         outputs: list[Tensor] = []
         ended: list[Tensor] = []
