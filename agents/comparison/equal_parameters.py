@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from mirl.agents.builder import build_policy, resolve_auto
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
+from mirl.configs.schema import ResolvedConfig
 from mirl.envs import choose_backend
-from mirl.envs.suite_spaces import joined_spaces
+from mirl.envs.suite_spaces import JoinedSpaces, joined_spaces
 from mirl.policies import count_parameters
 
 MAX_WIDTH = 2**16
@@ -19,10 +20,20 @@ def parameters_of(words: Sequence[str]) -> int:
     Args:
         words: options of ``train.py``.
     """
+    resolved, joined = resolve_words(words)
+    return count_parameters(build_policy(resolved, joined.observation, joined.action))
+
+
+def resolve_words(words: Sequence[str]) -> tuple[ResolvedConfig, JoinedSpaces]:
+    """Return the configuration of a command line, every choice made, and the spaces of its tasks.
+
+    Args:
+        words: options of ``train.py``.
+    """
     config = compose_train(words)
     joined = joined_spaces(config.task, choose_backend(config.task, config.backend))
     resolved = resolve_auto(config.model_copy(update={"task": joined.suite}), joined.observation)
-    return count_parameters(build_policy(resolved, joined.observation, joined.action))
+    return resolved, joined
 
 
 def matching_widths(settings: Mapping[str, Sequence[str]], option: str) -> dict[str, int]:
