@@ -238,7 +238,10 @@ def _describe(config: ResolvedConfig, env: SuiteVecEnv) -> str:
     """Return one line: what is seen, what is asked, and where the two are fused."""
     assert isinstance(env.observation_space, spaces.Dict), "the observation contract is a Dict"
     seen_and_asked = describe(config.network, env.observation_space)
-    return f"{seen_and_asked} Fusion: {config.fusion.kind} ({', '.join(config.sites)})."
+    line = f"{seen_and_asked} Fusion: {config.fusion.kind} ({', '.join(config.sites)})."
+    if "heads" in config.sites and not config.fusion.fits_heads:
+        line += f" Warning: {config.fusion.kind} is unfit for the heads; leave them out of sites=."
+    return line
 
 
 # ----------------------------------------------------------------------------------------- learning

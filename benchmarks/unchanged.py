@@ -59,7 +59,8 @@ VECTOR = f"{UNSCALED} encoder=vector sites=vector"
 IMAGE = f"{UNSCALED} encoder=image task.observation=rgb"
 SAMPLED = "sampling=lowest_success context=one_hot"
 FUSIONS = {
-    **{name: f"fusion={name}" for name in ("concat", "gate")},
+    "concat": "fusion=concat",
+    "gate": "fusion=gate sites=[map,heads]",
     **{name: f"fusion={name} {SCALE}" for name in ("hyper", "film", "bilinear", "attention")},
     **{name: f"fusion={name} {SCALE} {FEATURES_SCALE}" for name in ("low_rank", "metric")},
 }

@@ -108,6 +108,9 @@ def _check_option(owners: Sequence[type[Config]], name: str, value: object) -> N
 class BaseFusionConfig(PartConfig):
     """Base class of the options of a fusion."""
 
+    fits_heads: ClassVar[bool] = True
+    """False for a fusion that is unfit for the heads and is not there by default."""
+
 
 class ConcatConfig(BaseFusionConfig):
     """y = V x + Uᵀ z + b, the additive baseline."""
@@ -194,6 +197,8 @@ class FilmConfig(ScaledFusionConfig):
 class GateConfig(BaseFusionConfig):
     """y = σ(g(x, z)) ⊙ (V x + b), a bounded gate per feature."""
 
+    # it could scale a logit, but the context could not reverse a preference
+    fits_heads: ClassVar[bool] = False
     kind: Literal["gate"] = "gate"
 
 

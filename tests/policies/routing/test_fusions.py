@@ -19,6 +19,7 @@ from mirl.configs.networks import (
     BilinearConfig,
     FilmConfig,
     FusionConfig,
+    GateConfig,
     GridEncoderConfig,
     LowRankConfig,
     NetworkConfig,
@@ -114,12 +115,18 @@ def test_codes_without_attributes_are_a_map(encoder: dict[str, int]) -> None:
 def test_given_fusion_stays(config: type[BaseFusionConfig], sites: tuple[Site, ...] | None) -> None:
     """A fusion that is given is kept, and so are given sites; else they follow the feature map."""
     fusion = config()
+    heads: tuple[Site, ...] = ("heads",) if config.fits_heads else ()
     on_map = resolved("grid", "mission", fusion=fusion, sites=sites)
-    assert (on_map.fusion, on_map.sites) == (fusion, sites or ("map", "heads"))
+    assert (on_map.fusion, on_map.sites) == (fusion, sites or ("map", *heads))
     on_vector = resolved("observation", "mission", fusion=fusion, sites=sites)
     assert on_vector.fusion == fusion
     if sites is None:
-        assert on_vector.sites == ("vector", "heads")
+        assert on_vector.sites == ("vector", *heads)
+
+
+def test_gate_leaves_out_the_heads() -> None:
+    """A factor between 0 and 1 cannot reverse what a head prefers."""
+    assert resolved("grid", "mission", fusion=GateConfig()).sites == ("map",)
 
 
 @pytest.mark.usefixtures("fixed_table")
