@@ -29,10 +29,9 @@ class ProductSimilarity(Fusion):
     enter V x alone; with ``config.main_attributes`` V reads the first attributes instead. Features
     without attributes are projected as a whole: x_f = x for each of ``config.groups``.
 
-    q starts at zero, and the weights are (F + 1) / W times the shares, so that z_f starts as the
-    mean of the words. B starts at zero: a random B would give each word a preference for some
-    values of every attribute, such as "ball" for red cells, and training on some pairs need not
-    remove it. Beside a sum, the weights of s_1, …, s_F start at zero, too.
+    B and q start at zero, and the weights are (F + 1) / W times the shares, so that z_f starts as
+    the mean of the words. A random B would give each word a preference for some values of every
+    attribute, such as "ball" for red cells, and training on some pairs need not remove it.
 
     Args:
         features_dim: X, the size of the features.
@@ -93,13 +92,8 @@ class ProductSimilarity(Fusion):
             scale=config.scale(context_dim),
         )
         terms_dim = (len(self.parts) + 1) * config.products
-        # with A or all of W at zero as well, no gradient would reach any of the three
+        # only B is zero: with A or W at zero as well, no gradient would reach any of the three
         self.output = Affine(terms_dim, out_dim, gain=1, bias=False)
-        if config.combine == "sum":
-            # the sum has a gradient from the start; the layers above would learn from its parts
-            # which cell it is, and that cells that were never asked for are to be left alone
-            with torch.no_grad():
-                self.output.weight[config.products :] = 0
         # the heads read s alone: a single s_f learns which values of its attribute never go with
         # which words
         self.similarities_dim = config.products
