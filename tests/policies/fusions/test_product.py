@@ -154,6 +154,19 @@ def test_step_ignores_size_of_context(context_dim: int) -> None:
     close(fusion.similarities(x, z, None).sum(), 0.01 * 16 * projected.abs().sum())
 
 
+@pytest.mark.parametrize("combine", ["product", "sum"])
+def test_first_step_reaches_context_weights(combine: str) -> None:
+    """A new fusion ignores the context, but its gradient does not."""
+    config = ProductConfig(products=3, rank=2, combine=combine)
+    fusion = build_map_fusion(config, X, Z, O, attribute_dims=(2, 3)).double()
+    assert isinstance(fusion, ProductSimilarity)
+    x, z = normal(3, 4, X), normal(3, Z, seed=1)
+    y = fusion(x, z)
+    close(y, fusion(x, z.flip(0)))
+    y.square().sum().backward()
+    assert fusion.factor_context.weight.grad.any(0).all()
+
+
 def test_conjunction_is_a_product() -> None:
     """With one-hot attributes and words a product is 1 for the named pair alone."""
     config = ProductConfig(products=1, rank=3, context_scale=1.0)
