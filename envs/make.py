@@ -26,7 +26,13 @@ from mirl.envs.contract.descriptions import name_task
 from mirl.envs.spaces import ContractObservation
 from mirl.envs.texts.codec import TextCodec
 from mirl.envs.type_aliases import AnyEnv, Info, Observation
-from mirl.envs.worlds import four_rooms, ode, roles  # noqa: F401  (registers MIRL's own ids)
+from mirl.envs.worlds import (  # noqa: F401  (registers MIRL's own ids)
+    cart_pole,
+    four_rooms,
+    ode,
+    point_goal,
+    roles,
+)
 
 ObservationKind = Literal["grid", "rgb"]
 """Symbolic codes or pixels, for MiniGrid and BabyAI."""
