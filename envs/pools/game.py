@@ -196,7 +196,8 @@ class _Games:
         self._task = suite.tasks[0]
         self._n_agents = len(suite.tasks)
         self._n_games = n_games
-        self._env: AnyVectorEnv | None = _make(suite, n_games)
+        # Any: the annotations of VectorEnv.reset() know no lists of seeds, which it may take.
+        self._env: Any = _make(suite, n_games)
         self._seeds: NDArray[np.int64] = np.zeros((n_games, self._n_agents), np.int64)
         self._needs_seed = np.zeros(n_games, np.bool_)
         self._commands: dict[int, tuple[EnvIndices, Array | None]] = {}
@@ -232,18 +233,22 @@ class _Games:
                     f"{name_task(self._task)}: the agents of a game must start, step and end "
                     "together; truncate their episodes at the same timestep"
                 )
-        if commands[0][1] is None:
-            step = self._call("reset", lambda: self._reset(games))
+        by_agent = []
+        for task_index in range(self._n_agents):
+            _, actions = commands[task_index]
+            if actions is not None:
+                by_agent.append(actions)
+        if by_agent:
+            # agents × (k, …) -> (k, agents, …)
+            joint = np.stack(by_agent, axis=1)
+            step = self._call("step", lambda: self._step(games, joint))
         else:
-            # (agents, k, …) -> (k, agents, …)
-            actions = np.stack([commands[index][1] for index in range(self._n_agents)], axis=1)
-            step = self._call("step", lambda: self._step(games, actions))
+            step = self._call("reset", lambda: self._reset(games))
         for task_index in range(self._n_agents):
             self._results[task_index] = self._of_agent(step, games, task_index)
 
     def _reset(self, games: EnvIndices) -> Step:
         """Reset some games, (k,); return all slots."""
-        assert self._env is not None, "it is not closed"
         in_reset = np.zeros(self._n_games, np.bool_)
         in_reset[games] = True
         seeds: list[int | None] = [None] * (self._n_games * self._n_agents)
@@ -258,7 +263,6 @@ class _Games:
 
     def _step(self, games: EnvIndices, actions: Array) -> Step:
         """Step some games with actions (k, agents, …); return all slots."""
-        assert self._env is not None, "it is not closed"
         # A VectorEnv steps all games; nobody reads the others, which get valid actions.
         joint = np.repeat(actions[:1], self._n_games, axis=0)
         joint[games] = actions

@@ -43,12 +43,12 @@ class PoleLengthEnv(CartPoleEnv):
         super().__init__(render_mode=render_mode)
         if len(lengths) != 2 or not 0 < lengths[0] <= lengths[1]:
             raise ConfigError(f"lengths must be two numbers, 0 < low <= high, got {lengths}")
-        self._lengths = tuple(lengths)
+        self._low, self._high = lengths
         self._own_length = self.length
         self._relative_length = 1.0
         context = spaces.Box(0.0, np.inf, (1,), np.float32)
         subspaces = {"context": context, "observation": self.observation_space}
-        self.observation_space = spaces.Dict(subspaces)
+        self.observation_space = spaces.Dict(subspaces)  # type: ignore[assignment]
 
     def reset(  # type: ignore[override]
         self, *, seed: int | None = None, options: Info | None = None
@@ -63,7 +63,7 @@ class PoleLengthEnv(CartPoleEnv):
             The observation and an empty info.
         """
         state, info = super().reset(seed=seed, options=options)
-        self._relative_length = float(self.np_random.uniform(*self._lengths))
+        self._relative_length = float(self.np_random.uniform(self._low, self._high))
         self.length = self._own_length * self._relative_length
         self.polemass_length = self.masspole * self.length
         return self._observation(state), info
@@ -79,7 +79,7 @@ class PoleLengthEnv(CartPoleEnv):
         Returns:
             Observation, reward, terminated, truncated and info.
         """
-        state, reward, terminated, truncated, info = super().step(action)
+        state, reward, terminated, truncated, info = super().step(action)  # type: ignore[no-untyped-call]
         return self._observation(state), float(reward), terminated, truncated, info
 
     def _observation(self, state: NDArray[np.float32]) -> FloatObservation:

@@ -124,6 +124,7 @@ class ActuatorContext(gym.Wrapper[Observation, Array, Any, Any], RecordConstruct
             raise ConfigError(
                 f"expected observations without '{CONTEXT_KEY}', got the keys {list(own)}"
             )
+        self._dtype = actions.dtype
         self._low = low
         self._high = high
         self._flips = flips
@@ -173,9 +174,10 @@ class ActuatorContext(gym.Wrapper[Observation, Array, Any, Any], RecordConstruct
         """
         units = self.matrix @ ((action - self._center) / self._half_range)
         changed = self._center + self._half_range * np.clip(units, -1.0, 1.0)
-        space = self.env.action_space
-        observation, *rest = self.env.step(changed.astype(space.dtype))
-        return self._add_context(observation), *rest
+        observation, reward, terminated, truncated, info = self.env.step(
+            changed.astype(self._dtype)
+        )
+        return self._add_context(observation), reward, terminated, truncated, info
 
     def _add_context(self, observation: Any) -> Observation:
         context = self.matrix.reshape(-1)

@@ -1,5 +1,7 @@
 """A point in a square that is driven to a goal: the smallest continuous control in a plane."""
 
+import math
+
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
@@ -13,7 +15,7 @@ STEP_SIZE = 0.1
 """Distance of a timestep along each axis, at most."""
 SUCCESS_DISTANCE = 0.1
 """Distance to the goal within which a timestep is successful."""
-MAX_DISTANCE = 2 * np.sqrt(2)
+MAX_DISTANCE = 2 * math.sqrt(2)
 """Distance between opposite corners of the square [-1, 1]²."""
 
 

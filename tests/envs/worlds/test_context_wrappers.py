@@ -21,7 +21,13 @@ from mirl.envs.worlds.cart_pole import PoleLengthEnv
 from mirl.envs.worlds.context_wrappers import CONTEXT_KEY, ActuatorContext, DistractorContext
 from mirl.envs.worlds.point_goal import PointGoalEnv
 
-PRESETS = ["pole_distractors0", "pole_distractors20", "pole_distractors100", "point_actuators"]
+PRESETS = [
+    "pole_distractors0",
+    "pole_distractors20",
+    "pole_distractors100",
+    "point_actuators",
+    "reacher_actuators",
+]
 
 
 class ActionEcho(gym.Env[np.ndarray, np.ndarray]):
