@@ -24,6 +24,7 @@ from mirl.configs.tasks import SuiteConfig
 from mirl.envs import make_env
 from mirl.envs.actions import with_action_mask
 from mirl.envs.holdout import EpisodeFilter
+from mirl.envs.make import is_game
 from mirl.envs.texts.codec import suite_codec
 from mirl.envs.type_aliases import EnvIndices, Observations
 from mirl.envs.vector import NO_HOLDOUT
@@ -100,6 +101,8 @@ def record_episode(
         The pictures and their caption; None if the environment cannot be rendered to pixels.
     """
     task = suite.tasks[task_index]
+    if is_game(task):
+        return None
     n_tasks = len(suite.tasks)
     # rendering may need a display, so ask for it only where it is possible
     probe = make_env(

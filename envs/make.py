@@ -26,7 +26,13 @@ from mirl.envs.contract.descriptions import name_task
 from mirl.envs.spaces import ContractObservation
 from mirl.envs.texts.codec import TextCodec
 from mirl.envs.type_aliases import AnyEnv, Info, Observation
-from mirl.envs.worlds import four_rooms, ode  # noqa: F401  (registers MIRL's own ids)
+from mirl.envs.worlds import (  # noqa: F401  (registers MIRL's own ids)
+    cart_pole,
+    four_rooms,
+    ode,
+    point_goal,
+    roles,
+)
 
 ObservationKind = Literal["grid", "rgb"]
 """Symbolic codes or pixels, for MiniGrid and BabyAI."""
@@ -177,6 +183,19 @@ def find_spec(task: TaskConfig) -> EnvSpec:
         ) from error
 
 
+def is_game(task: TaskConfig) -> bool:
+    """Return True if the slots of a task's environment are agents, which only step together.
+
+    Args:
+        task: the task.
+
+    Raises:
+        ConfigError: as in ``find_spec``.
+    """
+    # Gymnasium allows an id to have vectorized environments only.
+    return find_spec(task).entry_point is None
+
+
 def _unknown_id(task: TaskConfig, module: str | None, env_id: str) -> ConfigError:
     """Return an error about an id that nobody has registered."""
     start = f"task '{task.name}': "
@@ -246,6 +265,11 @@ def _wrap(env: AnyEnv, wrapper: WrapperConfig, task: TaskConfig) -> AnyEnv:
 
 def _make(task: TaskConfig, render_mode: str | None) -> AnyEnv:
     spec = find_spec(task)
+    if spec.entry_point is None:
+        raise ConfigError(
+            f"task '{task.name}': {task.env_id} is a game, whose agents only step together, so "
+            "that no environment can be made of one; train and evaluate a suite of all agents"
+        )
     # Not every environment takes render_mode, so it is passed only when it is needed.
     render_kwargs: dict[str, Any] = {}
     if render_mode is not None:

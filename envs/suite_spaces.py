@@ -18,6 +18,7 @@ from mirl.envs.contract.descriptions import describe_space, name_task
 from mirl.envs.contract.episode_limits import episode_limit
 from mirl.envs.contract.probe import check_first_timestep
 from mirl.envs.make import make_env
+from mirl.envs.pools.game import game_spaces, has_game
 from mirl.envs.texts.codec import suite_codec
 from mirl.envs.texts.draw import TextSample, complete_texts, draw_texts
 
@@ -75,6 +76,10 @@ def joined_spaces(suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]) 
     Raises:
         ConfigError: if an environment cannot be made, or the spaces of two tasks differ.
     """
+    if has_game(suite):
+        space, action, limit = game_spaces(suite)
+        suite = complete_texts(suite, [TextSample()])
+        return JoinedSpaces(suite, space, action, None, (limit,) * len(suite.tasks))
     parts = [_task_spaces(suite, index, backend) for index in range(len(suite.tasks))]
     actions = [part.action for part in parts]
     suite = complete_texts(suite, [part.texts for part in parts])

@@ -12,6 +12,7 @@ from mirl.configs.tasks import SuiteConfig
 from mirl.envs.assignment import TaskAssignment
 from mirl.envs.pools.backend import Backend, Restarts
 from mirl.envs.pools.envpool import EnvPoolBackend, envpool_obstacle, has_other_family
+from mirl.envs.pools.game import has_game, make_game_backends
 from mirl.envs.pools.gymnasium import GymnasiumBackend
 from mirl.envs.pools.suite import SuiteBackend
 from mirl.envs.pools.workers import WorkerBackend, Workers, available_cpus
@@ -70,6 +71,9 @@ def make_suite_backend(
         ConfigError: if the number of workers is negative.
     """
     n_envs = len(assignment.task_ids)
+    if has_game(suite):
+        game_backends = make_game_backends(suite, assignment.backend_sizes, n_envs)
+        return SuiteBackend(game_backends, assignment.first_env_indices, n_envs)
     workers = make_workers(backend, n_envs, n_workers, restarts, timeout)
     backends = make_backends(suite, assignment.backend_sizes, backend, workers, restarts)
     return SuiteBackend(backends, assignment.first_env_indices, n_envs, n_actions, workers)

@@ -1,10 +1,12 @@
 """A run that is killed several times, even while it writes, ends bit-identical."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from killing import assert_kills_change_nothing
 
+from mirl.configs.compose import compose_train
 from mirl.configs.schema import TrainConfig
 
 Build = Callable[..., TrainConfig]
@@ -28,6 +30,17 @@ RUNS = {
         "agent.sequence_length=16",
     ),
 }
+GAME = (
+    "task=roles4",
+    "agent.n_envs=8",  # two games
+    "agent.batch_size=64",
+    "evaluation.episodes=4",
+    "evaluation.context_use=false",
+    "precision=fp32",
+    "device=cpu",
+    "progress=false",
+    "videos=false",
+)
 
 
 @pytest.mark.parametrize("words", RUNS.values(), ids=RUNS)
@@ -38,3 +51,12 @@ def test_killed_run_ends_bit_identical(
     assert_kills_change_nothing(
         monkeypatch, *(tiny(*words, *OFTEN, f"name={name}") for name in ("whole", "cut"))
     )
+
+
+def test_killed_game_ends_bit_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, for the agents of a game, which are reset and stepped together."""
+    whole, cut = (
+        compose_train([*GAME, *OFTEN, f"runs_dir={tmp_path}", f"name={name}"])
+        for name in ("whole", "cut")
+    )
+    assert_kills_change_nothing(monkeypatch, whole, cut)
