@@ -247,9 +247,6 @@ class ProductConfig(ScaledFusionConfig):
     """Conjunction of the similarities of a cell: their product, or their sum."""
     rank: Width = 16
     """Size R of the projections whose inner product is a similarity."""
-    bound: PositiveFloat | None = None
-    """Bound β of a similarity s, which becomes β tanh(s / β), so that whatever agrees with the
-    context agrees about equally; None for no bound."""
     main_rank: Literal[0] | Width = 0
     """Rank of V; 0 for a full matrix."""
     main_attributes: Width | None = None

@@ -21,7 +21,6 @@ class ProductSimilarity(Fusion):
 
         s = ∏_f s_f or Σ_f s_f,  s_f = (A_f x_f) · (c B_f z_f), K of each
 
-    or, with ``config.bound`` β, β tanh(s_f / β) in place of s_f.
     x_f are the channels of attribute f of a cell, such as its object or its color, and z_f is a
     weighted sum of the words of the mission, so that "the red ball" is "red" for the color and
     "ball" for the object: each word is shared out among the attributes and none of them by
@@ -61,7 +60,6 @@ class ProductSimilarity(Fusion):
         self.pool_words = config.pool_words
         self.products = config.products
         self.rank = config.rank
-        self.bound = config.bound
         self.parts: list[tuple[int, int]] = []
         """First channel of each x_f, and the channel after its last one."""
         start = 0
@@ -169,7 +167,7 @@ class ProductSimilarity(Fusion):
         z: Float[Tensor, "G W Z"],
         groups: ContextGroups | None,
     ) -> Float[Tensor, "B P FK"]:
-        """Return the similarities s_1, …, s_F before they are bounded, K of each.
+        """Return the similarities s_1, …, s_F, K of each.
 
         Args:
             x: features, (B, P, X).
@@ -226,7 +224,7 @@ class ProductSimilarity(Fusion):
         Returns:
             The fused features, (B, P, O), and s, (B, P, K).
         """
-        similarities = bounded(self.similarities(x, z, groups), self.bound)
+        similarities = self.similarities(x, z, groups)
         combined = combine_parts(similarities, len(self.parts), self.combine)
         terms = self.output(torch.cat([combined, similarities], dim=-1))
         return self.read_main(x) + terms, combined
@@ -241,22 +239,8 @@ class ProductSimilarity(Fusion):
         return y
 
     def specialize(self, z: Float[Tensor, "1 W context"]) -> nn.Module:
-        """Return the function of x alone; see ``Fusion.specialize``."""
+        """Return a polynomial of x of degree F; see ``Fusion.specialize``."""
         return SpecializedProduct(self, z)
-
-
-def bounded(
-    similarities: Float[Tensor, "*batch FK"], bound: float | None
-) -> Float[Tensor, "*batch FK"]:
-    """Return β tanh(s / β) for each similarity s, or s itself without a bound.
-
-    Args:
-        similarities: the similarities.
-        bound: β.
-    """
-    if bound is None:
-        return similarities
-    return bound * torch.tanh(similarities / bound)
 
 
 def combine_parts(
@@ -274,9 +258,9 @@ def combine_parts(
 
 
 class SpecializedProduct(nn.Module):
-    """``ProductSimilarity`` for one context: y = V x + b + W [s(x), s_1(x), …].
+    """``ProductSimilarity`` for one context: y = linear(x) + output(s(x)).
 
-    Before they are bounded the similarities s_f are linear in x.
+    The similarities s_f are linear in x: alone they join V x + b, and what combines them remains.
 
     Args:
         fusion: the fusion, in float64.
@@ -287,14 +271,20 @@ class SpecializedProduct(nn.Module):
         super().__init__()
         self.count = len(fusion.parts)
         self.combine = fusion.combine
-        self.bound = fusion.bound
+        x_dim = fusion.features_dim
+        # the rows of W: K for s, then K for each attribute
+        combined_weight = fusion.output.weight[: fusion.products]
+        single_weight = fusion.output.weight[fusion.products :]
 
         def similarities(x: Tensor) -> Tensor:
             return fusion.similarities(x.unsqueeze(0), z, None)[0]
 
-        self.main = as_linear(fusion.read_main, fusion.features_dim)
-        self.similarities = as_linear(similarities, fusion.features_dim)
-        self.output = as_linear(fusion.output, len(fusion.output.weight))
+        def linear(x: Tensor) -> Tensor:
+            return fusion.read_main(x) + similarities(x) @ single_weight
+
+        self.linear = as_linear(linear, x_dim)
+        self.similarities = as_linear(similarities, x_dim)
+        self.output = as_linear(lambda combined: combined @ combined_weight, fusion.products)
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return the output for each row of x."""
@@ -308,7 +298,6 @@ class SpecializedProduct(nn.Module):
         Args:
             x: features, (*B, X).
         """
-        similarities = bounded(self.similarities(x), self.bound)
-        combined = combine_parts(similarities, self.count, self.combine)
-        terms: Tensor = self.output(torch.cat([combined, similarities], dim=-1))
-        return self.main(x) + terms, combined
+        combined = combine_parts(self.similarities(x), self.count, self.combine)
+        y: Tensor = self.linear(x) + self.output(combined)
+        return y, combined

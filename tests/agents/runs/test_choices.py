@@ -146,6 +146,6 @@ def test_default_run_is_resumed(tiny: Build) -> None:
     result = train(tiny(*words))
     assert result.run.path.name == "goto_door-ppo-seed0"
     assert result.run.config.fusion == ProductConfig(
-        products=8, main_rank=4, main_attributes=1, combine="sum", bound=2.0
+        products=8, main_rank=4, main_attributes=1, combine="sum"
     )
     assert train(tiny(*words)).run.config == result.run.config
