@@ -1,5 +1,6 @@
 """Train an agent: ``python train.py task=goto_door fusion=bilinear``. See ``--help``."""
 
+import shlex
 import sys
 
 from mirl.configs.commands.interrupts import ended_by_interrupt
@@ -53,7 +54,7 @@ def run(argv: list[str]) -> int:
             log(line)
     for path in written:
         log(f"Written: {path}")
-    log(f"Curves:  {command('tensorboard')} --logdir {config.runs_dir}")
+    log(f"Curves:  {command('tensorboard')} --logdir {shlex.quote(str(config.runs_dir))}")
     # with every option that this evaluation had
     words = [*typed_words(config.test_evaluation), *import_words(config.model_dump())]
     log(f"Evaluate again: {command('mirl-eval')} {' '.join(words)}")

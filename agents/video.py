@@ -255,7 +255,8 @@ def _with_captions(frames: Sequence[Frame], caption: str) -> list[Image.Image]:
 
 
 def _with_caption(frame: Frame, lines: Sequence[str]) -> Image.Image:
-    height = round(WIDTH * frame.shape[0] / frame.shape[1])
+    # a frame that is very wide keeps a line of pixels
+    height = max(round(WIDTH * frame.shape[0] / frame.shape[1]), 1)
     caption_height = CAPTION_LINE * len(lines) + CAPTION_MARGIN
     image = Image.new("RGB", (WIDTH, height + caption_height), "white")
     image.paste(Image.fromarray(frame).resize((WIDTH, height)))

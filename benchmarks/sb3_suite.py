@@ -3,8 +3,9 @@
     python benchmarks/sb3_suite.py                  # all files of FILES
     python benchmarks/sb3_suite.py run gae          # tests/test_run.py and tests/test_gae.py only
 
-The tests come from the source distribution of the installed version of SB3, which pip downloads
-into ``.sb3_suite/``. This file is also the pytest plugin that puts MIRL's classes in their place.
+The tests come from the source distributions of the installed versions of SB3 and, for ``lstm``, of
+sb3-contrib, which pip downloads into ``.sb3_suite/``. This file is also the pytest plugin that puts
+MIRL's classes in their place: PPO and A2C, and in RecurrentPPO the features extractor.
 The exit code is 1 if a test fails that ``EXPECTED`` does not name; docs/sb3.md says why those do.
 """
 
@@ -40,10 +41,17 @@ FILES = (
     "identity",
     "logger",
     "buffers",
+    "lstm",
 )
 """Names of the test files without ``test_`` and ``.py``."""
-EXPECTED: frozenset[str] = frozenset()
-"""Tests that cannot pass."""
+CONTRIB_FILES = ("lstm",)
+"""Those of them that are sb3-contrib's."""
+EXPECTED = {
+    "test_logger.py::test_fps_logger": (
+        "passes on an idle machine: it measures the speed, also that of SB3's DQN"
+    ),
+}
+"""Tests that may fail, and why; docs/sb3.md has the table."""
 REPORT = "SB3_SUITE_REPORT"
 """Environment variable with the path of the plugin's report."""
 
@@ -90,17 +98,57 @@ class Recorder:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Replace SB3's PPO and A2C, before the tests import them."""
+    """Replace SB3's PPO and A2C and sb3-contrib's RecurrentPPO, before the tests import them."""
+    import sb3_contrib
     import stable_baselines3
 
     from mirl.agents import A2C, PPO
 
     recorder = Recorder()
+    recurrent = with_fusion_extractor(sb3_contrib.RecurrentPPO)
     stable_baselines3.PPO = PPO  # type: ignore[assignment, misc]
     stable_baselines3.A2C = A2C  # type: ignore[assignment, misc]
-    for algorithm in (PPO, A2C):
+    sb3_contrib.RecurrentPPO = recurrent  # type: ignore[misc]
+    for algorithm in (PPO, A2C, recurrent):
         recorder.count_setups(algorithm)
     config.pluginmanager.register(recorder)
+
+
+def with_fusion_extractor(algorithm: Any) -> Any:
+    """Return an algorithm whose default features extractor is MIRL's, also for a Box space."""
+    from gymnasium import spaces
+
+    from mirl.policies import FusionExtractor
+
+    class ArrayExtractor(FusionExtractor):
+        """``FusionExtractor`` with a constant goal, of a Dict or of an array that becomes a key.
+
+        Args:
+            observation_space: a Dict or Box space.
+            features_dim: the size that SB3's own extractor would have; MIRL's has its own.
+        """
+
+        def __init__(self, observation_space: spaces.Space, features_dim: int = 0) -> None:
+            keys = {"observation": observation_space}
+            if isinstance(observation_space, spaces.Dict):
+                keys = observation_space.spaces
+            super().__init__(spaces.Dict({**keys, "goal": spaces.Box(0, 1, (1,))}))
+
+        def forward(self, observations: Any) -> Any:
+            if not isinstance(observations, dict):
+                observations = {"observation": observations}
+            first = next(iter(observations.values()))
+            goal = first.new_ones((len(first), 1))
+            return super().forward({**observations, "goal": goal})
+
+    class FusionAlgorithm(algorithm):
+        def __init__(
+            self, policy: Any, env: Any, *, policy_kwargs: Any = None, **options: Any
+        ) -> None:
+            policy_kwargs = {"features_extractor_class": ArrayExtractor, **(policy_kwargs or {})}
+            super().__init__(policy, env, policy_kwargs=policy_kwargs, **options)
+
+    return FusionAlgorithm
 
 
 # ------------------------------------------------------------------------------------- the script
@@ -116,26 +164,28 @@ def main() -> int:
     unknown = sorted(set(arguments.files) - set(FILES))
     if unknown:
         parser.error(f"unknown file '{unknown[0]}'; use {', '.join(FILES)}")
-    source = download()
     n_unexpected = 0
     totals = {"passed": 0, "failed": 0, "with_mirl": 0}
     show(f"{'file':<16}{'passed':>8}{'failed':>8}{'with MIRL':>11}{'CPU seconds':>13}")
     for name in arguments.files or FILES:
+        package = "sb3-contrib" if name in CONTRIB_FILES else "stable-baselines3"
+        source = download(package)
         start = cpu_seconds()
         report = run_file(source, name, arguments.k, arguments.timeout)
         seconds = cpu_seconds() - start
         if report is None:
             n_unexpected += 1
-            show(f"{name:<16} did not end within {arguments.timeout:g} seconds")
+            limit = f"{arguments.timeout:g} seconds"
+            show(f"{name:<16} did not end within {limit}, see {log_file(name)}")
             continue
         counts = [len(report[key]) for key in totals]
         show(f"{name:<16}{counts[0]:>8}{counts[1]:>8}{counts[2]:>11}{seconds:>13.0f}")
         for key, count in zip(totals, counts, strict=True):
             totals[key] += count
         for test in report["failed"]:
-            reason = "expected, see docs/sb3.md" if test in EXPECTED else "NOT EXPECTED"
-            n_unexpected += test not in EXPECTED
-            show(f"    {test}: {reason}")
+            reason = EXPECTED.get(test.removeprefix("tests/").partition("[")[0])
+            n_unexpected += reason is None
+            show(f"    {test}: {reason or 'NOT EXPECTED'}")
     show(f"{'total':<16}{totals['passed']:>8}{totals['failed']:>8}{totals['with_mirl']:>11}")
     return int(n_unexpected > 0)
 
@@ -151,24 +201,38 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def download() -> Path:
-    """Return the folder of SB3's source distribution, which is downloaded once."""
-    name = f"stable_baselines3-{version('stable-baselines3')}"
+def download(package: str) -> Path:
+    """Return the folder of the source distribution of a package, which is downloaded once.
+
+    Args:
+        package: ``stable-baselines3`` or ``sb3-contrib``.
+    """
+    name = f"{package.replace('-', '_')}-{version(package)}"
     source = FOLDER / name
     if source.exists():
         return source
     FOLDER.mkdir(exist_ok=True)
-    requirement = name.replace("stable_baselines3-", "stable-baselines3==")
+    requirement = f"{package}=={version(package)}"
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", ":all:"]
     pip = [sys.executable, "-m", "pip", "download", *options, "--dest", str(FOLDER), requirement]
     subprocess.run(pip, check=True)
-    # Its tests of the logger need it, and MIRL does not.
-    target = ["--no-deps", "--target", str(PACKAGES), "pandas"]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, *target], check=True)
+    if not PACKAGES.exists():
+        # SB3's tests of the logger need it, and MIRL does not.
+        target = ["--no-deps", "--target", str(PACKAGES), "pandas"]
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *target], check=True)
     with tarfile.open(FOLDER / f"{name}.tar.gz") as archive:
         archive.extractall(FOLDER, filter="data")
     return source
+
+
+def log_file(name: str) -> Path:
+    """Return the file of pytest's output about a test file.
+
+    Args:
+        name: one of ``FILES``.
+    """
+    return FOLDER / f"{name}.log"
 
 
 def run_file(
@@ -184,25 +248,27 @@ def run_file(
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path, str(PACKAGES)]),
             "TMPDIR": folder,  # SB3's loggers write there
         }
-        options = ["-q", "--no-header", "--tb=short", "-p", "sb3_suite", "-p", "no:cacheprovider"]
+        options = ["-v", "--no-header", "--tb=short", "-p", "sb3_suite", "-p", "no:cacheprovider"]
         test = f"tests/test_{name}.py"
         command = [sys.executable, "-m", "pytest", *options, "-p", "no:xdist", "-k", expression]
+        # written as pytest goes on, so that the log of a file that is too slow names the test
+        log = log_file(name)
         try:
-            result = subprocess.run(
-                [*command, test],
-                cwd=source,
-                env=environment,
-                timeout=timeout,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            with log.open("w", encoding="utf-8") as output:
+                result = subprocess.run(
+                    [*command, test],
+                    cwd=source,
+                    env=environment,
+                    timeout=timeout,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    check=False,
+                )
         except subprocess.TimeoutExpired:
             return None
         # 1: some tests failed; 5: -k chose none
         if result.returncode not in (0, 1, 5):
-            raise SystemExit(f"{test} could not be run:\n{result.stdout}{result.stderr}")
-        (FOLDER / f"{name}.log").write_text(result.stdout, encoding="utf-8")
+            raise SystemExit(f"{test} could not be run:\n{log.read_text(encoding='utf-8')}")
         found: dict[str, list[str]] = json.loads(report.read_text(encoding="utf-8"))
         return found
 

@@ -6,7 +6,7 @@ Hydra composes the YAML presets, the schema validates the result. Every invalid 
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,11 +15,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from mirl.configs.aliases import replace_preset
+from mirl.configs.commands.values import QUOTES, option_types, parse_value
 from mirl.configs.commands.words import (
-    QUOTES,
     TYPED_NAMES,
-    list_options,
-    one_value,
     option_names,
     parse_overrides,
     unknown_option,
@@ -50,11 +48,8 @@ PRESET_ERRORS = (yaml.YAMLError, ValueError, LookupError)
 they are."""
 CONFIG_DIR = "--config-dir"
 """Argument of the commands that names a folder of the user's own presets."""
-FREE_OPTIONS = ("task.kwargs.", "encoder.parts.")
-"""Beginnings of options whose names the schema does not know."""
-
-SET_OPTION = "++"
-"""Beginning of Hydra's overrides that set an option, whether or not the preset lists it."""
+FREE_OPTION = re.compile(r"(task\.kwargs|encoder\.parts)(\.[^.\[\]]+)+")
+"""Options whose names the schema does not know. OmegaConf reads brackets in a name as dots."""
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -207,39 +202,33 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
     words, config_dir = split_config_dir(argv)
     pairs = parse_overrides(words)
     known = set(option_names([TrainConfig]))
-    lists = set(list_options([TrainConfig]))
+    types = option_types([TrainConfig])
     groups_set = {key for key, _ in pairs if key in GROUPS}
     own_parts = {key for key, value in pairs if key in PARTS and OWN_KIND in value}
-    overrides: list[str] = []
+    choices: dict[str, str] = {}
+    options: list[tuple[str, object]] = []
     for key, value in pairs:
         group, _, option = key.partition(".")
         if group in own_parts:
-            overrides.append(f"++{OWN_PARTS}.{group}.{option or 'kind'}={value}")
+            name = f"{OWN_PARTS}.{group}.{option or 'kind'}"
+            options.append((name, parse_value(key, value, types)))
             continue
         # the user's own presets may be of classes whose options only the validation knows
         is_free = config_dir is not None and group in PARTS and option
-        if key not in known and not key.startswith(FREE_OPTIONS) and not is_free:
+        if key not in known and not FREE_OPTION.fullmatch(key) and not is_free:
             raise unknown_option(key, known)
         if key == "task" and _names_environments(value, presets("task", config_dir)):
             has_rule = any(option == "task.success" for option, _ in pairs)
-            overrides += _override_environments(value, has_rule)
+            options += _suite_of_environments(value, has_rule)
         elif key in GROUPS:
-            overrides.append(_override_preset(key, value, config_dir))
-        elif key == "task.success":
-            # in quotes, because Hydra reads return>=5 as more than a text
-            overrides.append(f"++task.success='{value.strip(QUOTES)}'")
-        elif key == "imports":
-            # in brackets, because Hydra would read a,b as a sweep
-            overrides.append(f"++imports=[{value.strip('[]')}]")
+            choices[key] = _known_preset(key, value, config_dir)
         else:
-            value = one_value(key, value, takes_list=key in lists)
-            # ++ sets an option whether or not the preset lists it
-            overrides.append(f"++{key}={value}")
-    chosen = dict.fromkeys(_groups_by_observation(pairs, config_dir), "auto")
-    for group, name in {**_groups_by_options(pairs, config_dir), **chosen}.items():
+            options.append((key, parse_value(key, value, types)))
+    automatic = dict.fromkeys(_groups_by_observation(pairs, config_dir), "auto")
+    for group, name in {**_groups_by_options(pairs, config_dir), **automatic}.items():
         if group not in groups_set:
-            overrides.append(f"{group}={name}")
-    values = _compose(overrides, config_dir)
+            choices[group] = name
+    values = _compose(choices, options, config_dir)
     if isinstance(values, dict):
         # in place of the group's preset, with none of its options
         values |= values.pop(OWN_PARTS, {})
@@ -380,8 +369,8 @@ def _looks_like_id(word: str) -> bool:
     return ":" in word or "/" in word or bool(re.search(r"-v\d", word)) or word[:1].isupper()
 
 
-def _override_preset(group: str, value: str, config_dir: Path | None) -> str:
-    """Return Hydra's override for a preset."""
+def _known_preset(group: str, value: str, config_dir: Path | None) -> str:
+    """Return the name of a preset, or raise if there is none of it."""
     name = replace_preset(group, value)
     names = presets(group, config_dir)
     if "," in value:
@@ -396,15 +385,15 @@ def _override_preset(group: str, value: str, config_dir: Path | None) -> str:
         elif group in PARTS:
             expected = "a preset or module:Class"
         raise ConfigError(f"unknown {group} '{name}': expected {expected}." + nearest(name, names))
-    return f"{group}={name}"
+    return name
 
 
-def _override_environments(value: str, has_rule: bool) -> list[str]:
-    """Return Hydra's overrides for a suite of environment ids that are joined by ``+``.
+def _suite_of_environments(value: str, has_rule: bool) -> list[tuple[str, object]]:
+    """Return the options of a suite of environment ids that are joined by ``+``.
 
     ``has_rule`` is True if another argument sets the success rule of the tasks.
     """
-    tasks: list[str] = []
+    tasks: list[dict[str, str]] = []
     for env_id in value.split("+"):
         if not re.fullmatch(r"[\w .:/-]+", env_id):
             raise ConfigError(
@@ -415,42 +404,44 @@ def _override_environments(value: str, has_rule: bool) -> list[str]:
                 f"task: only environment ids can be joined by +, got '{env_id}'; write the ids of "
                 "its environments"
             )
-        task = f"name: '{env_id}', env_id: '{env_id}'"
+        task = {"name": env_id, "env_id": env_id}
         if env_id.startswith("Meta-World/") and not has_rule:
             # Meta-World counts an episode as a success if any of its timesteps is one
-            task += ", success: any_step"
-        # a dictionary in the syntax of Hydra's command line
-        tasks.append(f"{{{task}}}")
-    return [f"++task.name='{value}'", f"++task.tasks=[{', '.join(tasks)}]"]
+            task["success"] = "any_step"
+        tasks.append(task)
+    return [("task.name", value), ("task.tasks", tasks)]
 
 
-def _compose(overrides: Sequence[str], config_dir: Path | None) -> object:
-    """Return the plain values of train.yaml after Hydra applied the overrides."""
+def _compose(
+    choices: Mapping[str, str], options: Sequence[tuple[str, object]], config_dir: Path | None
+) -> object:
+    """Return the plain values of train.yaml with a choice of presets and with options.
+
+    Args:
+        choices: name of the preset by group.
+        options: dotted names and values, as OmegaConf takes them; the last of a name counts.
+        config_dir: folder of the user's own presets.
+    """
     # imported on use, because Hydra takes long to import and eval.py does without
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-    choices = tuple(word for word in overrides if not word.startswith(SET_OPTION))
-    options = [word for word in overrides if word.startswith(SET_OPTION)]
+    chosen = tuple(choices.items())
     try:
-        parsed = OverridesParser.create().parse_overrides(options)
         if config_dir is None:
-            config = copy.deepcopy(_compose_own_presets(choices))
+            config = copy.deepcopy(_compose_own_presets(chosen))
         else:
-            config = _compose_presets(choices, config_dir)
+            config = _compose_presets(chosen, config_dir)
         # as Hydra does it itself, once the presets are joined
-        for option in parsed:
-            if option.is_sweep_override():
-                raise ConfigError(f"{option.key_or_group}: expected one value, got several")
-            OmegaConf.update(
-                config, option.key_or_group, option.value(), merge=True, force_add=True
-            )
+        for key, value in options:
+            OmegaConf.update(config, key, value, merge=True, force_add=True)
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         # the lines after the first are about how Hydra works inside
         reason = str(error).splitlines()[0]
+        if isinstance(error, InterpolationResolutionError):
+            reason += r"; '\${' stands for the characters '${' themselves"
         raise ConfigError(f"the command line could not be parsed: {reason}") from None
     except PRESET_ERRORS as error:
         reason = " ".join(str(error).split())
@@ -462,21 +453,28 @@ def _compose(overrides: Sequence[str], config_dir: Path | None) -> object:
 
 
 @lru_cache(maxsize=256)
-def _compose_own_presets(choices: tuple[str, ...]) -> "DictConfig":
+def _compose_own_presets(choices: tuple[tuple[str, str], ...]) -> "DictConfig":
     """Return train.yaml with a choice of MIRL's presets, which a process may compose often."""
     return _compose_presets(choices, None)
 
 
-def _compose_presets(choices: Sequence[str], config_dir: Path | None) -> "DictConfig":
+def _compose_presets(choices: Sequence[tuple[str, str]], config_dir: Path | None) -> "DictConfig":
     """Return train.yaml with a choice of presets, such as ``fusion=film``."""
     from hydra import compose, initialize_config_dir
 
-    words = list(choices)
+    words = [f"{group}={_quoted(name)}" for group, name in choices]
     if config_dir is not None:
-        folder = str(config_dir).replace("\\", "\\\\").replace("'", "\\'")
-        words.append(f"hydra.searchpath=['file://{folder}']")
+        words.append(f"hydra.searchpath=[{_quoted(f'file://{config_dir}')}]")
     with initialize_config_dir(str(PRESETS_DIR), version_base="1.3"):
         return compose("train", words)
+
+
+def _quoted(text: str) -> str:
+    """Return a text in quotation marks, as Hydra reads it on its command line."""
+    # backslashes count as escapes only before a quotation mark, also before the last one
+    escaped = re.sub(r"(\\*)'", lambda found: found[1] * 2 + r"\'", text)
+    at_end = len(text) - len(text.rstrip("\\"))
+    return "'" + escaped + "\\" * at_end + "'"
 
 
 def parse_flat(model: type[ConfigT], argv: Sequence[str]) -> ConfigT:

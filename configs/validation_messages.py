@@ -86,7 +86,7 @@ def explain(model: type[BaseModel], detail: ErrorDetails) -> str:
             expected = detail["ctx"]["expected"]
             given = detail["input"]
             hint = nearest(given, _quoted_names(expected))
-            return f"{where}: expected {expected}, got {_shorten(given)}.{hint}"
+            return f"{where}: expected {expected}, got {shorten(given)}.{hint}"
         case "missing":
             return f"{where}=… is required"
         case "value_error":
@@ -99,7 +99,7 @@ def explain(model: type[BaseModel], detail: ErrorDetails) -> str:
         case _:
             # pydantic's own messages begin with a capital and leave out the value
             message = detail["msg"]
-            return f"{where}: {message[:1].lower()}{message[1:]}, got {_shorten(detail['input'])}"
+            return f"{where}: {message[:1].lower()}{message[1:]}, got {shorten(detail['input'])}"
 
 
 def _find(model: type[BaseModel], location: Sequence[str | int]) -> _Place:
@@ -171,8 +171,12 @@ def _quoted_names(text: str) -> list[str]:
     return [name.strip("' ") for name in text.replace(" or ", ",").split(",")]
 
 
-def _shorten(value: object) -> str:
-    """Return the ``repr`` of a value, cut to one line of reasonable length."""
+def shorten(value: object) -> str:
+    """Return the ``repr`` of a value, cut to one line of reasonable length.
+
+    Args:
+        value: any value.
+    """
     try:
         text = repr(value)
     except ValueError:  # Python prints no integer of more than 4,300 digits

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,13 @@ def run_snippets(snippets: list[tuple[str, str]], folder: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr  # the traceback names the page
+
+
+def test_sb3_page_lists_expected_failures() -> None:
+    page = (ROOT / "docs" / "sb3.md").read_text(encoding="utf-8")
+    expected = runpy.run_path(str(ROOT / "benchmarks" / "sb3_suite.py"))["EXPECTED"]
+    _, _, rows = page.partition("| test | why it may fail |\n|---|---|\n")
+    assert rows.splitlines() == [f"| `{test}` | {reason} |" for test, reason in expected.items()]
 
 
 def test_tables_match_the_results() -> None:

@@ -172,16 +172,17 @@ class Checkpointing(BetweenIterations):
             [seed] = env_seeds(self.run.config.seed, "validation", index, 1)
             try:
                 recording = record_episode(self.model.policy, suite, index, seed=seed)
+                gif = None if recording is None else encode_gif(*recording)
             except Exception as error:
-                # renderers can raise anything, and a picture is not worth ending a run for
+                # renderers raise and return anything, and a picture is not worth ending a run for
                 self.can_render = False
                 warnings.warn(
                     f"no videos, because task '{task.name}' cannot be rendered here: {error}",
                     stacklevel=2,
                 )
                 return
-            if recording is not None:
-                self._write_video(task.name, encode_gif(*recording))
+            if gif is not None:
+                self._write_video(task.name, gif)
 
     def _write_video(self, task: str, gif: Gif) -> None:
         path = self.run.path / "videos" / f"{file_name(task)}_{self.num_timesteps:09d}.gif"

@@ -1,10 +1,8 @@
 """Arguments of the commands, ``key=value``: their syntax, and answers to those that are none."""
 
-import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from types import UnionType
-from typing import Annotated, Union, get_args, get_origin
+from typing import get_origin
 
 from pydantic import BaseModel
 
@@ -56,11 +54,6 @@ SYNONYMS = {
 """Names that other programs have for options."""
 MAX_SUGGESTIONS = 4
 """Largest number of options that a message suggests."""
-BRACKETS = {"(": ")", "[": "]", "{": "}"}
-QUOTES = "\"'"
-"""Quotation marks around a value, which Hydra would remove."""
-SWEEPS = re.compile(r"(choice|range|interval|glob)\(")
-"""Beginnings of values that stand for several ones in Hydra."""
 
 
 def parse_overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
@@ -107,35 +100,6 @@ def option_names(classes: Sequence[type[BaseModel]], prefix: str = "") -> Iterat
                 yield from option_names(config_classes(field), f"{prefix}{name}.")
 
 
-def list_options(classes: Sequence[type[BaseModel]], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted name of every option that takes a list: ``agent.net_arch``.
-
-    Args:
-        classes: config classes that can stand at the same place.
-        prefix: text before each name.
-    """
-    for config_class in classes:
-        for name, field in config_class.model_fields.items():
-            if is_list(field.annotation):
-                yield prefix + name
-            else:
-                yield from list_options(config_classes(field), f"{prefix}{name}.")
-
-
-def is_list(annotation: object) -> bool:
-    """Return True for ``tuple[X, ...]``, also if it may be None.
-
-    Args:
-        annotation: the type of an option.
-    """
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return is_list(get_args(annotation)[0])
-    if origin in (Union, UnionType):
-        return any(is_list(part) for part in get_args(annotation))
-    return origin is tuple
-
-
 def unknown_option(key: str, known: Iterable[str]) -> ConfigError:
     """Return the error about a name that no option has, with the option that was perhaps meant.
 
@@ -154,59 +118,6 @@ def unknown_option(key: str, known: Iterable[str]) -> ConfigError:
         quoted = [f"'{name}'" for name in meant]
         hint = f" Did you mean {' or '.join(quoted)}?"
     return ConfigError(f"unknown option '{key}'.{hint}")
-
-
-def one_value(key: str, value: str, *, takes_list: bool) -> str:
-    """Return the value of an option that Hydra shall read as one value, not as several runs.
-
-    Args:
-        key: the option.
-        value: the value as it was typed.
-        takes_list: True if the option takes a list, whose brackets may then be left out.
-
-    Returns:
-        The value, in brackets if it is a list.
-
-    Raises:
-        ConfigError: several values came for an option that takes one.
-    """
-    values = split_outside_brackets(value)
-    if len(values) == 1 and not SWEEPS.match(value):
-        return value
-    if takes_list and not SWEEPS.match(value):
-        return f"[{value}]"
-    if key.startswith("task.kwargs."):
-        remedy = f"write a list in brackets, '{key}=[{value}]'"
-    elif key == "seed":
-        remedy = "repeat the command with each, or use mirl-compare settings.NAME=… seeds=1,2,3"
-    else:
-        remedy = f"compare values with mirl-compare settings.A='{key}=…' settings.B='{key}=…'"
-    raise ConfigError(f"{key}: expected one value for one run, got '{value}'; {remedy}")
-
-
-def split_outside_brackets(value: str) -> list[str]:
-    """Split a value at the commas that stand in no brackets and no quotation marks.
-
-    Args:
-        value: the value.
-    """
-    parts = [""]
-    closing: list[str] = []
-    quote = ""
-    for character in value:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in QUOTES:
-            quote = character
-        elif character in BRACKETS:
-            closing.append(BRACKETS[character])
-        elif closing and character == closing[-1]:
-            closing.pop()
-        elif character == "," and not closing:
-            parts.append("")
-            continue
-        parts[-1] += character
-    return parts
 
 
 # ----------------------------------------------------------------------------------- as it is typed

@@ -63,17 +63,26 @@ def test_every_frame_has_image_and_caption() -> None:
         assert (picture[WIDTH:] < 100).any()
 
 
-def test_mp4_has_every_frame() -> None:
-    """A frame of an odd height is padded, and the last frame is shown for a second."""
-    frames = [np.full((7, 8, 3), shade, np.uint8) for shade in (0, 90, 180)]
+@pytest.mark.parametrize(
+    ("height", "width", "n_frames"),
+    [(7, 8, 3), (8, 7, 2), (8, 8, 1), (1, 1, 1), (51, 20, 3)],
+)
+def test_mp4_plays_every_frame(height: int, width: int, n_frames: int) -> None:
+    """Odd sizes are padded, and the last frame, or the only one, is shown for a second."""
     ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="the encoder of MP4s is optional")
+    shades = (0, 180, 90)[:n_frames]
+    frames = [np.full((height, width, 3), shade, np.uint8) for shade in shades]
     data = encode_mp4(frames, "go to the red door")
-    assert data[4:8] == b"ftyp"
-    n_shown = len(frames) - 1 + FRAMES_PER_SECOND
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
         file.write(data)
         file.flush()
-        assert ffmpeg.count_frames_and_secs(file.name)[0] == n_shown
+        with closing(ffmpeg.read_frames(file.name)) as reader:
+            columns, rows = next(reader)["size"]
+            shown = [np.frombuffer(frame, np.uint8).reshape(rows, columns, 3) for frame in reader]
+    middle = round(WIDTH * height / width) // 2
+    found = [int(picture[middle, WIDTH // 2, 0]) for picture in shown]
+    expected = [*shades[:-1], *[shades[-1]] * FRAMES_PER_SECOND]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=8)
 
 
 def test_missing_encoder_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +112,12 @@ def test_long_caption_takes_more_lines() -> None:
 def test_frames_keep_their_proportions() -> None:
     gif = encode_gif([np.zeros((20, 40, 3), np.uint8)], "")
     assert pictures(gif)[0][WIDTH // 2 + 2 :].min() > 200
+
+
+def test_wide_frame_keeps_a_line() -> None:
+    shown = pictures(encode_gif([np.zeros((1, 5000, 3), np.uint8)], ""))
+    assert shown[0][0].max() < 4
+    assert shown[0][1:].min() > 200
 
 
 def test_episode_is_recorded_from_start(tiny: Build, make_agent: Agents) -> None:

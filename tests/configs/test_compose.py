@@ -261,7 +261,7 @@ OWN_PRESETS = {
 
 @pytest.fixture
 def config_dir(tmp_path: Path) -> Path:
-    folder = tmp_path / "my 'own' presets"
+    folder = tmp_path / "my 'own\\' presets, a\\b\\"
     for name, text in OWN_PRESETS.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

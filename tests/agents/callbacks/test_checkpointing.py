@@ -199,15 +199,18 @@ def test_videos_come_as_often_as_asked(
     assert train(tiny("checkpoint_every=256", "evaluation.every=10_000")).finished
 
 
-def test_no_rendering_means_no_videos(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that cannot render trains without videos."""
+@pytest.mark.parametrize("part", ["record_episode", "encode_gif"])
+def test_no_rendering_means_no_videos(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Where an environment renders nothing, or no pictures, training goes on without videos."""
     asked: list[int] = []
 
     def broken(*_: Any, **__: Any) -> None:
         asked.append(1)
         raise OSError("no display")
 
-    monkeypatch.setattr("mirl.agents.callbacks.checkpointing.record_episode", broken)
+    monkeypatch.setattr(f"mirl.agents.callbacks.checkpointing.{part}", broken)
     config = tiny("checkpoint_every=128", "videos=true")
     with pytest.warns(
         UserWarning, match="no videos, because task 'goto_door' cannot be rendered here: no display"

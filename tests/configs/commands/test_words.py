@@ -1,18 +1,10 @@
-"""Arguments that are none get a plain answer, and lists need no brackets."""
+"""Arguments that are none get a plain answer."""
 
 import shlex
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from mirl.configs.commands.words import (
-    SYNONYMS,
-    list_options,
-    option_names,
-    split_outside_brackets,
-    typed_words,
-)
+from mirl.configs.commands.words import SYNONYMS, option_names, typed_words
 from mirl.configs.comparison import parse_comparison
 from mirl.configs.compose import compose_train, parse_flat
 from mirl.configs.errors import ConfigError
@@ -39,6 +31,7 @@ def message(*argv: str) -> str:
         ("fusion=concat,film", "mirl-compare fusion=concat,film compares them"),
         ("task=goto_obj,goto_door", "that are trained together are joined by +"),
         ("task.kwargs.size=5,6", "write a list in brackets, 'task.kwargs.size=[5,6]'"),
+        ("task.kwargs.size=5,6", "or a text in quotation marks, 'task.kwargs.size=\"5,6\"'"),
         ("-m", "-m: a command is one run; mirl-compare trains several settings and seeds"),
         ("--multirun", "--multirun: a command is one run"),
         ("lr=1", "unknown option 'lr'. Did you mean 'agent.learning_rate'?"),
@@ -59,38 +52,15 @@ def test_advice_of_messages_works() -> None:
     assert parse_comparison(words).seeds == (1, 2, 3)
 
 
-def test_lists_need_no_brackets() -> None:
-    config = compose_train(["sites=map,heads", "agent.net_arch=32,16", "split.missions=a b,c"])
-    assert config.sites == ("map", "heads")
-    assert config.agent.net_arch == (32, 16)
-    assert config.split.missions == ("a b", "c")
-    assert compose_train(["sites=[map,heads]", "agent.net_arch=32,16"]).sites == config.sites
-
-
-def test_list_options_are_known() -> None:
-    lists = set(list_options([TrainConfig]))
-    assert {"sites", "task.tasks", "agent.net_arch", "encoder.hidden", "split.goal_low"} <= lists
-    assert lists < set(option_names([TrainConfig]))
-
-
 def test_synonyms_lead_to_options() -> None:
     known = {*option_names([TrainConfig]), *EvalConfig.model_fields}
     assert set(SYNONYMS.values()) <= known
     assert not set(SYNONYMS) & set(TrainConfig.model_fields)
 
 
-@given(st.text("ab,[]{}()'\"", max_size=12))
-def test_split_loses_nothing(value: str) -> None:
-    parts = split_outside_brackets(value)
-    assert ",".join(parts) == value
-    nested = f"[{value}]"
-    if len(split_outside_brackets(nested)) > 1:  # a bracket or a quotation mark of its own
-        assert set(value) & set("[]{}()'\"")
-
-
 def test_typed_words_repeat_an_evaluation() -> None:
-    words = ["evaluation.test_episodes=7", "evaluation.context_use=false", "runs_dir=my runs"]
+    words = ["evaluation.test_episodes=7", "evaluation.context_use=false", "runs_dir=my, own runs"]
     config = compose_train([*words, "backend=gymnasium", "evaluation.deterministic=true"])
     typed = typed_words(config.test_evaluation)
-    assert "'run=my runs/goto_door-ppo-seed0'" in typed
+    assert "'run=my, own runs/goto_door-ppo-seed0'" in typed
     assert parse_flat(EvalConfig, shlex.split(" ".join(typed))) == config.test_evaluation
