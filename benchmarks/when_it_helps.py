@@ -47,7 +47,7 @@ class Row(NamedTuple):
     seeds: int
     """Number of seeds of each column."""
     held_out: bool = False
-    """Whether the cells are of what was held out."""
+    """True for a row whose cells are of what was held out."""
     solved: float = 0.95
     """Success rate, or mean return where no success is reported, that counts as solved."""
 

@@ -38,6 +38,8 @@ COMPANIONS = {
     ("split", "ode"): ["task=ode"],
     ("split", "new_color"): ["task=door_colors"],
     ("split", "angles"): ["task=ode_circle"],
+    ("split", "distractors"): ["task=pole_distractors20"],
+    ("split", "weak_actuators"): ["task=point_actuators"],
 }
 """Arguments without which a preset is invalid."""
 

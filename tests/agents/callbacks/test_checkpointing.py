@@ -203,7 +203,7 @@ def test_videos_come_as_often_as_asked(
 def test_no_rendering_means_no_videos(
     tiny: Build, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    """Where an environment renders nothing, or no pictures, training goes on without videos."""
+    """Training goes on without videos if an environment renders nothing, or no pictures."""
     asked: list[int] = []
 
     def broken(*_: Any, **__: Any) -> None:

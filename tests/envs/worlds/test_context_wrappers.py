@@ -157,7 +157,7 @@ def test_seed_decides_the_actuators() -> None:
 
 
 def test_actuators_do_not_follow_the_start() -> None:
-    """What the wrapper draws is not what the environment draws from the same seed."""
+    """The wrapper and the environment draw different numbers from the same seed."""
     env = ActuatorContext(PointGoalEnv(), 0.0, 1.0, flips=False)
     starts = []
     for seed in range(300):
