@@ -81,6 +81,14 @@ def test_options_of_auto_choose_among_runs(tiny: Build) -> None:
     assert resolve(tiny("name=run", "fusion.products=4")).fusion == ProductConfig(products=4)
 
 
+@pytest.mark.parametrize(("sites", "warns"), [("map", False), ("[map,heads]", True)])
+def test_gate_in_heads_is_told(tiny: Build, sites: str, warns: bool) -> None:
+    """A training command says where a fusion is unfit for a site."""
+    lines: list[str] = []
+    train(tiny("fusion=gate", f"sites={sites}"), log=lines.append)
+    assert any("gate is unfit for the heads" in line for line in lines) == warns
+
+
 def test_former_values_follow_the_weights(tiny: Build) -> None:
     """A run of an earlier version, and one that starts from it, keep what they computed with."""
     config = tiny("fusion=bilinear", "name=old")
