@@ -14,7 +14,7 @@ import argparse
 import json
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from mirl.agents.builder import build_on_policy
 from mirl.configs.agents import PPOConfig
-from mirl.configs.networks import FusionConfig
+from mirl.configs.compose import presets
 from mirl.envs import ContractObservation
 from mirl.policies import FusionPolicy
 
@@ -38,7 +38,7 @@ LEARNED = 0.95
 """Share of right actions from which on the task counts as learned."""
 KEPT = 0.9
 """Share of right actions below which it counts as lost."""
-FUSIONS = ("auto", *sorted(kind.model_fields["kind"].default for kind in get_args(FusionConfig)))
+FUSIONS = presets("fusion")
 SB3_TIMESTEPS = 24_576
 MIRL_TIMESTEPS = 65_536
 

@@ -138,22 +138,37 @@ def mean_of_curve(report: dict[str, Any], setting: str) -> float:
     return float(np.mean(means))
 
 
-def choose_rates(name: str, row: Row, out: Path, jobs: int) -> dict[str, str]:
+def with_rates(
+    columns: dict[str, tuple[str, ...]], rates: dict[str, str]
+) -> dict[str, tuple[str, ...]]:
+    """Return the options of each column with its learning rate.
+
+    Args:
+        columns: options of each column.
+        rates: learning rate of each column.
+    """
+    settings = {}
+    for column, words in columns.items():
+        settings[column] = (*words, f"agent.learning_rate={rates[column]}")
+    return settings
+
+
+def choose_rates(
+    name: str, row: Row, columns: dict[str, tuple[str, ...]], out: Path, jobs: int
+) -> dict[str, str]:
     """Return the learning rate with which each column does best on the tuning seeds.
 
     Args:
         name: name of the row.
         row: the problem.
+        columns: options of each column.
         out: folder of all comparisons.
         jobs: runs at a time.
     """
     best: dict[str, str] = {}
-    columns = columns_of(row)
     highest = dict.fromkeys(columns, -math.inf)
     for rate in RATES:
-        settings = {
-            column: (*words, f"agent.learning_rate={rate}") for column, words in columns.items()
-        }
+        settings = with_rates(columns, dict.fromkeys(columns, rate))
         report = compare_columns(row, settings, TUNING_SEEDS, out / f"{name}-{rate}", jobs)
         for column in columns:
             mean = mean_of_curve(report, column)
@@ -233,6 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    # argparse looks for the default among the choices, too
     parser.add_argument("rows", nargs="*", choices=[[], *ROWS], metavar="ROW", default=[])
     parser.add_argument("--seeds", type=int, help="in place of the number of the row")
     parser.add_argument("--out", type=Path, default=Path("comparisons") / "when")
@@ -240,21 +256,19 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in arguments.rows or ROWS:
         row = ROWS[name]
-        rates = choose_rates(name, row, arguments.out, arguments.jobs)
-        settings = {
-            column: (*words, f"agent.learning_rate={rates[column]}")
-            for column, words in columns_of(row).items()
-        }
+        columns = columns_of(row)
+        rates = choose_rates(name, row, columns, arguments.out, arguments.jobs)
+        settings = with_rates(columns, rates)
         seeds = tuple(range(arguments.seeds or row.seeds))
         compare_columns(row, settings, seeds, arguments.out / name, arguments.jobs)
         shutil.copy(arguments.out / name / "results.json", RESULTS / f"when_{name}.json")
-        columns = ["problem", "seeds", *COLUMNS, "auto against the better concat"]
+        header = ["problem", "seeds", *COLUMNS, "auto against the better concat"]
         rows = []
         for each, problem in ROWS.items():
             path = RESULTS / f"when_{each}.json"
             if path.exists():
                 rows.append(table_row(problem, json.loads(path.read_text(encoding="utf-8"))))
-        write_results("when_it_helps", columns, rows, {})
+        write_results("when_it_helps", header, rows, {})
 
 
 if __name__ == "__main__":

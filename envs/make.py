@@ -265,7 +265,7 @@ def _wrap(env: AnyEnv, wrapper: WrapperConfig, task: TaskConfig) -> AnyEnv:
 
 def _make(task: TaskConfig, render_mode: str | None) -> AnyEnv:
     spec = find_spec(task)
-    if spec.entry_point is None:
+    if is_game(task):
         raise ConfigError(
             f"task '{task.name}': {task.env_id} is a game, whose agents only step together, so "
             "that no environment can be made of one; train and evaluate a suite of all agents"

@@ -102,8 +102,6 @@ class MiLstm(Core):
         # (..., M) -> (..., 4 * H), zeros for gates without the multiplicative term
         weight = self.weight.new_zeros(*self.weight.shape[:-1], len(self.bias))
         weight = weight.index_copy(-1, self.columns, self.weight)
-        if self.form == "full":
-            weight = self.state_scale * weight
         h, c = episodes.first_states(state).chunk(2, dim=1)
         outputs: list[Tensor] = []
         ended: list[Tensor] = []
@@ -134,7 +132,8 @@ class MiLstm(Core):
         """Return the part of m that depends on the input alone."""
         match self.form:
             case "full":
-                return x
+                # the scale of h, where it is cheapest
+                return self.state_scale * x
             case "low_rank":
                 return self.factor_features(x)
             case "diagonal":

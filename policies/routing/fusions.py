@@ -96,8 +96,8 @@ def resolve_fusion(
             default_sites = choice.sites
     else:
         chosen = fusion
-        if not chosen.fits_heads:
-            default_sites = default_sites[:1]
+    if not chosen.fits_heads:
+        default_sites = default_sites[:1]
     chosen = _with_context_scale(chosen, context)
     if sites is None:
         return Choice(chosen, default_sites)
