@@ -356,8 +356,9 @@ class MissionContextConfig(BaseContextConfig):
     """Size Z of the context."""
     heads: Width = 4
     """Heads of the self-attention, a divisor of ``dim``."""
-    layers: Depth = 1
-    """Layers of the self-attention or of the GRU."""
+    layers: Annotated[int, Field(ge=0, le=64)] = 1
+    """Layers of the self-attention or of the GRU; 0, for the mean of the words and their positions,
+    is for the attention alone."""
     zero_start: bool = True
     """Start the residual branches of the self-attention at zero, so that it starts as the mean of
     the words and their positions."""
@@ -372,6 +373,8 @@ class MissionContextConfig(BaseContextConfig):
             raise ValueError(
                 f"dim must be even and a multiple of heads={self.heads}, got {self.dim}"
             )
+        if self.encoder == "gru" and not self.layers:
+            raise ValueError("a GRU needs at least one layer; for none, use encoder=bag")
         return self
 
 

@@ -105,6 +105,20 @@ def advice_without_context(space: spaces.Dict, options: Collection[str] = ()) ->
     return advice
 
 
+def without_self_attention(context: AnyContextConfig) -> AnyContextConfig:
+    """Return a context without the self-attention of its missions, which the words do not pass.
+
+    Args:
+        context: a resolved context.
+    """
+    if isinstance(context, CombinedContextConfig):
+        parts = [without_self_attention(part) for part in context.parts]
+        return context.model_copy(update={"parts": tuple(parts)})
+    if isinstance(context, MissionContextConfig) and context.encoder == "attention":
+        return context.model_copy(update={"layers": 0})
+    return context
+
+
 def asked_keys(space: spaces.Dict) -> list[str]:
     """Return the keys that say what is asked: goals first, then texts, then task ids.
 

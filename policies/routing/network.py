@@ -15,11 +15,13 @@ from mirl.configs.networks import (
     FusionChoice,
     MemoryChoice,
     NetworkConfig,
+    NoMemoryConfig,
+    ProductConfig,
     Site,
     network_config,
 )
 from mirl.policies.encoders import space_text
-from mirl.policies.routing.contexts import resolve_context
+from mirl.policies.routing.contexts import resolve_context, without_self_attention
 from mirl.policies.routing.encoders import has_feature_map, resolve_encoder
 from mirl.policies.routing.fusions import resolve_fusion
 from mirl.policies.routing.inputs import input_keys
@@ -189,6 +191,11 @@ def _resolve(
         moved: list[Site] = ["vector" if site == "map" else site for site in given]
         given = tuple(dict.fromkeys(moved))  # "vector" may have been there already
     fusion, sites = resolve_fusion(network.fusion, given, encoder, context, has_heads=has_heads)
+    if isinstance(network.context, AutoContextConfig) and "layers" not in network.context.options:
+        reads_words = isinstance(fusion, ProductConfig) and fusion.pool_words
+        # a recurrent core reads the vector of the text, too
+        if reads_words and isinstance(network.memory, NoMemoryConfig):
+            context = without_self_attention(context)
     return network.model_copy(
         update={
             "context": context,

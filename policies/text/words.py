@@ -75,14 +75,14 @@ def build_attention(
 
 
 def attend(
-    attention: nn.TransformerEncoder,
+    attention: nn.TransformerEncoder | None,
     vectors: Float[Tensor, "missions length dim"],
     words: Bool[Tensor, "missions length"],
 ) -> EncodedTexts:
     """Encode texts by self-attention over vectors with sinusoidal positions.
 
     Args:
-        attention: the self-attention.
+        attention: the self-attention; None for none.
         vectors: one vector per word, (missions, length, dim).
         words: True for each word, False for padding, (missions, length).
 
@@ -90,10 +90,12 @@ def attend(
         The mean of what the self-attention gives for the words, and the vectors that it was given.
     """
     located = locate(vectors, words)
-    # on a CPU the backward pass of the fused kernel in bfloat16 is ten times as slow
-    on_cpu = located.device.type == "cpu"
-    with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
-        attended = attention(located, src_key_padding_mask=~words)
+    attended = located
+    if attention is not None:
+        # on a CPU the backward pass of the fused kernel in bfloat16 is ten times as slow
+        on_cpu = located.device.type == "cpu"
+        with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
+            attended = attention(located, src_key_padding_mask=~words)
     # mean over the words alone: (missions, length, dim) -> (missions, dim)
     attended = attended * words.unsqueeze(-1)
     mean: Tensor = attended.sum(1) / words.sum(1, keepdim=True)
@@ -141,9 +143,11 @@ class AttentionMissionEncoder(nn.Module):
     def __init__(self, n_tokens: int, config: MissionContextConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(n_tokens, config.dim, padding_idx=0)
-        self.attention = build_attention(
-            config.dim, config.heads, config.layers, zero_start=config.zero_start
-        )
+        self.attention: nn.TransformerEncoder | None = None
+        if config.layers:
+            self.attention = build_attention(
+                config.dim, config.heads, config.layers, zero_start=config.zero_start
+            )
 
     def forward(self, tokens: Int[Tensor, "missions length"]) -> EncodedTexts:
         """Encode missions.

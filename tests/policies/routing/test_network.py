@@ -9,8 +9,11 @@ from routing_spaces import SUBSPACES, dict_of
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
     BilinearConfig,
+    CombinedContextConfig,
     FilmConfig,
     HyperConfig,
+    MissionContextConfig,
+    ProductConfig,
     ScaledFusionConfig,
     TaskIdContextConfig,
     network_config,
@@ -163,3 +166,27 @@ def test_unsupported_space_raises(subspace: Any, message: str) -> None:
     space = spaces.Dict({**dict_of("observation", "task").spaces, "extra": subspace})
     with pytest.raises(ConfigError, match=message):
         resolve_network(network_config(), space)
+
+
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ({}, 0),
+        ({"fusion": "product"}, 0),
+        ({"fusion": ProductConfig(pool_words=False)}, 1),
+        ({"fusion": "bilinear"}, 1),
+        ({"memory": "gru"}, 1),
+        ({"context": "mission"}, 1),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("goal", [(), ("desired_goal",)], ids=str)
+def test_self_attention_needs_a_reader(
+    goal: tuple[str, ...], options: dict[str, Any], layers: int
+) -> None:
+    """Where everything reads the words of a mission, its self-attention is left out."""
+    space = dict_of("grid", "mission", *goal)
+    context = resolve_network(network_config(**options), space).context
+    parts = context.parts if isinstance(context, CombinedContextConfig) else [context]
+    found = [part.layers for part in parts if isinstance(part, MissionContextConfig)]
+    assert found == [layers]

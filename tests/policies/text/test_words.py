@@ -8,6 +8,7 @@ from mission_cases import LENGTH, N_TOKENS, WORDS, Words, encode, mission_contex
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
+from mirl.configs.errors import ConfigError
 from mirl.configs.networks import MissionContextConfig, network_config
 from mirl.policies.positions import sinusoidal_positions
 from mirl.policies.routing import resolve_network
@@ -184,6 +185,22 @@ def test_zero_start_is_mean_of_words(layers: int) -> None:
         if "out_proj" in name or "linear2" in name:
             assert weight.grad is not None
             assert weight.grad.any(), name
+
+
+def test_no_layers_give_located_words() -> None:
+    """Without self-attention a mission is the mean of its words and their positions."""
+    context = mission_context("attention", layers=0, norm=False)
+    texts = missions([4, 9, 2], [3])
+    positions = sinusoidal_positions(3, context.out_dim, texts.device)
+    located = context.words.embedding(texts[0, :3].long()) + positions
+    close(encode(context, texts)[0], located.mean(0), rtol=1e-5, atol=1e-6)
+    assert [name for name, _ in context.words.named_parameters()] == ["embedding.weight"]
+
+
+def test_gru_needs_a_layer() -> None:
+    """A GRU without layers is refused, with the encoder to use instead."""
+    with pytest.raises(ConfigError, match="use encoder=bag"):
+        MissionContextConfig(encoder="gru", layers=0)
 
 
 def test_zero_start_keeps_names_of_weights() -> None:
