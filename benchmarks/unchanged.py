@@ -38,8 +38,9 @@ REFERENCE = "6d6f2e1"
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = "device=cpu precision=fp32 progress=false evaluation.episodes=1 evaluation.test_episodes=1"
 FLOOR = "agent.advantage_floor=0"
+DIVERGENCE = "agent.kl_coef=0"
 ON_POLICY = f"{COMMON} {FLOOR} backend=envpool total_timesteps=1024 agent.n_envs=8 agent.n_steps=16"
-PPO = f"{ON_POLICY} agent.batch_size=64 agent.n_epochs=2 checkpoint_every=512"
+PPO = f"{ON_POLICY} {DIVERGENCE} agent.batch_size=64 agent.n_epochs=2 checkpoint_every=512"
 OFF_POLICY = f"{COMMON} total_timesteps=400 agent.learning_starts=150 agent.batch_size=64"
 OFF_POLICY += " agent.train_freq=4 agent.gradient_steps=1"
 GYMNASIUM = f"{PPO} backend=gymnasium agent.n_envs=4 agent.n_steps=32"  # the last word counts
@@ -51,7 +52,7 @@ UNSCALED = f"fusion=bilinear {SCALE}"
 BILINEAR = f"{UNSCALED} {CELLS}"
 DOOR = f"task=goto_door {BILINEAR} {WORDS}"
 STEPS = "memory.scaled_steps=false"
-NEW_OPTIONS = (CELLS, WORDS, SCALE, FEATURES_SCALE, FLOOR, STEPS)
+NEW_OPTIONS = (CELLS, WORDS, SCALE, FEATURES_SCALE, FLOOR, DIVERGENCE, STEPS)
 """Words that trees without their option are trained without; their values are its effect there."""
 MT3 = f"task=mt3 {BILINEAR} {PPO} total_timesteps=512 agent.popart=true agent.pcgrad=true"
 MEMORY = f"task=memory_s7 {BILINEAR} {WORDS} {PPO}"

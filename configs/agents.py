@@ -137,6 +137,10 @@ class PPOConfig(OnPolicyConfig):
 
     Schulman et al., "Proximal Policy Optimization Algorithms", 2017.
     """
+    kl_coef: NonNegativeFloat = 0.1
+    """Coefficient of the KL divergence from the policy of the rollout in the loss; 0 for none. It
+    holds what the clipped objective leaves free: where all actions are right, no advantage speaks
+    against the entropy bonus, or against momentum that is left."""
     target_kl: PositiveFloat | None = None
     """End an update before a minibatch whose approximate KL divergence from the policy of the
     rollout exceeds 1.5 times this value; null for no limit."""

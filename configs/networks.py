@@ -247,6 +247,8 @@ class ProductConfig(ScaledFusionConfig):
     """Conjunction of the similarities of a cell: their product, or their sum."""
     rank: Width = 16
     """Size R of the projections whose inner product is a similarity."""
+    bound: PositiveFloat | None = None
+    """Bound β of every similarity, β tanh(s_f / β); None for no bound."""
     main_rank: Literal[0] | Width = 0
     """Rank of V; 0 for a full matrix."""
     main_attributes: Width | None = None

@@ -59,6 +59,7 @@ class PPO(OnPolicyLoop, SB3PPO):
             minibatch; needs ``normalize_advantage``.
         advantage_floor: smallest standard deviation that normalized advantages are divided by, as a
             fraction of the root mean square of the rollout's returns; 0 for none, as in SB3.
+        kl_coef: weight of the KL divergence from the policy of the rollout; 0 for none, as in SB3.
         pcgrad: project conflicting gradients of the tasks (PCGrad).
         conflict_every: iterations between two measurements of how the tasks' gradients conflict; 0
             for none.
@@ -109,6 +110,7 @@ class PPO(OnPolicyLoop, SB3PPO):
         precision: PrecisionName = "fp32",
         advantages_per_task: bool = False,
         advantage_floor: float = 0.0,
+        kl_coef: float = 0.0,
         pcgrad: bool = False,
         conflict_every: int = 0,
         skip_faults: bool = False,
@@ -127,6 +129,7 @@ class PPO(OnPolicyLoop, SB3PPO):
             burn_in=burn_in,
             normalize_advantage=normalize_advantage,
         )
+        self.kl_coef = kl_coef
         super().__init__(
             policy,
             env,
@@ -202,7 +205,7 @@ class PPO(OnPolicyLoop, SB3PPO):
             for samples in self.rollout_buffer.get(self.batch_size):
                 evaluation = update.evaluate_actions(samples)
                 losses, metrics = ppo_losses(
-                    evaluation, samples, update.weights, clip_range, clip_range_vf
+                    evaluation, samples, update.weights, clip_range, clip_range_vf, self.kl_coef
                 )
                 # Before the gradient step, which frees the graph that the conflict is measured on.
                 update.record(metrics, losses, samples)
@@ -234,13 +237,17 @@ def ppo_losses(
     weights: LossWeights,
     clip_range: float,
     clip_range_vf: float | None = None,
+    kl_coef: float = 0.0,
 ) -> tuple[PerSample, Metrics]:
     """Return the losses of PPO's clipped objective.
 
         ρ = π(a|s) / π_old(a|s)
         L_policy = −min(ρ A, clip(ρ, 1 − ε, 1 + ε) A)
         L_value  = ((R − V) / σ)²
-        L = L_policy + ent_coef · L_entropy + vf_coef · L_value
+        L_KL     = (ρ − 1) − log ρ
+        L = L_policy + ent_coef · L_entropy + vf_coef · L_value + kl_coef · L_KL
+
+    L_KL is an unbiased estimate of KL(π_old, π) with low variance, and so is its gradient.
 
     Args:
         evaluation: outputs of the current policy, log π, V and σ.
@@ -248,12 +255,15 @@ def ppo_losses(
         weights: coefficients of the loss.
         clip_range: ε.
         clip_range_vf: clipping range of the values; None for no clipping.
+        kl_coef: weight of L_KL.
 
     Returns:
         (B,), L of each sample; and the metrics of the minibatch.
 
     References:
-        Schulman et al., "Proximal Policy Optimization Algorithms", 2017.
+        Schulman et al., "Proximal Policy Optimization Algorithms", 2017, which has the clipped
+        objective and a penalty on the divergence, each for itself.
+        Schulman, "Approximating KL Divergence", http://joschu.net/blog/kl-approx.html.
     """
     advantages = weights.advantages(samples)
     log_ratio = evaluation.log_probs - samples.old_log_prob  # log ρ
@@ -263,9 +273,11 @@ def ppo_losses(
     policy_losses = -torch.min(advantages * ratio, advantages * clipped_ratio)
     value_losses = value_losses_of(evaluation, samples, clip_range_vf)
     losses, metrics = weights.combine(evaluation, policy_losses, value_losses)
+    divergences = log_ratio.expm1() - log_ratio
+    if kl_coef:
+        losses = losses + kl_coef * divergences
+        metrics["train/loss"] = losses.detach().mean()
     with torch.no_grad():
         metrics["train/clip_fraction"] = ((ratio - 1).abs() > clip_range).float().mean()
-        # (ρ − 1) − log ρ is an unbiased estimate of KL(π_old, π) with low variance, see
-        # http://joschu.net/blog/kl-approx.html and SB3 PR #419.
-        metrics["train/approx_kl"] = (log_ratio.expm1() - log_ratio).mean()
+        metrics["train/approx_kl"] = divergences.mean()
     return losses, metrics

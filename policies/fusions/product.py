@@ -30,7 +30,8 @@ class ProductSimilarity(Fusion):
     without attributes are projected as a whole: x_f = x for each of ``config.groups``.
 
     B and q start at zero, and the weights are (F + 1) / W times the shares, so that z_f starts as
-    the mean of the words. A random B would give each word a preference for some values of every
+    the mean of the words. With ``config.bound`` every s_f is β tanh(s_f / β), so that pairs that are
+    often asked for do not fit better than others. A random B would give each word a preference for some values of every
     attribute, such as "ball" for red cells, and training on some pairs need not remove it.
 
     Args:
@@ -60,6 +61,7 @@ class ProductSimilarity(Fusion):
         self.pool_words = config.pool_words
         self.products = config.products
         self.rank = config.rank
+        self.bound = config.bound
         self.parts: list[tuple[int, int]] = []
         """First channel of each x_f, and the channel after its last one."""
         start = 0
@@ -167,7 +169,7 @@ class ProductSimilarity(Fusion):
         z: Float[Tensor, "G W Z"],
         groups: ContextGroups | None,
     ) -> Float[Tensor, "B P FK"]:
-        """Return the similarities s_1, …, s_F, K of each.
+        """Return the similarities s_1, …, s_F, K of each, without their bound.
 
         Args:
             x: features, (B, P, X).
@@ -224,7 +226,7 @@ class ProductSimilarity(Fusion):
         Returns:
             The fused features, (B, P, O), and s, (B, P, K).
         """
-        similarities = self.similarities(x, z, groups)
+        similarities = bounded(self.similarities(x, z, groups), self.bound)
         combined = combine_parts(similarities, len(self.parts), self.combine)
         terms = self.output(torch.cat([combined, similarities], dim=-1))
         return self.read_main(x) + terms, combined
@@ -239,7 +241,7 @@ class ProductSimilarity(Fusion):
         return y
 
     def specialize(self, z: Float[Tensor, "1 W context"]) -> nn.Module:
-        """Return a polynomial of x of degree F; see ``Fusion.specialize``."""
+        """Return the fusion for one context; see ``Fusion.specialize``."""
         return SpecializedProduct(self, z)
 
 
@@ -257,10 +259,20 @@ def combine_parts(
     return reduce(operation, similarities.chunk(count, dim=-1))
 
 
-class SpecializedProduct(nn.Module):
-    """``ProductSimilarity`` for one context: y = linear(x) + output(s(x)).
+def bounded(
+    similarities: Float[Tensor, "*batch FK"], bound: float | None
+) -> Float[Tensor, "*batch FK"]:
+    """Return β tanh(s_f / β).
 
-    The similarities s_f are linear in x: alone they join V x + b, and what combines them remains.
+    Args:
+        similarities: s_1, …, s_F, K of each.
+        bound: β; None to return the similarities as they are.
+    """
+    return similarities if bound is None else bound * torch.tanh(similarities / bound)
+
+
+class SpecializedProduct(nn.Module):
+    """``ProductSimilarity`` for one context, whose similarities are linear in x.
 
     Args:
         fusion: the fusion, in float64.
@@ -271,20 +283,14 @@ class SpecializedProduct(nn.Module):
         super().__init__()
         self.count = len(fusion.parts)
         self.combine = fusion.combine
+        self.bound = fusion.bound
         x_dim = fusion.features_dim
-        # the rows of W: K for s, then K for each attribute
-        combined_weight = fusion.output.weight[: fusion.products]
-        single_weight = fusion.output.weight[fusion.products :]
-
-        def similarities(x: Tensor) -> Tensor:
-            return fusion.similarities(x.unsqueeze(0), z, None)[0]
-
-        def linear(x: Tensor) -> Tensor:
-            return fusion.read_main(x) + similarities(x) @ single_weight
-
-        self.linear = as_linear(linear, x_dim)
-        self.similarities = as_linear(similarities, x_dim)
-        self.output = as_linear(lambda combined: combined @ combined_weight, fusion.products)
+        self.main = as_linear(fusion.read_main, x_dim)
+        self.similarities = as_linear(
+            lambda x: fusion.similarities(x.unsqueeze(0), z, None)[0], x_dim
+        )
+        terms_dim = (self.count + 1) * fusion.products
+        self.output = as_linear(fusion.output, terms_dim)
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return the output for each row of x."""
@@ -298,6 +304,7 @@ class SpecializedProduct(nn.Module):
         Args:
             x: features, (*B, X).
         """
-        combined = combine_parts(self.similarities(x), self.count, self.combine)
-        y: Tensor = self.linear(x) + self.output(combined)
+        similarities = bounded(self.similarities(x), self.bound)
+        combined = combine_parts(similarities, self.count, self.combine)
+        y: Tensor = self.main(x) + self.output(torch.cat([combined, similarities], dim=-1))
         return y, combined

@@ -44,7 +44,8 @@ ON_VECTOR: tuple[Site, ...] = ("vector", "heads")
 
 CHOICES: Mapping[tuple[Seen, Asked], Choice] = {
     ("codes", "words"): Choice(
-        ProductConfig(products=8, main_rank=4, main_attributes=1, combine="sum"), ON_MAP
+        ProductConfig(products=8, main_rank=4, main_attributes=1, combine="sum", bound=2.0),
+        ON_MAP,
     ),
     ("codes", "task_id"): Choice(BilinearConfig(), ON_MAP),
     ("codes", "goal"): Choice(BilinearConfig(), ON_MAP),

@@ -133,6 +133,8 @@ def product_by_loop(
             theirs = affine(scale * z, w["factor_context.weight"][:, own])
             for r in range(rank):
                 similarities[f, k] += ours[k * rank + r] * theirs[k * rank + r]
+    if fusion.bound is not None:
+        similarities = fusion.bound * np.tanh(similarities / fusion.bound)
     combine = np.prod if fusion.combine == "product" else np.sum
     terms = [float(combine(similarities[:, k])) for k in range(products)]
     for row in similarities:

@@ -156,6 +156,7 @@ FUSIONS: dict[str, str | FusionConfig] = {
     "softmax": AttentionConfig(heads=2, mask="softmax"),
     "metric": MetricConfig(projections=2, rank=3),
     "product": ProductConfig(products=2, rank=3),
+    "product-bounded": ProductConfig(products=2, rank=3, bound=2.0),
     "adapter": AdapterConfig(bottleneck=4),
 }
 ASKED: dict[str, tuple[ContextConfig, Any]] = {

@@ -7,6 +7,7 @@ import torch
 from on_policy_checks import assert_contains_sb3s_parameters
 from stable_baselines3 import PPO as SB3PPO
 from torch import Tensor
+from torch.distributions import Categorical, kl_divergence
 
 from mirl.agents import A2C, PPO
 from mirl.agents.on_policy.a2c import a2c_losses
@@ -62,7 +63,7 @@ def test_multitask_options_default_to_off() -> None:
     """The options for several tasks are off by default."""
     agent = PPO("MlpPolicy", "CartPole-v1", device="cpu")
     assert (agent.advantages_per_task, agent.pcgrad, agent.conflict_every) == (False, False, 0)
-    assert agent.advantage_floor == 0
+    assert (agent.advantage_floor, agent.kl_coef) == (0, 0)
 
 
 def test_losses_match_hand_computed_values() -> None:
@@ -79,6 +80,40 @@ def test_losses_match_hand_computed_values() -> None:
     a2c, _ = a2c_losses(evaluation, given, weights)
     close(ppo, torch.tensor([-3.0 - 0.05 + 0.5, 1.0 - 0.025 + 2.0]))
     close(a2c, torch.tensor([3.0 - 0.05 + 0.5, -2.0 - 0.025 + 2.0]))
+
+
+def test_divergence_is_that_of_torch() -> None:
+    """Over all actions, the divergence in the loss and its gradient are those of KL(old, new)."""
+    old = Categorical(logits=torch.tensor([1.0, -0.5, 0.2]))
+    logits = torch.tensor([0.3, 0.4, -0.9], requires_grad=True)
+    new = Categorical(logits=logits)
+    (expected,) = torch.autograd.grad(kl_divergence(old, new), logits, retain_graph=True)
+    # one sample for each action, without advantages
+    evaluation = ActionEvaluation(torch.zeros(3), new.logits, torch.zeros(3))
+    zeros = {name: torch.zeros(3) for name in ("actions", "old_values", "advantages", "returns")}
+    given = Samples(None, old_log_prob=old.logits, **zeros)
+    weights = LossWeights(ent_coef=0.0, vf_coef=0.0, normalize_advantage=False)
+    losses, metrics = ppo_losses(evaluation, given, weights, clip_range=0.2, kl_coef=0.5)
+    loss = (old.probs * losses).sum()
+    close(loss, 0.5 * kl_divergence(old, new))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    close(gradient, 0.5 * expected)
+    close(metrics["train/loss"], losses.mean())
+
+
+def test_divergence_holds_the_policy() -> None:
+    """Where no advantage speaks against the entropy bonus, the divergence holds the policy."""
+    distances = []
+    for kl_coef in (0.0, 1.0):
+        agent = PPO("MlpPolicy", "CartPole-v1", 1e-2, n_steps=64, kl_coef=kl_coef, seed=0)
+        agent.ent_coef, agent.vf_coef = 0.5, 0.0
+        with torch.no_grad():
+            agent.policy.action_net.bias[0] = 3.0
+        agent.learn(64)
+        agent.rollout_buffer.advantages.zero_()
+        agent.train()
+        distances.append(agent.logger.name_to_value["train/approx_kl"])
+    assert distances[1] < 0.5 * distances[0]
 
 
 def make_samples(**given: Tensor) -> Samples:

@@ -94,27 +94,27 @@ def test_former_values_follow_the_weights(tiny: Build) -> None:
     config = tiny("fusion=bilinear", "name=old")
     run = start_run(config)
     path = run.path / "config.yaml"
-    added = ("context_scale", "advantage_floor")
+    added = ("context_scale", "advantage_floor", "kl_coef")
     text = path.read_text()
     assert all(option in text for option in added)
     lines = [line for line in text.splitlines() if not any(option in line for option in added)]
     path.write_text("\n".join(lines))
-    assert former_values(start_run(config).config) == (1, 0)
+    assert former_values(start_run(config).config) == (1, 0, 0)
 
     warm = tiny("fusion=bilinear", "name=warm", f"start_from={run.path}")
-    assert former_values(resolve(warm)) == (1, 0)
-    stated = ("fusion.context_scale=0.5", "agent.advantage_floor=0.1")
+    assert former_values(resolve(warm)) == (1, 0, 0)
+    stated = ("fusion.context_scale=0.5", "agent.advantage_floor=0.1", "agent.kl_coef=0.2")
     given = tiny("fusion=bilinear", "name=given", *stated, f"start_from={run.path}")
-    assert former_values(resolve(given)) == (0.5, 0.1)
+    assert former_values(resolve(given)) == (0.5, 0.1, 0.2)
     other = tiny("fusion=gate", "name=other", f"start_from={run.path}")
     assert resolve(other).fusion == GateConfig()
 
 
-def former_values(config: ResolvedConfig) -> tuple[float | None, float]:
-    """Return the scale of the context and the floor of the advantages."""
+def former_values(config: ResolvedConfig) -> tuple[float | None, float, float]:
+    """Return the scale of the context, the floor of the advantages and the weight of the KL."""
     assert isinstance(config.fusion, ScaledFusionConfig)
     assert isinstance(config.agent, PPOConfig)
-    return config.fusion.context_scale, config.agent.advantage_floor
+    return config.fusion.context_scale, config.agent.advantage_floor, config.agent.kl_coef
 
 
 def test_combined_parts_keep_their_options(tmp_path: Path) -> None:
@@ -154,6 +154,6 @@ def test_default_run_is_resumed(tiny: Build) -> None:
     result = train(tiny(*words))
     assert result.run.path.name == "goto_door-ppo-seed0"
     assert result.run.config.fusion == ProductConfig(
-        products=8, main_rank=4, main_attributes=1, combine="sum"
+        products=8, main_rank=4, main_attributes=1, combine="sum", bound=2.0
     )
     assert train(tiny(*words)).run.config == result.run.config

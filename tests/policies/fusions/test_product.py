@@ -48,11 +48,15 @@ def test_product_of_attributes_equals_loop(layout: tuple[int, ...]) -> None:
         close(y[row, cell], torch.from_numpy(expected))
 
 
+@pytest.mark.parametrize("bound", [None, 0.5])
 @pytest.mark.parametrize("combine", ["product", "sum"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_pooled_words_equal_loop(layout: tuple[int, ...], combine: str) -> None:
+def test_pooled_words_equal_loop(
+    layout: tuple[int, ...], combine: str, bound: float | None
+) -> None:
     """Each similarity reads a mean of the words with weights of its own."""
-    fusion, x, words = product(layout, combine=combine), normal(3, 4, X), normal(3, 5, Z, seed=1)
+    fusion = product(layout, combine=combine, bound=bound)
+    x, words = normal(3, 4, X), normal(3, 5, Z, seed=1)
     y = fusion(x, words.mean(1), None, words)
     for row, cell in np.ndindex(3, 4):
         expected = by_loop(fusion, x[row, cell].numpy(), words[row].numpy())
@@ -184,10 +188,11 @@ def test_conjunction_is_a_product() -> None:
     close(fusion(pairs.expand(9, 9, 6), pairs).squeeze(-1), torch.eye(9))
 
 
+@pytest.mark.parametrize("bound", [None, 0.5])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_product_for_one_context(layout: tuple[int, ...]) -> None:
+def test_product_for_one_context(layout: tuple[int, ...], bound: float | None) -> None:
     """For one context, with or without words, the fusion is a function of the features."""
-    fusion, x, z = product(layout), normal(4, 3, X), normal(1, Z, seed=1)
+    fusion, x, z = product(layout, bound=bound), normal(4, 3, X), normal(1, Z, seed=1)
     for words in (None, normal(1, 5, Z, seed=2)):
         folded = specialize_fusion(fusion, Context(z, None, words))
         same = torch.zeros(4, dtype=torch.int64)
