@@ -30,9 +30,10 @@ class ProductSimilarity(Fusion):
     without attributes are projected as a whole: x_f = x for each of ``config.groups``.
 
     B and q start at zero, and the weights are (F + 1) / W times the shares, so that z_f starts as
-    the mean of the words. With ``config.bound`` every s_f is β tanh(s_f / β), so that pairs that are
-    often asked for do not fit better than others. A random B would give each word a preference for some values of every
-    attribute, such as "ball" for red cells, and training on some pairs need not remove it.
+    the mean of the words. A random B would give each word a preference for some values of every
+    attribute, such as "ball" for red cells, and training on some pairs need not remove it. With
+    ``config.bound`` every s_f is β tanh(s_f / β), so that no pair fits better than others because
+    it was asked for more often.
 
     Args:
         features_dim: X, the size of the features.
