@@ -50,13 +50,36 @@ class Row(NamedTuple):
     """True for a row whose cells are of what was held out."""
     solved: float = 0.95
     """Success rate, or mean return where no success is reported, that counts as solved."""
+    tuning: tuple[str, ...] = ()
+    """Further options of the runs that choose the learning rates."""
 
 
 CURVES = ("evaluation.every=16384", "evaluation.episodes=128", "videos=false")
 ROWS = {
-    "roles4": Row("roles, 4 agents", ("task=roles4", "videos=false"), 10, solved=0.95 * 16),
-    "roles8": Row("roles, 8 agents", ("task=roles8", "videos=false"), 10, solved=0.95 * 16),
-    "roles16": Row("roles, 16 agents", ("task=roles16", "videos=false"), 10, solved=0.95 * 16),
+    "roles4": Row(
+        "roles, 4 agents, number one-hot",
+        ("task=roles4", "context=one_hot", "total_timesteps=200_000", "videos=false"),
+        10,
+        solved=0.95 * 16,
+    ),
+    "roles8": Row(
+        "roles, 8 agents, number one-hot",
+        ("task=roles8", "context=one_hot", "total_timesteps=400_000", "videos=false"),
+        10,
+        solved=0.95 * 16,
+    ),
+    "roles8_encoded": Row(
+        "roles, 8 agents, number encoded",
+        ("task=roles8", "total_timesteps=400_000", "videos=false"),
+        10,
+        solved=0.95 * 16,
+    ),
+    "roles16": Row(
+        "roles, 16 agents, number one-hot",
+        ("task=roles16", "context=one_hot", "videos=false"),
+        10,
+        solved=0.95 * 16,
+    ),
     "pole_distractors0": Row(
         "pole, no useless numbers", ("task=pole_distractors0", "videos=false"), 10, held_out=True
     ),
@@ -75,6 +98,7 @@ ROWS = {
         ("task=goto_local", "split=objects", "total_timesteps=400_000", *CURVES),
         10,
         held_out=True,
+        tuning=("total_timesteps=150_000",),
     ),
     "mt5": Row("five tasks on grids", ("task=mt5", "videos=false"), 5),
     "fetch_reach": Row("reach a position", ("task=fetch_reach", "videos=false"), 5),
@@ -167,9 +191,10 @@ def choose_rates(
     """
     best: dict[str, str] = {}
     highest = dict.fromkeys(columns, -math.inf)
+    shorter = row._replace(words=(*row.words, *row.tuning))
     for rate in RATES:
         settings = with_rates(columns, dict.fromkeys(columns, rate))
-        report = compare_columns(row, settings, TUNING_SEEDS, out / f"{name}-{rate}", jobs)
+        report = compare_columns(shorter, settings, TUNING_SEEDS, out / f"{name}-{rate}", jobs)
         for column in columns:
             mean = mean_of_curve(report, column)
             if mean > highest[column]:
@@ -243,6 +268,32 @@ def table_row(row: Row, report: dict[str, Any]) -> list[str]:
     return [row.label, n_seeds, *cells, verdict(report, task)]
 
 
+def short_row(row: Row, report: dict[str, Any]) -> list[str]:
+    """Return a row of the short table: the mean of each column and the verdict.
+
+    Args:
+        row: the problem.
+        report: the content of ``results.json``.
+    """
+    label, _, *cells, decided = table_row(row, report)
+    return [label, *(cell.split(" (")[0] for cell in cells), decided]
+
+
+def write_tables() -> None:
+    """Write the table of all rows that have results, and its short form."""
+    rows = []
+    short_rows = []
+    for name, row in ROWS.items():
+        path = RESULTS / f"when_{name}.json"
+        if path.exists():
+            report = json.loads(path.read_text(encoding="utf-8"))
+            rows.append(table_row(row, report))
+            short_rows.append(short_row(row, report))
+    last = "auto against the better concat"
+    write_results("when_it_helps", ["problem", "seeds", *COLUMNS, last], rows, {})
+    write_results("when_it_helps_short", ["problem", *COLUMNS, "auto"], short_rows, {})
+
+
 def main() -> None:
     """Tune and train the rows that the command line names, and write the tables."""
     parser = argparse.ArgumentParser(
@@ -262,13 +313,7 @@ def main() -> None:
         seeds = tuple(range(arguments.seeds or row.seeds))
         compare_columns(row, settings, seeds, arguments.out / name, arguments.jobs)
         shutil.copy(arguments.out / name / "results.json", RESULTS / f"when_{name}.json")
-        header = ["problem", "seeds", *COLUMNS, "auto against the better concat"]
-        rows = []
-        for each, problem in ROWS.items():
-            path = RESULTS / f"when_{each}.json"
-            if path.exists():
-                rows.append(table_row(problem, json.loads(path.read_text(encoding="utf-8"))))
-        write_results("when_it_helps", header, rows, {})
+        write_tables()
 
 
 if __name__ == "__main__":
