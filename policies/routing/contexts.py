@@ -106,7 +106,7 @@ def advice_without_context(space: spaces.Dict, options: Collection[str] = ()) ->
 
 
 def without_self_attention(context: AnyContextConfig) -> AnyContextConfig:
-    """Return a context without the self-attention of its missions, which the words do not pass.
+    """Return a context whose missions have no self-attention, unless its layers are stated.
 
     Args:
         context: a resolved context.
@@ -114,9 +114,10 @@ def without_self_attention(context: AnyContextConfig) -> AnyContextConfig:
     if isinstance(context, CombinedContextConfig):
         parts = [without_self_attention(part) for part in context.parts]
         return context.model_copy(update={"parts": tuple(parts)})
-    if isinstance(context, MissionContextConfig) and context.encoder == "attention":
-        return context.model_copy(update={"layers": 0})
-    return context
+    if not isinstance(context, MissionContextConfig) or context.encoder != "attention":
+        return context
+    is_stated = "layers" in context.model_fields_set
+    return context if is_stated else context.model_copy(update={"layers": 0})
 
 
 def asked_keys(space: spaces.Dict) -> list[str]:

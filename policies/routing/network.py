@@ -191,11 +191,10 @@ def _resolve(
         moved: list[Site] = ["vector" if site == "map" else site for site in given]
         given = tuple(dict.fromkeys(moved))  # "vector" may have been there already
     fusion, sites = resolve_fusion(network.fusion, given, encoder, context, has_heads=has_heads)
-    if isinstance(network.context, AutoContextConfig) and "layers" not in network.context.options:
-        reads_words = isinstance(fusion, ProductConfig) and fusion.pool_words
-        # a recurrent core reads the vector of the text, too
-        if reads_words and isinstance(network.memory, NoMemoryConfig):
-            context = without_self_attention(context)
+    reads_words = isinstance(fusion, ProductConfig) and fusion.pool_words
+    # a recurrent core reads the vector of the text, too
+    if reads_words and isinstance(network.memory, NoMemoryConfig):
+        context = without_self_attention(context)
     return network.model_copy(
         update={
             "context": context,

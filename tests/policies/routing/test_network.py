@@ -176,7 +176,8 @@ def test_unsupported_space_raises(subspace: Any, message: str) -> None:
         ({"fusion": ProductConfig(pool_words=False)}, 1),
         ({"fusion": "bilinear"}, 1),
         ({"memory": "gru"}, 1),
-        ({"context": "mission"}, 1),
+        ({"context": "mission"}, 0),
+        ({"context": MissionContextConfig(layers=1)}, 1),
     ],
     ids=str,
 )
