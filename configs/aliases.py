@@ -28,7 +28,7 @@ SCALED_FUSIONS = (
 """Fusions that have the option ``context_scale``."""
 FORMER_DEFAULTS: Mapping[tuple[str, str], Mapping[str, object]] = {
     ("encoder", "grid"): {"attributes": 0},
-    ("context", "mission"): {"zero_start": False},
+    ("context", "mission"): {"zero_start": False, "layers": 1},
     **{("fusion", kind): {"context_scale": 1.0} for kind in SCALED_FUSIONS},
     ("fusion", "low_rank"): {"context_scale": 1.0, "features_scale": 1.0},
     ("fusion", "metric"): {"context_scale": 1.0, "features_scale": 1.0},
