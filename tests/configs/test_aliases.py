@@ -237,9 +237,12 @@ def test_former_defaults_are_stated() -> None:
         },
         "context": {
             "kind": "combined",
-            "parts": [{**mission, "zero_start": False}, {"kind": "task_id"}],
+            "parts": [{**mission, "zero_start": False, "layers": 1}, {"kind": "task_id"}],
         },
     }
-    stated = {"encoder": {**grid, "attributes": 4}, "context": {**mission, "zero_start": True}}
+    stated = {
+        "encoder": {**grid, "attributes": 4},
+        "context": {**mission, "zero_start": True, "layers": 2},
+    }
     assert migrate_config(stated) == stated
     assert migrate_config({"encoder": grid}) == {"encoder": {**grid, "attributes": 0}}

@@ -102,7 +102,7 @@ def test_divergence_is_that_of_torch() -> None:
 
 
 def test_divergence_holds_the_policy() -> None:
-    """Where no advantage speaks against the entropy bonus, the divergence holds the policy."""
+    """The divergence holds a policy whose advantages do not speak against the entropy bonus."""
     distances = []
     for kl_coef in (0.0, 1.0):
         agent = PPO("MlpPolicy", "CartPole-v1", 1e-2, n_steps=64, kl_coef=kl_coef, seed=0)

@@ -185,7 +185,7 @@ def test_unsupported_space_raises(subspace: Any, message: str) -> None:
 def test_self_attention_needs_a_reader(
     goal: tuple[str, ...], options: dict[str, Any], layers: int
 ) -> None:
-    """Where everything reads the words of a mission, its self-attention is left out."""
+    """The self-attention of a mission is left out if all that is there reads its words."""
     space = dict_of("grid", "mission", *goal)
     context = resolve_network(network_config(**options), space).context
     parts = context.parts if isinstance(context, CombinedContextConfig) else [context]
