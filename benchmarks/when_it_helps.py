@@ -17,11 +17,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from machine import RESULTS, write_results
 
 from mirl.agents.comparison.equal_parameters import resolve_words
 from mirl.agents.comparison.experiment import compare
+from mirl.agents.comparison.statistics import estimate
+from mirl.agents.comparison.summary import verdict
 from mirl.configs.comparison import ComparisonConfig
+
+FloatArray = npt.NDArray[np.float64]
 
 COLUMNS = {
     "late_concat": ("fusion=concat", "sites=vector"),
@@ -147,19 +152,19 @@ def compare_columns(
     return report
 
 
-def mean_of_curve(report: dict[str, Any], setting: str) -> float:
-    """Return the mean over training of a setting: its level and its speed in one number.
+def means_of_curves(report: dict[str, Any], setting: str) -> FloatArray:
+    """Return the mean over training of each seed: its level and its speed in one number.
 
     Args:
         report: the content of ``results.json``.
         setting: name of the setting.
     """
-    means = []
+    means: dict[int, float] = {}
     for run in report["runs"]:
         if run["setting"] == setting:
             curve = run["success_curve"] or run["return_curve"]
-            means.append(np.mean([value for _, value in curve]))
-    return float(np.mean(means))
+            means[run["seed"]] = float(np.mean([value for _, value in curve]))
+    return np.array([means[seed] for seed in sorted(means)])
 
 
 def with_rates(
@@ -196,7 +201,7 @@ def choose_rates(
         settings = with_rates(columns, dict.fromkeys(columns, rate))
         report = compare_columns(shorter, settings, TUNING_SEEDS, out / f"{name}-{rate}", jobs)
         for column in columns:
-            mean = mean_of_curve(report, column)
+            mean = float(means_of_curves(report, column).mean())
             if mean > highest[column]:
                 highest[column] = mean
                 best[column] = rate
@@ -218,10 +223,12 @@ def timesteps_to_solve(report: dict[str, Any], setting: str, solved: float) -> s
             firsts.append(next((step for step, value in curve if value >= solved), math.inf))
     shown = [f"{first:,.0f}" if first < math.inf else "never" for first in sorted(firsts)]
     middle = shown[(len(shown) - 1) // 2]
+    if shown[0] == shown[-1]:
+        return middle
     return f"{middle} ({shown[0]} – {shown[-1]})"
 
 
-def verdict(report: dict[str, Any], task: str) -> str:
+def verdict_at_end(report: dict[str, Any], task: str) -> str:
     """Return how the default does against the better of the baselines.
 
     Args:
@@ -236,6 +243,18 @@ def verdict(report: dict[str, Any], task: str) -> str:
     return verdicts[min(verdicts)]
 
 
+def verdict_on_curves(report: dict[str, Any]) -> str:
+    """Return how the default learns against the better of the baselines, by the means of curves.
+
+    Args:
+        report: the content of ``results.json``.
+    """
+    present = {result["setting"] for result in report["results"]}
+    means = [means_of_curves(report, name) for name in BASELINES if name in present]
+    best = max(means, key=np.mean)
+    return verdict(estimate([means_of_curves(report, name_of_auto(report)) - best]))
+
+
 def name_of_auto(report: dict[str, Any]) -> str:
     """Return the column that has the runs of the default.
 
@@ -247,7 +266,10 @@ def name_of_auto(report: dict[str, Any]) -> str:
 
 
 def table_row(row: Row, report: dict[str, Any]) -> list[str]:
-    """Return a row of the table: per column the result with its interval, and the timesteps.
+    """Return a row of the table.
+
+    It has the result of each column, with its interval and the timesteps to the level of the row,
+    and how the default does against the better concatenation, at the end and while learning.
 
     Args:
         row: the problem.
@@ -265,18 +287,18 @@ def table_row(row: Row, report: dict[str, Any]) -> list[str]:
                 cell = f"{number.format(result['mean'])} ({interval})"
                 cells.append(f"{cell}; {timesteps_to_solve(report, setting, row.solved)}")
     n_seeds = str(report["results"][0]["seeds"])
-    return [row.label, n_seeds, *cells, verdict(report, task)]
+    return [row.label, n_seeds, *cells, verdict_at_end(report, task), verdict_on_curves(report)]
 
 
 def short_row(row: Row, report: dict[str, Any]) -> list[str]:
-    """Return a row of the short table: the mean of each column and the verdict.
+    """Return a row of the short table: the mean of each column and the verdicts.
 
     Args:
         row: the problem.
         report: the content of ``results.json``.
     """
-    label, _, *cells, decided = table_row(row, report)
-    return [label, *(cell.split(" (")[0] for cell in cells), decided]
+    label, _, *cells, at_end, while_learning = table_row(row, report)
+    return [label, *(cell.split(" (")[0] for cell in cells), f"{at_end}, {while_learning}"]
 
 
 def write_tables() -> None:
@@ -289,9 +311,10 @@ def write_tables() -> None:
             report = json.loads(path.read_text(encoding="utf-8"))
             rows.append(table_row(row, report))
             short_rows.append(short_row(row, report))
-    last = "auto against the better concat"
-    write_results("when_it_helps", ["problem", "seeds", *COLUMNS, last], rows, {})
-    write_results("when_it_helps_short", ["problem", *COLUMNS, "auto"], short_rows, {})
+    verdicts = ("auto at the end", "auto while learning")
+    write_results("when_it_helps", ["problem", "seeds", *COLUMNS, *verdicts], rows, {})
+    both = "auto at the end, while learning"
+    write_results("when_it_helps_short", ["problem", *COLUMNS, both], short_rows, {})
 
 
 def main() -> None:
