@@ -40,7 +40,7 @@ VECTOR_CONFIGS: dict[str, FusionConfig] = {
     "metric": MetricConfig(projections=2, rank=3),
     "product": ProductConfig(products=3, rank=2, groups=2),
     "adapter": AdapterConfig(bottleneck=3, hidden=(4,), chunk_size=5, chunk_embedding=2),
-    "product-bounded": ProductConfig(products=3, rank=2, bound=0.5, combine="sum"),
+    "product-bounded": ProductConfig(products=3, rank=2, bound=4.0, combine="sum"),
     "product-narrow": ProductConfig(products=2, rank=3, main_rank=2, groups=3),
 }
 KINDS = tuple(str(config.model_fields["kind"].default) for config in get_args(FusionConfig))
