@@ -105,19 +105,21 @@ def advice_without_context(space: spaces.Dict, options: Collection[str] = ()) ->
     return advice
 
 
-def without_self_attention(context: AnyContextConfig) -> AnyContextConfig:
-    """Return a context whose missions have no self-attention, unless its layers are stated.
+def with_stated_layers(context: AnyContextConfig, *, is_read: bool) -> AnyContextConfig:
+    """Return a context that states the layers of its missions, so that a later choice keeps them.
 
     Args:
         context: a resolved context.
+        is_read: False if nothing reads the self-attention over a mission; it then has no layers,
+            unless they are stated.
     """
     if isinstance(context, CombinedContextConfig):
-        parts = [without_self_attention(part) for part in context.parts]
+        parts = [with_stated_layers(part, is_read=is_read) for part in context.parts]
         return context.model_copy(update={"parts": tuple(parts)})
     if not isinstance(context, MissionContextConfig) or context.encoder != "attention":
         return context
-    is_stated = "layers" in context.model_fields_set
-    return context if is_stated else context.model_copy(update={"layers": 0})
+    is_kept = is_read or "layers" in context.model_fields_set
+    return context.model_copy(update={"layers": context.layers if is_kept else 0})
 
 
 def asked_keys(space: spaces.Dict) -> list[str]:

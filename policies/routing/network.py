@@ -21,7 +21,7 @@ from mirl.configs.networks import (
     network_config,
 )
 from mirl.policies.encoders import space_text
-from mirl.policies.routing.contexts import resolve_context, without_self_attention
+from mirl.policies.routing.contexts import resolve_context, with_stated_layers
 from mirl.policies.routing.encoders import has_feature_map, resolve_encoder
 from mirl.policies.routing.fusions import resolve_fusion
 from mirl.policies.routing.inputs import input_keys
@@ -193,8 +193,8 @@ def _resolve(
     fusion, sites = resolve_fusion(network.fusion, given, encoder, context, has_heads=has_heads)
     reads_words = isinstance(fusion, ProductConfig) and fusion.pool_words
     # a recurrent core reads the vector of the text, too
-    if reads_words and isinstance(network.memory, NoMemoryConfig):
-        context = without_self_attention(context)
+    is_read = not reads_words or not isinstance(network.memory, NoMemoryConfig)
+    context = with_stated_layers(context, is_read=is_read)
     return network.model_copy(
         update={
             "context": context,

@@ -18,6 +18,7 @@ from mirl.configs.networks import (
     TaskIdContextConfig,
     network_config,
 )
+from mirl.policies.extractor import extractor_part
 from mirl.policies.routing import (
     choose_network,
     resolve_network,
@@ -187,7 +188,10 @@ def test_self_attention_needs_a_reader(
 ) -> None:
     """The self-attention of a mission is left out if all that is there reads its words."""
     space = dict_of("grid", "mission", *goal)
-    context = resolve_network(network_config(**options), space).context
+    network = resolve_network(network_config(**options), space)
+    context = network.context
+    # the features extractor of a recurrent policy chooses once more, without the memory
+    assert resolve_network(extractor_part(network), space, has_heads=False).context == context
     parts = context.parts if isinstance(context, CombinedContextConfig) else [context]
     found = [part.layers for part in parts if isinstance(part, MissionContextConfig)]
     assert found == [layers]
