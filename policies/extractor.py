@@ -26,7 +26,7 @@ from mirl.configs.networks import (
 from mirl.configs.parts import explain_own_errors, own_place
 from mirl.policies.action_mask import is_mask_space
 from mirl.policies.contexts import ContextEncoder, build_context, get_task_ids
-from mirl.policies.encoders import Encoder, build_encoder, gather_rows
+from mirl.policies.encoders import CellTable, Encoder, build_encoder, gather_rows
 from mirl.policies.features import Context, Features, Observations
 from mirl.policies.fusions import Fusion, build_fusion, build_map_fusion
 from mirl.policies.fusions.product import SpecializedProduct
@@ -87,37 +87,32 @@ class MapFusion:
         self._keep(similarities)
         return F.relu(fused)
 
-    def by_type(
-        self,
-        cell_types: Float[Tensor, "kinds channels"],
-        cell_type_ids: Int[Tensor, "batch cells"],
-    ) -> Float[Tensor, "batch cells channels"]:
-        """Return the fused cells of a map with few cell types.
+    def by_type(self, cells: CellTable) -> CellTable | Float[Tensor, "batch cells channels"]:
+        """Return the fused cells of a map with few cell types, as a table if that is smaller.
 
         If there are fewer pairs of a cell type and a distinct context than cells, every such pair
-        is fused once and the results are gathered.
+        is fused once.
 
         Args:
-            cell_types: features of each cell type, (types, C).
-            cell_type_ids: type of each cell, (B, P).
+            cells: the cells by type.
         """
         fusion = self.fusion
         context = self.context
         # attention mixes the cells of a row
         if isinstance(fusion, Fusion) and fusion.is_positionwise and context is not None:
-            n_pairs = len(context.values) * len(cell_types)
-            if context.groups is not None and n_pairs <= cell_type_ids.numel():
+            n_pairs = len(context.values) * len(cells.rows)
+            if context.groups is not None and n_pairs <= cells.row_ids.numel():
                 # (types, C) -> (contexts, types, C), a view
-                repeated = cell_types.expand(len(context.values), -1, -1)
+                repeated = cells.rows.expand(len(context.values), -1, -1)
                 # each context has its own block of rows in the table
-                first_rows = len(cell_types) * context.groups.index
-                index = cell_type_ids + first_rows.unsqueeze(1)
+                first_rows = len(cells.rows) * context.groups.index
+                index = cells.row_ids + first_rows.unsqueeze(1)
                 fused, similarities = self._fuse(repeated, context._replace(groups=None))
                 if similarities is not None:
                     self._keep(gather_rows(similarities.flatten(0, 1), index))
                 # (contexts, types, C) -> (contexts * types, C)
-                return gather_rows(F.relu(fused).flatten(0, 1), index)
-        return self(gather_rows(cell_types, cell_type_ids))
+                return CellTable(F.relu(fused).flatten(0, 1), index)
+        return self(cells.gather())
 
     def _keep(self, similarities: Float[Tensor, "batch cells each"] | None) -> None:
         if similarities is not None:

@@ -7,6 +7,7 @@ Shapes in these modules: B rows, H height, W width, C channels, P = H * W cells.
 
 from mirl.policies.encoders.build import build_encoder
 from mirl.policies.encoders.cell_layouts import code_sizes, image_layout, to_channels_last
+from mirl.policies.encoders.cell_table import CellTable, gather_rows
 from mirl.policies.encoders.cells import CellsEncoder, GridEncoder, ImageEncoder, cells_key
 from mirl.policies.encoders.combined import CombinedEncoder
 from mirl.policies.encoders.encoder import (
@@ -16,13 +17,14 @@ from mirl.policies.encoders.encoder import (
     flattened_dim,
     in_float32,
 )
-from mirl.policies.encoders.grid import GridCells, default_attributes, gather_rows
+from mirl.policies.encoders.grid import GridCells, default_attributes
 from mirl.policies.encoders.image import ImageCells
 from mirl.policies.encoders.space_kinds import Kind, is_text, kind_of, reads_pixels, space_text
 from mirl.policies.encoders.text import TextEncoder
 from mirl.policies.encoders.vector import VectorEncoder
 
 __all__ = [
+    "CellTable",
     "CellsEncoder",
     "CombinedEncoder",
     "Encoder",

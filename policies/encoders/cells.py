@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from mirl.configs.errors import ConfigError
 from mirl.configs.networks import GridEncoderConfig, ImageEncoderConfig
+from mirl.policies.encoders.cell_table import CellTable
 from mirl.policies.encoders.encoder import Encoder, FuseMap, flatten_keys, flattened_dim
 from mirl.policies.encoders.grid import GridCells, default_attributes
 from mirl.policies.encoders.image import ImageCells
@@ -75,12 +76,13 @@ class CellsEncoder(Encoder):
         """
         image = observations[self.image_key]
         to_cells = self.to_cells
-        if fuse is None:
-            cells = to_cells(image)
-        elif isinstance(to_cells, GridCells) and to_cells.has_types:
-            cells = fuse.by_type(to_cells.cell_types(), to_cells.cell_type_ids(image))
+        cells: CellTable | Tensor
+        if isinstance(to_cells, GridCells) and to_cells.has_types:
+            table = to_cells.to_table(image)
+            cells = table if fuse is None else fuse.by_type(table)
         else:
-            cells = fuse(to_cells(image))
+            unfused = to_cells(image)
+            cells = unfused if fuse is None else fuse(unfused)
         if self.other_keys:
             others = flatten_keys(observations, self.other_keys)
         else:
@@ -90,23 +92,20 @@ class CellsEncoder(Encoder):
 
     def to_vector(
         self,
-        cells: Float[Tensor, "batch cells channels"],
+        cells: CellTable | Float[Tensor, "batch cells channels"],
         others: Float[Tensor, "batch others"],
     ) -> Float[Tensor, "batch features"]:
         """Encode the cells and the other keys.
 
         Args:
-            cells: (B, P, C), fused with the context or not.
+            cells: (B, P, C), or a table of them, fused with the context or not.
             others: (B, others), the other keys, flattened.
 
         Returns:
             The feature vectors, (B, features).
         """
-        # (B, P, C) -> (B, C, H, W)
-        size = (self.to_cells.height, self.to_cells.width)
-        image = cells.transpose(1, 2).unflatten(2, size)
         # (B, C, H, W) -> (B, H, W, C), the layout in memory, so that flattening copies nothing
-        feature_map = self.convolutions(image).permute(0, 2, 3, 1).flatten(1)
+        feature_map = self._convolve(cells).permute(0, 2, 3, 1).flatten(1)
         if others.shape[1] and torch.is_autocast_enabled(others.device.type):
             # numbers in real units keep their digits: two products, that of the others in float32
             map_weight, others_weight = self.linear.weight.split(
@@ -119,6 +118,23 @@ class CellsEncoder(Encoder):
         # (B, H * W * C) and (B, others) -> (B, H * W * C + others)
         joined = torch.cat([feature_map, others], dim=1)
         return F.relu(self.linear(joined))
+
+    def _convolve(
+        self, cells: CellTable | Float[Tensor, "batch cells channels"]
+    ) -> Float[Tensor, "batch channels rows columns"]:
+        """Return the cells after both convolutions, (B, C, H, W)."""
+        size = (self.to_cells.height, self.to_cells.width)
+        first = self.convolutions[0]
+        assert isinstance(first, nn.Conv2d)
+        if isinstance(cells, CellTable):
+            # padding would take a row of zeros; grids that small are cheap
+            if first.padding == (0, 0) and cells.is_worth_convolving():
+                # (B, H, W, C) -> (B, C, H, W)
+                convolved = cells.convolve(first, size).permute(0, 3, 1, 2)
+                return self.convolutions[1:](convolved)
+            cells = cells.gather()
+        # (B, P, C) -> (B, C, H, W)
+        return self.convolutions(cells.transpose(1, 2).unflatten(2, size))
 
 
 class GridEncoder(CellsEncoder):

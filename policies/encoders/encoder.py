@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from gymnasium import spaces
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from mirl.configs.networks import (
     BaseEncoderConfig,
 )
 from mirl.configs.parts import Method, Part, PartConfig
+from mirl.policies.encoders.cell_table import CellTable
 
 
 @runtime_checkable
@@ -29,16 +30,11 @@ class FuseMap(Protocol):
             cells: features of the cells, (B, P, C).
         """
 
-    def by_type(
-        self,
-        cell_types: Float[Tensor, "kinds channels"],
-        cell_type_ids: Int[Tensor, "batch cells"],
-    ) -> Float[Tensor, "batch cells channels"]:
-        """Return the fused cells of a map with few cell types.
+    def by_type(self, cells: CellTable) -> CellTable | Float[Tensor, "batch cells channels"]:
+        """Return the fused cells of a map with few cell types, as a table if that is smaller.
 
         Args:
-            cell_types: features of each cell type, (types, C).
-            cell_type_ids: type of each cell, (B, P).
+            cells: the cells by type.
         """
 
 

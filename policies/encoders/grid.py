@@ -18,6 +18,7 @@ from mirl.policies.encoders.cell_layouts import (
     image_layout,
     to_channels_last,
 )
+from mirl.policies.encoders.cell_table import CellTable, gather_rows
 from mirl.policies.encoders.encoder import in_float32
 from mirl.policies.encoders.space_kinds import space_text
 
@@ -161,6 +162,14 @@ class GridCells(nn.Module):
                 attributes.append(code @ table)
         return self._join(attributes, self.embedding(self.cell_types_one_hot))
 
+    def to_table(self, image: Float[Tensor, "batch ..."]) -> CellTable:
+        """Return the cells as rows of a table of cell types; only if ``has_types``.
+
+        Args:
+            image: in the layout of the space.
+        """
+        return CellTable(self.cell_types(), self.cell_type_ids(image)).without_unused()
+
     def cell_type_ids(self, image: Float[Tensor, "batch ..."]) -> Int[Tensor, "batch cells"]:
         """Return the type of each cell; only if ``has_types``.
 
@@ -183,7 +192,7 @@ class GridCells(nn.Module):
             image: in the layout of the space.
         """
         if self.has_types:
-            return gather_rows(self.cell_types(), self.cell_type_ids(image))
+            return self.to_table(image).gather()
         # (B, H, W, C) -> (B, P, C)
         values = to_channels_last(image, self.channels_first).flatten(1, 2)
         if not self.has_codes:
@@ -227,21 +236,3 @@ def _one_hot(cell_types: NDArray[np.int64], n_values: NDArray[np.int64]) -> NDAr
     for size, code in zip(n_values, cell_types.T, strict=True):
         one_hot.append(np.eye(size, dtype=np.int64)[code])
     return np.concatenate(one_hot, axis=1)
-
-
-def gather_rows(
-    table: Float[Tensor, "kinds channels"], index: Int[Tensor, "batch cells"]
-) -> Float[Tensor, "batch cells channels"]:
-    """Gather rows of a table, in float32 at least.
-
-    Args:
-        table: (types, C).
-        index: (B, P), indices of rows.
-
-    Returns:
-        The rows, (B, P, C).
-    """
-    if table.dtype == torch.bfloat16:
-        table = table.float()  # the gradient of index_select is a long sum
-    # (types, C) -> (B * P, C) -> (B, P, C)
-    return table.index_select(0, index.flatten()).unflatten(0, index.shape)
