@@ -1,0 +1,167 @@
+"""Measure the seconds of training until an agent succeeds, with this source tree and another one.
+
+    python benchmarks/time_to_success.py --against TREE [--seeds 5] [--out FOLDER] [WORD ...]
+
+Each run is a training command with the defaults of its source tree and the words given, by default
+``task=goto_local``, on its own process, one after another and the trees in turn. It ends with the
+first evaluation, every 16,384 timesteps, in which 95 % of 128 episodes succeed. The seconds are
+those of rollouts and updates: evaluations and checkpoints do not count. The same command goes on
+after a stop. Needs the machine to itself; writes ``benchmarks/results/time_to_success.json``.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from machine import ROOT, write_results
+from measurement import spread
+from source_trees import commit_of, importable
+
+SOLVED = 0.95
+EVERY = 16_384
+CURVES = (f"evaluation.every={EVERY}", "evaluation.episodes=128", "evaluation.test_episodes=1")
+SUCCESS = "eval/success_rate"
+SPEED = "speed/steps_per_second"
+TIMESTEPS = "time/total_timesteps"
+POLL = 1.0
+"""Seconds between two looks at the metrics of a run."""
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a metrics file; the last line may be half-written and is left out.
+
+    Args:
+        path: ``metrics.csv`` of a run.
+    """
+    if not path.exists():
+        return []
+    complete = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    return list(csv.DictReader(complete.splitlines()))
+
+
+def first_success(rows: list[dict[str, str]]) -> dict[str, float] | None:
+    """Return timesteps and seconds of training at the first success; None if there is none.
+
+    Args:
+        rows: the rows of a metrics file.
+    """
+    seconds = 0.0
+    reached = 0.0
+    speed = 0.0
+    for row in rows:
+        timesteps = float(row.get(TIMESTEPS) or reached)
+        if row.get(SPEED):
+            speed = float(row[SPEED])
+            seconds += (timesteps - reached) / speed
+            reached = timesteps
+        if row.get(SUCCESS) and float(row[SUCCESS]) >= SOLVED:
+            # the speed of the iteration before an evaluation is logged after it
+            return {"timesteps": timesteps, "seconds": seconds + (timesteps - reached) / speed}
+    return None
+
+
+def train_to_success(
+    words: list[str], environment: dict[str, str], runs_dir: Path
+) -> dict[str, float] | None:
+    """Train one agent until it succeeds; None if it does not.
+
+    Args:
+        words: options of ``train.py``.
+        environment: environment variables of the process.
+        runs_dir: folder of the run.
+    """
+    command = [sys.executable, "-m", "mirl.train", *words, f"runs_dir={runs_dir}"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        while True:
+            # asked for first: what a process wrote before its end is read after it
+            has_ended = process.poll() is not None
+            for path in runs_dir.glob("*/metrics.csv"):
+                found = first_success(read_rows(path))
+                if found is not None:
+                    return found
+            if has_ended:
+                if process.returncode:
+                    raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+                return None
+            time.sleep(POLL)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def table_row(label: str, commit: str, runs: list[dict[str, float] | None]) -> list[str]:
+    """Return a row of the table.
+
+    Args:
+        label: "new" or "old".
+        commit: the commit of the source tree.
+        runs: the results of its seeds.
+    """
+    solved = [run for run in runs if run is not None]
+    cells = ["–", "–", "–"]
+    if solved:
+        speeds = [run["timesteps"] / run["seconds"] for run in solved]
+        cells = [
+            spread([run["timesteps"] for run in solved]),
+            spread([run["seconds"] for run in solved]),
+            spread(speeds),
+        ]
+    return [f"{label} ({commit})", f"{len(solved)} of {len(runs)}", *cells]
+
+
+def main() -> None:
+    """Train the seeds of both trees in turn and write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("words", nargs="*", default=["task=goto_local"], metavar="WORD")
+    parser.add_argument("--against", type=Path, required=True, help="root of the other tree")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("comparisons") / "time_to_success")
+    arguments = parser.parse_args()
+    trees = {"new": ROOT.resolve(), "old": arguments.against.resolve()}
+    results: dict[str, list[Any]] = {label: [] for label in trees}
+    for seed in range(arguments.seeds):
+        for label, tree in trees.items():
+            folder = (arguments.out / f"{label}-{commit_of(tree)}-seed{seed}").absolute()
+            record = folder / "result.json"
+            if not record.exists():
+                words = [*arguments.words, *CURVES, f"seed={seed}", "progress=false"]
+                with importable(tree) as environment:
+                    found = train_to_success(words, environment, folder)
+                record.write_text(json.dumps(found), encoding="utf-8")
+            results[label].append(json.loads(record.read_text(encoding="utf-8")))
+            print(label, seed, results[label][-1], flush=True)  # noqa: T201
+        write_table(trees, results)
+
+
+def write_table(trees: dict[str, Path], results: dict[str, list[Any]]) -> None:
+    """Write the results file; its last row is the ratio of the seconds at equal seeds.
+
+    Args:
+        trees: the root of each source tree.
+        results: the results of each tree, one per seed.
+    """
+    rows = []
+    for label, tree in trees.items():
+        rows.append(table_row(label, commit_of(tree), results[label]))
+    both = [pair for pair in zip(results["new"], results["old"], strict=True) if all(pair)]
+    if both:
+        medians = [
+            statistics.median(run["seconds"] for run in runs) for runs in zip(*both, strict=True)
+        ]
+        ratio = f"{medians[0] / medians[1]:.2f}"
+        rows.append(["new / old, medians", str(len(both)), "", ratio, ""])
+    columns = ["source tree", "succeeded", "timesteps", "seconds", "steps/s"]
+    write_results("time_to_success", columns, rows, results)
+
+
+if __name__ == "__main__":
+    main()
