@@ -8,13 +8,14 @@ from mirl.configs.commands.interrupts import ended_by_interrupt
 with ended_by_interrupt():
     from mirl.configs.command_line import console_entry
 
-COMMANDS = ("train", "eval", "compare")
+COMMANDS = ("train", "eval", "compare", "watch")
 """Commands, each a module with a function ``main``."""
 USAGE = """\
 usage: python -m mirl COMMAND [argument] …
   train     train an agent, resume a run or train it further
   eval      evaluate, adapt or export a checkpoint
   compare   train settings over seeds and tasks and compare them
+  watch     watch a trained agent on a page or in the terminal
 
 python -m mirl COMMAND --help says more; mirl-COMMAND is the same command.
 """

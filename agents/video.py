@@ -3,31 +3,29 @@
 import io
 import tempfile
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
-import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
-from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from stable_baselines3.common.policies import BasePolicy
 
 from mirl.agents.eval_mode import eval_mode
+from mirl.agents.watch.single_env import (
+    Env,
+    Frame,
+    as_batch,
+    first_observation,
+    open_env,
+    render,
+    text_of,
+)
 from mirl.configs.errors import ConfigError
-from mirl.configs.keys import ACTION_MASK_KEY, MISSION_KEY
 from mirl.configs.tasks import SuiteConfig
-from mirl.envs import make_env
-from mirl.envs.actions import with_action_mask
-from mirl.envs.holdout import EpisodeFilter
-from mirl.envs.make import is_game
-from mirl.envs.texts.codec import suite_codec
-from mirl.envs.type_aliases import EnvIndices, Observations
-from mirl.envs.vector import NO_HOLDOUT
+from mirl.envs.type_aliases import Observations
 
 WIDTH = 256
 """Width of a GIF, in pixels."""
@@ -40,9 +38,6 @@ LAST_FRAME_MS = 1000
 """Milliseconds that the last frame is shown."""
 MAX_FRAMES = 200
 """Frames after which an episode without an end is cut."""
-
-Frame = UInt8[np.ndarray, "height width 3"]
-Env = gym.Env[Any, Any]
 
 
 class Recording(NamedTuple):
@@ -100,101 +95,37 @@ def record_episode(
     Returns:
         The pictures and their caption; None if the environment cannot be rendered to pixels.
     """
-    task = suite.tasks[task_index]
-    if is_game(task):
+    env = open_env(suite, task_index)
+    if env is None:
         return None
-    n_tasks = len(suite.tasks)
-    # rendering may need a display, so ask for it only where it is possible
-    probe = make_env(
-        task, task_index, n_tasks, suite.observation, unknown_codes=suite.unknown_codes
-    )
-    probe.close()
-    if "rgb_array" not in probe.metadata.get("render_modes", ()):
-        return None
-    env = make_env(
-        task,
-        task_index,
-        n_tasks,
-        suite.observation,
-        render_mode="rgb_array",
-        unknown_codes=suite.unknown_codes,
-        texts=suite_codec(suite),
-    )
     try:
-        observation = _first_observation(env, suite, seed)
-        caption = _caption(env, task.name)
+        observation = first_observation(env, suite, seed)
+        caption = text_of(env, suite.tasks[task_index].name)
         frames = _play(env, policy, observation, seed, deterministic)
     finally:
         env.close()
     return Recording(frames, caption)
 
 
-def _caption(env: Env, task: str) -> str:
-    """Return the mission of an episode that has begun, or another text of it, or the task."""
-    texts: Mapping[str, str] = env.get_wrapper_attr("texts")
-    mission = texts.get(MISSION_KEY, getattr(env.unwrapped, "mission", None))
-    if mission is None:
-        mission = next(iter(texts.values()), task)
-    return str(mission)
-
-
 def _play(
     env: Env, policy: BasePolicy, observation: Observations, seed: int, deterministic: bool
 ) -> list[Frame]:
     """Play to the end of the episode; return its frames."""
-    frames = [_render(env)]
+    frames = [render(env)]
     hidden_state = None
     is_over = False
     with eval_mode(policy, seed):
         while not is_over and len(frames) < MAX_FRAMES:
             actions, hidden_state = policy.predict(
-                _as_batch(observation, env, policy),
+                as_batch(observation, env, policy),
                 hidden_state,
                 np.array([hidden_state is None]),  # True at the first timestep
                 deterministic,
             )
             observation, _, terminated, truncated, _ = env.step(actions[0])
-            frames.append(_render(env))
+            frames.append(render(env))
             is_over = terminated or truncated
     return frames
-
-
-def _render(env: Env) -> Frame:
-    return cast(np.ndarray, env.render())
-
-
-def _first_observation(env: Env, suite: SuiteConfig, seed: int) -> Observations:
-    """Reset until the episode has the mission of the task, if the task names one."""
-    seeds = chain([seed], repeat(None))  # only the first reset is seeded
-
-    def reset(_rows: EnvIndices) -> Observations:
-        observation, _ = env.reset(seed=next(seeds))
-        return _add_batch_axis(observation)
-
-    assert isinstance(env.observation_space, spaces.Dict), "the observation contract is a Dict"
-    episode_filter = EpisodeFilter(suite, NO_HOLDOUT, "trained", env.observation_space)
-    batch = episode_filter.draw(reset, 1)
-    return {key: values[0] for key, values in batch.items()}
-
-
-def _as_batch(observation: Observations, env: Env, policy: BasePolicy) -> Observations:
-    """Return a batch of one observation, with an action mask if the policy expects one."""
-    batch = _add_batch_axis(observation)
-    # the env has its own task's actions, the policy the largest action space of the suite
-    task_actions = env.action_space
-    all_actions = policy.action_space
-    if not isinstance(task_actions, spaces.Discrete) or not isinstance(
-        all_actions, spaces.Discrete
-    ):
-        return batch
-    observation_space = cast(spaces.Dict, policy.observation_space)
-    if ACTION_MASK_KEY not in observation_space.spaces:
-        return batch
-    return with_action_mask(batch, int(task_actions.n), int(all_actions.n))
-
-
-def _add_batch_axis(observation: Observations) -> Observations:
-    return {key: np.asarray(value)[None] for key, value in observation.items()}
 
 
 def encode_gif(frames: Sequence[Frame], caption: str) -> Gif:

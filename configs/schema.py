@@ -1,4 +1,4 @@
-"""Schema of the commands: ``TrainConfig`` for train.py, ``EvalConfig`` for eval.py.
+"""Schema of the commands: ``TrainConfig``, ``EvalConfig``, and ``WatchConfig`` for watch.py.
 
 A configuration is frozen and valid once it is built. Each builder receives only its own part
 (``build_fusion(config.fusion, ...)``), never the whole.
@@ -495,3 +495,30 @@ class EvalConfig(Config):
         if len(asked) > 1:
             raise ValueError(f"{' and '.join(asked)} cannot be combined; choose one of them")
         return self
+
+
+class WatchConfig(Config):
+    """A look at a trained agent: its episodes, what it is asked and what it computes."""
+
+    run: Path
+    """Run directory, e.g. ``runs/goto_door-ppo-seed0``."""
+    imports: Imports = ()
+    """Modules of your own that the run needs; a run directory imports none by itself."""
+    checkpoint: str = "best"
+    """Checkpoint: ``best``, ``last``, its number of timesteps, or the name of its folder."""
+    task: str = ""
+    """Name of one of the run's tasks; empty for the first."""
+    mission: str = ""
+    """Text that the agent reads in place of the environment's; the page also takes one."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the first episode; every value gives episodes that are not trained on."""
+    deterministic: bool = False
+    """Take the most probable action (the mean of a Gaussian); false to sample from the policy."""
+    device: DeviceName = "auto"
+    """Device of the network."""
+    view: Literal["page", "terminal"] = "page"
+    """A page in the browser of this computer, or frames in the terminal."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8642
+    """Port of the page; 0 for any that is free."""
+    speed: Annotated[float, Field(gt=0, le=60)] = 6.0
+    """Timesteps per second of the terminal; the page has a control for it."""

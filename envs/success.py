@@ -37,7 +37,7 @@ class SuccessTracker:
 
     def __init__(self, tasks: Sequence[TaskConfig], n_envs: int) -> None:
         self._tasks = tasks
-        self._has_minigrid_reward = [_has_minigrid_reward(task) for task in tasks]
+        self._has_minigrid_reward = [pays_as_minigrid(task) for task in tasks]
         self._is_reported = [False] * len(tasks)
         """True for each task whose last infos have reported success or failure before."""
         self._best_reports = np.full(n_envs, NOT_REPORTED, dtype=np.int8)
@@ -175,11 +175,14 @@ def _passes_threshold(rule: str, episode_return: float) -> bool:
     return episode_return >= bound - tolerance
 
 
-def _has_minigrid_reward(task: TaskConfig) -> bool:
+def pays_as_minigrid(task: TaskConfig) -> bool:
     """Return True if a task pays as MiniGrid and BabyAI do, which report no success in their infos.
 
     Their own environments end an episode with a positive reward, or it failed. Classes derived from
     them, and wrappers that change a timestep, may pay otherwise.
+
+    Args:
+        task: the task.
     """
     try:
         module = defining_module(find_spec(task))

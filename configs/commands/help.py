@@ -26,7 +26,7 @@ from mirl.configs.compose import (
     split_config_dir,
 )
 from mirl.configs.errors import ConfigError, nearest
-from mirl.configs.schema import EvalConfig, TrainConfig
+from mirl.configs.schema import EvalConfig, TrainConfig, WatchConfig
 from mirl.configs.validation_messages import config_classes
 
 TRAIN_USAGE = """\
@@ -67,6 +67,14 @@ usage: compare.py [task=NAME,…] fusion=A,B,… [option=value] …
 A group with several values, such as fusion or memory, is a setting for each;
 settings.NAME is any options. All other options of train.py (its --help lists
 them) are common to all settings.
+"""
+WATCH_USAGE = """\
+Watch a trained agent: its episodes, what it is asked, and what it computes.
+
+usage: watch.py run=DIRECTORY [option=value] …
+  watch.py run=runs/goto_door-ppo-seed0
+  watch.py run=runs/goto_door-ppo-seed0 mission="go to the red door"
+  watch.py run=runs/goto_door-ppo-seed0 view=terminal deterministic=true
 """
 HELP_WORDS = ("-h", "--help")
 """Arguments that ask for help."""
@@ -120,6 +128,18 @@ def eval_help(argv: Sequence[str] = ()) -> str:
         ConfigError: if there is no such page.
     """
     return _flat_help(argv, EVAL_USAGE, _fields(EvalConfig))
+
+
+def watch_help(argv: Sequence[str] = ()) -> str:
+    """Return the text of ``watch.py --help``.
+
+    Args:
+        argv: the command-line arguments; one beside ``--help`` names the page.
+
+    Raises:
+        ConfigError: if there is no such page.
+    """
+    return _flat_help(argv, WATCH_USAGE, _fields(WatchConfig))
 
 
 def compare_help(argv: Sequence[str] = ()) -> str:

@@ -153,7 +153,7 @@ class GymnasiumBackend:
                 failed[i] = True
                 continue
             rows[env_index], rewards[i], terminated[i], truncated[i], info = env_step
-            success[i] = _reported_success(info)
+            success[i] = reported_success(info)
             if info:
                 infos[i] = dict(info)
         obs = self._stack(rows)
@@ -264,7 +264,12 @@ def _close(env: AnyEnv) -> None:
         env.close()
 
 
-def _reported_success(info: Mapping[str, object]) -> int:
+def reported_success(info: Mapping[str, object]) -> int:
+    """Return the success that an info reports: 1, 0 or ``NOT_REPORTED``.
+
+    Args:
+        info: the info of a timestep.
+    """
     # gymnasium-robotics reports "is_success", Meta-World reports "success".
     success = info.get("is_success", info.get("success"))
     if success is None:

@@ -19,7 +19,6 @@ from mirl.agents.video import (
     FRAMES_PER_SECOND,
     WIDTH,
     Gif,
-    _caption,
     check_mp4,
     encode_gif,
     encode_mp4,
@@ -29,7 +28,6 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
 from mirl.configs.tasks import SuiteConfig, TaskConfig
 from mirl.envs import SuiteVecEnv, make_env
-from mirl.envs.spaces import ContractObservation
 from mirl.policies import FusionPolicy
 
 Build = Callable[..., TrainConfig]
@@ -238,27 +236,6 @@ def test_task_with_fewer_actions_is_masked(monkeypatch: pytest.MonkeyPatch) -> N
     assert [len(taken) for taken in PagesEnv.taken.values()] == [11, 11]
     assert set(PagesEnv.taken[2]) == {0, 1}
     assert max(PagesEnv.taken[12]) > 1
-
-
-class OrderEnv(gym.Env[Any, Any]):
-    """An environment whose observation has a text, while it has no attribute ``mission``."""
-
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self.observation_space = spaces.Dict({key: spaces.Text(20)})
-        self.action_space = spaces.Discrete(2)
-
-    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        return {self.key: "Open the door!"}, {}
-
-
-@pytest.mark.parametrize("key", ["mission", "order"])
-def test_caption_is_text_of_observation(key: str) -> None:
-    env = ContractObservation(OrderEnv(key))
-    env.reset()
-    assert _caption(env, "task") == "Open the door!"
 
 
 def test_recorded_episode_has_task_mission(tiny: Build, make_agent: Agents) -> None:

@@ -1,0 +1,306 @@
+"""Episodes of one environment, played by a policy a timestep at a time."""
+
+from contextlib import ExitStack
+from enum import Enum
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+from gymnasium import spaces
+from minigrid.minigrid_env import MiniGridEnv
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mirl.agents.builder import Policy
+from mirl.agents.eval_mode import eval_mode
+from mirl.agents.policy_loader import restore_policy
+from mirl.agents.runs.run import Run
+from mirl.agents.watch.decision import Decision, decide
+from mirl.agents.watch.single_env import (
+    Frame,
+    as_batch,
+    first_observation,
+    open_env,
+    render,
+    text_of,
+)
+from mirl.configs.errors import ConfigError, nearest
+from mirl.configs.keys import MISSION_KEY
+from mirl.configs.networks import AutoContextConfig
+from mirl.configs.schema import WatchConfig
+from mirl.configs.tasks import SuiteConfig
+from mirl.configs.texts import split_words
+from mirl.envs import env_seeds
+from mirl.envs.pools.backend import NOT_REPORTED
+from mirl.envs.pools.gymnasium import reported_success
+from mirl.envs.success import is_success, pays_as_minigrid
+from mirl.envs.texts.codec import is_text, suite_codec
+
+VIEW_TILE = 32
+"""Pixels of a cell in the picture of an agent's view."""
+DRAWN_MISSIONS = 200
+"""Episodes whose missions tell which words a task uses."""
+
+
+class Moment(NamedTuple):
+    """One timestep of an episode, as it is shown."""
+
+    picture: Frame
+    """The environment."""
+    view: Frame | None
+    """The part of it that the agent sees; None outside of MiniGrid and BabyAI."""
+    shares: NDArray[np.float64] | None
+    """Share of each cell of the view, rows first, in what the mission picks out."""
+    mission: str
+    """The text that the agent reads, or the name of the task."""
+    unknown_words: tuple[str, ...]
+    """Words of a typed mission that the missions of the task do not have."""
+    episode: int
+    timestep: int
+    episode_return: float
+    action: str
+    """The action that is taken next; empty at the end of an episode."""
+    probabilities: dict[str, float]
+    """Probability of each action by its name; empty unless the actions are ``Discrete``."""
+    value: float | None
+    outcome: str
+    """``running``, ``success``, ``failure``, or ``over`` if no success is reported or the agent
+    reads another mission than the environment's."""
+
+
+class Session:
+    """A policy in one environment.
+
+    Args:
+        policy: the policy.
+        suite: the suite that it was trained on.
+        task_index: index of the task in the suite.
+        seed: seed of the first episode and of the actions.
+        deterministic: take the most probable actions.
+        mission: text that the agent reads in place of the environment's; empty for none.
+
+    Raises:
+        ConfigError: the environment cannot be rendered, or its observations have no text.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        suite: SuiteConfig,
+        task_index: int,
+        *,
+        seed: int,
+        deterministic: bool = False,
+        mission: str = "",
+    ) -> None:
+        env = open_env(suite, task_index)
+        name = suite.tasks[task_index].name
+        if env is None:
+            raise ConfigError(
+                f"task '{name}' cannot be watched: its environment renders no rgb_array; choose "
+                "another task"
+            )
+        self.policy = policy
+        self.suite = suite
+        self.task = name
+        self._task = suite.tasks[task_index]
+        self.deterministic = deterministic
+        self._env = env
+        self._seed: int | None = seed
+        self._resources = ExitStack()
+        self._resources.callback(env.close)
+        self._resources.enter_context(eval_mode(policy, seed))
+        self._text_key = _text_key(policy)
+        self._known_words = self._draw_words()
+        self.typed_mission = ""
+        self.episode = 0
+        self.set_mission(mission)
+        self.next_episode()
+
+    @classmethod
+    def open(cls, config: WatchConfig) -> Self:
+        """Return the session that a command line describes.
+
+        Args:
+            config: its options.
+
+        Raises:
+            ConfigError: there is no such run, checkpoint or task, or it cannot be watched.
+        """
+        run = Run.open(config.run)
+        names = [task.name for task in run.config.task.tasks]
+        task = config.task or names[0]
+        if task not in names:
+            raise ConfigError(f"{config.run} has no task '{task}'." + nearest(task, names))
+        policy = restore_policy(run.config, run.checkpoint(config.checkpoint), config.device)
+        task_index = names.index(task)
+        [seed] = env_seeds(config.seed, "test", task_index, 1)
+        return cls(
+            policy,
+            run.config.task,
+            task_index,
+            seed=seed,
+            deterministic=config.deterministic,
+            mission=config.mission,
+        )
+
+    def __enter__(self) -> Self:
+        """Return the session, which the end of the context closes."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the environment, and restore the policy's mode and torch's random state."""
+        self._resources.close()
+
+    @property
+    def is_over(self) -> bool:
+        """True if the episode has ended."""
+        return self._outcome != "running"
+
+    def set_mission(self, text: str) -> None:
+        """Let the agent read another text from the next timestep on.
+
+        Args:
+            text: the text; empty for the environment's own.
+
+        Raises:
+            ConfigError: the observations have no text.
+        """
+        if text and self._text_key is None:
+            raise ConfigError(
+                f"task '{self.task}' has no mission: the policy reads no text; leave mission= out"
+            )
+        self.typed_mission = text
+        if self.episode:
+            self._decide()
+
+    def next_episode(self) -> None:
+        """Start another episode."""
+        self._observation = first_observation(self._env, self.suite, self._seed)
+        self._seed = None
+        self.episode += 1
+        self.timestep = 0
+        self.episode_return = 0.0
+        self._best_report = NOT_REPORTED
+        self._outcome = "running"
+        self._state: Tensor | None = None
+        self._decide()
+
+    def step(self) -> None:
+        """Take the action that was chosen; nothing happens once the episode is over."""
+        if self.is_over:
+            return
+        observation, reward, terminated, truncated, info = self._env.step(self._decision.action)
+        self._observation = observation
+        self._state = self._decision.state
+        self.timestep += 1
+        self.episode_return += float(reward)
+        self._best_report = max(self._best_report, reported_success(info))
+        if terminated or truncated:
+            self._outcome = self._judge(float(reward), reported_success(info))
+        self._decide()
+
+    def moment(self) -> Moment:
+        """Return the present timestep."""
+        decision = self._decision
+        view: Frame | None = None
+        shares = decision.shares
+        unwrapped = self._env.unwrapped
+        if isinstance(unwrapped, MiniGridEnv):
+            view = unwrapped.get_pov_render(VIEW_TILE)  # type: ignore[no-untyped-call]
+            # MiniGrid's observations have the column first
+            shares = None if shares is None else shares.T
+        names = self._action_names()
+        probabilities: dict[str, float] = {}
+        if decision.probabilities is not None:
+            # a task may have fewer actions than the suite
+            for name, probability in zip(names, decision.probabilities.tolist(), strict=False):
+                probabilities[name] = probability
+        return Moment(
+            picture=render(self._env),
+            view=view,
+            shares=shares,
+            mission=self.typed_mission or text_of(self._env, self.task),
+            unknown_words=self._unknown_words(),
+            episode=self.episode,
+            timestep=self.timestep,
+            episode_return=self.episode_return,
+            action="" if self.is_over else self._name_of(decision, names),
+            probabilities=probabilities,
+            value=decision.value,
+            outcome=self._outcome,
+        )
+
+    def _decide(self) -> None:
+        observation = dict(self._observation)
+        if self.typed_mission and self._text_key is not None:
+            codec = suite_codec(self.suite)
+            observation[self._text_key] = codec.encode(self.typed_mission)
+        self._decision: Decision = decide(
+            self.policy,
+            as_batch(observation, self._env, self.policy),
+            self._state,
+            deterministic=self.deterministic,
+        )
+
+    def _judge(self, last_reward: float, last_report: int) -> str:
+        """Return how an episode ended; the environment judges by its own mission."""
+        success = is_success(
+            self._task,
+            last_reward,
+            self.episode_return,
+            last_report,
+            self._best_report,
+            has_minigrid_reward=pays_as_minigrid(self._task),
+        )
+        if success is None or self.typed_mission:
+            return "over"
+        return "success" if success else "failure"
+
+    def _action_names(self) -> list[str]:
+        space = self._env.action_space
+        if not isinstance(space, spaces.Discrete):
+            return []
+        named = getattr(self._env.unwrapped, "actions", None)
+        if isinstance(named, type) and issubclass(named, Enum):
+            return [member.name for member in named][: int(space.n)]
+        return [str(int(space.start) + index) for index in range(int(space.n))]
+
+    def _name_of(self, decision: Decision, names: list[str]) -> str:
+        space = self._env.action_space
+        if isinstance(space, spaces.Discrete):
+            return names[int(decision.action)]
+        return " ".join(f"{number:.2f}" for number in np.ravel(decision.action))
+
+    def _draw_words(self) -> frozenset[str]:
+        """Return the words of the missions of some episodes; empty without texts."""
+        words: set[str] = set()
+        if self._text_key is None:
+            return frozenset()
+        for seed in range(DRAWN_MISSIONS):
+            first_observation(self._env, self.suite, seed)
+            words.update(split_words(text_of(self._env, self.task)))
+        return frozenset(words)
+
+    def _unknown_words(self) -> tuple[str, ...]:
+        typed = dict.fromkeys(split_words(self.typed_mission))
+        return tuple(word for word in typed if word not in self._known_words)
+
+
+def _text_key(policy: Policy) -> str | None:
+    """Return the key of the text that a policy reads, the mission if it reads several."""
+    space = policy.observation_space
+    assert isinstance(space, spaces.Dict)
+    network = policy.network
+    # a policy's network is resolved
+    assert not isinstance(network.context, AutoContextConfig)
+    read = {*network.context.keys, *(network.observation_keys or ())}
+    keys = [key for key, subspace in space.items() if key in read and is_text(subspace)]
+    if MISSION_KEY in keys:
+        return MISSION_KEY
+    return keys[0] if keys else None
