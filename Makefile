@@ -8,7 +8,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup train test oracles sb3-suite lint types check reliability tensorboard clean
+.PHONY: help setup train test oracles sb3-suite lint types check reliability gpu tensorboard clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ check: test oracles lint types  ## run test, oracles, lint and types
 
 reliability: .venv/.dev  ## run the reliability tests (an hour; ARGS=--quick: a few minutes)
 	$(BIN)/python benchmarks/reliability.py $(ARGS)
+
+gpu: .venv/.dev  ## test and measure MIRL on one GPU (at most eight minutes)
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 tensorboard: .venv/.fast  ## show the training curves of runs/
 	$(BIN)/tensorboard --logdir runs $(ARGS)

@@ -196,15 +196,18 @@ def make_python_envs(vec_env_cls: type[VecEnv]) -> VecEnv:
     )
 
 
-def make_envpool_envs(env_id: str = DOOR_KEY, *, flat: bool = False, seed: int = 0) -> VecEnv:
-    """Build 256 environments of a MiniGrid task that EnvPool steps.
+def make_envpool_envs(
+    env_id: str = DOOR_KEY, *, flat: bool = False, seed: int = 0, n_envs: int = 256
+) -> VecEnv:
+    """Build environments of a MiniGrid task that EnvPool steps.
 
     Args:
         env_id: The registered id of the task.
         flat: Flatten the images.
         seed: The seed of the environments.
+        n_envs: Number of environments.
     """
-    return ImageOnly(make_vec_env(env_id, 256, backend="envpool", seed=seed), flat=flat)
+    return ImageOnly(make_vec_env(env_id, n_envs, backend="envpool", seed=seed), flat=flat)
 
 
 # ----------------------------------------------------------------------------------------- agents
@@ -218,15 +221,15 @@ def tutorial_ppo(algorithm: type[SB3PPO], env: VecEnv, **options: Any) -> OnPoli
         env: Environments with images as observations.
         **options: Further options of the algorithm.
     """
-    options = {"seed": 0, **options}
-    return algorithm(
-        "CnnPolicy",
-        env,
-        n_steps=ROLLOUT // env.num_envs,
-        batch_size=BATCH,
-        n_epochs=EPOCHS,
-        policy_kwargs={"features_extractor_class": TutorialCnn},
+    options = {
+        "seed": 0,
+        "n_steps": ROLLOUT // env.num_envs,
+        "batch_size": BATCH,
+        "n_epochs": EPOCHS,
         **options,
+    }
+    return algorithm(
+        "CnnPolicy", env, policy_kwargs={"features_extractor_class": TutorialCnn}, **options
     )
 
 
