@@ -104,9 +104,12 @@ class MapFusion:
         fusion = self.fusion
         context = self.context
         # attention mixes the cells of a row
-        if isinstance(fusion, Fusion) and fusion.is_positionwise and context is not None:
+        has_groups = context is not None and context.groups is not None
+        if isinstance(fusion, Fusion) and fusion.is_positionwise and has_groups:
+            assert context is not None
+            assert context.groups is not None
             n_pairs = len(context.values) * len(cell_types)
-            if context.groups is not None and n_pairs <= cell_type_ids.numel():
+            if n_pairs <= cell_type_ids.numel():
                 # (types, C) -> (contexts, types, C), a view
                 repeated = cell_types.expand(len(context.values), -1, -1)
                 # each context has its own block of rows in the table
@@ -260,6 +263,9 @@ class FusionExtractor(BaseFeaturesExtractor):
         ):
             context: Context = self.context(observations)
         self._check_context(context)
+        if torch.compiler.is_exporting():
+            # groups of rows have sizes that depend on the data, which a program cannot
+            context = context.ungrouped()
         vector, similarities = self.fuse(observations, context)
         if not self.return_features:
             return vector
