@@ -39,7 +39,10 @@ from mirl.policies.specialize import (
 from mirl.policies.text.sentence_context import SentenceContext
 
 STATE_KEY = "hidden_state"
-"""Input and output of the hidden state, (B, S); zeros before the first timestep."""
+"""Input of the hidden state, (B, S); zeros before the first timestep."""
+NEXT_STATE_KEY = "next_hidden_state"
+"""Output of the hidden state, (B, S), the input of the next timestep. Its name differs from the
+input's, because those of ONNX are unique."""
 START_KEY = "episode_start"
 """Input (B,), True where an episode starts: the hidden state is reset there."""
 
@@ -311,7 +314,7 @@ class ActorCriticProgram(Program):
         if isinstance(self.policy, RecurrentFusionPolicy):
             start = OneTimestep(inputs[START_KEY])
             features, state = self.policy.run_cores(features, inputs[STATE_KEY], start)
-            outputs[STATE_KEY] = state
+            outputs[NEXT_STATE_KEY] = state
         latent_pi, latent_vf = latents(self.policy, features)
         parameters = self.policy.action_parameters(latent_pi)
         return {

@@ -85,7 +85,7 @@ def write_program(
 def _trace(module: nn.Module, inputs: dict[str, Tensor]) -> ExportedProgram:
     any_batch_size = {key: {0: torch.export.Dim("batch", min=1)} for key in inputs}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _quiet():
             return torch.export.export(module, (inputs,), dynamic_shapes=(any_batch_size,))
     except ConfigError:
         raise
@@ -142,7 +142,7 @@ def _to_onnx(exported: ExportedProgram, inputs: list[str], outputs: list[str]) -
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the notes of torch's exporter to ONNX, which are about torch alone."""
+    """Hide the notes of torch's exporters, which are about torch alone."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

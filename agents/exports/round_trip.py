@@ -25,7 +25,13 @@ from mirl.policies import FusionPolicy, RecurrentFusionPolicy
 from mirl.policies.memory.episodes import Episodes
 from mirl.policies.off_policy import FusionDQNPolicy
 from mirl.policies.policy import latents
-from mirl.policies.programs import START_KEY, STATE_KEY, Program, parameters_name
+from mirl.policies.programs import (
+    NEXT_STATE_KEY,
+    START_KEY,
+    STATE_KEY,
+    Program,
+    parameters_name,
+)
 
 TOLERANCE = 1e-4
 """Largest difference of an output to the policy's, relative to its largest number above 1."""
@@ -150,7 +156,7 @@ class ProgramAndPolicy:
         inputs: dict[str, NDArray[Any]] = {STATE_KEY: our_state, START_KEY: starts}
         ours = self.run({key: inputs.get(key, observations.get(key)) for key in self.keys})
         theirs = policy_outputs(self.policy, observations, their_state, starts)
-        self._states = (ours[STATE_KEY], theirs[STATE_KEY])
+        self._states = (ours[NEXT_STATE_KEY], theirs[NEXT_STATE_KEY])
         return ours, theirs
 
 
@@ -188,7 +194,7 @@ def policy_outputs(
         assert state is not None
         before = torch.from_numpy(state)
         features, after = policy.run_cores(features, before, Episodes(starts[None]))
-        outputs[STATE_KEY] = after.numpy()
+        outputs[NEXT_STATE_KEY] = after.numpy()
     latent_pi, latent_vf = latents(policy, features)
     outputs[parameters_name(policy.action_space)] = policy.action_parameters(latent_pi).numpy()
     outputs["value"] = policy.value_net(latent_vf).numpy()
