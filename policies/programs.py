@@ -95,9 +95,7 @@ def build_program(policy: BasePolicy, context: OneContext | None = None, task: i
         network = getattr(policy, name, None)
         if isinstance(getattr(network, "features_extractor", None), FusionExtractor):
             return program_class(policy, copy.deepcopy(network), context)
-    raise ConfigError(
-        f"expected a policy of mirl.policies to export, got {type(policy).__name__}"
-    )
+    raise ConfigError(f"expected a policy of mirl.policies to export, got {type(policy).__name__}")
 
 
 # ---------------------------------------------------------------------------------- PPO and A2C
@@ -232,9 +230,7 @@ class FixedContext(ContextEncoder):
         return Context(self.z.expand(n_rows, -1), None, words)
 
 
-def _fix_context(
-    extractor: FusionExtractor, context: OneContext, normalize_images: bool
-) -> None:
+def _fix_context(extractor: FusionExtractor, context: OneContext, normalize_images: bool) -> None:
     """Replace the context encoder of an extractor by one encoded context."""
     encoded = encode_one_context(extractor, context, normalize_images)
     extractor.context = FixedContext(encoded)

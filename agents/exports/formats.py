@@ -128,9 +128,7 @@ def _to_onnx(exported: ExportedProgram, inputs: list[str], outputs: list[str]) -
             data: bytes = program.model_proto.SerializeToString()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only
-        session = onnxruntime.InferenceSession(
-            data, options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # torch and onnxruntime raise many types, some of them private
         raise _refusal("ONNX", error) from error
 

@@ -10,7 +10,12 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.dqn.policies import MultiInputPolicy
 
 from mirl.configs.errors import ConfigError
-from mirl.configs.networks import CombinedContextConfig, RawContextConfig
+from mirl.configs.networks import (
+    CombinedContextConfig,
+    GoalContextConfig,
+    MissionContextConfig,
+    RawContextConfig,
+)
 from mirl.policies import FusionPolicy, RecurrentFusionPolicy
 from mirl.policies.off_policy import (
     FusionDQNPolicy,
@@ -134,8 +139,6 @@ def test_context_is_an_input(context: str) -> None:
 
 @pytest.mark.parametrize("encoder", ["attention", "gru", "bag"])
 def test_mission_encoders(encoder: str) -> None:
-    from mirl.configs.networks import MissionContextConfig
-
     config = MissionContextConfig(encoder=encoder, dim=8)
     assert_same_actions(
         build(FusionPolicy, SPACE, spaces.Discrete(5), context=config, **SIZES), SPACE
@@ -227,8 +230,6 @@ def test_goal_actors(policy_class: type[Any], sites: Any) -> None:
 
 
 def test_relative_goals_read_the_state() -> None:
-    from mirl.configs.networks import GoalContextConfig
-
     context = GoalContextConfig(relative_to="achieved_goal")
     keys = ("observation",)
     policy = build(FusionSACPolicy, GOALS, BOUNDS, context=context, observation_keys=keys)

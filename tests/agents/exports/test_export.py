@@ -188,7 +188,9 @@ def test_differing_program_is_not_kept(run_of: Runs, monkeypatch: pytest.MonkeyP
     before = sorted(run.rglob("*"))
     export_at(EvalConfig(run=run, export="go to the blue door"))
     other = {"mission": tokenize(MISSION)}
-    monkeypatch.setattr(export_module, "build_program", lambda policy, _: build_program(policy, other))
+    monkeypatch.setattr(
+        export_module, "build_program", lambda policy, _: build_program(policy, other)
+    )
     with pytest.raises(ConfigError, match=r"differs from the policy's by .*; no export was kept"):
         export_at(EvalConfig(run=run, export="go to the blue door"))
     assert sorted(run.rglob("*")) == sorted([*before, run / "exports"])
@@ -218,7 +220,8 @@ observations = dict(np.load("observations.npz"))
 actions = []
 for row in range(len(observations["direction"])):
     observation = {key: values[row] for key, values in observations.items()}
-    actions.append(act(observation | {"mission": encode("go to the zorp door, then the red")})["action"])
+    observation["mission"] = encode("go to the zorp door, then the red")
+    actions.append(act(observation)["action"])
 np.save("actions.npy", actions)
 imported = {name.split(".")[0] for name in sys.modules}
 assert not imported & {"mirl", "torch", "stable_baselines3", "gymnasium"}, imported

@@ -62,7 +62,7 @@ class TwoSteps:
 
 
 def pair_of(monkeypatch: pytest.MonkeyPatch, wrong_from: int) -> ProgramAndPolicy:
-    """A program whose actions are wrong from a call on, and its policy."""
+    """Return a program whose actions are wrong from a call on, and its policy."""
     calls: list[int] = []
 
     def run(inputs: Any) -> dict[str, np.ndarray]:

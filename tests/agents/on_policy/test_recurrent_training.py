@@ -19,7 +19,6 @@ from torch import Tensor
 from mirl.agents import A2C, PPO, evaluate, load_policy, train
 from mirl.agents.builder import build_policy, resolve_auto
 from mirl.configs.compose import compose_train
-from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
     LstmConfig,
 )
