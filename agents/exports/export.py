@@ -15,8 +15,14 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from mirl.agents.builder import Policy
 from mirl.agents.exports.formats import check_installed, write_program
-from mirl.agents.exports.round_trip import RoundTrip, check_round_trip, random_observations
+from mirl.agents.exports.round_trip import (
+    ProgramAndPolicy,
+    RoundTrip,
+    check_round_trip,
+    random_observations,
+)
 from mirl.agents.exports.target import Target, find_context, parse_target
 from mirl.agents.exports.tokenizer import tokenizer_table
 from mirl.agents.policy_loader import restore_policy
@@ -25,7 +31,7 @@ from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.run import Run
 from mirl.configs.errors import ConfigError
 from mirl.configs.keys import TASK_KEY
-from mirl.configs.schema import EvalConfig
+from mirl.configs.schema import EvalConfig, ResolvedConfig
 from mirl.envs import choose_backend
 from mirl.envs.suite_spaces import suite_spaces
 from mirl.envs.texts.codec import suite_codec
@@ -69,66 +75,46 @@ def export_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> Export:
         ConfigError: there is no such task, the policy cannot be exported, or the program computes
             something else than the policy.
     """
-    training = run.config
     target = parse_target(config.export)
     check_installed(target.format)
-    fixed: dict[str, ArrayLike] = {}
-    if not target.is_whole_policy:
-        context = find_context(target.name, training.context, training.task)
-        # a mission or a task id has one key
-        [context_key] = training.context.keys
-        fixed[context_key] = context
+    training = run.config
+    fixed = _fixed_context(target, training)
     backend = choose_backend(training.task, config.backend)
-    observation_space, action_space = suite_spaces(training.task, backend)
+    space, _ = suite_spaces(training.task, backend)
     # the program is for the CPU; ``torch.export`` records the device
     policy = restore_policy(training, checkpoint, "cpu")
     program = build_program(policy, fixed or None)
+    inputs = _example(program, space)
+    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    written = write_program(program, tensors, target.format)
 
     # nothing is written before the bytes of the file have passed the check
-    inputs = _example(program, observation_space)
     path = run.path / "exports" / target.file_name
-    written = write_program(
-        program, {name: torch.from_numpy(array) for name, array in inputs.items()}, target.format
-    )
     replaced = dict(fixed)
     if fixed and TASK_KEY not in fixed:
         # a value per task (PopArt) is that of the first, unless the context names the task
         replaced[TASK_KEY] = np.int64(0)
+    pair = ProgramAndPolicy(written.run, program, policy, replaced)
     try:
-        check = check_round_trip(
-            written.run,
-            program,
-            policy,
-            training,
-            space=observation_space,
-            context=replaced,
-            backend=backend,
-            seed=config.seed,
-        )
+        check = check_round_trip(pair, training, space, backend=backend, seed=config.seed)
     except ConfigError:
-        # an earlier export of this name would be taken for this one
-        for stale in (path, _description_path(path)):
-            stale.unlink(missing_ok=True)
+        _delete_earlier(path)
         raise
-
-    # write the program, and the description of its inputs and outputs
-    result = Export(path, count_all_parameters(program), count_all_parameters(policy), check)
     make_folder(path.parent)
     write_bytes(path, written.data)
     description: dict[str, object] = {
-        **_describe_target(target, training.context.keys),
+        **_describe_target(target, training, policy),
         "run": run.path.name,
         "checkpoint": checkpoint.name,
         "inputs": {name: describe(array) for name, array in inputs.items()},
         "outputs": {name: describe(array) for name, array in written.run(inputs).items()},
     }
-    if fixed and getattr(policy, "popart", False) and TASK_KEY not in fixed:
-        description["value_of_task"] = training.task.tasks[0].name
-    table = tokenizer_table(suite_codec(training.task), observation_space, program.keys)
+    table = tokenizer_table(suite_codec(training.task), space, program.keys)
     if table is not None:
         description["tokenizer"] = table
+    result = Export(path, count_all_parameters(program), count_all_parameters(policy), check)
     description |= {
-        "action_space": str(action_space),
+        "action_space": str(policy.action_space),
         "parameters": result.parameters,
         "check": {"runtime": written.runtime, **check._asdict()},
         "torch": torch.__version__,
@@ -137,15 +123,38 @@ def export_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> Export:
     return result
 
 
+def _fixed_context(target: Target, training: ResolvedConfig) -> dict[str, ArrayLike]:
+    """Return the context that an export is for by its key; empty if it is an input."""
+    if target.is_whole_policy:
+        return {}
+    context = find_context(target.name, training.context, training.task)
+    # a mission or a task id has one key
+    [key] = training.context.keys
+    return {key: context}
+
+
+def _delete_earlier(path: Path) -> None:
+    """Delete an earlier export of the same name, which would be taken for this one."""
+    if path.parent.is_symlink():  # a run directory never changes files outside of it
+        return
+    for stale in (path, _description_path(path)):
+        stale.unlink(missing_ok=True)
+
+
 def _description_path(path: Path) -> Path:
     """Return the path of the JSON file beside a program."""
     return path.with_name(f"{path.name}.json")
 
 
-def _describe_target(target: Target, keys: tuple[str, ...]) -> dict[str, object]:
+def _describe_target(target: Target, training: ResolvedConfig, policy: Policy) -> dict[str, object]:
+    """Return the context of an export for the JSON file, and the task of a value per task."""
+    keys = training.context.keys
     if target.is_whole_policy:
         return {"context": list(keys)}
-    return {keys[0]: target.name}
+    description: dict[str, object] = {keys[0]: target.name}
+    if getattr(policy, "popart", False) and keys[0] != TASK_KEY:
+        description["value_of_task"] = training.task.tasks[0].name
+    return description
 
 
 def _example(program: Program, space: spaces.Dict) -> dict[str, NDArray[Any]]:

@@ -22,6 +22,7 @@ from mirl.configs.schema import BackendName, ResolvedConfig
 from mirl.envs import SuiteVecEnv
 from mirl.envs.type_aliases import Observations
 from mirl.policies import FusionPolicy, RecurrentFusionPolicy
+from mirl.policies.actions import parameters_name
 from mirl.policies.memory.episodes import Episodes
 from mirl.policies.off_policy import FusionDQNPolicy
 from mirl.policies.policy import latents
@@ -30,7 +31,6 @@ from mirl.policies.programs import (
     START_KEY,
     STATE_KEY,
     Program,
-    parameters_name,
 )
 
 TOLERANCE = 1e-4
@@ -70,25 +70,19 @@ class RoundTrip(NamedTuple):
 
 
 def check_round_trip(
-    run: RunProgram,
-    program: Program,
-    policy: BasePolicy,
+    pair: "ProgramAndPolicy",
     config: ResolvedConfig,
-    *,
     space: spaces.Dict,
-    context: Context,
+    *,
     backend: BackendName,
     seed: int,
 ) -> RoundTrip:
     """Compare a written program with its policy.
 
     Args:
-        run: the written program.
-        program: the module that it was exported from, whose inputs it has.
-        policy: the policy.
+        pair: the program and the policy.
         config: the configuration of the policy's run.
         space: the observation space of the environments.
-        context: the context that the program is for; empty if it is an input.
         backend: library that steps the environments.
         seed: seed of the observations and of the environments.
 
@@ -98,12 +92,10 @@ def check_round_trip(
     Raises:
         ConfigError: if an output differs by more than rounding, or an action of an episode.
     """
-    pair = ProgramAndPolicy(run, program, policy, context)
     difference, equal = compare_samples(pair, random_observations(space, seed), seed)
-    n_tasks = len(config.task.tasks)
     env = SuiteVecEnv(
         config.task,
-        n_tasks,
+        len(config.task.tasks),
         backend=backend,
         seed=seed,
         seed_split="test",

@@ -28,7 +28,6 @@ from mirl.policies.programs import (
     START_KEY,
     STATE_KEY,
     Program,
-    ToActions,
     build_program,
 )
 
@@ -158,11 +157,6 @@ def test_squashed_actions_are_unscaled() -> None:
     """Actions of gSDE with a tanh have asymmetric bounds, as ``predict`` scales them."""
     options = {**MISSION, "use_sde": True, "squash_output": True}
     assert_same_actions(build(FusionPolicy, SPACE, BOUNDS, **options), SPACE)
-
-
-def test_box_actions_are_clipped() -> None:
-    mean = torch.tensor([[-9.0, 0.0], [0.0, 9.0]])
-    np.testing.assert_allclose(ToActions(BOUNDS)(mean), [[-3, 0.5], [0, 2]])
 
 
 @pytest.mark.parametrize("policy_class", [FusionPolicy, FusionDQNPolicy])
