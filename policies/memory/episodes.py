@@ -5,7 +5,7 @@ total, T * N timesteps in all of them. S is the size of a hidden state.
 """
 
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -207,10 +207,17 @@ class OneTimestep(Episodes):
         self.is_start = starts
         self.device = starts.device
 
+    # N is a symbol of torch, and no int, while a program for any batch size is exported.
+
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, Any]:
         """Return (1, N)."""
         return 1, self.is_start.shape[0]
+
+    @property
+    def batch_sizes(self) -> list[Any]:
+        """Return N alone, because all N segments have one timestep."""
+        return [self.is_start.shape[0]]
 
     @cached_property
     def are_unbroken(self) -> bool:
