@@ -43,12 +43,19 @@ def run(argv: list[str]) -> int:
     source = f"{config.run.name}, {config.checkpoint} checkpoint"
 
     if config.export:
-        from mirl.agents.export import export_run
+        from mirl.agents.exports.export import export_run
 
         export = export_run(opened, checkpoint, config)
+        check = export.check
         log(
-            f"Written: {export.path} ({export.parameters:,} parameters in place of "
-            f"{export.policy_parameters:,}, outputs within {export.difference:.0e} of the policy's)"
+            f"Written: {export.path} ({export.parameters:,} parameters of "
+            f"{export.policy_parameters:,})"
+        )
+        log(
+            f"Checked: outputs within {check.max_abs_difference:.0e} of the policy's on "
+            f"{check.observations} random observations, {check.equal_actions:.1%} of the actions "
+            f"equal, and all {check.episode_timesteps:,} actions of {check.episodes:,} played "
+            "episodes"
         )
         return 0
 

@@ -464,8 +464,8 @@ class EvalConfig(Config):
     adapt_episodes: tuple[PositiveInt, ...] = (16, 64, 256, 1024)
     """Numbers of training episodes after which the adapted policy is evaluated, ascending."""
     export: str = ""
-    """Export the policy for this mission or task in place of an evaluation, as a ``torch.export``
-    program ``exports/<name>.pt2``."""
+    """Export the policy in place of an evaluation: ``policy.onnx`` or ``policy.pt2`` with its
+    context as an input; a mission or task, also with such an ending, for that context alone."""
 
     @field_validator("adapt_episodes", mode="before")
     @classmethod

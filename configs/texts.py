@@ -8,13 +8,14 @@ TextForm = Literal["tokens", "utf8"]
 """Form of a text in an observation: one number per word, or one per byte."""
 N_BYTE_CODES = 257
 """Number of codes of a text as bytes: padding (0), then the byte plus 1."""
+TOKEN_PATTERN = r"\w+|[^\w\s]"
+"""Regular expression of a token: a word, or a single punctuation mark."""
 MAX_TEXT_LENGTH = 2**16
 """Largest length of a text in an observation."""
 MAX_VOCABULARY_CHARACTERS = 2**14
 """Largest number of characters of a suite's own words, so that they fit into a config.yaml."""
 
-# A word, or a single punctuation mark.
-_TOKEN = re.compile(r"\w+|[^\w\s]")
+_TOKEN = re.compile(TOKEN_PATTERN)
 # A word that YAML and Hydra read as text, written without quotes.
 _PLAIN = re.compile(r"[a-z]+")
 _NOT_PLAIN = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n", "inf", "nan"})

@@ -121,7 +121,7 @@ def get_task_ids(
     if isinstance(task, UniqueRows):
         return task.rows.long().flatten().index_select(0, task.groups.index)
     # (B, n) or (B, 1, n) -> (B, n) -> (B,)
-    return task.reshape(len(task), n_tasks).argmax(-1)
+    return task.reshape(task.shape[0], n_tasks).argmax(-1)
 
 
 class TaskIdContext(ContextEncoder):
@@ -242,6 +242,11 @@ class MissionContext(ContextEncoder):
             The distinct missions, encoded; padded to a multiple of ``CONTEXT_BUCKET``.
         """
         tokens = observations[self.keys[0]]
+        if torch.compiler.is_exporting():
+            # the number of distinct missions depends on the data, which a program cannot
+            assert isinstance(tokens, Tensor), "programs take no UniqueRows"
+            each: EncodedTexts = self.words(tokens.long())
+            return Context(self.norm(each.texts), None, each.words)
         distinct = tokens if isinstance(tokens, UniqueRows) else unique_rows(tokens.long())
         # drop the columns that are padding in every mission, but keep one for empty missions
         used_columns = (distinct.rows != 0).any(0).nonzero()
@@ -340,7 +345,7 @@ class GoalContext(ContextEncoder):
             assert isinstance(other, Tensor), "only the context may come as UniqueRows"
             goal = goal - other
         # (B, *goal) -> (B, goal_dim)
-        return goal.reshape(len(goal), self.goal_dim).float()
+        return goal.reshape(goal.shape[0], self.goal_dim).float()
 
 
 class RawContext(ContextEncoder):
@@ -378,6 +383,8 @@ class RawContext(ContextEncoder):
         value = observations[self.keys[0]]
         assert isinstance(value, Tensor), "numbers never come as UniqueRows"
         rows = value.reshape(value.shape[0], self.out_dim).float()
+        if torch.compiler.is_exporting():
+            return Context(self.scale * rows, None)
         # compared by their bits, because the hash of rows is one of integers
         distinct = unique_rows(rows.contiguous().view(torch.int32))
         values = distinct.rows.view(torch.float32)
@@ -463,6 +470,9 @@ class GoalImageContext(ContextEncoder):
         if not self.has_codes:
             assert isinstance(goal, Tensor), "pictures never come as UniqueRows"
             return Context(self.encoder({key: goal}), None)
+        if torch.compiler.is_exporting():
+            assert isinstance(goal, Tensor), "programs take no UniqueRows"
+            return Context(self.encoder({key: goal.float()}), None)
         # (B, H, W, codes) -> (B, H * W * codes)
         distinct = goal if isinstance(goal, UniqueRows) else unique_rows(goal.flatten(1).long())
         # (goals, H * W * codes) -> (goals, H, W, codes)

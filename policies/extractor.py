@@ -99,13 +99,15 @@ class MapFusion:
         fusion = self.fusion
         context = self.context
         # attention mixes the cells of a row
-        if isinstance(fusion, Fusion) and fusion.is_positionwise and context is not None:
+        groups = None if context is None else context.groups
+        if isinstance(fusion, Fusion) and fusion.is_positionwise and groups is not None:
+            assert context is not None
             n_pairs = len(context.values) * len(cells.rows)
-            if context.groups is not None and n_pairs <= cells.row_ids.numel():
+            if n_pairs <= cells.row_ids.numel():
                 # (types, C) -> (contexts, types, C), a view
                 repeated = cells.rows.expand(len(context.values), -1, -1)
                 # each context has its own block of rows in the table
-                first_rows = len(cells.rows) * context.groups.index
+                first_rows = len(cells.rows) * groups.index
                 index = cells.row_ids + first_rows.unsqueeze(1)
                 fused, similarities = self._fuse(repeated, context._replace(groups=None))
                 if similarities is not None:
@@ -255,6 +257,9 @@ class FusionExtractor(BaseFeaturesExtractor):
         ):
             context: Context = self.context(observations)
         self._check_context(context)
+        if torch.compiler.is_exporting():
+            # groups of rows have sizes that depend on the data, which a program cannot
+            context = context.ungrouped()
         vector, similarities = self.fuse(observations, context)
         if not self.return_features:
             return vector

@@ -166,6 +166,11 @@ def multiply_row_by_row(
         by_context = (x @ flat).unflatten(1, (z_dim, out_dim))
         # (B, 1, Z) x (B, Z, O) -> (B, O)
         return torch.bmm(z.unsqueeze(1), by_context).squeeze(1)
+    if torch.compiler.is_exporting():
+        # a program has no loop over chunks whose number depends on the size of the batch
+        # (B, Z, 1) * (B, 1, X) -> (B, Z * X)
+        outer_products = (z.unsqueeze(2) * x.unsqueeze(1)).flatten(1)
+        return outer_products @ weight.flatten(0, 1)
     operands = cast_for_autocast(x, z, weight)
     y: Tensor = _RowByRow.apply(*operands)  # type: ignore[no-untyped-call]
     return y

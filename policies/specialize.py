@@ -293,19 +293,32 @@ class SpecializedExtractor(nn.Module):
         check_keys(self.keys, observations)
         inputs = {}
         for key in self.keys:
-            inputs[key] = self._channels_first(key, observations[key])
+            inputs[key] = channels_first(key, observations[key], self.space)
         preprocessed = preprocess_obs(inputs, self.space, self.normalize_images)
         return self.trunk.fuse(cast(TensorDict, preprocessed), None)
 
-    def _channels_first(self, key: str, raw: Tensor) -> Tensor:
-        """Return a key in the shape that SB3 trains on, with the channels of an image first."""
-        value = raw
-        shape = self.space[key].shape
-        if value.ndim == 4 and value.shape[1:] != shape:
-            value = value.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
-        if value.shape[1:] != shape:
-            raise ValueError(f"'{key}' expects a batch of shape {shape}, got {tuple(raw.shape)}")
-        return value
+
+def channels_first(key: str, raw: Tensor, space: spaces.Dict) -> Tensor:
+    """Return a key in the shape that SB3 trains on, with the channels of an image first.
+
+    Args:
+        key: the key.
+        raw: its values as the environment returns them, (B, *shape) or (B, H, W, C).
+        space: the space that the policy was built for.
+
+    Returns:
+        The values, (B, *shape).
+
+    Raises:
+        ValueError: if they have another shape.
+    """
+    value = raw
+    shape = space[key].shape
+    if value.ndim == 4 and value.shape[1:] != shape:
+        value = value.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
+    if value.shape[1:] != shape:
+        raise ValueError(f"'{key}' expects a batch of shape {shape}, got {tuple(raw.shape)}")
+    return value
 
 
 def check_keys(keys: tuple[str, ...], observations: dict[str, Tensor]) -> None:

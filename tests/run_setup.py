@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mirl.agents.builder import resolve_auto
 from mirl.agents.evaluation import evaluate_run
-from mirl.agents.export import Export, export_run
+from mirl.agents.exports.export import Export, export_run
 from mirl.agents.few_shot import Adaptation, adapt_run
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.choices import adopt_choices

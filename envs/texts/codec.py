@@ -111,6 +111,16 @@ class TextCodec:
         # one more than needed, because policies recognize bytes by the number of their codes
         return n_ids + 1 if n_ids == N_BYTE_CODES else n_ids
 
+    @property
+    def word_ids(self) -> dict[str, int]:
+        """Ids of the words that have one of their own."""
+        return dict(self._ids)
+
+    @property
+    def unknown_ids(self) -> tuple[int, int]:
+        """First id of the other words, and the number of their ids."""
+        return 1 + self._n_known, HASH_BUCKETS
+
     def space(self) -> spaces.Box:
         """Return the space of the arrays, (length,)."""
         return spaces.Box(0, self.n_codes - 1, (self.length,), np.int16)

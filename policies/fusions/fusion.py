@@ -98,7 +98,8 @@ class Fusion(nn.Module, Part, ABC):
         self._check_shapes(features, context, groups, rows)
         if has_positions:
             # (B, *positions, X) -> (B, P, X)
-            x = features.reshape(len(features), -1, self.features_dim)
+            # len(features) would make the size of the batch a constant of an exported program
+            x = features.reshape(features.shape[0], -1, self.features_dim)
             z = context
         else:
             # (*B, X) -> (B, 1, X)

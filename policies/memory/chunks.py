@@ -32,6 +32,8 @@ class ChunkedCore(Core):
         groups: ContextGroups | None,
     ) -> tuple[Tensor, Tensor]:
         """Run the chunks one after the other; see ``Core.run``."""
+        if x.shape[0] <= self.CHUNK:
+            return self.forward_chunk(x, state, episodes)
         outputs: list[Tensor] = []
         for start in range(0, len(x), self.CHUNK):
             chunk = slice(start, start + self.CHUNK)

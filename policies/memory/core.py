@@ -188,9 +188,9 @@ class Core(nn.Module, Part, ABC):
             )
         if context is None or groups is not None:
             return
-        if len(context) != math.prod(episodes.shape):
+        if context.shape[0] != math.prod(episodes.shape):
             raise ValueError(
-                f"expected a context for each of {episodes.shape} timesteps, got {len(context)}"
+                f"expected a context for each of {episodes.shape} timesteps, got {context.shape[0]}"
             )
 
 

@@ -5,7 +5,7 @@ total, T * N timesteps in all of them. S is the size of a hidden state.
 """
 
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -194,3 +194,53 @@ class Episodes:
             return tensor
         # Only copies from pinned memory are asynchronous.
         return tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+class OneTimestep(Episodes):
+    """The episode starts of one timestep, held in a tensor as an exported program needs them.
+
+    Args:
+        starts: (N,), True where an episode starts.
+    """
+
+    def __init__(self, starts: Bool[Tensor, " batch"]) -> None:
+        self.is_start = starts
+        self.device = starts.device
+
+    # N is a symbol of torch, and no int, while a program for any batch size is exported.
+
+    @property
+    def shape(self) -> tuple[int, Any]:
+        """Return (1, N)."""
+        return 1, self.is_start.shape[0]
+
+    @property
+    def batch_sizes(self) -> list[Any]:
+        """Return N alone, because all N segments have one timestep."""
+        return [self.is_start.shape[0]]
+
+    @cached_property
+    def are_unbroken(self) -> bool:
+        """Return True, because no timestep follows in which an episode could start."""
+        return True
+
+    @cached_property
+    def number(self) -> Int[Tensor, "1 batch"]:
+        """Return (1, N), the number of each timestep's episode, 0 or 1."""
+        return self.is_start.long().unsqueeze(0)
+
+    def reset_state(self, state: Float[Tensor, "batch state"]) -> Float[Tensor, "batch state"]:
+        """Return the hidden state for the timestep: zeros where an episode starts.
+
+        Args:
+            state: (N, S), the hidden state before the timestep.
+        """
+        return state.masked_fill(self.is_start.unsqueeze(1), 0)
+
+    def age(self, before: Float[Tensor, " batch"]) -> Float[Tensor, "1 batch"]:
+        """Return (1, N), the number of timesteps of its episode that precede each timestep.
+
+        Args:
+            before: (N,), the number of timesteps of the episode that precede this one.
+        """
+        return before.masked_fill(self.is_start, 0).unsqueeze(0)

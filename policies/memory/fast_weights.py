@@ -74,7 +74,9 @@ class FastWeights(ChunkedCore):
         # u_t + β_t Σ_{s<t} (k_t · k_s) u_s = β_t (v_t − M_0ᵀ k_t), one row for each t.
         system = beta * (k @ k.mT) * same_episode.tril(-1)
         missing = beta * (v - continues * (k @ memory))
-        u = torch.linalg.solve_triangular(system, missing, upper=False, unitriangular=True)
+        u = missing
+        if x.shape[0] > 1:  # the system of a single timestep is 1
+            u = torch.linalg.solve_triangular(system, missing, upper=False, unitriangular=True)
         # M_0ᵀ q_t from before the chunk, and Σ_{s≤t} (q_t · k_s) u_s from the chunk itself.
         read = continues * (q @ memory) + (q @ k.mT * same_episode.tril()) @ u
         # What the last episode of the chunk leaves.

@@ -15,6 +15,8 @@ from mirl.policies.memory.episodes import Episodes
 
 KernelState = Tensor | tuple[Tensor, ...]
 """The state as torch's kernels take it: h, or (h, c), each (1, P, H)."""
+CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+"""Weights of a layer, in the order in which torch's cells take them."""
 
 
 class Recurrent(Core):
@@ -50,6 +52,9 @@ class Recurrent(Core):
         groups: ContextGroups | None,
     ) -> tuple[Tensor, Tensor]:
         """Run the layer over all segments; see ``Core.run``. The context is ignored."""
+        if torch.compiler.is_exporting():
+            y, last_state = self._run_cell(x.squeeze(0), state)
+            return y.unsqueeze(0), last_state
         first = self._split_state(episodes.first_states(state))
         if episodes.are_unbroken:
             # No segment ends early, so torch can run a dense batch instead of a packed one.
@@ -58,6 +63,18 @@ class Recurrent(Core):
         packed = PackedSequence(episodes.pack(x), torch.tensor(episodes.batch_sizes))
         y, last = self.network(packed, first)
         return episodes.unpack(y.data), episodes.last_states(self._join_state(last))
+
+    def _run_cell(
+        self, x: Float[Tensor, "batch features"], state: Float[Tensor, "batch state"]
+    ) -> tuple[Float[Tensor, "batch size"], Float[Tensor, "batch state"]]:
+        """Run the layer for one timestep, in operations that an exported program can have."""
+        network = self.network
+        weights = [network.get_parameter(f"{name}_l0") for name in CELL_WEIGHTS]
+        if isinstance(network, nn.LSTM):
+            h, c = torch.lstm_cell(x, state.chunk(2, dim=1), *weights)
+            return h, torch.cat([h, c], dim=1)
+        h = torch.gru_cell(x, state, *weights)
+        return h, h
 
     def _split_state(self, state: Float[Tensor, "pieces state"]) -> KernelState:
         # (P, S) -> (1, P, H) each

@@ -111,8 +111,8 @@ class MiLstm(Core):
             scale.split(batch_sizes),
             strict=True,
         ):
-            n_running = len(main_t)
-            if n_running < len(h):
+            n_running = main_t.shape[0]
+            if n_running < h.shape[0]:
                 # Segments are sorted by length: the last ones have ended.
                 ended.append(torch.cat([h[n_running:], c[n_running:]], dim=1))
                 h = h[:n_running]

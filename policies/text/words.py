@@ -193,7 +193,7 @@ class GruMissionEncoder(nn.Module):
         # the GRU also runs over the padding behind the last word, whose states are not used;
         # an empty mission has the state after its first token
         last_word = (tokens != 0).sum(1).sub(1).clamp(min=0)
-        missions = torch.arange(len(tokens), device=tokens.device)
+        missions = torch.arange(tokens.shape[0], device=tokens.device)
         final: Tensor = states[missions, last_word]
         return EncodedTexts(final, locate(embedded, find_words(tokens)))
 

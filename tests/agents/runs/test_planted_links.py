@@ -76,7 +76,10 @@ LINKS: list[tuple[str, tuple[str, ...]]] = [
     ("eval.py", (f"eval/{REPORT}.json", f"eval/{REPORT}-goto_door.gif")),
     ("eval.py", (f"eval/.{REPORT}.json.tmp", f"eval/.{REPORT}-goto_door.gif.tmp")),
     ("export", ("exports/",)),
-    ("export", (f"exports/{EXPORT}.pt2", f"exports/{EXPORT}.json", f"exports/.{EXPORT}.pt2.tmp")),
+    (
+        "export",
+        (f"exports/{EXPORT}.pt2", f"exports/{EXPORT}.pt2.json", f"exports/.{EXPORT}.pt2.tmp"),
+    ),
     ("few-shot", ("eval/",)),
     ("few-shot", (f"eval/{ADAPTED}.json", f"eval/.{ADAPTED}.json.tmp")),
 ]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mirl.policies.memory.episodes import Episodes
+from mirl.policies.memory.episodes import Episodes, OneTimestep
 
 close = torch.testing.assert_close
 exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
@@ -61,3 +61,18 @@ def test_age_counts_timesteps_of_episode() -> None:
 def test_episodes_are_numbered() -> None:
     expected = [[0, 1, 0], [0, 1, 1], [1, 1, 1], [1, 1, 2]]
     assert Episodes(STARTS).number.tolist() == expected
+
+
+def test_one_timestep_equals_episodes() -> None:
+    """The episode starts of a single timestep, as a tensor, give what those of a sequence give."""
+    starts = torch.tensor([True, False, False, True])
+    expected = Episodes(starts[None].numpy())
+    one = OneTimestep(starts)
+    state = torch.arange(8.0).reshape(4, 2)
+    ages = torch.tensor([3.0, 0.0, 5.0, 7.0])
+    assert one.shape == expected.shape
+    assert one.are_unbroken == expected.are_unbroken
+    assert one.batch_sizes == expected.batch_sizes
+    torch.testing.assert_close(one.number, expected.number)
+    torch.testing.assert_close(one.reset_state(state), expected.reset_state(state))
+    torch.testing.assert_close(one.age(ages), expected.age(ages))
