@@ -1,4 +1,7 @@
-"""Train an agent: ``python train.py task=goto_door fusion=bilinear``. See ``--help``."""
+"""Train an agent: ``python train.py task=goto_door fusion=bilinear``. See ``--help``.
+
+``python train.py --multirun fusion=film,bilinear seed=0,1,2`` trains one for each combination.
+"""
 
 import shlex
 import sys
@@ -12,8 +15,10 @@ with ended_by_interrupt():
         limit_kernel_caches,
     )
     from mirl.configs.commands.help import train_help
+    from mirl.configs.commands.sweep import SweepConfig, is_multirun, parse_sweep
     from mirl.configs.commands.words import typed_words
     from mirl.configs.compose import compose_train
+    from mirl.configs.errors import RunError
     from mirl.configs.imports import import_words
 
 
@@ -25,7 +30,12 @@ def run(argv: list[str]) -> int:
 
     Returns:
         The exit code: 0, or 130 if the run was stopped and saved.
+
+    Raises:
+        RunError: the training failed, or runs of a sweep did.
     """
+    if is_multirun(argv):
+        return run_sweep(parse_sweep(argv))
     config = compose_train(argv)  # before torch is imported, so that mistakes are reported at once
 
     limit_kernel_caches()
@@ -58,6 +68,38 @@ def run(argv: list[str]) -> int:
     # with every option that this evaluation had
     words = [*typed_words(config.test_evaluation), *import_words(config.model_dump())]
     log(f"Evaluate again: {command('mirl-eval')} {' '.join(words)}")
+    return 0
+
+
+def run_sweep(config: SweepConfig) -> int:
+    """Train the runs of a sweep, or look for the best values of a study.
+
+    Args:
+        config: the sweep.
+
+    Returns:
+        The exit code: 0, or 130 if the sweep was stopped.
+
+    Raises:
+        RunError: runs have failed.
+    """
+    limit_kernel_caches()
+    with ended_by_interrupt():
+        from mirl.agents.result_tables import PlainConsole
+        from mirl.agents.sweeps.grid import run_grid
+
+    console = PlainConsole()
+    result = run_grid(config, console.log_line)
+    console.print(result.table)
+    console.log_line(f"Written: {result.written}")
+    if result.failures:
+        lines = [f"{name}: {reason}" for name, reason in result.failures.items()]
+        raise RunError("runs failed; the same command tries them again\n" + "\n".join(lines))
+    if result.missing:
+        console.log_line(
+            f"Stopped, {result.missing} runs are missing; run the same command again to go on."
+        )
+        return 130  # as after Ctrl-C in a shell
     return 0
 
 

@@ -135,6 +135,7 @@ def compare_help(argv: Sequence[str] = ()) -> str:
     own = {"task": fields["tasks"], f"{PREFIX}NAME": fields["settings"]}
     for name in OWN_WORDS:
         own[name] = fields[name]
+    own[f"{SLURM}OPTION"] = fields["slurm"]
     return _flat_help(argv, COMPARE_USAGE, own)
 
 

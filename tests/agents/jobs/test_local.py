@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 from engine_calls import call
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from mirl.agents.comparison.engine import LokyEngine, local_engine
+from mirl.agents.jobs.engine import JobDiedError
+from mirl.agents.jobs.local import LokyEngine, local_engine
 
 
 def test_failures_do_not_stop_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,7 +15,7 @@ def test_failures_do_not_stop_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = dict(LokyEngine(2, cpus=3).run(call, range(4)))
     assert isinstance(found[1], ValueError)
-    assert isinstance(found[2], TerminatedWorkerError)
+    assert isinstance(found[2], JobDiedError)
     first, last = found[0], found[3]
     assert isinstance(first, tuple)
     assert isinstance(last, tuple)
@@ -51,7 +51,7 @@ def test_items_are_taken_when_free() -> None:
 def test_runs_divide_the_cores(
     monkeypatch: pytest.MonkeyPatch, jobs: int | None, n_runs: int, expected: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr("mirl.agents.comparison.engine.cpu_count", lambda: 8)
+    monkeypatch.setattr("mirl.agents.jobs.local.cpu_count", lambda: 8)
     engine = local_engine(jobs, n_runs)
     assert (engine.jobs, engine.cpus) == expected
 
