@@ -5,6 +5,7 @@
 
 import shlex
 import sys
+from collections.abc import Callable, Mapping
 
 from mirl.configs.commands.interrupts import ended_by_interrupt
 
@@ -87,18 +88,31 @@ def run_sweep(config: SweepConfig) -> int:
     with ended_by_interrupt():
         from mirl.agents.result_tables import PlainConsole
         from mirl.agents.sweeps.grid import run_grid
+        from mirl.agents.sweeps.study import run_study
 
     console = PlainConsole()
-    result = run_grid(config, console.log_line)
-    console.print(result.table)
-    console.log_line(f"Written: {result.written}")
-    if result.failures:
-        lines = [f"{name}: {reason}" for name, reason in result.failures.items()]
-        raise RunError("runs failed; the same command tries them again\n" + "\n".join(lines))
-    if result.missing:
-        console.log_line(
-            f"Stopped, {result.missing} runs are missing; run the same command again to go on."
-        )
+    if config.is_study:
+        study = run_study(config, console.log_line)
+        console.print(study.table)
+        counts = ", ".join(f"{number} {state}" for state, number in sorted(study.counts.items()))
+        console.log_line(f"Trials: {counts}. Written: {study.written}")
+        if study.best is not None:
+            words = " ".join(map(shlex.quote, study.best))
+            console.log_line(f"Train the best values with other seeds: train.py {words} seed=…")
+        return _sweep_code(study.failures, study.missing, console.log_line)
+    grid = run_grid(config, console.log_line)
+    console.print(grid.table)
+    console.log_line(f"Written: {grid.written}")
+    return _sweep_code(grid.failures, grid.missing, console.log_line)
+
+
+def _sweep_code(failures: Mapping[str, str], missing: int, log: Callable[[str], None]) -> int:
+    """Return the exit code of a sweep, or raise if runs have failed."""
+    if failures:
+        lines = [f"{name}: {reason}" for name, reason in failures.items()]
+        raise RunError("runs failed\n" + "\n".join(lines))
+    if missing:
+        log(f"Stopped, {missing} runs are missing; run the same command again to go on.")
         return 130  # as after Ctrl-C in a shell
     return 0
 

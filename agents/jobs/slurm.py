@@ -203,11 +203,11 @@ def slurm_engine(
     if cluster == "local":
         at_once, cpus = divide(cpu_count(), jobs, n_runs)
     parameters: dict[str, object] = {"cpus_per_task": cpus, "timeout_min": TIMEOUT_MINUTES}
-    for key, value in given.items():
-        parameters["timeout_min" if key == "time" else key] = value
+    for key, option in given.items():
+        parameters["timeout_min" if key == "time" else key] = option
     typed: dict[str, object] = {}
-    for key, value in parameters.items():
-        typed[key if key in GENERIC else f"slurm_{key}"] = value
+    for key, parameter in parameters.items():
+        typed[key if key in GENERIC else f"slurm_{key}"] = parameter
     if not isinstance(typed["cpus_per_task"], int):
         raise ConfigError(f"slurm.cpus_per_task: expected a number, got '{typed['cpus_per_task']}'")
     return SlurmEngine(folder, at_once, typed, cluster)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, MutableMapping
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from mirl.configs.config import Config
 
@@ -26,7 +26,7 @@ class EngineConfig(Config):
     jobs: PositiveInt | None = None
     """Runs at a time, which share the cores; none for as many as there are cores, and on Slurm for
     all of them."""
-    slurm: dict[str, str] = {}
+    slurm: dict[str, str] = Field(default_factory=dict)
     """Options of Slurm's jobs, e.g. slurm.partition=gpu slurm.gpus_per_node=1 slurm.time=600
     (minutes), named as in submitit; slurm.cluster=local tries them without Slurm."""
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from mirl.configs.commands.engines import SLURM
 from mirl.configs.commands.values import is_list
 from mirl.configs.commands.words import TYPED_NAMES, option_names, typed_name, typed_value
 from mirl.configs.comparison import OWN_WORDS, PREFIX, ComparisonConfig

@@ -101,9 +101,9 @@ class SweepConfig(EngineConfig):
     with several values are in choices or ranges as well."""
     config_dir: Path | None = None
     """Folder of the user's own presets."""
-    choices: dict[str, tuple[str, ...]] = {}
+    choices: dict[str, tuple[str, ...]]
     """Values of the options of which several came."""
-    ranges: dict[str, RangeConfig] = {}
+    ranges: dict[str, RangeConfig]
     """Ranges of options."""
     out: Path | None = None
     """Folder of the sweep's logs and results, and of a study's runs; by default in sweeps/."""
