@@ -99,7 +99,11 @@ def run_sweep(config: SweepConfig) -> int:
         if study.best is not None:
             words = " ".join(map(shlex.quote, study.best))
             console.log_line(f"Train the best values with other seeds: train.py {words} seed=…")
-        return _sweep_code(study.failures, study.missing, console.log_line)
+        for name, reason in study.failures.items():
+            console.log_line(f"{name} failed: {reason}")
+        # values that cannot be trained are a result like others, unless no others were found
+        failures = {} if study.best is not None else study.failures
+        return _sweep_code(failures, study.missing, console.log_line)
     grid = run_grid(config, console.log_line)
     console.print(grid.table)
     console.log_line(f"Written: {grid.written}")

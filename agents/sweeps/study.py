@@ -157,9 +157,20 @@ class _Execution:
         space = distributions(self.config)
         while len(self.study.get_trials(deepcopy=False)) < self.config.trials:
             trial = self.study.ask(space)
+            if self._copy_twin(trial):
+                continue
             words = self.config.words(typed_values(self.config, trial.params))
             trial.set_user_attr(ARGUMENTS, words)
             yield TrialJob(trial.number, tuple(words))
+
+    def _copy_twin(self, trial: "optuna.Trial") -> bool:
+        """End a trial like an earlier one with the same values, of which it would be a copy."""
+        for earlier in self.study.get_trials(deepcopy=False, states=[_state("COMPLETE")]):
+            if earlier.params == trial.params:
+                self.study.tell(trial, earlier.value)
+                self._log(trial.number, f"as trial {earlier.number}")
+                return True
+        return False
 
     def _on_end(self, job: TrialJob, outcome: object, failure: str) -> None:
         if isinstance(outcome, JobDiedError):
@@ -173,9 +184,13 @@ class _Execution:
         elif failure and not isinstance(outcome, JobDiedError):
             self._fail(job)
             state = "fail"
-        settings = describe(typed_values(self.config, frozen.params))
         value = "" if frozen.value is None else f", value {frozen.value:.4g}"
-        self.log(f"[{job.number + 1}/{self.config.trials}] {settings}: {state}{value}")
+        self._log(job.number, f"{state}{value}")
+
+    def _log(self, number: int, what: str) -> None:
+        params = self.study.get_trials(deepcopy=False)[number].params
+        settings = describe(typed_values(self.config, params))
+        self.log(f"[{number + 1}/{self.config.trials}] {settings}: {what}")
 
     def _fail(self, job: TrialJob) -> None:
         self.study.tell(job.number, state=_state("FAIL"), skip_if_finished=True)
