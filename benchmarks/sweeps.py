@@ -72,6 +72,8 @@ def environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "RAY_ADDRESS": f"127.0.0.1:{RAY_PORT}",
+        # by default, processes of Ray give way to all others of the machine
+        "RAY_worker_niceness": "0",
     }
     return {**os.environ, **changes}
 
