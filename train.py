@@ -5,7 +5,7 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from mirl.configs.commands.interrupts import ended_by_interrupt
 
@@ -101,24 +101,25 @@ def run_sweep(config: SweepConfig) -> int:
             console.log_line(f"Train the best values with other seeds: train.py {words} seed=…")
         for name, reason in study.failures.items():
             console.log_line(f"{name} failed: {reason}")
-        # values that cannot be trained are a result like others, unless no others were found
-        failures = {} if study.best is not None else study.failures
-        return _sweep_code(failures, study.missing, console.log_line)
+        if study.best is None and study.failures:
+            # values that cannot be trained are a result like others, unless no others were found
+            raise RunError(f"no trial is complete; see {study.written.parent / 'logs'}")
+        return _stopped_code(study.missing, console.log_line)
     grid = run_grid(config, console.log_line)
     console.print(grid.table)
     console.log_line(f"Written: {grid.written}")
-    return _sweep_code(grid.failures, grid.missing, console.log_line)
+    if grid.failures:
+        lines = [f"{name}: {reason}" for name, reason in grid.failures.items()]
+        raise RunError("runs failed; the same command tries them again\n" + "\n".join(lines))
+    return _stopped_code(grid.missing, console.log_line)
 
 
-def _sweep_code(failures: Mapping[str, str], missing: int, log: Callable[[str], None]) -> int:
-    """Return the exit code of a sweep, or raise if runs have failed."""
-    if failures:
-        lines = [f"{name}: {reason}" for name, reason in failures.items()]
-        raise RunError("runs failed\n" + "\n".join(lines))
-    if missing:
-        log(f"Stopped, {missing} runs are missing; run the same command again to go on.")
-        return 130  # as after Ctrl-C in a shell
-    return 0
+def _stopped_code(missing: int, log: Callable[[str], None]) -> int:
+    """Return the exit code of a sweep, which was stopped if runs are missing."""
+    if not missing:
+        return 0
+    log(f"Stopped, {missing} runs are missing; run the same command again to go on.")
+    return 130  # as after Ctrl-C in a shell
 
 
 def main() -> None:
