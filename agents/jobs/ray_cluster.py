@@ -18,8 +18,11 @@ from mirl.agents.jobs.engine import (
     divide,
     thread_variables,
 )
+from mirl.configs.command_line import KERNEL_CACHES
 from mirl.configs.errors import ConfigError
 
+INHERITED = ("PYTHONPATH", *KERNEL_CACHES)
+"""Environment variables of the command that its tasks have as well."""
 POLL_SECONDS = 1.0
 """Seconds to wait for a task before Ctrl-C is looked for."""
 
@@ -52,8 +55,11 @@ class RayEngine:
         """
         import ray
 
-        # Ray's own variables would not reach the process before torch is imported
+        # the processes have the variables of the cluster, and these before torch is imported
         variables = thread_variables(self.cpus)
+        for name in INHERITED:
+            if name in os.environ:
+                variables[name] = os.environ[name]
         with _connected({"env_vars": variables}):
             # no retries: a repeated command resumes a run whose process has died
             task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0, max_calls=1)(

@@ -44,7 +44,7 @@ class GridJob:
     """A run of a grid, for a process of its own.
 
     Args:
-        name: name of the run directory, or several with slashes in other names replaced.
+        name: name of the run directory.
         words: arguments of train.py.
         settings: the values that tell it from the other runs.
     """

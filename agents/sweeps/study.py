@@ -175,6 +175,7 @@ class _Execution:
     def _on_end(self, job: TrialJob, outcome: object, failure: str) -> None:
         if isinstance(outcome, JobDiedError):
             self.died.append(job)
+        self.failures.pop(job.name, None)  # it was resumed
         if failure:
             self.failures[job.name] = failure
         frozen = self.study.get_trials(deepcopy=False)[job.number]

@@ -24,6 +24,8 @@ DEFAULT_TRIALS = 20
 """Number of trials of a study, if it is not given."""
 MAX_RUNS = 10_000
 """Largest number of runs of a sweep."""
+DIGITS = 12
+"""Decimal places of the values of a range with steps."""
 MAX_NAME = 128
 """Length of the name of a run, at most."""
 OWN_WORDS = ("out", "n_trials")
@@ -35,7 +37,7 @@ SET_BY_STUDY = {
     "runs_dir": "the trials are in the folder of the study; use out=…",
 }
 """Options of train.py that a study sets itself, and what to do instead."""
-RANGE = re.compile(r"(int\(|tag\(|range\(|interval\()")
+RANGE = re.compile(r"(int|tag|range|interval|shuffle|sort|glob)\(")
 """Beginnings of values that are ranges in Hydra's syntax."""
 
 
@@ -74,7 +76,8 @@ class RangeConfig(Config):
         """Return all values of a range with steps, as they are typed."""
         assert self.step is not None
         number = round((self.high - self.low) / self.step)
-        return [self.typed(self.low + index * self.step) for index in range(number + 1)]
+        values = [round(self.low + index * self.step, DIGITS) for index in range(number + 1)]
+        return [self.typed(value) for value in values]
 
 
 class SweepRun(NamedTuple):
@@ -264,17 +267,23 @@ def _parse_range(key: str, value: str, integer: bool) -> RangeConfig:
     except (HydraException, RecursionError):
         raise ConfigError(expected) from None
     match parsed:
-        case IntervalSweep(start=int() | float() as low, end=int() | float() as high):
+        case IntervalSweep(start=int() | float() as low, end=int() | float() as high) if (
+            parsed.tags <= {"log"}
+        ):
             is_integer = integer or (isinstance(low, int) and isinstance(high, int))
             kind = {"low": low, "high": high, "log": "log" in parsed.tags, "integer": is_integer}
             step = None
-        case RangeSweep(start=int() | float() as low, stop=int() | float() as stop):
+        case RangeSweep(start=int() | float() as low, stop=int() | float() as stop) if (
+            not parsed.tags and not parsed.shuffle
+        ):
             numbers = list(parsed.range())
             if len(numbers) < 2:
                 raise ConfigError(f"{key}: expected a range of two or more values, got '{value}'")
             is_integer = all(float(number).is_integer() for number in (low, stop, parsed.step))
-            kind = {"low": low, "high": float(numbers[-1]), "integer": is_integer}
             step = float(parsed.step)
+            # the sum of many steps is not exact
+            high = round(low + step * (len(numbers) - 1), DIGITS)
+            kind = {"low": low, "high": high, "integer": is_integer}
         case _:
             raise ConfigError(expected)
     try:
@@ -321,14 +330,14 @@ def sweep_runs(config: SweepConfig) -> list[SweepRun]:
     is_named = any(key == "name" for key, _ in config.options)
     labeled = [name for name in names if is_named or name not in IN_NAME]
     runs = [_run_of(config, each, labeled) for each in settings]
-    if len({run.config.run_dir for run in runs}) < len(runs):
+    if len({run.name for run in runs}) < len(runs):
         # presets of one kind, which share its name
         runs = [_run_of(config, each, names) for each in settings]
-    found: set[Path] = set()
+    found: set[str] = set()
     for run in runs:
-        if run.config.run_dir in found:
-            raise ConfigError(f"two runs of the sweep have the directory {run.config.run_dir}")
-        found.add(run.config.run_dir)
+        if run.name in found:
+            raise ConfigError(f"two runs of the sweep have the name '{run.name}'")
+        found.add(run.name)
     return runs
 
 
@@ -339,8 +348,9 @@ def _run_of(config: SweepConfig, settings: dict[str, str], labeled: Sequence[str
         parts = [composed.run_name]
         for key in labeled:
             parts.append(file_name(f"{key.rpartition('.')[2]}{settings[key]}"))
-        words.append(f"name={short_file_name('-'.join(parts), MAX_NAME)}")
-        composed = compose(words, settings)
+        name = short_file_name("-".join(parts), MAX_NAME)
+        words.append(f"name={name}")
+        composed = composed.model_copy(update={"name": name})
     assert re.fullmatch(RUN_NAME, composed.run_name), composed.run_name
     return SweepRun(composed, settings, tuple(words))
 

@@ -54,6 +54,7 @@ def test_names_do_not_depend_on_others() -> None:
     [
         ("seed=0,1", ("0", "1")),
         ("seed=range(0,6,2)", ("0", "2", "4")),
+        ("agent.gamma=range(.7,1,.1)", ("0.7", "0.8", "0.9")),
         ("agent.gamma=choice(.9, .99)", (".9", ".99")),
         ("sites=[map],[map,heads]", ("[map]", "[map,heads]")),
         ("agent.net_arch=[8],[16]", ("[8]", "[16]")),
@@ -130,6 +131,8 @@ def test_folder_is_that_of_the_words() -> None:
         ("lr=1,2", "lr=1: unknown option 'lr'. Did you mean 'agent.learning_rate'?"),
         ("agent.gamma=interval(1,0)", "agent.gamma: a range needs a lower bound below"),
         ("agent.gamma=tag(log,interval(0,1))", "above 0 if it is logarithmic"),
+        ("agent.n_epochs=shuffle(range(1,5))", "agent.n_epochs"),
+        ("agent.n_epochs=tag(log,range(1,5))", "agent.n_epochs: expected a range such as"),
         ("agent.gamma=interval(0,", "agent.gamma: expected a range such as"),
         ("agent.gamma=interval(0,2)", "agent.gamma=2.0: agent.gamma: input should be less"),
         ("seed=1,2 n_trials=3", "seed: a study of several seeds would choose the luckiest"),
@@ -153,7 +156,7 @@ def test_mistake_is_one_line(words: str, message: str | None) -> None:
 
 def test_same_directory_is_refused() -> None:
     """Two values whose names differ only in characters that a folder cannot have."""
-    with pytest.raises(ConfigError, match="two runs of the sweep have the directory"):
+    with pytest.raises(ConfigError, match="two runs of the sweep have the name"):
         grid("task.kwargs.text=choice('a b','a?b')", "runs_dir=x")
 
 
