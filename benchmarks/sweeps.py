@@ -51,15 +51,16 @@ RANGES = ("agent.learning_rate=tag(log,interval(1e-4,1e-1))", "agent.n_epochs=in
 RAY_PORT = 6399
 
 
-def commands(jobs: int) -> dict[str, list[str]]:
+def commands(jobs: int, seeds: int) -> dict[str, list[str]]:
     """Return the command lines, without their engines, by the names of the measurements."""
+    listed = ",".join(map(str, range(seeds)))
     train = [str(ROOT / "train.py"), "--multirun"]
     compare = [str(ROOT / "compare.py")]
     both = [TASKS, FUSIONS, *TINY, f"jobs={jobs}"]
     study = ["task=corridor_env:ToyCorridor-v0", *TINY, *RANGES, f"jobs={jobs}", "n_trials=20"]
     return {
-        "grid": [*train, *both, "seed=0,1,2"],
-        "compare": [*compare, *both, "seeds=3", "out=comparison"],
+        "grid": [*train, *both, f"seed={listed}"],
+        "compare": [*compare, *both, f"seeds={seeds}", "out=comparison"],
         "study": [*train, *study],
     }
 
@@ -148,14 +149,16 @@ def arguments(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
 
 
-def measure_kill(name: str, engine: str, jobs: int, folder: Path) -> dict[str, object]:
+def measure_kill(name: str, engine: str, jobs: int, seeds: int, folder: Path) -> dict[str, object]:
     """Kill a grid or a comparison at half, repeat it, and count its runs."""
-    command = [sys.executable, *commands(jobs)[name], *ENGINES[engine]]
-    before = kill_at_half(command, folder, half=9)
+    command = [sys.executable, *commands(jobs, seeds)[name], *ENGINES[engine]]
+    runs = 6 * seeds
+    before = kill_at_half(command, folder, half=runs // 2)
     again = subprocess.run(command, cwd=folder, env=environment(), check=False)
     records = list(folder.glob("*/**/records/*.json"))
     kept = [path for path, written in before.items() if path.stat().st_mtime_ns == written]
     return {
+        "runs": runs,
         "killed_at": len(before),
         "finished": len(records),
         "kept": len(kept),
@@ -165,7 +168,7 @@ def measure_kill(name: str, engine: str, jobs: int, folder: Path) -> dict[str, o
 
 def measure_study(jobs: int, folder: Path) -> dict[str, object]:
     """Kill a worker of a study, and count the trials at its end."""
-    command = [sys.executable, *commands(jobs)["study"]]
+    command = [sys.executable, *commands(jobs, seeds=3)["study"]]
     code = kill_a_worker(command, folder, half=10)
     [results] = folder.glob("sweeps/*/results.json")
     trials = json.loads(results.read_text())["runs"]
@@ -182,7 +185,7 @@ def row(name: str, engine: str, found: dict[str, object]) -> list[str]:
         ended = f"{found['trials']} of 20 trials: {counts}"
         return ["study", NAMES[engine], "one worker killed", ended, "", str(found["exit_code"])]
     label = {"grid": "train.py --multirun", "compare": "compare.py"}[name]
-    cells = [f"{found['killed_at']} of 18", f"{found['finished']} of 18"]
+    cells = [f"{found['killed_at']} of {found['runs']}", f"{found['finished']} of {found['runs']}"]
     kept = f"{found['kept']} of {found['killed_at']}"
     return [label, NAMES[engine], *cells, kept, str(found["exit_code"])]
 
@@ -196,6 +199,7 @@ def main() -> None:
     )
     parser.add_argument("what", nargs="*", choices=everything, default=everything)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each setting and task")
     options = parser.parse_args()
     path = RESULTS / "sweeps.json"
     found: dict[str, dict[str, object]] = {}
@@ -209,9 +213,9 @@ def main() -> None:
                 measured = measure_study(options.jobs, Path(folder))
             elif engine == "ray":
                 with ray_cluster():
-                    measured = measure_kill(name, engine, options.jobs, Path(folder))
+                    measured = measure_kill(name, engine, options.jobs, options.seeds, Path(folder))
             else:
-                measured = measure_kill(name, engine, options.jobs, Path(folder))
+                measured = measure_kill(name, engine, options.jobs, options.seeds, Path(folder))
         found[what] = {**measured, "seconds": round(time.perf_counter() - start)}
         shown = [each for each in everything if each in found]
         rows = [row(*each.split(":"), found[each]) for each in shown]
