@@ -1,7 +1,7 @@
 """Kill sweeps, comparisons and a study on each engine, repeat the command, count what is there.
 
     python benchmarks/sweeps.py                   # everything, into results/sweeps.json
-    python benchmarks/sweeps.py grid:ray study    # some of it, added to the results so far
+    python benchmarks/sweeps.py grid:ray study:local    # some of it, added to the results so far
 
 Each command trains tiny runs. When half of them are finished, all of its processes are killed (of
 the study only one worker); the same command is then repeated to the end. Needs mirl[sweep]; a local
@@ -197,15 +197,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", nargs="*", choices=everything, default=everything)
+    parser.add_argument("what", nargs="*", help=f"some of: {' '.join(everything)}")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each setting and task")
     options = parser.parse_args()
+    unknown = set(options.what) - set(everything)
+    if unknown:
+        parser.error(f"expected some of {' '.join(everything)}, got {' '.join(sorted(unknown))}")
     path = RESULTS / "sweeps.json"
     found: dict[str, dict[str, object]] = {}
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))["measurements"]["found"]
-    for what in options.what:
+    for what in options.what or everything:
         name, _, engine = what.partition(":")
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
