@@ -146,6 +146,8 @@ def run_trial(job: TrialJob, folder: Path) -> bool:
         try:
             config = compose_train([*job.arguments(folder), "progress=false"])
             wait_for_lock(config.run_dir, folder / STOP)
+            if study.get_trials(deepcopy=False)[job.number].state.is_finished():
+                return True  # by the job that was waited for
             return _train(trial, config, log, tell)
         except Exception:
             tell(state=TrialState.FAIL)

@@ -106,6 +106,16 @@ def test_trained_trial_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (ended, trial.state.name, trial.value) == (True, "COMPLETE", 0.7)
 
 
+def test_ended_trial_is_not_repeated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that has waited for one of an earlier command finds the trial ended by it."""
+    study = open_study(folder)
+    study.tell(study.ask(SPACE), state=optuna.trial.TrialState.PRUNED)
+    training = FakeTraining([0.1, 0.2, 0.3])
+    monkeypatch.setattr(trial_module, "train", training)
+    assert run_trial(TrialJob(0, TINY), folder)
+    assert training.configs == []
+
+
 def test_failed_trial_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = TrialJob(open_study(folder).ask(SPACE).number, (*TINY, "fusion=none"))
     with pytest.raises(ValueError, match="unknown fusion"):
