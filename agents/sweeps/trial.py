@@ -141,14 +141,13 @@ def run_trial(job: TrialJob, folder: Path) -> bool:
     with job_process(log_path(folder, job), folder / STOP) as log:
         study = open_study(folder)
         tell = partial(study.tell, job.number, skip_if_finished=True)
-        storage_id = study.get_trials(deepcopy=False)[job.number]._trial_id
-        trial = optuna.Trial(study, storage_id)
         try:
             config = compose_train([*job.arguments(folder), "progress=false"])
             wait_for_lock(config.run_dir, folder / STOP)
-            if study.get_trials(deepcopy=False)[job.number].state.is_finished():
+            stored = study.get_trials(deepcopy=False)[job.number]
+            if stored.state.is_finished():
                 return True  # by the job that was waited for
-            return _train(trial, config, log, tell)
+            return _train(optuna.Trial(study, stored._trial_id), config, log, tell)
         except Exception:
             tell(state=TrialState.FAIL)
             raise
