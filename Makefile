@@ -56,7 +56,7 @@ tensorboard: .venv/.fast  ## show the training curves of runs/
 clean:  ## remove caches and build outputs, but not .venv and runs/
 	rm -rf build dist *.egg-info .oracles .sb3_suite
 	rm -rf .mypy .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find . \( -path ./.venv -o -path ./.git -o -path ./runs -o -path ./comparisons \) -prune \
+	find . \( -path ./.venv -o -path ./.git -o -path ./runs -o -path ./comparisons -o -path ./sweeps \) -prune \
 		-o -type d -name __pycache__ -exec rm -rf {} +
 
 # Two stamp files: training needs .[fast], which .[dev] includes, so installing dev touches both.

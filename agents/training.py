@@ -68,7 +68,11 @@ class Environments:
 # ------------------------------------------------------------------------------------------- recipe
 
 
-def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> TrainResult:
+def train(
+    config: TrainConfig,
+    log: Callable[[str], None] = lambda _: None,
+    report: Callable[[int, float], bool] = lambda _timesteps, _score: False,
+) -> TrainResult:
     """Train a run, or resume it; stop after the current iteration on Ctrl-C or SIGTERM.
 
     Args:
@@ -78,6 +82,8 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
             before, with one when a task turns out to report no success, with one if videos take
             long, and with one per evaluation and, with ``progress``, per row of the log unless a
             progress bar is shown, which needs a terminal.
+        report: called with the timesteps and the score of each evaluation, by which the best
+            checkpoint is selected; True stops the run as a signal does.
 
     Returns:
         The state of the run.
@@ -114,7 +120,7 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
             if stored is not None and resolved.total_timesteps > stored.total_timesteps:
                 run.store_length(stored)
                 log(_longer_line(resolved, stored.total_timesteps, agent.num_timesteps))
-            return _learn(run, agent, envs, episodes, log)
+            return _learn(run, agent, envs, episodes, log, report)
 
 
 def _with_rollout(config: TrainConfig, stored: ResolvedConfig | None) -> TrainConfig:
@@ -253,8 +259,9 @@ def _learn(
     envs: Environments,
     episodes: EpisodeRecords,
     log: Callable[[str], None],
+    report: Callable[[int, float], bool],
 ) -> TrainResult:
-    """Learn to the end, or until a signal; save the last checkpoint."""
+    """Learn to the end, or until a signal or ``report`` stops it; save the last checkpoint."""
     config = run.config
     start = agent.num_timesteps
     logger, tensorboard = build_logger(run.path, resumed_at=None if run.is_new else start)
@@ -270,7 +277,7 @@ def _learn(
         bar = ProgressBar(config.total_timesteps)
         shows_bar = config.progress and bar.progress.console.is_terminal
         evaluation = Evaluation(
-            run, envs.validation, envs.held_out, notice, log=None if shows_bar else log
+            run, envs.validation, envs.held_out, notice, None if shows_bar else log, report
         )
         checkpointing = Checkpointing(run, tensorboard, statistics, evaluation, stop_requested, log)
         # statistics first and checkpoints after the evaluation; the timer must come last

@@ -7,8 +7,9 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from mirl.configs.commands.engines import ENGINE_WORDS, EngineConfig, add_engine_word
 from mirl.configs.commands.words import parse_overrides
 from mirl.configs.compose import CONFIG_DIR, GROUPS, compose_train, split_config_dir, validate
 from mirl.configs.config import Config
@@ -22,7 +23,7 @@ EQUAL_BY_DEFAULT = "encoder.features_dim"
 """Option that ``match=true`` sets."""
 PREFIX = "settings."
 """Beginning of the arguments that name a setting."""
-OWN_WORDS = ("seeds", "jobs", "out", "match")
+OWN_WORDS = ("seeds", *ENGINE_WORDS, "out", "match")
 """Arguments of compare.py that are none of train.py."""
 SET_BY_COMPARISON = {
     "name": "the runs are named by setting, task and seed; use out=… for their folder",
@@ -58,7 +59,7 @@ def run_name(setting: str, task: str, seed: int) -> str:
     return f"{setting}-{file_name(task)}-seed{seed}"
 
 
-class ComparisonConfig(Config):
+class ComparisonConfig(EngineConfig):
     """A comparison: every setting is trained on every task with every seed."""
 
     tasks: Annotated[tuple[str, ...], BeforeValidator(split_names)] = ("goto_door",)
@@ -69,8 +70,6 @@ class ComparisonConfig(Config):
     """Options of train.py of all settings."""
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_first_seeds)] = (0, 1, 2)
     """Number of seeds from 0 on, or the seeds themselves, e.g. 10,11,12."""
-    jobs: PositiveInt | None = None
-    """Runs at a time, which share the cores; none for as many as there are cores."""
     out: Path | None = None
     """Folder of the runs, tables and figures; by default comparisons/ and the tasks."""
     match: str = ""
@@ -202,6 +201,8 @@ def parse_comparison(argv: Sequence[str]) -> ComparisonConfig | RunComparisonCon
         [(key, value)] = parse_overrides([word])
         if key == "task":
             values["tasks"] = value
+        elif add_engine_word(values, key, value):
+            continue
         elif key in OWN_WORDS:
             values[key] = value
         elif key.startswith(PREFIX):

@@ -374,9 +374,9 @@ def _known_preset(group: str, value: str, config_dir: Path | None) -> str:
     name = replace_preset(group, value)
     names = presets(group, config_dir)
     if "," in value:
-        remedy = f"mirl-compare {group}={value} compares them"
+        remedy = f"--multirun trains each, mirl-compare {group}={value} compares them"
         if group == "task":
-            remedy = "environment ids that are trained together are joined by +"
+            remedy = "--multirun trains each; ids that are trained together are joined by +"
         raise ConfigError(f"{group}: expected one name for one run, got '{value}'; {remedy}")
     if name not in names:
         expected = "a preset"

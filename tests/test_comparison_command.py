@@ -92,7 +92,7 @@ def test_failed_run_has_exit_code(
     """A run that fails does not stop the others, and is reported in one line at the end."""
     name = "film-corridor_env-ToyCorridor-v0-seed0"
     engine = FakeEngine(tmp_path, failing=(name,))
-    monkeypatch.setattr(experiment, "local_engine", lambda _jobs, _n_runs: engine)
+    monkeypatch.setattr(experiment, "build_engine", lambda *_: engine)
     words = [*TINY, "fusion=concat,film", "seeds=1", f"out={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["compare.py", *words])
     with pytest.raises(SystemExit) as caught:

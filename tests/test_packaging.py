@@ -186,7 +186,7 @@ def pins() -> dict[str, str]:
 def test_every_requirement_is_pinned() -> None:
     project = pyproject()["project"]
     extras = project["optional-dependencies"]
-    requirements = [*project["dependencies"], *extras["fast"], *extras["dev"]]
+    requirements = [*project["dependencies"], *extras["fast"], *extras["sweep"], *extras["dev"]]
     required = {canonical(name) for name in requirements}
     assert required - {"mirl"} <= set(pins())
 

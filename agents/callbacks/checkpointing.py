@@ -81,7 +81,7 @@ class Checkpointing(BetweenIterations):
     def on_iteration(self) -> None:
         """Save a checkpoint if one is due, then restart episodes and random generators."""
         # asked once, so that saving and stopping agree
-        self.is_stopping = self.stop_requested()
+        self.is_stopping = self.stop_requested() or self.evaluation.asks_to_stop
         is_due = self.interval.due(self.num_timesteps)
         if self.video_interval is not self.interval:
             if self.video_interval.due(self.num_timesteps):

@@ -39,6 +39,8 @@ class Evaluation(BetweenIterations):
         held_out: validation environments of the held-out subset, if the run holds anything out.
         notice: told of tasks that report no success; None for nothing.
         log: called with one line per evaluation; None for no such lines.
+        report: called with the timesteps and the score of each evaluation; returns True to stop
+            the run.
     """
 
     def __init__(
@@ -48,9 +50,13 @@ class Evaluation(BetweenIterations):
         held_out: SuiteVecEnv | None = None,
         notice: SuccessNotice | None = None,
         log: Callable[[str], None] | None = None,
+        report: Callable[[int, float], bool] = lambda _timesteps, _score: False,
     ) -> None:
         super().__init__()
         self.log = log
+        self.report = report
+        self.asks_to_stop = False
+        """True once ``report`` has returned True."""
         self.start = time.perf_counter()
         self.notice = notice
         self.run = run
@@ -123,6 +129,7 @@ class Evaluation(BetweenIterations):
         if score >= self.best:  # of equal scores the later one, which has trained longer
             self.best = score
             self.new_best = score
+        self.asks_to_stop = self.report(self.num_timesteps, score)
 
     def _log_line(self, success: float | None, mean_return: float) -> None:
         """Log one line about the trained tasks, whose success may be unknown."""

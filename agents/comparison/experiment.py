@@ -8,33 +8,25 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from filelock import FileLock, Timeout
-from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-from mirl.agents.callbacks.schedule import stop_signals
-from mirl.agents.comparison.engine import Engine, local_engine
 from mirl.agents.comparison.equal_parameters import matching_widths
 from mirl.agents.comparison.figures import draw_figures
 from mirl.agents.comparison.machine import command_line, machine
 from mirl.agents.comparison.summary import one_line, outcomes_of, pair_rows, result_rows
 from mirl.agents.comparison.tables import Table, pairs_table, results_table, write_tables
-from mirl.agents.comparison.worker import (
-    LOGS,
-    RECORDS,
-    RUNS,
-    STOP,
-    PlannedRun,
-    Record,
-    train_and_evaluate,
-)
+from mirl.agents.comparison.worker import RECORDS, RUNS, PlannedRun, Record, train_and_evaluate
+from mirl.agents.jobs.engine import Engine
+from mirl.agents.jobs.execution import LOGS, build_engine, check_engine, execute, locked
 from mirl.agents.runs.atomic_files import load_json, write_json
+from mirl.configs.commands.engines import ENGINE_FIELDS
 from mirl.configs.comparison import ComparisonConfig
-from mirl.configs.errors import ConfigError, RunError
+from mirl.configs.errors import ConfigError
 
 PLAN = "comparison.json"
 """File with the configuration of the comparison that a folder holds."""
 RESULTS = "results.json"
 """File with all results."""
+NOT_IN_PLAN = ENGINE_FIELDS | {"out"}
+"""Options that change no result."""
 
 
 class ComparisonResult(NamedTuple):
@@ -61,7 +53,7 @@ def compare(
     Args:
         config: the comparison.
         log: called with one line per finished or failed run.
-        engine: executes the runs; None for processes that share the cores of this machine.
+        engine: executes the runs; None for the engine that the configuration chooses.
 
     Returns:
         The tables, and the runs that failed or are not finished.
@@ -71,14 +63,14 @@ def compare(
             works on it.
     """
     folder = config.folder
+    check_engine(config)
     with _locked(folder):
         runs = _plan(config, folder)
-        (folder / STOP).unlink(missing_ok=True)
         waiting = [run for run in runs if not run.record_path(folder).exists()]
         if len(waiting) < len(runs):
             log(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already.")
         if engine is None:
-            engine = local_engine(config.jobs, len(waiting))
+            engine = build_engine(config, len(waiting), folder)
         failures = _execute(engine, waiting, folder, log)
         if not any((folder / RUNS).iterdir()):
             # no run has begun: the corrected command may use the same folder
@@ -108,7 +100,7 @@ def _plan(config: ComparisonConfig, folder: Path) -> list[PlannedRun]:
 
 def _widths(config: ComparisonConfig, folder: Path) -> dict[str, dict[str, int]]:
     """Return the widths for equal parameters by task and setting, which the folder keeps."""
-    asked = config.model_dump(mode="json", exclude={"jobs", "out"})
+    asked = config.model_dump(mode="json", exclude=set(NOT_IN_PLAN))
     path = folder / PLAN
     if path.exists():
         stored = load_json(path)
@@ -139,24 +131,12 @@ def _check_same(stored: object, asked: Mapping[str, object], folder: Path) -> No
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Create a folder and keep other processes from comparing in it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: {folder} cannot be created: {error.strerror}") from None
     known = {".lock", RUNS, RECORDS, LOGS}
-    if not (folder / PLAN).exists() and {path.name for path in folder.iterdir()} - known:
+    is_comparison = (folder / PLAN).exists() or not folder.is_dir()
+    if not is_comparison and {path.name for path in folder.iterdir()} - known:
         raise ConfigError(f"{folder} holds something else than a comparison; choose another out=…")
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(
-            f"another process compares in {folder}; wait for it, or choose another out=…"
-        ) from None
-    try:
+    with locked(folder):
         yield
-    finally:
-        lock.release()
 
 
 # --------------------------------------------------------------------------------------------- runs
@@ -168,33 +148,18 @@ def _execute(
     """Train and evaluate runs until all have ended or a signal has come; return the failures."""
     failures: dict[str, str] = {}
     n_ended = 0
-    with stop_signals((folder / STOP).touch) as stop_requested:
 
-        def waiting() -> Iterator[PlannedRun]:
-            for run in runs:
-                if stop_requested():
-                    return
-                yield run
+    def on_end(run: PlannedRun, is_finished: object, failure: str) -> None:
+        nonlocal n_ended
+        n_ended += 1
+        if failure:
+            failures[run.name] = failure
+            log(f"[{n_ended}/{len(runs)}] {run.name}: failed")
+        elif is_finished:
+            log(f"[{n_ended}/{len(runs)}] {run.name}: {one_line(_load(run, folder))}")
 
-        function = partial(train_and_evaluate, folder=folder)
-        for run, outcome in engine.run(function, waiting()):
-            n_ended += 1
-            if outcome is True:
-                log(f"[{n_ended}/{len(runs)}] {run.name}: {one_line(_load(run, folder))}")
-            elif isinstance(outcome, BaseException) and not stop_requested():
-                failures[run.name] = _reason(outcome, run.log_path(folder))
-                log(f"[{n_ended}/{len(runs)}] {run.name}: failed")
+    execute(engine, partial(train_and_evaluate, folder=folder), runs, folder, on_end)
     return failures
-
-
-def _reason(error: BaseException, log_path: Path) -> str:
-    """Return one line about the error that ended a run."""
-    if isinstance(error, TerminatedWorkerError):
-        return "its process died, killed or out of memory; fewer jobs=… need less memory"
-    text = " ".join(str(error).split())
-    if isinstance(error, ConfigError | RunError):
-        return text
-    return f"{type(error).__name__}: {text} (traceback: {log_path})"
 
 
 def _load(run: PlannedRun, folder: Path) -> Record:
@@ -218,7 +183,7 @@ def _write_results(
         tables.append(pairs_table(pairs))
     report = {
         "command": command_line(),
-        "comparison": config.model_dump(mode="json", exclude={"jobs", "out"}),
+        "comparison": config.model_dump(mode="json", exclude=set(NOT_IN_PLAN)),
         "machine": machine(),
         "columns": tables[0].columns,
         "rows": tables[0].rows,

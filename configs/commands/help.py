@@ -13,8 +13,17 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from mirl.configs.commands.engines import ENGINE_WORDS, SLURM
+from mirl.configs.commands.sweep import OWN_WORDS as SWEEP_WORDS
+from mirl.configs.commands.sweep import SweepConfig
 from mirl.configs.commands.values import is_list
-from mirl.configs.commands.words import TYPED_NAMES, option_names, typed_name, typed_value
+from mirl.configs.commands.words import (
+    MULTIRUN,
+    TYPED_NAMES,
+    option_names,
+    typed_name,
+    typed_value,
+)
 from mirl.configs.comparison import OWN_WORDS, PREFIX, ComparisonConfig
 from mirl.configs.compose import (
     GROUPS,
@@ -39,6 +48,21 @@ usage: train.py [--config-dir DIR] [group=preset | option=value] …
   train.py task=my_package:MyEnv-v0            an environment of your own
   train.py fusion=low_rank fusion.rank=64      an option of a preset
   train.py task=goto_door task.kwargs.size=7   arguments of the environment
+  train.py --multirun fusion=film,concat seed=0,1   each combination
+"""
+SWEEP_USAGE = """\
+Train a run for each combination of values, or look for the best values with
+Optuna; the same command goes on after a stop.
+
+usage: train.py --multirun option=A,B,… [option=RANGE] [option=value] …
+  train.py --multirun task=goto_door,goto_obj fusion=film,bilinear seed=0,1,2
+  train.py --multirun 'agent.gamma=interval(.9,.999)' n_trials=20
+  train.py --multirun 'agent.learning_rate=tag(log,interval(1e-5,1e-2))'
+  train.py --multirun seed=0,1,2 engine=slurm slurm.partition=gpu slurm.time=600
+
+Values: A,B or choice(A,B); of a list [A],[B]. Ranges: interval(LOW,HIGH),
+tag(log,interval(LOW,HIGH)), int(interval(LOW,HIGH)), range(START,STOP,STEP).
+
 """
 EVAL_USAGE = """\
 Evaluate a checkpoint on test episodes; prints a table and writes eval/*.json
@@ -99,6 +123,8 @@ def train_help(argv: Sequence[str] = ()) -> str:
         ConfigError: if there is no such page.
     """
     words, config_dir = _words(argv)
+    if words and words[0] in (*MULTIRUN, MULTIRUN[1].lstrip("-")):
+        return _sweep_page()
     if len(words) == 1:
         return _train_page(words[0], config_dir)
     defaults = default_presets(PRESETS_DIR / "train.yaml")
@@ -113,7 +139,7 @@ def train_help(argv: Sequence[str] = ()) -> str:
     lines += [
         "",
         "more: --help agent, --help agent=ppo, --help evaluation, --help seed,",
-        f"      --help {ALL_OPTIONS} for the full text of all options above",
+        f"      --help multirun, --help {ALL_OPTIONS} for the full text of those above",
     ]
     return "\n".join(lines) + "\n"
 
@@ -155,6 +181,7 @@ def compare_help(argv: Sequence[str] = ()) -> str:
     own = {"task": fields["tasks"], f"{PREFIX}NAME": fields["settings"]}
     for name in OWN_WORDS:
         own[name] = fields[name]
+    own[f"{SLURM}OPTION"] = fields["slurm"]
     return _flat_help(argv, COMPARE_USAGE, own)
 
 
@@ -205,6 +232,16 @@ def _train_page(word: str, config_dir: Path | None) -> str:
         lines = _group_page(name, config_dir)
     else:
         lines = _option_page(name)
+    return "\n".join(lines) + "\n"
+
+
+def _sweep_page() -> str:
+    """Return the page about several runs."""
+    fields = SweepConfig.model_fields
+    lines = [SWEEP_USAGE + "options=default:"]
+    for name in (*ENGINE_WORDS, *SWEEP_WORDS):
+        lines += _full_lines(name, fields[name])
+    lines += _full_lines(f"{SLURM}OPTION", fields["slurm"])
     return "\n".join(lines) + "\n"
 
 

@@ -38,11 +38,13 @@ class OptionTypes(NamedTuple):
         texts: options that take any text or path: ``runs_dir``.
         lists: options that take a list: ``agent.net_arch``.
         text_lists: those of them whose items are any texts: ``split.missions``.
+        integers: options that take whole numbers only: ``agent.n_steps``.
     """
 
     texts: frozenset[str]
     lists: frozenset[str]
     text_lists: frozenset[str]
+    integers: frozenset[str]
 
 
 def option_types(classes: Sequence[type[BaseModel]]) -> OptionTypes:
@@ -55,6 +57,7 @@ def option_types(classes: Sequence[type[BaseModel]]) -> OptionTypes:
         texts=frozenset(_options_of(classes, is_text)),
         lists=frozenset(_options_of(classes, is_list)),
         text_lists=frozenset(_options_of(classes, _is_text_list)),
+        integers=frozenset(_options_of(classes, _is_integer)),
     )
 
 
@@ -91,6 +94,11 @@ def is_text(annotation: object) -> bool:
 
 def _is_text_list(annotation: object) -> bool:
     return any(get_args(part) == (str, ...) for part in _parts(annotation))
+
+
+def _is_integer(annotation: object) -> bool:
+    parts = _parts(annotation)
+    return int in parts and float not in parts
 
 
 def _parts(annotation: object) -> list[object]:
@@ -224,9 +232,12 @@ def one_value(key: str, value: str, *, takes_list: bool) -> str:
         remedy = f"""write a list in brackets, '{key}=[{value}]', or a text in quotation marks, \
 '{key}="{value}"'"""
     elif key == "seed":
-        remedy = "repeat the command with each, or use mirl-compare settings.NAME=… seeds=1,2,3"
+        remedy = "--multirun trains each, mirl-compare settings.NAME=… seeds=1,2,3 compares"
     else:
-        remedy = f"compare values with mirl-compare settings.A='{key}=…' settings.B='{key}=…'"
+        remedy = (
+            f"--multirun trains each, mirl-compare settings.A='{key}=…' settings.B='{key}=…' "
+            "compares"
+        )
     raise ConfigError(f"{key}: expected one value for one run, got '{value}'; {remedy}")
 
 

@@ -75,8 +75,8 @@ def parse_overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
         key = key.lstrip("+")
         if word in MULTIRUN:
             raise ConfigError(
-                f"{word}: a command is one run; mirl-compare trains several settings and seeds, "
-                "see its --help"
+                f"{word}: only train.py has it, for several runs; this command takes one, or "
+                "several settings and seeds as its --help says"
             )
         if not equals or not key:
             raise ConfigError(f"expected key=value, got '{word}'. See --help.")

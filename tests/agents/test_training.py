@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import comparison_setup
 import pydantic
 import pytest
 import tiny_runs
@@ -376,3 +377,21 @@ def test_refused_resume_keeps_the_run(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
     monkeypatch.undo()
     assert train(config).finished
+
+
+def test_report_stops_the_run(tmp_path: Path) -> None:
+    """A run stops where the caller says so after an evaluation, and can be resumed."""
+    config = compose_train([*comparison_setup.TINY, f"runs_dir={tmp_path}", "progress=false"])
+    reported: list[int] = []
+
+    def report(timesteps: int, score: float) -> bool:
+        assert score < 0  # the return, because the corridor reports no success
+        reported.append(timesteps)
+        return True
+
+    stopped = train(config, report=report)
+    assert (stopped.timesteps, stopped.finished) == (64, False)
+    # after the last evaluation there is nothing to stop
+    finished = train(config, report=report)
+    assert (finished.timesteps, finished.finished) == (128, True)
+    assert reported == [64, 128]

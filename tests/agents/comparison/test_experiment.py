@@ -73,7 +73,7 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
 def test_folder_has_one_process(tmp_path: Path) -> None:
     with (
         experiment._locked(tmp_path),
-        pytest.raises(ConfigError, match="another process compares in"),
+        pytest.raises(ConfigError, match="another process works in"),
     ):
         compare(comparison(tmp_path, FUSIONS), engine=FakeEngine(tmp_path))
 

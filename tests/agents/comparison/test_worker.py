@@ -7,14 +7,10 @@ from pathlib import Path
 import pytest
 from comparison_setup import TINY
 
-from mirl.agents.comparison.engine import OWNER
-from mirl.agents.comparison.worker import (
-    LOGS,
-    RECORDS,
-    STOP,
-    PlannedRun,
-    train_and_evaluate,
-)
+from mirl.agents.comparison.worker import RECORDS, PlannedRun, train_and_evaluate
+from mirl.agents.jobs.execution import LOGS, log_path
+from mirl.agents.jobs.local import OWNER
+from mirl.agents.jobs.process import STOP
 from mirl.agents.runs.atomic_files import load_json
 from mirl.configs.errors import ConfigError
 
@@ -41,7 +37,7 @@ def test_record_holds_the_results(folder: Path, capsys: pytest.CaptureFixture[st
     assert (task["episodes"], task["success_rate"]) == (8, None)
     assert [step for step, _ in record["return_curve"]] == [64, 128]
     assert record["success_curve"] == []
-    log = PLANNED.log_path(folder).read_text()
+    log = log_path(folder, PLANNED).read_text()
     assert log.startswith("Training for 128 timesteps")
     assert capsys.readouterr() == ("", "")
     assert signal.getsignal(signal.SIGINT) is handler
@@ -50,7 +46,7 @@ def test_record_holds_the_results(folder: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("by", ["file", "owner"])
 def test_run_stops_and_saves(folder: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
     """The run saves a checkpoint and ends when the file appears, or when its owner has died."""
-    monkeypatch.setattr("mirl.agents.comparison.worker.POLL_SECONDS", 0.001)
+    monkeypatch.setattr("mirl.agents.jobs.process.POLL_SECONDS", 0.001)
     longer = PlannedRun("film", PLANNED.task, 3, (*PLANNED.options, "total_timesteps=100_000"))
     if by == "file":
         (folder / STOP).touch()
@@ -60,11 +56,11 @@ def test_run_stops_and_saves(folder: Path, monkeypatch: pytest.MonkeyPatch, by: 
     assert not longer.record_path(folder).exists()
     run_dir = folder / "runs" / longer.name
     assert list((run_dir / "checkpoints").glob("step_*"))
-    assert "Traceback" not in longer.log_path(folder).read_text()
+    assert "Traceback" not in log_path(folder, longer).read_text()
 
 
 def test_log_holds_the_traceback(folder: Path) -> None:
     broken = PlannedRun("film", PLANNED.task, 0, (*PLANNED.options, "task.kwargs.none=1"))
     with pytest.raises(ConfigError, match="none"):
         train_and_evaluate(broken, folder)
-    assert "Traceback" in broken.log_path(folder).read_text()
+    assert "Traceback" in log_path(folder, broken).read_text()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mirl.configs.commands.help import compare_help, eval_help, train_help
+from mirl.configs.commands.sweep import OWN_WORDS as SWEEP_WORDS
 from mirl.configs.commands.words import option_names, typed_name
 from mirl.configs.comparison import OWN_WORDS
 from mirl.configs.compose import GROUPS, presets
@@ -71,6 +72,14 @@ def test_pages_explain_every_option() -> None:
         if name not in GROUPS and not name.endswith(".kind") and name != "task.tasks":
             option = re.escape(typed_name(name))
             assert re.search(rf"^  {option}=.*\n(      .*\n)*      \S", text, re.M), name
+
+
+def test_sweep_page_explains_every_option() -> None:
+    page = train_help(["--multirun", "--help"])
+    assert page == train_help(["--help", "multirun"])
+    for name in (*SWEEP_WORDS, "engine", "jobs", "slurm.OPTION"):
+        assert re.search(rf"^  {name}=.*\n      \S", page, re.M), name
+    assert max(map(len, page.splitlines())) <= 80
 
 
 def test_eval_page_explains_every_option() -> None:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 from engine_calls import call
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from mirl.agents.comparison.engine import LokyEngine, local_engine
+from mirl.agents.jobs.engine import JobDiedError
+from mirl.agents.jobs.local import OWNER, LokyEngine, local_engine
 
 
 def test_failures_do_not_stop_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,7 +15,7 @@ def test_failures_do_not_stop_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = dict(LokyEngine(2, cpus=3).run(call, range(4)))
     assert isinstance(found[1], ValueError)
-    assert isinstance(found[2], TerminatedWorkerError)
+    assert isinstance(found[2], JobDiedError)
     first, last = found[0], found[3]
     assert isinstance(first, tuple)
     assert isinstance(last, tuple)
@@ -38,26 +38,10 @@ def test_items_are_taken_when_free() -> None:
     assert len(list(results)) == 3
 
 
-@pytest.mark.parametrize(
-    ("jobs", "n_runs", "expected"),
-    [
-        (None, 20, (8, 1)),
-        (2, 20, (2, 4)),
-        (None, 3, (3, 2)),
-        (20, 40, (20, 1)),
-        (None, 0, (1, 8)),
-    ],
-)
-def test_runs_divide_the_cores(
-    monkeypatch: pytest.MonkeyPatch, jobs: int | None, n_runs: int, expected: tuple[int, int]
-) -> None:
-    monkeypatch.setattr("mirl.agents.comparison.engine.cpu_count", lambda: 8)
-    engine = local_engine(jobs, n_runs)
-    assert (engine.jobs, engine.cpus) == expected
-
-
-@pytest.mark.parametrize(("limit", "threads"), [("", "4"), ("1", "1"), ("9", "4"), ("4,2", "4")])
-def test_user_limits_the_threads(monkeypatch: pytest.MonkeyPatch, limit: str, threads: str) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", limit)
-    found = LokyEngine(2, cpus=4).environment
-    assert (found["OMP_NUM_THREADS"], found["LOKY_MAX_CPU_COUNT"]) == (threads, "4")
+def test_processes_divide_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mirl.agents.jobs.local.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    engine = local_engine(2, 20)
+    assert (engine.jobs, engine.cpus) == (2, 4)
+    variables = {"OMP_NUM_THREADS": "4", "LOKY_MAX_CPU_COUNT": "4", OWNER: str(os.getpid())}
+    assert engine.environment == variables

@@ -1,41 +1,16 @@
-"""Engines, which execute the runs of a comparison; the one here uses processes of this machine."""
+"""Engine that executes calls in processes of this machine."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
 
 from joblib import Parallel, cpu_count, delayed
 from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-THREADS = "OMP_NUM_THREADS"
-"""Environment variable with the largest number of torch's threads in a process."""
-CPUS = "LOKY_MAX_CPU_COUNT"
-"""Environment variable with the result of joblib's ``cpu_count``, by which environments are
-divided among processes and threads."""
+from mirl.agents.jobs.engine import Item, JobDiedError, Result, divide, thread_variables
+
 OWNER = "MIRL_OWNER"
 """Environment variable with the id of the process that has started this one and waits for it."""
-
-
-class Engine(Protocol):
-    """Anything that can execute independent calls of a function, several at a time."""
-
-    def run(
-        self, function: Callable[[Item], Result], items: Iterable[Item]
-    ) -> Iterator[tuple[Item, Result | BaseException]]:
-        """Call a function with each item.
-
-        Args:
-            function: a function that can be pickled.
-            items: arguments that can be pickled. The next one is taken when a process is free, so
-                an iterator that ends early stops the engine.
-
-        Yields:
-            Each item with the result or the exception of its call, in the order in which they end.
-            An exception, or the death of a process, does not stop the others.
-        """
-        ...
 
 
 class LokyEngine:
@@ -56,11 +31,7 @@ class LokyEngine:
     @property
     def environment(self) -> dict[str, str]:
         """Environment variables of the processes."""
-        threads = self.cpus
-        limit = os.environ.get(THREADS, "")
-        if limit.isdecimal():
-            threads = max(1, min(threads, int(limit)))
-        return {THREADS: str(threads), CPUS: str(self.cpus), OWNER: str(os.getpid())}
+        return {**thread_variables(self.cpus), OWNER: str(os.getpid())}
 
     def run(
         self, function: Callable[[Item], Result], items: Iterable[Item]
@@ -90,6 +61,10 @@ class LokyEngine:
         with ProcessPoolExecutor(max_workers=1, env=self.environment) as executor:
             try:
                 return item, executor.submit(function, item).result()
+            except TerminatedWorkerError:
+                return item, JobDiedError(
+                    "its process died, killed or out of memory; fewer jobs=… need less memory"
+                )
             # the caller reports it, whatever it is, when the others have ended
             except BaseException as error:
                 return item, error
@@ -105,6 +80,4 @@ def local_engine(jobs: int | None, n_runs: int) -> LokyEngine:
     Returns:
         The engine.
     """
-    cores = cpu_count()
-    jobs = max(1, min(jobs or cores, n_runs))
-    return LokyEngine(jobs, max(1, cores // jobs))
+    return LokyEngine(*divide(cpu_count(), jobs, n_runs))

@@ -1,0 +1,1 @@
+"""Jobs, which train one run each, and the engines that execute several at a time."""

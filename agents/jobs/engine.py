@@ -1,0 +1,107 @@
+"""The interface of engines, and what all of them share."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, Protocol, TypeVar
+
+from mirl.configs.errors import ConfigError, RunError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+THREADS = "OMP_NUM_THREADS"
+"""Environment variable with the largest number of torch's threads in a process."""
+CPUS = "LOKY_MAX_CPU_COUNT"
+"""Environment variable with the result of joblib's ``cpu_count``, by which environments are
+divided among processes and threads."""
+
+
+class Engine(Protocol):
+    """Anything that can execute independent calls of a function, several at a time."""
+
+    def run(
+        self, function: Callable[[Item], Result], items: Iterable[Item]
+    ) -> Iterator[tuple[Item, Result | BaseException]]:
+        """Call a function with each item.
+
+        Args:
+            function: a function that can be pickled.
+            items: arguments that can be pickled. The next one is taken when a process is free, so
+                an iterator that ends early stops the engine.
+
+        Yields:
+            Each item with the result or the exception of its call, in the order in which they end.
+            An exception, or the death of a process, does not stop the others.
+        """
+        ...
+
+
+class JobDiedError(RunError):
+    """The process of a call has died, so that nothing is known of its result."""
+
+
+def thread_variables(cpus: int) -> dict[str, str]:
+    """Return the environment variables that limit the threads of a job.
+
+    A smaller ``OMP_NUM_THREADS`` of this process is kept.
+
+    Args:
+        cpus: number of CPUs of the job.
+    """
+    threads = cpus
+    limit = os.environ.get(THREADS, "")
+    if limit.isdecimal():
+        threads = max(1, min(threads, int(limit)))
+    return {THREADS: str(threads), CPUS: str(cpus)}
+
+
+def divide(cores: int, jobs: int | None, n_runs: int) -> tuple[int, int]:
+    """Divide cores among runs.
+
+    Args:
+        cores: number of cores.
+        jobs: number of runs at a time; None for as many as there are cores.
+        n_runs: number of runs in all.
+
+    Returns:
+        The number of runs at a time, and of cores for each.
+    """
+    jobs = max(1, min(jobs or cores, n_runs))
+    return jobs, max(1, cores // jobs)
+
+
+class Outcome(NamedTuple):
+    """The result of a call on another machine, in plain values that any machine can read."""
+
+    result: object = None
+    error: str = ""
+    """Text of the exception, if there was one."""
+    kind: str = ""
+    """Name of its class."""
+
+    def unwrap(self) -> object:
+        """Return the result, or the exception as one of MIRL's."""
+        if not self.kind:
+            return self.result
+        if self.kind == ConfigError.__name__:
+            return ConfigError(self.error)
+        return RunError(self.error)
+
+
+def call_safely(function: Callable[[Item], object], item: Item) -> Outcome:
+    """Call a function; return an exception as text instead of raising it.
+
+    Ray and submitit pickle exceptions, which not every class survives, and Ray repeats a call that
+    exits.
+
+    Args:
+        function: the function.
+        item: its argument.
+    """
+    try:
+        return Outcome(function(item))
+    except (ConfigError, RunError) as error:
+        kind = ConfigError if isinstance(error, ConfigError) else RunError
+        return Outcome(None, str(error), kind.__name__)
+    except (Exception, SystemExit) as error:
+        name = type(error).__name__
+        return Outcome(None, f"{name}: {error}", name)

@@ -1,0 +1,161 @@
+"""Execute jobs in a folder: its lock, stop signals, and the reasons of failures."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from filelock import FileLock, Timeout
+
+from mirl.agents.callbacks.schedule import stop_signals
+from mirl.agents.jobs.engine import Engine
+from mirl.agents.jobs.local import local_engine
+from mirl.agents.jobs.process import STOP
+from mirl.configs.commands.engines import EngineConfig
+from mirl.configs.errors import ConfigError, RunError
+
+LOGS = "logs"
+"""Folder with what each job has printed."""
+
+
+class Job(Protocol):
+    """A job in a folder."""
+
+    @property
+    def name(self) -> str:
+        """Its name, which no other job of the folder has."""
+        ...
+
+
+JobT = TypeVar("JobT", bound=Job)
+
+
+def log_path(folder: Path, job: Job) -> Path:
+    """Return the file with what a job prints.
+
+    Args:
+        folder: folder of the jobs.
+        job: one of them.
+    """
+    return folder / LOGS / f"{job.name}.txt"
+
+
+def check_engine(config: EngineConfig) -> None:
+    """Raise if the engine is not available, before anything is written.
+
+    Args:
+        config: the configuration that chooses it.
+
+    Raises:
+        ConfigError: its package is not installed, or there is no such cluster.
+    """
+    if config.slurm and config.engine != "slurm":
+        options = ", ".join(f"slurm.{key}" for key in config.slurm)
+        raise ConfigError(f"{options}: expected engine=slurm, got engine={config.engine}")
+    match config.engine:
+        case "local":
+            return
+        # imported on use, because the others are optional
+        case "slurm":
+            from mirl.agents.jobs.slurm import check_slurm
+
+            check_slurm(config.slurm)
+        case "ray":
+            from mirl.agents.jobs.ray_cluster import check_ray
+
+            check_ray()
+
+
+def build_engine(config: EngineConfig, n_runs: int, folder: Path) -> Engine:
+    """Return the engine that a configuration chooses.
+
+    Args:
+        config: the configuration.
+        n_runs: number of runs in all.
+        folder: folder of the jobs, which all machines share.
+
+    Returns:
+        The engine.
+
+    Raises:
+        ConfigError: its package is not installed, or there is no such cluster.
+    """
+    match config.engine:
+        case "local":
+            return local_engine(config.jobs, n_runs)
+        case "slurm":
+            from mirl.agents.jobs.slurm import slurm_engine
+
+            return slurm_engine(config.jobs, n_runs, folder, config.slurm)
+        case "ray":
+            from mirl.agents.jobs.ray_cluster import ray_engine
+
+            return ray_engine(config.jobs, n_runs)
+
+
+def execute(
+    engine: Engine,
+    function: Callable[[JobT], object],
+    jobs: Iterable[JobT],
+    folder: Path,
+    on_end: Callable[[JobT, object, str], None],
+) -> None:
+    """Execute jobs until all have ended or a signal has come, which asks them to save and end.
+
+    Args:
+        engine: the engine.
+        function: does one job.
+        jobs: the jobs; the next one is taken when it can begin.
+        folder: folder of the jobs.
+        on_end: called with each job that has ended, its result, and one line about the exception
+            that ended it, which is empty if there was none.
+    """
+    with stop_signals((folder / STOP).touch) as stop_requested:
+
+        def waiting() -> Iterator[JobT]:
+            for job in jobs:
+                if stop_requested():
+                    return
+                yield job
+
+        for job, outcome in engine.run(function, waiting()):
+            if not isinstance(outcome, BaseException):
+                on_end(job, outcome, "")
+            elif not stop_requested():
+                on_end(job, outcome, _reason(outcome, log_path(folder, job)))
+
+
+def _reason(error: BaseException, log: Path) -> str:
+    """Return one line about the error that ended a job."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ConfigError | RunError):
+        return text
+    return f"{type(error).__name__}: {text} (traceback: {log})"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create a folder and keep other processes from executing jobs in it.
+
+    Args:
+        folder: the folder.
+
+    Raises:
+        ConfigError: it cannot be created, or another process works in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: {folder} cannot be created: {error.strerror}") from None
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"another process works in {folder}; wait for it, or choose another out=…"
+        ) from None
+    try:
+        (folder / STOP).unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
