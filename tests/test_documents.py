@@ -3,10 +3,14 @@
 import json
 import re
 import runpy
+import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from mirl.agents.runs import metric_names
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +58,60 @@ def run_snippets(snippets: list[tuple[str, str]], folder: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr  # the traceback names the page
+
+
+TUTORIALS = [
+    ROOT / "docs" / "start.md",
+    *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
+    ROOT / "docs" / "extending" / "fusion.md",
+]
+"""Pages that are run from top to bottom, in a folder of their own."""
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_tutorial_runs(page: Path, tmp_path: Path) -> None:
+    """Run all blocks of a page, the commands with tiny budgets.
+
+    The commands before a ``text`` block print what it shows, and fail if that is an error.
+    """
+    shutil.copy(ROOT / "docs" / "extending" / "template" / "ownparts.py", tmp_path)
+    blocks = re.findall(r"```(sh|python|text)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    steps: list[tuple[str, object]] = []
+    for kind, block in blocks:
+        module = re.match(r"# (\w+\.py)\n", block)
+        if module is not None:
+            (tmp_path / module[1]).write_text(block, encoding="utf-8")
+        elif kind == "sh":
+            steps += [(name, words) for name, words in commands(block) if name != "make"]
+        else:
+            steps.append((kind, block))
+    command = [sys.executable, str(ROOT / "tests" / "tutorial_steps.py")]
+    result = subprocess.run(
+        command,
+        input=json.dumps(steps),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr
+
+
+def commands(block: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the command and the arguments of each command of an ``sh`` block.
+
+    MIRL's commands are ``train``, ``eval`` and ``compare``, whichever way they are written.
+    """
+    lines = iter(block.replace("\\\n", " ").splitlines())
+    for line in lines:
+        while line.count("'") % 2:  # a quotation goes on in the next line
+            line += " " + next(lines)
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["python"]:
+            del words[0]
+        if words:
+            name = words[0].removeprefix("mirl-").removesuffix(".py")
+            yield name, words[1:]
 
 
 def test_sb3_page_lists_expected_failures() -> None:
@@ -114,30 +172,8 @@ def test_snippets_run(tmp_path: Path) -> None:
         snippet = snippet.replace(long, short)
     snippets = [(README.name, snippet)]
     for page in PAGES:
-        snippets += [(page.name, each) for each in python_snippets(page)]
+        if page not in TUTORIALS:
+            snippets += [(page.name, each) for each in python_snippets(page)]
     # those that change MiniGrid's tables of codes come last
     snippets.sort(key=lambda entry: "COLOR_TO_IDX" in entry[1])
     run_snippets(snippets, tmp_path)
-
-
-def test_own_environment_page_works(tmp_path: Path) -> None:
-    """Follow the page on environments: write the module, train on it, evaluate the run."""
-    page = ROOT / "docs" / "environments.md"
-    # the first snippet is the module, the others show single lines
-    snippet = python_snippets(page)[0]
-    (tmp_path / "my_package.py").write_text(snippet, encoding="utf-8")
-    text = page.read_text(encoding="utf-8")
-    train_words = re.search(r"python train.py (task=my_package:MyEnv-v0) ", text)
-    eval_words = re.search(r"python eval.py (run=\S+ import=my_package)", text)
-    assert train_words is not None
-    assert eval_words is not None
-    tiny = ("agent.n_envs=4", "agent.n_steps=16", "agent.batch_size=64", "total_timesteps=64")
-    few = ("evaluation.episodes=4", "evaluation.test_episodes=4", "progress=false")
-    quick = ("precision=fp32", "videos=false")
-    for script, words in (
-        ("train.py", [train_words[1], "task.kwargs.size=2", *tiny, *few, *quick]),
-        ("eval.py", [*eval_words[1].split(), "checkpoint=last", "episodes=4"]),
-    ):
-        command = [sys.executable, str(ROOT / script), *words]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert (result.returncode, result.stderr) == (0, "")
