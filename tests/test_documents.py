@@ -8,10 +8,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+
 from mirl.agents.runs import metric_names
+from mirl.configs.commands.words import TYPED_NAMES, option_names, typed_name
+from mirl.configs.compose import GROUPS
+from mirl.configs.schema import EvalConfig, TrainConfig
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -62,6 +68,7 @@ def run_snippets(snippets: list[tuple[str, str]], folder: Path) -> None:
 
 TUTORIALS = [
     ROOT / "docs" / "start.md",
+    ROOT / "docs" / "errors.md",
     *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
     ROOT / "docs" / "extending" / "fusion.md",
 ]
@@ -177,3 +184,122 @@ def test_snippets_run(tmp_path: Path) -> None:
     # those that change MiniGrid's tables of codes come last
     snippets.sort(key=lambda entry: "COLOR_TO_IDX" in entry[1])
     run_snippets(snippets, tmp_path)
+
+
+def test_commands_are_valid(tmp_path: Path) -> None:
+    """Compose the commands of all pages; the tutorials' are run by ``test_tutorial_runs``."""
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").touch()
+    template = ROOT / "docs" / "extending" / "template" / "ownparts.py"
+    (tmp_path / "my_package" / "layers.py").write_text(
+        template.read_text(encoding="utf-8").replace("BoundedFilm", "Mine"), encoding="utf-8"
+    )
+    shutil.copy(template, tmp_path)
+    for group, preset in (("task/mine", "reach_cell"), ("fusion/narrow", "low_rank")):
+        path = tmp_path / "my_presets" / f"{group}.yaml"
+        path.parent.mkdir(parents=True)
+        shutil.copy(ROOT / "configs" / Path(group).parent / f"{preset}.yaml", path)
+    found = []
+    for page in (README, *PAGES):
+        text = page.read_text(encoding="utf-8")
+        for block in [] if page in TUTORIALS else re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+            for name, words in commands(block):
+                # presets that a page tells the reader to create
+                if name in PARSERS and words not in (["agent=spo"], ["task=number_line"]):
+                    found.append([page.name, name, words])
+    assert {name for _, name, _ in found} == set(PARSERS)
+    command = [sys.executable, "-c", COMPOSE_EACH]
+    result = subprocess.run(
+        command, input=json.dumps(found), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+PARSERS = ("train", "eval", "compare")
+"""Commands whose arguments are composed."""
+COMPOSE_EACH = """
+import json, sys
+from mirl.configs.comparison import parse_comparison
+from mirl.configs.compose import compose_train, parse_flat
+from mirl.configs.schema import EvalConfig
+
+parsers = {
+    "train": compose_train,
+    "eval": lambda words: parse_flat(EvalConfig, words),
+    "compare": parse_comparison,
+}
+for page, name, words in json.load(sys.stdin):
+    print(page, name, words)  # the last line names what failed
+    parsers[name](words)
+"""
+
+
+def test_coming_from_names_real_options() -> None:
+    page = (ROOT / "docs" / "coming_from.md").read_text(encoding="utf-8")
+    known = {*option_names([TrainConfig, EvalConfig]), *TYPED_NAMES, "seeds", "settings.NAME"}
+    cells = [line.split(" | ")[-1] for line in page.splitlines() if line.startswith("| `")]
+    names = set(re.findall(r"[` ]([a-z_.]+(?:NAME)?)=", " ".join(cells)))
+    assert len(names) > 30
+    assert {name for name in names if not name.startswith("task.kwargs.")} <= known
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the site, which fails at a broken link and at an undocumented parameter."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def pages_of(site: Path, folder: str) -> str:
+    """Return the HTML of all pages in a folder of the site."""
+    return "".join(path.read_text("utf-8") for path in sorted((site / folder).glob("*.html")))
+
+
+def test_site_documents_public_names(site: Path) -> None:
+    """The reference has every exported name and every one that a page imports."""
+    reference = pages_of(site, "api")
+    names = set()
+    for module in ("mirl.agents", "mirl.envs", "mirl.policies", "mirl.policies.fusions"):
+        names |= {f"{module}.{name}" for name in import_module(module).__all__}
+    for page in (README, *PAGES):
+        for snippet in python_snippets(page):
+            for module, imported in re.findall(r"^from (mirl[\w.]*) import (.+)$", snippet, re.M):
+                names |= {f"{module}.{name.strip()}" for name in imported.split(",")}
+    assert len(names) > 50
+    assert [name for name in sorted(names) if f'id="{name}"' not in reference] == []
+
+
+def test_site_lists_every_option(site: Path) -> None:
+    options = pages_of(site, "options")
+    names = [*option_names([TrainConfig]), *EvalConfig.model_fields]
+    groups = {*GROUPS, "evaluation"}
+    missing = set()
+    for name in names:
+        shown = typed_name(name) in groups or f"<code>{typed_name(name)}=</code>" in options
+        if not shown and not name.endswith(".kind") and name != "task.tasks":
+            missing.add(name)
+    assert missing == set()
+
+
+def test_site_links_resolve(site: Path) -> None:
+    """Every link leads to a file of the site, and nothing is loaded from elsewhere."""
+    pages = {path: path.read_text("utf-8") for path in site.rglob("*.html")}
+    assert len(pages) > 50
+    for path, html in pages.items():
+        loaded = re.findall(r'<(?:link|script|img)[^>]*? (?:href|src)="?([^" >]+)', html)
+        assert [url for url in loaded if url.startswith(("http", "//"))] == []
+        if path.name == "404.html":  # its links begin at the root of the server
+            continue
+        for url in {*loaded, *re.findall(r'<a [^>]*?href="?([^" >]+)', html)}:
+            if url.startswith(("http", "mailto:", "data:", "javascript:")):
+                continue
+            target, _, anchor = unquote(url).partition("#")
+            file = (path.parent / target).resolve() if target else path
+            assert file.exists(), f"{path.name}: {url}"
+            if anchor and file.suffix == ".html" and not anchor.startswith("__"):
+                assert f'id="{anchor}"' in pages[file].replace("id=" + anchor, f'id="{anchor}"'), (
+                    f"{path.name}: {url}"
+                )

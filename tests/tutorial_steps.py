@@ -1,7 +1,7 @@
 """Runs the blocks of a page, given as JSON, one after the other in the present folder.
 
-One process, because torch loads slowly. A step is a pair: ``train``, ``eval`` or ``compare`` with the
-arguments, which get tiny budgets here; ``python`` with the code; ``text`` with what the commands
+One process, because torch loads slowly. A step is a pair: ``train``, ``eval`` or ``compare`` with
+the arguments, which get tiny budgets here; ``python`` with the code; ``text`` with what the commands
 since the last text have printed.
 """
 
@@ -24,7 +24,7 @@ DIVISOR = 1000
 """Timesteps of a page for each timestep here."""
 
 
-class Failure(Exception):
+class StepError(Exception):
     """A step that did not do what the page says."""
 
 
@@ -65,16 +65,16 @@ def tiny_arguments(command: str, words: list[str]) -> list[str]:
                 fewer.append("adapt_episodes=2,4")
             return replaced(words, [*fewer, "checkpoint=last"])
         case _:
-            raise Failure(f"no command {command}")
+            raise StepError(f"no command {command}")
 
 
 def run(command: str, words: list[str]) -> tuple[int, str]:
     """Run a command in this process.
 
     Returns:
-        The exit code and the output.
+        The exit code, and the output with single spaces.
     """
-    sys.argv = [command, *tiny_arguments(command, words)]
+    sys.argv = [command, *words]
     output = io.StringIO()
     code = 0
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
@@ -86,6 +86,11 @@ def run(command: str, words: list[str]) -> tuple[int, str]:
     return code, " ".join(output.getvalue().split())
 
 
+def fails_by(following: Sequence[tuple[str, str]]) -> bool:
+    """Return True if the page shows an error next."""
+    return bool(following) and following[0][0] == "text" and following[0][1].startswith("error:")
+
+
 def main() -> None:
     """Run the steps; an exception says which was not as its page says."""
     steps = json.load(sys.stdin)
@@ -93,17 +98,16 @@ def main() -> None:
     for index, (kind, content) in enumerate(steps):
         if kind == "text":
             if " ".join(content.split()) not in printed:
-                raise Failure(f"expected in the output:\n{content}\ngot:\n{printed}")
+                raise StepError(f"expected in the output:\n{content}\ngot:\n{printed}")
             printed = ""
         elif kind == "python":
             exec(compile(content, f"step {index}", "exec"), {"__name__": "__main__"})
         else:
-            code, output = run(kind, content)
+            fails = fails_by(steps[index + 1 :])
+            code, output = run(kind, content if fails else tiny_arguments(kind, content))
             printed += output
-            following = [entry for entry in steps[index + 1 : index + 2] if entry[0] == "text"]
-            fails = bool(following) and following[0][1].startswith("error:")
             if code != (2 if fails else 0):
-                raise Failure(f"exit code {code} of {kind} {content}:\n{output}")
+                raise StepError(f"exit code {code} of {kind} {content}:\n{output}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,14 @@ PACKAGE = ("__init__.py", "agents", "configs", "envs", "policies")
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)\s#]+)")
 """Target of a link to a file, without the section."""
 API = {
-    "agents": ("Agents", "mirl.agents", "mirl.agents.on_policy.rollout_buffer"),
+    "agents": (
+        "Agents",
+        "mirl.agents",
+        "mirl.agents.on_policy.rollout_buffer",
+        "mirl.agents.on_policy.minibatch",
+        "mirl.agents.on_policy.losses",
+        "mirl.agents.on_policy.action_evaluation",
+    ),
     "envs": ("Environments", "mirl.envs", "mirl.envs.worlds.context_wrappers"),
     "policies": ("Policies", "mirl.policies", "mirl.policies.off_policy"),
     "fusions": ("Fusions", "mirl.policies.fusions", "mirl.policies.grouped_matmul"),
@@ -36,6 +43,7 @@ API = {
         "mirl.policies.features",
         "mirl.policies.memory.core",
         "mirl.policies.memory.build",
+        "mirl.policies.memory.episodes",
     ),
     "configs": (
         "Configuration",
@@ -44,6 +52,9 @@ API = {
         "mirl.configs.networks",
         "mirl.configs.tasks",
         "mirl.configs.comparison",
+        "mirl.configs.config",
+        "mirl.configs.keys",
+        "mirl.configs.errors",
     ),
 }
 """Pages of the reference: their titles and the modules whose public names they document."""
