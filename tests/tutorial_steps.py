@@ -1,8 +1,8 @@
 """Runs the blocks of a page, given as JSON, one after the other in the present folder.
 
 One process, because torch loads slowly. A step is a pair: ``train``, ``eval`` or ``compare`` with
-the arguments, which get tiny budgets here; ``python`` with the code; ``text`` with what the commands
-since the last text have printed.
+the arguments, which get tiny budgets here; ``python`` with the code; ``text`` with a part of what
+the commands since the last text have printed.
 """
 
 import contextlib
@@ -30,7 +30,9 @@ class StepError(Exception):
 
 def with_tiny_budget(config: TrainConfig, words: Sequence[str]) -> list[str]:
     """Return the arguments of a training with small numbers in place of the page's."""
-    tiny = [*QUICK, f"total_timesteps={max(128, config.total_timesteps // DIVISOR)}"]
+    # at most three rollouts, and more for a run that a page trains further
+    timesteps = min(max(128, config.total_timesteps // DIVISOR), 384)
+    tiny = [*QUICK, f"total_timesteps={timesteps}"]
     if isinstance(config.agent, OnPolicyConfig):
         tiny += ON_POLICY
         if config.agent.kind == "ppo":
@@ -56,8 +58,7 @@ def tiny_arguments(command: str, words: list[str]) -> list[str]:
             if isinstance(config, ComparisonConfig):
                 setting = next(iter(config.settings))
                 train = compose_train(config.words(config.tasks[0], setting))
-                seeds = "seeds=7,8" if len(config.seeds) == 2 else "seeds=1"
-                return replaced(with_tiny_budget(train, words), [seeds])
+                return replaced(with_tiny_budget(train, words), ["seeds=1"])
             return replaced(words, ["episodes=4"])
         case "eval":
             fewer = [] if "export" in " ".join(words) else ["episodes=4"]
