@@ -8,7 +8,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup train test oracles sb3-suite lint types check reliability gpu tensorboard clean
+.PHONY: help setup train test oracles sb3-suite lint types docs check reliability gpu tensorboard clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,9 @@ types: .venv/.dev  ## check types
 	MYPYPATH=.mypy $(BIN)/mypy -p mirl.agents -p mirl.configs -p mirl.envs -p mirl.policies \
 		-m mirl.train -m mirl.eval -m mirl.compare -m mirl.watch -m mirl.__main__
 
+docs: .venv/.dev  ## build the documentation site in site/ (ARGS: of mkdocs build)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
+
 check: test oracles lint types  ## run test, oracles, lint and types
 
 reliability: .venv/.dev  ## run the reliability tests (an hour; ARGS=--quick: a few minutes)
@@ -54,7 +57,7 @@ tensorboard: .venv/.fast  ## show the training curves of runs/
 	$(BIN)/tensorboard --logdir runs $(ARGS)
 
 clean:  ## remove caches and build outputs, but not .venv and runs/
-	rm -rf build dist *.egg-info .oracles .sb3_suite
+	rm -rf build dist site .mkdocs *.egg-info .oracles .sb3_suite
 	rm -rf .mypy .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . \( -path ./.venv -o -path ./.git -o -path ./runs -o -path ./comparisons -o -path ./sweeps \) -prune \
 		-o -type d -name __pycache__ -exec rm -rf {} +

@@ -3,11 +3,21 @@
 import json
 import re
 import runpy
+import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
 
 from mirl.agents.runs import metric_names
+from mirl.configs.commands.words import TYPED_NAMES, option_names, typed_name
+from mirl.configs.compose import GROUPS
+from mirl.configs.schema import EvalConfig, TrainConfig
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -54,6 +64,64 @@ def run_snippets(snippets: list[tuple[str, str]], folder: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr  # the traceback names the page
+
+
+TUTORIALS = [
+    ROOT / "docs" / "start.md",
+    ROOT / "docs" / "errors.md",
+    *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
+    ROOT / "docs" / "extending" / "fusion.md",
+]
+"""Pages that are run from top to bottom, in a folder of their own."""
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_tutorial_runs(page: Path, tmp_path: Path) -> None:
+    """Run all blocks of a page, the commands with tiny budgets.
+
+    The commands before a ``text`` block print what it shows, and fail if that is an error.
+    """
+    shutil.copy(ROOT / "docs" / "extending" / "template" / "ownparts.py", tmp_path)
+    blocks = re.findall(r"```(sh|python|text)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    steps: list[tuple[str, object]] = []
+    for kind, block in blocks:
+        module = re.match(r"# (\w+\.py)\n", block)
+        if module is not None:
+            (tmp_path / module[1]).write_text(block, encoding="utf-8")
+        elif kind == "sh":
+            steps += [(name, words) for name, words in commands(block) if name != "make"]
+        else:
+            steps.append((kind, block))
+    command = [sys.executable, str(ROOT / "tests" / "tutorial_steps.py")]
+    result = subprocess.run(
+        command,
+        input=json.dumps(steps),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr
+
+
+def commands(block: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the command and the arguments of each command of an ``sh`` block.
+
+    MIRL's commands are ``train``, ``eval`` and ``compare``, whichever way they are written.
+    """
+    waiting = ""
+    for line in block.replace("\\\n", " ").splitlines():
+        waiting = f"{waiting} {line}"
+        try:
+            words = shlex.split(waiting, comments=True)
+        except ValueError:  # a quotation that goes on in the next line
+            continue
+        waiting = ""
+        if words[:1] == ["python"]:
+            del words[0]
+        if words:
+            name = words[0].removeprefix("mirl-").removesuffix(".py")
+            yield name, words[1:]
 
 
 def test_sb3_page_lists_expected_failures() -> None:
@@ -114,30 +182,125 @@ def test_snippets_run(tmp_path: Path) -> None:
         snippet = snippet.replace(long, short)
     snippets = [(README.name, snippet)]
     for page in PAGES:
-        snippets += [(page.name, each) for each in python_snippets(page)]
+        if page not in TUTORIALS:
+            snippets += [(page.name, each) for each in python_snippets(page)]
     # those that change MiniGrid's tables of codes come last
     snippets.sort(key=lambda entry: "COLOR_TO_IDX" in entry[1])
     run_snippets(snippets, tmp_path)
 
 
-def test_own_environment_page_works(tmp_path: Path) -> None:
-    """Follow the page on environments: write the module, train on it, evaluate the run."""
-    page = ROOT / "docs" / "environments.md"
-    # the first snippet is the module, the others show single lines
-    snippet = python_snippets(page)[0]
-    (tmp_path / "my_package.py").write_text(snippet, encoding="utf-8")
-    text = page.read_text(encoding="utf-8")
-    train_words = re.search(r"python train.py (task=my_package:MyEnv-v0) ", text)
-    eval_words = re.search(r"python eval.py (run=\S+ import=my_package)", text)
-    assert train_words is not None
-    assert eval_words is not None
-    tiny = ("agent.n_envs=4", "agent.n_steps=16", "agent.batch_size=64", "total_timesteps=64")
-    few = ("evaluation.episodes=4", "evaluation.test_episodes=4", "progress=false")
-    quick = ("precision=fp32", "videos=false")
-    for script, words in (
-        ("train.py", [train_words[1], "task.kwargs.size=2", *tiny, *few, *quick]),
-        ("eval.py", [*eval_words[1].split(), "checkpoint=last", "episodes=4"]),
-    ):
-        command = [sys.executable, str(ROOT / script), *words]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert (result.returncode, result.stderr) == (0, "")
+def test_commands_are_valid(tmp_path: Path) -> None:
+    """Compose the commands of all pages; the tutorials' are run by ``test_tutorial_runs``."""
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").touch()
+    template = ROOT / "docs" / "extending" / "template" / "ownparts.py"
+    (tmp_path / "my_package" / "layers.py").write_text(
+        template.read_text(encoding="utf-8").replace("BoundedFilm", "Mine"), encoding="utf-8"
+    )
+    shutil.copy(template, tmp_path)
+    for group, preset in (("task/mine", "reach_cell"), ("fusion/narrow", "low_rank")):
+        path = tmp_path / "my_presets" / f"{group}.yaml"
+        path.parent.mkdir(parents=True)
+        shutil.copy(ROOT / "configs" / Path(group).parent / f"{preset}.yaml", path)
+    found = []
+    for page in (README, *PAGES):
+        text = page.read_text(encoding="utf-8")
+        for block in [] if page in TUTORIALS else re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+            for name, words in commands(block):
+                # presets that a page tells the reader to create
+                if name in PARSERS and words not in (["agent=spo"], ["task=number_line"]):
+                    found.append([page.name, name, words])
+    assert {name for _, name, _ in found} == set(PARSERS)
+    command = [sys.executable, "-c", COMPOSE_EACH]
+    result = subprocess.run(
+        command, input=json.dumps(found), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+PARSERS = ("train", "eval", "compare")
+"""Commands whose arguments are composed."""
+COMPOSE_EACH = """
+import json, sys
+from mirl.configs.comparison import parse_comparison
+from mirl.configs.compose import compose_train, parse_flat
+from mirl.configs.schema import EvalConfig
+
+parsers = {
+    "train": compose_train,
+    "eval": lambda words: parse_flat(EvalConfig, words),
+    "compare": parse_comparison,
+}
+for page, name, words in json.load(sys.stdin):
+    print(page, name, words)  # the last line names what failed
+    parsers[name](words)
+"""
+
+
+def test_coming_from_names_real_options() -> None:
+    page = (ROOT / "docs" / "coming_from.md").read_text(encoding="utf-8")
+    known = {*option_names([TrainConfig, EvalConfig]), *TYPED_NAMES, "seeds", "settings.NAME"}
+    cells = [line.split(" | ")[-1] for line in page.splitlines() if line.startswith("| `")]
+    names = set(re.findall(r"[` ]([a-z_.]+(?:NAME)?)=", " ".join(cells)))
+    assert len(names) > 30
+    assert {name for name in names if not name.startswith("task.kwargs.")} <= known
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the site, which fails at a broken link and at an undocumented parameter."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def pages_of(site: Path, folder: str) -> str:
+    """Return the HTML of all pages in a folder of the site."""
+    return "".join(path.read_text("utf-8") for path in sorted((site / folder).glob("*.html")))
+
+
+def test_site_documents_public_names(site: Path) -> None:
+    """The reference has every exported name and every one that a page imports."""
+    reference = pages_of(site, "api")
+    names = set()
+    for module in ("mirl.agents", "mirl.envs", "mirl.policies", "mirl.policies.fusions"):
+        names |= {f"{module}.{name}" for name in import_module(module).__all__}
+    for page in (README, *PAGES):
+        for snippet in python_snippets(page):
+            for module, imported in re.findall(r"^from (mirl[\w.]*) import (.+)$", snippet, re.M):
+                names |= {f"{module}.{name.strip()}" for name in imported.split(",")}
+    assert len(names) > 50
+    assert [name for name in sorted(names) if f'id="{name}"' not in reference] == []
+
+
+def test_site_lists_every_option(site: Path) -> None:
+    options = pages_of(site, "options")
+    names = [*option_names([TrainConfig]), *EvalConfig.model_fields]
+    groups = {*GROUPS, "evaluation"}
+    missing = set()
+    for name in names:
+        shown = typed_name(name) in groups or f"<code>{typed_name(name)}=</code>" in options
+        if not shown and not name.endswith(".kind") and name != "task.tasks":
+            missing.add(name)
+    assert missing == set()
+
+
+def test_site_links_resolve(site: Path) -> None:
+    """Every link leads to a file of the site, and nothing is loaded from elsewhere."""
+    pages = {path: path.read_text("utf-8") for path in site.rglob("*.html")}
+    assert len(pages) > 50
+    for path, html in pages.items():
+        loaded = re.findall(r'<(?:link|script|img)[^>]*? (?:href|src)="?([^" >]+)', html)
+        assert [url for url in loaded if url.startswith(("http", "//"))] == []
+        if path.name == "404.html":  # its links begin at the root of the server
+            continue
+        for url in {*loaded, *re.findall(r'<a [^>]*?href="?([^" >]+)', html)}:
+            if url.startswith(("http", "mailto:", "data:", "javascript:")):
+                continue
+            target, _, anchor = unquote(url).partition("#")
+            file = (path.parent / target).resolve() if target else path
+            assert file.exists(), f"{path.name}: {url}"
+            if anchor and file.suffix == ".html" and not anchor.startswith("__"):
+                assert f'id="{anchor}"' in pages[file], f"{path.name}: {url}"

@@ -153,7 +153,7 @@ def eval_help(argv: Sequence[str] = ()) -> str:
     Raises:
         ConfigError: if there is no such page.
     """
-    return _flat_help(argv, EVAL_USAGE, _fields(EvalConfig))
+    return _flat_help(argv, EVAL_USAGE, typed_fields(EvalConfig))
 
 
 def watch_help(argv: Sequence[str] = ()) -> str:
@@ -165,7 +165,7 @@ def watch_help(argv: Sequence[str] = ()) -> str:
     Raises:
         ConfigError: if there is no such page.
     """
-    return _flat_help(argv, WATCH_USAGE, _fields(WatchConfig))
+    return _flat_help(argv, WATCH_USAGE, typed_fields(WatchConfig))
 
 
 def compare_help(argv: Sequence[str] = ()) -> str:
@@ -177,12 +177,7 @@ def compare_help(argv: Sequence[str] = ()) -> str:
     Raises:
         ConfigError: if there is no such page.
     """
-    fields = ComparisonConfig.model_fields
-    own = {"task": fields["tasks"], f"{PREFIX}NAME": fields["settings"]}
-    for name in OWN_WORDS:
-        own[name] = fields[name]
-    own[f"{SLURM}OPTION"] = fields["slurm"]
-    return _flat_help(argv, COMPARE_USAGE, own)
+    return _flat_help(argv, COMPARE_USAGE, comparison_fields())
 
 
 def _flat_help(argv: Sequence[str], usage: str, fields: dict[str, FieldInfo]) -> str:
@@ -247,10 +242,10 @@ def _sweep_page() -> str:
 
 def _all_options() -> list[str]:
     lines: list[str] = []
-    for name, field in _fields(TrainConfig).items():
+    for name, field in typed_fields(TrainConfig).items():
         if name not in GROUPS:
             lines += _full_lines(name, field)
-    for name, field in _fields(_only_class("evaluation"), "evaluation.").items():
+    for name, field in typed_fields(_only_class("evaluation"), "evaluation.").items():
         lines += _full_lines(name, field)
     return lines
 
@@ -259,11 +254,13 @@ def _group_page(group: str, config_dir: Path | None) -> list[str]:
     """Return the presets of a group with a line each, and options that all of them have."""
     field = TrainConfig.model_fields[group]
     lines = [*_paragraphs(f"{group}: {field.description}"), ""]
-    classes = _classes_by_kind(group)
+    classes = classes_by_kind(group)
     for name in presets(group, config_dir):
         content = load_preset(preset_path(group, name, config_dir))
         kind = content.get("kind")
-        text = _first_paragraph(classes[kind].__doc__) if kind in classes else _summary(content)
+        text = (
+            _first_paragraph(classes[kind].__doc__) if kind in classes else preset_summary(content)
+        )
         lines += _columns(f"  {name}", text, column=TEXT_COLUMN)
     lines += ["", *_paragraphs(f"--help {group}=PRESET lists the options of a preset.")]
     return lines
@@ -273,11 +270,11 @@ def _preset_page(group: str, preset: str, config_dir: Path | None) -> list[str]:
     """Return the content of a preset, and the options of its kind with the values it gives them."""
     content = load_preset(preset_path(group, preset, config_dir))
     lines = [f"{group}={preset}"]
-    config_class = _classes_by_kind(group).get(str(content.get("kind", group)))
+    config_class = classes_by_kind(group).get(str(content.get("kind", group)))
     if "kind" in content and config_class is not None:
         lines += _paragraphs(config_class.__doc__ or "", indent=2)
     else:
-        lines += _columns("", _summary(content), column=2)
+        lines += _columns("", preset_summary(content), column=2)
     if config_class is None:  # a class of the user's own, which is not imported for this
         return lines
     lines += ["", "options=default:"]
@@ -335,8 +332,12 @@ def _fields_named(name: str) -> Iterator[tuple[str, FieldInfo]]:
             yield "" if kind is None else str(kind.default), config_class.model_fields[option]
 
 
-def _classes_by_kind(group: str) -> dict[str, type[BaseModel]]:
-    """Return the config classes of a group by their kind; by the group's name if it has none."""
+def classes_by_kind(group: str) -> dict[str, type[BaseModel]]:
+    """Return the config classes of a group by their kind; by the group's name if it has none.
+
+    Args:
+        group: one of ``GROUPS``.
+    """
     classes: dict[str, type[BaseModel]] = {}
     for config_class in config_classes(TrainConfig.model_fields[group]):
         kind = config_class.model_fields.get("kind")
@@ -349,8 +350,12 @@ def _only_class(name: str) -> type[BaseModel]:
     return config_class
 
 
-def _summary(content: dict[str, Any]) -> str:
-    """Return in words what a preset holds that is not of a kind: the ids of a suite, or values."""
+def preset_summary(content: dict[str, Any]) -> str:
+    """Return in words what a preset holds that is not of a kind: the ids of a suite, or values.
+
+    Args:
+        content: the preset, as ``load_preset`` returns it.
+    """
     suite = content.get("task", content)
     tasks = suite.get("tasks")
     if isinstance(tasks, list) and all(isinstance(task, dict) for task in tasks):
@@ -368,14 +373,29 @@ def _as_tuple(value: object) -> object:
 # ------------------------------------------------------------------------------------------ options
 
 
-def _fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Return the fields of a config by the names that are typed."""
+def typed_fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """Return the fields of a config by the names that are typed.
+
+    Args:
+        model: a config class.
+        prefix: text before each name, e.g. ``evaluation.``.
+    """
     return {typed_name(prefix + name): field for name, field in model.model_fields.items()}
+
+
+def comparison_fields() -> dict[str, FieldInfo]:
+    """Return the options of compare.py that are none of train.py, by the names that are typed."""
+    fields = ComparisonConfig.model_fields
+    own = {"task": fields["tasks"], f"{PREFIX}NAME": fields["settings"]}
+    for name in OWN_WORDS:
+        own[name] = fields[name]
+    own[f"{SLURM}OPTION"] = fields["slurm"]
+    return own
 
 
 def _short_lines(model: type[BaseModel]) -> Iterator[str]:
     """Yield the options that belong to no group, the evaluation's by name only."""
-    for name, field in _fields(model).items():
+    for name, field in typed_fields(model).items():
         if name not in GROUPS and not config_classes(field):
             yield from _short_line(name, field)
     yield from _columns(
@@ -387,10 +407,10 @@ def _short_lines(model: type[BaseModel]) -> Iterator[str]:
 
 def _short_line(name: str, field: FieldInfo) -> list[str]:
     """Return an option with its choices, or the beginning of its description."""
-    head = f"  {name}={_default(field)}"
-    text = " | ".join(_choices(field.annotation))
+    head = f"  {name}={default_of(field)}"
+    text = " | ".join(choices_of(field.annotation))
     if text and is_list(field.annotation):
-        text = f"one or several of {', '.join(_choices(field.annotation))}"
+        text = f"one or several of {', '.join(choices_of(field.annotation))}"
     if not text:
         text = _beginning(_first_paragraph(field.description))
     return _columns(head, text, column=TEXT_COLUMN)
@@ -401,33 +421,41 @@ def _full_lines(name: str, field: FieldInfo, given: object = None) -> list[str]:
 
     ``given`` is the value that a preset gives it.
     """
-    default = _default(field) if given is None else typed_value(_as_tuple(given))
+    default = default_of(field) if given is None else typed_value(_as_tuple(given))
     lines = textwrap.wrap(f"  {name}={default}", WIDTH, subsequent_indent="      ")
     lines += _paragraphs(field.description or "", indent=6)
-    choices = _choices(field.annotation)
+    choices = choices_of(field.annotation)
     if choices:
         lines += _paragraphs(f"Choices: {', '.join(choices)}.", indent=6)
     return lines
 
 
-def _default(field: FieldInfo) -> str:
-    """Return the default of an option as it is typed; empty if the option is required."""
+def default_of(field: FieldInfo) -> str:
+    """Return the default of an option as it is typed; … if the option is required.
+
+    Args:
+        field: the field of the option.
+    """
     # pydantic has a marker object in place of the default of a required option
     if field.is_required():
         return "…"
     return typed_value(field.get_default(call_default_factory=True))
 
 
-def _choices(annotation: object) -> list[str]:
-    """Return the values that an option can have; empty if it also takes others."""
+def choices_of(annotation: object) -> list[str]:
+    """Return the values that an option can have; empty if it also takes others.
+
+    Args:
+        annotation: the type of the field.
+    """
     origin = get_origin(annotation)
     if origin is Literal:
         return [str(value) for value in get_args(annotation)]
     if origin is Annotated:
-        return _choices(get_args(annotation)[0])
+        return choices_of(get_args(annotation)[0])
     if origin in (tuple, Union, UnionType):
         parts = [part for part in get_args(annotation) if part not in (type(None), Ellipsis)]
-        choices = [_choices(part) for part in parts]
+        choices = [choices_of(part) for part in parts]
         if all(choices):
             return [choice for part in choices for choice in part]
     return []
