@@ -9,6 +9,7 @@ from mirl.configs.commands.help import (
     COMPARE_USAGE,
     EVAL_USAGE,
     TRAIN_USAGE,
+    WATCH_USAGE,
     choices_of,
     classes_by_kind,
     comparison_fields,
@@ -18,7 +19,7 @@ from mirl.configs.commands.help import (
 )
 from mirl.configs.commands.words import typed_value
 from mirl.configs.compose import GROUPS, PRESETS_DIR, default_presets, load_preset, presets
-from mirl.configs.schema import EvalConfig, TrainConfig
+from mirl.configs.schema import EvalConfig, TrainConfig, WatchConfig
 from mirl.configs.validation_messages import config_classes
 
 OPTIONS_HEAD = ["| option | default | description |", "|---|---|---|"]
@@ -30,6 +31,7 @@ def option_pages() -> dict[str, str]:
     for group in GROUPS:
         pages[f"options/{group}.md"] = _group_page(group)
     pages["options/eval.md"] = _flat_page("mirl-eval", EVAL_USAGE, typed_fields(EvalConfig))
+    pages["options/watch.md"] = _flat_page("mirl-watch", WATCH_USAGE, typed_fields(WatchConfig))
     pages["options/compare.md"] = _flat_page("mirl-compare", COMPARE_USAGE, comparison_fields())
     return pages
 

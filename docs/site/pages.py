@@ -34,7 +34,12 @@ API = {
         "mirl.agents.on_policy.action_evaluation",
     ),
     "envs": ("Environments", "mirl.envs", "mirl.envs.worlds.context_wrappers"),
-    "policies": ("Policies", "mirl.policies", "mirl.policies.off_policy"),
+    "policies": (
+        "Policies",
+        "mirl.policies",
+        "mirl.policies.off_policy",
+        "mirl.policies.programs",
+    ),
     "fusions": ("Fusions", "mirl.policies.fusions", "mirl.policies.grouped_matmul"),
     "parts": (
         "Encoders, contexts and recurrent cores",
