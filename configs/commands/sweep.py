@@ -276,7 +276,8 @@ def _parse_range(key: str, value: str, integer: bool) -> RangeConfig:
         case RangeSweep(start=int() | float() as low, stop=int() | float() as stop) if (
             not parsed.tags and not parsed.shuffle
         ):
-            numbers = list(parsed.range())
+            # the end does not belong to the range, but rounding may add it
+            numbers = [n for n in parsed.range() if round(float(n), DIGITS) != stop]
             if len(numbers) < 2:
                 raise ConfigError(f"{key}: expected a range of two or more values, got '{value}'")
             is_integer = all(float(number).is_integer() for number in (low, stop, parsed.step))
