@@ -88,7 +88,7 @@ def _group_page(group: str) -> str:
 
 
 def _changes(config_class: type[BaseModel], content: Mapping[str, object]) -> str:
-    """Return the kind of a preset with the options that it changes."""
+    """Return the kind of a preset with the options that it changes, or what the kind is."""
     kind = content["kind"]
     changes = []
     for name, field in config_class.model_fields.items():
@@ -97,7 +97,10 @@ def _changes(config_class: type[BaseModel], content: Mapping[str, object]) -> st
         if name != "kind" and name in content and given != default_of(field):
             changes.append(f"`{name}={given}`")
     link = f"[{kind}](#{kind})"
-    return f"{link} with {', '.join(changes)}" if changes else link
+    if changes:
+        return f"{link} with {', '.join(changes)}"
+    first_paragraph = (config_class.__doc__ or "").split("\n\n")[0]
+    return f"{link}: {first_paragraph}"
 
 
 def _options(config_class: type[BaseModel], prefix: str) -> list[str]:
