@@ -93,7 +93,8 @@ def build_program(policy: BasePolicy, context: OneContext | None = None, task: i
         return ActorCriticProgram(policy, context, task)
     for name, program_class in (("actor", ActorProgram), ("q_net", QNetworkProgram)):
         network = getattr(policy, name, None)
-        if isinstance(getattr(network, "features_extractor", None), FusionExtractor):
+        extractor = getattr(network, "features_extractor", None)
+        if isinstance(network, nn.Module) and isinstance(extractor, FusionExtractor):
             return program_class(policy, copy.deepcopy(network), context)
     raise ConfigError(f"expected a policy of mirl.policies to export, got {type(policy).__name__}")
 

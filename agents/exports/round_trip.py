@@ -145,8 +145,8 @@ class ProgramAndPolicy:
         if not self._states or len(self._states[0]) != n_rows:
             self._states = (np.zeros((n_rows, self.state_dim), np.float32),) * 2
         our_state, their_state = self._states
-        inputs: dict[str, NDArray[Any]] = {STATE_KEY: our_state, START_KEY: starts}
-        ours = self.run({key: inputs.get(key, observations.get(key)) for key in self.keys})
+        inputs = {**observations, STATE_KEY: our_state, START_KEY: starts}
+        ours = self.run({key: inputs[key] for key in self.keys})
         theirs = policy_outputs(self.policy, observations, their_state, starts)
         self._states = (ours[NEXT_STATE_KEY], theirs[NEXT_STATE_KEY])
         return ours, theirs
@@ -261,7 +261,8 @@ def compare_episodes(pair: ProgramAndPolicy, env: SuiteVecEnv) -> tuple[int, int
                 f"episode ({env.num_envs - n_equal} of {env.num_envs} environments); no export "
                 "was kept"
             )
-        observations, _, starts, _ = env.step(theirs["action"])
+        stepped, _, starts, _ = env.step(theirs["action"])
+        observations = cast(Observations, stepped)
         n_episodes += starts
     return int(n_episodes.sum()), n_steps * env.num_envs, 1.0
 

@@ -100,7 +100,9 @@ class OnPolicyLoop(RolloutCollector):
                 "sequence_length and burn_in are for a recurrent policy, RecurrentFusionPolicy, "
                 f"got {self.policy_class.__name__}"
             )
-        self.rollout_buffer_class = choose_buffer_class(given_class, buffer_class)
+        self.rollout_buffer_class = choose_buffer_class(
+            given_class, buffer_class, self.observation_space
+        )
         self.profiler = IterationProfiler()
         super()._setup_model()
         # A saved agent keeps what the user gave, so that SB3's own PPO and A2C can load it.

@@ -371,17 +371,24 @@ class RolloutBuffer(SB3RolloutBuffer):
 
 
 def choose_buffer_class(
-    given: type[SB3RolloutBuffer] | None, default: type[RolloutBuffer]
+    given: type[SB3RolloutBuffer] | None, default: type[RolloutBuffer], observation_space: Space
 ) -> type[RolloutBuffer]:
     """Return the class of the buffer of PPO or A2C.
 
     Args:
         given: the user's ``rollout_buffer_class``; None and SB3's own two classes mean the default.
         default: MIRL's class for the policy.
+        observation_space: the space of one observation.
 
     Raises:
         ConfigError: if the class is not derived from the default.
+        AssertionError: as SB3's, if its class for Dict spaces is given for another space.
     """
+    if given is DictRolloutBuffer and not isinstance(observation_space, spaces.Dict):
+        raise AssertionError(
+            "DictRolloutBuffer must be used with Dict obs space only, got "
+            f"{observation_space}; leave rollout_buffer_class out"
+        )
     if given is None or given in (SB3RolloutBuffer, DictRolloutBuffer):
         return default
     if issubclass(given, default):

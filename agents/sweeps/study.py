@@ -254,7 +254,7 @@ def _result(
             }
         )
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
-    complete.sort(key=lambda trial: -float(trial.value))
+    complete.sort(key=lambda trial: -float(trial.value or 0.0))
     best = None
     if complete:
         best = config.words(typed_values(config, complete[0].params))

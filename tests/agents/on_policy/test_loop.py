@@ -13,6 +13,7 @@ from run_setup import resolve
 from safetensors.torch import load_file
 from stable_baselines3 import A2C as SB3A2C
 from stable_baselines3 import PPO as SB3PPO
+from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.buffers import RolloutBuffer as SB3RolloutBuffer
 from stable_baselines3.common.callbacks import (
     BaseCallback,
@@ -336,6 +337,9 @@ def test_foreign_buffer_raises() -> None:
     foreign = type("Foreign", (SB3RolloutBuffer,), {})
     with pytest.raises(ConfigError, match=r"^rollout_buffer_class: .*RolloutBuffer, .*got Foreign"):
         PPO("MlpPolicy", poles(), **SMALL, rollout_buffer_class=foreign)
+    # SB3's own tests expect its assertion
+    with pytest.raises(AssertionError, match="must be used with Dict obs space only"):
+        PPO("MlpPolicy", poles(), **SMALL, rollout_buffer_class=DictRolloutBuffer)
 
 
 def test_callback_is_initialized_once(tiny: Build, make_agent: Agents) -> None:
