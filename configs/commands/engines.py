@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt
 from mirl.configs.config import Config
 
 EngineName = Literal["local", "slurm", "ray"]
-"""Where runs are executed: processes of this machine, jobs of Slurm, tasks of a Ray cluster."""
+"""Executor of the runs: processes of this machine, jobs of Slurm, tasks of a Ray cluster."""
 SLURM = "slurm."
 """Beginning of the arguments that are options of Slurm's jobs."""
 ENGINE_WORDS = ("engine", "jobs")
@@ -18,10 +18,10 @@ ENGINE_FIELDS = frozenset(("engine", "jobs", "slurm"))
 
 
 class EngineConfig(Config):
-    """Where runs are executed, and how many at a time."""
+    """Executor of the runs, and their number at a time."""
 
     engine: EngineName = "local"
-    """Where the runs are executed: processes of this machine, jobs of Slurm, or tasks of the Ray
+    """Executor of the runs: processes of this machine, jobs of Slurm, or tasks of the Ray
     cluster that runs (the last two need mirl[sweep], and a folder that all machines share)."""
     jobs: PositiveInt | None = None
     """Runs at a time, which share the cores; none for as many as there are cores, and on Slurm for
