@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt
 from mirl.configs.config import Config
 
 EngineName = Literal["local", "slurm", "ray"]
-"""Executors of runs: processes of this machine, jobs of Slurm, tasks of a Ray cluster."""
+"""Executor of the runs: processes of this machine, jobs of Slurm, tasks of a Ray cluster."""
 SLURM = "slurm."
 """Beginning of the arguments that are options of Slurm's jobs."""
 ENGINE_WORDS = ("engine", "jobs")
@@ -18,11 +18,11 @@ ENGINE_FIELDS = frozenset(("engine", "jobs", "slurm"))
 
 
 class EngineConfig(Config):
-    """The executor of runs, and how many of them run at a time."""
+    """Executor of the runs, and their number at a time."""
 
     engine: EngineName = "local"
-    """Executor of the runs: processes of this machine, jobs of Slurm, or tasks of the Ray cluster
-    that runs (the last two need mirl[sweep], and a folder that all machines share)."""
+    """Executor of the runs: processes of this machine, jobs of Slurm, or tasks of the Ray
+    cluster that runs (the last two need mirl[sweep], and a folder that all machines share)."""
     jobs: PositiveInt | None = None
     """Runs at a time, which share the cores; none for as many as there are cores, and on Slurm for
     all of them."""
