@@ -194,7 +194,7 @@ class Core(nn.Module, Part, ABC):
             )
 
 
-def _shape_or_type(value: object) -> tuple[int, ...] | str:
+def _shape_or_type(value: object) -> tuple[object, ...] | str:
     return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
