@@ -17,7 +17,7 @@ import pytest
 from mirl.agents.runs import metric_names
 from mirl.configs.commands.words import TYPED_NAMES, option_names, typed_name
 from mirl.configs.compose import GROUPS
-from mirl.configs.schema import EvalConfig, TrainConfig
+from mirl.configs.schema import EvalConfig, TrainConfig, WatchConfig
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -107,7 +107,7 @@ def test_tutorial_runs(page: Path, tmp_path: Path) -> None:
 def commands(block: str) -> Iterator[tuple[str, list[str]]]:
     """Yield the command and the arguments of each command of an ``sh`` block.
 
-    MIRL's commands are ``train``, ``eval`` and ``compare``, whichever way they are written.
+    MIRL's commands are those of ``PARSERS``, whichever way they are written.
     """
     waiting = ""
     for line in block.replace("\\\n", " ").splitlines():
@@ -218,16 +218,18 @@ def test_commands_are_valid(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-PARSERS = ("train", "eval", "compare")
+PARSERS = ("train", "eval", "compare", "watch")
 """Commands whose arguments are composed."""
 COMPOSE_EACH = """
 import json, sys
 from mirl.configs.comparison import parse_comparison
 from mirl.configs.compose import compose_train, parse_flat
-from mirl.configs.schema import EvalConfig
+from mirl.configs.commands.sweep import is_multirun, parse_sweep
+from mirl.configs.schema import EvalConfig, WatchConfig
 
 parsers = {
-    "train": compose_train,
+    "train": lambda words: (parse_sweep if is_multirun(words) else compose_train)(words),
+    "watch": lambda words: parse_flat(WatchConfig, words),
     "eval": lambda words: parse_flat(EvalConfig, words),
     "compare": parse_comparison,
 }
@@ -277,7 +279,11 @@ def test_site_documents_public_names(site: Path) -> None:
 
 def test_site_lists_every_option(site: Path) -> None:
     options = pages_of(site, "options")
-    names = [*option_names([TrainConfig]), *EvalConfig.model_fields]
+    names = [
+        *option_names([TrainConfig]),
+        *EvalConfig.model_fields,
+        *WatchConfig.model_fields,
+    ]
     groups = {*GROUPS, "evaluation"}
     missing = set()
     for name in names:

@@ -19,6 +19,7 @@ from mirl.policies.popart import PopArtHead
 from mirl.policies.recurrent import PolicyFeatures, RecurrentFusionPolicy
 
 PerSample = Float[Tensor, " batch"]
+"""One number per sample, (B,)."""
 T = TypeVar("T")
 
 

@@ -39,6 +39,7 @@ API = {
         "mirl.policies",
         "mirl.policies.off_policy",
         "mirl.policies.programs",
+        "mirl.policies.specialize",
     ),
     "fusions": ("Fusions", "mirl.policies.fusions", "mirl.policies.grouped_matmul"),
     "parts": (
