@@ -21,6 +21,10 @@ class RunError(RuntimeError):
     """A failure not caused by an option. The commands print the message and exit with code 1."""
 
 
+class ReportedElsewhereError(RunError):
+    """A failure that another process of the same run prints; the commands print nothing here."""
+
+
 class PlainWarning(UserWarning):
     """A warning to the user of a command, which prints it as one line."""
 

@@ -103,9 +103,9 @@ def rollout_tensors(buffer: RolloutBuffer) -> dict[str, Tensor]:
         **tensors,
         "reward": buffer.rewards,
         "action": buffer.actions,
-        "value": buffer.values,
+        "value": buffer.values[:, buffer.own],
         "log_prob": buffer.log_probs,
-        "advantage": buffer.advantages,
+        "advantage": buffer.advantages[:, buffer.own],
     }
 
 
@@ -122,7 +122,7 @@ def _non_finite_sample(
         # Every tensor of a rollout is (T, N, ...).
         timestep, env_index = bad.nonzero()[0, :2].tolist()
         value = float(tensor[timestep, env_index][bad[timestep, env_index]].flatten()[0])
-        task_id = int(buffer.task_ids[timestep, env_index])
+        task_id = int(buffer.task_ids[:, buffer.own][timestep, env_index])
         task = f" of task '{task_names[task_id]}'" if task_id < len(task_names) else ""
         return (
             f"{name} is {value}{task}, timestep {timestep} of the rollout, environment {env_index}"
