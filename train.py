@@ -14,6 +14,7 @@ with ended_by_interrupt():
     from mirl.configs.commands.help import train_help
     from mirl.configs.commands.words import typed_words
     from mirl.configs.compose import compose_train
+    from mirl.configs.errors import reported_by_first_process
     from mirl.configs.imports import import_words
 
 
@@ -26,7 +27,8 @@ def run(argv: list[str]) -> int:
     Returns:
         The exit code: 0, or 130 if the run was stopped and saved.
     """
-    config = compose_train(argv)  # before torch is imported, so that mistakes are reported at once
+    with reported_by_first_process():
+        config = compose_train(argv)  # before torch is imported, so that mistakes are reported at once
 
     limit_kernel_caches()
     # the other imports load torch, which takes seconds
@@ -39,6 +41,8 @@ def run(argv: list[str]) -> int:
     log = console.log_line
 
     result = train(config, log)
+    if not result.ranks.is_first:
+        return 0 if result.finished else 130
     if not result.finished:
         log(
             f"Stopped and saved at {result.timesteps:,} timesteps; "

@@ -290,6 +290,20 @@ class SuiteVecEnv(EnvAttributes):
         """
         return self._assignment.task_probabilities
 
+    @property
+    def sampling_depends_on_success(self) -> bool:
+        """True if the tasks of the next episodes depend on the success of earlier ones."""
+        return self._assignment.depends_on_success
+
+    def record_elsewhere(self, episodes: Sequence[Info]) -> None:
+        """Update the success rates that decide the next tasks with episodes of other processes.
+
+        Args:
+            episodes: the infos of their last timesteps, with ``task`` and ``is_success``.
+        """
+        for info in episodes:
+            self._assignment.record_elsewhere(info["task"], info["is_success"])
+
     def sampling_state(self) -> SamplingState:
         """Return everything that decides the next tasks, for JSON."""
         return self._assignment.state()

@@ -21,6 +21,7 @@ from mirl.agents.runs.checkpoint import EpisodeRecords
 from mirl.agents.runs.metric_names import task_metric
 from mirl.agents.runs.ranks import Ranks
 from mirl.agents.statistics import Episode
+from mirl.envs import SuiteVecEnv
 from mirl.envs.type_aliases import Observations
 from mirl.policies import FusionExtractor
 from mirl.policies.running_norm import RunningNorm
@@ -37,10 +38,17 @@ class TaskStatistics(BaseCallback):
     Args:
         tasks: names of the tasks.
         notice: told of tasks that report no success; None for nothing.
+        ranks: the processes that train the agent.
     """
 
-    def __init__(self, tasks: Sequence[str], notice: SuccessNotice | None = None) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        notice: SuccessNotice | None = None,
+        ranks: Ranks = Ranks(),
+    ) -> None:
         super().__init__()
+        self._ranks = ranks
         self._notice = notice
         self._episodes: dict[str, deque[Episode]] = {task: deque(maxlen=WINDOW) for task in tasks}
 
@@ -57,10 +65,23 @@ class TaskStatistics(BaseCallback):
         self._episodes[info["task"]].append(outcome)
 
     def _on_rollout_end(self) -> None:
-        # those of the environments of other ranks
-        for info in self.locals.get("other_episodes", ()):
-            self._add(info)
+        if self._ranks.size > 1:
+            self._add_other_ranks(self.locals["other_episodes"])
         self.record()
+
+    def _add_other_ranks(self, episodes: Sequence[Mapping[str, Any]]) -> None:
+        """Add the episodes of other ranks; give each rank the success rates of the first one."""
+        for info in episodes:
+            self._add(info)
+        env = self.training_env.unwrapped
+        if not isinstance(env, SuiteVecEnv) or not env.sampling_depends_on_success:
+            return
+        if self._ranks.is_first:
+            env.record_elsewhere(episodes)
+        own = env.sampling_state()
+        first = self._ranks.gather_objects(own)[0]
+        # each rank keeps its own random generator
+        env.load_sampling_state({**first, "generator": own["generator"]})
 
     def state(self) -> dict[str, list[Episode]]:
         """Return the episodes behind the means.

@@ -146,7 +146,11 @@ class Ranks:
         Args:
             flags: the flags of this rank, as many as on the others.
         """
-        return (self.sum_(torch.tensor(flags, dtype=torch.int32)) > 0).tolist()
+        if self.size == 1:
+            return list(flags)
+        # On the CPU, whatever device trains; gloo cannot sum booleans.
+        counts: list[int] = self.sum_(torch.tensor(flags, dtype=torch.int32)).tolist()
+        return [count > 0 for count in counts]
 
     def wait(self) -> None:
         """Wait for the other ranks."""
