@@ -28,7 +28,8 @@ def run(argv: list[str]) -> int:
         The exit code: 0, or 130 if the run was stopped and saved.
     """
     with reported_by_first_process():
-        config = compose_train(argv)  # before torch is imported, so that mistakes are reported at once
+        # before torch is imported, so that mistakes are reported at once
+        config = compose_train(argv)
 
     limit_kernel_caches()
     # the other imports load torch, which takes seconds

@@ -12,7 +12,7 @@ from mirl.agents.faults import guard_steps
 from mirl.agents.off_policy import OffPolicyAgent, build_off_policy, off_policy_class
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
-from mirl.agents.runs.ranks import Ranks
+from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.agents.start_up import load_compiler_late
 from mirl.configs.agents import A2CConfig, OffPolicyConfig, OnPolicyConfig, PPOConfig, TQCConfig
 from mirl.configs.compose import validate
@@ -148,7 +148,7 @@ def resolve_device(name: DeviceName) -> str:
 # ------------------------------------------------------------------------------------------- agents
 
 
-def build_agent(config: ResolvedConfig, env: SuiteVecEnv, ranks: Ranks = Ranks()) -> Agent:
+def build_agent(config: ResolvedConfig, env: SuiteVecEnv, ranks: Ranks = ONE_PROCESS) -> Agent:
     """Build the algorithm of a configuration with MIRL's policy, untrained.
 
     Args:
@@ -208,7 +208,7 @@ def build_on_policy(
     device: str,
     precision: PrecisionName,
     skip_faults: bool = False,
-    ranks: Ranks = Ranks(),
+    ranks: Ranks = ONE_PROCESS,
 ) -> PPO | A2C:
     """Build PPO or A2C, untrained.
 

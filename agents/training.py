@@ -30,7 +30,7 @@ from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.checkpoint import Checkpoint, EpisodeRecords, checkpoint_name
 from mirl.agents.runs.choices import adopt_choices
 from mirl.agents.runs.logger import build_logger
-from mirl.agents.runs.ranks import Ranks
+from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.agents.runs.run import Run, adopt_texts
 from mirl.agents.runs.synchronization import reseed_all
 from mirl.agents.runs.warm_start import warm_start
@@ -60,7 +60,7 @@ class TrainResult(NamedTuple):
     run: Run
     checkpoint: Checkpoint
     """The last checkpoint."""
-    ranks: Ranks = Ranks()
+    ranks: Ranks = ONE_PROCESS
     """The processes that trained; the first one reports."""
 
 
@@ -218,7 +218,7 @@ def _latest_checkpoint(run: Run, ranks: Ranks) -> Checkpoint | None:
 
 
 @contextmanager
-def _open_environments(config: TrainConfig, ranks: Ranks = Ranks()) -> Iterator[Environments]:
+def _open_environments(config: TrainConfig, ranks: Ranks = ONE_PROCESS) -> Iterator[Environments]:
     """Open the environments of a rank; close them on exit. The first rank alone evaluates."""
     # options that all environments of the run share
     build = partial(
@@ -294,9 +294,7 @@ def _create_or_resume(
     return run
 
 
-def _load(
-    run: Run, checkpoint: Checkpoint | None, agent: Agent, ranks: Ranks
-) -> EpisodeRecords:
+def _load(run: Run, checkpoint: Checkpoint | None, agent: Agent, ranks: Ranks) -> EpisodeRecords:
     """Load a checkpoint into the agent; return the last episodes of each task."""
     if checkpoint is None:
         if ranks.size > 1:

@@ -11,7 +11,7 @@ from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.atomic_files import make_folder, write_bytes
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.logger import TensorBoard, WarnOnWriteError
-from mirl.agents.runs.ranks import Ranks
+from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.agents.runs.run import Run
 from mirl.agents.runs.synchronization import reseed_all
 from mirl.agents.video import Gif, encode_gif, record_episode
@@ -51,7 +51,7 @@ class Checkpointing(BetweenIterations):
         evaluation: Evaluation | None,
         stop_requested: Callable[[], bool],
         log: Callable[[str], None] = lambda _: None,
-        ranks: Ranks = Ranks(),
+        ranks: Ranks = ONE_PROCESS,
     ) -> None:
         super().__init__()
         self.ranks = ranks

@@ -19,7 +19,7 @@ from mirl.agents.callbacks.selection import SuccessNotice
 from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.checkpoint import EpisodeRecords
 from mirl.agents.runs.metric_names import task_metric
-from mirl.agents.runs.ranks import Ranks
+from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.agents.statistics import Episode
 from mirl.envs import SuiteVecEnv
 from mirl.envs.type_aliases import Observations
@@ -45,7 +45,7 @@ class TaskStatistics(BaseCallback):
         self,
         tasks: Sequence[str],
         notice: SuccessNotice | None = None,
-        ranks: Ranks = Ranks(),
+        ranks: Ranks = ONE_PROCESS,
     ) -> None:
         super().__init__()
         self._ranks = ranks
@@ -185,7 +185,7 @@ class ObservationStatistics(BaseCallback):
         ranks: the processes whose observations are added.
     """
 
-    def __init__(self, ranks: Ranks = Ranks()) -> None:
+    def __init__(self, ranks: Ranks = ONE_PROCESS) -> None:
         super().__init__()
         self.ranks = ranks
 

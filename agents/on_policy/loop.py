@@ -26,7 +26,7 @@ from mirl.agents.on_policy.rollout_buffer import RolloutBuffer, choose_buffer_cl
 from mirl.agents.on_policy.update import Update, update_popart_and_advantages
 from mirl.agents.profiler import IterationProfiler
 from mirl.agents.runs.metric_names import DISTINCT
-from mirl.agents.runs.ranks import Ranks
+from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.agents.vec_normalize import check_not_normalized
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import PrecisionName
@@ -80,7 +80,7 @@ class OnPolicyLoop(RolloutCollector):
         self.skip_faults = skip_faults
         self.sequence_length = sequence_length
         self.burn_in = burn_in
-        self.ranks = Ranks()
+        self.ranks = ONE_PROCESS
         self.hidden_state: Float[Tensor, "n_envs state"] | None = None
         """(N, H), before the next timestep; None if the policy is not recurrent."""
 
@@ -170,7 +170,8 @@ class OnPolicyLoop(RolloutCollector):
         return self.n_steps * self.n_envs * self.ranks.size
 
     def _excluded_save_params(self) -> list[str]:
-        excluded = [*super()._excluded_save_params(), "hidden_state", "profiler", "_update", "ranks"]
+        excluded = super()._excluded_save_params()
+        excluded += ["hidden_state", "profiler", "_update", "ranks"]
         if self.hidden_state is not None:
             # An episode cannot continue without its hidden state: a loaded agent resets instead.
             excluded.append("_last_obs")

@@ -35,7 +35,7 @@ from mirl.agents.on_policy.storage import (
     build_column,
     on_device,
 )
-from mirl.agents.runs.ranks import Ranks
+from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.configs.errors import ConfigError
 from mirl.configs.keys import TASK_KEY
 from mirl.policies.features import UniqueRows
@@ -47,10 +47,12 @@ NO_KEY = ""
 class RolloutBuffer(SB3RolloutBuffer):
     """SB3's ``RolloutBuffer`` as preallocated tensors on the training device.
 
-    All tensors are (T, N, ...). Advantages, values and tasks are (T, M) with the columns of all M
-    environments, once the rollout is complete; M is N unless several ranks train. A minibatch has the same samples as SB3's for the same permutation.
-    Within the minibatch they are sorted by context, if ``group_by_context`` was called, and by
-    observation, if ``share_equal_observations`` was called; no loss depends on the order.
+    All tensors are (T, N, ...). Only advantages, values and tasks are (T, M), and complete with the
+    columns of all ranks once the rollout is over; M is N for a single process.
+
+    A minibatch has the same samples as SB3's for the same permutation. Within the minibatch they
+    are sorted by context, if ``group_by_context`` was called, and by observation, if
+    ``share_equal_observations`` was called; no loss depends on the order.
 
     Args:
         buffer_size: T, timesteps per environment.
@@ -122,7 +124,7 @@ class RolloutBuffer(SB3RolloutBuffer):
         self.host_task_ids = None
         if isinstance(task_space, spaces.Discrete) and task_space.n > 1:
             self.host_task_ids = np.zeros(self.shape, np.int64)
-        self.use_ranks(Ranks())
+        self.use_ranks(ONE_PROCESS)
         self.reset()
 
     def use_ranks(self, ranks: Ranks) -> None:

@@ -27,7 +27,7 @@ from mirl.agents.on_policy.task_gradients import (
     task_gradients,
 )
 from mirl.agents.runs.metric_names import GRADIENT_CONFLICT, GRADIENT_COSINE
-from mirl.agents.runs.ranks import Ranks
+from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.configs.schema import PrecisionName
 from mirl.policies.popart import PopArtHead
 
@@ -47,7 +47,7 @@ class Update:
     """Source of PCGrad's random orders; None for the plain gradient."""
     measure_conflict: bool
     """Measure how the tasks' gradients conflict, in the first gradient step."""
-    ranks: Ranks = Ranks()
+    ranks: Ranks = ONE_PROCESS
     """The processes that share each gradient step."""
     history: list[Metrics] = field(default_factory=list)
     """The metrics of each gradient step so far; the means of this rank, times its share."""

@@ -35,7 +35,7 @@ from mirl.agents.runs.migration import (
     check_schema_version,
     migrate_state,
 )
-from mirl.agents.runs.ranks import Ranks
+from mirl.agents.runs.ranks import ONE_PROCESS
 from mirl.agents.runs.replay_buffer import load_replay_buffer, save_replay_buffer
 from mirl.agents.runs.space_json import (
     action_space_from_json,
@@ -405,7 +405,7 @@ def _write_files(
     }
     if score is not None and criterion != "success":
         state["best_criterion"] = criterion
-    ranks = getattr(agent, "ranks", Ranks())  # off-policy agents have none
+    ranks = getattr(agent, "ranks", ONE_PROCESS)  # off-policy agents have none
     if ranks.size > 1:
         state["ranks"] = ranks.size
     # tensors as safetensors, the options of the parameter groups as JSON

@@ -222,6 +222,10 @@ class Ranks:
             raise
 
 
+ONE_PROCESS = Ranks()
+"""The ranks of a process that trains alone."""
+
+
 @cache  # a second group in one process would hang
 def _join_group(device: str) -> tuple[dist.Store, int, int]:
     store, rank, size = next(dist.rendezvous("env://"))

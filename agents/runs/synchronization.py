@@ -10,7 +10,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 
-from mirl.agents.runs.ranks import Ranks
+from mirl.agents.runs.ranks import ONE_PROCESS
 from mirl.agents.runs.replay_buffer import truncate_unfinished_episodes
 
 MAX_SEED = 2**31
@@ -25,7 +25,7 @@ def reseed_all(agent: BaseAlgorithm) -> None:
     """
     assert agent.env is not None
     assert agent.seed is not None, "a run has a seed"
-    ranks = getattr(agent, "ranks", Ranks())  # off-policy agents have none
+    ranks = getattr(agent, "ranks", ONE_PROCESS)  # off-policy agents have none
     key = (ranks.rank,) if ranks.rank else ()
     sequence = np.random.SeedSequence((agent.seed, agent.num_timesteps), spawn_key=key)
     # one seed each for torch and NumPy, for random actions, and for the environments
