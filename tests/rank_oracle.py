@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 
 from mirl.agents import A2C, PPO
+from mirl.agents.callbacks.statistics import merged_over
 from mirl.agents.runs.ranks import Ranks
 from mirl.configs.errors import RunError
 from mirl.configs.networks import RecurrentConfig, choose
@@ -176,7 +177,6 @@ def _distance(first: torch.Tensor, second: torch.Tensor) -> float:
 
 def check_collectives(ranks: Ranks) -> dict[str, Any]:
     """Return what the collectives do with values that differ by rank."""
-    norm = RunningNorm(2)
     own = torch.full((2,), float(ranks.rank))
     network = nn.Linear(2, 2)
     nn.init.constant_(network.weight, float(ranks.rank))
@@ -185,11 +185,13 @@ def check_collectives(ranks: Ranks) -> dict[str, Any]:
         ranks.check_equal(network)
     except RunError as raised:
         error = str(raised)
-    strided = torch.arange(4.0).view(2, 2).T
-    with np.testing.assert_raises(AssertionError):
-        ranks.sum_(strided)
-    norm.update(own[None])
+    strided = "summed"
+    try:
+        ranks.sum_(torch.arange(4.0).view(2, 2).T)
+    except AssertionError:
+        strided = "refused"
     return {
+        "strided": strided,
         "flags": ranks.any_of(ranks.rank == 1, False),
         "gathered": torch.cat(ranks.gather(own)).tolist(),
         "objects": ranks.gather_objects({"rank": ranks.rank}),
@@ -198,11 +200,29 @@ def check_collectives(ranks: Ranks) -> dict[str, Any]:
     }
 
 
+def compare_norms(ranks: Ranks) -> list[list[float]]:
+    """Return statistics that each rank adds its rows to, and those of all rows in one process."""
+    rows = torch.randn(3, 10, 2, generator=torch.Generator().manual_seed(0)).double() * 5 + 100
+    shared = RunningNorm(2)
+    alone = RunningNorm(2)
+    for batch in rows:
+        with merged_over(ranks, [shared]):
+            shared.update(batch[ranks.rank :: ranks.size])
+        alone.update(batch)
+    statistics = []
+    for norm in (shared, alone):
+        statistics.append([*norm.mean.tolist(), *norm.variance.tolist(), float(norm.count)])
+    return statistics
+
+
 def main(folder: Path) -> None:
     """Write the results of this rank."""
     torch.set_num_threads(1)
     ranks = Ranks.from_environment("cpu")
-    results = {case: compare(case, ranks) for case in ("ppo", "popart", "lstm", "a2c")}
+    results: dict[str, Any] = {
+        case: compare(case, ranks) for case in ("ppo", "popart", "lstm", "a2c")
+    }
+    results["norm"] = compare_norms(ranks)
     results["collectives"] = check_collectives(ranks)
     (folder / f"{ranks.rank}.json").write_text(json.dumps(results))
 

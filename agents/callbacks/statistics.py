@@ -216,13 +216,18 @@ class ObservationStatistics(BaseCallback):
         )
         for extractor in self.extractors:
             norms = [module for module in extractor.modules() if isinstance(module, RunningNorm)]
-            with _merged_over(self.ranks, norms):
+            with merged_over(self.ranks, norms):
                 extractor.update_statistics(cast(dict[str, Tensor], tensors))
 
 
 @contextmanager
-def _merged_over(ranks: Ranks, norms: Sequence[RunningNorm]) -> Iterator[None]:
-    """Add to running statistics what each rank adds inside the context, in the order of ranks."""
+def merged_over(ranks: Ranks, norms: Sequence[RunningNorm]) -> Iterator[None]:
+    """Add to running statistics what each rank adds inside the context, in the order of ranks.
+
+    Args:
+        ranks: the processes.
+        norms: the statistics, which are the same on each rank.
+    """
     if ranks.size == 1:
         yield
         return
