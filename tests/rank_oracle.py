@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from multitask_setup import SidesEnv
 from recall_setup import recall_envs
-from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 
@@ -102,8 +101,8 @@ def record_rollout(agent: Any) -> list[Call]:
     for name in RECORDED:
         if hasattr(buffer, name):
             setattr(buffer, name, recorded(name))
-    agent._setup_learn(1)
-    assert agent.collect_rollouts(agent.env, CallbackList([]), buffer, agent.n_steps)
+    _, callback = agent._setup_learn(1)
+    assert agent.collect_rollouts(agent.env, callback, buffer, agent.n_steps)
     return calls
 
 

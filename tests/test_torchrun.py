@@ -88,7 +88,8 @@ def test_killed_ranks_lose_nothing(tmp_path: Path, whole: tuple[Path, str]) -> N
         tmp_path, *TINY, script="tests/killed_rank.py", max_restarts=n_kills, kills=KILLS
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("Signal 9 (SIGKILL)") >= 1 or "exitcode: -9" in done.stderr
+    # torchrun logs each death
+    assert done.stderr.count("exitcode: -9") == n_kills
     assert_same_run(tmp_path / "runs" / "run", whole[0])
 
 
@@ -116,6 +117,6 @@ def test_mistake_is_printed_once(tmp_path: Path, word: str, message: str) -> Non
     assert done.returncode != 0
     assert done.stderr.count(message) == 1
     assert done.stderr.count("error: ") == 1
-    # torchrun's own report has the traceback of its launcher
-    assert "mirl" not in done.stderr.replace(message, "")
+    # that of torchrun's own report
+    assert done.stderr.count("Traceback (most recent call last)") == 1
     assert not (tmp_path / "runs").exists()
