@@ -104,16 +104,16 @@ def test_one_process_resumes_two(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("words", "message"),
     [
         ("fusoin=film", "unknown option 'fusoin'. Did you mean 'fusion'?"),
-        ("agent.n_envs=3", "use for example agent.n_envs=4"),
+        ("agent.n_envs=3 agent.batch_size=32", "use for example agent.n_envs=4"),
         ("agent=dqn", "several processes train with agent=ppo or agent=a2c, got agent=dqn"),
     ],
 )
-def test_mistake_is_printed_once(tmp_path: Path, word: str, message: str) -> None:
-    words = [each for each in TINY if not each.startswith("agent.")]
-    done = torchrun(tmp_path, *words, word)
+def test_mistake_is_printed_once(tmp_path: Path, words: str, message: str) -> None:
+    others = [word for word in TINY if not word.startswith("agent.")]
+    done = torchrun(tmp_path, *others, *words.split())
     assert done.returncode != 0
     assert done.stderr.count(message) == 1
     assert done.stderr.count("error: ") == 1
