@@ -28,6 +28,8 @@ from mirl.configs.errors import ConfigError, ReportedElsewhereError, RunError
 TIMEOUT = timedelta(days=1)
 """Longest wait for the other ranks. They wait while the first one evaluates; torchrun itself ends
 them if one dies."""
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+"""Environment variable of torchrun: how often it has started the processes again."""
 ERROR_KEY = "mirl_error"
 """Key of torchrun's store that counts the ranks with an error."""
 
@@ -228,10 +230,13 @@ ONE_PROCESS = Ranks()
 
 @cache  # a second group in one process would hang
 def _join_group(device: str) -> tuple[dist.Store, int, int]:
-    store, rank, size = next(dist.rendezvous("env://"))
+    shared_store, rank, size = next(dist.rendezvous("env://"))
+    # Keys of an earlier start by torchrun would name processes that have ended.
+    store = dist.PrefixStore(f"start_{os.environ[RESTARTS]}", shared_store)
     # Named, because torch otherwise leaves it undefined. Flags and objects stay on the CPU.
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    with _explain_lost_rank():
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     atexit.register(dist.destroy_process_group)
     return store, rank, size
 
@@ -248,5 +253,5 @@ def _explain_lost_rank() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # gloo adds advice
         raise RunError(f"the connection to another rank is lost: {reason}") from error
