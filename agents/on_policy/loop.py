@@ -279,7 +279,8 @@ class OnPolicyLoop(RolloutCollector):
         error = non_finite_error(self.rollout_buffer, history, self.num_timesteps, task_names)
         if not self.skip_faults:
             raise error
-        warnings.warn(f"{error}; training goes on with the next rollout", stacklevel=2)
+        if self.ranks.is_first:
+            warnings.warn(f"{error}; training goes on with the next rollout", stacklevel=2)
 
     def _discard_train_metrics(self) -> None:
         """Delete what an update that was rolled back has logged."""

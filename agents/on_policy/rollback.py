@@ -66,6 +66,8 @@ def non_finite_error(
 ) -> NonFiniteError:
     """Build the error of an update that was rolled back, naming the first non-finite tensor.
 
+    Where several ranks train, each of them must call this.
+
     Args:
         buffer: the rollout of the update.
         history: the metrics of each gradient step of the update.
@@ -77,9 +79,12 @@ def non_finite_error(
     """
     tensors = rollout_tensors(buffer)
     # The rollout first: if it is non-finite, so are the metrics computed from it.
-    cause = _non_finite_sample(buffer, tensors, task_names)
-    if cause is None:
-        cause = _non_finite_metric(history)
+    causes = buffer.ranks.gather_objects(_non_finite_sample(buffer, tensors, task_names))
+    cause = _non_finite_metric(history)
+    # The same on every rank, because any of them may be the one that prints it.
+    for rank, found in reversed(list(enumerate(causes))):
+        if found is not None:
+            cause = f"{found} of rank {rank}" if len(causes) > 1 else found
     message = (
         f"the update after {timesteps:,} timesteps gave non-finite weights and was undone: {cause}"
     )
