@@ -29,7 +29,7 @@ from mirl.agents.on_policy.ppo import PPO
 from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.checkpoint import Checkpoint, EpisodeRecords, checkpoint_name
 from mirl.agents.runs.choices import adopt_choices
-from mirl.agents.runs.logger import build_logger
+from mirl.agents.runs.logger import TensorBoard, build_logger
 from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.agents.runs.run import Run, adopt_texts
 from mirl.agents.runs.synchronization import reseed_all
@@ -208,7 +208,7 @@ def _opened_for_writing(run: Run, ranks: Ranks) -> Iterator[None]:
 
 def _latest_checkpoint(run: Run, ranks: Ranks) -> Checkpoint | None:
     """Return the newest checkpoint that is not damaged, the same one on each rank."""
-    checkpoint = None
+    checkpoint: Checkpoint | None = None
     if ranks.is_first:
         checkpoint = run.latest_valid_checkpoint()
     name = ranks.gather_objects(checkpoint and checkpoint.name)[0]
@@ -361,7 +361,7 @@ def _learn(
     config = run.config
     start = agent.num_timesteps
     logger = Logger(None, [])
-    tensorboard = None
+    tensorboard: TensorBoard | None = None
     if ranks.is_first:
         logger, tensorboard = build_logger(run.path, resumed_at=None if run.is_new else start)
     agent.set_logger(logger)
@@ -377,7 +377,7 @@ def _learn(
         shows_bar = config.progress and bar.progress.console.is_terminal and ranks.is_first
         # statistics first and checkpoints after the evaluation; the timer must come last
         callbacks: list[BaseCallback] = [statistics, ObservationStatistics(ranks)]
-        evaluation = None
+        evaluation: Evaluation | None = None
         if envs.validation is not None:
             evaluation = Evaluation(
                 run, envs.validation, envs.held_out, notice, log=None if shows_bar else log
