@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from mirl.configs.errors import ConfigError, ReportedElsewhereError, RunError
 
@@ -45,7 +46,7 @@ class Ranks:
     """Number of this process, from 0."""
     size: int = 1
     """Number of processes."""
-    store: dist.Store | None = field(default=None, compare=False, repr=False)
+    store: dist.PrefixStore | None = field(default=None, compare=False, repr=False)
     """Store that the processes share; None for a single one."""
 
     @classmethod
@@ -192,7 +193,8 @@ class Ranks:
             return
         digest = hashlib.sha256()
         for tensor in (*module.parameters(), *module.buffers()):
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(data.numpy().tobytes())
         own = torch.from_numpy(np.frombuffer(digest.digest(), np.int64).copy())
         first, *others = self.gather(own)
         for rank, other in enumerate(others, start=1):
@@ -229,8 +231,8 @@ ONE_PROCESS = Ranks()
 
 
 @cache  # a second group in one process would hang
-def _join_group(device: str) -> tuple[dist.Store, int, int]:
-    shared_store, rank, size = next(dist.rendezvous("env://"))
+def _join_group(device: str) -> tuple[dist.PrefixStore, int, int]:
+    shared_store, rank, size = next(rendezvous("env://"))
     # Keys of an earlier start by torchrun would name processes that have ended.
     store = dist.PrefixStore(f"start_{os.environ[RESTARTS]}", shared_store)
     # Named, because torch otherwise leaves it undefined. Flags and objects stay on the CPU.
@@ -241,7 +243,7 @@ def _join_group(device: str) -> tuple[dist.Store, int, int]:
     return store, rank, size
 
 
-def _is_first_error(store: dist.Store) -> bool:
+def _is_first_error(store: dist.PrefixStore) -> bool:
     try:
         return store.add(ERROR_KEY, 1) == 1
     except RuntimeError:  # torchrun has ended
