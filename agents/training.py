@@ -103,6 +103,7 @@ def train(config: TrainConfig, log: Callable[[str], None] = lambda _: None) -> T
     with reported_by_first_process():
         ranks = Ranks.from_environment(resolve_device(config.device))
     with ranks.one_error():
+        ranks.wait()  # no rank fails while another one still joins
         return _train(config, log if ranks.is_first else lambda _: None, ranks)
 
 
