@@ -1,6 +1,6 @@
 """A whole suite as one SB3 ``VecEnv``; with ``sampling=fixed`` every task is in every rollout."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -295,7 +295,7 @@ class SuiteVecEnv(EnvAttributes):
         """True if the tasks of the next episodes depend on the success of earlier ones."""
         return self._assignment.depends_on_success
 
-    def record_elsewhere(self, episodes: Sequence[Info]) -> None:
+    def record_elsewhere(self, episodes: Sequence[Mapping[str, Any]]) -> None:
         """Update the success rates that decide the next tasks with episodes of other processes.
 
         Args:

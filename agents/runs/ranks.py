@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from mirl.configs.errors import ConfigError, ReportedElsewhereError, RunError
@@ -46,7 +47,7 @@ class Ranks:
     """Number of this process, from 0."""
     size: int = 1
     """Number of processes."""
-    store: dist.PrefixStore | None = field(default=None, compare=False, repr=False)
+    store: Store | None = field(default=None, compare=False, repr=False)
     """Store that the processes share; None for a single one."""
 
     @classmethod
@@ -231,10 +232,10 @@ ONE_PROCESS = Ranks()
 
 
 @cache  # a second group in one process would hang
-def _join_group(device: str) -> tuple[dist.PrefixStore, int, int]:
+def _join_group(device: str) -> tuple[Store, int, int]:
     shared_store, rank, size = next(rendezvous("env://"))
     # Keys of an earlier start by torchrun would name processes that have ended.
-    store = dist.PrefixStore(f"start_{os.environ[RESTARTS]}", shared_store)
+    store = PrefixStore(f"start_{os.environ[RESTARTS]}", shared_store)
     # Named, because torch otherwise leaves it undefined. Flags and objects stay on the CPU.
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     with _explain_lost_rank():
@@ -243,7 +244,7 @@ def _join_group(device: str) -> tuple[dist.PrefixStore, int, int]:
     return store, rank, size
 
 
-def _is_first_error(store: dist.PrefixStore) -> bool:
+def _is_first_error(store: Store) -> bool:
     try:
         return store.add(ERROR_KEY, 1) == 1
     except RuntimeError:  # torchrun has ended
