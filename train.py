@@ -19,7 +19,7 @@ with ended_by_interrupt():
     from mirl.configs.commands.sweep import SweepConfig, is_multirun, parse_sweep
     from mirl.configs.commands.words import typed_words
     from mirl.configs.compose import compose_train
-    from mirl.configs.errors import RunError
+    from mirl.configs.errors import RunError, reported_by_first_process
     from mirl.configs.imports import import_words
 
 
@@ -37,7 +37,9 @@ def run(argv: list[str]) -> int:
     """
     if is_multirun(argv):
         return run_sweep(parse_sweep(argv))
-    config = compose_train(argv)  # before torch is imported, so that mistakes are reported at once
+    with reported_by_first_process():
+        # before torch is imported, so that mistakes are reported at once
+        config = compose_train(argv)
 
     limit_kernel_caches()
     # the other imports load torch, which takes seconds
@@ -50,6 +52,8 @@ def run(argv: list[str]) -> int:
     log = console.log_line
 
     result = train(config, log)
+    if not result.ranks.is_first:
+        return 0 if result.finished else 130
     if not result.finished:
         log(
             f"Stopped and saved at {result.timesteps:,} timesteps; "

@@ -1,5 +1,6 @@
 """Builders: from a configuration to an agent or a policy."""
 
+import warnings
 from typing import Any, assert_never
 
 import torch
@@ -11,6 +12,7 @@ from mirl.agents.faults import guard_steps
 from mirl.agents.off_policy import OffPolicyAgent, build_off_policy, off_policy_class
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
+from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.agents.start_up import load_compiler_late
 from mirl.configs.agents import A2CConfig, OffPolicyConfig, OnPolicyConfig, PPOConfig, TQCConfig
 from mirl.configs.compose import validate
@@ -146,12 +148,13 @@ def resolve_device(name: DeviceName) -> str:
 # ------------------------------------------------------------------------------------------- agents
 
 
-def build_agent(config: ResolvedConfig, env: SuiteVecEnv) -> Agent:
+def build_agent(config: ResolvedConfig, env: SuiteVecEnv, ranks: Ranks = ONE_PROCESS) -> Agent:
     """Build the algorithm of a configuration with MIRL's policy, untrained.
 
     Args:
         config: the configuration.
-        env: the training environments.
+        env: the training environments, of this rank.
+        ranks: the processes that train the agent.
 
     Returns:
         The algorithm.
@@ -174,6 +177,7 @@ def build_agent(config: ResolvedConfig, env: SuiteVecEnv) -> Agent:
                 device=device,
                 precision=config.precision,
                 skip_faults=skip_faults,
+                ranks=ranks,
             )
         case OffPolicyConfig():
             # a buffer that is never filled would only cost memory
@@ -204,6 +208,7 @@ def build_on_policy(
     device: str,
     precision: PrecisionName,
     skip_faults: bool = False,
+    ranks: Ranks = ONE_PROCESS,
 ) -> PPO | A2C:
     """Build PPO or A2C, untrained.
 
@@ -211,12 +216,13 @@ def build_on_policy(
         config: the options of the algorithm.
         policy: the class of its policy.
         policy_kwargs: keyword arguments of the policy.
-        env: the training environments, ``config.n_envs`` of them.
+        env: the training environments, ``config.n_envs`` of them over all ranks.
         total_timesteps: timesteps over which the learning rate is annealed.
         seed: seed of the algorithm.
         device: torch device of the policy.
         precision: floating-point precision of the policy.
         skip_faults: undo an update with non-finite weights and continue, instead of raising.
+        ranks: the processes that train the agent.
 
     Returns:
         The algorithm.
@@ -226,16 +232,21 @@ def build_on_policy(
     if config.anneal:
         options["learning_rate"] = annealed_rate(config, total_timesteps)
     algorithm: type[PPO] | type[A2C] = PPO if isinstance(config, PPOConfig) else A2C
-    return algorithm(
-        policy,
-        env,
-        policy_kwargs=policy_kwargs,
-        seed=seed,
-        device=device,
-        precision=precision,
-        skip_faults=skip_faults,
-        **options,
-    )
+    with warnings.catch_warnings():
+        if ranks.size > 1:  # SB3 compares it with the rollout of one rank
+            warnings.filterwarnings("ignore", "You have specified a mini-batch size")
+        agent = algorithm(
+            policy,
+            env,
+            policy_kwargs=policy_kwargs,
+            seed=seed,
+            device=device,
+            precision=precision,
+            skip_faults=skip_faults,
+            **options,
+        )
+    agent.use_ranks(ranks)
+    return agent
 
 
 def annealed_rate(config: OnPolicyConfig, total_timesteps: int) -> LinearSchedule:

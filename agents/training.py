@@ -10,7 +10,13 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam, Logger
 
-from mirl.agents.builder import Agent, build_agent, resolve_auto, with_input_keys
+from mirl.agents.builder import (
+    Agent,
+    build_agent,
+    resolve_auto,
+    resolve_device,
+    with_input_keys,
+)
 from mirl.agents.callbacks.checkpointing import Checkpointing
 from mirl.agents.callbacks.evaluation import Evaluation
 from mirl.agents.callbacks.progress import ProgressBar, ProgressLines
@@ -23,12 +29,13 @@ from mirl.agents.on_policy.ppo import PPO
 from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.checkpoint import Checkpoint, EpisodeRecords, checkpoint_name
 from mirl.agents.runs.choices import adopt_choices
-from mirl.agents.runs.logger import build_logger
+from mirl.agents.runs.logger import TensorBoard, build_logger
+from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.agents.runs.run import Run, adopt_texts
 from mirl.agents.runs.synchronization import reseed_all
 from mirl.agents.runs.warm_start import warm_start
 from mirl.configs.agents import OnPolicyConfig, PPOConfig
-from mirl.configs.errors import ConfigError, RunError
+from mirl.configs.errors import ConfigError, RunError, reported_by_first_process
 from mirl.configs.parts import check_can_be_stored
 from mirl.configs.schema import ResolvedConfig, TrainConfig
 from mirl.envs import SuiteVecEnv
@@ -53,6 +60,8 @@ class TrainResult(NamedTuple):
     run: Run
     checkpoint: Checkpoint
     """The last checkpoint."""
+    ranks: Ranks = ONE_PROCESS
+    """The processes that trained; the first one reports."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,8 @@ class Environments:
     """The environments of a run."""
 
     training: SuiteVecEnv
-    validation: SuiteVecEnv
+    validation: SuiteVecEnv | None
+    """Validation environments; None on the ranks that do not evaluate."""
     held_out: SuiteVecEnv | None
     """Validation environments of the held-out subset, if the run holds anything out."""
 
@@ -74,6 +84,8 @@ def train(
     report: Callable[[int, float], bool] = lambda _timesteps, _score: False,
 ) -> TrainResult:
     """Train a run, or resume it; stop after the current iteration on Ctrl-C or SIGTERM.
+
+    The processes of ``torchrun`` train it together, with the environments divided among them.
 
     Args:
         config: the configuration of the run.
@@ -94,33 +106,78 @@ def train(
             class of a part was defined in a script; nothing of a new run is left then.
         RunError: training failed; the checkpoints are kept.
     """
+    with reported_by_first_process():
+        ranks = Ranks.from_environment(resolve_device(config.device))
+    with ranks.one_error():
+        ranks.wait()  # no rank fails while another one still joins
+        return _train(config, log if ranks.is_first else lambda _: None, report, ranks)
+
+
+def _train(
+    config: TrainConfig,
+    log: Callable[[str], None],
+    report: Callable[[int, float], bool],
+    ranks: Ranks,
+) -> TrainResult:
     for part in (config.fusion, config.context, config.encoder, config.memory):
         check_can_be_stored(part)
     stored = Run.stored(config)
     config = _with_rollout(adopt_texts(config, stored), stored)
-    with explain_out_of_memory(config), _open_environments(config) as envs:
+    check_divisible(config, ranks)
+    with explain_out_of_memory(config), _open_environments(config, ranks) as envs:
         # from here on the configuration is complete; nothing is written before the agent is built
         config = config.model_copy(update={"task": envs.training.suite})
         resolved = resolve_auto(config, envs.training.observation_space)
         resolved = adopt_choices(config, resolved, stored)
-        agent = build_agent(resolved, envs.training)
-        run = _create_or_resume(resolved, agent, envs.training, stored)
-        with _discard_on_config_error(run), run.lock():
-            checkpoint = run.latest_valid_checkpoint()
-            episodes = _load(run, checkpoint, agent)
+        agent = build_agent(resolved, envs.training, ranks)
+        run = _create_or_resume(resolved, agent, envs.training, stored, ranks)
+        with _opened_for_writing(run, ranks):
+            checkpoint = _latest_checkpoint(run, ranks)
+            episodes = _load(run, checkpoint, agent, ranks)
             # everything that can be known to be wrong with the configuration has been checked
             if checkpoint is not None and agent.num_timesteps >= resolved.total_timesteps:
                 log(
                     f"{run.path} is finished, with {agent.num_timesteps:,} timesteps; to train it "
                     "further, give a larger total_timesteps=…"
                 )
-                return TrainResult(agent.num_timesteps, True, run, checkpoint)
+                return TrainResult(agent.num_timesteps, True, run, checkpoint, ranks)
             log(_first_line(run, agent, envs.training.backend))
+            if checkpoint is not None and checkpoint.n_ranks != ranks.size:
+                log(_ranks_line(checkpoint.n_ranks, ranks.size))
             log(_describe(resolved, envs.training))
             if stored is not None and resolved.total_timesteps > stored.total_timesteps:
-                run.store_length(stored)
+                if ranks.is_first:
+                    run.store_length(stored)
                 log(_longer_line(resolved, stored.total_timesteps, agent.num_timesteps))
-            return _learn(run, agent, envs, episodes, log, report)
+            return _learn(run, agent, envs, episodes, log, report, ranks)
+
+
+def check_divisible(config: TrainConfig, ranks: Ranks) -> None:
+    """Check that the environments can be divided among the processes.
+
+    Args:
+        config: the configuration of a run.
+        ranks: the processes that train it.
+
+    Raises:
+        ConfigError: they cannot, or the algorithm is not one that several processes train.
+    """
+    if ranks.size == 1:
+        return
+    if not isinstance(config.agent, OnPolicyConfig):
+        raise ConfigError(
+            f"several processes train with agent=ppo or agent=a2c, got agent={config.agent.kind} "
+            f"and torchrun's {ranks.size} processes; start one"
+        )
+    n_envs = config.agent.n_envs
+    smallest = ranks.size * len(config.trained_tasks)
+    if n_envs % ranks.size or n_envs < smallest:
+        nearest_multiple = max(round(n_envs / ranks.size) * ranks.size, smallest)
+        raise ConfigError(
+            f"agent.n_envs must be a multiple of torchrun's {ranks.size} processes, with an "
+            f"environment per task in each of them, got {n_envs}; use for example "
+            f"agent.n_envs={nearest_multiple}"
+        )
 
 
 def _with_rollout(config: TrainConfig, stored: ResolvedConfig | None) -> TrainConfig:
@@ -149,14 +206,32 @@ def _discard_on_config_error(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _open_environments(config: TrainConfig) -> Iterator[Environments]:
-    """Open training and validation environments; close them on exit."""
-    n_tasks = len(config.trained_tasks)
-    n_envs = config.agent.n_envs
-    # at least one per task, and no more than there are episodes to play
-    n_validation_envs = min(
-        config.evaluation.episodes * n_tasks, max(n_envs, MIN_VALIDATION_ENVS, n_tasks)
-    )
+def _opened_for_writing(run: Run, ranks: Ranks) -> Iterator[None]:
+    """Lock the run directory, and discard a new run whose configuration is invalid.
+
+    One process does so for all.
+    """
+    if ranks.is_first:
+        with _discard_on_config_error(run), run.lock():
+            yield
+    else:
+        yield
+
+
+def _latest_checkpoint(run: Run, ranks: Ranks) -> Checkpoint | None:
+    """Return the newest checkpoint that is not damaged, the same one on each rank."""
+    checkpoint: Checkpoint | None = None
+    if ranks.is_first:
+        checkpoint = run.latest_valid_checkpoint()
+    name = ranks.gather_objects(checkpoint and checkpoint.name)[0]
+    if name is None or ranks.is_first:
+        return checkpoint
+    return run.checkpoint(name)
+
+
+@contextmanager
+def _open_environments(config: TrainConfig, ranks: Ranks = ONE_PROCESS) -> Iterator[Environments]:
+    """Open the environments of a rank; close them on exit. The first rank alone evaluates."""
     # options that all environments of the run share
     build = partial(
         SuiteVecEnv,
@@ -167,14 +242,29 @@ def _open_environments(config: TrainConfig) -> Iterator[Environments]:
         timeout=config.env_timeout,
         restart_non_finite=config.on_fault == "skip",
     )
+    n_envs = config.agent.n_envs // ranks.size
+    with closing(build(config.task, n_envs=n_envs, sampling=config.sampling)) as training:
+        if ranks.is_first:
+            with _open_validation(config, training, build) as envs:
+                yield envs
+        else:
+            yield Environments(training, validation=None, held_out=None)
+
+
+@contextmanager
+def _open_validation(
+    config: TrainConfig, training: SuiteVecEnv, build: Callable[..., SuiteVecEnv]
+) -> Iterator[Environments]:
+    """Open validation environments beside the training environments; close them on exit."""
+    n_tasks = len(config.trained_tasks)
+    # at least one per task, and no more than there are episodes to play
+    n_envs = max(config.agent.n_envs, MIN_VALIDATION_ENVS, n_tasks)
+    n_validation_envs = min(config.evaluation.episodes * n_tasks, n_envs)
     build_validation = partial(
         build, seed_split="validation", max_steps=config.evaluation.max_steps or "auto"
     )
-    with (
-        closing(build(config.task, n_envs=n_envs, sampling=config.sampling)) as training,
-        # the suite of the first has the words and the length of the texts that were drawn
-        closing(build_validation(training.suite, n_envs=n_validation_envs)) as validation,
-    ):
+    # the suite of the first has the words and the length of the texts that were drawn
+    with closing(build_validation(training.suite, n_envs=n_validation_envs)) as validation:
         if not config.split.holds_out_any:
             _check_episodes_exist(validation)
             yield Environments(training, validation, held_out=None)
@@ -196,7 +286,11 @@ def _check_episodes_exist(env: SuiteVecEnv) -> None:
 
 
 def _create_or_resume(
-    config: ResolvedConfig, agent: Agent, env: SuiteVecEnv, stored: ResolvedConfig | None
+    config: ResolvedConfig,
+    agent: Agent,
+    env: SuiteVecEnv,
+    stored: ResolvedConfig | None,
+    ranks: Ranks,
 ) -> Run:
     """Open the run for training; load initial weights if it has no checkpoint yet."""
     complete = partial(with_input_keys, observation_space=env.observation_space)
@@ -205,16 +299,23 @@ def _create_or_resume(
     # a run that has a checkpoint resumes from it instead
     if config.start_from is not None and not has_checkpoints:
         warm_start(agent.policy, config.start_from)
-    return run or Run.create(config)
+    # every rank has looked for the run before one of them creates it
+    ranks.wait()
+    if run is None:
+        run = Run.create(config) if ranks.is_first else Run(config.run_dir, config)
+    return run
 
 
-def _load(run: Run, checkpoint: Checkpoint | None, agent: Agent) -> EpisodeRecords:
+def _load(run: Run, checkpoint: Checkpoint | None, agent: Agent, ranks: Ranks) -> EpisodeRecords:
     """Load a checkpoint into the agent; return the last episodes of each task."""
     if checkpoint is None:
+        if ranks.size > 1:
+            reseed_all(agent)  # until now each rank has the same seeds
         return {}
     episodes = checkpoint.load_agent(agent)
-    # a run that was killed may have saved checkpoints that it does not resume from
-    run.checkpoints.delete_after(agent.num_timesteps)
+    if ranks.is_first:
+        # a run that was killed may have saved checkpoints that it does not resume from
+        run.checkpoints.delete_after(agent.num_timesteps)
     # as the run did after saving this checkpoint, so that it continues the same way
     reseed_all(agent)
     return episodes
@@ -227,6 +328,13 @@ def _first_line(run: Run, agent: Agent, backend: str) -> str:
     precision = agent.precision if isinstance(agent, PPO | A2C) else "fp32"
     total = f"{run.config.total_timesteps:,} timesteps"
     return f"{start} {total} on {agent.device} ({precision}) and {backend}: {run.path}"
+
+
+def _ranks_line(n_before: int, n_now: int) -> str:
+    return (
+        f"Trained by {n_before} processes so far and by {n_now} from here on: the run goes on with "
+        "other episodes than it would have had."
+    )
 
 
 def _longer_line(config: ResolvedConfig, timesteps_before: int, reached: int) -> str:
@@ -260,33 +368,38 @@ def _learn(
     episodes: EpisodeRecords,
     log: Callable[[str], None],
     report: Callable[[int, float], bool],
+    ranks: Ranks,
 ) -> TrainResult:
     """Learn to the end, or until a signal or ``report`` stops it; save the last checkpoint."""
     config = run.config
     start = agent.num_timesteps
-    logger, tensorboard = build_logger(run.path, resumed_at=None if run.is_new else start)
+    logger = Logger(None, [])
+    tensorboard: TensorBoard | None = None
+    if ranks.is_first:
+        logger, tensorboard = build_logger(run.path, resumed_at=None if run.is_new else start)
     agent.set_logger(logger)
     if not start:  # a resumed run has logged them
         _log_hyperparameters(config, logger, count_parameters(agent.policy))
     is_on_policy = isinstance(agent, PPO | A2C)
     notice = SuccessNotice(config, log)
-    statistics = _build_statistics(config, is_on_policy, notice)
+    statistics = _build_statistics(config, is_on_policy, notice, ranks)
     statistics.load(episodes)
     # from here on the first signal ends learning in order, with a checkpoint
     with stop_signals() as stop_requested:
         bar = ProgressBar(config.total_timesteps)
-        shows_bar = config.progress and bar.progress.console.is_terminal
-        evaluation = Evaluation(
-            run, envs.validation, envs.held_out, notice, None if shows_bar else log, report
-        )
-        checkpointing = Checkpointing(run, tensorboard, statistics, evaluation, stop_requested, log)
+        shows_bar = config.progress and bar.progress.console.is_terminal and ranks.is_first
         # statistics first and checkpoints after the evaluation; the timer must come last
-        callbacks: list[BaseCallback] = [
-            statistics,
-            ObservationStatistics(),
-            evaluation,
-            checkpointing,
-        ]
+        callbacks: list[BaseCallback] = [statistics, ObservationStatistics(ranks)]
+        evaluation: Evaluation | None = None
+        if envs.validation is not None:
+            evaluation = Evaluation(
+                run, envs.validation, envs.held_out, notice, None if shows_bar else log, report
+            )
+            callbacks.append(evaluation)
+        checkpointing = Checkpointing(
+            run, tensorboard, statistics, evaluation, stop_requested, log, ranks
+        )
+        callbacks.append(checkpointing)
         display: AbstractContextManager[object] = nullcontext()
         if shows_bar:
             callbacks.append(bar)
@@ -307,22 +420,28 @@ def _learn(
                     reset_num_timesteps=start == 0,
                 )
             except NonFiniteError as error:
-                raise _with_evidence(error, run, agent) from error
-    assert checkpointing.last_saved is not None, "learning ends with a checkpoint or an error"
+                raise _with_evidence(error, run, agent, ranks) from error
+    # the first rank has saved the last checkpoint
+    ranks.wait()
+    checkpoint = checkpointing.last_saved
+    if not ranks.is_first:
+        checkpoint = run.checkpoint("last")
+    assert checkpoint is not None, "learning ends with a checkpoint or an error"
     return TrainResult(
         timesteps=checkpointing.saved_at,
         finished=not checkpointing.is_stopping,
         run=run,
-        checkpoint=checkpointing.last_saved,
+        checkpoint=checkpoint,
+        ranks=ranks,
     )
 
 
 def _build_statistics(
-    config: ResolvedConfig, is_on_policy: bool, notice: SuccessNotice
+    config: ResolvedConfig, is_on_policy: bool, notice: SuccessNotice, ranks: Ranks
 ) -> TaskStatistics:
     tasks = [task.name for task in config.task.tasks]
     if is_on_policy:
-        return TaskStatistics(tasks, notice)
+        return TaskStatistics(tasks, notice, ranks)
     return OffPolicyLogger(tasks, _row_interval(config), notice)
 
 
@@ -333,9 +452,12 @@ def _row_interval(config: ResolvedConfig) -> int:
     return TIMESTEPS_PER_ROW * config.log_every
 
 
-def _with_evidence(error: NonFiniteError, run: Run, agent: Agent) -> RunError:
+def _with_evidence(error: NonFiniteError, run: Run, agent: Agent, ranks: Ranks) -> RunError:
     """Save the evidence of a failure; return an error that names its folder."""
-    folder = run.path / "faults" / checkpoint_name(agent.num_timesteps)
+    name = checkpoint_name(agent.num_timesteps)
+    if not ranks.is_first:
+        name = f"{name}_rank_{ranks.rank}"
+    folder = run.path / "faults" / name
     try:
         saved = str(error.save(folder))
     except OSError as write_error:

@@ -17,7 +17,13 @@ from typing import TextIO
 
 from mirl.configs.aliases import RenamedWarning
 from mirl.configs.commands.help import HELP_WORDS
-from mirl.configs.errors import ConfigError, PlainWarning, RunError
+from mirl.configs.errors import (
+    ConfigError,
+    PlainWarning,
+    ReportedElsewhereError,
+    RunError,
+    is_first_process,
+)
 from mirl.configs.imports import PluginWarning, load_plugins
 from mirl.configs.texts import printable
 
@@ -82,6 +88,8 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[list[str
     except ConfigError as error:
         sys.stderr.write(f"error: {printable(str(error))}\n")
         return 2
+    except ReportedElsewhereError:
+        return 1
     except RunError as error:
         sys.stderr.write(f"error: {printable(str(error))}\n")
         return 1
@@ -137,7 +145,8 @@ def _plain_warnings() -> Iterator[None]:
         line: str | None = None,
     ) -> None:
         if issubclass(category, RenamedWarning | PlainWarning | PluginWarning):
-            sys.stderr.write(f"warning: {message}\n")
+            if is_first_process():
+                sys.stderr.write(f"warning: {message}\n")
         else:
             show_as_usual(message, category, filename, lineno, file, line)
 

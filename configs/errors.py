@@ -1,6 +1,8 @@
 """Errors shown to users, and the suggestion of the nearest valid name."""
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 MAX_LISTED_NAMES = 40
@@ -21,8 +23,32 @@ class RunError(RuntimeError):
     """A failure not caused by an option. The commands print the message and exit with code 1."""
 
 
+class ReportedElsewhereError(RunError):
+    """A failure that another process of the same run prints; the commands print nothing here."""
+
+
 class PlainWarning(UserWarning):
     """A warning to the user of a command, which prints it as one line."""
+
+
+def is_first_process() -> bool:
+    """Return True unless ``torchrun`` started this process beside another one that reports."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def reported_by_first_process() -> Iterator[None]:
+    """Let only the first process of ``torchrun`` print an error that all of them find.
+
+    Raises:
+        ReportedElsewhereError: this is another process.
+    """
+    try:
+        yield
+    except (ConfigError, RunError) as error:
+        if is_first_process():
+            raise
+        raise ReportedElsewhereError(str(error)) from error
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:

@@ -152,6 +152,21 @@ class TaskAssignment:
                 )
 
     @property
+    def depends_on_success(self) -> bool:
+        """True if the tasks of the next episodes depend on the success of earlier ones."""
+        return self._sampler is not None and self._sampler.needs_success
+
+    def record_elsewhere(self, task: str, success: bool) -> None:
+        """Update the success rates of the sampler with an episode of another process.
+
+        Args:
+            task: name of its task.
+            success: whether it succeeded.
+        """
+        assert self._sampler is not None
+        self._sampler.record(self._task_names.index(task), success)
+
+    @property
     def task_probabilities(self) -> NDArray[np.float64]:
         """Probability that the next episode is one of each task, (n_tasks,).
 

@@ -1,6 +1,6 @@
 """A whole suite as one SB3 ``VecEnv``; with ``sampling=fixed`` every task is in every rollout."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -289,6 +289,20 @@ class SuiteVecEnv(EnvAttributes):
         With ``sampling="fixed"``, the share of the environments that play the task.
         """
         return self._assignment.task_probabilities
+
+    @property
+    def sampling_depends_on_success(self) -> bool:
+        """True if the tasks of the next episodes depend on the success of earlier ones."""
+        return self._assignment.depends_on_success
+
+    def record_elsewhere(self, episodes: Sequence[Mapping[str, Any]]) -> None:
+        """Update the success rates that decide the next tasks with episodes of other processes.
+
+        Args:
+            episodes: the infos of their last timesteps, with ``task`` and ``is_success``.
+        """
+        for info in episodes:
+            self._assignment.record_elsewhere(info["task"], info["is_success"])
 
     def sampling_state(self) -> SamplingState:
         """Return everything that decides the next tasks, for JSON."""

@@ -57,16 +57,30 @@ class RunningNorm(nn.Module):
             x: (B, features); B may be 0.
         """
         rows = x.double()
-        n_rows = len(rows)
-        if n_rows == 0:
-            return
+        if len(rows):
+            # without the correction by n - 1, a single row has variance 0 instead of NaN
+            self.merge(rows.mean(0), rows.var(0, correction=0), len(rows))
+
+    @torch.no_grad()
+    def merge(
+        self,
+        mean: Float[Tensor, " features"],
+        variance: Float[Tensor, " features"],
+        n_rows: int,
+    ) -> None:
+        """Add the statistics of further rows.
+
+        Args:
+            mean: (features,), the mean of the rows, in float64.
+            variance: (features,), their population variance, in float64.
+            n_rows: number of rows, at least 1.
+        """
         total = self.count + n_rows
         # the old mean enters below, so it is replaced last
-        delta = rows.mean(0) - self.mean
+        delta = mean - self.mean
         # sums of squared deviations: between the two sets of rows, and within each
         between = delta.square() * self.count * n_rows / total
-        # without the correction by n - 1, a single row has variance 0 instead of NaN
-        within = self.variance * self.count + rows.var(0, correction=0) * n_rows
+        within = self.variance * self.count + variance * n_rows
         squares = within + between
         self.mean += delta * n_rows / total
         # in place, so that references to the buffers stay valid

@@ -11,6 +11,7 @@ from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.atomic_files import make_folder, write_bytes
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.logger import TensorBoard, WarnOnWriteError
+from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.agents.runs.run import Run
 from mirl.agents.runs.synchronization import reseed_all
 from mirl.agents.video import Gif, encode_gif, record_episode
@@ -28,27 +29,32 @@ CHEAPER_VIDEOS = "videos=false records none, videos=500_000 one per 500,000 time
 class Checkpointing(BetweenIterations):
     """Checkpoints at intervals, after a new best evaluation and at the end, with videos.
 
-    It comes after ``evaluation``, so that a checkpoint includes everything before it.
+    It comes after ``evaluation``, so that a checkpoint includes everything before it. Of several
+    ranks only the first one writes; all of them restart their episodes at a checkpoint.
 
     Args:
         run: the run.
-        tensorboard: the TensorBoard writer, for the videos.
+        tensorboard: the TensorBoard writer, for the videos; None on ranks that do not write.
         statistics: the statistics whose episodes are saved.
-        evaluation: the evaluation that selects the best checkpoint.
+        evaluation: the evaluation that selects the best checkpoint; None on ranks that do not
+            evaluate.
         stop_requested: returns True once the run is to stop.
         log: called with one line if the videos take a noticeable part of the time.
+        ranks: the processes that train the agent; they stop and save at the same time.
     """
 
     def __init__(
         self,
         run: Run,
-        tensorboard: TensorBoard,
+        tensorboard: TensorBoard | None,
         statistics: TaskStatistics,
-        evaluation: Evaluation,
+        evaluation: Evaluation | None,
         stop_requested: Callable[[], bool],
         log: Callable[[str], None] = lambda _: None,
+        ranks: Ranks = ONE_PROCESS,
     ) -> None:
         super().__init__()
+        self.ranks = ranks
         self.run = run
         self.tensorboard = tensorboard
         self.statistics = statistics
@@ -68,7 +74,7 @@ class Checkpointing(BetweenIterations):
         """Timesteps of the last checkpoint that was saved."""
         self.last_saved: Checkpoint | None = None
         """The last checkpoint that this process saved."""
-        self.can_render = bool(every)
+        self.can_render = bool(every) and tensorboard is not None
         self.video_errors = WarnOnWriteError(str(run.path / "videos"))
 
     def _on_training_start(self) -> None:
@@ -80,15 +86,20 @@ class Checkpointing(BetweenIterations):
 
     def on_iteration(self) -> None:
         """Save a checkpoint if one is due, then restart episodes and random generators."""
-        # asked once, so that saving and stopping agree
-        self.is_stopping = self.stop_requested() or self.evaluation.asks_to_stop
+        is_best = False
+        asks_to_stop = self.stop_requested()
+        if self.evaluation is not None:
+            is_best = self.evaluation.new_best is not None
+            asks_to_stop = asks_to_stop or self.evaluation.asks_to_stop
+        # asked once, so that saving and stopping agree, also among the ranks
+        self.is_stopping, is_best = self.ranks.any_of(asks_to_stop, is_best)
         is_due = self.interval.due(self.num_timesteps)
         if self.video_interval is not self.interval:
             if self.video_interval.due(self.num_timesteps):
                 self.record_videos()
         elif is_due:
             self.record_videos()
-        if is_due or self.is_stopping or self.evaluation.new_best is not None:
+        if is_due or self.is_stopping or is_best:
             start = time.perf_counter()
             # in every run, stopped or not, so that a resumed run draws the same numbers
             self.save()
@@ -115,6 +126,9 @@ class Checkpointing(BetweenIterations):
         Raises:
             RunError: the last checkpoint of the run cannot be written.
         """
+        if self.evaluation is None:
+            self.saved_at = self.num_timesteps  # by the first rank
+            return
         try:
             self.last_saved = self.run.save_checkpoint(
                 self.model,
@@ -189,4 +203,5 @@ class Checkpointing(BetweenIterations):
         with self.video_errors:
             make_folder(path.parent)
             write_bytes(path, gif.data)
+        assert self.tensorboard is not None
         self.tensorboard.write_gif(f"video/{task}", gif, self.num_timesteps)

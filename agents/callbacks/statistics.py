@@ -1,10 +1,13 @@
 """Rolling statistics of training: episodes per task, and observations for normalization."""
 
+import copy
 from collections import deque
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
+import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.preprocessing import preprocess_obs
@@ -16,9 +19,12 @@ from mirl.agents.callbacks.selection import SuccessNotice
 from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.checkpoint import EpisodeRecords
 from mirl.agents.runs.metric_names import task_metric
+from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.agents.statistics import Episode
+from mirl.envs import SuiteVecEnv
 from mirl.envs.type_aliases import Observations
 from mirl.policies import FusionExtractor
+from mirl.policies.running_norm import RunningNorm
 
 WINDOW = 256
 """Episodes per task behind each rolling mean."""
@@ -32,10 +38,17 @@ class TaskStatistics(BaseCallback):
     Args:
         tasks: names of the tasks.
         notice: told of tasks that report no success; None for nothing.
+        ranks: the processes that train the agent.
     """
 
-    def __init__(self, tasks: Sequence[str], notice: SuccessNotice | None = None) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        notice: SuccessNotice | None = None,
+        ranks: Ranks = ONE_PROCESS,
+    ) -> None:
         super().__init__()
+        self._ranks = ranks
         self._notice = notice
         self._episodes: dict[str, deque[Episode]] = {task: deque(maxlen=WINDOW) for task in tasks}
 
@@ -43,14 +56,32 @@ class TaskStatistics(BaseCallback):
         # SB3's local variables; infos hold an outcome only where an episode has ended
         infos = self.locals["infos"]
         for env_index in np.flatnonzero(self.locals["dones"]):
-            info = infos[env_index]
-            episode = info["episode"]
-            outcome = Episode(info.get("is_success"), episode["r"], episode["l"])
-            self._episodes[info["task"]].append(outcome)
+            self._add(infos[env_index])
         return True
 
+    def _add(self, info: Mapping[str, Any]) -> None:
+        episode = info["episode"]
+        outcome = Episode(info.get("is_success"), episode["r"], episode["l"])
+        self._episodes[info["task"]].append(outcome)
+
     def _on_rollout_end(self) -> None:
+        if self._ranks.size > 1:
+            self._add_other_ranks(self.locals["other_episodes"])
         self.record()
+
+    def _add_other_ranks(self, episodes: Sequence[Mapping[str, Any]]) -> None:
+        """Add the episodes of other ranks; give each rank the success rates of the first one."""
+        for info in episodes:
+            self._add(info)
+        env = self.training_env.unwrapped
+        if not isinstance(env, SuiteVecEnv) or not env.sampling_depends_on_success:
+            return
+        if self._ranks.is_first:
+            env.record_elsewhere(episodes)
+        own = env.sampling_state()
+        first = self._ranks.gather_objects(own)[0]
+        # each rank keeps its own random generator
+        env.load_sampling_state({**first, "generator": own["generator"]})
 
     def state(self) -> dict[str, list[Episode]]:
         """Return the episodes behind the means.
@@ -149,7 +180,14 @@ class ObservationStatistics(BaseCallback):
 
     The observations of a rollout are added before the next one begins. Within a rollout and its
     update the statistics stay fixed, because PPO compares probabilities of the same network.
+
+    Args:
+        ranks: the processes whose observations are added.
     """
+
+    def __init__(self, ranks: Ranks = ONE_PROCESS) -> None:
+        super().__init__()
+        self.ranks = ranks
 
     def _on_training_start(self) -> None:
         self.extractors: list[FusionExtractor] = []
@@ -177,4 +215,31 @@ class ObservationStatistics(BaseCallback):
             obs_as_tensor(joined, policy.device), policy.observation_space, policy.normalize_images
         )
         for extractor in self.extractors:
-            extractor.update_statistics(cast(dict[str, Tensor], tensors))
+            norms = [module for module in extractor.modules() if isinstance(module, RunningNorm)]
+            with merged_over(self.ranks, norms):
+                extractor.update_statistics(cast(dict[str, Tensor], tensors))
+
+
+@contextmanager
+def merged_over(ranks: Ranks, norms: Sequence[RunningNorm]) -> Iterator[None]:
+    """Add to running statistics what each rank adds inside the context, in the order of ranks.
+
+    Args:
+        ranks: the processes.
+        norms: the statistics, which are the same on each rank.
+    """
+    if ranks.size == 1:
+        yield
+        return
+    before = [copy.deepcopy(norm.state_dict()) for norm in norms]
+    for norm in norms:
+        norm.count.zero_()  # the statistics are then those of this rank's observations alone
+    yield
+    for norm, old in zip(norms, before, strict=True):
+        # count, mean and variance as one tensor, (1 + 2 · features,)
+        own = torch.cat([norm.count[None], norm.mean, norm.variance])
+        norm.load_state_dict(old)
+        for moments in ranks.gather(own):
+            mean, variance = moments[1:].chunk(2)
+            if moments[0]:
+                norm.merge(mean, variance, int(moments[0]))

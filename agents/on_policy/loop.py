@@ -4,7 +4,8 @@ Shapes: T timesteps of a rollout, N environments, H hidden state.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Self
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor
+from torch.distributions import Distribution
 
 from mirl.agents.faults import INVALID_PARAMETER_MESSAGE, explain_non_finite
 from mirl.agents.on_policy.action_evaluation import treats_rows_alike
@@ -24,6 +26,7 @@ from mirl.agents.on_policy.rollout_buffer import RolloutBuffer, choose_buffer_cl
 from mirl.agents.on_policy.update import Update, update_popart_and_advantages
 from mirl.agents.profiler import IterationProfiler
 from mirl.agents.runs.metric_names import DISTINCT
+from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.agents.vec_normalize import check_not_normalized
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import PrecisionName
@@ -77,6 +80,7 @@ class OnPolicyLoop(RolloutCollector):
         self.skip_faults = skip_faults
         self.sequence_length = sequence_length
         self.burn_in = burn_in
+        self.ranks = ONE_PROCESS
         self.hidden_state: Float[Tensor, "n_envs state"] | None = None
         """(N, H), before the next timestep; None if the policy is not recurrent."""
 
@@ -148,8 +152,28 @@ class OnPolicyLoop(RolloutCollector):
         if self.precision == "bf16":
             heads_in_float32(self.policy)
 
+    def use_ranks(self, ranks: Ranks) -> None:
+        """Train with other processes from now on, each of which has as many environments.
+
+        Args:
+            ranks: the processes; each has built the agent with the same seed.
+
+        Raises:
+            RunError: the weights differ.
+        """
+        assert self.seed is not None, "the ranks draw the same initial weights by their seed"
+        self.ranks = ranks
+        self.rollout_buffer.use_ranks(ranks)
+        ranks.check_equal(self.policy)
+
+    @property
+    def rollout_size(self) -> int:
+        """Return the timesteps of a rollout over all environments of all ranks."""
+        return self.n_steps * self.n_envs * self.ranks.size
+
     def _excluded_save_params(self) -> list[str]:
-        excluded = [*super()._excluded_save_params(), "hidden_state", "profiler", "_update"]
+        excluded = super()._excluded_save_params()
+        excluded += ["hidden_state", "profiler", "_update", "ranks"]
         if self.hidden_state is not None:
             # An episode cannot continue without its hidden state: a loaded agent resets instead.
             excluded.append("_last_obs")
@@ -204,7 +228,8 @@ class OnPolicyLoop(RolloutCollector):
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
             with self.profiler.section("update"):
                 self._train_with_rollback()
-            self.profiler.record(self.logger, self.n_steps * self.n_envs)
+                self.ranks.check_equal(self.policy)
+            self.profiler.record(self.logger, self.rollout_size)
             if log_interval is not None and iteration % log_interval == 0:
                 self.dump_logs(iteration)
         callback.on_training_end()
@@ -236,7 +261,9 @@ class OnPolicyLoop(RolloutCollector):
         """
         snapshot = Snapshot(self.policy, self.policy.optimizer)
         try:
-            self.train()
+            # A rank that raised alone would leave the others waiting: its gradient is NaN instead.
+            with _without_validation(self.ranks.size > 1):
+                self.train()
         except ValueError as torch_error:
             # Torch's distributions reject non-finite parameters.
             if not str(torch_error).startswith(INVALID_PARAMETER_MESSAGE):
@@ -254,7 +281,8 @@ class OnPolicyLoop(RolloutCollector):
         error = non_finite_error(self.rollout_buffer, history, self.num_timesteps, task_names)
         if not self.skip_faults:
             raise error
-        warnings.warn(f"{error}; training goes on with the next rollout", stacklevel=2)
+        if self.ranks.is_first:
+            warnings.warn(f"{error}; training goes on with the next rollout", stacklevel=2)
 
     def _discard_train_metrics(self) -> None:
         """Delete what an update that was rolled back has logged."""
@@ -294,13 +322,14 @@ class OnPolicyLoop(RolloutCollector):
             max_grad_norm=self.max_grad_norm,
             projection_rng=projection_rng,
             measure_conflict=self._measures_conflict(),
+            ranks=self.ranks,
         )
         return self._update
 
     def _measures_conflict(self) -> bool:
         """Return True in the first iteration and in every ``conflict_every``-th after it."""
         # Counted in timesteps, so that a resumed run measures in the same iterations.
-        iteration = self.num_timesteps // (self.n_steps * self.n_envs)
+        iteration = self.num_timesteps // self.rollout_size
         return self.conflict_every > 0 and (iteration - 1) % self.conflict_every == 0
 
     def log_update(self, update: Update, last_steps: Mapping[str, int]) -> None:
@@ -324,6 +353,20 @@ class OnPolicyLoop(RolloutCollector):
         # 0 unless equal observations are shared.
         if buffer.n_samples:
             self.logger.record(DISTINCT, 100 * buffer.n_unique / buffer.n_samples)
+
+
+@contextmanager
+def _without_validation(enabled: bool) -> Iterator[None]:
+    """Let torch's distributions accept non-finite parameters, if enabled."""
+    if not enabled:
+        yield
+        return
+    was_enabled = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(was_enabled)
 
 
 def _enable_fused_optimizer(optimizer: torch.optim.Optimizer) -> None:

@@ -46,12 +46,14 @@ class LossWeights:
             (B,), the advantages.
         """
         advantages = samples.advantages
+        # Of the whole minibatch, whichever ranks have its samples.
+        every = advantages if samples.all_advantages is None else samples.all_advantages
         # The standard deviation of one sample is NaN: SB3 issue #325.
-        if self.normalize_advantage and len(advantages) > 1:
-            std = advantages.std()
+        if self.normalize_advantage and len(every) > 1:
+            std = every.std()
             if self.smallest_std is not None:
                 std = std.maximum(self.smallest_std)
-            advantages = (advantages - advantages.mean()) / (std + EPSILON)
+            advantages = (advantages - every.mean()) / (std + EPSILON)
         return advantages
 
     def combine(

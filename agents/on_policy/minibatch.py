@@ -48,6 +48,13 @@ class Samples(NamedTuple):
     sequences: Sequences | None = None
     """Hidden states and episode starts, for a recurrent policy; the samples are then these
     sequences, time first."""
+    share: float = 1.0
+    """Fraction of the minibatch that these samples are; the other ranks have the rest. The gradient
+    is the sum over the ranks of ``share`` times that of the mean loss."""
+    all_advantages: Tensor | None = None
+    """(M,), the advantages of the minibatch on all ranks; None if these samples are all."""
+    all_task_ids: Tensor | None = None
+    """(M,), their tasks; None if these samples are all, or there is one task."""
 
 
 class ObservationHashes:

@@ -212,7 +212,8 @@ class PPO(OnPolicyLoop, SB3PPO):
                 n_minibatches += 1
                 # The factor is SB3's. Read on demand only, because float() waits for the device.
                 if self.target_kl is not None:
-                    kl_is_exceeded = float(metrics["train/approx_kl"]) > 1.5 * self.target_kl
+                    divergence = update.last_metric("train/approx_kl")
+                    kl_is_exceeded = divergence > 1.5 * self.target_kl
                 # Before the gradient step: the policy is already too far from the rollout's.
                 if kl_is_exceeded:
                     break

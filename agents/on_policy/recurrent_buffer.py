@@ -1,8 +1,8 @@
 """Rollout buffer of a recurrent policy: minibatches of sequences with initial hidden states.
 
-Shapes: T timesteps of a rollout, N environments, L timesteps of a sequence, C = T / L sequences per
-environment, S sequences of a minibatch, H hidden state. The B = L * S samples of a minibatch are
-time first.
+Shapes: T timesteps of a rollout, N environments, M environments over all ranks, L timesteps of a
+sequence, C = T / L sequences per environment, S sequences of a minibatch, H hidden state. The
+B = L * S samples of a minibatch are time first.
 """
 
 from collections.abc import Iterator
@@ -118,7 +118,7 @@ class RecurrentRolloutBuffer(RolloutBuffer):
         Raises:
             ConfigError: if they do not; the message names a valid batch size.
         """
-        check_minibatches(batch_size, self.sequence_length, self.buffer_size, self.n_envs)
+        check_minibatches(batch_size, self.sequence_length, self.buffer_size, self.n_total_envs)
 
     def get(self, batch_size: int | None = None) -> Iterator[Samples]:  # type: ignore[override]
         """Iterate over the minibatches of one epoch, in a random order.
@@ -134,7 +134,7 @@ class RecurrentRolloutBuffer(RolloutBuffer):
             self.check_batch_size(batch_size)
             per_minibatch = batch_size // self.sequence_length
         # From NumPy's global generator, as SB3 draws its minibatches.
-        order = np.random.permutation(self.n_sequences)  # noqa: NPY002
+        order = self.ranks.from_first(np.random.permutation(self.n_sequences))  # noqa: NPY002
         for start in range(0, len(order), per_minibatch):
             yield self.sequence_minibatch(order[start : start + per_minibatch])
 
@@ -144,23 +144,30 @@ class RecurrentRolloutBuffer(RolloutBuffer):
 
     @property
     def n_sequences(self) -> int:
-        """Return C * N, the number of sequences of a rollout."""
-        return len(self.state_timesteps) * self.n_envs
+        """Return C * M, the number of sequences of a rollout over all ranks."""
+        return len(self.state_timesteps) * self.n_total_envs
 
     def sequence_minibatch(self, chosen: Rows) -> Samples:
-        """Return the samples of some sequences, time first.
+        """Return the samples of those of some sequences that this rank has, time first.
 
         Args:
-            chosen: (S,), indices c * N + n of sequence c of environment n.
+            chosen: indices c * M + m of sequence c of environment m.
         """
         # Sequence c * N + n is part c of environment n.
-        part, env_index = np.divmod(chosen, self.n_envs)
+        part, env_index = np.divmod(self._own_rows(chosen), self.n_envs)
         first_timestep = part * self.sequence_length
         rows, episodes = self._segment(first_timestep, env_index, self.sequence_length)
         observations, inverse = self._unique_observations(rows)
         state = self.hidden_states[on_device(part, self.device), on_device(env_index, self.device)]
         sequences = Sequences(state, episodes, self._burn_in(part, env_index))
-        return self._samples(rows, observations, inverse)._replace(sequences=sequences)
+        samples = self._samples(rows, observations, inverse)._replace(sequences=sequences)
+        return self._with_other_ranks(samples, self._all_rows(chosen))
+
+    def _all_rows(self, chosen: Rows) -> Rows:
+        """Return the rows t * M + m of some sequences c * M + m, (S,) -> (L * S,)."""
+        part, column = np.divmod(chosen, self.n_total_envs)
+        timestep = part * self.sequence_length + np.arange(self.sequence_length)[:, None]
+        return (timestep * self.n_total_envs + column).reshape(-1)
 
     def _burn_in(self, part: Rows, env_index: Rows) -> BurnIn | None:
         # The first sequence of a rollout has no timesteps before it.

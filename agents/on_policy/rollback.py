@@ -66,6 +66,8 @@ def non_finite_error(
 ) -> NonFiniteError:
     """Build the error of an update that was rolled back, naming the first non-finite tensor.
 
+    Where several ranks train, each of them must call this.
+
     Args:
         buffer: the rollout of the update.
         history: the metrics of each gradient step of the update.
@@ -77,9 +79,12 @@ def non_finite_error(
     """
     tensors = rollout_tensors(buffer)
     # The rollout first: if it is non-finite, so are the metrics computed from it.
-    cause = _non_finite_sample(buffer, tensors, task_names)
-    if cause is None:
-        cause = _non_finite_metric(history)
+    causes = buffer.ranks.gather_objects(_non_finite_sample(buffer, tensors, task_names))
+    cause = _non_finite_metric(history)
+    # The same on every rank, because any of them may be the one that prints it.
+    for rank, found in reversed(list(enumerate(causes))):
+        if found is not None:
+            cause = f"{found} of rank {rank}" if len(causes) > 1 else found
     message = (
         f"the update after {timesteps:,} timesteps gave non-finite weights and was undone: {cause}"
     )
@@ -103,9 +108,9 @@ def rollout_tensors(buffer: RolloutBuffer) -> dict[str, Tensor]:
         **tensors,
         "reward": buffer.rewards,
         "action": buffer.actions,
-        "value": buffer.values,
+        "value": buffer.values[:, buffer.own],
         "log_prob": buffer.log_probs,
-        "advantage": buffer.advantages,
+        "advantage": buffer.advantages[:, buffer.own],
     }
 
 
@@ -122,7 +127,7 @@ def _non_finite_sample(
         # Every tensor of a rollout is (T, N, ...).
         timestep, env_index = bad.nonzero()[0, :2].tolist()
         value = float(tensor[timestep, env_index][bad[timestep, env_index]].flatten()[0])
-        task_id = int(buffer.task_ids[timestep, env_index])
+        task_id = int(buffer.task_ids[:, buffer.own][timestep, env_index])
         task = f" of task '{task_names[task_id]}'" if task_id < len(task_names) else ""
         return (
             f"{name} is {value}{task}, timestep {timestep} of the rollout, environment {env_index}"

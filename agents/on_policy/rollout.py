@@ -7,7 +7,7 @@ Shapes: T timesteps, N environments, D truncated episodes of a rollout, H hidden
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -27,12 +27,16 @@ from mirl.agents.on_policy.recurrent_buffer import RecurrentRolloutBuffer
 from mirl.agents.on_policy.rollout_buffer import RolloutBuffer
 from mirl.agents.on_policy.storage import PolicyInput
 from mirl.agents.profiler import IterationProfiler
+from mirl.agents.runs.ranks import Ranks
 from mirl.configs.schema import PrecisionName
 from mirl.policies.memory.episodes import Episodes
 from mirl.policies.policy import to_env_actions
 from mirl.policies.recurrent import RecurrentFusionPolicy
 
 Observation = Values | Mapping[str, Values]
+Info = dict[str, Any]
+EPISODE_KEYS = ("task", "episode", "is_success")
+"""Keys of an info dictionary that the statistics of episodes read."""
 
 
 class Truncation(NamedTuple):
@@ -58,6 +62,8 @@ class RolloutCollector(OnPolicyAlgorithm):
     rollout_buffer: RolloutBuffer
     profiler: IterationProfiler
     precision: PrecisionName
+    ranks: Ranks
+    """The processes that train the agent."""
     hidden_state: Float[Tensor, "n_envs state"] | None = None
     """(N, H), before the next timestep; None if the policy is not recurrent."""
 
@@ -91,6 +97,7 @@ class RolloutCollector(OnPolicyAlgorithm):
         callback.on_rollout_start()
         self.profiler.start()
         truncations: list[Truncation] = []
+        own_episodes: list[Info] = []
         for n_steps in range(n_rollout_steps):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
@@ -109,14 +116,16 @@ class RolloutCollector(OnPolicyAlgorithm):
             clipped_actions = to_env_actions(self.policy, actions)
             with self.profiler.section("environment"):
                 new_obs, rewards, dones, infos = env.step(clipped_actions)
-            self.num_timesteps += env.num_envs
+            self.num_timesteps += env.num_envs * self.ranks.size
             # Callbacks read new_obs, dones and infos from here.
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
             # Only environments whose episode ended have anything to report: SB3 loops over all.
             ended = np.flatnonzero(dones)
-            self._update_info_buffer([infos[env_index] for env_index in ended], dones[ended])
+            ended_infos = [infos[env_index] for env_index in ended]
+            self._update_info_buffer(ended_infos, dones[ended])
+            own_episodes += [_summary(info) for info in ended_infos]
             # Bootstrapped after the rollout in one batch. For the reason see SB3 issue #633.
             truncations += find_truncations(n_steps, ended, infos, hidden_state)
             # The episode starts of this timestep: dones are those of the next one.
@@ -145,9 +154,19 @@ class RolloutCollector(OnPolicyAlgorithm):
                 self.gamma * terminal_values,
             )
         rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+        other_episodes = self._other_episodes(own_episodes)
+        self._update_info_buffer(other_episodes, np.ones(len(other_episodes), dtype=np.bool_))
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _other_episodes(self, own_episodes: list[Info]) -> list[Info]:
+        """Return the episodes that the other ranks have completed in the rollout."""
+        others: list[Info] = []
+        for rank, episodes in enumerate(self.ranks.gather_objects(own_episodes)):
+            if rank != self.ranks.rank:
+                others += episodes
+        return others
 
     def _act(self, observation: PolicyInput) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return actions, values, log-probabilities, and the hidden state after the timestep."""
@@ -161,6 +180,11 @@ class RolloutCollector(OnPolicyAlgorithm):
         episodes = Episodes(self._last_episode_starts[None], self.device)
         actions, values, log_probs, state = self.policy(observation, self.hidden_state, episodes)
         return actions, values, log_probs, state
+
+
+def _summary(info: Info) -> Info:
+    """Return what statistics read of the info of an episode's last timestep."""
+    return {name: info[name] for name in EPISODE_KEYS if name in info}
 
 
 def find_truncations(

@@ -1,7 +1,8 @@
 """Rollout buffer on the training device.
 
-Shapes: T timesteps, N environments, B samples of a minibatch, U unique observations among them
-(U <= B). Row t * N + n of the flattened buffer is timestep t of environment n.
+Shapes: T timesteps, N environments, M environments over all ranks, B samples of a minibatch, U
+unique observations among them (U <= B). Row t * N + n of the flattened buffer is timestep t of
+environment n.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,7 @@ from mirl.agents.on_policy.storage import (
     build_column,
     on_device,
 )
+from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.configs.errors import ConfigError
 from mirl.configs.keys import TASK_KEY
 from mirl.policies.features import UniqueRows
@@ -45,9 +47,12 @@ NO_KEY = ""
 class RolloutBuffer(SB3RolloutBuffer):
     """SB3's ``RolloutBuffer`` as preallocated tensors on the training device.
 
-    All tensors are (T, N, ...). A minibatch has the same samples as SB3's for the same permutation.
-    Within the minibatch they are sorted by context, if ``group_by_context`` was called, and by
-    observation, if ``share_equal_observations`` was called; no loss depends on the order.
+    All tensors are (T, N, ...). Only advantages, values and tasks are (T, M), and complete with the
+    columns of all ranks once the rollout is over; M is N for a single process.
+
+    A minibatch has the same samples as SB3's for the same permutation. Within the minibatch they
+    are sorted by context, if ``group_by_context`` was called, and by observation, if
+    ``share_equal_observations`` was called; no loss depends on the order.
 
     Args:
         buffer_size: T, timesteps per environment.
@@ -67,11 +72,13 @@ class RolloutBuffer(SB3RolloutBuffer):
     log_probs: Tensor  # type: ignore[assignment]
     episode_starts: Tensor  # type: ignore[assignment]
     advantages: Tensor  # type: ignore[assignment]
-    """(T, N), the advantages; ``returns`` are these plus the values."""
+    """(T, M), the advantages; ``returns`` are these plus the values."""
     policy_advantages: Tensor
-    """(T, N), the advantages for the policy loss: ``advantages``, scaled by the update."""
+    """(T, M), the advantages for the policy loss: ``advantages``, scaled by the update."""
     host_task_ids: NDArray[np.int64] | None
-    """(T, N) in host memory, the task of each timestep; None if there is one task."""
+    """(T, M) in host memory, the task of each timestep; None if there is one task."""
+    own: slice
+    """The columns of (T, M) that are the environments of this rank."""
 
     def __init__(
         self,
@@ -117,7 +124,27 @@ class RolloutBuffer(SB3RolloutBuffer):
         self.host_task_ids = None
         if isinstance(task_space, spaces.Discrete) and task_space.n > 1:
             self.host_task_ids = np.zeros(self.shape, np.int64)
+        self.use_ranks(ONE_PROCESS)
         self.reset()
+
+    def use_ranks(self, ranks: Ranks) -> None:
+        """Share the numbers of complete rollouts with other ranks from now on.
+
+        Args:
+            ranks: the processes; each has N environments.
+        """
+        self.ranks = ranks
+        self.own = slice(ranks.rank * self.n_envs, (ranks.rank + 1) * self.n_envs)
+        if ranks.size > 1:
+            shape = (self.buffer_size, self.n_total_envs)
+            self.values = torch.zeros(shape, device=self.device)
+            if self.host_task_ids is not None:
+                self.host_task_ids = np.zeros(shape, np.int64)
+
+    @property
+    def n_total_envs(self) -> int:
+        """Return M, the number of environments over all ranks."""
+        return self.n_envs * self.ranks.size
 
     def group_by_context(self, key: str) -> None:
         """Return the values of a key as ``UniqueRows`` from now on, and sort minibatches by them.
@@ -155,7 +182,7 @@ class RolloutBuffer(SB3RolloutBuffer):
         if self.hashes is not None:
             self.hashes.store(self.pos, keyed)
         if self.host_task_ids is not None:
-            self.host_task_ids[self.pos] = keyed[TASK_KEY]
+            self.host_task_ids[self.pos, self.own] = keyed[TASK_KEY]
         stored: dict[str, Tensor | UniqueRows] = {}
         for key, column in self.columns.items():
             stored[key] = column.store(self.pos, keyed[key])
@@ -181,7 +208,7 @@ class RolloutBuffer(SB3RolloutBuffer):
         self.actions[self.pos] = action.reshape(self.actions.shape[1:])
         self.rewards[self.pos] = on_device(reward, self.device)
         self.episode_starts[self.pos] = on_device(episode_start, self.device)
-        self.values[self.pos] = value.flatten()
+        self.values[self.pos, self.own] = value.flatten()
         self.log_probs[self.pos] = log_prob
         self.pos += 1
         self.full = self.pos == self.buffer_size
@@ -202,27 +229,39 @@ class RolloutBuffer(SB3RolloutBuffer):
     def compute_returns_and_advantage(self, last_values: Tensor, dones: NDArray[np.bool_]) -> None:
         """Compute the advantages of the rollout; ``returns`` follow from them.
 
+        Each rank gets the advantages, values and tasks of all of them.
+
         Args:
             last_values: (N,) or (N, 1), the values of the observations after the last timestep.
             dones: (N,), whether those observations are the first of an episode.
         """
         self.advantages = generalized_advantages(
             self.rewards,
-            self.values,
+            self.values[:, self.own],
             self.episode_starts.float(),
             last_values.flatten(),
             torch.as_tensor(dones, dtype=torch.float32, device=self.device),
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
         )
+        if self.ranks.size > 1:
+            self.advantages = self._gather_columns(self.advantages)
+            self.values = self._gather_columns(self.values[:, self.own])
+            if self.host_task_ids is not None:
+                own_ids = torch.from_numpy(self.host_task_ids[:, self.own])
+                self.host_task_ids = self._gather_columns(own_ids).numpy()
         self.policy_advantages = self.advantages
         self.advantage_unit = None
+
+    def _gather_columns(self, own: Tensor) -> Tensor:
+        """Join the environments of all ranks: (T, N) -> (T, M)."""
+        return torch.cat(self.ranks.gather(own), dim=1)
 
     def scale_advantages(self, scale: PerStep) -> None:
         """Divide the advantages for the policy loss by a scale. The returns do not change.
 
         Args:
-            scale: (T, N), the unit of each advantage.
+            scale: (T, M), the unit of each advantage.
         """
         self.policy_advantages = self.advantages / scale
         self.advantage_unit = scale
@@ -272,7 +311,7 @@ class RolloutBuffer(SB3RolloutBuffer):
     def task_ids(self) -> Int[Tensor, "n_steps n_envs"]:
         """Return the task of each timestep, on the device; zeros if there is one task."""
         if self.host_task_ids is None:
-            return torch.zeros(self.shape, dtype=torch.int64, device=self.device)
+            return torch.zeros(self.values.shape, dtype=torch.int64, device=self.device)
         return on_device(self.host_task_ids, self.device)
 
     def get(self, batch_size: int | None = None) -> Iterator[Samples]:  # type: ignore[override]
@@ -284,30 +323,32 @@ class RolloutBuffer(SB3RolloutBuffer):
         Yields:
             Minibatches; the last one may be smaller.
         """
-        size = self.buffer_size * self.n_envs
+        size = self.buffer_size * self.n_total_envs
         batch_size = batch_size or size
         # SB3 flattens environment by environment and draws from NumPy's global generator. Draw the
         # same permutation, then convert n * T + t -> t * N + n.
-        permutation = np.random.permutation(size)  # noqa: NPY002
+        permutation = self.ranks.from_first(np.random.permutation(size))  # noqa: NPY002
         env_index, timestep = np.divmod(permutation, self.buffer_size)
-        rows = timestep * self.n_envs + env_index
+        rows = timestep * self.n_total_envs + env_index
         for start in range(0, size, batch_size):
             yield self.minibatch(rows[start : start + batch_size])
 
     def full_batch(self) -> Samples:
         """Return all samples of the rollout as one minibatch."""
-        return self.minibatch(np.arange(self.buffer_size * self.n_envs))
+        return self.minibatch(np.arange(self.buffer_size * self.n_total_envs))
 
     def minibatch(self, rows: Rows) -> Samples:
-        """Return the samples of some rows, sorted by context and observation.
+        """Return those samples of some rows that this rank has, sorted by context and observation.
 
         Args:
-            rows: (B,), indices t * N + n.
+            rows: indices t * M + m.
         """
-        order = self._sort(rows)
-        sorted_rows = rows[order.order]
+        own_rows = self._own_rows(rows)
+        order = self._sort(own_rows)
+        sorted_rows = own_rows[order.order]
         observations = self._observations(sorted_rows[order.first])
-        return self._samples(sorted_rows, observations, order.inverse)
+        samples = self._samples(sorted_rows, observations, order.inverse)
+        return self._with_other_ranks(samples, rows)
 
     @property
     def nbytes(self) -> int:
@@ -334,26 +375,58 @@ class RolloutBuffer(SB3RolloutBuffer):
         assert isinstance(tensor, Tensor)
         return tensor
 
+    def _own_rows(self, rows: Rows) -> Rows:
+        """Return the rows that this rank has, x * M + m -> x * N + n; one row if it has none."""
+        if self.ranks.size == 1:
+            return rows
+        outer, column = np.divmod(rows, self.n_total_envs)
+        env_index = column - self.own.start
+        is_own = (env_index >= 0) & (env_index < self.n_envs)
+        own_rows = outer[is_own] * self.n_envs + env_index[is_own]
+        # A sample that counts nothing, so that the rank takes the gradient step like the others.
+        return own_rows if own_rows.size else np.zeros(1, rows.dtype)
+
+    def _to_shared(self, own_rows: Rows) -> Rows:
+        """Convert rows of this rank to rows of (T, M): t * N + n -> t * M + m."""
+        if self.ranks.size == 1:
+            return own_rows
+        timestep, env_index = np.divmod(own_rows, self.n_envs)
+        return timestep * self.n_total_envs + env_index + self.own.start
+
+    def _with_other_ranks(self, samples: Samples, rows: Rows) -> Samples:
+        """Add what the loss needs to know of the whole minibatch, whose rows are t * M + m."""
+        if self.ranks.size == 1:
+            return samples
+        n_own = np.count_nonzero(rows % self.n_total_envs // self.n_envs == self.ranks.rank)
+        task_ids = None
+        if self.host_task_ids is not None:
+            task_ids = on_device(self.host_task_ids.reshape(-1)[rows], self.device)
+        advantages = _gather(self.policy_advantages, on_device(rows, self.device))
+        share = n_own / len(rows)
+        return samples._replace(share=share, all_advantages=advantages, all_task_ids=task_ids)
+
     def _samples(self, rows: Rows, observations: PolicyInput, inverse: Rows | None) -> Samples:
         index = on_device(rows, self.device)
+        shared_rows = self._to_shared(rows)
+        shared_index = index if shared_rows is rows else on_device(shared_rows, self.device)
         # Stored as small integers or floats; SB3's distributions take int64 or float32.
         stored_actions = _gather(self.actions, index)
         if isinstance(self.action_space, spaces.Discrete):
             actions = stored_actions.long()
         else:
             actions = stored_actions.float()
-        values = _gather(self.values, index)
+        values = _gather(self.values, shared_index)
         task_ids = None
         if self.host_task_ids is not None:
-            task_ids = on_device(self.host_task_ids.reshape(-1)[rows], self.device)
+            task_ids = on_device(self.host_task_ids.reshape(-1)[shared_rows], self.device)
         return Samples(
             observations,
             actions=actions,
             old_values=values,
             old_log_prob=_gather(self.log_probs, index),
-            advantages=_gather(self.policy_advantages, index),
+            advantages=_gather(self.policy_advantages, shared_index),
             # From the unscaled advantages, because the scale is for the policy loss only.
-            returns=_gather(self.advantages, index) + values,
+            returns=_gather(self.advantages, shared_index) + values,
             inverse=None if inverse is None else on_device(inverse, self.device),
             task_ids=task_ids,
         )

@@ -18,6 +18,7 @@ def task_gradients(
     losses: Float[Tensor, " batch"],
     task_ids: Int[Tensor, " batch"],
     parameters: Sequence[nn.Parameter],
+    tasks: Int[Tensor, " tasks"] | None = None,
 ) -> TaskGradients:
     """Return the gradient of each task's share of the mean loss.
 
@@ -31,12 +32,15 @@ def task_gradients(
         task_ids: (B,), the task of each sample.
         parameters: P numbers in total; a parameter that no loss depends on gets a gradient of
             zeros.
+        tasks: (K,), the tasks to return a gradient of; None for those of the samples.
 
     Returns:
         (K, P), in the order of the task ids.
     """
     gradients: list[Tensor] = []
-    for task_id in task_ids.unique():
+    if tasks is None:
+        tasks = task_ids.unique()
+    for task_id in tasks:
         # Weights of the losses: 1 / B for the samples of the task, 0 for the others.
         share = (task_ids == task_id).to(losses.dtype) / len(losses)
         parts = torch.autograd.grad(

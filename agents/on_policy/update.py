@@ -19,6 +19,7 @@ from mirl.agents.on_policy.losses import LossWeights, Metrics
 from mirl.agents.on_policy.minibatch import Samples
 from mirl.agents.on_policy.rollout_buffer import RolloutBuffer
 from mirl.agents.on_policy.task_gradients import (
+    TaskGradients,
     assign_gradient,
     conflict,
     project_conflicts,
@@ -26,6 +27,7 @@ from mirl.agents.on_policy.task_gradients import (
     task_gradients,
 )
 from mirl.agents.runs.metric_names import GRADIENT_CONFLICT, GRADIENT_COSINE
+from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.configs.schema import PrecisionName
 from mirl.policies.popart import PopArtHead
 
@@ -45,8 +47,10 @@ class Update:
     """Source of PCGrad's random orders; None for the plain gradient."""
     measure_conflict: bool
     """Measure how the tasks' gradients conflict, in the first gradient step."""
+    ranks: Ranks = ONE_PROCESS
+    """The processes that share each gradient step."""
     history: list[Metrics] = field(default_factory=list)
-    """The metrics of each gradient step so far."""
+    """The metrics of each gradient step so far; the means of this rank, times its share."""
     conflict_metrics: Metrics = field(default_factory=dict)
     """Measure of the conflict between the tasks' gradients; empty if it was not measured."""
 
@@ -74,12 +78,22 @@ class Update:
         """
         # Only in the first gradient step, because it takes a backward pass per task.
         if self.measure_conflict and not self.history and samples.task_ids is not None:
-            gradients = task_gradients(losses, samples.task_ids, self.parameters)
+            gradients = self._task_gradients(losses, samples)
             # A minibatch can consist of a single task.
             if len(gradients) > 1:
                 cosine, fraction = conflict(gradients)
                 self.conflict_metrics = {GRADIENT_COSINE: cosine, GRADIENT_CONFLICT: fraction}
+        if self.ranks.size > 1:
+            metrics = {name: value * samples.share for name, value in metrics.items()}
         self.history.append(metrics)
+
+    def last_metric(self, name: str) -> float:
+        """Return a metric of the last minibatch, over all ranks.
+
+        Args:
+            name: its name.
+        """
+        return float(self.ranks.sum_(self.history[-1][name].clone()))
 
     def gradient_step(self, losses: PerSample, samples: Samples) -> None:
         """Take one gradient step on the mean of the losses.
@@ -91,14 +105,27 @@ class Update:
         self.policy.optimizer.zero_grad()
         if self.projection_rng is not None and samples.task_ids is not None:
             # PCGrad replaces the gradient of the mean loss by the projected one.
-            gradients = task_gradients(losses, samples.task_ids, self.parameters)
+            gradients = self._task_gradients(losses, samples)
             orders = random_orders(len(gradients), self.projection_rng)
             assign_gradient(project_conflicts(gradients, orders), self.parameters)
         else:
-            losses.mean().backward()
+            # The share is 1 in a single process, and a product with 1 changes no bit.
+            (losses.mean() * samples.share).backward()
+            self.ranks.sum_gradients(self.parameters)
         # After the projection, so that the optimizer never sees a longer gradient.
         nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm, foreach=True)
         self.policy.optimizer.step()
+
+    def _task_gradients(self, losses: PerSample, samples: Samples) -> TaskGradients:
+        """Return the gradient of each task of the minibatch, (K, P), over all ranks."""
+        assert samples.task_ids is not None
+        if self.ranks.size == 1:
+            return task_gradients(losses, samples.task_ids, self.parameters)
+        assert samples.all_task_ids is not None
+        # Zeros where this rank has no sample of the task.
+        tasks = samples.all_task_ids.unique()
+        gradients = task_gradients(losses, samples.task_ids, self.parameters, tasks)
+        return self.ranks.sum_(gradients * samples.share)
 
     def mean_metrics(self, last_steps: Mapping[str, int]) -> Metrics:
         """Return the mean of each metric over the gradient steps.
@@ -114,7 +141,9 @@ class Update:
         for name in self.history[-1]:
             n_steps = last_steps.get(name, len(self.history))
             means[name] = _mean([metrics[name] for metrics in self.history[-n_steps:]])
-        return {**self.conflict_metrics, **means}
+        # One sum for all of them; the measure of the conflict is over all ranks already.
+        sums = self.ranks.sum_(torch.stack(list(means.values())))
+        return {**self.conflict_metrics, **dict(zip(means, sums.unbind(), strict=True))}
 
 
 def update_popart_and_advantages(

@@ -35,6 +35,7 @@ from mirl.agents.runs.migration import (
     check_schema_version,
     migrate_state,
 )
+from mirl.agents.runs.ranks import ONE_PROCESS
 from mirl.agents.runs.replay_buffer import load_replay_buffer, save_replay_buffer
 from mirl.agents.runs.space_json import (
     action_space_from_json,
@@ -201,6 +202,12 @@ class Checkpoint:
     def criterion(self) -> Criterion:
         """Quantity that ``score`` is a value of."""
         return parse_criterion(self.state.get("best_criterion"))
+
+    @property
+    def n_ranks(self) -> int:
+        """Number of processes that trained the agent."""
+        n_ranks = self.state.get("ranks", 1)
+        return n_ranks if isinstance(n_ranks, int) else 1
 
     def spaces(self) -> Spaces | None:
         """Return the spaces that the policy was trained on.
@@ -398,6 +405,9 @@ def _write_files(
     }
     if score is not None and criterion != "success":
         state["best_criterion"] = criterion
+    ranks = getattr(agent, "ranks", ONE_PROCESS)  # off-policy agents have none
+    if ranks.size > 1:
+        state["ranks"] = ranks.size
     # tensors as safetensors, the options of the parameter groups as JSON
     for name, optimizer in get_optimizers(agent).items():
         optimizer_state = optimizer.state_dict()

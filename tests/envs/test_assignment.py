@@ -168,6 +168,18 @@ def _play_ones(env: SuiteVecEnv) -> None:
         env.step(np.ones(env.num_envs, int))
 
 
+def test_episodes_elsewhere_count() -> None:
+    """Episodes of other processes change the success rates as the environment's own do."""
+    with closing(SuiteVecEnv(counters(3), 4, sampling="lowest_success", workers=0)) as env:
+        assert env.sampling_depends_on_success
+        tasks = [task.name for task in env.suite.tasks]
+        before = env.task_probabilities
+        env.record_elsewhere([{"task": tasks[1], "is_success": True}] * 20)
+        after = env.task_probabilities
+    assert after[1] < before[1]
+    assert after[0] == pytest.approx(after[2])
+
+
 def test_unknown_success_refuses_its_sampling() -> None:
     """Sampling by success is refused once a task reports none; the message names it."""
     tasks = (
