@@ -1,6 +1,7 @@
 """Tests that the documents agree with the code and with the results."""
 
 import json
+import os
 import re
 import runpy
 import shlex
@@ -27,6 +28,8 @@ DOCUMENTS = [
     *(ROOT / f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY")),
     *PAGES,
 ]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+"""Environment variables of the processes: the tests run side by side, and threads would wait."""
 README_LINES = 120
 """Maximum length of the README."""
 PYTHON_PATH = re.compile(r"(?<![\w/.:-])(?:[\w-]+/)+\w+\.py\b")
@@ -59,6 +62,7 @@ def run_snippets(snippets: list[tuple[str, str]], folder: Path) -> None:
         [sys.executable, "-c", RUN_EACH],
         input=json.dumps(snippets),
         cwd=folder,
+        env=ONE_THREAD,
         capture_output=True,
         text=True,
         check=False,
@@ -97,6 +101,7 @@ def test_tutorial_runs(page: Path, tmp_path: Path) -> None:
         command,
         input=json.dumps(steps),
         cwd=tmp_path,
+        env=ONE_THREAD,
         capture_output=True,
         text=True,
         check=False,
