@@ -136,6 +136,8 @@ def test_context_is_an_input(context: str) -> None:
     assert_same_actions(policy, space)
 
 
+# torch.export names the flat weights of a GRU, which are its parameters; the commands hide it
+@pytest.mark.filterwarnings("ignore:The tensor attributes")
 @pytest.mark.parametrize("encoder", ["attention", "gru", "bag"])
 def test_mission_encoders(encoder: str) -> None:
     config = MissionContextConfig(encoder=encoder, dim=8)
