@@ -204,7 +204,8 @@ class ActorCriticProgram(Program):
     """
 
     def __init__(self, policy: FusionPolicy, context: OneContext | None, task: int) -> None:
-        policy = copy.deepcopy(policy)
+        # without the distribution: that of gSDE holds noise with a gradient, which has no copy
+        policy = copy.deepcopy(policy, {id(policy.action_dist): None})
         extractor = cast(FusionExtractor, policy.pi_features_extractor)
         self_task = None
         if context is not None:
