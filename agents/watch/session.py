@@ -1,7 +1,8 @@
 """Episodes of one environment, played by a policy a timestep at a time."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from enum import Enum
+from functools import cached_property
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -111,7 +112,7 @@ class Session:
         self._resources.callback(env.close)
         self._resources.enter_context(eval_mode(policy, seed))
         self._text_key = _text_key(policy)
-        self._known_words = self._draw_words()
+        self._task_index = task_index
         self.typed_mission = ""
         self.episode = 0
         self.set_mission(mission)
@@ -277,17 +278,22 @@ class Session:
             return names[int(decision.action)]
         return " ".join(f"{number:.2f}" for number in np.ravel(decision.action))
 
-    def _draw_words(self) -> frozenset[str]:
-        """Return the words of the missions of some episodes; empty without texts."""
+    @cached_property
+    def _known_words(self) -> frozenset[str]:
+        """Words of the missions of some episodes, drawn when the first mission is typed."""
         words: set[str] = set()
-        if self._text_key is None:
-            return frozenset()
-        for seed in range(DRAWN_MISSIONS):
-            first_observation(self._env, self.suite, seed)
-            words.update(split_words(text_of(self._env, self.task)))
+        # an environment of its own, because the episode that is watched goes on
+        env = open_env(self.suite, self._task_index)
+        assert env is not None
+        with closing(env):
+            for seed in range(DRAWN_MISSIONS):
+                first_observation(env, self.suite, seed)
+                words.update(split_words(text_of(env, self.task)))
         return frozenset(words)
 
     def _unknown_words(self) -> tuple[str, ...]:
+        if not self.typed_mission:
+            return ()
         typed = dict.fromkeys(split_words(self.typed_mission))
         return tuple(word for word in typed if word not in self._known_words)
 

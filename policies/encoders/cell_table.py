@@ -30,7 +30,7 @@ class CellTable(NamedTuple):
         The number of these rows is known only when they are counted, for which the host would have
         to wait for a GPU, and which a traced program cannot hold: the table stays as it is there.
         """
-        if self.row_ids.device.type != "cpu" or torch.compiler.is_compiling():
+        if not self._has_countable_rows:
             return self
         used = torch.zeros(len(self.rows), dtype=torch.bool)
         used[self.row_ids.flatten()] = True
@@ -38,14 +38,17 @@ class CellTable(NamedTuple):
         new_index = used.cumsum(0) - 1
         return CellTable(self.rows[used], new_index[self.row_ids])
 
+    @property
+    def _has_countable_rows(self) -> bool:
+        """True on a CPU and outside of a traced program."""
+        return self.row_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+
     def is_worth_convolving(self) -> bool:
         """Return True if ``convolve`` is faster than a convolution of the gathered cells.
 
         On a GPU it never is: the sums of its backward pass collide in memory.
         """
-        if self.row_ids.device.type != "cpu" or torch.compiler.is_compiling():
-            return False
-        return 2 * len(self.rows) <= self.row_ids.numel()
+        return self._has_countable_rows and 2 * len(self.rows) <= self.row_ids.numel()
 
     def convolve(
         self, convolution: nn.Conv2d, size: tuple[int, int]
