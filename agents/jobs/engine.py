@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple, Protocol, TypeVar
 
 from mirl.configs.errors import ConfigError, RunError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Handle = TypeVar("Handle")
 THREADS = "OMP_NUM_THREADS"
 """Environment variable with the largest number of torch's threads in a process."""
 CPUS = "LOKY_MAX_CPU_COUNT"
@@ -33,6 +35,33 @@ class Engine(Protocol):
             An exception, or the death of a process, does not stop the others.
         """
         ...
+
+
+def keep_busy(
+    items: Iterable[Item],
+    jobs: int,
+    start: Callable[[Item], Handle],
+    wait: Callable[[list[Handle]], list[Handle]],
+) -> Iterator[tuple[Item, Handle]]:
+    """Start items elsewhere, several at a time, and yield each with its handle when it has ended.
+
+    Args:
+        items: the items; the next one is taken when fewer than ``jobs`` are running.
+        jobs: number of items at a time.
+        start: starts an item and returns a handle of it.
+        wait: waits a moment at most; returns those of the running handles that have ended.
+    """
+    waiting = iter(items)
+    running: list[tuple[Item, Handle]] = []
+    while True:
+        for item in islice(waiting, jobs - len(running)):
+            running.append((item, start(item)))
+        if not running:
+            return
+        ended = wait([handle for _, handle in running])
+        for pair in [pair for pair in running if pair[1] in ended]:
+            running.remove(pair)
+            yield pair
 
 
 class JobDiedError(RunError):

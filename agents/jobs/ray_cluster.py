@@ -16,6 +16,7 @@ from mirl.agents.jobs.engine import (
     Result,
     call_safely,
     divide,
+    keep_busy,
     thread_variables,
 )
 from mirl.configs.command_line import KERNEL_CACHES
@@ -65,22 +66,14 @@ class RayEngine:
             task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0, max_calls=1)(
                 _call_in_folder
             )
-            waiting = iter(items)
-            running: dict[Any, Item] = {}
-            is_exhausted = False
-            while running or not is_exhausted:
-                while not is_exhausted and len(running) < self.jobs:
-                    try:
-                        item = next(waiting)
-                    except StopIteration:
-                        is_exhausted = True
-                        break
-                    running[task.remote(Path.cwd(), function, item)] = item
-                if running:
-                    ended, _ = ray.wait(list(running), timeout=POLL_SECONDS)
-                    for reference in ended:
-                        item = running.pop(reference)
-                        yield item, cast(Result | BaseException, _outcome(reference))
+            started = keep_busy(
+                items,
+                self.jobs,
+                start=lambda item: task.remote(Path.cwd(), function, item),
+                wait=lambda references: ray.wait(references, timeout=POLL_SECONDS)[0],
+            )
+            for item, reference in started:
+                yield item, cast(Result | BaseException, _outcome(reference))
 
 
 def _call_in_folder(folder: Path, function: Callable[[Item], object], item: Item) -> Outcome:

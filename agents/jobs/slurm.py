@@ -18,6 +18,7 @@ from mirl.agents.jobs.engine import (
     Result,
     call_safely,
     divide,
+    keep_busy,
     thread_variables,
 )
 from mirl.agents.jobs.process import STOP
@@ -90,26 +91,22 @@ class SlurmEngine:
             Each item with the result or the exception of its call.
         """
         executor = self._executor()
-        waiting = iter(items)
-        running: list[tuple[Item, Any]] = []
-        is_exhausted = False
-        while running or not is_exhausted:
-            while not is_exhausted and len(running) < self.jobs:
-                try:
-                    item = next(waiting)
-                except StopIteration:
-                    is_exhausted = True
-                    break
-                with self._environment():
-                    running.append((item, executor.submit(ResumableCall(), function, item)))
-            if (self.folder / STOP).exists():
-                self._cancel_pending([job for _, job in running])
-            ended = [pair for pair in running if pair[1].done()]
-            for pair in ended:
-                running.remove(pair)
-                yield pair[0], cast(Result | BaseException, _outcome(pair[1]))
-            if running and not ended:
-                time.sleep(POLL_SECONDS)
+
+        def start(item: Item) -> Any:
+            with self._environment():
+                return executor.submit(ResumableCall(), function, item)
+
+        for item, job in keep_busy(items, self.jobs, start, self._wait):
+            yield item, cast(Result | BaseException, _outcome(job))
+
+    def _wait(self, jobs: list[Any]) -> list[Any]:
+        """Return the jobs that have ended, after a moment if there are none."""
+        if (self.folder / STOP).exists():
+            self._cancel_pending(jobs)
+        ended = [job for job in jobs if job.done()]
+        if not ended:
+            time.sleep(POLL_SECONDS)
+        return ended
 
     def _executor(self) -> Any:
         import submitit

@@ -1,9 +1,11 @@
 """Tasks of a Ray cluster, which the test starts on this machine."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,23 +28,26 @@ def test_missing_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Start a cluster of two cores."""
     pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{PORT}")
     ray = str(Path(sys.executable).with_name("ray"))
     command = [ray, "start", "--head", f"--port={PORT}", "--num-cpus=6", "--block"]
-    options = ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={tmp_path}"]
+    # the paths of its sockets must be shorter than pytest's own folder allows
+    folder = tempfile.mkdtemp(prefix="ray")
+    options = ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
     head = subprocess.Popen([*command, *options], start_new_session=True)
     try:
-        while not list(tmp_path.glob("session_latest/sockets/raylet")):
+        while not list(Path(folder).glob("session_latest/sockets/raylet")):
             assert head.poll() is None
             time.sleep(0.1)
         yield
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.cluster
