@@ -15,7 +15,7 @@ from mirl.agents.comparison.summary import one_line, outcomes_of, pair_rows, res
 from mirl.agents.comparison.tables import Table, pairs_table, results_table, write_tables
 from mirl.agents.comparison.worker import RECORDS, RUNS, PlannedRun, Record, train_and_evaluate
 from mirl.agents.jobs.engine import Engine
-from mirl.agents.jobs.execution import LOGS, build_engine, check_engine, execute, locked
+from mirl.agents.jobs.execution import LOGS, build_engine, check_engine, execute_and_log, locked
 from mirl.agents.runs.atomic_files import load_json, write_json
 from mirl.configs.commands.engines import ENGINE_FIELDS
 from mirl.configs.comparison import ComparisonConfig
@@ -146,20 +146,15 @@ def _execute(
     engine: Engine, runs: Sequence[PlannedRun], folder: Path, log: Callable[[str], None]
 ) -> dict[str, str]:
     """Train and evaluate runs until all have ended or a signal has come; return the failures."""
-    failures: dict[str, str] = {}
-    n_ended = 0
-
-    def on_end(run: PlannedRun, is_finished: object, failure: str) -> None:
-        nonlocal n_ended
-        n_ended += 1
-        if failure:
-            failures[run.name] = failure
-            log(f"[{n_ended}/{len(runs)}] {run.name}: failed")
-        elif is_finished:
-            log(f"[{n_ended}/{len(runs)}] {run.name}: {one_line(_load(run, folder))}")
-
-    execute(engine, partial(train_and_evaluate, folder=folder), runs, folder, on_end)
-    return failures
+    return execute_and_log(
+        engine,
+        partial(train_and_evaluate, folder=folder),
+        runs,
+        folder,
+        label=lambda run: run.name,
+        summary=lambda run: one_line(_load(run, folder)),
+        log=log,
+    )
 
 
 def _load(run: PlannedRun, folder: Path) -> Record:

@@ -1,7 +1,6 @@
 """One run of a comparison, in a process of its own: train, evaluate and record it."""
 
 import csv
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +8,13 @@ from typing import TypedDict
 
 from mirl.agents.comparison.machine import machine
 from mirl.agents.context_use import ContextUseSummary
-from mirl.agents.evaluation import RunEvaluation, evaluate_run
+from mirl.agents.jobs import trained_run
 from mirl.agents.jobs.execution import log_path
-from mirl.agents.jobs.process import STOP, job_process, wait_for_lock
+from mirl.agents.jobs.trained_run import TrainedRun
 from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.atomic_files import write_json
 from mirl.agents.statistics import TaskSummary
-from mirl.agents.training import TrainResult, train
 from mirl.configs.comparison import run_name
-from mirl.configs.compose import compose_train
 
 RUNS = "runs"
 """Folder of the run directories, inside that of the comparison."""
@@ -105,22 +102,17 @@ def train_and_evaluate(planned: PlannedRun, folder: Path) -> bool:
         ConfigError: the run does not fit its environment.
         RunError: the training failed.
     """
-    with job_process(log_path(folder, planned), folder / STOP) as log:
-        config = compose_train(planned.words(folder))
-        wait_for_lock(config.run_dir, folder / STOP)
-        started = time.perf_counter()
-        result = train(config, log)
-        if not result.finished:
-            return False
-        seconds = time.perf_counter() - started
-        evaluated = evaluate_run(result.run, result.checkpoint, config.test_evaluation)
-    write_json(planned.record_path(folder), _record(planned, result, evaluated, seconds))
+    trained = trained_run.train_and_evaluate(
+        planned.words(folder), log_path(folder, planned), folder
+    )
+    if trained is None:
+        return False
+    write_json(planned.record_path(folder), _record(planned, trained))
     return True
 
 
-def _record(
-    planned: PlannedRun, result: TrainResult, evaluated: RunEvaluation, seconds: float
-) -> Record:
+def _record(planned: PlannedRun, trained: TrainedRun) -> Record:
+    result, evaluated, seconds = trained
     with (result.run.path / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     use = evaluated.context_use
@@ -131,7 +123,7 @@ def _record(
         "options": list(planned.options),
         "parameters": _parameters(rows),
         "timesteps": result.timesteps,
-        "seconds": round(seconds, 1),
+        "seconds": seconds,
         "tasks": [of_task.summary() for of_task in evaluated.results],
         "context_use": None if use is None else use.summary(),
         "success_curve": _column(rows, metrics.EVAL_SUCCESS),

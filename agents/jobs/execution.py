@@ -1,6 +1,6 @@
 """Execute jobs in a folder: its lock, stop signals, and the reasons of failures."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -123,6 +123,46 @@ def execute(
                 on_end(job, outcome, "")
             elif not stop_requested():
                 on_end(job, outcome, _reason(outcome, log_path(folder, job)))
+
+
+def execute_and_log(
+    engine: Engine,
+    function: Callable[[JobT], object],
+    jobs: Sequence[JobT],
+    folder: Path,
+    *,
+    label: Callable[[JobT], str],
+    summary: Callable[[JobT], str],
+    log: Callable[[str], None],
+) -> dict[str, str]:
+    """Execute jobs as ``execute`` does, and log one line per finished or failed job.
+
+    Args:
+        engine: the engine.
+        function: does one job; returns True if it is finished.
+        jobs: the jobs.
+        folder: folder of the jobs.
+        label: returns the name of a job in its line.
+        summary: returns the results of a finished job in its line.
+        log: called with each line.
+
+    Returns:
+        The reason of each job that failed, by the name of the job.
+    """
+    failures: dict[str, str] = {}
+    n_ended = 0
+
+    def on_end(job: JobT, is_finished: object, failure: str) -> None:
+        nonlocal n_ended
+        n_ended += 1
+        if failure:
+            failures[job.name] = failure
+            log(f"[{n_ended}/{len(jobs)}] {label(job)}: failed")
+        elif is_finished:
+            log(f"[{n_ended}/{len(jobs)}] {label(job)}: {summary(job)}")
+
+    execute(engine, function, jobs, folder, on_end)
+    return failures
 
 
 def _reason(error: BaseException, log: Path) -> str:

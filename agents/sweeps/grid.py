@@ -1,6 +1,5 @@
 """A grid: train and evaluate a run for each combination of values."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,17 +9,14 @@ from typing import NamedTuple, TypedDict, cast
 import numpy as np
 from rich.table import Table
 
-from mirl.agents.evaluation import evaluate_run
 from mirl.agents.jobs.engine import Engine
-from mirl.agents.jobs.execution import build_engine, execute, log_path
-from mirl.agents.jobs.process import STOP, job_process, wait_for_lock
+from mirl.agents.jobs.execution import build_engine, execute_and_log, log_path
+from mirl.agents.jobs.trained_run import train_and_evaluate
 from mirl.agents.result_tables import NO_SUCCESS
 from mirl.agents.runs.atomic_files import load_json, write_json
 from mirl.agents.statistics import TaskSummary
 from mirl.agents.sweeps.plan import RECORDS, opened, write_results
-from mirl.agents.training import train
 from mirl.configs.commands.sweep import SweepConfig, SweepRun, describe, sweep_runs
-from mirl.configs.compose import compose_train
 
 
 class Record(TypedDict):
@@ -130,23 +126,17 @@ def _execute(
     engine: Engine, jobs: Sequence[GridJob], folder: Path, log: Callable[[str], None]
 ) -> dict[str, str]:
     """Execute jobs until all have ended or a signal has come; return the failures."""
-    failures: dict[str, str] = {}
-    n_ended = 0
     for job in jobs:
         job.record_path(folder).unlink(missing_ok=True)
-
-    def on_end(job: GridJob, is_finished: object, failure: str) -> None:
-        nonlocal n_ended
-        n_ended += 1
-        settings = describe(dict(job.settings))
-        if failure:
-            failures[job.name] = failure
-            log(f"[{n_ended}/{len(jobs)}] {settings}: failed")
-        elif is_finished:
-            log(f"[{n_ended}/{len(jobs)}] {settings}: {_one_line(_load(job, folder))}")
-
-    execute(engine, partial(train_and_record, folder=folder), jobs, folder, on_end)
-    return failures
+    return execute_and_log(
+        engine,
+        partial(train_and_record, folder=folder),
+        jobs,
+        folder,
+        label=lambda job: describe(dict(job.settings)),
+        summary=lambda job: _one_line(_load(job, folder)),
+        log=log,
+    )
 
 
 def train_and_record(job: GridJob, folder: Path) -> bool:
@@ -163,15 +153,10 @@ def train_and_record(job: GridJob, folder: Path) -> bool:
         ConfigError: the run does not fit its environment, or its directory is another run's.
         RunError: the training failed.
     """
-    with job_process(log_path(folder, job), folder / STOP) as log:
-        config = compose_train([*job.words, "progress=false"])
-        wait_for_lock(config.run_dir, folder / STOP)
-        started = time.perf_counter()
-        result = train(config, log)
-        if not result.finished:
-            return False
-        seconds = time.perf_counter() - started
-        evaluated = evaluate_run(result.run, result.checkpoint, config.test_evaluation)
+    run = train_and_evaluate([*job.words, "progress=false"], log_path(folder, job), folder)
+    if run is None:
+        return False
+    result, evaluated, seconds = run
     tasks = [of_task.summary() for of_task in evaluated.results]
     trained = [task for task in tasks if task["subset"] == "trained"]
     known = [task["success_rate"] for task in trained if task["success_rate"] is not None]
@@ -180,7 +165,7 @@ def train_and_record(job: GridJob, folder: Path) -> bool:
         "run_dir": str(result.run.path),
         "words": list(job.words),
         "timesteps": result.timesteps,
-        "seconds": round(seconds, 1),
+        "seconds": seconds,
         "success": float(np.mean(known)) if len(known) == len(trained) else None,
         "episode_return": float(np.mean([task["return_mean"] for task in trained])),
         "tasks": tasks,
