@@ -1,14 +1,12 @@
 """The command compare.py, run as a process on an environment and a fusion of one's own."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from command_processes import environment, kill_after_first_record
 from comparison_records import FakeEngine
 from comparison_setup import TINY
 
@@ -22,19 +20,12 @@ WORDS = (*TINY, "fusion=concat,ownparts:BoundedFilm", "seeds=1", "jobs=1")
 COMMAND = [sys.executable, str(ROOT / "compare.py")]
 
 
-def environment() -> dict[str, str]:
-    """Return the variables of a process that finds the user's modules."""
-    path = [os.environ.get("PYTHONPATH", ""), *map(str, OWN)]
-    changes = {"PYTHONPATH": os.pathsep.join(filter(None, path)), "COLUMNS": "200"}
-    return {**os.environ, **changes, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a folder."""
     return subprocess.run(
         [*COMMAND, *words],
         cwd=folder,
-        env=environment(),
+        env=environment(*OWN),
         capture_output=True,
         text=True,
         check=False,
@@ -42,27 +33,11 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def kill_after_first_record(folder: Path) -> list[Path]:
-    """Start the command, kill it and its processes when a run is finished; return the records."""
-    process = subprocess.Popen(
-        [*COMMAND, *WORDS], cwd=folder, env=environment(), start_new_session=True
-    )
-    records = folder / "comparisons" / "corridor_env-ToyCorridor-v0" / "records"
-    try:
-        deadline = time.monotonic() + 200
-        while not list(records.glob("*.json")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline, "no run was finished"
-            time.sleep(0.01)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return list(records.glob("*.json"))
-
-
 def test_killed_comparison_goes_on(tmp_path: Path) -> None:
     """The same command after a kill keeps the finished runs and trains the others."""
-    finished = kill_after_first_record(tmp_path)
+    records = "comparisons/corridor_env-ToyCorridor-v0/records/*.json"
+    command = [*COMMAND, *WORDS]
+    finished = kill_after_first_record(command, tmp_path, records, environment(*OWN))
     assert len(finished) == 1
     times = [path.stat().st_mtime_ns for path in finished]
     done = run(tmp_path, *WORDS)

@@ -1,14 +1,12 @@
 """The command train.py --multirun, run as a process on an environment of one's own."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from command_processes import environment, kill_after_first_record
 from comparison_setup import TINY
 from sweep_setup import InProcessEngine
 
@@ -23,37 +21,15 @@ WORDS = ("--multirun", *TINY, "fusion=concat,film", "jobs=1")
 COMMAND = [sys.executable, str(ROOT / "train.py"), *WORDS]
 
 
-def environment() -> dict[str, str]:
-    """Return the variables of a process that finds the environment."""
-    path = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]))
-    changes = {"PYTHONPATH": path, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, **changes, "CUDA_VISIBLE_DEVICES": ""}
-
-
-def kill_after_first_record(folder: Path) -> Path:
-    """Start the command, kill it and its processes when a run is finished; return the record."""
-    process = subprocess.Popen(COMMAND, cwd=folder, env=environment(), start_new_session=True)
-    try:
-        deadline = time.monotonic() + 300
-        while not list(folder.glob("sweeps/*/records/*.json")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline, "no run was finished"
-            time.sleep(0.01)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    [record] = folder.glob("sweeps/*/records/*.json")
-    return record
-
-
 def test_killed_sweep_goes_on(tmp_path: Path) -> None:
     """The same command after a kill keeps the finished run and trains the other."""
-    record = kill_after_first_record(tmp_path)
+    variables = environment(ROOT / "tests")
+    [record] = kill_after_first_record(COMMAND, tmp_path, "sweeps/*/records/*.json", variables)
     written = record.stat().st_mtime_ns
     done = subprocess.run(
         COMMAND,
         cwd=tmp_path,
-        env=environment(),
+        env=variables,
         capture_output=True,
         text=True,
         check=False,
