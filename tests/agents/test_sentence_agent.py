@@ -25,8 +25,9 @@ def test_sentence_agent_resumes_and_evaluates(
         pytest.importorskip(package)
     words = ["context=sentence", f"context.encoder={encoder}", "checkpoint_every=128"]
     config = tiny(*words, "total_timesteps=256")
-    timesteps, is_finished, run, checkpoint = train(config)
-    assert (timesteps, is_finished) == (256, True)
+    trained = train(config)
+    run, checkpoint = trained.run, trained.checkpoint
+    assert (trained.timesteps, trained.finished) == (256, True)
     assert isinstance(run.config.context, SentenceContextConfig)
     assert run.config.task.text_form == "utf8"
     weights = load_file(checkpoint.folder / "policy.safetensors")
@@ -34,11 +35,11 @@ def test_sentence_agent_resumes_and_evaluates(
     assert not any(tensor.numel() > 100_000 for tensor in weights.values())
 
     shutil.rmtree(checkpoint.folder)
-    timesteps, is_finished, _, resumed = train(config)
-    assert (timesteps, is_finished) == (256, True)
-    again = load_file(resumed.folder / "policy.safetensors")
-    assert weights.keys() == again.keys()
-    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    again = train(config)
+    assert (again.timesteps, again.finished) == (256, True)
+    resumed = load_file(again.checkpoint.folder / "policy.safetensors")
+    assert weights.keys() == resumed.keys()
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
 
     policy = load_policy(run.path, "last", "cpu")
     loaded = policy.state_dict()
