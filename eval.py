@@ -32,13 +32,13 @@ def run(argv: list[str]) -> int:
     # imported here and below as needed, because torch takes seconds to load
     with ended_by_interrupt():
         from mirl.agents.result_tables import PlainConsole, missing_success_line, results_table
-        from mirl.agents.runs.run import Run
+        from mirl.agents.runs.run_directory import RunDirectory
         from mirl.agents.statistics import TaskResult
 
     console = PlainConsole()
     log = console.log_line
 
-    opened = Run(config.run, stored)
+    opened = RunDirectory(config.run, stored)
     checkpoint = opened.checkpoint(config.checkpoint)
     source = f"{config.run.name}, {config.checkpoint} checkpoint"
 

@@ -22,7 +22,7 @@ from mirl.agents.on_policy.minibatch import pad_to_bucket
 from mirl.agents.policy_loader import check_task_fits, restore_policy
 from mirl.agents.runs.atomic_files import make_folder, warn_if_unwritable, write_bytes, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 from mirl.agents.statistics import SUBSETS, Episode, TaskResult, by_subset, suite_result
 from mirl.agents.video import check_mp4, encode_gif, encode_mp4, record_episode
 from mirl.configs.compose import compose_suite
@@ -284,7 +284,7 @@ class _Part(NamedTuple):
         return self.holdout.task_indices(self.suite, self.subset)
 
 
-def evaluate_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> RunEvaluation:
+def evaluate_run(run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig) -> RunEvaluation:
     """Evaluate a checkpoint on the test seeds and write the results into the run directory.
 
     Args:
@@ -353,7 +353,7 @@ def evaluate_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> RunEva
     return RunEvaluation(results, use, written)
 
 
-def _own_parts(run: Run) -> list[_Part]:
+def _own_parts(run: RunDirectory) -> list[_Part]:
     """Return the subsets of a run's holdout; without a holdout, none is held out."""
     training = run.config
     subsets = SUBSETS
@@ -362,7 +362,7 @@ def _own_parts(run: Run) -> list[_Part]:
     return [_Part(training.task, training.split, subset, label=subset) for subset in subsets]
 
 
-def _other_parts(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> list[_Part]:
+def _other_parts(run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig) -> list[_Part]:
     """Return a part for each task of another suite, in the place of one of the run's own tasks.
 
     The policy has the number of its tasks in its shapes, and may read the index of the task.
@@ -386,7 +386,7 @@ def _other_parts(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> list[_
     return parts
 
 
-def build_test_env(run: Run, config: EvalConfig, subset: Subset) -> SuiteVecEnv:
+def build_test_env(run: RunDirectory, config: EvalConfig, subset: Subset) -> SuiteVecEnv:
     """Build the test environments of a subset of a run's holdout.
 
     Args:
@@ -400,7 +400,7 @@ def build_test_env(run: Run, config: EvalConfig, subset: Subset) -> SuiteVecEnv:
     return _build_env(run, config, _Part(run.config.task, run.config.split, subset, label=subset))
 
 
-def _build_env(run: Run, config: EvalConfig, part: _Part) -> SuiteVecEnv:
+def _build_env(run: RunDirectory, config: EvalConfig, part: _Part) -> SuiteVecEnv:
     n_tasks = len(part.task_indices)
     # every task has as many environments as the others, and at least one
     envs_per_task = max(1, min(config.n_envs // n_tasks, config.episodes))

@@ -23,7 +23,7 @@ from mirl.agents.on_policy.ppo import PPO
 from mirl.agents.result_tables import success_cells
 from mirl.agents.runs.atomic_files import make_folder, warn_if_unwritable, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 from mirl.agents.statistics import TaskResult
 from mirl.configs.agents import A2CConfig, PPOConfig
 from mirl.configs.compose import compose_suite
@@ -130,7 +130,9 @@ class _EpisodeCounter(BaseCallback):
 # --------------------------------------------------------------------------------------------- runs
 
 
-def adapt_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> Iterator[Adaptation]:
+def adapt_run(
+    run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig
+) -> Iterator[Adaptation]:
     """Adapt a checkpoint to each of the tasks asked for and write the curves.
 
     Args:
@@ -241,7 +243,11 @@ def adaptation_tasks(
 
 
 def adapt(
-    run: Run, checkpoint: Checkpoint, config: EvalConfig, suite: SuiteConfig, task: TaskConfig
+    run: RunDirectory,
+    checkpoint: Checkpoint,
+    config: EvalConfig,
+    suite: SuiteConfig,
+    task: TaskConfig,
 ) -> list[CurvePoint]:
     """Adapt a checkpoint to one task.
 

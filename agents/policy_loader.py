@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from mirl.agents.builder import Policy, build_policy, resolve_device, with_input_keys
 from mirl.agents.runs.checkpoint import Checkpoint, Spaces
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY, TASK_KEY
 from mirl.configs.schema import BackendName, DeviceName, ResolvedConfig
@@ -49,7 +49,7 @@ def load_policy(run: Path | str, checkpoint: str = "best", device: DeviceName = 
     Raises:
         ConfigError: there is no such run or checkpoint, or it is damaged.
     """
-    opened = Run.open(Path(run))
+    opened = RunDirectory.open(Path(run))
     return restore_policy(opened.config, opened.checkpoint(checkpoint), device)
 
 

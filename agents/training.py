@@ -31,7 +31,7 @@ from mirl.agents.runs.checkpoint import Checkpoint, EpisodeRecords, checkpoint_n
 from mirl.agents.runs.choices import adopt_choices
 from mirl.agents.runs.logger import TensorBoard, build_logger
 from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
-from mirl.agents.runs.run import Run, adopt_texts
+from mirl.agents.runs.run_directory import RunDirectory, adopt_texts
 from mirl.agents.runs.synchronization import reseed_all
 from mirl.agents.runs.warm_start import warm_start
 from mirl.configs.agents import OnPolicyConfig, PPOConfig
@@ -57,7 +57,7 @@ class TrainResult(NamedTuple):
     """Timesteps of the last checkpoint."""
     finished: bool
     """True if the run has reached its total timesteps, False if it was stopped."""
-    run: Run
+    run: RunDirectory
     checkpoint: Checkpoint
     """The last checkpoint."""
     ranks: Ranks = ONE_PROCESS
@@ -121,7 +121,7 @@ def _train(
 ) -> TrainResult:
     for part in (config.fusion, config.context, config.encoder, config.memory):
         check_can_be_stored(part)
-    stored = Run.stored(config)
+    stored = RunDirectory.stored(config)
     config = _with_rollout(adopt_texts(config, stored), stored)
     check_divisible(config, ranks)
     with explain_out_of_memory(config), _open_environments(config, ranks) as envs:
@@ -196,7 +196,7 @@ def _with_rollout(config: TrainConfig, stored: ResolvedConfig | None) -> TrainCo
 
 
 @contextmanager
-def _discard_on_config_error(run: Run) -> Iterator[None]:
+def _discard_on_config_error(run: RunDirectory) -> Iterator[None]:
     """Leave nothing of a new run if an environment shows that its configuration is invalid."""
     try:
         yield
@@ -206,7 +206,7 @@ def _discard_on_config_error(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _opened_for_writing(run: Run, ranks: Ranks) -> Iterator[None]:
+def _opened_for_writing(run: RunDirectory, ranks: Ranks) -> Iterator[None]:
     """Lock the run directory, and discard a new run whose configuration is invalid.
 
     One process does so for all.
@@ -218,7 +218,7 @@ def _opened_for_writing(run: Run, ranks: Ranks) -> Iterator[None]:
         yield
 
 
-def _latest_checkpoint(run: Run, ranks: Ranks) -> Checkpoint | None:
+def _latest_checkpoint(run: RunDirectory, ranks: Ranks) -> Checkpoint | None:
     """Return the newest checkpoint that is not damaged, the same one on each rank."""
     checkpoint: Checkpoint | None = None
     if ranks.is_first:
@@ -291,10 +291,10 @@ def _create_or_resume(
     env: SuiteVecEnv,
     stored: ResolvedConfig | None,
     ranks: Ranks,
-) -> Run:
+) -> RunDirectory:
     """Open the run for training; load initial weights if it has no checkpoint yet."""
     complete = partial(with_input_keys, observation_space=env.observation_space)
-    run = Run.find(config, complete, stored)
+    run = RunDirectory.find(config, complete, stored)
     has_checkpoints = run is not None and not run.checkpoints.is_empty
     # a run that has a checkpoint resumes from it instead
     if config.start_from is not None and not has_checkpoints:
@@ -302,11 +302,15 @@ def _create_or_resume(
     # every rank has looked for the run before one of them creates it
     ranks.wait()
     if run is None:
-        run = Run.create(config) if ranks.is_first else Run(config.run_dir, config)
+        run = (
+            RunDirectory.create(config) if ranks.is_first else RunDirectory(config.run_dir, config)
+        )
     return run
 
 
-def _load(run: Run, checkpoint: Checkpoint | None, agent: Agent, ranks: Ranks) -> EpisodeRecords:
+def _load(
+    run: RunDirectory, checkpoint: Checkpoint | None, agent: Agent, ranks: Ranks
+) -> EpisodeRecords:
     """Load a checkpoint into the agent; return the last episodes of each task."""
     if checkpoint is None:
         if ranks.size > 1:
@@ -321,7 +325,7 @@ def _load(run: Run, checkpoint: Checkpoint | None, agent: Agent, ranks: Ranks) -
     return episodes
 
 
-def _first_line(run: Run, agent: Agent, backend: str) -> str:
+def _first_line(run: RunDirectory, agent: Agent, backend: str) -> str:
     start = "Training for"
     if agent.num_timesteps:
         start = f"Resuming at {agent.num_timesteps:,} of"
@@ -362,7 +366,7 @@ def _describe(config: ResolvedConfig, env: SuiteVecEnv) -> str:
 
 
 def _learn(
-    run: Run,
+    run: RunDirectory,
     agent: Agent,
     envs: Environments,
     episodes: EpisodeRecords,
@@ -452,7 +456,9 @@ def _row_interval(config: ResolvedConfig) -> int:
     return TIMESTEPS_PER_ROW * config.log_every
 
 
-def _with_evidence(error: NonFiniteError, run: Run, agent: Agent, ranks: Ranks) -> RunError:
+def _with_evidence(
+    error: NonFiniteError, run: RunDirectory, agent: Agent, ranks: Ranks
+) -> RunError:
     """Save the evidence of a failure; return an error that names its folder."""
     name = checkpoint_name(agent.num_timesteps)
     if not ranks.is_first:

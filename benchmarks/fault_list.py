@@ -23,7 +23,7 @@ from pathlib import Path
 from guarantees import SMALL, Row, Scale, start
 from machine import ROOT
 
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 from mirl.configs.errors import ConfigError
 
 OPTIONS = [
@@ -341,7 +341,7 @@ def read_config(lines: list[str]) -> str:
         text = "\n".join(lines)
         (Path(folder) / "config.yaml").write_text(text, encoding="utf-8")
         try:
-            Run.open(Path(folder))
+            RunDirectory.open(Path(folder))
         except ConfigError as error:
             if "\n" in str(error) or len(str(error)) > 1000:
                 return f"a message of {len(str(error))} characters: {str(error)[:300]}"

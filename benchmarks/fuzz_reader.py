@@ -20,7 +20,7 @@ with atheris.instrument_imports(include=["mirl.agents", "mirl.configs", "yaml", 
     from mirl.agents.runs.atomic_files import verify_manifest, write_manifest
     from mirl.agents.runs.checkpoint import Checkpoint
     from mirl.agents.runs.logger import MetricsCsv
-    from mirl.agents.runs.run import Run
+    from mirl.agents.runs.run_directory import RunDirectory
 
 from mirl.configs.errors import ConfigError
 from mirl.envs import SuiteVecEnv
@@ -37,14 +37,14 @@ def main() -> None:
     """Fuzz until libFuzzer's options say to stop."""
     source = Path(sys.argv[1])
     libfuzzer_options = sys.argv[2:]
-    config = Run.open(source).config
+    config = RunDirectory.open(source).config
     env = SuiteVecEnv(config.task, config.agent.n_envs, backend=config.backend)
     agent = build_agent(config, env)
 
     folder = Path(tempfile.mkdtemp(prefix="fuzz"))
     run_dir = Path(shutil.copytree(source, folder / "run"))
     (run_dir / "metrics.csv").write_text(TABLE, encoding="utf-8")
-    run = Run.open(run_dir)
+    run = RunDirectory.open(run_dir)
     checkpoint = max((run_dir / "checkpoints").glob("step_*"))
     paths = [run_dir / name for name in RUN_FILES]
     paths += [checkpoint / name for name in CHECKPOINT_FILES]
@@ -70,7 +70,7 @@ def main() -> None:
         paths[number].write_bytes(data[1:])
         try:
             if number == 0:
-                Run.open(run_dir)
+                RunDirectory.open(run_dir)
             elif number == 1:
                 run.checkpoints.load_index()
                 run.latest_valid_checkpoint()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from run_records import metrics_of, tensors_of
 
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 TINY = (
@@ -78,7 +78,7 @@ def test_first_rank_prints_and_writes(whole: tuple[Path, str]) -> None:
     run_dir, printed = whole
     assert printed.count("Training for 512 timesteps") == 1
     assert printed.count("on unseen episodes") == 1
-    checkpoint = Run.open(run_dir).checkpoint("last")
+    checkpoint = RunDirectory.open(run_dir).checkpoint("last")
     assert checkpoint.n_ranks == 2
     assert checkpoint.state["num_timesteps"] == 512
 

@@ -12,7 +12,7 @@ from mirl.agents.runs.atomic_files import make_folder, write_bytes
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.logger import TensorBoard, WarnOnWriteError
 from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 from mirl.agents.runs.synchronization import reseed_all
 from mirl.agents.video import Gif, encode_gif, record_episode
 from mirl.configs.errors import RunError
@@ -45,7 +45,7 @@ class Checkpointing(BetweenIterations):
 
     def __init__(
         self,
-        run: Run,
+        run: RunDirectory,
         tensorboard: TensorBoard | None,
         statistics: TaskStatistics,
         evaluation: Evaluation | None,

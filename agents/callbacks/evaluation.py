@@ -18,7 +18,7 @@ from mirl.agents.result_tables import NO_SUCCESS
 from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.checkpoint import Criterion
 from mirl.agents.runs.metric_names import task_metric
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 from mirl.agents.statistics import TaskResult, suite_result
 from mirl.configs.tasks import Subset
 from mirl.envs import SuiteVecEnv
@@ -45,7 +45,7 @@ class Evaluation(BetweenIterations):
 
     def __init__(
         self,
-        run: Run,
+        run: RunDirectory,
         env: SuiteVecEnv,
         held_out: SuiteVecEnv | None = None,
         notice: SuccessNotice | None = None,

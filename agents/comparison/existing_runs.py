@@ -18,7 +18,7 @@ from mirl.agents.evaluation import build_test_env, evaluate
 from mirl.agents.policy_loader import restore_policy
 from mirl.agents.runs.atomic_files import make_folder, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 from mirl.agents.statistics import SUBSETS, TaskResult
 from mirl.configs.comparison import RunComparisonConfig
 from mirl.configs.compose import parse_flat
@@ -30,7 +30,7 @@ class Contestant(NamedTuple):
     """A checkpoint of a run and the options of its evaluation."""
 
     name: str
-    run: Run
+    run: RunDirectory
     checkpoint: Checkpoint
     options: EvalConfig
 
@@ -82,7 +82,7 @@ def compare_runs(config: RunComparisonConfig, log: Callable[[str], None] = lambd
 
 def _open(config: RunComparisonConfig, index: int) -> Contestant:
     options = parse_flat(EvalConfig, [f"run={config.runs[index]}", *config.options])
-    run = Run.open(options.run)
+    run = RunDirectory.open(options.run)
     return Contestant(config.names[index], run, run.checkpoint(options.checkpoint), options)
 
 

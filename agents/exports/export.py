@@ -28,7 +28,7 @@ from mirl.agents.exports.tokenizer import tokenizer_table
 from mirl.agents.policy_loader import restore_policy
 from mirl.agents.runs.atomic_files import make_folder, write_bytes, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 from mirl.configs.errors import ConfigError
 from mirl.configs.keys import TASK_KEY
 from mirl.configs.schema import EvalConfig, ResolvedConfig
@@ -60,7 +60,7 @@ class TensorDescription(TypedDict):
     dtype: str
 
 
-def export_run(run: Run, checkpoint: Checkpoint, config: EvalConfig) -> Export:
+def export_run(run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig) -> Export:
     """Export the policy of a checkpoint as ``config.export`` says.
 
     Args:

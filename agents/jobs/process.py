@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mirl.agents.jobs.local import OWNER
-from mirl.agents.runs.run import LOCK
+from mirl.agents.runs.run_directory import LOCK
 from mirl.configs.imports import load_plugins
 
 STOP = "stop"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 from mirl.configs.aliases import FORMER_DEFAULTS
 from mirl.configs.compose import validate
 from mirl.configs.config import Config
@@ -40,7 +40,7 @@ def adopt_choices(
     if stored is None:
         if config.start_from is None or not (config.start_from / CONFIG).exists():
             return resolved
-        stored = Run.open(config.start_from).config
+        stored = RunDirectory.open(config.start_from).config
     values = resolved.model_dump()
     others = stored.model_dump()
     if isinstance(config.fusion, AutoFusionConfig) and _agree(config.fusion, stored.fusion):

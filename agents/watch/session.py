@@ -15,7 +15,7 @@ from torch import Tensor
 from mirl.agents.builder import Policy
 from mirl.agents.eval_mode import eval_mode
 from mirl.agents.policy_loader import restore_policy
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 from mirl.agents.watch.decision import Decision, decide
 from mirl.agents.watch.single_env import (
     Frame,
@@ -128,7 +128,7 @@ class Session:
         Raises:
             ConfigError: there is no such run, checkpoint or task, or it cannot be watched.
         """
-        run = Run.open(config.run)
+        run = RunDirectory.open(config.run)
         names = [task.name for task in run.config.task.tasks]
         task = config.task or names[0]
         if task not in names:

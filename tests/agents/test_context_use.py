@@ -22,7 +22,7 @@ from toy_goal_envs import FlipGoalEnv, FlipMissionEnv
 from mirl.agents import evaluate, train
 from mirl.agents.context_use import ContextUse, RecordedContexts, SwappedContexts
 from mirl.agents.evaluation import RunEvaluation, evaluate_run, evaluate_swapped
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 from mirl.agents.statistics import TaskResult
 from mirl.configs.compose import compose_train
 from mirl.configs.schema import EvalConfig, TrainConfig
@@ -332,7 +332,7 @@ def test_summary_is_json() -> None:
 def final_evaluation(config: TrainConfig, **options: Any) -> RunEvaluation:
     evaluation = EvalConfig(run=config.run_dir, episodes=16, n_envs=4, device="cpu", **options)
     checkpoint = checkpoint_of(config.run_dir, "last")
-    return evaluate_run(Run.open(config.run_dir), checkpoint, evaluation)
+    return evaluate_run(RunDirectory.open(config.run_dir), checkpoint, evaluation)
 
 
 def assert_training_is_equal(build: Callable[..., TrainConfig]) -> TrainConfig:

@@ -17,7 +17,7 @@ from mirl import eval as eval_command
 from mirl.agents import evaluate, few_shot, load_policy, train
 from mirl.agents.builder import build_agent
 from mirl.agents.few_shot import CurvePoint, ShiftedContext, adaptation_tasks, curve_table
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 from mirl.agents.statistics import TaskResult
 from mirl.configs.compose import compose_train, parse_flat
 from mirl.configs.errors import ConfigError
@@ -151,7 +151,7 @@ def test_learning_rates_of_both_modes(runs: dict[str, Path], agents: list[Any]) 
     for mode in ("context", "network"):
         curves_of(options(runs["rooms"], adapt=mode))
     rates = [agent.policy.optimizer.param_groups[0]["lr"] for agent, _ in agents]
-    training_rate = Run.open(runs["rooms"]).config.agent.learning_rate
+    training_rate = RunDirectory.open(runs["rooms"]).config.agent.learning_rate
     assert rates == [few_shot.CONTEXT_RATE, training_rate]
     assert rates[1] != few_shot.CONTEXT_RATE
 
@@ -318,7 +318,7 @@ def test_only_one_task_is_practiced(runs: dict[str, Path], monkeypatch: pytest.M
 
 def test_known_task_keeps_its_index(runs: dict[str, Path]) -> None:
     """A named task that the run trained keeps its index in the suite."""
-    training = Run.open(runs["all"]).config
+    training = RunDirectory.open(runs["all"]).config
     [(suite, task)] = adaptation_tasks(training, "goto_door_6x6")
     assert [each.name for each in suite.tasks] == [each.name for each in training.task.tasks]
     assert suite.tasks[1] == task

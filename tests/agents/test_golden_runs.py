@@ -20,7 +20,7 @@ from toy_goal_envs import MirrorReachEnv
 
 from mirl import eval as evaluation
 from mirl.agents import load_policy, train
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 from mirl.configs.compose import compose_train
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "schema_2"
@@ -181,7 +181,7 @@ def test_evaluation_gives_the_same_results(name: str, run_dir: Path) -> None:
 def test_policy_has_the_saved_weights(name: str, run_dir: Path) -> None:
     policy = load_policy(run_dir, "best", "cpu")
     assert not policy.training
-    saved = load_file(Run.open(run_dir).checkpoint("best").policy_path)
+    saved = load_file(RunDirectory.open(run_dir).checkpoint("best").policy_path)
     # as sets: a tensor that two modules share has two names in the policy and one in the file
     assert contents(policy.state_dict()) == contents(saved)
 

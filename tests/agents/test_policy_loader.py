@@ -15,7 +15,7 @@ from mirl.agents.builder import build_agent
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
 from mirl.agents.policy_loader import restore_policy
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
@@ -100,4 +100,4 @@ def test_unknown_run_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not a run directory"):
         load_policy(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="is not a run directory"):
-        Run.open(tmp_path)
+        RunDirectory.open(tmp_path)

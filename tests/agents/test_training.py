@@ -20,7 +20,7 @@ import mirl.eval
 import mirl.train
 from mirl.agents import PPO, builder, train, training
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import ResolvedConfig, TrainConfig
@@ -213,7 +213,7 @@ def test_config_is_written_first(tiny: Build, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(SystemError):
         train(config)
     assert {path.name for path in config.run_dir.iterdir()} == {"config.yaml", ".lock"}
-    stored = Run.open(config.run_dir).config
+    stored = RunDirectory.open(config.run_dir).config
     # what follows from the environments: the inputs, the words of MiniGrid, and the choices
     assert stored.observation_keys == ("direction", "image")
     assert stored.task.vocabulary == ()
@@ -252,7 +252,7 @@ def test_signal_stops_and_saves(
         fail_in_iteration(patch, 2, lambda: os.kill(os.getpid(), number))
         assert train(config)[:2] == (256, False)
     assert signal.getsignal(number) is handler
-    index = Run.open(config.run_dir).checkpoints.load_index()
+    index = RunDirectory.open(config.run_dir).checkpoints.load_index()
     assert index == {"last": "step_000000256"}
     assert csv_steps(config) == [128, 256]
     assert train(config)[:2] == (512, True)
@@ -283,7 +283,7 @@ def test_finished_run_is_trained_longer(tmp_path: Path) -> None:
         "and falls to zero at the new end."
     )
     assert csv_steps(config) == event_steps(config) == [512, 1024]
-    assert Run.open(config.run_dir).config.total_timesteps == 1024
+    assert RunDirectory.open(config.run_dir).config.total_timesteps == 1024
     # Adam has counted the gradient steps of both: one epoch of two minibatches per rollout
     state = load_file(longer.checkpoint.folder / "optimizer.safetensors")
     assert {int(value) for name, value in state.items() if name.endswith("step")} == {4}

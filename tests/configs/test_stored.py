@@ -1,4 +1,4 @@
-"""Stored configurations are checked; tests/agents/runs/test_run.py opens whole runs."""
+"""Stored configurations are checked; tests/agents/runs/test_run_directory.py opens whole runs."""
 
 import subprocess
 import sys

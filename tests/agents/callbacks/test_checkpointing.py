@@ -15,7 +15,7 @@ import pytest
 from mirl.agents import train
 from mirl.agents.runs import logger
 from mirl.agents.runs.atomic_files import verify_manifest
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 from mirl.agents.statistics import TaskResult
 from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.schema import TrainConfig
@@ -87,7 +87,7 @@ def test_full_disk_does_not_stop_training(tiny: Build, tmp_path: Path) -> None:
     assert [path.name for path in checkpoints.iterdir() if path.name != "index.json"] == [
         "step_000000128"
     ]
-    run = Run.open(tmp_path / "full")
+    run = RunDirectory.open(tmp_path / "full")
     last = run.latest_valid_checkpoint()
     assert last is not None
     verify_manifest(last.folder)
@@ -122,7 +122,7 @@ def test_unsaved_checkpoint_is_not_best(tiny: Build, monkeypatch: pytest.MonkeyP
         pytest.raises(RunError, match="the checkpoint of 512 timesteps cannot be written"),
     ):
         train(config)
-    assert Run.open(config.run_dir).checkpoints.load_index() == {}
+    assert RunDirectory.open(config.run_dir).checkpoints.load_index() == {}
     assert not list((config.run_dir / "checkpoints").iterdir())
     monkeypatch.undo()
     assert train(config).finished

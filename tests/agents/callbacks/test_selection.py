@@ -20,7 +20,7 @@ from mirl.agents.callbacks.selection import (
     criterion_value,
     criterion_without_success,
 )
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 from mirl.agents.statistics import TaskResult
 from mirl.configs.compose import compose_train
 from mirl.configs.schema import TrainConfig
@@ -185,7 +185,7 @@ def test_threshold_defines_success(tiny: Build) -> None:
     last = [row for row in rows_of(config) if row["eval/success_rate"]][-1]
     assert 0 < float(last["eval/success_rate"]) <= 1
     assert "best_criterion" not in run.checkpoints.load_index()
-    assert Run.open(config.run_dir).config.task.tasks[0].success == "return>=-8"
+    assert RunDirectory.open(config.run_dir).config.task.tasks[0].success == "return>=-8"
 
 
 def test_mixed_suite_selects_by_return(tiny: Build) -> None:

@@ -18,7 +18,7 @@ from mirl.agents import load_policy
 from mirl.agents.exports import export as export_module
 from mirl.agents.exports.export import Export
 from mirl.agents.exports.target import find_context
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import EvalConfig
 from mirl.envs import SuiteVecEnv, choose_backend, tokenize
@@ -106,7 +106,7 @@ def test_file_equals_policy(run_of: Runs, case: str) -> None:
     if word.endswith(".onnx"):
         pytest.importorskip("onnxruntime")
     run_dir = run_of(*words)
-    config = Run.open(run_dir).config
+    config = RunDirectory.open(run_dir).config
     export = export_at(EvalConfig(run=run_dir, export=word))
     fixed: dict[str, Any] = {}
     if not word.startswith("policy"):
@@ -239,7 +239,7 @@ def test_runner_of_the_page_acts(run_of: Runs, tmp_path: Path) -> None:
     for path in (export.path, export.path.with_name(f"{export.path.name}.json")):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "runner.py").write_text(runner, encoding="utf-8")
-    with closing(SuiteVecEnv(Run.open(run_dir).config.task, 8, seed=1)) as env:
+    with closing(SuiteVecEnv(RunDirectory.open(run_dir).config.task, 8, seed=1)) as env:
         observations = env.reset()
     # the word "zorp" is unknown and has the id of its bucket
     mission = tokenize("go to the zorp door, then the red")

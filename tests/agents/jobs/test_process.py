@@ -11,7 +11,7 @@ from filelock import FileLock
 from mirl.agents.jobs import process
 from mirl.agents.jobs.local import OWNER
 from mirl.agents.jobs.process import STOP, job_process, wait_for_lock
-from mirl.agents.runs.run import LOCK
+from mirl.agents.runs.run_directory import LOCK
 
 
 def test_log_holds_output_and_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from mirl.agents.runs.migration import (
     migrate_state,
     migrate_weight_names,
 )
-from mirl.agents.runs.run import Run
+from mirl.agents.runs.run_directory import RunDirectory
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 """Run directories that earlier versions wrote."""
@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 def test_schema_1_loads_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(GOLDEN / "schema_1", tmp_path / "runs" / "schema_1")
     monkeypatch.chdir(tmp_path)
-    run = Run.open(Path("runs/schema_1"))
+    run = RunDirectory.open(Path("runs/schema_1"))
     checkpoint = run.checkpoint("best")
     assert checkpoint.version == 1
     assert checkpoint.spaces() is None

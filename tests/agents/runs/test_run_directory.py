@@ -11,7 +11,7 @@ import text_envs  # noqa: F401  (registers its ids)
 from run_setup import start_run
 
 from mirl.agents import train
-from mirl.agents.runs.run import Run, adopt_texts
+from mirl.agents.runs.run_directory import RunDirectory, adopt_texts
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.schema import TrainConfig
@@ -24,8 +24,8 @@ ITERATIONS = [128, 256, 384, 512]
 HOLD = """
 import sys, time
 from pathlib import Path
-from mirl.agents.runs.run import Run
-with Run.open(Path(sys.argv[1])).lock():
+from mirl.agents.runs.run_directory import RunDirectory
+with RunDirectory.open(Path(sys.argv[1])).lock():
     print("locked", flush=True)
     time.sleep(60)
 """
@@ -149,7 +149,7 @@ def test_invalid_config_file_is_rejected(
     if content is not None:
         (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=message):
-        Run.open(tmp_path)
+        RunDirectory.open(tmp_path)
 
 
 SAYS = (
@@ -178,14 +178,14 @@ def test_words_are_drawn_once(tmp_path: Path) -> None:
     config = compose_train([*SAYS, f"runs_dir={tmp_path}"])
     first = train(config).run.config.task
     assert (first.vocabulary, first.text_length) == (("press",), 16)
-    stored = Run.open(config.run_dir)
+    stored = RunDirectory.open(config.run_dir)
     assert stored.config.task == first
     other = TaskConfig(name="says", env_id="TextSays-v0", kwargs={"texts": ["iron", "cow"]})
     changed = config.task.model_copy(update={"tasks": (other,)})
     config = config.model_copy(update={"task": changed})
     assert adopt_texts(config, stored.config).task.vocabulary == ("press",)
     warm = config.model_copy(update={"name": "warm", "start_from": stored.path})
-    adopted = adopt_texts(warm, Run.stored(warm)).task
+    adopted = adopt_texts(warm, RunDirectory.stored(warm)).task
     assert (adopted.vocabulary, adopted.text_length) == (("press",), None)
 
 
@@ -197,6 +197,6 @@ def test_old_runs_have_minigrids_words(tiny: Build) -> None:
     lines = [line for line in text.splitlines() if "vocabulary" not in line]
     lines = [line for line in lines if "text_length" not in line]
     (run.path / "config.yaml").write_text("\n".join(lines))
-    suite = Run.open(run.path).config.task
+    suite = RunDirectory.open(run.path).config.task
     assert (suite.vocabulary, suite.text_length) == ((), 80)
     assert start_run(config).config.task == suite

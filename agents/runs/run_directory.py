@@ -39,11 +39,11 @@ PROBE_BYTES = 2**16
 """Size of the probe: about what a run writes before its first checkpoint."""
 
 
-class Run:
+class RunDirectory:
     """A run directory: its path, its configuration and its checkpoints.
 
-    ``Run.open`` opens an existing run for reading; ``Run.find`` opens the run of a configuration to
-    resume it, and ``Run.create`` creates it.
+    ``open`` opens an existing run for reading, ``find`` opens the run of a configuration to resume
+    it, and ``create`` creates it.
 
     Args:
         path: the run directory.
@@ -306,7 +306,7 @@ def adopt_texts(config: TrainConfig, stored: ResolvedConfig | None) -> TrainConf
         suite = stored.task
         changes = {"vocabulary": suite.vocabulary, "text_length": suite.text_length}
     elif config.start_from is not None and (config.start_from / CONFIG).exists():
-        changes = {"vocabulary": Run.open(config.start_from).config.task.vocabulary}
+        changes = {"vocabulary": RunDirectory.open(config.start_from).config.task.vocabulary}
     for name in list(changes):
         if getattr(config.task, name) is not None:
             del changes[name]
