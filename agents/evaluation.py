@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,9 @@ from mirl.configs.tasks import (
 )
 from mirl.envs import SuiteVecEnv, env_seeds
 from mirl.envs.type_aliases import Observations
+
+if TYPE_CHECKING:  # pandas is imported on use
+    import pandas as pd
 
 HiddenState = tuple[NDArray[np.float32], ...]
 
@@ -266,6 +269,17 @@ class RunEvaluation(NamedTuple):
     """Results of the trained subset with swapped contexts; None if they were not measured."""
     files: list[Path]
     """The written files; none if the run directory cannot be written."""
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """Return the results as a table.
+
+        Returns:
+            A row per task and subset, and a column per number of ``eval/*.json``: episodes,
+            success rate with its 95 % interval, return, score, length in timesteps.
+        """
+        import pandas as pd
+
+        return pd.DataFrame([result.summary() for result in self.results])
 
 
 class _Part(NamedTuple):

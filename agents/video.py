@@ -1,5 +1,6 @@
 """GIFs and MP4s of an agent's episodes, with the mission as a caption."""
 
+import base64
 import io
 import tempfile
 import textwrap
@@ -60,6 +61,11 @@ class Gif:
     data: bytes
     width: int
     height: int
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        content = base64.b64encode(self.data).decode("ascii")
+        return f'<img alt="an episode" src="data:image/gif;base64,{content}">'
 
 
 def check_mp4() -> None:

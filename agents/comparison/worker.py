@@ -13,6 +13,7 @@ from mirl.agents.jobs.execution import log_path
 from mirl.agents.jobs.trained_run import TrainedRun
 from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.atomic_files import write_json
+from mirl.agents.runs.run_directory import METRICS
 from mirl.agents.statistics import TaskSummary
 from mirl.configs.comparison import run_name
 
@@ -113,7 +114,7 @@ def train_and_evaluate(planned: PlannedRun, folder: Path) -> bool:
 
 def _record(planned: PlannedRun, trained: TrainedRun) -> Record:
     result, evaluated, seconds = trained
-    with (result.run.path / "metrics.csv").open(encoding="utf-8", newline="") as file:
+    with (result.run.path / METRICS).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     use = evaluated.context_use
     return {

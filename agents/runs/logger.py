@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from mirl.agents.runs.metric_names import TIMESTEPS
+from mirl.agents.runs.run_directory import METRICS
 from mirl.agents.video import Gif
 from mirl.configs.errors import PlainWarning
 from mirl.configs.stored import check_regular
@@ -195,5 +196,5 @@ def build_logger(run_dir: Path, resumed_at: int | None) -> tuple[Logger, TensorB
         The logger, and its TensorBoard writer.
     """
     tensorboard = TensorBoard(run_dir, resumed_at)
-    table = MetricsCsv(run_dir / "metrics.csv", resumed_at)
+    table = MetricsCsv(run_dir / METRICS, resumed_at)
     return Logger(str(run_dir), [tensorboard, table]), tensorboard

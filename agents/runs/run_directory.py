@@ -12,14 +12,16 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from mirl.agents.runs.atomic_files import write_bytes, write_text
 from mirl.agents.runs.checkpoint import Checkpoint, Criterion, EpisodeRecords
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
-from mirl.configs.errors import ConfigError, RunError, first_lines
+from mirl.configs.errors import ConfigError, RunError, first_lines, nearest
 from mirl.configs.schema import ResolvedConfig, TrainConfig
 from mirl.configs.stored import CONFIG, check_regular, load_stored
 from mirl.configs.tasks import file_name, short_file_name
 
 LOCK = ".lock"
 """File that the training process locks."""
-LOG_FILES = ("metrics.csv", "events.out.tfevents.*")
+METRICS = "metrics.csv"
+"""Table of the logged metrics, a row per log entry."""
+LOG_FILES = (METRICS, "events.out.tfevents.*")
 """Patterns of the files of the logger."""
 FREE_FIELDS = frozenset(
     (
@@ -157,6 +159,25 @@ class RunDirectory:
                 "another name=…"
             )
         return cls(path, config)
+
+    def task_index(self, name: str) -> int:
+        """Return the index of a task in the suite of the run.
+
+        Args:
+            name: its name; empty for the first.
+
+        Returns:
+            The index.
+
+        Raises:
+            ConfigError: the run has no such task; names the nearest.
+        """
+        names = [task.name for task in self.config.task.tasks]
+        if not name:
+            return 0
+        if name not in names:
+            raise ConfigError(f"{self.path} has no task '{name}'." + nearest(name, names))
+        return names.index(name)
 
     def store_length(self, stored: ResolvedConfig) -> None:
         """Store the timesteps of a run that is trained for longer than it was to be.

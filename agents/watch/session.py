@@ -25,7 +25,7 @@ from mirl.agents.watch.single_env import (
     render,
     text_of,
 )
-from mirl.configs.errors import ConfigError, nearest
+from mirl.configs.errors import ConfigError
 from mirl.configs.keys import MISSION_KEY
 from mirl.configs.networks import AutoContextConfig
 from mirl.configs.schema import WatchConfig
@@ -129,12 +129,8 @@ class Session:
             ConfigError: there is no such run, checkpoint or task, or it cannot be watched.
         """
         run = RunDirectory.open(config.run)
-        names = [task.name for task in run.config.task.tasks]
-        task = config.task or names[0]
-        if task not in names:
-            raise ConfigError(f"{config.run} has no task '{task}'." + nearest(task, names))
+        task_index = run.task_index(config.task)
         policy = restore_policy(run.config, run.checkpoint(config.checkpoint), config.device)
-        task_index = names.index(task)
         [seed] = env_seeds(config.seed, "test", task_index, 1)
         return cls(
             policy,
