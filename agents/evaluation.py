@@ -352,7 +352,7 @@ def evaluate_run(run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig) 
                     deterministic=config.deterministic,
                 )
     assert policy is not None
-    stem = run.path / "eval" / _stem(checkpoint, env.backend, config)
+    stem = run.results_dir / "eval" / _stem(checkpoint, env.backend, config)
     report = _report(checkpoint, env.backend, config, results, use)
     written: list[Path] = []
     with warn_if_unwritable(stem.parent):

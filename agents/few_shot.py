@@ -150,7 +150,7 @@ def adapt_run(
         suite = named_suite.with_success(config.success)
         [task] = [each for each in suite.tasks if each.name == named.name]
         curve = adapt(run, checkpoint, config, suite, task)
-        path = run.path / "eval" / _file_name(checkpoint, config, task)
+        path = run.results_dir / "eval" / _file_name(checkpoint, config, task)
         written: Path | None = None
         with warn_if_unwritable(path.parent):
             make_folder(path.parent)

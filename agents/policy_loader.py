@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from mirl.agents.builder import Policy, build_policy, resolve_device, with_input_keys
 from mirl.agents.runs.checkpoint import Checkpoint, Spaces
 from mirl.agents.runs.run_directory import RunDirectory
+from mirl.configs.commands.pretrained import PREFIX
 from mirl.configs.errors import ConfigError
 from mirl.configs.keys import ACTION_MASK_KEY, TASK_KEY
 from mirl.configs.schema import BackendName, DeviceName, ResolvedConfig
@@ -37,7 +38,7 @@ def load_policy(run: Path | str, checkpoint: str = "best", device: DeviceName = 
     """Load the policy of a run, ready to act.
 
     Args:
-        run: the run directory.
+        run: the run directory, or ``pretrained:NAME``.
         checkpoint: "best", "last", or a number of timesteps.
         device: where the policy is to live.
 
@@ -49,8 +50,24 @@ def load_policy(run: Path | str, checkpoint: str = "best", device: DeviceName = 
     Raises:
         ConfigError: there is no such run or checkpoint, or it is damaged.
     """
-    opened = RunDirectory.open(Path(run))
+    opened = RunDirectory.named(run)
     return restore_policy(opened.config, opened.checkpoint(checkpoint), device)
+
+
+def load_pretrained(name: str, device: DeviceName = "auto") -> Policy:
+    """Load the policy of an agent that comes with MIRL, ready to act.
+
+    Args:
+        name: its name, such as "goto_local"; docs/pretrained.md lists them.
+        device: where the policy is to live.
+
+    Returns:
+        The policy, as ``load_policy`` returns it.
+
+    Raises:
+        ConfigError: no agent has this name.
+    """
+    return load_policy(f"{PREFIX}{name}", device=device)
 
 
 def restore_policy(

@@ -32,7 +32,7 @@ class Run:
         run.policy.predict(observation)
 
     Args:
-        path: the run directory.
+        path: the run directory, or ``pretrained:NAME``.
         checkpoint: "best", "last", a number of timesteps, or the name of a checkpoint's folder.
         device: device of the policy.
 
@@ -43,7 +43,7 @@ class Run:
     def __init__(
         self, path: str | Path, checkpoint: str = "best", device: DeviceName = "auto"
     ) -> None:
-        self._directory = RunDirectory.open(Path(path))
+        self._directory = RunDirectory.named(path)
         self._checkpoint = self._directory.checkpoint(checkpoint)
         self._device: DeviceName = device
 

@@ -10,6 +10,7 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mirl.configs.commands.engines import ENGINE_WORDS, EngineConfig, add_engine_word
+from mirl.configs.commands.pretrained import RunPath
 from mirl.configs.commands.words import parse_overrides
 from mirl.configs.compose import CONFIG_DIR, GROUPS, compose_train, split_config_dir, validate
 from mirl.configs.config import Config
@@ -142,7 +143,7 @@ class ComparisonConfig(EngineConfig):
 class RunComparisonConfig(Config):
     """A comparison of runs that exist, which plays the same episodes with each."""
 
-    runs: tuple[Path, ...]
+    runs: tuple[RunPath, ...]
     """Run directories."""
     options: Words = ()
     """Options of eval.py."""

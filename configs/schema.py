@@ -1,4 +1,4 @@
-"""Schema of the commands: ``TrainConfig``, ``EvalConfig``, and ``WatchConfig`` for watch.py.
+"""Schema of the commands: ``TrainConfig``, ``EvalConfig``, ``CardConfig``, and ``WatchConfig``.
 
 A configuration is frozen and valid once it is built. Each builder receives only its own part
 (``build_fusion(config.fusion, ...)``), never the whole.
@@ -26,6 +26,7 @@ from mirl.configs.agents import (
     check_minibatches,
 )
 from mirl.configs.aliases import replace_value
+from mirl.configs.commands.pretrained import RunPath
 from mirl.configs.config import AllowSingleName, Config
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
@@ -135,9 +136,9 @@ class TrainConfig(Config):
     chosen."""
     runs_dir: Path = Path("runs")
     """Parent folder of the run directories."""
-    start_from: Path | None = None
-    """Initial weights: a run directory (its best checkpoint), or a .zip file saved by
-    Stable-Baselines3; None for random weights."""
+    start_from: RunPath | None = None
+    """Initial weights: a run directory (its best checkpoint), ``pretrained:NAME``, or a .zip file
+    saved by Stable-Baselines3; None for random weights."""
     imports: Imports = ()
     """Modules of your own to import first, e.g. because they register environments."""
     total_timesteps: PositiveInt = 500_000
@@ -420,8 +421,8 @@ class ResolvedConfig(TrainConfig):
 class EvalConfig(Config):
     """An evaluation, few-shot adaptation or export of a checkpoint."""
 
-    run: Path
-    """Run directory, e.g. ``runs/goto_door-ppo-seed0``."""
+    run: RunPath
+    """Run directory, e.g. ``runs/goto_door-ppo-seed0``, or ``pretrained:goto_local``."""
     imports: Imports = ()
     """Modules of your own that the run needs; a run directory imports none by itself."""
     checkpoint: str = "best"
@@ -497,11 +498,30 @@ class EvalConfig(Config):
         return self
 
 
+class CardConfig(Config):
+    """A model card: the evaluation of a checkpoint, written down with its settings and limits."""
+
+    run: RunPath
+    """Run directory, e.g. ``runs/goto_door-ppo-seed0``."""
+    imports: Imports = ()
+    """Modules of your own that the run needs; a run directory imports none by itself."""
+    checkpoint: str = "best"
+    """Checkpoint: ``best``, ``last``, its number of timesteps, or the name of its folder."""
+    episodes: PositiveInt = 1000
+    """Episodes per task."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the test episodes; every value gives episodes that are not trained on."""
+    deterministic: bool = False
+    """Take the most probable action (the mean of a Gaussian); false to sample from the policy."""
+    device: DeviceName = "auto"
+    """Device of the network."""
+
+
 class WatchConfig(Config):
     """A look at a trained agent: its episodes, what it is asked and what it computes."""
 
-    run: Path
-    """Run directory, e.g. ``runs/goto_door-ppo-seed0``."""
+    run: RunPath
+    """Run directory, e.g. ``runs/goto_door-ppo-seed0``, or ``pretrained:goto_local``."""
     imports: Imports = ()
     """Modules of your own that the run needs; a run directory imports none by itself."""
     checkpoint: str = "best"

@@ -1,6 +1,6 @@
 """Rules of the architecture, checked on the source code.
 
-    configs  <-  envs, policies  <-  agents  <-  train.py, eval.py, compare.py, watch.py
+    configs  <-  envs, policies  <-  agents  <-  train.py, eval.py, compare.py, …
 
 The second half checks the rules themselves, on synthetic sources that break or keep them.
 """
@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "eval": set(FOLDERS),
     "compare": set(FOLDERS),
     "watch": set(FOLDERS),
+    "card": set(FOLDERS),
     "__init__": set(),
     "__main__": {"configs"},
 }
@@ -56,6 +57,7 @@ WITHOUT_TEST_FILE = {
     "train.py": "tests/test_command_line.py runs it as a process",
     "eval.py": "tests/test_command_line.py runs it as a process",
     "compare.py": "tests/test_comparison_command.py runs it as a process",
+    "card.py": "tests/agents/exports/test_card.py runs it as a process",
     "watch.py": "tests/agents/watch/test_session.py runs it as a process",
     "__main__.py": "tests/configs/test_command_line.py runs it as a process",
 }

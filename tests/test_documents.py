@@ -223,18 +223,19 @@ def test_commands_are_valid(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-PARSERS = ("train", "eval", "compare", "watch")
+PARSERS = ("train", "eval", "compare", "watch", "card")
 """Commands whose arguments are composed."""
 COMPOSE_EACH = """
 import json, sys
 from mirl.configs.comparison import parse_comparison
 from mirl.configs.compose import compose_train, parse_flat
 from mirl.configs.commands.sweep import is_multirun, parse_sweep
-from mirl.configs.schema import EvalConfig, WatchConfig
+from mirl.configs.schema import CardConfig, EvalConfig, WatchConfig
 
 parsers = {
     "train": lambda words: (parse_sweep if is_multirun(words) else compose_train)(words),
     "watch": lambda words: parse_flat(WatchConfig, words),
+    "card": lambda words: parse_flat(CardConfig, words),
     "eval": lambda words: parse_flat(EvalConfig, words),
     "compare": parse_comparison,
 }

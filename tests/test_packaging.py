@@ -17,7 +17,8 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("agents", "configs", "envs", "policies")
-ROOT_MODULES = {"__init__.py", "__main__.py", "train.py", "eval.py", "compare.py", "watch.py"}
+COMMANDS = ("train", "eval", "compare", "watch", "card")
+ROOT_MODULES = {"__init__.py", "__main__.py", *(f"{name}.py" for name in COMMANDS)}
 
 TINY = [
     "agent.n_envs=2",
@@ -113,7 +114,15 @@ def test_wheel_has_every_preset(wheel: set[str]) -> None:
         f"mirl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")
     }
     assert any(name.startswith("mirl/configs/task/") for name in presets)
-    assert {name for name in wheel if name.endswith(".yaml")} == presets
+    configs = {name for name in wheel if name.startswith("mirl/configs/")}
+    assert {name for name in configs if name.endswith(".yaml")} == presets
+
+
+def test_wheel_has_pretrained_agents(wheel: set[str]) -> None:
+    folder = ROOT / "agents" / "pretrained"
+    files = {f"mirl/{p.relative_to(ROOT).as_posix()}" for p in folder.rglob("*") if p.is_file()}
+    assert any(name.endswith("policy.safetensors") for name in files)
+    assert {name for name in wheel if name.startswith("mirl/agents/pretrained/")} == files
 
 
 def test_wheel_has_type_marker_and_license(wheel: set[str]) -> None:
@@ -166,6 +175,9 @@ def test_installed_wheel_trains_and_evaluates(installed: Path, tmp_path: Path) -
     assert "After 128 timesteps" in output("mirl-train", *TINY, "name=tiny")
     table = output("mirl-eval", "run=runs/tiny", "episodes=2", "n_envs=1")
     assert "tiny, best checkpoint, on unseen episodes" in table
+    table = output("mirl-eval", "run=pretrained:goto_door", "episodes=2", "n_envs=1")
+    assert "goto_door, best checkpoint, on unseen episodes" in table
+    assert (tmp_path / "runs" / "pretrained-goto_door" / "eval").is_dir()
 
 
 def canonical(requirement: str) -> str:

@@ -37,11 +37,12 @@ def machine() -> dict[str, object]:
         "cores": _usable_cores(),
         "device": device,
         "python": platform.python_version(),
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of ``PACKAGES``, where they are installed."""
     found = {}
     for package in PACKAGES:
         try:

@@ -196,11 +196,19 @@ def to_markdown(tables: Iterable[Table]) -> str:
     """
     parts = []
     for table in tables:
-        lines = [f"### {table.title}", "", _markdown_row(table.columns)]
-        lines.append("|" + "---|" * len(table.columns))
-        lines += [_markdown_row(cells) for cells in table.rows]
-        parts.append("\n".join(lines) + "\n")
+        parts.append(f"### {table.title}\n\n{markdown_table(table.columns, table.rows)}\n")
     return "\n".join(parts)
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table as Markdown.
+
+    Args:
+        columns: header.
+        rows: cells of each row.
+    """
+    lines = [_markdown_row(columns), "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *map(_markdown_row, rows)])
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

@@ -89,7 +89,7 @@ def export_run(run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig) ->
     written = write_program(program, tensors, target.format)
 
     # nothing is written before the bytes of the file have passed the check
-    path = run.path / "exports" / target.file_name
+    path = run.results_dir / "exports" / target.file_name
     replaced = dict(fixed)
     if fixed and TASK_KEY not in fixed:
         # a value per task (PopArt) is that of the first, unless the context names the task

@@ -12,6 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from mirl.agents.runs.atomic_files import write_bytes, write_text
 from mirl.agents.runs.checkpoint import Checkpoint, Criterion, EpisodeRecords
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
+from mirl.configs.commands.pretrained import results_folder, run_path
 from mirl.configs.errors import ConfigError, RunError, first_lines, nearest
 from mirl.configs.schema import ResolvedConfig, TrainConfig
 from mirl.configs.stored import CONFIG, check_regular, load_stored
@@ -59,6 +60,11 @@ class RunDirectory:
         self.is_new = is_new
         self.checkpoints = CheckpointDirectory(path / "checkpoints")
 
+    @property
+    def results_dir(self) -> Path:
+        """Folder for results: the run directory, or one in ``runs/`` if the run is MIRL's own."""
+        return results_folder(self.path)
+
     @classmethod
     def open(cls, path: Path) -> Self:
         """Open an existing run.
@@ -74,6 +80,21 @@ class RunDirectory:
                 names a module that may not be imported.
         """
         return cls(path, load_stored(path))
+
+    @classmethod
+    def named(cls, name: Path | str) -> Self:
+        """Open an existing run, or one that comes with MIRL.
+
+        Args:
+            name: the run directory, or ``pretrained:NAME``.
+
+        Returns:
+            The run.
+
+        Raises:
+            ConfigError: there is no such run, or its configuration is not valid.
+        """
+        return cls.open(Path(str(run_path(name))))
 
     @classmethod
     def create(cls, config: ResolvedConfig) -> Self:

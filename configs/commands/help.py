@@ -35,7 +35,7 @@ from mirl.configs.compose import (
     split_config_dir,
 )
 from mirl.configs.errors import ConfigError, nearest
-from mirl.configs.schema import EvalConfig, TrainConfig, WatchConfig
+from mirl.configs.schema import CardConfig, EvalConfig, TrainConfig, WatchConfig
 from mirl.configs.validation_messages import config_classes
 
 TRAIN_USAGE = """\
@@ -99,6 +99,14 @@ usage: watch.py run=DIRECTORY [option=value] …
   watch.py run=runs/goto_door-ppo-seed0
   watch.py run=runs/goto_door-ppo-seed0 mission="go to the red door"
   watch.py run=runs/goto_door-ppo-seed0 view=terminal deterministic=true
+"""
+CARD_USAGE = """\
+Evaluate a checkpoint and write its model card, README.md in the run directory:
+results with intervals, settings, how to use the agent, and its limits.
+
+usage: card.py run=DIRECTORY [option=value] …
+  card.py run=runs/goto_door-ppo-seed0
+  card.py run=runs/goto_door-ppo-seed0 checkpoint=last episodes=500
 """
 HELP_WORDS = ("-h", "--help")
 """Arguments that ask for help."""
@@ -166,6 +174,18 @@ def watch_help(argv: Sequence[str] = ()) -> str:
         ConfigError: if there is no such page.
     """
     return _flat_help(argv, WATCH_USAGE, typed_fields(WatchConfig))
+
+
+def card_help(argv: Sequence[str] = ()) -> str:
+    """Return the text of ``card.py --help``.
+
+    Args:
+        argv: the command-line arguments; one beside ``--help`` names the page.
+
+    Raises:
+        ConfigError: if there is no such page.
+    """
+    return _flat_help(argv, CARD_USAGE, typed_fields(CardConfig))
 
 
 def compare_help(argv: Sequence[str] = ()) -> str:
