@@ -77,16 +77,19 @@ def run(argv: list[str]) -> int:
                 log(f"Written: {adaptation.path}")
         return 0
 
-    results, context_use, written = evaluate_run(opened, checkpoint, config)
+    evaluation = evaluate_run(opened, checkpoint, config)
     title = f"{source}, on unseen episodes"
     if config.task:
         title += f" of {config.task}"
-    console.print(results_table(results, title))
-    explain(results)
-    if context_use is not None:
-        for line in context_use.lines():
+    console.print(results_table(evaluation.results, title))
+    explain(evaluation.results)
+    if evaluation.context_use is not None:
+        for line in evaluation.context_use.lines():
             log(line)
-    for path in written:
+    if evaluation.inside is not None:
+        for line in evaluation.inside.lines():
+            log(line)
+    for path in evaluation.files:
         log(f"Written: {path}")
     return 0
 

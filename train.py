@@ -60,14 +60,13 @@ def run(argv: list[str]) -> int:
             "run the same command again to resume."
         )
         return 130  # as after Ctrl-C in a shell
-    evaluated = evaluate_run(result.run, result.checkpoint, config.test_evaluation)
-    results, context_use, written = evaluated
+    evaluation = evaluate_run(result.run, result.checkpoint, config.test_evaluation)
     title = f"After {result.timesteps:,} timesteps, on unseen episodes"
-    console.print(results_table(results, title))
-    if context_use is not None:
-        for line in context_use.lines():
+    console.print(results_table(evaluation.results, title))
+    if evaluation.context_use is not None:
+        for line in evaluation.context_use.lines():
             log(line)
-    for path in written:
+    for path in evaluation.files:
         log(f"Written: {path}")
     log(f"Curves:  {command('tensorboard')} --logdir {shlex.quote(str(config.runs_dir))}")
     # with every option that this evaluation had

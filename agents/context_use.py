@@ -51,7 +51,11 @@ class EpisodeContexts(Protocol):
     """Contexts of the episodes of an evaluation."""
 
     def update(
-        self, obs: Observations, task_ids: NDArray[np.int64], begun: EnvIndices
+        self,
+        obs: Observations,
+        task_ids: NDArray[np.int64],
+        begun: EnvIndices,
+        active: EnvIndices,
     ) -> Observations:
         """Return the observations for the policy.
 
@@ -59,7 +63,38 @@ class EpisodeContexts(Protocol):
             obs: the observations, (n_envs, …).
             task_ids: task of each environment, (n_envs,).
             begun: environments whose episode begins with them, (k,).
+            active: environments that still play, (n,).
         """
+
+
+class EpisodeRecorders:
+    """Several recorders of the same episodes; the observations are unchanged.
+
+    Args:
+        recorders: the recorders.
+    """
+
+    def __init__(self, recorders: Sequence[EpisodeContexts]) -> None:
+        self.recorders = tuple(recorders)
+
+    def update(
+        self,
+        obs: Observations,
+        task_ids: NDArray[np.int64],
+        begun: EnvIndices,
+        active: EnvIndices,
+    ) -> Observations:
+        """Show the observations to every recorder; return them as they are.
+
+        Args:
+            obs: the observations, (n_envs, …).
+            task_ids: task of each environment, (n_envs,).
+            begun: environments whose episode begins with them, (k,).
+            active: environments that still play, (n,).
+        """
+        for recorder in self.recorders:
+            recorder.update(obs, task_ids, begun, active)
+        return obs
 
 
 class RecordedContexts:
@@ -80,7 +115,11 @@ class RecordedContexts:
         return any(self.starts[0].differs(start) for start in self.starts[1:])
 
     def update(
-        self, obs: Observations, task_ids: NDArray[np.int64], begun: EnvIndices
+        self,
+        obs: Observations,
+        task_ids: NDArray[np.int64],
+        begun: EnvIndices,
+        active: EnvIndices,
     ) -> Observations:
         """Record the contexts of the episodes that begin; return the observations as they are.
 
@@ -88,6 +127,7 @@ class RecordedContexts:
             obs: the observations, (n_envs, …).
             task_ids: task of each environment, (n_envs,).
             begun: environments whose episode begins with them, (k,).
+            active: environments that still play, (n,).
         """
         for env_index in begun.tolist():
             self.starts.append(start_context(self.keys, obs, task_ids, env_index))
@@ -113,7 +153,11 @@ class SwappedContexts:
         """Context that the policy reads in each environment, (n_envs, …) by key."""
 
     def update(
-        self, obs: Observations, task_ids: NDArray[np.int64], begun: EnvIndices
+        self,
+        obs: Observations,
+        task_ids: NDArray[np.int64],
+        begun: EnvIndices,
+        active: EnvIndices,
     ) -> Observations:
         """Choose contexts for the episodes that begin; return the observations with the chosen.
 
@@ -121,6 +165,7 @@ class SwappedContexts:
             obs: the observations, (n_envs, …).
             task_ids: task of each environment, (n_envs,).
             begun: environments whose episode begins with them, (k,).
+            active: environments that still play, (n,).
         """
         for key in self._keys:
             self._swapped.setdefault(key, np.copy(obs[key]))

@@ -10,10 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
 
+from mirl.agents.analysis.recording import RecordedEpisodes
+from mirl.agents.analysis.report import InsideView, look_inside, write_inside
 from mirl.agents.builder import Policy
 from mirl.agents.context_use import (
     ContextUse,
     EpisodeContexts,
+    EpisodeRecorders,
     RecordedContexts,
     SwappedContexts,
 )
@@ -173,7 +176,7 @@ def _play(
     env.deactivate(np.flatnonzero(quotas == 0), at_once=True)
     active = np.flatnonzero(quotas)
     if contexts is not None:
-        observation = contexts.update(observation, env.task_index, active)
+        observation = contexts.update(observation, env.task_index, active, active)
     hidden_state: HiddenState | None = None
     starts = np.ones(env.num_envs, np.bool_)
     returns = np.zeros(env.num_envs)
@@ -213,7 +216,8 @@ def _play(
         hidden_state = _take_rows(hidden_state, still_active)
         active = active[still_active]
         if contexts is not None:
-            observation = contexts.update(observation, env.task_index, active[starts[active]])
+            begun = active[starts[active]]
+            observation = contexts.update(observation, env.task_index, begun, active)
     return played
 
 
@@ -269,6 +273,8 @@ class RunEvaluation(NamedTuple):
     """Results of the trained subset with swapped contexts; None if they were not measured."""
     files: list[Path]
     """The written files; none if the run directory cannot be written."""
+    inside: InsideView | None = None
+    """A look at the outputs of the policy; None if none was asked for."""
 
     def to_dataframe(self) -> "pd.DataFrame":
         """Return the results as a table.
@@ -318,15 +324,20 @@ def evaluate_run(run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig) 
     results: list[TaskResult] = []
     policy: Policy | None = None
     use: ContextUse | None = None
+    inside: InsideView | None = None
     parts = _own_parts(run)
     if config.task:
         parts = _other_parts(run, checkpoint, config)
     # contexts are swapped between the episodes of one set of environments
     is_single = [part.label for part in parts].count("trained") == 1
     for part in parts:
+        keys = run.config.context.keys
         contexts = None
         if config.context_use and is_single and part.label == "trained":
-            contexts = RecordedContexts(run.config.context.keys)
+            contexts = RecordedContexts(keys)
+        recorded = None
+        if config.inside and inside is None:
+            recorded = RecordedEpisodes(part.suite, keys, seed=config.seed)
         with closing(_build_env(run, config, part)) as env:
             # one policy for all parts, which have the same spaces
             if policy is None:
@@ -338,9 +349,11 @@ def evaluate_run(run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig) 
                 seed=config.seed,
                 deterministic=config.deterministic,
                 subset=part.label,
-                contexts=contexts,
+                contexts=EpisodeRecorders([each for each in (contexts, recorded) if each]),
             )
             results += of_part
+            if recorded is not None:
+                inside = look_inside(policy, recorded)
             if contexts is not None:
                 use = evaluate_swapped(
                     policy,
@@ -360,11 +373,14 @@ def evaluate_run(run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig) 
         path = stem.with_name(f"{stem.name}.json")
         write_json(path, report)
         written.append(path)
+        if inside is not None:
+            steps = checkpoint.state["num_timesteps"]
+            written += write_inside(inside, stem.with_name(f"{stem.name}-inside"), steps)
         if config.gif or config.mp4:
             # the parts of the run itself share their tasks
             filmed = parts if config.task else parts[:1]
             written += _record_tasks(policy, config, filmed, stem)
-    return RunEvaluation(results, use, written)
+    return RunEvaluation(results, use, written, inside)
 
 
 def _own_parts(run: RunDirectory) -> list[_Part]:

@@ -444,6 +444,9 @@ class EvalConfig(Config):
     context; never more timesteps than the other episodes."""
     context_use_episodes: PositiveInt = 64
     """Maximum number of episodes per task with swapped contexts."""
+    inside: bool = False
+    """Also measure how much of the policy's outputs depends on the observation, on the context and
+    on both together, and write it as JSON, as a PNG and for TensorBoard."""
     gif: bool = False
     """Also write a GIF of one episode per task."""
     mp4: bool = False

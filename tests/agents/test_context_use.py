@@ -236,11 +236,11 @@ def swap(values: list[int], task_ids: list[int]) -> list[tuple[int, int]]:
     obs = {"goal": np.array([[10 * t + v] for v, t in zip(values, task_ids, strict=True)])}
     everyone = np.arange(len(values))
     recorded = RecordedContexts(("goal",))
-    recorded.update(obs, np.array(task_ids), everyone)
+    recorded.update(obs, np.array(task_ids), everyone, everyone)
     if not recorded.differ:
         return []
     swapped = SwappedContexts(recorded, np.random.default_rng(0))
-    goals = swapped.update(obs, np.array(task_ids), everyone)["goal"][:, 0]
+    goals = swapped.update(obs, np.array(task_ids), everyone, everyone)["goal"][:, 0]
     return [(int(goal) % 10, int(goal) // 10) for goal in goals]
 
 
