@@ -52,6 +52,8 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 """Device of the network."""
 PrecisionName = Literal["auto", "fp32", "bf16"]
 """Floating-point precision of the training."""
+LoggerName = Literal["tensorboard", "csv", "wandb", "trackio", "mlflow"]
+"""Destination of the metrics."""
 
 # Neither a slash nor a leading dot, so that a run stays inside of runs_dir.
 MAX_FOLDER_NAME = 255
@@ -169,6 +171,9 @@ class TrainConfig(Config):
     ] = True
     """GIFs of an episode per task: true (or ``every``) at each checkpoint, false for none, or the
     timesteps between them; those after the last timestep are recorded unless it is false."""
+    logger: Annotated[tuple[LoggerName, ...], AllowSingleName] = ("tensorboard", "csv")
+    """Loggers of the metrics, one or several. ``metrics.csv`` is written in any case: resumed runs
+    and comparisons read it. wandb, trackio and mlflow need ``pip install "mirl[NAME]"``."""
     log_every: PositiveInt = 1
     """Iterations between rows of the log."""
     progress: bool = True

@@ -12,6 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from mirl.agents.runs.atomic_files import write_bytes, write_text
 from mirl.agents.runs.checkpoint import Checkpoint, Criterion, EpisodeRecords
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
+from mirl.agents.runs.trackers import IDS
 from mirl.configs.errors import ConfigError, RunError, first_lines
 from mirl.configs.schema import ResolvedConfig, TrainConfig
 from mirl.configs.stored import CONFIG, check_regular, load_stored
@@ -19,12 +20,12 @@ from mirl.configs.tasks import file_name, short_file_name
 
 LOCK = ".lock"
 """File that the training process locks."""
-LOG_FILES = ("metrics.csv", "events.out.tfevents.*")
-"""Patterns of the files of the logger."""
+LOG_FILES = ("metrics.csv", "events.out.tfevents.*", IDS)
+"""Patterns of the files of the loggers."""
 FREE_FIELDS = frozenset(
     (
         *("device", "progress", "videos", "runs_dir", "name", "imports", "fusion_is_chosen"),
-        *("on_fault", "max_restarts", "env_timeout"),
+        *("on_fault", "max_restarts", "env_timeout", "logger"),
     )
 )
 """Fields in which a resumed run may differ, because they do not change what is learned."""
