@@ -143,7 +143,7 @@ class TrainConfig(Config):
     imports: Imports = ()
     """Modules of your own to import first, e.g. because they register environments."""
     total_timesteps: PositiveInt = 500_000
-    """Timesteps to train for, over all environments, rounded up to whole rollouts."""
+    """Timesteps to train for, over all environments; rounded up to whole rollouts."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the weights, the actions, the minibatches and the training environments."""
     device: DeviceName = "auto"
@@ -158,7 +158,7 @@ class TrainConfig(Config):
     """Maximum number of environment restarts, per start of the command, after an environment raised
     an error or its process died or hung."""
     env_timeout: PositiveFloat = 300.0
-    """Seconds without an answer after which a worker process counts as hung."""
+    """Seconds to wait for the answer of a worker process; after them it counts as hung."""
     backend: BackendName = "auto"
     """Library that steps the environments; ``auto`` for EnvPool if it is installed and has all
     tasks."""

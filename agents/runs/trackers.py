@@ -34,6 +34,8 @@ IDS = "loggers.json"
 """File of a run directory with the ids of its runs in the trackers."""
 ID = r"[\w.+-]{1,300}"
 """Pattern of an id."""
+SB3_FORMATS = {"csv", "tensorboard"}
+"""Formats of SB3's logger in a run; what both leave out, the trackers leave out, too."""
 PATIENCE = 10
 """After a failed attempt, a tracker rests for that many times as long as the attempt took."""
 MLFLOW_NAME = 250
@@ -134,8 +136,11 @@ class Tracker(KVWriter, ABC):
         numbers: dict[str, float] = {}
         for key, value in key_values.items():
             number = to_number(value)
-            is_new = step > self.logged.get(key, -1)
-            if isinstance(number, Real) and is_new and self.name not in key_excluded.get(key, ()):
+            excluded = set(key_excluded.get(key) or ())
+            # SB3's formats are all that a caller knows who leaves a metric out of every row
+            if self.name in excluded or excluded >= SB3_FORMATS:
+                continue
+            if isinstance(number, Real) and step > self.logged.get(key, -1):
                 # plain floats: not every tracker takes numpy's
                 numbers[key] = float(number)
         if numbers:
