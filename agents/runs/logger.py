@@ -233,8 +233,9 @@ def build_logger(
     writers: list[KVWriter] = []
     if "tensorboard" in names:
         writers.append(TensorBoard(run_dir, resumed_at))
-    writers.append(MetricsCsv(table_path, resumed_at))
+    # before the table, so that they have what it has if the process is killed
     writers += open_trackers(names, run_dir, options or {}, logged)
+    writers.append(MetricsCsv(table_path, resumed_at))
     return RunLogger(run_dir, writers)
 
 

@@ -211,6 +211,9 @@ class WandbTracker(Tracker):
             config=dict(self.options),
             allow_val_change=True,  # total_timesteps may grow
         )
+        if self.run.offline:
+            # of a process that was killed, the file may lack the last seconds
+            self.logged = {}
         return run_id
 
     def send(self, numbers: dict[str, float], step: int) -> None:
@@ -263,6 +266,8 @@ class TrackioTracker(Tracker):
             config=dict(self.options),
             resume="allow" if self.id else "never",
         )
+        # rows are stored in the background: of a process that was killed, the last may be missing
+        self.logged = {}
         return name
 
     def _free_name(self) -> str:
