@@ -254,12 +254,22 @@ def wandb_records(path: Path) -> list[Any]:
     return records
 
 
+def finished_records(path: Path) -> list[Any]:
+    """Wait for the last record: now and then the file is not complete when ``finish`` returns."""
+    for _ in range(300):
+        records = wandb_records(path)
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            break
+        time.sleep(0.1)
+    return records
+
+
 def wandb_content(run_id: str) -> tuple[Series, str]:
     series: Series = defaultdict(list)
     ends = {0: "finished", 255: "killed", 1: "failed"}
     end = "running"
     for path in sorted(Path.cwd().glob(f"wandb/offline-run-*-{run_id}/*.wandb")):
-        for record in wandb_records(path):
+        for record in finished_records(path):
             for item in record.history.item:
                 name = item.key or "/".join(item.nested_key)
                 if not name.startswith(("_", "video/")):
