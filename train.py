@@ -68,7 +68,8 @@ def run(argv: list[str]) -> int:
             log(line)
     for path in evaluation.files:
         log(f"Written: {path}")
-    log(f"Curves:  {command('tensorboard')} --logdir {shlex.quote(str(config.runs_dir))}")
+    if "tensorboard" in config.logger:
+        log(f"Curves:  {command('tensorboard')} --logdir {shlex.quote(str(config.runs_dir))}")
     # with every option that this evaluation had
     words = [*typed_words(config.test_evaluation), *import_words(config.model_dump())]
     log(f"Evaluate again: {command('mirl-eval')} {' '.join(words)}")

@@ -1,6 +1,6 @@
 """Training: a run from its configuration to its last checkpoint."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,12 +29,14 @@ from mirl.agents.on_policy.ppo import PPO
 from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.checkpoint import Checkpoint, EpisodeRecords, checkpoint_name
 from mirl.agents.runs.choices import adopt_choices
-from mirl.agents.runs.logger import TensorBoard, build_logger
+from mirl.agents.runs.logger import RunLogger, build_logger
 from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.agents.runs.run_directory import RunDirectory, adopt_texts
 from mirl.agents.runs.synchronization import reseed_all
+from mirl.agents.runs.trackers import flatten
 from mirl.agents.runs.warm_start import warm_start
 from mirl.configs.agents import OnPolicyConfig, PPOConfig
+from mirl.configs.compose import check_loggers
 from mirl.configs.errors import ConfigError, RunError, reported_by_first_process
 from mirl.configs.parts import check_can_be_stored
 from mirl.configs.schema import ResolvedConfig, TrainConfig
@@ -46,8 +48,6 @@ TIMESTEPS_PER_ROW = 1_000
 """Timesteps between two rows of an off-policy algorithm's log, times ``log_every``."""
 MIN_VALIDATION_ENVS = 4
 """Smallest number of validation environments; an off-policy agent often trains in a single one."""
-
-Scalar = bool | int | float | str
 
 
 class TrainResult(NamedTuple):
@@ -119,6 +119,7 @@ def _train(
     report: Callable[[int, float], bool],
     ranks: Ranks,
 ) -> TrainResult:
+    check_loggers(config.logger)
     for part in (config.fusion, config.context, config.encoder, config.memory):
         check_can_be_stored(part)
     stored = RunDirectory.stored(config)
@@ -378,9 +379,11 @@ def _learn(
     config = run.config
     start = agent.num_timesteps
     logger = Logger(None, [])
-    tensorboard: TensorBoard | None = None
+    run_logger: RunLogger | None = None
     if ranks.is_first:
-        logger, tensorboard = build_logger(run.path, resumed_at=None if run.is_new else start)
+        options = config.model_dump(mode="json")
+        run_logger = build_logger(run.path, None if run.is_new else start, config.logger, options)
+        logger = run_logger
     agent.set_logger(logger)
     if not start:  # a resumed run has logged them
         _log_hyperparameters(config, logger, count_parameters(agent.policy))
@@ -401,7 +404,7 @@ def _learn(
             )
             callbacks.append(evaluation)
         checkpointing = Checkpointing(
-            run, tensorboard, statistics, evaluation, stop_requested, log, ranks
+            run, run_logger, statistics, evaluation, stop_requested, log, ranks
         )
         callbacks.append(checkpointing)
         display: AbstractContextManager[object] = nullcontext()
@@ -425,6 +428,8 @@ def _learn(
                 )
             except NonFiniteError as error:
                 raise _with_evidence(error, run, agent, ranks) from error
+            if run_logger is not None:
+                run_logger.set_outcome("killed" if checkpointing.is_stopping else "finished")
     # the first rank has saved the last checkpoint
     ranks.wait()
     checkpoint = checkpointing.last_saved
@@ -475,21 +480,10 @@ def _with_evidence(
 
 
 def _log_hyperparameters(config: ResolvedConfig, logger: Logger, n_parameters: int) -> None:
-    options = dict(_flatten(config.model_dump(mode="json")))
+    options = dict(flatten(config.model_dump(mode="json")))
     # TensorBoard compares runs by these metrics; their values are logged later
     shown = {metrics.EVAL_SUCCESS: 0.0, metrics.EVAL_RETURN: 0.0}
     hyperparameters = HParam({**options, "parameters": n_parameters}, shown)
     logger.record("hparams", hyperparameters, exclude=("csv",))
     logger.record("model/parameters", n_parameters)
     logger.dump(0)
-
-
-def _flatten(options: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, Scalar]]:
-    """Yield options by dotted names; values that TensorBoard does not take become strings."""
-    for key, value in options.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        elif isinstance(value, Scalar):
-            yield prefix + key, value
-        else:
-            yield prefix + key, str(value)

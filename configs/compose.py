@@ -8,6 +8,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,6 +44,8 @@ OWN_PARTS = "own_parts"
 """Key under which Hydra composes the options of such classes, apart from those of a preset."""
 BY_OBSERVATION = ("fusion", "context", "encoder")
 """Groups that ``auto`` chooses by the observation space."""
+LOGGER_EXTRAS = ("wandb", "trackio", "mlflow")
+"""Loggers whose packages are optional: the names of both, and of the extras."""
 PRESET_ERRORS = (yaml.YAMLError, ValueError, LookupError)
 """Exceptions of a preset that is no valid YAML; PyYAML leaves those of ``int()`` and the like as
 they are."""
@@ -236,7 +239,30 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
     allow_imports(*_named_modules(values))
     if isinstance(values, dict):
         import_modules(_named_modules({"imports": values.get("imports")}))
-    return validate(TrainConfig, values)
+    config = validate(TrainConfig, values)
+    check_loggers(config.logger)
+    return config
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Check that the packages of loggers are installed.
+
+    Args:
+        names: the loggers.
+
+    Raises:
+        ConfigError: one is missing, with the command that installs it.
+    """
+    for name in names:
+        if name not in LOGGER_EXTRAS:
+            continue
+        spec = find_spec(name)
+        # a folder of this name, as wandb itself makes one, is a namespace without an origin
+        if spec is None or spec.origin is None:
+            raise ConfigError(
+                f"logger={name}: the package is not installed; "
+                f'pip install "mirl[{name}]", or choose another logger=…'
+            )
 
 
 def compose_suite(name: str, config_dir: Path | None = None) -> SuiteConfig:

@@ -53,6 +53,8 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 """Device of the network."""
 PrecisionName = Literal["auto", "fp32", "bf16"]
 """Floating-point precision of the training."""
+LoggerName = Literal["tensorboard", "csv", "wandb", "trackio", "mlflow"]
+"""Destination of the metrics."""
 
 # Neither a slash nor a leading dot, so that a run stays inside of runs_dir.
 MAX_FOLDER_NAME = 255
@@ -142,7 +144,7 @@ class TrainConfig(Config):
     imports: Imports = ()
     """Modules of your own to import first, e.g. because they register environments."""
     total_timesteps: PositiveInt = 500_000
-    """Timesteps to train for, over all environments, rounded up to whole rollouts."""
+    """Timesteps to train for, over all environments; rounded up to whole rollouts."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the weights, the actions, the minibatches and the training environments."""
     device: DeviceName = "auto"
@@ -157,7 +159,7 @@ class TrainConfig(Config):
     """Maximum number of environment restarts, per start of the command, after an environment raised
     an error or its process died or hung."""
     env_timeout: PositiveFloat = 300.0
-    """Seconds without an answer after which a worker process counts as hung."""
+    """Seconds to wait for the answer of a worker process; after them it counts as hung."""
     backend: BackendName = "auto"
     """Library that steps the environments; ``auto`` for EnvPool if it is installed and has all
     tasks."""
@@ -170,6 +172,9 @@ class TrainConfig(Config):
     ] = True
     """GIFs of an episode per task: true (or ``every``) at each checkpoint, false for none, or the
     timesteps between them; those after the last timestep are recorded unless it is false."""
+    logger: Annotated[tuple[LoggerName, ...], AllowSingleName] = ("tensorboard", "csv")
+    """Loggers of the metrics, one or several. ``metrics.csv`` is written in any case: resumed runs
+    and comparisons read it. wandb, trackio and mlflow need ``pip install "mirl[NAME]"``."""
     log_every: PositiveInt = 1
     """Iterations between rows of the log."""
     progress: bool = True

@@ -227,11 +227,13 @@ PARSERS = ("train", "eval", "compare", "watch", "card")
 """Commands whose arguments are composed."""
 COMPOSE_EACH = """
 import json, sys
+from mirl.configs import compose
 from mirl.configs.comparison import parse_comparison
 from mirl.configs.compose import compose_train, parse_flat
 from mirl.configs.commands.sweep import is_multirun, parse_sweep
 from mirl.configs.schema import CardConfig, EvalConfig, WatchConfig
 
+compose.LOGGER_EXTRAS = ()  # optional packages
 parsers = {
     "train": lambda words: (parse_sweep if is_multirun(words) else compose_train)(words),
     "watch": lambda words: parse_flat(WatchConfig, words),

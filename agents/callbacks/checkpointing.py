@@ -10,7 +10,7 @@ from mirl.agents.callbacks.statistics import TaskStatistics
 from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.atomic_files import make_folder, write_bytes
 from mirl.agents.runs.checkpoint import Checkpoint
-from mirl.agents.runs.logger import TensorBoard, WarnOnWriteError
+from mirl.agents.runs.logger import RunLogger, WarnOnWriteError
 from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.agents.runs.run_directory import RunDirectory
 from mirl.agents.runs.synchronization import reseed_all
@@ -34,7 +34,7 @@ class Checkpointing(BetweenIterations):
 
     Args:
         run: the run.
-        tensorboard: the TensorBoard writer, for the videos; None on ranks that do not write.
+        run_logger: the logger of the run, for the videos; None on ranks that do not write.
         statistics: the statistics whose episodes are saved.
         evaluation: the evaluation that selects the best checkpoint; None on ranks that do not
             evaluate.
@@ -46,7 +46,7 @@ class Checkpointing(BetweenIterations):
     def __init__(
         self,
         run: RunDirectory,
-        tensorboard: TensorBoard | None,
+        run_logger: RunLogger | None,
         statistics: TaskStatistics,
         evaluation: Evaluation | None,
         stop_requested: Callable[[], bool],
@@ -56,7 +56,7 @@ class Checkpointing(BetweenIterations):
         super().__init__()
         self.ranks = ranks
         self.run = run
-        self.tensorboard = tensorboard
+        self.run_logger = run_logger
         self.statistics = statistics
         self.evaluation = evaluation
         self.stop_requested = stop_requested
@@ -74,7 +74,7 @@ class Checkpointing(BetweenIterations):
         """Timesteps of the last checkpoint that was saved."""
         self.last_saved: Checkpoint | None = None
         """The last checkpoint that this process saved."""
-        self.can_render = bool(every) and tensorboard is not None
+        self.can_render = bool(every) and run_logger is not None
         self.video_errors = WarnOnWriteError(str(run.path / "videos"))
 
     def _on_training_start(self) -> None:
@@ -160,7 +160,7 @@ class Checkpointing(BetweenIterations):
         warnings.warn(f"{message}; training continues until the next one", stacklevel=3)
 
     def record_videos(self) -> None:
-        """Record a GIF per task, for ``videos/`` and TensorBoard, if this machine can render."""
+        """Record a GIF per task, for ``videos/`` and the loggers, if this machine can render."""
         if not self.can_render:
             return
         start = time.perf_counter()
@@ -203,5 +203,5 @@ class Checkpointing(BetweenIterations):
         with self.video_errors:
             make_folder(path.parent)
             write_bytes(path, gif.data)
-        assert self.tensorboard is not None
-        self.tensorboard.write_gif(f"video/{task}", gif, self.num_timesteps)
+        assert self.run_logger is not None
+        self.run_logger.write_gif(f"video/{task}", gif, self.num_timesteps)

@@ -1,11 +1,12 @@
-"""SB3's logger over a CSV table and TensorBoard events that a resumed run continues."""
+"""SB3's logger over a CSV table, TensorBoard events and trackers that a resumed run continues."""
 
 import csv
 import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from stable_baselines3.common.logger import (
     CSVOutputFormat,
     KVWriter,
@@ -13,11 +14,11 @@ from stable_baselines3.common.logger import (
     TensorBoardOutputFormat,
 )
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from mirl.agents.runs.metric_names import TIMESTEPS
 from mirl.agents.runs.run_directory import METRICS
+from mirl.agents.runs.trackers import Outcome, Tracker, WandbTracker, open_trackers, to_number
 from mirl.agents.video import Gif
 from mirl.configs.errors import PlainWarning
 from mirl.configs.stored import check_regular
@@ -69,7 +70,7 @@ class FaultTolerantWriter(KVWriter):
             key_excluded: writers that leave a metric out, by metric.
             step: timesteps.
         """
-        numbers = {name: _to_number(value) for name, value in key_values.items()}
+        numbers = {name: to_number(value) for name, value in key_values.items()}
         with self.write_errors:
             super().write(numbers, key_excluded, step)
 
@@ -77,16 +78,6 @@ class FaultTolerantWriter(KVWriter):
         """Close the file."""
         with self.write_errors:
             super().close()
-
-
-def _to_number(value: object) -> object:
-    """Return the number in a tensor or an array without axes; other values as they are.
-
-    SB3's writers would print "tensor(0.5)" into the table and draw a histogram of one number.
-    """
-    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
-        return value.item()
-    return value
 
 
 class MetricsCsv(FaultTolerantWriter, CSVOutputFormat):
@@ -184,17 +175,81 @@ class TensorBoard(FaultTolerantWriter, TensorBoardOutputFormat):
             self.writer.flush()  # videos are rare; show them at once
 
 
-def build_logger(run_dir: Path, resumed_at: int | None) -> tuple[Logger, TensorBoard]:
-    """Build SB3's logger over ``metrics.csv`` and TensorBoard events in a run directory.
+class RunLogger(Logger):
+    """SB3's logger of a run directory.
+
+    Args:
+        run_dir: the run directory.
+        writers: the writers.
+    """
+
+    def __init__(self, run_dir: Path, writers: Sequence[KVWriter]) -> None:
+        super().__init__(str(run_dir), list(writers))
+        self.writers = writers
+
+    def write_gif(self, tag: str, gif: Gif, step: int) -> None:
+        """Write an animation with the writers that take one.
+
+        Args:
+            tag: name of the animation.
+            gif: the animation.
+            step: timesteps.
+        """
+        for writer in self.writers:
+            if isinstance(writer, TensorBoard | WandbTracker):
+                writer.write_gif(tag, gif, step)
+
+    def set_outcome(self, outcome: Outcome) -> None:
+        """Tell the trackers how the training has ended; without it, they take it for failed.
+
+        Args:
+            outcome: the end of the training.
+        """
+        for writer in self.writers:
+            if isinstance(writer, Tracker):
+                writer.outcome = outcome
+
+
+def build_logger(
+    run_dir: Path,
+    resumed_at: int | None,
+    names: Sequence[str] = ("tensorboard",),
+    options: Mapping[str, object] | None = None,
+) -> RunLogger:
+    """Build SB3's logger over ``metrics.csv`` and other loggers.
 
     Args:
         run_dir: the run directory.
         resumed_at: timesteps of the checkpoint that the run is resumed from, 0 if there is no
             checkpoint yet; None for a new run.
+        names: the loggers; ``metrics.csv`` is written in any case.
+        options: the configuration, nested, for the trackers.
 
     Returns:
-        The logger, and its TensorBoard writer.
+        The logger.
     """
-    tensorboard = TensorBoard(run_dir, resumed_at)
-    table = MetricsCsv(run_dir / METRICS, resumed_at)
-    return Logger(str(run_dir), [tensorboard, table]), tensorboard
+    table_path = run_dir / METRICS
+    # before the table drops the rows that the run repeats
+    logged = _last_timesteps(table_path) if resumed_at is not None else {}
+    writers: list[KVWriter] = []
+    if "tensorboard" in names:
+        writers.append(TensorBoard(run_dir, resumed_at))
+    # before the table, so that they have what it has if the process is killed
+    writers += open_trackers(names, run_dir, options or {}, logged)
+    writers.append(MetricsCsv(table_path, resumed_at))
+    return RunLogger(run_dir, writers)
+
+
+def _last_timesteps(path: Path) -> dict[str, int]:
+    """Return the last timesteps at which each metric of a table has a value."""
+    last: dict[str, int] = {}
+    if not path.is_file() or path.is_symlink():
+        return last
+    # a damaged table is reported by its writer
+    with suppress(csv.Error, ValueError), path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            timesteps = int(row.get(TIMESTEPS) or 0)
+            for name, value in row.items():
+                if name and value:
+                    last[name] = timesteps
+    return last

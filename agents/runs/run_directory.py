@@ -12,6 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from mirl.agents.runs.atomic_files import write_bytes, write_text
 from mirl.agents.runs.checkpoint import Checkpoint, Criterion, EpisodeRecords
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
+from mirl.agents.runs.trackers import IDS
 from mirl.configs.commands.pretrained import results_folder, run_path
 from mirl.configs.errors import ConfigError, RunError, first_lines, nearest
 from mirl.configs.schema import ResolvedConfig, TrainConfig
@@ -22,12 +23,12 @@ LOCK = ".lock"
 """File that the training process locks."""
 METRICS = "metrics.csv"
 """Table of the logged metrics, a row per log entry."""
-LOG_FILES = (METRICS, "events.out.tfevents.*")
-"""Patterns of the files of the logger."""
+LOG_FILES = (METRICS, "events.out.tfevents.*", IDS)
+"""Patterns of the files of the loggers."""
 FREE_FIELDS = frozenset(
     (
         *("device", "progress", "videos", "runs_dir", "name", "imports", "fusion_is_chosen"),
-        *("on_fault", "max_restarts", "env_timeout"),
+        *("on_fault", "max_restarts", "env_timeout", "logger"),
     )
 )
 """Fields in which a resumed run may differ, because they do not change what is learned."""

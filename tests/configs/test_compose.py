@@ -1,6 +1,7 @@
 """From command-line arguments to a valid configuration, or to one error message."""
 
 import re
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -236,6 +237,27 @@ def test_success_may_be_short() -> None:
 def test_import_takes_several_modules(value: str) -> None:
     assert compose_train([f"import={value}"]).imports == ("json", "csv")
     assert parse_flat(EvalConfig, ["run=x", f"import={value}"]).imports == ("json", "csv")
+
+
+@pytest.mark.parametrize("value", ["csv,tensorboard", "[csv,tensorboard]"])
+def test_logger_takes_several_names(value: str) -> None:
+    assert compose_train([f"logger={value}"]).logger == ("csv", "tensorboard")
+    assert compose_train(["logger=csv"]).logger == ("csv",)
+    assert compose_train(["logger=[]"]).logger == ()
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_missing_logger_names_its_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool
+) -> None:
+    """A package that is missing is an error, also beside the folder of the same name."""
+    (tmp_path / ("wandb" if folder else "other")).mkdir()
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    message = error_message("logger=csv,wandb")
+    assert message.startswith(
+        'logger=wandb: the package is not installed; pip install "mirl[wandb]"'
+    )
 
 
 def test_import_of_missing_module_is_reported() -> None:

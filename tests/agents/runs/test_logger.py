@@ -132,7 +132,7 @@ def test_sb3_losses_stand_one_late(tiny: Build, monkeypatch: pytest.MonkeyPatch)
         device="cpu",
     )
     config.run_dir.mkdir()
-    logger, _ = build_logger(config.run_dir, None)
+    logger = build_logger(config.run_dir, None)
     agent.set_logger(logger)
     agent.learn(384, log_interval=1)
     logger.close()
@@ -258,7 +258,7 @@ def test_log_every_thins_the_log(tiny: Build) -> None:
 
 def test_numbers_in_tensors_are_numbers(tmp_path: Path) -> None:
     """A callback may record a tensor without axes."""
-    logger, _ = build_logger(tmp_path, None)
+    logger = build_logger(tmp_path, None)
     logger.record("own/tensor", torch.tensor(0.5))
     logger.record("own/array", np.array(2))
     logger.dump(1)
@@ -283,7 +283,7 @@ def test_damaged_table_is_set_aside(tmp_path: Path, content: bytes) -> None:
     """A table that cannot be read does not end a resumed run, and is kept."""
     (tmp_path / "metrics.csv").write_bytes(content)
     with pytest.warns(PlainWarning, match=r"metrics\.csv is damaged \(.*a new table begins"):
-        logger, _ = build_logger(tmp_path, resumed_at=10)
+        logger = build_logger(tmp_path, resumed_at=10)
     logger.record("time/total_timesteps", 20)
     logger.dump(20)
     logger.close()
@@ -293,12 +293,12 @@ def test_damaged_table_is_set_aside(tmp_path: Path, content: bytes) -> None:
 
 def test_resumed_table_may_add_columns(tmp_path: Path) -> None:
     """A resumed table may have new columns."""
-    first, _ = build_logger(tmp_path, None)
+    first = build_logger(tmp_path, None)
     first.record("time/total_timesteps", 10)
     first.record("text", 'a "word", and more')
     first.dump(10)
     first.close()
-    second, _ = build_logger(tmp_path, 10)
+    second = build_logger(tmp_path, 10)
     second.record("time/total_timesteps", 20)
     second.record("new", 1.5)
     second.dump(20)

@@ -57,7 +57,7 @@ def test_free_fields_may_change(tiny: Build, tmp_path: Path) -> None:
     first = tiny("name=mine")
     start_run(first)
     moved = first.run_dir.rename(tmp_path / "moved")
-    patient = ("on_fault=skip", "max_restarts=99", "env_timeout=1e4", "progress=true")
+    patient = ("on_fault=skip", "max_restarts=99", "env_timeout=1e4", "progress=true", "logger=csv")
     run = start_run(tiny(f"name={moved.name}", f"runs_dir={moved.parent}", *patient))
     assert not run.is_new
 

@@ -58,6 +58,7 @@ def test_names_do_not_depend_on_others() -> None:
         ("agent.gamma=choice(.9, .99)", (".9", ".99")),
         ("sites=[map],[map,heads]", ("[map]", "[map,heads]")),
         ("agent.net_arch=[8],[16]", ("[8]", "[16]")),
+        ("logger=[csv],[wandb,csv]", ("[csv]", "[wandb,csv]")),
         ("start_from=choice(runs/a,runs/b)", ("runs/a", "runs/b")),
         ("task.kwargs.size=5,6", ("5", "6")),
     ],
@@ -70,7 +71,10 @@ def test_values_are_split(word: str, values: tuple[str, ...]) -> None:
     assert parsed == values
 
 
-@pytest.mark.parametrize("word", ["sites=map,heads", "runs_dir=a,b", "agent.gamma=.9", "name=a,b"])
+@pytest.mark.parametrize(
+    "word",
+    ["sites=map,heads", "logger=wandb,csv", "runs_dir=a,b", "agent.gamma=.9", "name=a,b"],
+)
 def test_one_value_is_none_of_several(word: str) -> None:
     key, _, text = word.partition("=")
     assert parse_values(key, text) == (text,)
