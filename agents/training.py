@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import HParam, Logger
 
 from mirl.agents.builder import (
     Agent,
@@ -26,9 +25,9 @@ from mirl.agents.callbacks.statistics import ObservationStatistics, OffPolicyLog
 from mirl.agents.faults import NonFiniteError, explain_out_of_memory
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
-from mirl.agents.runs import metric_names as metrics
 from mirl.agents.runs.checkpoint import Checkpoint, EpisodeRecords, checkpoint_name
 from mirl.agents.runs.choices import adopt_choices
+from mirl.agents.runs.dashboard import RunDescription
 from mirl.agents.runs.logger import RunLogger, build_logger
 from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.agents.runs.run_directory import RunDirectory, adopt_texts
@@ -378,7 +377,7 @@ def _learn(
     """Learn to the end, or until a signal or ``report`` stops it; save the last checkpoint."""
     config = run.config
     start = agent.num_timesteps
-    logger = Logger(None, [])
+    logger = RunLogger(run.path, [])
     run_logger: RunLogger | None = None
     if ranks.is_first:
         options = config.model_dump(mode="json")
@@ -479,11 +478,19 @@ def _with_evidence(
 # --------------------------------------------------------------------------------- hyperparameters
 
 
-def _log_hyperparameters(config: ResolvedConfig, logger: Logger, n_parameters: int) -> None:
+def _log_hyperparameters(config: ResolvedConfig, logger: RunLogger, n_parameters: int) -> None:
     options = dict(flatten(config.model_dump(mode="json")))
-    # TensorBoard compares runs by these metrics; their values are logged later
-    shown = {metrics.EVAL_SUCCESS: 0.0, metrics.EVAL_RETURN: 0.0}
-    hyperparameters = HParam({**options, "parameters": n_parameters}, shown)
-    logger.record("hparams", hyperparameters, exclude=("csv",))
+    main = {
+        "agent": config.agent.kind,
+        "context": config.context.kind,
+        "fusion": config.fusion.kind,
+        "memory": config.memory.kind,
+        "parameters": n_parameters,
+        "seed": options.pop("seed"),
+        "split": config.split.name,
+        "task": config.task.name,
+    }
+    tasks = [task.name for task in config.task.tasks]
+    logger.write_dashboard(RunDescription(main, options, tasks))
     logger.record("model/parameters", n_parameters)
     logger.dump(0)

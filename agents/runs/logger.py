@@ -16,6 +16,11 @@ from stable_baselines3.common.logger import (
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
+from mirl.agents.runs.dashboard import (
+    RunDescription,
+    custom_scalars,
+    hyperparameter_summaries,
+)
 from mirl.agents.runs.metric_names import TIMESTEPS
 from mirl.agents.runs.run_directory import METRICS
 from mirl.agents.runs.trackers import Outcome, Tracker, WandbTracker, open_trackers, to_number
@@ -174,6 +179,18 @@ class TensorBoard(FaultTolerantWriter, TensorBoardOutputFormat):
             self.writer.file_writer.add_summary(summary, step)
             self.writer.flush()  # videos are rare; show them at once
 
+    def write_dashboard(self, run: RunDescription) -> None:
+        """Write the order of TensorBoard's pages.
+
+        Args:
+            run: its hyperparameters and tasks.
+        """
+        assert self.writer.file_writer is not None
+        with self.write_errors:
+            for summary in hyperparameter_summaries(run):
+                self.writer.file_writer.add_summary(summary)
+            self.writer.add_custom_scalars(custom_scalars(run.tasks))
+
 
 class RunLogger(Logger):
     """SB3's logger of a run directory.
@@ -198,6 +215,16 @@ class RunLogger(Logger):
         for writer in self.writers:
             if isinstance(writer, TensorBoard | WandbTracker):
                 writer.write_gif(tag, gif, step)
+
+    def write_dashboard(self, run: RunDescription) -> None:
+        """Write the order of TensorBoard's pages, if it is written.
+
+        Args:
+            run: its hyperparameters and tasks.
+        """
+        for writer in self.writers:
+            if isinstance(writer, TensorBoard):
+                writer.write_dashboard(run)
 
     def set_outcome(self, outcome: Outcome) -> None:
         """Tell the trackers how the training has ended; without it, they take it for failed.
