@@ -1,6 +1,7 @@
 """Rules of the architecture, checked on the source code.
 
-    configs  <-  envs, policies  <-  agents  <-  train.py, eval.py, compare.py, watch.py
+    configs  <-  envs, policies  <-  agents  <-  train.py, eval.py, compare.py, watch.py,
+                                                play.py
 
 The second half checks the rules themselves, on synthetic sources that break or keep them.
 """
@@ -42,6 +43,7 @@ MAY_IMPORT = {
     "eval": set(FOLDERS),
     "compare": set(FOLDERS),
     "watch": set(FOLDERS),
+    "play": set(FOLDERS),
     "__init__": set(),
     "__main__": {"configs"},
 }
@@ -57,6 +59,7 @@ WITHOUT_TEST_FILE = {
     "eval.py": "tests/test_command_line.py runs it as a process",
     "compare.py": "tests/test_comparison_command.py runs it as a process",
     "watch.py": "tests/agents/watch/test_session.py runs it as a process",
+    "play.py": "tests/agents/watch/test_keyboard.py runs it as a process",
     "__main__.py": "tests/configs/test_command_line.py runs it as a process",
 }
 """Modules with code but without a test file of their own, and the reason."""

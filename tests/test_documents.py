@@ -18,7 +18,7 @@ import pytest
 from mirl.agents.runs import metric_names
 from mirl.configs.commands.words import TYPED_NAMES, option_names, typed_name
 from mirl.configs.compose import GROUPS
-from mirl.configs.schema import EvalConfig, TrainConfig, WatchConfig
+from mirl.configs.schema import EvalConfig, PlayConfig, TrainConfig, WatchConfig
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -223,18 +223,19 @@ def test_commands_are_valid(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-PARSERS = ("train", "eval", "compare", "watch")
+PARSERS = ("train", "eval", "compare", "watch", "play")
 """Commands whose arguments are composed."""
 COMPOSE_EACH = """
 import json, sys
 from mirl.configs.comparison import parse_comparison
 from mirl.configs.compose import compose_train, parse_flat
 from mirl.configs.commands.sweep import is_multirun, parse_sweep
-from mirl.configs.schema import EvalConfig, WatchConfig
+from mirl.configs.schema import EvalConfig, PlayConfig, WatchConfig
 
 parsers = {
     "train": lambda words: (parse_sweep if is_multirun(words) else compose_train)(words),
     "watch": lambda words: parse_flat(WatchConfig, words),
+    "play": lambda words: parse_flat(PlayConfig, words),
     "eval": lambda words: parse_flat(EvalConfig, words),
     "compare": parse_comparison,
 }
@@ -288,6 +289,7 @@ def test_site_lists_every_option(site: Path) -> None:
         *option_names([TrainConfig]),
         *EvalConfig.model_fields,
         *WatchConfig.model_fields,
+        *PlayConfig.model_fields,
     ]
     groups = {*GROUPS, "evaluation"}
     missing = set()
