@@ -24,8 +24,8 @@ GRID_KEYS = {
     "done": ("enter",),
 }
 """Keys of MiniGrid's actions by their names."""
-NAMED_CHARACTERS = {" ": "space", "\n": "enter", "\r": "enter", "\x04": "q", "": "q"}
-"""Names of the keys that are no visible characters; Ctrl-D, or no more input, is ``q``."""
+NAMED_CHARACTERS = {" ": "space", "\n": "enter", "\r": "enter", "\x04": "q"}
+"""Names of the keys that are no visible characters; Ctrl-D is ``q``."""
 ARROWS = {"A": "up", "B": "down", "C": "right", "D": "left"}
 """Arrow keys by the last character of what a terminal sends for them."""
 SEQUENCE_SECONDS = 0.05
@@ -151,13 +151,19 @@ def read_key(descriptor: int) -> str:
     Args:
         descriptor: file descriptor of the terminal.
     """
-    character = os.read(descriptor, 1).decode(errors="ignore")
+    byte = os.read(descriptor, 1)
+    if not byte:  # the terminal was closed
+        return "q"
+    character = byte.decode(errors="ignore")
     if character != "\x1b":
         return NAMED_CHARACTERS.get(character, character)
     # an arrow is sent as ESC [ A or ESC O A; the Escape key as ESC alone
     sequence = ""
     while select.select([descriptor], [], [], SEQUENCE_SECONDS)[0]:
-        sequence += os.read(descriptor, 1).decode(errors="ignore")
+        byte = os.read(descriptor, 1)
+        if not byte:  # the terminal was closed
+            return ""
+        sequence += byte.decode(errors="ignore")
         if len(sequence) > 1 and (sequence[-1].isalpha() or sequence[-1] == "~"):
             return ARROWS.get(sequence[-1], "")
     return ""

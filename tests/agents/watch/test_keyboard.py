@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from mirl import play as play_command
 from mirl.agents.watch import keyboard
 from mirl.agents.watch.episode import EpisodePlayer
 from mirl.agents.watch.keyboard import key_actions, play, read_key, screen
@@ -61,7 +62,7 @@ def test_keys_have_names(typed: bytes, name: str) -> None:
 
 
 def test_keys_follow_each_other() -> None:
-    """What is typed ahead is read key by key."""
+    """Keys that are typed ahead are read one by one."""
     reader, writer = os.pipe()
     os.write(writer, b"\x1b[A\x1b[Bd\x1b[C")
     os.close(writer)
@@ -92,16 +93,29 @@ def play_keys(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
 
 def test_keys_take_their_actions(play_keys: Callable[..., list[str]]) -> None:
-    keys = ["left", "right", "up", "p", "d", "t", "space", "x", "enter", "up", "enter"]
-    shown = play_keys(player_of(), keys)
-    found = [re.search(r"step (\d+)(?:, action: (\w+))?\n", text) for text in shown]
-    steps = [match.groups() for match in found if match is not None]
-    names = ["left", "right", "forward", "pickup", "drop", "toggle", "toggle", "toggle", "done"]
-    numbers = [1, 2, 3, 4, 5, 6, 7, 7, 8]  # x is no key
-    expected = [(str(number), name) for number, name in zip(numbers, names, strict=True)]
-    assert steps == [("0", None), *expected, expected[-1], ("0", None)]
-    assert "failure" in shown[9]
-    assert "keys: Enter or n next episode" in shown[9]
+    """Each key is an action, others are none, and Enter starts an episode after the end."""
+    shown = play_keys(player_of(), ["left", "right", "up", "p", "d", "x", "enter", "up", "enter"])
+    steps = [re.search(r"step .*", text) for text in shown]
+    assert [step[0] for step in steps if step is not None] == [
+        "step 0",
+        "step 1, action: left",
+        "step 2, action: right",
+        "step 3, action: forward",
+        "step 4, action: pickup",
+        "step 5, action: drop",
+        "step 5, action: drop",
+        "step 6, action: done",
+        "step 6, action: done",
+        "step 0",
+    ]
+    assert re.search(r"return 0\.\d\d, (success|failure)\n", shown[7])
+    assert "keys: Enter or n next episode, q quit" in shown[7]
+
+
+@pytest.mark.parametrize("key", ["t", "space"])
+def test_toggle_has_two_keys(play_keys: Callable[..., list[str]], key: str) -> None:
+    shown = play_keys(player_of("MiniGrid-Empty-5x5-v0"), [key])
+    assert "step 1, action: toggle\n" in shown[1]
 
 
 def test_digits_play_other_tasks(play_keys: Callable[..., list[str]]) -> None:
@@ -183,27 +197,33 @@ def test_command_plays_in_terminal() -> None:
             os.close(near)
 
 
-def test_mistakes_are_one_line() -> None:
-    """No terminal and no display, and a level that a suite lacks, are one line and exit code 2."""
+def test_missing_terminal_is_one_line() -> None:
+    """Without a terminal and a display, the command says so and ends with exit code 2."""
     environment = dict(os.environ)
-    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         environment.pop(name, None)
-    errors = {
-        "task=goto_door": "expected a terminal to type in, or a display for a window",
-        "task=mt3 level=lava": "suite 'mt3' has no task 'lava'",
-        "task=goto_door view=window": "neither DISPLAY nor WAYLAND_DISPLAY is set",
-        "task=CartPole-v1 view=window": "has no get_keys_to_action; use view=terminal",
-        "task=roles4": "is a game of several agents",
-    }
-    for words, message in errors.items():
-        done = subprocess.run(
-            [sys.executable, SCRIPT, *words.split()],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            env=environment,
-            check=False,
-        )
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert done.stderr.startswith("error: ")
-        assert message in done.stderr
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "task=goto_door"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 2
+    error = "error: expected a terminal to type in, or a display for a window, .* mirl-watch\n"
+    assert re.fullmatch(error, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("task=mt3 level=lava", "suite 'mt3' has no task 'lava'"),
+        ("task=CartPole-v1 view=window", "has no get_keys_to_action; use view=terminal"),
+        ("task=roles4", "is a game of several agents"),
+        ("task=goto_door view=page", "expected 'auto', 'window' or 'terminal', got 'page'"),
+    ],
+)
+def test_mistakes_say_what_is_possible(words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        play_command.run(words.split())
