@@ -40,7 +40,8 @@ lint: .venv/.dev  ## check style, formatting and spelling
 types: .venv/.dev  ## check types
 	@mkdir -p .mypy && ln -sfn .. .mypy/mirl
 	MYPYPATH=.mypy $(BIN)/mypy -p mirl.agents -p mirl.configs -p mirl.envs -p mirl.policies \
-		-m mirl.train -m mirl.eval -m mirl.compare -m mirl.watch -m mirl.card -m mirl.__main__
+		-m mirl.train -m mirl.eval -m mirl.compare -m mirl.watch -m mirl.play -m mirl.card \
+		-m mirl.__main__
 
 docs: .venv/.dev  ## build the documentation site in site/ (ARGS: of mkdocs build)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)

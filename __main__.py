@@ -8,7 +8,7 @@ from mirl.configs.commands.interrupts import ended_by_interrupt
 with ended_by_interrupt():
     from mirl.configs.command_line import console_entry
 
-COMMANDS = ("train", "eval", "compare", "watch", "card")
+COMMANDS = ("train", "eval", "compare", "watch", "play", "card")
 """Commands, each a module with a function ``main``."""
 USAGE = """\
 usage: python -m mirl COMMAND [argument] …
@@ -16,6 +16,7 @@ usage: python -m mirl COMMAND [argument] …
   eval      evaluate, adapt or export a checkpoint
   compare   train settings over seeds and tasks and compare them
   watch     watch a trained agent on a page or in the terminal
+  play      play a task yourself, by the keys of the keyboard
   card      write the model card of a trained agent
 
 python -m mirl COMMAND --help says more; mirl-COMMAND is the same command.

@@ -1,6 +1,5 @@
 """Watch a trained agent: ``python watch.py run=runs/goto_door-ppo-seed0``. See ``--help``."""
 
-import os
 import sys
 import webbrowser
 
@@ -32,16 +31,13 @@ def run(argv: list[str]) -> int:
         from mirl.agents.result_tables import PlainConsole
         from mirl.agents.watch import page, terminal
         from mirl.agents.watch.session import Session
+        from mirl.agents.watch.window import has_display
 
     log = PlainConsole().log_line
 
     def started(address: str) -> None:
         log(f"Watch it at {address} (Ctrl-C ends)")
-        if (
-            sys.platform != "linux"
-            or os.environ.get("DISPLAY")
-            or os.environ.get("WAYLAND_DISPLAY")
-        ):
+        if has_display():
             webbrowser.open(address)
 
     with Session.open(config) as session:

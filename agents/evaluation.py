@@ -23,11 +23,11 @@ from mirl.agents.context_use import (
 from mirl.agents.eval_mode import eval_mode, restored_global_generators
 from mirl.agents.on_policy.minibatch import pad_to_bucket
 from mirl.agents.policy_loader import check_task_fits, restore_policy
-from mirl.agents.runs.atomic_files import make_folder, warn_if_unwritable, write_bytes, write_json
+from mirl.agents.runs.atomic_files import make_folder, warn_if_unwritable, write_json
 from mirl.agents.runs.checkpoint import Checkpoint
 from mirl.agents.runs.run_directory import RunDirectory
 from mirl.agents.statistics import SUBSETS, Episode, TaskResult, by_subset, suite_result
-from mirl.agents.video import check_mp4, encode_gif, encode_mp4, record_episode
+from mirl.agents.video import check_mp4, record_outcomes, write_videos
 from mirl.configs.compose import compose_suite
 from mirl.configs.errors import ConfigError
 from mirl.configs.keys import TASK_KEY
@@ -49,6 +49,10 @@ if TYPE_CHECKING:  # pandas is imported on use
     import pandas as pd
 
 HiddenState = tuple[NDArray[np.float32], ...]
+VIDEO_EPISODES = 16
+"""Episodes per task that are played to record a success and a failure, at most."""
+VIDEO_STEPS = 1_000
+"""Timesteps after which an episode of a video is cut."""
 
 
 # --------------------------------------------------------------------------------- playing episodes
@@ -379,7 +383,7 @@ def evaluate_run(run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig) 
         if config.gif or config.mp4:
             # the parts of the run itself share their tasks
             filmed = parts if config.task else parts[:1]
-            written += _record_tasks(policy, config, filmed, stem)
+            written += _record_tasks(policy, config, filmed, stem, results)
     return RunEvaluation(results, use, written, inside)
 
 
@@ -487,29 +491,41 @@ def _report(
 
 
 def _record_tasks(
-    policy: Policy, config: EvalConfig, parts: Sequence[_Part], stem: Path
+    policy: Policy,
+    config: EvalConfig,
+    parts: Sequence[_Part],
+    stem: Path,
+    results: Sequence[TaskResult],
 ) -> list[Path]:
-    """Write a GIF, an MP4 or both of one test episode per task; return the files."""
+    """Write videos of a successful and a failed test episode per task; return the files."""
     written = []
     for part in parts:
+        suite = part.suite.with_success(config.success)
         indices: Sequence[int] = part.task_indices
         if not config.task:  # the held-out tasks too
-            indices = range(len(part.suite.tasks))
+            indices = range(len(suite.tasks))
         for index in indices:
-            [seed] = env_seeds(config.seed, "test", index, 1)
-            recording = record_episode(
-                policy, part.suite, index, seed=seed, deterministic=config.deterministic
+            task = suite.tasks[index].name
+            recordings = record_outcomes(
+                policy,
+                suite,
+                index,
+                seeds=env_seeds(config.seed, "test", index, VIDEO_EPISODES),
+                wanted=_outcomes(results, task),
+                deterministic=config.deterministic,
+                max_steps=VIDEO_STEPS,
             )
-            if recording is None:
-                continue
-            data = {}
-            if config.gif:
-                data["gif"] = encode_gif(*recording).data
-            if config.mp4:
-                data["mp4"] = encode_mp4(*recording)
-            for suffix, content in data.items():
-                name = file_name(part.suite.tasks[index].name)
-                path = stem.with_name(f"{stem.name}-{name}.{suffix}")
-                write_bytes(path, content)
-                written.append(path)
+            path = stem.with_name(f"{stem.name}-{file_name(task)}")
+            for suffix, is_asked in (("gif", config.gif), ("mp4", config.mp4)):
+                if is_asked:
+                    written += write_videos(path, suffix, recordings)
     return written
+
+
+def _outcomes(results: Sequence[TaskResult], task: str) -> set[str]:
+    """Return the outcomes that the episodes of a task had; none if no success is reported."""
+    outcomes = set()
+    for result in results:
+        if result.task == task and result.success is not None:
+            outcomes |= {"success" if success else "failure" for success in result.success}
+    return outcomes

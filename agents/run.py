@@ -132,4 +132,4 @@ class Run:
                 f"task '{suite.tasks[index].name}' has no video: its environment renders no "
                 "rgb_array; choose another task"
             )
-        return encode_gif(*recording)
+        return encode_gif(recording)

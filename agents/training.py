@@ -480,16 +480,15 @@ def _with_evidence(
 
 def _log_hyperparameters(config: ResolvedConfig, logger: RunLogger, n_parameters: int) -> None:
     options = dict(flatten(config.model_dump(mode="json")))
+    # TensorBoard shows five columns at first
     main = {
         "agent": config.agent.kind,
-        "context": config.context.kind,
         "fusion": config.fusion.kind,
         "memory": config.memory.kind,
-        "parameters": n_parameters,
         "seed": options.pop("seed"),
-        "split": config.split.name,
         "task": config.task.name,
     }
+    options["parameters"] = n_parameters
     tasks = [task.name for task in config.task.tasks]
     logger.write_dashboard(RunDescription(main, options, tasks))
     logger.record("model/parameters", n_parameters)

@@ -1,51 +1,54 @@
-"""GIFs and MP4s of an agent's episodes, with the mission as a caption."""
+"""GIFs and MP4s of an agent's episodes, with the mission and each action as a caption."""
 
 import base64
 import io
 import tempfile
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from stable_baselines3.common.policies import BasePolicy
 
 from mirl.agents.eval_mode import eval_mode
-from mirl.agents.watch.single_env import (
-    Env,
-    Frame,
-    as_batch,
-    first_observation,
-    open_env,
-    render,
-    text_of,
-)
+from mirl.agents.runs.atomic_files import write_bytes
+from mirl.agents.watch.caption import Note, captioned, note_of, scaled
+from mirl.agents.watch.episode import EpisodePlayer
+from mirl.agents.watch.single_env import Env, as_batch, open_env, render
 from mirl.configs.errors import ConfigError
 from mirl.configs.tasks import SuiteConfig
-from mirl.envs.type_aliases import Observations
 
-WIDTH = 256
-"""Width of a GIF, in pixels."""
-CAPTION_LINE = 16
-"""Height of a line of the caption, in pixels."""
-CAPTION_MARGIN = 8
-"""Height of the caption beside its lines, in pixels."""
-FRAMES_PER_SECOND = 6
-LAST_FRAME_MS = 1000
-"""Milliseconds that the last frame is shown."""
-MAX_FRAMES = 200
-"""Frames after which an episode without an end is cut."""
+DEFAULT_FPS = 30.0
+"""Frames per second of an environment that does not say its own, as in Gymnasium."""
+MAX_MP4_FPS = 60.0
+"""Frames per second of an MP4, at most, because screens show no more."""
+MAX_GIF_FPS = 10.0
+"""Frames per second of a GIF, at most: viewers show faster ones at rates of their own."""
+HOLD_SECONDS = 1.0
+"""Time for which the first frame and the last one are shown."""
+PALETTE_FRAMES = 8
+"""Frames from which the colors of a GIF are chosen, the first one and the last one among them."""
+MAX_STEPS = 200
+"""Timesteps after which an episode without an end is cut, unless another number is asked for."""
 
 
 class Recording(NamedTuple):
     """The pictures of an episode."""
 
-    frames: list[Frame]
-    caption: str
+    pictures: list[Image.Image]
+    """The picture of each timestep, in the size of the video."""
+    notes: list[Note]
+    """The caption of each picture under the mission."""
+    mission: str
+    """The text that the agent reads, or the name of the task."""
+    outcome: str
+    """``success`` or ``failure``; empty if no success is reported or the episode was cut."""
+    fps: float
+    """Frames per second of the environment."""
 
 
 @dataclass(frozen=True)
@@ -99,53 +102,105 @@ def record_episode(
         deterministic: take the most probable actions.
 
     Returns:
-        The pictures and their caption; None if the environment cannot be rendered to pixels.
+        The recording; None if the environment cannot be rendered to pixels.
+    """
+    recordings = record_outcomes(
+        policy, suite, task_index, seeds=[seed], deterministic=deterministic
+    )
+    return next(iter(recordings), None)
+
+
+def record_outcomes(
+    policy: BasePolicy,
+    suite: SuiteConfig,
+    task_index: int,
+    *,
+    seeds: Sequence[int],
+    wanted: Set[str] = frozenset(),
+    deterministic: bool = False,
+    max_steps: int = MAX_STEPS,
+) -> list[Recording]:
+    """Play episodes of a task until each wanted outcome has been seen; record one of each outcome.
+
+    Args:
+        policy: the policy; its mode and torch's random state are restored.
+        suite: the suite that the policy was trained on.
+        task_index: index of the task in the suite.
+        seeds: seed of the environment and of the actions for each episode, of which there are no
+            more.
+        wanted: ``success``, ``failure`` or both; if empty, the first episode is the only one.
+        deterministic: take the most probable actions.
+        max_steps: timesteps after which an episode is cut.
+
+    Returns:
+        The first recording of each outcome; none if the environment cannot be rendered to pixels.
     """
     env = open_env(suite, task_index)
     if env is None:
-        return None
-    try:
-        observation = first_observation(env, suite, seed)
-        caption = text_of(env, suite.tasks[task_index].name)
-        frames = _play(env, policy, observation, seed, deterministic)
-    finally:
-        env.close()
-    return Recording(frames, caption)
+        return []
+    recordings: dict[str, Recording] = {}
+    with closing(env):
+        player = EpisodePlayer(env, suite, task_index)
+        for seed in seeds:
+            recording = _record(player, policy, seed, deterministic, max_steps)
+            recordings.setdefault(recording.outcome, recording)
+            if wanted <= recordings.keys():
+                break
+    if len(recordings) > 1:
+        # one that was cut shows nothing that the others do not
+        recordings.pop("", None)
+    return list(recordings.values())
 
 
-def _play(
-    env: Env, policy: BasePolicy, observation: Observations, seed: int, deterministic: bool
-) -> list[Frame]:
-    """Play to the end of the episode; return its frames."""
-    frames = [render(env)]
+def _record(
+    player: EpisodePlayer, policy: BasePolicy, seed: int, deterministic: bool, max_steps: int
+) -> Recording:
+    """Play to the end of an episode, or to ``max_steps``."""
+    observation = player.start(seed)
+    pictures = [scaled(render(player.env))]
+    notes = [note_of(player)]
     hidden_state = None
-    is_over = False
     with eval_mode(policy, seed):
-        while not is_over and len(frames) < MAX_FRAMES:
+        while not player.is_over and player.timestep < max_steps:
             actions, hidden_state = policy.predict(
-                as_batch(observation, env, policy),
+                as_batch(observation, player.env, policy),
                 hidden_state,
                 np.array([hidden_state is None]),  # True at the first timestep
                 deterministic,
             )
-            observation, _, terminated, truncated, _ = env.step(actions[0])
-            frames.append(render(env))
-            is_over = terminated or truncated
-    return frames
+            observation = player.step(actions[0])
+            pictures.append(scaled(render(player.env)))
+            notes.append(note_of(player))
+    if not player.is_over:
+        last = notes[-1]
+        notes[-1] = last._replace(result=f"{last.result}, cut after {player.timestep:,} steps")
+    outcome = player.outcome if player.outcome in ("success", "failure") else ""
+    return Recording(pictures, notes, player.mission, outcome, _fps(player.env))
 
 
-def encode_gif(frames: Sequence[Frame], caption: str) -> Gif:
-    """Encode frames as a GIF with a caption under them.
+def _fps(env: Env) -> float:
+    """Return the frames per second of an environment."""
+    fps = env.metadata.get("render_fps")
+    # of an environment of the user's own, which may say anything
+    if isinstance(fps, int | float | np.number) and 0 < fps < np.inf:
+        return float(fps)
+    return DEFAULT_FPS
+
+
+def encode_gif(recording: Recording) -> Gif:
+    """Encode a recording as a GIF at its own rate or ``MAX_GIF_FPS``, with captions.
 
     Args:
-        frames: the frames, each (H, W, 3).
-        caption: text, which is wrapped.
+        recording: the recording.
 
     Returns:
-        The animation; its last frame is shown for a second.
+        The animation; its first frame and its last one are shown for a second.
     """
-    images = _with_captions(frames, caption)
-    durations = [1000 // FRAMES_PER_SECOND] * (len(images) - 1) + [LAST_FRAME_MS]
+    images = _with_one_palette(list(_images(recording)))
+    hold = round(1000 * HOLD_SECONDS)
+    durations = [round(1000 / min(recording.fps, MAX_GIF_FPS))] * len(images)
+    durations[0] = hold
+    durations[-1] = hold
     buffer = io.BytesIO()
     images[0].save(
         buffer, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0
@@ -154,52 +209,76 @@ def encode_gif(frames: Sequence[Frame], caption: str) -> Gif:
     return Gif(buffer.getvalue(), width, height)
 
 
-def encode_mp4(frames: Sequence[Frame], caption: str) -> bytes:
-    """Encode frames as an MP4 (H.264) with a caption under them.
+def _with_one_palette(images: list[Image.Image]) -> list[Image.Image]:
+    """Reduce pictures of equal size to 256 colors that suit all of them."""
+    # of some frames, because a palette for each takes ten times as long and the file twice as much
+    indices = sorted(set(np.linspace(0, len(images) - 1, PALETTE_FRAMES).astype(int).tolist()))
+    width, height = images[0].size
+    sample = Image.new("RGB", (width, height * len(indices)))
+    for number, index in enumerate(indices):
+        sample.paste(images[index], (0, height * number))
+    palette = sample.quantize(256)
+    return [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+
+
+def encode_mp4(recording: Recording) -> bytes:
+    """Encode a recording as an MP4 (H.264) at its own rate or ``MAX_MP4_FPS``, with captions.
 
     Args:
-        frames: the frames, each (H, W, 3).
-        caption: text, which is wrapped.
+        recording: the recording.
 
     Returns:
-        The content of the file; its last frame is shown for a second.
+        The content of the file; its first frame and its last one are shown for a second.
     """
     # optional, so imported on use
     from imageio_ffmpeg import write_frames
 
-    images = _with_captions(frames, caption)
-    images += [images[-1]] * (FRAMES_PER_SECOND * LAST_FRAME_MS // 1000 - 1)
-    width, height = images[0].size
+    fps = min(recording.fps, MAX_MP4_FPS)
+    n_hold = max(round(fps * HOLD_SECONDS), 1)
+    repeats = [1] * len(recording.pictures)
+    repeats[0] = n_hold
+    repeats[-1] = n_hold
+    first = next(_images(recording))
     # H.264 stores colors at half of the size, so both sides have to be even
-    size = (width + width % 2, height + height % 2)
+    size = (first.width + first.width % 2, first.height + first.height % 2)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "episode.mp4"
-        writer = write_frames(
-            str(path), size, fps=FRAMES_PER_SECOND, codec="libx264", macro_block_size=2
-        )
+        writer = write_frames(str(path), size, fps=fps, codec="libx264", macro_block_size=2)
         writer.send(None)  # starts the encoder
-        for image in images:
+        for image, n_times in zip(_images(recording), repeats, strict=True):
             even = Image.new("RGB", size, "white")
             even.paste(image)
-            writer.send(even.tobytes())
+            for _ in range(n_times):
+                writer.send(even.tobytes())
         writer.close()
         return path.read_bytes()
 
 
-def _with_captions(frames: Sequence[Frame], caption: str) -> list[Image.Image]:
-    lines = textwrap.wrap(caption, width=36) or [""]  # an empty caption keeps its line
-    return [_with_caption(frame, lines) for frame in frames]
+def write_videos(stem: Path, suffix: str, recordings: Sequence[Recording]) -> list[Path]:
+    """Write a file for each recording, whose name says the outcome, and return the files.
+
+    Files of the other outcomes are of an earlier evaluation, perhaps of another best checkpoint,
+    and are removed.
+
+    Args:
+        stem: path of the files without the outcome and the ending.
+        suffix: ``gif`` or ``mp4``.
+        recordings: recordings of one task with different outcomes.
+    """
+    videos = {recording.outcome: recording for recording in recordings}
+    written = []
+    for outcome, ending in {"": "", "success": "-success", "failure": "-failure"}.items():
+        path = stem.with_name(f"{stem.name}{ending}.{suffix}")
+        if outcome not in videos:
+            path.unlink(missing_ok=True)
+            continue
+        recording = videos[outcome]
+        content = encode_mp4(recording) if suffix == "mp4" else encode_gif(recording).data
+        write_bytes(path, content)
+        written.append(path)
+    return written
 
 
-def _with_caption(frame: Frame, lines: Sequence[str]) -> Image.Image:
-    # a frame that is very wide keeps a line of pixels
-    height = max(round(WIDTH * frame.shape[0] / frame.shape[1]), 1)
-    caption_height = CAPTION_LINE * len(lines) + CAPTION_MARGIN
-    image = Image.new("RGB", (WIDTH, height + caption_height), "white")
-    image.paste(Image.fromarray(frame).resize((WIDTH, height)))
-    draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(13)
-    for number, line in enumerate(lines):
-        top = height + 4 + CAPTION_LINE * number
-        draw.text((6, top), line, fill="black", font=font)
-    return image
+def _images(recording: Recording) -> Iterator[Image.Image]:
+    for picture, note in zip(recording.pictures, recording.notes, strict=True):
+        yield captioned(picture, recording.mission, note)

@@ -1,4 +1,4 @@
-"""Schema of the commands: ``TrainConfig``, ``EvalConfig``, ``CardConfig``, and ``WatchConfig``.
+"""Schema of the commands: a configuration class for each.
 
 A configuration is frozen and valid once it is built. Each builder receives only its own part
 (``build_fusion(config.fusion, ...)``), never the whole.
@@ -453,9 +453,10 @@ class EvalConfig(Config):
     """Also measure how much of the policy's outputs depends on the observation, on the context and
     on both together, and write it as JSON, as a PNG and for TensorBoard."""
     gif: bool = False
-    """Also write a GIF of one episode per task."""
+    """Also write GIFs of a successful and a failed episode per task; of one if the task reports no
+    success."""
     mp4: bool = False
-    """Also write an MP4 of one episode per task; it needs imageio-ffmpeg."""
+    """Also write the episodes of ``gif`` as MP4s; it needs imageio-ffmpeg."""
     max_steps: PositiveInt | None = None
     """Timesteps after which an episode is truncated; None for ``evaluation.max_steps`` of the
     run."""
@@ -550,3 +551,21 @@ class WatchConfig(Config):
     """Port of the page; 0 for any that is free."""
     speed: Annotated[float, Field(gt=0, le=60)] = 6.0
     """Timesteps per second of the terminal; the page has a control for it."""
+
+
+class PlayConfig(Config):
+    """Episodes of a task that a person plays by keys."""
+
+    task: str
+    """Task to play: a preset or an environment id."""
+    level: str = ""
+    """Name of one of the tasks of a suite; empty for the first."""
+    imports: Imports = ()
+    """Modules of your own to import first, e.g. because they register environments."""
+    config_dir: Path | None = None
+    """Folder of your own presets; it may be typed as ``--config-dir DIR``."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the first episode, that of ``mirl-watch`` with the same seed."""
+    view: Literal["auto", "window", "terminal"] = "auto"
+    """A window or the terminal; ``auto`` for a window if there is a display and the task can be
+    played in one."""

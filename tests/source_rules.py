@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 FOLDERS = ("agents", "configs", "envs", "policies")
 """Folders of the package."""
-SCRIPTS = ("train", "eval", "compare", "watch", "card")
+SCRIPTS = ("train", "eval", "compare", "watch", "play", "card")
 """Modules at the root of the repository."""
 UNPICKLERS = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
 """Modules that can run code while they load data."""

@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "eval": set(FOLDERS),
     "compare": set(FOLDERS),
     "watch": set(FOLDERS),
+    "play": set(FOLDERS),
     "card": set(FOLDERS),
     "__init__": set(),
     "__main__": {"configs"},
@@ -59,6 +60,7 @@ WITHOUT_TEST_FILE = {
     "compare.py": "tests/test_comparison_command.py runs it as a process",
     "card.py": "tests/agents/exports/test_card.py runs it as a process",
     "watch.py": "tests/agents/watch/test_session.py runs it as a process",
+    "play.py": "tests/agents/watch/test_keyboard.py runs it as a process",
     "__main__.py": "tests/configs/test_command_line.py runs it as a process",
 }
 """Modules with code but without a test file of their own, and the reason."""

@@ -18,7 +18,7 @@ import pytest
 from mirl.agents.runs import metric_names
 from mirl.configs.commands.words import TYPED_NAMES, option_names, typed_name
 from mirl.configs.compose import GROUPS
-from mirl.configs.schema import EvalConfig, TrainConfig, WatchConfig
+from mirl.configs.schema import EvalConfig, PlayConfig, TrainConfig, WatchConfig
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -223,7 +223,7 @@ def test_commands_are_valid(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-PARSERS = ("train", "eval", "compare", "watch", "card")
+PARSERS = ("train", "eval", "compare", "watch", "play", "card")
 """Commands whose arguments are composed."""
 COMPOSE_EACH = """
 import json, sys
@@ -231,12 +231,13 @@ from mirl.configs import compose
 from mirl.configs.comparison import parse_comparison
 from mirl.configs.compose import compose_train, parse_flat
 from mirl.configs.commands.sweep import is_multirun, parse_sweep
-from mirl.configs.schema import CardConfig, EvalConfig, WatchConfig
+from mirl.configs.schema import CardConfig, EvalConfig, PlayConfig, WatchConfig
 
 compose.LOGGER_EXTRAS = ()  # optional packages
 parsers = {
     "train": lambda words: (parse_sweep if is_multirun(words) else compose_train)(words),
     "watch": lambda words: parse_flat(WatchConfig, words),
+    "play": lambda words: parse_flat(PlayConfig, words),
     "card": lambda words: parse_flat(CardConfig, words),
     "eval": lambda words: parse_flat(EvalConfig, words),
     "compare": parse_comparison,
@@ -291,6 +292,7 @@ def test_site_lists_every_option(site: Path) -> None:
         *option_names([TrainConfig]),
         *EvalConfig.model_fields,
         *WatchConfig.model_fields,
+        *PlayConfig.model_fields,
     ]
     groups = {*GROUPS, "evaluation"}
     missing = set()

@@ -17,8 +17,8 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("agents", "configs", "envs", "policies")
-COMMANDS = ("train", "eval", "compare", "watch", "card")
-ROOT_MODULES = {"__init__.py", "__main__.py", *(f"{name}.py" for name in COMMANDS)}
+COMMANDS = {"train.py", "eval.py", "compare.py", "watch.py", "play.py", "card.py"}
+ROOT_MODULES = {"__init__.py", "__main__.py", *COMMANDS}
 
 TINY = [
     "agent.n_envs=2",
@@ -171,6 +171,7 @@ def test_installed_wheel_trains_and_evaluates(installed: Path, tmp_path: Path) -
     where = output("python", "-c", "import mirl; print(mirl.__file__)")
     assert Path(where).is_relative_to(installed.parent)
     assert "Train settings over seeds" in output("mirl-compare", "--help")
+    assert "Play a task yourself" in output("mirl-play", "--help")
     assert "Watch a trained agent" in output("mirl-watch", "--help")
     assert "After 128 timesteps" in output("mirl-train", *TINY, "name=tiny")
     table = output("mirl-eval", "run=runs/tiny", "episodes=2", "n_envs=1")

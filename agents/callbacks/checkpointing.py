@@ -186,7 +186,7 @@ class Checkpointing(BetweenIterations):
             [seed] = env_seeds(self.run.config.seed, "validation", index, 1)
             try:
                 recording = record_episode(self.model.policy, suite, index, seed=seed)
-                gif = None if recording is None else encode_gif(*recording)
+                gif = None if recording is None else encode_gif(recording)
             except Exception as error:
                 # renderers raise and return anything, and a picture is not worth ending a run for
                 self.can_render = False

@@ -1,7 +1,6 @@
 """Episodes of one environment, played by a policy a timestep at a time."""
 
 from contextlib import ExitStack, closing
-from enum import Enum
 from functools import cached_property
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -17,6 +16,7 @@ from mirl.agents.eval_mode import eval_mode
 from mirl.agents.policy_loader import restore_policy
 from mirl.agents.runs.run_directory import RunDirectory
 from mirl.agents.watch.decision import Decision, decide
+from mirl.agents.watch.episode import EpisodePlayer
 from mirl.agents.watch.single_env import (
     Frame,
     as_batch,
@@ -32,9 +32,6 @@ from mirl.configs.schema import WatchConfig
 from mirl.configs.tasks import SuiteConfig
 from mirl.configs.texts import split_words
 from mirl.envs import env_seeds
-from mirl.envs.pools.backend import NOT_REPORTED
-from mirl.envs.pools.gymnasium import reported_success
-from mirl.envs.success import is_success, pays_as_minigrid
 from mirl.envs.texts.codec import is_text, suite_codec
 
 VIEW_TILE = 32
@@ -104,7 +101,7 @@ class Session:
         self.policy = policy
         self.suite = suite
         self.task = name
-        self._task = suite.tasks[task_index]
+        self._player = EpisodePlayer(env, suite, task_index)
         self.deterministic = deterministic
         self._env = env
         self._seed: int | None = seed
@@ -155,9 +152,14 @@ class Session:
         self._resources.close()
 
     @property
+    def timestep(self) -> int:
+        """Number of actions that were taken in the episode."""
+        return self._player.timestep
+
+    @property
     def is_over(self) -> bool:
         """True if the episode has ended."""
-        return self._outcome != "running"
+        return self._player.is_over
 
     def set_mission(self, text: str) -> None:
         """Let the agent read another text from the next timestep on.
@@ -178,13 +180,10 @@ class Session:
 
     def next_episode(self) -> None:
         """Start another episode."""
-        self._observation = first_observation(self._env, self.suite, self._seed)
+        self._observation = self._player.start(self._seed)
         self._seed = None
         self.episode += 1
-        self.timestep = 0
-        self.episode_return = 0.0
-        self._best_report = NOT_REPORTED
-        self._outcome = "running"
+        self._typed_at_end = False
         self._state: Tensor | None = None
         self._decide()
 
@@ -192,14 +191,9 @@ class Session:
         """Take the action that was chosen; nothing happens once the episode is over."""
         if self.is_over:
             return
-        observation, reward, terminated, truncated, info = self._env.step(self._decision.action)
-        self._observation = observation
+        self._observation = self._player.step(self._decision.action)
         self._state = self._decision.state
-        self.timestep += 1
-        self.episode_return += float(reward)
-        self._best_report = max(self._best_report, reported_success(info))
-        if terminated or truncated:
-            self._outcome = self._judge(float(reward), reported_success(info))
+        self._typed_at_end = bool(self.typed_mission)
         self._decide()
 
     def moment(self) -> Moment:
@@ -212,22 +206,24 @@ class Session:
             view = unwrapped.get_pov_render(VIEW_TILE)  # type: ignore[no-untyped-call]
             # MiniGrid's observations have the column first
             shares = None if shares is None else shares.T
-        names = self._action_names()
+        player = self._player
         probabilities: dict[str, float] = {}
         if decision.probabilities is not None:
             # a task may have fewer actions than the suite
-            for name, probability in zip(names, decision.probabilities.tolist(), strict=False):
+            for name, probability in zip(
+                player.action_names, decision.probabilities.tolist(), strict=False
+            ):
                 probabilities[name] = probability
         return Moment(
             picture=render(self._env),
             view=view,
             shares=shares,
-            mission=self.typed_mission or text_of(self._env, self.task),
+            mission=self.typed_mission or player.mission,
             unknown_words=self._unknown_words(),
             episode=self.episode,
-            timestep=self.timestep,
-            episode_return=self.episode_return,
-            action="" if self.is_over else self._name_of(decision, names),
+            timestep=player.timestep,
+            episode_return=player.episode_return,
+            action="" if self.is_over else player.name_of(decision.action),
             probabilities=probabilities,
             value=decision.value,
             outcome=self._outcome,
@@ -245,34 +241,12 @@ class Session:
             deterministic=self.deterministic,
         )
 
-    def _judge(self, last_reward: float, last_report: int) -> str:
-        """Return how an episode ended; the environment judges by its own mission."""
-        success = is_success(
-            self._task,
-            last_reward,
-            self.episode_return,
-            last_report,
-            self._best_report,
-            has_minigrid_reward=pays_as_minigrid(self._task),
-        )
-        if success is None or self.typed_mission:
+    @property
+    def _outcome(self) -> str:
+        # the environment judges by its own mission
+        if self.is_over and self._typed_at_end:
             return "over"
-        return "success" if success else "failure"
-
-    def _action_names(self) -> list[str]:
-        space = self._env.action_space
-        if not isinstance(space, spaces.Discrete):
-            return []
-        named = getattr(self._env.unwrapped, "actions", None)
-        if isinstance(named, type) and issubclass(named, Enum):
-            return [member.name for member in named][: int(space.n)]
-        return [str(int(space.start) + index) for index in range(int(space.n))]
-
-    def _name_of(self, decision: Decision, names: list[str]) -> str:
-        space = self._env.action_space
-        if isinstance(space, spaces.Discrete):
-            return names[int(decision.action)]
-        return " ".join(f"{number:.2f}" for number in np.ravel(decision.action))
+        return self._player.outcome
 
     @cached_property
     def _known_words(self) -> frozenset[str]:

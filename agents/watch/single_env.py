@@ -24,12 +24,13 @@ Env = gym.Env[Any, Any]
 Frame = UInt8[np.ndarray, "height width 3"]
 
 
-def open_env(suite: SuiteConfig, task_index: int) -> Env | None:
+def open_env(suite: SuiteConfig, task_index: int, render_mode: str = "rgb_array") -> Env | None:
     """Return an environment of a task that renders pictures; None if the task has none.
 
     Args:
         suite: the suite.
         task_index: index of the task in the suite.
+        render_mode: ``rgb_array`` for pictures, ``human`` for a window of its own.
     """
     task = suite.tasks[task_index]
     if is_game(task):
@@ -40,14 +41,14 @@ def open_env(suite: SuiteConfig, task_index: int) -> Env | None:
         task, task_index, n_tasks, suite.observation, unknown_codes=suite.unknown_codes
     )
     probe.close()
-    if "rgb_array" not in probe.metadata.get("render_modes", ()):
+    if render_mode not in probe.metadata.get("render_modes", ()):
         return None
     return make_env(
         task,
         task_index,
         n_tasks,
         suite.observation,
-        render_mode="rgb_array",
+        render_mode=render_mode,
         unknown_codes=suite.unknown_codes,
         texts=suite_codec(suite),
     )

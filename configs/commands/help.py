@@ -35,7 +35,7 @@ from mirl.configs.compose import (
     split_config_dir,
 )
 from mirl.configs.errors import ConfigError, nearest
-from mirl.configs.schema import CardConfig, EvalConfig, TrainConfig, WatchConfig
+from mirl.configs.schema import CardConfig, EvalConfig, PlayConfig, TrainConfig, WatchConfig
 from mirl.configs.validation_messages import config_classes
 
 TRAIN_USAGE = """\
@@ -99,6 +99,14 @@ usage: watch.py run=DIRECTORY [option=value] …
   watch.py run=runs/goto_door-ppo-seed0
   watch.py run=runs/goto_door-ppo-seed0 mission="go to the red door"
   watch.py run=runs/goto_door-ppo-seed0 view=terminal deterministic=true
+"""
+PLAY_USAGE = """\
+Play a task yourself, in a window or by the keys of the terminal.
+
+usage: play.py task=NAME [--config-dir DIR] [option=value] …
+  play.py task=goto_local
+  play.py task=minigrid30 level=four_rooms seed=3
+  play.py task=MiniGrid-DoorKey-8x8-v0 view=terminal
 """
 CARD_USAGE = """\
 Evaluate a checkpoint and write its model card, README.md in the run directory:
@@ -176,6 +184,18 @@ def watch_help(argv: Sequence[str] = ()) -> str:
     return _flat_help(argv, WATCH_USAGE, typed_fields(WatchConfig))
 
 
+def play_help(argv: Sequence[str] = ()) -> str:
+    """Return the text of ``play.py --help``.
+
+    Args:
+        argv: the command-line arguments; one beside ``--help`` names the page.
+
+    Raises:
+        ConfigError: if there is no such page.
+    """
+    return _flat_help(argv, PLAY_USAGE, typed_fields(PlayConfig))
+
+
 def card_help(argv: Sequence[str] = ()) -> str:
     """Return the text of ``card.py --help``.
 
@@ -216,9 +236,8 @@ def _flat_help(argv: Sequence[str], usage: str, fields: dict[str, FieldInfo]) ->
     lines = [usage, "options=default:"]
     for name, field in fields.items():
         lines += _short_line(name, field)
-    lines += ["", f"more: --help checkpoint, --help {ALL_OPTIONS}"]
-    if "checkpoint" not in fields:
-        lines[-1] = f"more: --help seeds, --help {ALL_OPTIONS}"
+    example = next(name for name in ("checkpoint", "seeds", "seed") if name in fields)
+    lines += ["", f"more: --help {example}, --help {ALL_OPTIONS}"]
     return "\n".join(lines) + "\n"
 
 

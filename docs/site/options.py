@@ -9,6 +9,7 @@ from mirl.configs.commands.help import (
     CARD_USAGE,
     COMPARE_USAGE,
     EVAL_USAGE,
+    PLAY_USAGE,
     TRAIN_USAGE,
     WATCH_USAGE,
     choices_of,
@@ -20,7 +21,7 @@ from mirl.configs.commands.help import (
 )
 from mirl.configs.commands.words import typed_value
 from mirl.configs.compose import GROUPS, PRESETS_DIR, default_presets, load_preset, presets
-from mirl.configs.schema import CardConfig, EvalConfig, TrainConfig, WatchConfig
+from mirl.configs.schema import CardConfig, EvalConfig, PlayConfig, TrainConfig, WatchConfig
 from mirl.configs.validation_messages import config_classes
 
 OPTIONS_HEAD = ["| option | default | description |", "|---|---|---|"]
@@ -33,6 +34,7 @@ def option_pages() -> dict[str, str]:
         pages[f"options/{group}.md"] = _group_page(group)
     pages["options/eval.md"] = _flat_page("mirl-eval", EVAL_USAGE, typed_fields(EvalConfig))
     pages["options/watch.md"] = _flat_page("mirl-watch", WATCH_USAGE, typed_fields(WatchConfig))
+    pages["options/play.md"] = _flat_page("mirl-play", PLAY_USAGE, typed_fields(PlayConfig))
     pages["options/card.md"] = _flat_page("mirl-card", CARD_USAGE, typed_fields(CardConfig))
     pages["options/compare.md"] = _flat_page("mirl-compare", COMPARE_USAGE, comparison_fields())
     return pages

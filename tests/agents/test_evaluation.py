@@ -272,7 +272,7 @@ def test_run_is_evaluated_on_test_seeds(tiny: Build, monkeypatch: pytest.MonkeyP
         return reset(env)
 
     monkeypatch.setattr(SuiteVecEnv, "reset", recorded)
-    results, (path, gif) = evaluate_at(
+    results, (path, *gifs) = evaluate_at(
         EvalConfig(run=config.run_dir, checkpoint="last", episodes=6, n_envs=3, gif=True)
     )
     assert set(splits) == {"test"}
@@ -286,8 +286,31 @@ def test_run_is_evaluated_on_test_seeds(tiny: Build, monkeypatch: pytest.MonkeyP
     assert report["tasks"] == [result.summary() for result in results]
     assert report["tasks"][0]["episodes"] == 6
     assert report["summary"] == {"trained": asdict(suite_result(results))}
-    assert gif == path.with_name(f"{path.stem}-goto_door.gif")
-    assert gif.read_bytes().startswith(b"GIF89a")
+    assert set(gifs) <= set(video_paths(path, "goto_door"))
+    assert all(gif.read_bytes().startswith(b"GIF89a") for gif in gifs)
+    # a success and a failure, if both were seen in the evaluation and in the first episodes
+    assert len(gifs) in (1, 2)
+
+
+def video_paths(path: Path, task: str) -> list[Path]:
+    """Return the names that the GIFs of a task may have beside a report."""
+    return [
+        path.with_name(f"{path.stem}-{task}-{outcome}.gif") for outcome in ("success", "failure")
+    ]
+
+
+def test_videos_show_both_outcomes(door_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a task with both outcomes, one episode of each is recorded."""
+    monkeypatch.setattr("mirl.agents.evaluation.VIDEO_EPISODES", 200)
+    options = EvalConfig(run=door_run, checkpoint="last", episodes=64, gif=True, seed=1)
+    [result], [path, *gifs] = evaluate_at(options)
+    assert result.n_successes not in (0, 64)
+    assert gifs == video_paths(path, "goto_door")
+    # a rule by which every episode fails
+    never = options.model_copy(update={"success": "return>=5"})
+    [result], [path, *gifs] = evaluate_at(never)
+    assert result.n_successes == 0
+    assert gifs == [video_paths(path, "goto_door")[1]]
 
 
 def test_other_options_write_other_files(tiny: Build) -> None:
@@ -345,7 +368,8 @@ def test_run_plays_other_levels(door_run: Path, task: str) -> None:
     # the context can be swapped where the episodes of one level are played
     assert ("context_use" in report) == (len(names) == 1)
     assert f"-{task}-" in path.name
-    assert [gif.name for gif in gifs] == [f"{path.stem}-{name}.gif" for name in names]
+    for name in names:
+        assert any(gif in video_paths(path, name) for gif in gifs)
 
 
 def test_other_spaces_are_one_line(door_run: Path) -> None:

@@ -1,9 +1,10 @@
-"""GIFs show the episode, with the mission under it."""
+"""Videos show the episode, with what is asked and what is done under it."""
 
 import io
 import tempfile
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -16,14 +17,19 @@ from PIL import Image
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
 from mirl.agents.video import (
-    FRAMES_PER_SECOND,
-    WIDTH,
+    MAX_GIF_FPS,
+    MAX_MP4_FPS,
+    MAX_STEPS,
     Gif,
+    Recording,
     check_mp4,
     encode_gif,
     encode_mp4,
     record_episode,
+    record_outcomes,
+    write_videos,
 )
+from mirl.agents.watch.caption import LINE, WIDTH, Note, scaled
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import TrainConfig
 from mirl.configs.tasks import SuiteConfig, TaskConfig
@@ -43,44 +49,104 @@ def pictures(gif: Gif) -> list[np.ndarray]:
     return frames
 
 
-def caption_of(gif: Gif) -> np.ndarray:
-    """Return the pixels below the square image."""
-    return pictures(gif)[0][WIDTH:]
+def durations(gif: Gif) -> list[int]:
+    """Return the milliseconds of each frame."""
+    with Image.open(io.BytesIO(gif.data)) as image:
+        shown = []
+        for number in range(image.n_frames):
+            image.seek(number)
+            shown.append(image.info["duration"])
+    return shown
 
 
-FRAMES = [np.full((8, 8, 3), shade, np.uint8) for shade in (0, 90, 180)]
+def recording(
+    *shades: int,
+    size: tuple[int, int] = (8, 8),
+    fps: float = 10,
+    mission: str = "go to the red door",
+    outcome: str = "success",
+) -> Recording:
+    """Return a recording of plain frames."""
+    frames = [scaled(np.full((*size, 3), shade, np.uint8)) for shade in shades]
+    notes = [Note(f"step {number}", "return 0.00") for number in range(len(shades))]
+    return Recording(frames, notes, mission, outcome, fps)
 
 
 def test_every_frame_has_image_and_caption() -> None:
-    gif = encode_gif(FRAMES, "go to the red door")
+    """A frame has its picture, the mission, and its own step under it."""
+    gif = encode_gif(recording(0, 90, 180))
     shown = pictures(gif)
     assert len(shown) == 3
-    for picture, frame in zip(shown, FRAMES, strict=True):
+    for picture, shade in zip(shown, (0, 90, 180), strict=True):
         assert picture.shape == (gif.height, gif.width, 3)
-        assert abs(int(picture[WIDTH // 2, WIDTH // 2, 0]) - int(frame[0, 0, 0])) < 4
+        assert abs(int(picture[WIDTH // 2, WIDTH // 2, 0]) - shade) < 4
         assert (picture[WIDTH:] < 100).any()
+    mission = slice(WIDTH + 2, WIDTH + LINE)
+    np.testing.assert_array_equal(shown[0][mission], shown[1][mission])
+    assert not np.array_equal(shown[0][WIDTH + LINE :], shown[1][WIDTH + LINE :])
 
 
+@pytest.mark.parametrize(
+    ("fps", "milliseconds"), [(4, 250), (10, 100), (25, 1000 / MAX_GIF_FPS), (125, 100)]
+)
+def test_gif_keeps_slow_rates(fps: float, milliseconds: int) -> None:
+    """A GIF has the rate of the environment up to a limit, and holds both ends for a second."""
+    shown = durations(encode_gif(recording(0, 60, 120, 180, fps=fps)))
+    assert shown == [1000, milliseconds, milliseconds, 1000]
+
+
+def test_palette_suits_all_frames() -> None:
+    """A color that only one of the frames has is kept."""
+    one = recording(0, 120, 240)
+    one.pictures[1] = Image.new("RGB", one.pictures[0].size, (200, 20, 120))
+    middle = pictures(encode_gif(one))[1][WIDTH // 2, WIDTH // 2]
+    np.testing.assert_allclose(middle, (200, 20, 120), rtol=0, atol=4)
+
+
+def decoded(data: bytes, ffmpeg: Any) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Return what an MP4 says of itself, and its frames."""
+    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
+        file.write(data)
+        file.flush()
+        with closing(ffmpeg.read_frames(file.name)) as reader:
+            about = next(reader)
+            columns, rows = about["size"]
+            shown = [np.frombuffer(frame, np.uint8).reshape(rows, columns, 3) for frame in reader]
+    return about, shown
+
+
+LEFT_OPEN = pytest.mark.filterwarnings(
+    # imageio-ffmpeg leaves the pipes to its encoder to Python
+    "ignore:unclosed file:ResourceWarning",
+    "ignore:Exception ignored in. <_io:pytest.PytestUnraisableExceptionWarning",
+)
+
+
+@LEFT_OPEN
 @pytest.mark.parametrize(
     ("height", "width", "n_frames"),
     [(7, 8, 3), (8, 7, 2), (8, 8, 1), (1, 1, 1), (51, 20, 3)],
 )
 def test_mp4_plays_every_frame(height: int, width: int, n_frames: int) -> None:
-    """Odd sizes are padded, and the last frame, or the only one, is shown for a second."""
+    """Odd sizes are padded, and the first and last frames, or the only one, are held."""
     ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="the encoder of MP4s is optional")
     shades = (0, 180, 90)[:n_frames]
-    frames = [np.full((height, width, 3), shade, np.uint8) for shade in shades]
-    data = encode_mp4(frames, "go to the red door")
-    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
-        file.write(data)
-        file.flush()
-        with closing(ffmpeg.read_frames(file.name)) as reader:
-            columns, rows = next(reader)["size"]
-            shown = [np.frombuffer(frame, np.uint8).reshape(rows, columns, 3) for frame in reader]
-    middle = round(WIDTH * height / width) // 2
+    one = recording(*shades, size=(height, width))
+    _, shown = decoded(encode_mp4(one), ffmpeg)
+    middle = one.pictures[0].height // 2
     found = [int(picture[middle, WIDTH // 2, 0]) for picture in shown]
-    expected = [*shades[:-1], *[shades[-1]] * FRAMES_PER_SECOND]
+    expected = [shades[0]] * 10
+    if n_frames > 1:
+        expected += [*shades[1:-1], *[shades[-1]] * 10]
     np.testing.assert_allclose(found, expected, rtol=0, atol=8)
+
+
+@LEFT_OPEN
+@pytest.mark.parametrize(("fps", "expected"), [(4, 4), (12.5, 12.5), (50, 50), (125, MAX_MP4_FPS)])
+def test_mp4_has_environment_rate(fps: float, expected: float) -> None:
+    ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="the encoder of MP4s is optional")
+    about, _ = decoded(encode_mp4(recording(0, 90, fps=fps)), ffmpeg)
+    assert about["fps"] == expected
 
 
 def test_missing_encoder_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,33 +155,17 @@ def test_missing_encoder_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         check_mp4()
 
 
-def test_caption_shows_the_text() -> None:
-    red, blue, none = (
-        caption_of(encode_gif(FRAMES, text))
-        for text in ("go to the red door", "go to the blue door", "")
-    )
-    assert not np.array_equal(red, blue)
-    assert (none > 200).all()
-
-
-def test_long_caption_takes_more_lines() -> None:
-    short, long = (
-        encode_gif(FRAMES, "pick up"),
-        encode_gif(FRAMES, "pick up the ball, then open the door " * 3),
-    )
-    assert long.height > short.height
-    assert long.width == short.width
-
-
-def test_frames_keep_their_proportions() -> None:
-    gif = encode_gif([np.zeros((20, 40, 3), np.uint8)], "")
-    assert pictures(gif)[0][WIDTH // 2 + 2 :].min() > 200
-
-
-def test_wide_frame_keeps_a_line() -> None:
-    shown = pictures(encode_gif([np.zeros((1, 5000, 3), np.uint8)], ""))
-    assert shown[0][0].max() < 4
-    assert shown[0][1:].min() > 200
+def test_file_names_say_outcomes(tmp_path: Path) -> None:
+    """Files of outcomes that are no longer seen are removed, and no others."""
+    stem = tmp_path / "door"
+    (tmp_path / "door-success.mp4").touch()
+    success, failure = recording(0), recording(90, outcome="failure")
+    both = write_videos(stem, "gif", [failure, success])
+    assert [path.name for path in both] == ["door-success.gif", "door-failure.gif"]
+    [only] = write_videos(stem, "gif", [recording(0, outcome="")])
+    assert only.name == "door.gif"
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["door-success.mp4", "door.gif"]
 
 
 def test_episode_is_recorded_from_start(tiny: Build, make_agent: Agents) -> None:
@@ -125,17 +175,17 @@ def test_episode_is_recorded_from_start(tiny: Build, make_agent: Agents) -> None
     before = torch.get_rng_state()
     gifs = []
     for seed in (5, 5, 6):
-        recording = record_episode(agent.policy, config.task, 0, seed=seed)
-        assert recording is not None
-        gifs.append(encode_gif(*recording))
+        one = record_episode(agent.policy, config.task, 0, seed=seed)
+        assert one is not None
+        gifs.append(encode_gif(one))
     assert torch.equal(before, torch.get_rng_state())
     assert gifs[0] == gifs[1] != gifs[2]
     env = make_env(config.task.tasks[0], render_mode="rgb_array")
     env.reset(seed=5)
     first: Any = env.render()
-    start = pictures(encode_gif([first], env.unwrapped.mission))[0]  # type: ignore[attr-defined]
-    difference = np.abs(pictures(gifs[0])[0].astype(int) - start.astype(int))
-    assert difference.mean() < 4  # the palettes of two GIFs differ a little
+    shown = pictures(gifs[0])[0][:WIDTH]
+    difference = np.abs(shown.astype(int) - np.asarray(scaled(first)).astype(int))
+    assert difference.mean() < 4  # 256 colors
     env.close()
 
 
@@ -227,9 +277,11 @@ def test_task_with_fewer_actions_is_masked(monkeypatch: pytest.MonkeyPatch) -> N
                 env.observation_space, env.action_space, lambda _: 0.0, context="task_id"
             )
         for index in (0, 1):
-            recording = record_episode(policy, suite, index, seed=0)
-            assert recording is not None
-            assert encode_gif(*recording).data.startswith(b"GIF89a")
+            one = record_episode(policy, suite, index, seed=0)
+            assert one is not None
+            assert len(one.pictures) == 11
+            assert one.notes[-1].result == "return 0.00, episode over"
+            assert one.outcome == ""
     finally:
         del gym.registry["ToyPages-v0"]
     # the first timestep of each is that of the check of the environment
@@ -242,14 +294,50 @@ def test_recorded_episode_has_task_mission(tiny: Build, make_agent: Agents) -> N
     """The recorded episode has the mission of its task."""
     config = tiny()
     policy = make_agent(config).policy
-    captions: list[str] = []
+    missions: list[str] = []
     [door] = config.task.tasks
     red = door.model_copy(update={"name": "red", "mission": "red door"})
     for task in (door, red):
         for seed in range(6):
             suite = SuiteConfig(name="doors", tasks=(task,))
-            recording = record_episode(policy, suite, 0, seed=seed)
-            assert recording is not None
-            captions.append(recording.caption)
-    assert len(set(captions[:6])) > 1
-    assert captions[6:] == ["go to the red door"] * 6
+            one = record_episode(policy, suite, 0, seed=seed)
+            assert one is not None
+            missions.append(one.mission)
+    assert len(set(missions[:6])) > 1
+    assert missions[6:] == ["go to the red door"] * 6
+
+
+def test_notes_follow_the_episode(tiny: Build, make_agent: Agents) -> None:
+    """Each note has its step and the action before it, the last one the outcome."""
+    config = tiny()
+    one = record_episode(make_agent(config).policy, config.task, 0, seed=0)
+    assert one is not None
+    assert one.notes[0].step == "step 0"
+    for number, note in enumerate(one.notes[1:], start=1):
+        start, _, action = note.step.partition(", action: ")
+        assert start == f"step {number}"
+        assert action in ("left", "right", "forward", "pickup", "drop", "toggle", "done")
+    assert one.notes[-1].result.partition(", ")[2].startswith(one.outcome)
+    assert {note.result for note in one.notes[:-1]} == {"return 0.00"}
+    assert one.fps == 10
+
+
+def test_both_outcomes_are_recorded(tiny: Build, make_agent: Agents) -> None:
+    """Episodes are played until there are a success and a failure, or no seeds are left."""
+    config = tiny()
+    policy = make_agent(config).policy
+    wanted = {"success", "failure"}
+    both = record_outcomes(policy, config.task, 0, seeds=range(60), wanted=wanted)
+    assert {one.outcome for one in both} == wanted
+    [first] = record_outcomes(policy, config.task, 0, seeds=range(60))
+    [alone] = record_outcomes(policy, config.task, 0, seeds=range(1), wanted=wanted)
+    assert first.notes == alone.notes
+
+
+def test_long_episode_says_it_was_cut(tiny: Build, make_agent: Agents) -> None:
+    config = tiny("task.kwargs={size: 8, max_steps: 5000}")
+    policy = make_agent(config).policy
+    [one] = record_outcomes(policy, config.task, 0, seeds=[1], max_steps=3)
+    assert (one.outcome, len(one.pictures)) == ("", 4)
+    assert one.notes[-1].result == "return 0.00, cut after 3 steps"
+    assert MAX_STEPS > 3

@@ -73,8 +73,8 @@ LINKS: list[tuple[str, tuple[str, ...]]] = [
     ("resume", ("eval/",)),
     ("resume", (f"eval/{NEXT}-envpool-seed0-2ep.json", f"eval/.{NEXT}-envpool-seed0-2ep.json.tmp")),
     ("eval.py", ("eval/",)),
-    ("eval.py", (f"eval/{REPORT}.json", f"eval/{REPORT}-goto_door.gif")),
-    ("eval.py", (f"eval/.{REPORT}.json.tmp", f"eval/.{REPORT}-goto_door.gif.tmp")),
+    ("eval.py", (f"eval/{REPORT}.json", f"eval/{REPORT}-goto_door-failure.gif")),
+    ("eval.py", (f"eval/.{REPORT}.json.tmp", f"eval/.{REPORT}-goto_door-failure.gif.tmp")),
     ("export", ("exports/",)),
     (
         "export",
