@@ -20,7 +20,7 @@ from mirl.envs.contract.masks import convert_mask, mask_space
 from mirl.envs.contract.timesteps import check_reset_result, check_step_result
 from mirl.envs.contract.values import Values
 from mirl.envs.texts.codec import TextCodec, text_codec
-from mirl.envs.texts.draw import default_length, is_raw_text
+from mirl.envs.texts.draw import constant_text, default_length, is_raw_text
 from mirl.envs.type_aliases import AnyEnv, AnySpace, Array, Info, Observation
 
 DEFAULT_KEY = "observation"
@@ -106,6 +106,8 @@ class ContractObservation(
         self._codecs: dict[str, TextCodec] = {}
         self.texts: dict[str, str] = {}
         """The texts of the last observation, by key, before their conversion."""
+        self.constant_texts: dict[str, str] = {}
+        """The texts that all episodes have, by key."""
         self._values: dict[str, Values] = {}
         self._n_actions: int | None = None
         self._mask: Array | None = None
@@ -115,7 +117,10 @@ class ContractObservation(
                 length = text_length or default_length(subspace, env, text_form)
                 codec = text_codec(tuple(vocabulary), length, text_form)
                 self._codecs[key] = codec
-                contract[key] = codec.space()
+                constant = constant_text(subspace)
+                if constant is not None:
+                    self.constant_texts[key] = constant
+                contract[key] = codec.space(is_constant=constant is not None)
             elif key == ACTION_MASK_KEY:
                 mask = mask_space(subspace, env.action_space)
                 self._n_actions = mask.n  # type: ignore[assignment]

@@ -83,7 +83,8 @@ def joined_spaces(suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]) 
     parts = [_task_spaces(suite, index, backend) for index in range(len(suite.tasks))]
     actions = [part.action for part in parts]
     suite = complete_texts(suite, [part.texts for part in parts])
-    observations = [_with_texts(suite, part) for part in parts]
+    constant_keys = _constant_keys(parts)
+    observations = [_with_texts(suite, part, constant_keys) for part in parts]
     limits = tuple(part.episode_limit for part in parts)
     # Differing numbers of actions are allowed; the mask hides those that a task lacks.
     n_actions = _differing_counts(actions)
@@ -108,6 +109,7 @@ class _TaskSpaces:
     texts: TextSample
     texts_drawn: bool
     episode_limit: int | None
+    constant_texts: dict[str, str]
 
 
 _checked: dict[Hashable, _TaskSpaces] = {}
@@ -165,20 +167,36 @@ def _check_task(
         if drawn:
             texts = draw_texts(env.env)
         limit = episode_limit(env)
-        return _TaskSpaces(env.observation_space, action_space, env.text_keys, texts, drawn, limit)
+        return _TaskSpaces(
+            env.observation_space,
+            action_space,
+            env.text_keys,
+            texts,
+            drawn,
+            limit,
+            env.constant_texts,
+        )
     finally:
         env.close()
 
 
-def _with_texts(suite: SuiteConfig, part: _TaskSpaces) -> spaces.Dict:
+def _constant_keys(parts: Sequence[_TaskSpaces]) -> set[str]:
+    """Return the keys under which all tasks have one and the same text."""
+    first = parts[0].constant_texts
+    return {
+        key
+        for key, text in first.items()
+        if all(part.constant_texts.get(key) == text for part in parts)
+    }
+
+
+def _with_texts(suite: SuiteConfig, part: _TaskSpaces, constant_keys: set[str]) -> spaces.Dict:
     """Return the observation space of a task for the vocabulary and length of the suite."""
-    space = suite_codec(suite).space()
-    return spaces.Dict(
-        {
-            key: space if key in part.text_keys else subspace
-            for key, subspace in part.observation.items()
-        }
-    )
+    codec = suite_codec(suite)
+    observation = dict(part.observation)
+    for key in part.text_keys:
+        observation[key] = codec.space(is_constant=key in constant_keys)
+    return spaces.Dict(observation)
 
 
 def _differing_counts(actions: Sequence[ActionSpace]) -> NDArray[np.int64] | None:

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from mirl.envs.texts.codec import TextSpace
+
 CODES = np.broadcast_to(np.array([10, 5, 3], np.uint8), (5, 5, 3))
 VECTOR = spaces.Box(-1, 1, (3,), np.float32)
 TEXT = spaces.Box(0, 20, (6,), np.int16)
@@ -51,6 +53,7 @@ ASKED: dict[str, dict[str, spaces.Space[Any]]] = {
     "goal_bits": {"desired_goal": spaces.MultiBinary(4)},
     "mission": {"mission": TEXT},
     "instruction": {"instruction": TEXT},
+    "constant_mission": {"mission": TextSpace(21, 6, is_constant=True)},
     "embedding": {"mission": spaces.Box(-1, 1, (8,), np.float32)},
     "own_task": {"env_task": spaces.Discrete(3)},
     "tasks": {"task": spaces.Discrete(3)},

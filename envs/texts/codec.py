@@ -70,6 +70,20 @@ def warn_once(warning: TextWarning) -> None:
     warnings.warn(warning, stacklevel=2)
 
 
+class TextSpace(spaces.Box):
+    """Space of an encoded text: a Box of codes that knows if the text ever changes.
+
+    Args:
+        n_codes: number of different codes.
+        length: length of the arrays.
+        is_constant: all episodes have the same text, so that it asks for nothing.
+    """
+
+    def __init__(self, n_codes: int, length: int, *, is_constant: bool = False) -> None:
+        super().__init__(0, n_codes - 1, (length,), np.int16)
+        self.is_constant = is_constant
+
+
 class TextCodec:
     """Conversion of texts to arrays of int16, as token ids or as UTF-8 bytes.
 
@@ -121,9 +135,13 @@ class TextCodec:
         """First id of the other words, and the number of their ids."""
         return 1 + self._n_known, HASH_BUCKETS
 
-    def space(self) -> spaces.Box:
-        """Return the space of the arrays, (length,)."""
-        return spaces.Box(0, self.n_codes - 1, (self.length,), np.int16)
+    def space(self, *, is_constant: bool = False) -> TextSpace:
+        """Return the space of the arrays, (length,).
+
+        Args:
+            is_constant: all episodes have the same text.
+        """
+        return TextSpace(self.n_codes, self.length, is_constant=is_constant)
 
     def encode(self, text: str, key: str = "") -> NDArray[np.int16]:
         """Return the codes of a text, padded with 0.

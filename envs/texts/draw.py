@@ -58,6 +58,18 @@ def is_raw_text(space: AnySpace) -> bool:
     return isinstance(space, (MissionSpace, spaces.Text))
 
 
+def constant_text(space: AnySpace) -> str | None:
+    """Return the text that a space always has; None if it may have several.
+
+    Args:
+        space: a space that holds strings.
+    """
+    # BabyAI's own class has no placeholders either, although its missions vary
+    if type(space) is MissionSpace and not space.ordered_placeholders:
+        return str(space.sample())
+    return None
+
+
 def has_minigrid_texts(env: AnyEnv) -> bool:
     """Return True if all texts are those of MiniGrid or BabyAI, whose words are known.
 

@@ -26,8 +26,9 @@ from mirl.policies.routing.options import accepts, with_options
 Seen = Literal["codes", "map", "vector"]
 """Kind of what is seen: a feature map of cells whose codes have channels of their own
 (``encoder.attributes``), any other feature map (pixels, planes), or no feature map."""
-Asked = Literal["words", "task_id", "goal"]
-"""Kind of what is asked: a text, alone or beside other contexts; a task id; all else."""
+Asked = Literal["words", "task_id", "goal", "nothing"]
+"""Kind of what is asked: a text, alone or beside other contexts; a task id; all else; nothing, if
+the context is a text that never changes."""
 
 
 class Choice(NamedTuple):
@@ -49,12 +50,15 @@ CHOICES: Mapping[tuple[Seen, Asked], Choice] = {
     ),
     ("codes", "task_id"): Choice(BilinearConfig(), ON_MAP),
     ("codes", "goal"): Choice(BilinearConfig(), ON_MAP),
+    ("codes", "nothing"): Choice(BilinearConfig(), ON_MAP),
     ("map", "words"): Choice(BilinearConfig(), ON_MAP),
     ("map", "task_id"): Choice(BilinearConfig(), ON_MAP),
     ("map", "goal"): Choice(BilinearConfig(), ON_MAP),
+    ("map", "nothing"): Choice(BilinearConfig(), ON_MAP),
     ("vector", "words"): Choice(BilinearConfig(), ON_VECTOR),
     ("vector", "task_id"): Choice(BilinearConfig(), ON_VECTOR),
     ("vector", "goal"): Choice(BilinearConfig(), ON_VECTOR),
+    ("vector", "nothing"): Choice(BilinearConfig(), ON_VECTOR),
 }
 """The fusion and the sites of ``fusion=auto``, decided by the tables of docs/results.md."""
 ELSEWHERE = BilinearConfig()
@@ -66,6 +70,7 @@ def resolve_fusion(
     sites: Sequence[Site] | None,
     encoder: BaseEncoderConfig,
     context: AnyContextConfig,
+    constant_keys: frozenset[str] = frozenset(),
     *,
     has_heads: bool = True,
 ) -> Choice:
@@ -76,6 +81,7 @@ def resolve_fusion(
         sites: the sites; None to choose them.
         encoder: a resolved encoder.
         context: a resolved context.
+        constant_keys: observation keys of texts that never change.
         has_heads: False for a features extractor, for which the site "heads" is not chosen.
 
     Returns:
@@ -89,7 +95,7 @@ def resolve_fusion(
     if sites is None and not has_heads:
         sites = default_sites[:1]
     if isinstance(fusion, AutoFusionConfig):
-        choice = CHOICES[kind_seen(encoder), kind_asked(context)]
+        choice = CHOICES[kind_seen(encoder), kind_asked(context, constant_keys)]
         if sites is not None and set(sites) != set(choice.sites):
             choice = Choice(ELSEWHERE, default_sites)
         chosen = _with_given_options(choice.fusion, fusion)
@@ -124,15 +130,19 @@ def _has_attributes(encoder: BaseEncoderConfig) -> bool:
     return isinstance(encoder, GridEncoderConfig) and bool(encoder.attributes)
 
 
-def kind_asked(context: AnyContextConfig) -> Asked:
+def kind_asked(context: AnyContextConfig, constant_keys: frozenset[str] = frozenset()) -> Asked:
     """Return the kind of what is asked.
 
     Args:
         context: a resolved context.
+        constant_keys: observation keys of texts that never change.
     """
     parts: Sequence[AnyContextConfig] = [context]
     if isinstance(context, CombinedContextConfig):
         parts = context.parts
+    parts = [part for part in parts if not constant_keys.issuperset(part.keys)]
+    if not parts:
+        return "nothing"
     if any(isinstance(part, MissionContextConfig | SentenceContextConfig) for part in parts):
         return "words"
     if all(isinstance(part, TaskIdContextConfig) for part in parts):

@@ -190,7 +190,10 @@ def _resolve(
     if given is not None and move and not has_feature_map(encoder):
         moved: list[Site] = ["vector" if site == "map" else site for site in given]
         given = tuple(dict.fromkeys(moved))  # "vector" may have been there already
-    fusion, sites = resolve_fusion(network.fusion, given, encoder, context, has_heads=has_heads)
+    constant_keys = constant_texts(observation_space)
+    fusion, sites = resolve_fusion(
+        network.fusion, given, encoder, context, constant_keys, has_heads=has_heads
+    )
     reads_words = isinstance(fusion, ProductConfig) and fusion.pool_words
     # a recurrent core reads the vector of the text, too
     is_read = not reads_words or not isinstance(network.memory, NoMemoryConfig)
@@ -204,6 +207,15 @@ def _resolve(
             "observation_keys": keys,
         }
     )
+
+
+def constant_texts(space: spaces.Dict) -> frozenset[str]:
+    """Return the keys of texts that never change, as the spaces of MIRL's environments tell.
+
+    Args:
+        space: the space of the observations.
+    """
+    return frozenset(key for key, part in space.items() if getattr(part, "is_constant", False))
 
 
 def check_supported(space: spaces.Dict) -> None:

@@ -1,7 +1,11 @@
 """Tests of the spaces that the tasks of a suite share."""
 
+import copy
+import pickle
 from contextlib import closing
 
+import gymnasium as gym
+import minigrid  # noqa: F401  (registers its ids)
 import numpy as np
 import pytest
 import toy_envs  # noqa: F401  (registers its ids)
@@ -11,7 +15,7 @@ from suites import BACKENDS, COUNTER, choices
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import BackendName, SamplingName
 from mirl.configs.tasks import SuiteConfig, TaskConfig
-from mirl.envs import SuiteVecEnv, make_vec_env
+from mirl.envs import ContractObservation, SuiteVecEnv, make_vec_env
 from mirl.envs.suite_spaces import suite_spaces
 
 IDS = ["MiniGrid-Empty-5x5-v0", "MiniGrid-Dynamic-Obstacles-5x5-v0"]
@@ -125,3 +129,36 @@ def test_different_keys_name_both_tasks() -> None:
     message = r"keys of 'CartPole-v1' is \['observation', 'task'\], of 'ToyText-v0' \['cell'"
     with pytest.raises(ConfigError, match=message):
         make_vec_env(["CartPole-v1", "ToyText-v0"], 2)
+
+
+@pytest.mark.parametrize(
+    ("ids", "is_constant"),
+    [
+        (["MiniGrid-MemoryS7-v0"], True),
+        (["MiniGrid-Empty-5x5-v0", "MiniGrid-Empty-8x8-v0"], True),
+        (["MiniGrid-Empty-5x5-v0", "MiniGrid-MemoryS7-v0"], False),
+        (["MiniGrid-Empty-5x5-v0", "MiniGrid-GoToDoor-5x5-v0"], False),
+        (["BabyAI-GoToLocal-v0"], False),
+    ],
+    ids=["one", "same", "different", "beside", "varied"],
+)
+def test_suite_knows_constant_missions(ids: list[str], is_constant: bool) -> None:
+    """A mission is constant if all tasks have the same one in every episode."""
+    tasks = tuple(TaskConfig(name=env_id, env_id=env_id) for env_id in ids)
+    for backend in BACKENDS:
+        observation, _ = suite_spaces(SuiteConfig(name="suite", tasks=tasks), backend)
+        assert isinstance(observation, spaces.Dict)
+        assert getattr(observation["mission"], "is_constant", None) is is_constant
+    with closing(make_vec_env(ids, len(ids))) as env:
+        assert isinstance(env.observation_space, spaces.Dict)
+        assert getattr(env.observation_space["mission"], "is_constant", None) is is_constant
+
+
+def test_wrapper_knows_constant_missions() -> None:
+    """So does ``ContractObservation`` for SB3, also after a copy and in a pickle."""
+    for env_id, is_constant in (("MiniGrid-Empty-5x5-v0", True), ("BabyAI-GoToLocal-v0", False)):
+        with closing(ContractObservation(gym.make(env_id))) as env:
+            space = env.observation_space["mission"]
+            for same in (space, copy.deepcopy(space), pickle.loads(pickle.dumps(space))):
+                assert same.is_constant is is_constant
+                assert same == spaces.Box(0, space.high.max(), space.shape, np.int16)

@@ -1,8 +1,10 @@
 """Tests of drawing the words and lengths of an environment's texts."""
 
 import gymnasium as gym
+import minigrid  # noqa: F401  (registers its ids)
 import pytest
 import text_envs  # noqa: F401  (registers its ids)
+from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_envs import ManyTextsEnv, SaysEnv
@@ -15,6 +17,7 @@ from mirl.envs.texts.draw import (
     PATIENCE,
     TextSample,
     complete_texts,
+    constant_text,
     default_length,
     draw_texts,
     has_minigrid_texts,
@@ -125,3 +128,38 @@ def test_default_length_is_bounded() -> None:
 def test_ids_of_several_environments() -> None:
     """The words of several environments are drawn together, by id or instance."""
     assert draw_vocabulary("TextSays-v0", SaysEnv(["iron"])) == ("iron", "press")
+
+
+def minigrid_ids() -> list[str]:
+    """Return the ids of MiniGrid and BabyAI whose files are all installed."""
+    names = []
+    for env_id, spec in gym.registry.items():
+        # those of WFC need pictures that the package lacks
+        if str(spec.entry_point).startswith("minigrid.") and "WFC" not in env_id:
+            names.append(env_id)
+    return names
+
+
+@pytest.mark.filterwarnings("ignore:.*is out of date")
+def test_constant_missions_never_change() -> None:
+    """A text that is taken for constant is that of every episode, of every level."""
+    n_constant = 0
+    for env_id in minigrid_ids():
+        env = gym.make(env_id, disable_env_checker=True)
+        assert isinstance(env.observation_space, spaces.Dict)
+        text = constant_text(env.observation_space["mission"])
+        if text is not None:
+            n_constant += 1
+            for seed in range(4):
+                assert env.reset(seed=seed)[0]["mission"] == text, env_id
+        env.close()
+    assert n_constant >= 40
+
+
+def test_texts_of_other_spaces_may_change() -> None:
+    """BabyAI's class has no placeholders, and Gymnasium's texts say nothing about their values."""
+    level = gym.make("BabyAI-GoToLocal-v0", disable_env_checker=True)
+    assert isinstance(level.observation_space, spaces.Dict)
+    assert constant_text(level.observation_space["mission"]) is None
+    assert constant_text(spaces.Text(8)) is None
+    level.close()

@@ -28,6 +28,7 @@ from mirl.configs.networks import (
     Site,
     network_config,
 )
+from mirl.envs.texts.codec import TextSpace
 from mirl.policies import FusionExtractor, FusionPolicy
 from mirl.policies.off_policy import FusionSACPolicy
 from mirl.policies.routing import fusions, resolve_network
@@ -220,7 +221,12 @@ def test_resolved_network_is_kept() -> None:
 
 SHORT = {"codes": "codes", "map": "planes", "vector": "vector"}
 """A name in ``SEEN`` for each kind of what is seen."""
-TARGETS = {"words": "mission", "task_id": "tasks", "goal": "named_goal"}
+TARGETS = {
+    "words": "mission",
+    "task_id": "tasks",
+    "goal": "named_goal",
+    "nothing": "constant_mission",
+}
 """A name in ``ASKED`` for each kind of what is asked."""
 
 
@@ -237,3 +243,24 @@ def test_default_policies_train_in_sb3(seen: Seen, asked: Asked) -> None:
     for model in (ppo.learn(16), sac.learn(8)):
         policy: Any = model.policy
         assert (policy.network.fusion, policy.network.sites) == CHOICES[seen, asked]
+
+
+def text_space(*, is_constant: bool) -> TextSpace:
+    return TextSpace(21, 6, is_constant=is_constant)
+
+
+def test_constant_mission_asks_for_nothing() -> None:
+    """A text that never changes is no reason for a fusion of words; beside another, it is none."""
+    codes = SEEN["codes"]
+
+    def chosen(**texts: spaces.Space[Any]) -> NetworkConfig:
+        return resolve_network(NetworkConfig(), spaces.Dict({**codes, **texts}))
+
+    constant = chosen(mission=text_space(is_constant=True))
+    assert (constant.fusion, constant.sites) == CHOICES["codes", "nothing"]
+    varied = chosen(mission=text_space(is_constant=False))
+    assert (varied.fusion, varied.sites) == CHOICES["codes", "words"]
+    both = chosen(mission=text_space(is_constant=True), order=text_space(is_constant=False))
+    assert (both.fusion, both.sites) == CHOICES["codes", "words"]
+    goal = chosen(mission=text_space(is_constant=True), desired_goal=spaces.Box(-1, 1, (3,)))
+    assert (goal.fusion, goal.sites) == CHOICES["codes", "goal"]
