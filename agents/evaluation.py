@@ -325,22 +325,54 @@ def evaluate_run(run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig) 
     """
     if config.mp4:
         check_mp4()
+    parts = _own_parts(run)
+    if config.task:
+        parts = _other_parts(run, checkpoint, config)
+    measured = _measure(run, checkpoint, config, parts)
+    stem = run.results_dir / "eval" / _stem(checkpoint, measured.backend, config)
+    written: list[Path] = []
+    with warn_if_unwritable(stem.parent):
+        make_folder(stem.parent)
+        path = stem.with_name(f"{stem.name}.json")
+        write_json(path, _report(checkpoint, config, measured))
+        written.append(path)
+        if measured.inside is not None:
+            steps = checkpoint.state["num_timesteps"]
+            written += write_inside(measured.inside, stem.with_name(f"{stem.name}-inside"), steps)
+        if config.gif or config.mp4:
+            # the parts of the run itself share their tasks
+            filmed = parts if config.task else parts[:1]
+            written += _record_tasks(measured.policy, config, filmed, stem, measured.results)
+    return RunEvaluation(measured.results, measured.context_use, written, measured.inside)
+
+
+class _Measured(NamedTuple):
+    """All that is measured of a checkpoint, and the policy for videos."""
+
+    results: list[TaskResult]
+    context_use: ContextUse | None
+    inside: InsideView | None
+    policy: Policy
+    backend: str
+
+
+def _measure(
+    run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig, parts: Sequence[_Part]
+) -> _Measured:
+    """Play the episodes of all parts."""
     results: list[TaskResult] = []
     policy: Policy | None = None
     use: ContextUse | None = None
     inside: InsideView | None = None
-    parts = _own_parts(run)
-    if config.task:
-        parts = _other_parts(run, checkpoint, config)
+    keys = run.config.context.keys
     # contexts are swapped between the episodes of one set of environments
     is_single = [part.label for part in parts].count("trained") == 1
-    for part in parts:
-        keys = run.config.context.keys
+    for number, part in enumerate(parts):
         contexts = None
         if config.context_use and is_single and part.label == "trained":
             contexts = RecordedContexts(keys)
         recorded = None
-        if config.inside and inside is None:
+        if config.inside and number == 0:
             recorded = RecordedEpisodes(part.suite, keys, seed=config.seed)
         with closing(_build_env(run, config, part)) as env:
             # one policy for all parts, which have the same spaces
@@ -369,22 +401,7 @@ def evaluate_run(run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig) 
                     deterministic=config.deterministic,
                 )
     assert policy is not None
-    stem = run.results_dir / "eval" / _stem(checkpoint, env.backend, config)
-    report = _report(checkpoint, env.backend, config, results, use)
-    written: list[Path] = []
-    with warn_if_unwritable(stem.parent):
-        make_folder(stem.parent)
-        path = stem.with_name(f"{stem.name}.json")
-        write_json(path, report)
-        written.append(path)
-        if inside is not None:
-            steps = checkpoint.state["num_timesteps"]
-            written += write_inside(inside, stem.with_name(f"{stem.name}-inside"), steps)
-        if config.gif or config.mp4:
-            # the parts of the run itself share their tasks
-            filmed = parts if config.task else parts[:1]
-            written += _record_tasks(policy, config, filmed, stem, results)
-    return RunEvaluation(results, use, written, inside)
+    return _Measured(results, use, inside, policy, env.backend)
 
 
 def _own_parts(run: RunDirectory) -> list[_Part]:
@@ -463,15 +480,10 @@ def _stem(checkpoint: Checkpoint, backend: str, config: EvalConfig) -> str:
     return "-".join(parts)
 
 
-def _report(
-    checkpoint: Checkpoint,
-    backend: str,
-    config: EvalConfig,
-    results: Sequence[TaskResult],
-    use: ContextUse | None,
-) -> dict[str, object]:
+def _report(checkpoint: Checkpoint, config: EvalConfig, measured: _Measured) -> dict[str, object]:
+    use = measured.context_use
     summary = {}
-    for subset, in_subset in by_subset(results):
+    for subset, in_subset in by_subset(measured.results):
         summary[subset] = asdict(suite_result(in_subset))
     rule = {} if config.success is None else {"success": config.success}
     other = {"task": config.task} if config.task else {}
@@ -479,12 +491,12 @@ def _report(
     return {
         "checkpoint": checkpoint.name,
         **other,
-        "backend": backend,
+        "backend": measured.backend,
         "seed": config.seed,
         "deterministic": config.deterministic,
         **rule,
         "n_envs": config.n_envs,
-        "tasks": [result.summary() for result in results],
+        "tasks": [result.summary() for result in measured.results],
         "summary": summary,
         **context_use,
     }

@@ -1,5 +1,6 @@
 """A look inside a policy: numbers, a figure, and TensorBoard's summaries of its outputs."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from mirl.agents.analysis.interaction import (
 )
 from mirl.agents.analysis.recording import RecordedEpisodes
 from mirl.agents.runs.atomic_files import JsonObject, make_folder, write_json
-from mirl.configs.errors import ConfigError
+from mirl.configs.errors import PlainWarning
 
 COLORS = ("#0072B2", "#E69F00", "#009E73")
 """Colors of observation, context and interaction, which color-blind readers tell apart."""
@@ -90,22 +91,25 @@ class InsideView(NamedTuple):
         }
 
 
-def look_inside(policy: BasePolicy, recorded: RecordedEpisodes) -> InsideView:
+def look_inside(policy: BasePolicy, recorded: RecordedEpisodes) -> InsideView | None:
     """Cross the observations and the contexts of played episodes.
 
     Args:
         policy: the policy, in evaluation mode.
         recorded: the episodes.
 
-    Raises:
-        ConfigError: all episodes have the same context.
+    Returns:
+        The outputs; None, with a warning, if all episodes have the same context.
     """
     names, contexts = recorded.contexts
     if len(names) < 2:
-        raise ConfigError(
-            "inside=true compares contexts, and all episodes have the same one; choose a run with "
-            "several missions, goals or tasks"
+        warnings.warn(
+            "inside=true compares contexts, and all episodes have the same one, so nothing is "
+            "compared; choose a run with several missions, goals or tasks",
+            PlainWarning,
+            stacklevel=2,
         )
+        return None
     return InsideView(
         crossed_outputs(policy, recorded.observations, contexts),
         recorded.tasks,

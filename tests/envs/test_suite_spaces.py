@@ -155,7 +155,7 @@ def test_suite_knows_constant_missions(ids: list[str], is_constant: bool) -> Non
 
 
 def test_wrapper_knows_constant_missions() -> None:
-    """So does ``ContractObservation`` for SB3, also after a copy and in a pickle."""
+    """``ContractObservation`` tells SB3, also after a copy and in a pickle."""
     for env_id, is_constant in (("MiniGrid-Empty-5x5-v0", True), ("BabyAI-GoToLocal-v0", False)):
         with closing(ContractObservation(gym.make(env_id))) as env:
             space = env.observation_space["mission"]

@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mirl.agents import Run, train
-from mirl.configs.errors import ConfigError
+from mirl.configs.errors import PlainWarning
 from mirl.configs.schema import TrainConfig
 
 Build = Callable[..., TrainConfig]
@@ -54,11 +54,20 @@ def test_inside_is_written(tiny: Build, words: tuple[str, ...]) -> None:
     assert len(tensors[0].read_text().splitlines()) == n_contexts
 
 
-def test_single_context_is_refused(tmp_path: Path, tiny: Build) -> None:
-    config = tiny("total_timesteps=128", "task=MiniGrid-Empty-5x5-v0", f"runs_dir={tmp_path}")
+def test_single_context_is_no_comparison(tmp_path: Path, tiny: Build) -> None:
+    """The results of the evaluation are not lost."""
+    config = tiny(
+        "total_timesteps=128",
+        "task=MiniGrid-Empty-5x5-v0",
+        "evaluation.max_steps=20",
+        f"runs_dir={tmp_path}",
+    )
     run = train(config).run
-    with pytest.raises(ConfigError, match="all episodes have the same one"):
-        Run(run.path, "last", "cpu").evaluate(episodes=4, n_envs=2, inside=True)
+    with pytest.warns(PlainWarning, match="all episodes have the same one"):
+        evaluation = Run(run.path, "last", "cpu").evaluate(episodes=4, n_envs=2, inside=True)
+    assert evaluation.inside is None
+    assert evaluation.results[0].n_episodes == 4
+    assert len(evaluation.files) == 1
 
 
 def test_command_prints_the_shares(tmp_path: Path, tiny: Build) -> None:
