@@ -41,9 +41,12 @@ def take_picture(runs: Path, path: Path) -> None:
         free.bind(("127.0.0.1", 0))  # the system chooses a free port
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(runs)]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", runs.name]
     command += ["--host", "127.0.0.1", "--port", str(port), "--load_fast=false"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # the page shows the folder as it is named here
+    server = subprocess.Popen(
+        command, cwd=runs.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         for _ in range(60):
             try:

@@ -15,7 +15,7 @@ from mirl.configs.commands.pretrained import FOLDER, pretrained_names
 from mirl.configs.compose import compose_train
 from mirl.configs.errors import ConfigError
 
-NAMES = ("goto_door", "goto_local")
+NAMES = ("fetch_reach", "goto_door", "goto_local", "memory_s7", "mt5")
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "pretrained.json"
 EPISODES = 200
 MAX_BYTES = 2 * 10**6
@@ -36,7 +36,11 @@ def test_agent_does_as_its_card_says(
     monkeypatch.chdir(tmp_path)
     # other episodes than those of the card
     evaluation = Run(f"pretrained:{name}", device="cpu").evaluate(
-        episodes=EPISODES, seed=1, context_use=False
+        # few environments, because those of FetchReach take long to make
+        episodes=EPISODES,
+        n_envs=20,
+        seed=1,
+        context_use=False,
     )
     published = json.loads(RESULTS.read_text(encoding="utf-8"))["measurements"][name]
     for expected, result in zip(published, evaluation.results, strict=True):
