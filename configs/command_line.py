@@ -8,6 +8,7 @@ import codecs
 import io
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ SPELLINGS = {
     "𝕎": "W",
 }
 """Spellings of the characters of MIRL's own texts; any other becomes a question mark."""
+SECONDS_TO_REPORT = 10
+"""Time that a process of ``torchrun`` leaves to the one that prints the error of both."""
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
 """Capacity of torch's CPU kernel caches, which hold a kernel per matrix size and default to 1024.
 
@@ -89,6 +92,8 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[list[str
         sys.stderr.write(f"error: {printable(str(error))}\n")
         return 2
     except ReportedElsewhereError:
+        # torchrun ends all processes when the first one fails, which must not be this one
+        time.sleep(SECONDS_TO_REPORT)
         return 1
     except RunError as error:
         sys.stderr.write(f"error: {printable(str(error))}\n")

@@ -16,6 +16,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from mirl.agents import train
+from mirl.agents.watch.caption import WIDTH
 from mirl.configs.compose import compose_train
 
 CHROMIUM = (
@@ -140,4 +141,4 @@ def test_gif_is_shown(page: Page, address: str) -> None:
     page.wait_for_function(
         "image => image.complete && image.naturalWidth > 0", arg=image.element_handle()
     )
-    assert image.evaluate("image => image.naturalWidth") == 256
+    assert image.evaluate("image => image.naturalWidth") == WIDTH
