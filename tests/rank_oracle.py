@@ -224,6 +224,7 @@ def main(folder: Path) -> None:
     results["norm"] = compare_norms(ranks)
     results["collectives"] = check_collectives(ranks)
     (folder / f"{ranks.rank}.json").write_text(json.dumps(results))
+    ranks.wait()  # torchrun ends the other process when one has failed at its exit
 
 
 if __name__ == "__main__":
