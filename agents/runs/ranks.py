@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
+from importlib import import_module
 from typing import Any, Self
 
 import numpy as np
@@ -233,6 +234,9 @@ ONE_PROCESS = Ranks()
 
 @cache  # a second group in one process would hang
 def _join_group(device: str) -> tuple[Store, int, int]:
+    # Before the group exists. An optimizer imports it, and its functions keep the group that they
+    # find then as a default argument, so that gloo's threads outlive ``destroy_process_group``.
+    import_module("torch.distributed.nn.functional")
     shared_store, rank, size = next(rendezvous("env://"))
     # Keys of an earlier start by torchrun would name processes that have ended.
     store = PrefixStore(f"start_{os.environ[RESTARTS]}", shared_store)

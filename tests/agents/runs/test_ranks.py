@@ -32,10 +32,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         text=True,
         timeout=900,
     )
-    written = [folder / f"{rank}.json" for rank in range(SIZE)]
-    # gloo (torch 2.13) now and then aborts a process while it exits, after it has written all
-    is_whole = all(path.exists() for path in written) and "exitcode: -6" in done.stderr
-    assert done.returncode == 0 or is_whole, done.stderr
+    assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(SIZE)]
 
 
@@ -80,6 +77,12 @@ def test_one_process_keeps_values() -> None:
     assert ONE_PROCESS.any_of(True, False) == [True, False]
     assert ONE_PROCESS.gather_objects("a") == ["a"]
     ONE_PROCESS.check_equal(nn.Linear(1, 1))
+
+
+def test_nothing_else_keeps_the_group(results: list[dict[str, Any]]) -> None:
+    """A group that is kept outlives its end: gloo's threads may then abort the exit of Python."""
+    for result in results:
+        assert result["references"] == 0
 
 
 def test_without_torchrun_alone(monkeypatch: pytest.MonkeyPatch) -> None:
