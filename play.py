@@ -9,9 +9,8 @@ with ended_by_interrupt():
     from mirl.configs.command_line import console_entry
     from mirl.configs.commands.help import play_help
     from mirl.configs.compose import compose_suite, parse_flat
-    from mirl.configs.errors import ConfigError, nearest
+    from mirl.configs.errors import ConfigError
     from mirl.configs.schema import PlayConfig
-    from mirl.configs.tasks import SuiteConfig
 
 
 def run(argv: list[str]) -> int:
@@ -26,7 +25,7 @@ def run(argv: list[str]) -> int:
     # before torch is imported, so that mistakes are reported at once
     config = parse_flat(PlayConfig, argv)
     suite = compose_suite(config.task, config.config_dir)
-    index = _index_of(config.level, suite)
+    index = suite.task_index(config.level) if config.level else 0
     task = suite.tasks[index].name
 
     # the other imports load torch, which takes seconds
@@ -62,16 +61,6 @@ def run(argv: list[str]) -> int:
             # a way to end it, and no failure
             _write("\n")
     return 0
-
-
-def _index_of(level: str, suite: SuiteConfig) -> int:
-    """Return the index of a task of a suite by its name; that of the first for no name."""
-    names = [task.name for task in suite.tasks]
-    if not level:
-        return 0
-    if level not in names:
-        raise ConfigError(f"suite '{suite.name}' has no task '{level}'." + nearest(level, names))
-    return names.index(level)
 
 
 def _write(text: str) -> None:

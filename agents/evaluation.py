@@ -374,6 +374,7 @@ def _measure(
         recorded = None
         if config.inside and number == 0:
             recorded = RecordedEpisodes(part.suite, keys, seed=config.seed)
+        recorders = [each for each in (contexts, recorded) if each is not None]
         with closing(_build_env(run, config, part)) as env:
             # one policy for all parts, which have the same spaces
             if policy is None:
@@ -385,7 +386,7 @@ def _measure(
                 seed=config.seed,
                 deterministic=config.deterministic,
                 subset=part.label,
-                contexts=EpisodeRecorders([each for each in (contexts, recorded) if each]),
+                contexts=EpisodeRecorders(recorders) if recorders else None,
             )
             results += of_part
             if recorded is not None:

@@ -50,7 +50,7 @@ def load_policy(run: Path | str, checkpoint: str = "best", device: DeviceName = 
     Raises:
         ConfigError: there is no such run or checkpoint, or it is damaged.
     """
-    opened = RunDirectory.named(run)
+    opened = RunDirectory.open(run)
     return restore_policy(opened.config, opened.checkpoint(checkpoint), device)
 
 

@@ -43,7 +43,7 @@ class Run:
     def __init__(
         self, path: str | Path, checkpoint: str = "best", device: DeviceName = "auto"
     ) -> None:
-        self._directory = RunDirectory.named(path)
+        self._directory = RunDirectory.open(path)
         self._checkpoint = self._directory.checkpoint(checkpoint)
         self._device: DeviceName = device
 

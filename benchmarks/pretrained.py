@@ -14,9 +14,9 @@ from pathlib import Path
 
 import yaml
 from machine import RESULTS, write_results
-from safetensors.torch import load_file
 
 from mirl.agents.exports.card import card_of, write_card
+from mirl.agents.policy_loader import load_pretrained
 from mirl.agents.runs.atomic_files import write_json, write_manifest, write_text
 from mirl.agents.runs.checkpoint import POLICY, STATE, Checkpoint
 from mirl.agents.runs.checkpoint_directory import INDEX
@@ -27,6 +27,7 @@ from mirl.configs.commands.pretrained import FOLDER
 from mirl.configs.compose import compose_train
 from mirl.configs.schema import CardConfig
 from mirl.configs.stored import CONFIG
+from mirl.policies import count_parameters
 
 AGENTS = {
     "goto_door": ("task=goto_door",),
@@ -105,7 +106,6 @@ def table_row(name: str, tasks: list[TaskSummary]) -> list[str]:
     """
     packed = RunDirectory.open(FOLDER / name)
     best = packed.checkpoint("best")
-    weights = load_file(best.policy_path)
     rates = []
     for task in tasks:
         low, high = task["success_interval"] or (math.nan, math.nan)
@@ -115,7 +115,7 @@ def table_row(name: str, tasks: list[TaskSummary]) -> list[str]:
         f"`{name}`",
         f"`train.py {' '.join(AGENTS[name])}`",
         f"{best.state['num_timesteps']:,}",
-        f"{sum(weight.numel() for weight in weights.values()):,}",
+        f"{count_parameters(load_pretrained(name, 'cpu')):,}",
         "; ".join(rates),
     ]
 

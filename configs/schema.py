@@ -28,7 +28,6 @@ from mirl.configs.agents import (
 from mirl.configs.aliases import replace_value
 from mirl.configs.commands.pretrained import RunPath
 from mirl.configs.config import AllowSingleName, Config
-from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.networks import (
     AutoContextField,
     AutoEncoderField,
@@ -296,13 +295,8 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _split_leaves_a_task_to_train(self) -> Self:
-        names = [task.name for task in self.task.tasks]
         for name in self.split.tasks:
-            if name not in names:
-                raise ConfigError(
-                    f"split.tasks: suite '{self.task.name}' has no task '{name}'."
-                    + nearest(name, names)
-                )
+            self.task.task_index(name, where="split.tasks: ")
         if not self.trained_tasks:
             raise ValueError(
                 f"split.tasks must leave a task to train on, got every task of '{self.task.name}'"

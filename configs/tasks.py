@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mirl.configs.aliases import replace_value
 from mirl.configs.config import AllowSingleName, Config
-from mirl.configs.errors import nearest
+from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.texts import (
     MAX_TEXT_LENGTH,
     MAX_VOCABULARY_CHARACTERS,
@@ -322,6 +322,23 @@ class SuiteConfig(Config):
                 f"words, got {n_characters:,}; leave out the rarest words, which then share ids"
             )
         return words
+
+    def task_index(self, name: str, where: str = "") -> int:
+        """Return the index of a task.
+
+        Args:
+            name: its name.
+            where: beginning of the error message, such as ``split.tasks: ``.
+
+        Raises:
+            ConfigError: the suite has no such task; names the nearest.
+        """
+        names = [task.name for task in self.tasks]
+        if name not in names:
+            raise ConfigError(
+                f"{where}suite '{self.name}' has no task '{name}'." + nearest(name, names)
+            )
+        return names.index(name)
 
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for ``gym.make`` of every task, e.g. ``task.kwargs.max_steps=20``; a task's

@@ -38,13 +38,8 @@ def active_tasks(suite: SuiteConfig, holdout: HoldoutConfig, subset: Subset) -> 
         raise ConfigError(
             f"unknown subset '{subset}' of a split." + nearest(subset, get_args(Subset))
         )
-    names = [task.name for task in suite.tasks]
     for name in holdout.tasks:
-        if name not in names:
-            raise ConfigError(
-                f"split '{holdout.name}': suite '{suite.name}' has no task '{name}'."
-                + nearest(name, names)
-            )
+        suite.task_index(name, where=f"split '{holdout.name}': ")
     tasks = holdout.task_indices(suite, subset)
     if not tasks:
         problem = "holds out nothing"

@@ -23,6 +23,7 @@ from mirl.configs.config import Config
 from mirl.configs.schema import CardConfig, EvalConfig, ResolvedConfig
 from mirl.configs.texts import printable
 from mirl.envs.contract.descriptions import describe_space
+from mirl.policies import count_parameters
 
 CARD = "README.md"
 """File of the card, which pages such as GitHub's and Hugging Face's show for a folder."""
@@ -148,7 +149,7 @@ def _training(contents: CardContents) -> str:
     config = contents.run.config
     suite = config.task
     names = ", ".join(f"{task.name} ({_code(task.env_id)})" for task in suite.tasks)
-    parameters = sum(each.numel() for each in contents.policy.parameters())
+    parameters = count_parameters(contents.policy)
     timesteps = contents.checkpoint.state["num_timesteps"]
     rows = [
         ["tasks", names],

@@ -23,7 +23,14 @@ from mirl.agents.runs.dashboard import (
 )
 from mirl.agents.runs.metric_names import TIMESTEPS
 from mirl.agents.runs.run_directory import METRICS
-from mirl.agents.runs.trackers import Outcome, Tracker, WandbTracker, open_trackers, to_number
+from mirl.agents.runs.trackers import (
+    SB3_FORMATS,
+    Outcome,
+    Tracker,
+    WandbTracker,
+    open_trackers,
+    to_number,
+)
 from mirl.agents.video import Gif
 from mirl.configs.errors import PlainWarning
 from mirl.configs.stored import check_regular
@@ -256,8 +263,10 @@ def build_logger(
         The logger.
     """
     table_path = run_dir / METRICS
-    # before the table drops the rows that the run repeats
-    logged = _last_timesteps(table_path) if resumed_at is not None else {}
+    logged: dict[str, int] = {}
+    if resumed_at is not None and set(names) - SB3_FORMATS:
+        # before the table drops the rows that the run repeats
+        logged = _last_timesteps(table_path)
     writers: list[KVWriter] = []
     if "tensorboard" in names:
         writers.append(TensorBoard(run_dir, resumed_at))

@@ -14,7 +14,7 @@ from mirl.agents.runs.checkpoint import Checkpoint, Criterion, EpisodeRecords
 from mirl.agents.runs.checkpoint_directory import CheckpointDirectory
 from mirl.agents.runs.trackers import IDS
 from mirl.configs.commands.pretrained import results_folder, run_path
-from mirl.configs.errors import ConfigError, RunError, first_lines, nearest
+from mirl.configs.errors import ConfigError, RunError, first_lines
 from mirl.configs.schema import ResolvedConfig, TrainConfig
 from mirl.configs.stored import CONFIG, check_regular, load_stored
 from mirl.configs.tasks import file_name, short_file_name
@@ -67,11 +67,11 @@ class RunDirectory:
         return results_folder(self.path)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open an existing run.
+    def open(cls, path: Path | str) -> Self:
+        """Open an existing run, or one that comes with MIRL.
 
         Args:
-            path: the run directory.
+            path: the run directory, or ``pretrained:NAME``.
 
         Returns:
             The run.
@@ -80,22 +80,8 @@ class RunDirectory:
             ConfigError: the folder is not a run directory, its configuration is not valid, or it
                 names a module that may not be imported.
         """
+        path = run_path(path)
         return cls(path, load_stored(path))
-
-    @classmethod
-    def named(cls, name: Path | str) -> Self:
-        """Open an existing run, or one that comes with MIRL.
-
-        Args:
-            name: the run directory, or ``pretrained:NAME``.
-
-        Returns:
-            The run.
-
-        Raises:
-            ConfigError: there is no such run, or its configuration is not valid.
-        """
-        return cls.open(Path(str(run_path(name))))
 
     @classmethod
     def create(cls, config: ResolvedConfig) -> Self:
@@ -194,12 +180,7 @@ class RunDirectory:
         Raises:
             ConfigError: the run has no such task; names the nearest.
         """
-        names = [task.name for task in self.config.task.tasks]
-        if not name:
-            return 0
-        if name not in names:
-            raise ConfigError(f"{self.path} has no task '{name}'." + nearest(name, names))
-        return names.index(name)
+        return self.config.task.task_index(name, where=f"{self.path}: ") if name else 0
 
     def store_length(self, stored: ResolvedConfig) -> None:
         """Store the timesteps of a run that is trained for longer than it was to be.

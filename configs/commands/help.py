@@ -5,7 +5,7 @@ preset, ``--help agent`` about a group, ``--help agent.gamma`` or ``--help seed`
 """
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -158,66 +158,6 @@ def train_help(argv: Sequence[str] = ()) -> str:
         f"      --help multirun, --help {ALL_OPTIONS} for the full text of those above",
     ]
     return "\n".join(lines) + "\n"
-
-
-def eval_help(argv: Sequence[str] = ()) -> str:
-    """Return the text of ``eval.py --help``.
-
-    Args:
-        argv: the command-line arguments; one beside ``--help`` names the page.
-
-    Raises:
-        ConfigError: if there is no such page.
-    """
-    return _flat_help(argv, EVAL_USAGE, typed_fields(EvalConfig))
-
-
-def watch_help(argv: Sequence[str] = ()) -> str:
-    """Return the text of ``watch.py --help``.
-
-    Args:
-        argv: the command-line arguments; one beside ``--help`` names the page.
-
-    Raises:
-        ConfigError: if there is no such page.
-    """
-    return _flat_help(argv, WATCH_USAGE, typed_fields(WatchConfig))
-
-
-def play_help(argv: Sequence[str] = ()) -> str:
-    """Return the text of ``play.py --help``.
-
-    Args:
-        argv: the command-line arguments; one beside ``--help`` names the page.
-
-    Raises:
-        ConfigError: if there is no such page.
-    """
-    return _flat_help(argv, PLAY_USAGE, typed_fields(PlayConfig))
-
-
-def card_help(argv: Sequence[str] = ()) -> str:
-    """Return the text of ``card.py --help``.
-
-    Args:
-        argv: the command-line arguments; one beside ``--help`` names the page.
-
-    Raises:
-        ConfigError: if there is no such page.
-    """
-    return _flat_help(argv, CARD_USAGE, typed_fields(CardConfig))
-
-
-def compare_help(argv: Sequence[str] = ()) -> str:
-    """Return the text of ``compare.py --help``.
-
-    Args:
-        argv: the command-line arguments; one beside ``--help`` names the page.
-
-    Raises:
-        ConfigError: if there is no such page.
-    """
-    return _flat_help(argv, COMPARE_USAGE, comparison_fields())
 
 
 def _flat_help(argv: Sequence[str], usage: str, fields: dict[str, FieldInfo]) -> str:
@@ -543,3 +483,25 @@ def _beginning(text: str) -> str:
     if len(text) > 2 * SHORT_TEXT:
         text = text.split(", ")[0]
     return text
+
+
+# ------------------------------------------------------------------------- commands without groups
+
+
+def _help_of(
+    usage: str, fields: Callable[[], dict[str, FieldInfo]]
+) -> Callable[[Sequence[str]], str]:
+    """Return a function that takes arguments, of which one beside ``--help`` names the page."""
+    return lambda argv: _flat_help(argv, usage, fields())
+
+
+eval_help = _help_of(EVAL_USAGE, lambda: typed_fields(EvalConfig))
+"""Returns the text of ``eval.py --help``."""
+watch_help = _help_of(WATCH_USAGE, lambda: typed_fields(WatchConfig))
+"""Returns the text of ``watch.py --help``."""
+play_help = _help_of(PLAY_USAGE, lambda: typed_fields(PlayConfig))
+"""Returns the text of ``play.py --help``."""
+card_help = _help_of(CARD_USAGE, lambda: typed_fields(CardConfig))
+"""Returns the text of ``card.py --help``."""
+compare_help = _help_of(COMPARE_USAGE, comparison_fields)
+"""Returns the text of ``compare.py --help``."""

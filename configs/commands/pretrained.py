@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator
 
 from mirl.configs.errors import ConfigError, nearest
 
@@ -18,8 +18,8 @@ def pretrained_names() -> list[str]:
     return sorted(path.parent.name for path in FOLDER.glob("*/config.yaml"))
 
 
-def run_path(value: object) -> object:
-    """Return the run directory of ``pretrained:NAME``; other values as they are.
+def run_path(value: Path | str) -> Path:
+    """Return a run directory, also that of ``pretrained:NAME``.
 
     Args:
         value: a path, or such a name.
@@ -29,7 +29,7 @@ def run_path(value: object) -> object:
     """
     text = str(value)
     if not text.startswith(PREFIX):
-        return value
+        return Path(value)
     name = text.removeprefix(PREFIX)
     names = pretrained_names()
     if name not in names:
@@ -61,5 +61,5 @@ def results_folder(run: Path) -> Path:
     return run
 
 
-RunPath = Annotated[Path, BeforeValidator(run_path)]
+RunPath = Annotated[Path, AfterValidator(run_path)]
 """A run directory, or ``pretrained:NAME``."""

@@ -14,7 +14,7 @@ from mirl.configs.compose import GROUPS, presets
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import EvalConfig, TrainConfig
 
-FIRST_PAGES = {"train.py": train_help(), "eval.py": eval_help(), "compare.py": compare_help()}
+FIRST_PAGES = {"train.py": train_help(), "eval.py": eval_help(()), "compare.py": compare_help(())}
 
 
 def preset_pages() -> Iterator[str]:
@@ -85,13 +85,13 @@ def test_sweep_page_explains_every_option() -> None:
 def test_eval_page_explains_every_option() -> None:
     for name in EvalConfig.model_fields:
         option = typed_name(name)
-        assert re.search(rf"^  {option}=", eval_help(), re.M)
+        assert re.search(rf"^  {option}=", eval_help(()), re.M)
         assert re.search(rf"^  {option}=.*\n      \S", eval_help([option]), re.M)
 
 
 def test_compare_page_explains_every_option() -> None:
     for option in ("task", "settings.NAME", *OWN_WORDS):
-        assert re.search(rf"^  {re.escape(option)}=.* \S", compare_help(), re.M)
+        assert re.search(rf"^  {re.escape(option)}=.* \S", compare_help(()), re.M)
 
 
 def test_preset_page_shows_its_values() -> None:
