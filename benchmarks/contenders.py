@@ -2,6 +2,7 @@
 
     python benchmarks/contenders.py mirl --seconds 10
     python benchmarks/contenders.py task=goto_local fusion=film --seconds 10
+    python benchmarks/contenders.py synthetic contexts=1024 --seconds 10
 
 Each call trains one agent and prints its throughput as one line of JSON. As ``throughput.py
 --against`` runs this script of two source trees, the names of the contenders and the form of the
@@ -33,6 +34,7 @@ from stable_baselines3.common.env_util import make_vec_env as make_sb3_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
+from synthetic import synthetic_ppo
 from torch import Tensor
 
 from mirl.agents import A2C, PPO
@@ -362,10 +364,6 @@ def mirl(precision: str = "auto") -> OnPolicyAlgorithm:
     return tutorial_ppo(PPO, make_envpool_envs(), precision=precision)
 
 
-GOTO_LOCAL = ("task=goto_local", "fusion=bilinear", "encoder.attributes=0")
-GOTO_LOCAL_PPO = (*GOTO_LOCAL, "agent.n_envs=256", "agent.batch_size=1024")
-"""Options whose defaults have changed since the first measurements."""
-
 CONTENDERS: dict[str, Callable[[], OnPolicyAlgorithm]] = {
     "sb3_dummy": lambda: tutorial_ppo(SB3PPO, make_python_envs(DummyVecEnv)),
     "sb3_subproc": lambda: tutorial_ppo(SB3PPO, make_python_envs(SubprocVecEnv)),
@@ -377,10 +375,6 @@ CONTENDERS: dict[str, Callable[[], OnPolicyAlgorithm]] = {
     "mirl_a2c": partial(tutorial_a2c, A2C, precision="auto"),
     "sb3_envpool_small": partial(small_ppo, SB3PPO),
     "mirl_small": partial(small_ppo, PPO),
-    "goto_local_concat": partial(agent_of_options, *GOTO_LOCAL_PPO, "fusion=concat"),
-    "goto_local_bilinear": partial(agent_of_options, *GOTO_LOCAL_PPO),
-    "goto_local_bilinear_fp32": partial(agent_of_options, *GOTO_LOCAL_PPO, "precision=fp32"),
-    "goto_local_bilinear_a2c": partial(agent_of_options, *GOTO_LOCAL, "agent=a2c"),
     "contrib_lstm_python": partial(contrib_lstm, "gymnasium", 16),
     "contrib_lstm_envpool": partial(contrib_lstm, "envpool", 256),
     **{f"mirl_{core}": partial(mirl_recurrent, core) for core in CORES},
@@ -412,13 +406,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "contender", nargs="+", help=f"options of train.py, or one of {', '.join(CONTENDERS)}"
+        "contender",
+        nargs="+",
+        help=f"options of train.py, synthetic with sizes, or one of {', '.join(CONTENDERS)}",
     )
     parser.add_argument("--seconds", type=float, default=10, help="after the warm-up")
     arguments = parser.parse_args()
-    build = CONTENDERS.get(arguments.contender[0])
-    if build is None:
-        build = partial(agent_of_options, *arguments.contender)
+    name, *rest = arguments.contender
+    build = CONTENDERS.get(name)
+    if name == "synthetic":
+        build = partial(synthetic_ppo, *rest)
+    elif build is None:
+        build = partial(agent_of_options, name, *rest)
     print(json.dumps(measure(build(), arguments.seconds)))  # noqa: T201
 
 

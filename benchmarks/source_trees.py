@@ -90,7 +90,7 @@ def measure_in_turn(
             if number % 2 == 1:
                 labels.reverse()
             for label in labels:
-                result = run([contender], seconds, trees[label], environments[label])
+                result = run(contender.split(), seconds, trees[label], environments[label])
                 results[label].append(result)
                 line = f"round {number + 1} {label}{result['steps_per_second']:>10,.0f} steps/s"
                 print(line, flush=True)  # noqa: T201

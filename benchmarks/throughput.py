@@ -37,10 +37,11 @@ WORKLOADS: dict[str, tuple[str, ...]] = {
     "compiled": ("mirl_compiled", "mirl"),
     "a2c": ("sb3_envpool_a2c", "mirl_a2c"),
     "missions": (
-        "goto_local_concat",
-        "goto_local_bilinear_fp32",
-        "goto_local_bilinear_a2c",
-        "goto_local_bilinear",
+        "task=goto_local fusion=concat",
+        "task=goto_local fusion=bilinear",
+        "task=goto_local precision=fp32",
+        "task=goto_local agent=a2c",
+        "task=goto_local",
     ),
     "memory": ("missions_sb3", "missions_mirl"),
     "recurrent": (
@@ -52,9 +53,9 @@ WORKLOADS: dict[str, tuple[str, ...]] = {
         "mirl_attention",
         "mirl_lstm",
     ),
-    "split": ("mirl_small", "goto_local_bilinear", "mirl_fp32", "mirl"),
 }
-"""The contenders of each workload; the last one, always MIRL's, is the reference of speedups."""
+"""The contenders of each workload, names or options; the last one, always MIRL's, is the reference
+of speedups."""
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> tuple[list[str], list[list[str]]]:
@@ -135,10 +136,10 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for _ in range(arguments.rounds):
         for name in contenders:
-            result = run([name], arguments.seconds)
+            result = run(name.split(), arguments.seconds)
             results[name].append(result)
             speed = result["steps_per_second"]
-            print(f"{name:<26}{speed:>10,.0f} steps/s", flush=True)  # noqa: T201
+            print(f"{name:<30}{speed:>10,.0f} steps/s", flush=True)  # noqa: T201
         write_results(f"throughput_{arguments.workload}", *table(results), results)
 
 
