@@ -22,15 +22,6 @@ if TYPE_CHECKING:  # pandas is imported on use
 class Run:
     """A run that has been trained, or is being trained, opened for reading.
 
-    .. code-block:: python
-
-        run = Run("runs/goto_door-ppo-seed0")
-        run.config.fusion.kind  # "product"
-        run.curves()["eval/success_rate"].dropna().plot()
-        run.evaluate(episodes=200).to_dataframe()
-        run.video()  # in a notebook, the cell shows it
-        run.policy.predict(observation)
-
     Args:
         path: the run directory, or ``pretrained:NAME``.
         checkpoint: "best", "last", a number of timesteps, or the name of a checkpoint's folder.
@@ -38,6 +29,17 @@ class Run:
 
     Raises:
         ConfigError: the folder is not a run directory, or it has no such checkpoint.
+
+    Examples:
+        >>> from mirl.agents import Run
+        >>> run = Run("pretrained:goto_local")
+        >>> run.config.task.name, run.config.fusion.kind
+        ('goto_local', 'product')
+        >>> run.policy.action_space
+        Discrete(7)
+
+        In a notebook, ``run.video()`` at the end of a cell shows an episode, and
+        ``run.curves()["eval/success_rate"].dropna().plot()`` a curve of a run of one's own.
     """
 
     def __init__(

@@ -61,7 +61,16 @@ def run_name(setting: str, task: str, seed: int) -> str:
 
 
 class ComparisonConfig(EngineConfig):
-    """A comparison: every setting is trained on every task with every seed."""
+    """A comparison: every setting is trained on every task with every seed.
+
+    Examples:
+        >>> from mirl.configs.comparison import parse_comparison
+        >>> config = parse_comparison(["task=goto_door", "fusion=concat,film", "seeds=5"])
+        >>> config.settings
+        {'concat': ('fusion=concat',), 'film': ('fusion=film',)}
+        >>> config.seeds
+        (0, 1, 2, 3, 4)
+    """
 
     tasks: Annotated[tuple[str, ...], BeforeValidator(split_names)] = ("goto_door",)
     """Tasks, each trained in runs of its own; one may be a suite, which is trained together."""
@@ -141,7 +150,16 @@ class ComparisonConfig(EngineConfig):
 
 
 class RunComparisonConfig(Config):
-    """A comparison of runs that exist, which plays the same episodes with each."""
+    """A comparison of runs that exist, which plays the same episodes with each.
+
+    Examples:
+        >>> from mirl.configs.comparison import RunComparisonConfig
+        >>> config = RunComparisonConfig(runs=("pretrained:goto_local", "pretrained:goto_door"))
+        >>> config.names
+        ('goto_local', 'goto_door')
+        >>> config.folder.name
+        'goto_local-vs-goto_door'
+    """
 
     runs: tuple[RunPath, ...]
     """Run directories."""

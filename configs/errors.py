@@ -12,7 +12,17 @@ MAX_LINES = 20
 
 
 class ConfigError(ValueError):
-    """An invalid option or argument. The commands print the message and exit with code 2."""
+    """An invalid option or argument. The commands print the message and exit with code 2.
+
+    Examples:
+        >>> from mirl.configs.errors import ConfigError
+        >>> from mirl.configs.networks import LowRankConfig
+        >>> try:
+        ...     LowRankConfig(rnk=8)
+        ... except ConfigError as error:
+        ...     print(error)
+        LowRankConfig: unknown option 'rnk'. Did you mean 'rank'?
+    """
 
 
 class ContractError(ConfigError):

@@ -787,6 +787,14 @@ class NetworkConfig(Config):
     """The networks of a policy: encoders, fusion, sites, and recurrent core.
 
     It is the single argument that the builders pass down to the features extractor.
+
+    Examples:
+        >>> from mirl.configs.networks import FilmConfig, NetworkConfig
+        >>> network = NetworkConfig(fusion=FilmConfig(), sites="map")
+        >>> network.fusion.kind, network.sites
+        ('film', ('map',))
+        >>> network.is_resolved  # the spaces choose the encoder and the context
+        False
     """
 
     fusion: AutoFusionField = AutoFusionConfig()

@@ -102,7 +102,16 @@ class EvaluationConfig(Config):
 
 
 class TrainConfig(Config):
-    """A training run."""
+    """A training run.
+
+    Examples:
+        >>> from mirl.configs.compose import compose_train
+        >>> config = compose_train(["task=goto_door", "fusion=film", "agent.gamma=0.9", "seed=3"])
+        >>> config.run_name
+        'goto_door-film-ppo-seed3'
+        >>> config.fusion.kind, config.agent.gamma
+        ('film', 0.9)
+    """
 
     # The next five have no default here: train.yaml always names a preset for them.
     task: SuiteConfig
@@ -418,7 +427,14 @@ class ResolvedConfig(TrainConfig):
 
 
 class EvalConfig(Config):
-    """An evaluation, few-shot adaptation or export of a checkpoint."""
+    """An evaluation, few-shot adaptation or export of a checkpoint.
+
+    Examples:
+        >>> from mirl.configs.schema import EvalConfig
+        >>> config = EvalConfig(run="pretrained:goto_local", episodes=200)
+        >>> config.run.name, config.checkpoint, config.deterministic
+        ('goto_local', 'best', False)
+    """
 
     run: RunPath
     """Run directory, e.g. ``runs/goto_door-ppo-seed0``, or ``pretrained:goto_local``."""

@@ -34,7 +34,15 @@ _RETURN_RULE = re.compile(r"return\s*(>=|>)\s*([^\s>=]+)")
 
 
 class ReturnThreshold(NamedTuple):
-    """Return from which on an episode is successful."""
+    """Return from which on an episode is successful.
+
+    Examples:
+        >>> from mirl.configs.tasks import return_threshold
+        >>> return_threshold("return>=-5")
+        ReturnThreshold(bound=-5.0, is_strict=False)
+        >>> return_threshold("reward") is None
+        True
+    """
 
     bound: float
     is_strict: bool
@@ -119,7 +127,16 @@ def short_file_name(name: str, length: int = MAX_NAME_CHARACTERS) -> str:
 
 
 class WrapperConfig(Config):
-    """A Gymnasium wrapper, written as ``module:Class`` or with its arguments."""
+    """A Gymnasium wrapper, written as ``module:Class`` or with its arguments.
+
+    Examples:
+        >>> from mirl.configs.tasks import TaskConfig, WrapperConfig
+        >>> from mirl.envs import make_env
+        >>> full_view = WrapperConfig(wrapper="minigrid.wrappers:FullyObsWrapper")
+        >>> task = TaskConfig(name="empty", env_id="MiniGrid-Empty-8x8-v0", wrappers=(full_view,))
+        >>> make_env(task).observation_space["image"].shape
+        (8, 8, 3)
+    """
 
     wrapper: str
     """Class derived from ``gymnasium.Wrapper``, e.g. ``minigrid.wrappers:FullyObsWrapper``."""
@@ -150,7 +167,14 @@ Wrappers = Annotated[tuple[WrapperConfig, ...], AllowSingleName]
 
 
 class TaskConfig(Config):
-    """A task: an environment, its keyword arguments, its wrappers, and its success rule."""
+    """A task: an environment, its keyword arguments, its wrappers, and its success rule.
+
+    Examples:
+        >>> from mirl.configs.tasks import TaskConfig
+        >>> task = TaskConfig(name="pole", env_id="CartPole-v1", success="return >= 400")
+        >>> task.success
+        'return>=400'
+    """
 
     # SB3 writes the names of metrics into the header of its CSV file without quotes.
     name: Annotated[str, Field(pattern=r'^[^,"\r\n]+$')]
@@ -284,7 +308,18 @@ def _has(task: object, path: Sequence[str]) -> bool:
 
 
 class SuiteConfig(Config):
-    """An ordered tuple of tasks that are trained together."""
+    """An ordered tuple of tasks that are trained together.
+
+    Examples:
+        >>> from mirl.configs.tasks import SuiteConfig, TaskConfig
+        >>> small = TaskConfig(name="small", env_id="MiniGrid-Empty-5x5-v0")
+        >>> large = TaskConfig(name="large", env_id="MiniGrid-Empty-8x8-v0")
+        >>> suite = SuiteConfig(name="rooms", tasks=(small, large), kwargs={"max_steps": 50})
+        >>> suite.task_index("large")
+        1
+        >>> suite.tasks[0].kwargs
+        {'max_steps': 50}
+    """
 
     name: str
     """Name of the suite."""
@@ -410,6 +445,16 @@ class HoldoutConfig(Config):
     """Missions, goals or tasks that are held out of training and evaluated separately.
 
     They measure generalization to instructions that the agent was never trained on.
+
+    Examples:
+        >>> from mirl.configs.compose import compose_suite
+        >>> from mirl.configs.tasks import HoldoutConfig
+        >>> suite = compose_suite("mt3")
+        >>> [task.name for task in suite.tasks]
+        ['lava_gap', 'red_blue_doors', 'memory']
+        >>> holdout = HoldoutConfig(tasks=("memory",))
+        >>> holdout.task_indices(suite, "trained"), holdout.task_indices(suite, "held_out")
+        ((0, 1), (2,))
     """
 
     name: str = "none"

@@ -60,6 +60,18 @@ class ContractObservation(
     Raises:
         ValueError: if ``task_index`` is not below ``n_tasks``.
         ConfigError: if an observation cannot be converted.
+
+    Examples:
+        >>> import gymnasium as gym
+        >>> from mirl.envs import ContractObservation
+        >>> env = ContractObservation(gym.make("MiniGrid-GoToDoor-5x5-v0"))
+        >>> observation, info = env.reset(seed=0)
+        >>> observation["image"].shape
+        (7, 7, 3)
+        >>> observation["mission"].shape, observation["mission"].dtype
+        ((80,), dtype('int16'))
+        >>> env.texts["mission"].startswith("go to the")
+        True
     """
 
     def __init__(

@@ -85,6 +85,18 @@ class SuiteVecEnv(EnvAttributes):
 
     Raises:
         ConfigError: if an argument does not fit the suite, or its tasks do not fit together.
+
+    Examples:
+        >>> from mirl.configs.tasks import SuiteConfig, TaskConfig
+        >>> from mirl.envs import SuiteVecEnv
+        >>> small = TaskConfig(name="small", env_id="MiniGrid-Empty-5x5-v0")
+        >>> large = TaskConfig(name="large", env_id="MiniGrid-Empty-8x8-v0")
+        >>> env = SuiteVecEnv(SuiteConfig(name="rooms", tasks=(small, large)), n_envs=4)
+        >>> env.reset()["task"].tolist()
+        [0, 0, 1, 1]
+        >>> observations, rewards, dones, infos = env.step([2, 2, 2, 2])
+        >>> rewards.shape
+        (4,)
     """
 
     def __init__(

@@ -61,6 +61,22 @@ class ContextEncoder(Part, nn.Module, ABC):
 
     The constructor of a subclass takes the observation space, a Dict, and the config of the
     encoder, and sets ``keys`` and ``out_dim``.
+
+    Examples:
+        A context encoder of one's own has ``keys`` and ``out_dim``
+        (``docs/extending/context.md``):
+
+        >>> import torch
+        >>> from mirl.policies.contexts import ContextEncoder
+        >>> from mirl.policies.features import Context
+        >>> class Unchanged(ContextEncoder):
+        ...     keys = ("goal",)
+        ...     out_dim = 2
+        ...
+        ...     def forward(self, observations):
+        ...         return Context(observations["goal"], groups=None)
+        >>> Unchanged()({"goal": torch.tensor([[0.5, 1.0]])}).values.tolist()
+        [[0.5, 1.0]]
     """
 
     Config: ClassVar[type[PartConfig]] = AnyContextConfig
@@ -137,6 +153,16 @@ class TaskIdContext(ContextEncoder):
     References:
         Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020, in the
         multitask experiments.
+
+    Examples:
+        >>> import torch
+        >>> from gymnasium.spaces import Dict, Discrete
+        >>> from mirl.configs.networks import TaskIdContextConfig
+        >>> from mirl.policies.contexts import TaskIdContext
+        >>> encoder = TaskIdContext(Dict(task=Discrete(3)), TaskIdContextConfig(hidden=()))
+        >>> task = torch.eye(3)[[2, 0]]  # SB3 gives the ids one-hot
+        >>> encoder({"task": task}).per_row().tolist()
+        [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
 
     Config = TaskIdContextConfig
@@ -206,6 +232,17 @@ class MissionContext(ContextEncoder):
 
     Raises:
         ConfigError: if the space under the key is not one of token ids.
+
+    Examples:
+        >>> import torch
+        >>> from gymnasium.spaces import Dict
+        >>> from mirl.configs.networks import MissionContextConfig
+        >>> from mirl.envs import mission_space, tokenize
+        >>> from mirl.policies.contexts import MissionContext
+        >>> encoder = MissionContext(Dict(mission=mission_space()), MissionContextConfig(dim=16))
+        >>> tokens = torch.as_tensor(tokenize("go to the red door")).expand(5, -1)
+        >>> encoder({"mission": tokens}).per_row().shape
+        torch.Size([5, 16])
     """
 
     Config = MissionContextConfig
@@ -287,6 +324,16 @@ class GoalContext(ContextEncoder):
 
     Raises:
         ConfigError: if the goal cannot be relative to the key that ``relative_to`` names.
+
+    Examples:
+        >>> import torch
+        >>> from gymnasium.spaces import Box, Dict
+        >>> from mirl.configs.networks import GoalContextConfig
+        >>> from mirl.policies.contexts import GoalContext
+        >>> space = Dict(desired_goal=Box(-1, 1, (2,)), achieved_goal=Box(-1, 1, (2,)))
+        >>> encoder = GoalContext(space, GoalContextConfig(dim=16, relative_to="achieved_goal"))
+        >>> encoder({key: torch.zeros(5, 2) for key in space}).values.shape
+        torch.Size([5, 16])
     """
 
     Config = GoalContextConfig
@@ -357,6 +404,16 @@ class RawContext(ContextEncoder):
 
     Raises:
         ConfigError: if the space under the key is a text, whose token ids are no quantities.
+
+    Examples:
+        >>> import torch
+        >>> from gymnasium.spaces import Box, Dict
+        >>> from mirl.configs.networks import RawContextConfig
+        >>> from mirl.policies.contexts import RawContext
+        >>> space = Dict(gravity=Box(0, 20, (1,)))
+        >>> encoder = RawContext(space, RawContextConfig(key="gravity", scale=0.5))
+        >>> encoder({"gravity": torch.tensor([[9.0], [2.0], [9.0]])}).per_row().tolist()
+        [[4.5], [1.0], [4.5]]
     """
 
     Config = RawContextConfig
@@ -417,6 +474,16 @@ class GoalImageContext(ContextEncoder):
 
     Raises:
         ConfigError: if the space under the key is not one of cells.
+
+    Examples:
+        >>> import torch
+        >>> from gymnasium.spaces import Box, Dict
+        >>> from mirl.configs.networks import GoalContextConfig
+        >>> from mirl.policies.contexts import GoalImageContext
+        >>> space = Dict(desired_goal=Box(0, 1, (32, 32, 3)))  # a picture of what is to be reached
+        >>> encoder = GoalImageContext(space, GoalContextConfig(encoder="image", dim=16))
+        >>> encoder({"desired_goal": torch.zeros(5, 32, 32, 3)}).values.shape
+        torch.Size([5, 16])
     """
 
     def __init__(self, space: spaces.Dict, config: GoalContextConfig) -> None:
@@ -493,6 +560,16 @@ class CombinedContext(ContextEncoder):
 
     Raises:
         ConfigError: if the space under a part's key does not fit.
+
+    Examples:
+        >>> from gymnasium.spaces import Box, Dict, Discrete
+        >>> from mirl.configs import networks
+        >>> from mirl.policies.contexts import build_context
+        >>> space = Dict(desired_goal=Box(-1, 1, (2,)), task=Discrete(3))
+        >>> parts = (networks.GoalContextConfig(), networks.TaskIdContextConfig())
+        >>> encoder = build_context(networks.CombinedContextConfig(parts=parts, dim=32), space)
+        >>> encoder.keys, encoder.out_dim
+        (('desired_goal', 'task'), 32)
     """
 
     Config = CombinedContextConfig

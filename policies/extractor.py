@@ -161,6 +161,15 @@ class FusionExtractor(BaseFeaturesExtractor):
 
     Raises:
         ConfigError: if a space, a key or a combination does not fit.
+
+    Examples:
+        >>> import torch
+        >>> from gymnasium.spaces import Box, Dict
+        >>> from mirl.policies import FusionExtractor
+        >>> space = Dict(observation=Box(-1, 1, (3,)), desired_goal=Box(-1, 1, (2,)))
+        >>> extractor = FusionExtractor(space, fusion="film")
+        >>> extractor({"observation": torch.zeros(5, 3), "desired_goal": torch.zeros(5, 2)}).shape
+        torch.Size([5, 128])
     """
 
     def __init__(

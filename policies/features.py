@@ -19,6 +19,17 @@ class Context(NamedTuple):
     """Encoded contexts of a batch, each distinct context once.
 
     ``values`` may end with contexts that no row has.
+
+    Examples:
+        Two distinct contexts of five rows:
+
+        >>> import torch
+        >>> from mirl.policies.features import Context
+        >>> from mirl.policies.grouped_matmul import ContextGroups
+        >>> groups = ContextGroups(torch.tensor([0, 1, 1, 0, 1]), count=2)
+        >>> context = Context(torch.tensor([[1.0], [2.0]]), groups)
+        >>> context.per_row().flatten().tolist()
+        [1.0, 2.0, 2.0, 1.0, 2.0]
     """
 
     values: Float[Tensor, "rows context"]
@@ -103,7 +114,18 @@ def is_word(words: Float[Tensor, "rows words context"]) -> Bool[Tensor, "rows wo
 
 
 class UniqueRows(NamedTuple):
-    """One key of a batch of observations as its distinct rows and an index."""
+    """One key of a batch of observations as its distinct rows and an index.
+
+    Examples:
+        >>> import torch
+        >>> from mirl.policies.features import unique_rows
+        >>> missions = torch.tensor([[4, 7], [4, 9], [4, 7]])
+        >>> distinct = unique_rows(missions)
+        >>> distinct.rows.shape
+        torch.Size([2, 2])
+        >>> torch.equal(distinct.rows[distinct.groups.index], missions)
+        True
+    """
 
     rows: Int[Tensor, "groups *shape"]
     """The distinct rows."""
@@ -146,7 +168,17 @@ def unique_rows(rows: Int[Tensor, "batch length"]) -> UniqueRows:
 
 
 class Features(NamedTuple):
-    """Features of a batch of observations, as the heads of a policy take them."""
+    """Features of a batch of observations, as the heads of a policy take them.
+
+    Examples:
+        >>> import torch
+        >>> from mirl.policies.features import Context, Features
+        >>> context = Context(torch.zeros(5, 3), groups=None)
+        >>> features = Features(torch.zeros(5, 8), context, task=torch.arange(5))
+        >>> taken = features.index_select(0, torch.tensor([1, 4]))
+        >>> taken.vector.shape, taken.task.tolist()
+        (torch.Size([2, 8]), [1, 4])
+    """
 
     vector: Float[Tensor, "batch features"]
     """Feature vectors."""

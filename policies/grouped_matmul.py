@@ -37,6 +37,16 @@ class ContextGroups:
         ordered: the rows are sorted by context already, so that no row has to be moved.
         counts: number of rows of each context, if known; it saves a synchronization with the
             device.
+
+    Examples:
+        >>> import torch
+        >>> from mirl.policies.grouped_matmul import ContextGroups
+        >>> groups = ContextGroups(torch.tensor([0, 1, 1, 0, 1]), count=2)
+        >>> groups.counts, groups.order.tolist()
+        ([2, 3], [0, 3, 1, 2, 4])
+        >>> x, weights, shifts = torch.ones(5, 1, 4), torch.ones(2, 4, 3), torch.zeros(2, 3)
+        >>> groups.multiply(x, weights, shifts).shape  # by two matrix products
+        torch.Size([5, 1, 3])
     """
 
     def __init__(

@@ -167,6 +167,16 @@ class FusionCritic(ContinuousCritic):
         normalize_images: divide images by 255.
         n_critics: number of critics.
         share_features_extractor: the extractor is the actor's, whose loss trains it.
+
+    Examples:
+        >>> import torch
+        >>> from gymnasium.spaces import Box, Dict
+        >>> from mirl.policies.off_policy import FusionSACPolicy
+        >>> space = Dict(observation=Box(-1, 1, (3,)), desired_goal=Box(-1, 1, (2,)))
+        >>> critic = FusionSACPolicy(space, Box(-1, 1, (4,)), lambda _: 3e-4).critic
+        >>> observations = {"observation": torch.zeros(5, 3), "desired_goal": torch.zeros(5, 2)}
+        >>> [q.shape for q in critic(observations, torch.zeros(5, 4))]
+        [torch.Size([5, 1]), torch.Size([5, 1])]
     """
 
     def __init__(
@@ -233,6 +243,16 @@ class FusionQuantileCritic(QuantileCritic):
         n_quantiles: number of quantiles of each critic.
         n_critics: number of critics.
         share_features_extractor: the extractor is the actor's, whose loss trains it.
+
+    Examples:
+        >>> import torch
+        >>> from gymnasium.spaces import Box, Dict
+        >>> from mirl.policies.off_policy import FusionTQCPolicy
+        >>> space = Dict(observation=Box(-1, 1, (3,)), desired_goal=Box(-1, 1, (2,)))
+        >>> critic = FusionTQCPolicy(space, Box(-1, 1, (4,)), lambda _: 3e-4).critic
+        >>> observations = {"observation": torch.zeros(5, 3), "desired_goal": torch.zeros(5, 2)}
+        >>> critic(observations, torch.zeros(5, 4)).shape
+        torch.Size([5, 2, 25])
     """
 
     def __init__(
@@ -372,6 +392,17 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
 
     Raises:
         ConfigError: if the spaces or the options do not fit.
+
+    Examples:
+        >>> from stable_baselines3 import SAC
+        >>> from mirl.configs.networks import GoalContextConfig
+        >>> from mirl.envs import make_vec_env
+        >>> from mirl.policies.off_policy import FusionSACPolicy
+        >>> env = make_vec_env("MIRL/ODE-v0", n_envs=2)
+        >>> options = dict(fusion="film", context=GoalContextConfig(key="context"))
+        >>> agent = SAC(FusionSACPolicy, env, learning_starts=8, policy_kwargs=options)
+        >>> agent.learn(16).num_timesteps
+        16
     """
 
     def __init__(
@@ -476,6 +507,17 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
 
     Raises:
         ConfigError: if the spaces or the options do not fit.
+
+    Examples:
+        >>> from gymnasium.spaces import Box, Dict
+        >>> from mirl.policies.off_policy import FusionTQCPolicy
+        >>> space = Dict(observation=Box(-1, 1, (3,)), desired_goal=Box(-1, 1, (2,)))
+        >>> policy = FusionTQCPolicy(space, Box(-1, 1, (4,)), lambda _: 3e-4, n_quantiles=10)
+        >>> policy.critic.n_quantiles
+        10
+        >>> action, _ = policy.predict(space.sample(), deterministic=True)
+        >>> action.shape
+        (4,)
     """
 
     def __init__(
@@ -576,6 +618,14 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
 
     Raises:
         ConfigError: if the spaces or the options do not fit.
+
+    Examples:
+        >>> from gymnasium.spaces import Box, Dict
+        >>> from mirl.policies.off_policy import FusionTD3Policy
+        >>> space = Dict(observation=Box(-1, 1, (3,)), desired_goal=Box(-1, 1, (2,)))
+        >>> policy = FusionTD3Policy(space, Box(-1, 1, (4,)), lambda _: 3e-4, sites=["heads"])
+        >>> [type(layer).__name__ for layer in policy.actor.mu]  # the fusion is the last layer
+        ['ApplyToFeatures', 'FusionHead', 'Tanh']
     """
 
     def __init__(
@@ -689,6 +739,16 @@ class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
 
     Raises:
         ConfigError: if the spaces or the options do not fit.
+
+    Examples:
+        >>> from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
+        >>> from mirl.policies.off_policy import FusionDQNPolicy
+        >>> seen, goal, mask = Box(-1, 1, (3,)), Box(-1, 1, (2,)), MultiBinary(4)
+        >>> space = Dict(observation=seen, desired_goal=goal, action_mask=mask)
+        >>> policy = FusionDQNPolicy(space, Discrete(4), lambda _: 3e-4)
+        >>> action, _ = policy.predict({**space.sample(), "action_mask": [0, 0, 1, 0]})
+        >>> int(action)  # the only available action
+        2
     """
 
     def __init__(

@@ -92,6 +92,17 @@ class FusionPolicy(MultiInputActorCriticPolicy):
 
     Raises:
         ConfigError: if the spaces or the options do not fit.
+
+    Examples:
+        >>> from gymnasium.spaces import Box, Dict, Discrete
+        >>> from mirl.policies import FusionPolicy
+        >>> space = Dict(observation=Box(-1, 1, (3,)), desired_goal=Box(-1, 1, (2,)))
+        >>> policy = FusionPolicy(space, Discrete(4), lambda _: 3e-4, fusion="bilinear")
+        >>> policy.network.chosen_sites  # chosen with the fusion
+        ('vector', 'heads')
+        >>> action, _ = policy.predict(space.sample())
+        >>> action in policy.action_space
+        True
     """
 
     is_recurrent: ClassVar[bool] = False

@@ -73,6 +73,17 @@ class RecurrentFusionPolicy(FusionPolicy):
 
     Raises:
         ConfigError: if the spaces or the options do not fit.
+
+    Examples:
+        >>> import numpy as np
+        >>> from gymnasium.spaces import Box, Dict
+        >>> from mirl.policies import RecurrentFusionPolicy
+        >>> space = Dict(observation=Box(-1, 1, (3,)), desired_goal=Box(-1, 1, (2,)))
+        >>> policy = RecurrentFusionPolicy(space, Box(-1, 1, (4,)), lambda _: 3e-4, memory="gru")
+        >>> action, state = policy.predict(space.sample())  # the first timestep of an episode
+        >>> action, state = policy.predict(space.sample(), state, episode_start=np.array([False]))
+        >>> action.shape, state[0].shape
+        ((4,), (1, 128))
     """
 
     is_recurrent = True

@@ -250,6 +250,17 @@ class SpecializedExtractor(nn.Module):
         extractor: the extractor; it is copied.
         context: the encoded context, with z as (1, Z).
         normalize_images: divide images by 255.
+
+    Examples:
+        >>> import torch
+        >>> from gymnasium.spaces import Box, Dict
+        >>> from mirl.policies import FusionExtractor, specialize_extractor
+        >>> space = Dict(observation=Box(-1, 1, (3,)), desired_goal=Box(-1, 1, (2,)))
+        >>> specialized = specialize_extractor(FusionExtractor(space), [0.5, 1.0])  # one goal
+        >>> specialized.keys
+        ('observation',)
+        >>> specialized({"observation": torch.zeros(5, 3)}).shape
+        torch.Size([5, 128])
     """
 
     def __init__(
@@ -347,6 +358,17 @@ class SpecializedPolicy(nn.Module):
         context: one row as the observation holds it.
         task: index of the task whose value is computed if values are per task and the context is
             not the task.
+
+    Examples:
+        >>> import torch
+        >>> from gymnasium.spaces import Box, Dict, Discrete
+        >>> from mirl.policies import FusionPolicy, specialize
+        >>> space = Dict(observation=Box(-1, 1, (3,)), desired_goal=Box(-1, 1, (2,)))
+        >>> policy = FusionPolicy(space, Discrete(4), lambda _: 3e-4)
+        >>> specialized = specialize(policy, [0.5, 1.0])  # one goal
+        >>> logits, values = specialized({"observation": torch.zeros(5, 3)})
+        >>> logits.shape, values.shape
+        (torch.Size([5, 4]), torch.Size([5, 1]))
     """
 
     def __init__(self, policy: FusionPolicy, context: OneContext, task: int) -> None:
@@ -401,6 +423,14 @@ class MlpAndHead(nn.Module):
     Args:
         mlp: the MLP of the actor or of the critic.
         head: its head, without a fusion.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mirl.policies.specialize import MlpAndHead
+        >>> network = MlpAndHead(nn.Linear(8, 16), nn.Linear(16 + 3, 4))
+        >>> network(torch.zeros(5, 8), similarities=torch.zeros(5, 3)).shape
+        torch.Size([5, 4])
     """
 
     def __init__(self, mlp: nn.Module, head: nn.Module) -> None:

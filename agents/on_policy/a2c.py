@@ -67,6 +67,18 @@ class A2C(OnPolicyLoop, SB3A2C):
 
     References:
         Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", ICML 2016.
+
+    Examples:
+        Two tasks, whose advantages are normalized separately:
+
+        >>> from mirl.agents import A2C
+        >>> from mirl.envs import make_vec_env
+        >>> from mirl.policies import FusionPolicy
+        >>> env = make_vec_env(["BabyAI-GoToObj-v0", "BabyAI-GoToLocal-v0"], n_envs=4)
+        >>> options = dict(normalize_advantage=True, advantages_per_task=True)
+        >>> agent = A2C(FusionPolicy, env, n_steps=8, device="cpu", **options)
+        >>> agent.learn(64).num_timesteps
+        64
     """
 
     def __init__(

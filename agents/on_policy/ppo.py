@@ -76,6 +76,18 @@ class PPO(OnPolicyLoop, SB3PPO):
 
     References:
         Schulman et al., "Proximal Policy Optimization Algorithms", 2017.
+
+    Examples:
+        >>> from mirl.agents import PPO
+        >>> from mirl.envs import make_vec_env
+        >>> from mirl.policies import FusionPolicy
+        >>> env = make_vec_env("MiniGrid-GoToDoor-5x5-v0", n_envs=4)
+        >>> agent = PPO(FusionPolicy, env, n_steps=16, batch_size=32, n_epochs=2, device="cpu")
+        >>> agent.learn(64).num_timesteps
+        64
+        >>> actions, _ = agent.predict(env.reset())
+        >>> actions.shape
+        (4,)
     """
 
     def __init__(

@@ -62,6 +62,17 @@ class RolloutBuffer(SB3RolloutBuffer):
         gae_lambda: λ of generalized advantage estimation.
         gamma: γ, the discount factor.
         n_envs: N, the number of environments.
+
+    Examples:
+        PPO and A2C fill it, and a callback can read it:
+
+        >>> from mirl.agents import PPO
+        >>> agent = PPO("MlpPolicy", "CartPole-v1", n_steps=16, batch_size=16, device="cpu")
+        >>> buffer = agent.learn(16).rollout_buffer
+        >>> type(buffer).__name__, buffer.rewards.shape
+        ('RolloutBuffer', torch.Size([16, 1]))
+        >>> [len(samples.actions) for samples in buffer.get(batch_size=8)]
+        [8, 8]
     """
 
     observation_space: Space

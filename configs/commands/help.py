@@ -6,6 +6,7 @@ preset, ``--help agent`` about a group, ``--help agent.gamma`` or ``--help seed`
 
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from inspect import cleandoc
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -251,7 +252,7 @@ def _preset_page(group: str, preset: str, config_dir: Path | None) -> list[str]:
     lines = [f"{group}={preset}"]
     config_class = classes_by_kind(group).get(str(content.get("kind", group)))
     if "kind" in content and config_class is not None:
-        lines += _paragraphs(config_class.__doc__ or "", indent=2)
+        lines += _paragraphs(description_of(config_class), indent=2)
     else:
         lines += _columns("", preset_summary(content), column=2)
     if config_class is None:  # a class of the user's own, which is not imported for this
@@ -322,6 +323,16 @@ def classes_by_kind(group: str) -> dict[str, type[BaseModel]]:
         kind = config_class.model_fields.get("kind")
         classes[group if kind is None else str(kind.default)] = config_class
     return classes
+
+
+def description_of(config_class: type[BaseModel]) -> str:
+    """Return the docstring of a config class without its examples.
+
+    Args:
+        config_class: the class of a group or of a command.
+    """
+    docstring = cleandoc(config_class.__doc__ or "")
+    return docstring.partition("\n\nExamples:\n")[0]
 
 
 def _only_class(name: str) -> type[BaseModel]:

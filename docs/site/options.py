@@ -16,6 +16,7 @@ from mirl.configs.commands.help import (
     classes_by_kind,
     comparison_fields,
     default_of,
+    description_of,
     preset_summary,
     typed_fields,
 )
@@ -83,7 +84,7 @@ def _group_page(group: str) -> str:
         lines.append(_row(f"`{name}`", about))
     for kind, config_class in classes.items():
         lines += ["", "## Options" if kind == group else f"## {kind}", ""]
-        lines += [_markdown(part) for part in (config_class.__doc__ or "").split("\n\n")]
+        lines += [_markdown(part) for part in description_of(config_class).split("\n\n")]
         lines += _options(config_class, f"{group}.")
         if group == "task":
             [task_class] = config_classes(config_class.model_fields["tasks"])

@@ -24,6 +24,14 @@ class EnvironmentFailedError(RunError):
     Args:
         message: the failure, with task, id and seed.
         env_index: index of the environment within its backend; -1 if it is unknown.
+
+    Examples:
+        >>> from mirl.envs import EnvironmentFailedError
+        >>> try:
+        ...     raise EnvironmentFailedError("goto_door: the environment raised", env_index=3)
+        ... except EnvironmentFailedError as failure:
+        ...     print(failure.env_index, failure)
+        3 goto_door: the environment raised
     """
 
     def __init__(self, message: str, env_index: int = -1) -> None:

@@ -37,6 +37,14 @@ class DistractorContext(gym.ObservationWrapper[Observation, Any, Any], RecordCon
     References:
         Beukman et al., "Dynamics Generalisation in Reinforcement Learning via Adaptive
         Context-Aware Policies", NeurIPS 2023, who add such irrelevant variables.
+
+    Examples:
+        >>> import gymnasium as gym
+        >>> from mirl.envs.worlds.context_wrappers import DistractorContext
+        >>> env = DistractorContext(gym.make("CartPole-v1"), n=3, value=2.0)
+        >>> observation, info = env.reset(seed=0)
+        >>> observation["context"].tolist()
+        [2.0, 2.0, 2.0]
     """
 
     def __init__(self, env: AnyEnv, n: int, value: float = 1.0) -> None:
@@ -97,6 +105,14 @@ class ActuatorContext(gym.Wrapper[Observation, Array, Any, Any], RecordConstruct
     References:
         Benad et al., "Dynamics-Aligned Shared Hypernetworks for Zero-Shot Actuator Inversion",
         arXiv:2602.06550, whose actions are flipped.
+
+    Examples:
+        >>> import gymnasium as gym
+        >>> from mirl.envs.worlds.context_wrappers import ActuatorContext
+        >>> env = ActuatorContext(gym.make("Pendulum-v1"), low=0.5, high=0.5, flips=False)
+        >>> observation, info = env.reset(seed=0)
+        >>> observation["context"].tolist()  # the motor has half of its strength
+        [0.5]
     """
 
     def __init__(

@@ -13,7 +13,16 @@ from torch.nn import functional as F
 
 
 class CellTable(NamedTuple):
-    """Cells of a batch as rows of a table."""
+    """Cells of a batch as rows of a table.
+
+    Examples:
+        >>> import torch
+        >>> from mirl.policies.encoders import CellTable
+        >>> wall, door = [0.0, 1.0], [2.0, 0.0]
+        >>> table = CellTable(torch.tensor([wall, door]), torch.tensor([[0, 0, 1]]))
+        >>> table.gather().tolist()
+        [[[0.0, 1.0], [0.0, 1.0], [2.0, 0.0]]]
+    """
 
     rows: Float[Tensor, "rows channels"]
     """Features of each kind of cell, (R, C)."""

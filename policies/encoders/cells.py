@@ -27,6 +27,17 @@ class CellsEncoder(Encoder):
         cells: the first stage.
         image_key: key of the input with cells.
         features_dim: size of the feature vector.
+
+    Examples:
+        >>> import torch
+        >>> from gymnasium.spaces import Box, Dict
+        >>> from mirl.policies.encoders import CellsEncoder, ImageCells
+        >>> space = Dict(camera=Box(0, 1, (64, 64, 3)), speed=Box(-1, 1, (2,)))
+        >>> encoder = CellsEncoder(space, ImageCells(space["camera"], 16), "camera", 32)
+        >>> encoder.n_cells, encoder.other_keys
+        (64, ('speed',))
+        >>> encoder({"camera": torch.zeros(5, 64, 64, 3), "speed": torch.zeros(5, 2)}).shape
+        torch.Size([5, 32])
     """
 
     has_map = True
@@ -146,6 +157,16 @@ class GridEncoder(CellsEncoder):
 
     Raises:
         ConfigError: if no input has cells, several have, or they are pixels.
+
+    Examples:
+        >>> import torch
+        >>> from gymnasium.spaces import Dict, MultiBinary
+        >>> from mirl.configs.networks import GridEncoderConfig
+        >>> from mirl.policies.encoders import build_encoder
+        >>> space = Dict(planes=MultiBinary((8, 8, 4)))  # walls, goals, agents, ...
+        >>> encoder = build_encoder(GridEncoderConfig(channels=16, features_dim=32), space)
+        >>> encoder({"planes": torch.zeros(5, 8, 8, 4)}).shape
+        torch.Size([5, 32])
     """
 
     Config = GridEncoderConfig
@@ -173,6 +194,17 @@ class ImageEncoder(CellsEncoder):
 
     Raises:
         ConfigError: if no input is an image, several are, or it holds codes.
+
+    Examples:
+        >>> import numpy as np
+        >>> import torch
+        >>> from gymnasium.spaces import Box, Dict
+        >>> from mirl.configs.networks import ImageEncoderConfig
+        >>> from mirl.policies.encoders import ImageEncoder
+        >>> space = Dict(screen=Box(0, 255, (3, 84, 84), np.uint8))
+        >>> encoder = ImageEncoder(space, ImageEncoderConfig(features_dim=64))
+        >>> encoder({"screen": torch.zeros(5, 3, 84, 84)}).shape
+        torch.Size([5, 64])
     """
 
     Config = ImageEncoderConfig

@@ -29,6 +29,17 @@ class CombinedEncoder(Encoder):
 
     Raises:
         ConfigError: if an encoder does not fit the space of its key.
+
+    Examples:
+        >>> import torch
+        >>> from gymnasium.spaces import Box, Dict
+        >>> from mirl.configs.networks import CombinedEncoderConfig
+        >>> from mirl.policies.encoders import CombinedEncoder
+        >>> space = Dict(camera=Box(0, 1, (32, 32, 3)), speed=Box(-1, 1, (2,)))
+        >>> config = CombinedEncoderConfig(parts={"camera": "image", "speed": "vector"})
+        >>> encoder = CombinedEncoder(space, config)
+        >>> encoder({"camera": torch.zeros(5, 32, 32, 3), "speed": torch.zeros(5, 2)}).shape
+        torch.Size([5, 128])
     """
 
     Config = CombinedEncoderConfig

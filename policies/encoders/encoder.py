@@ -19,7 +19,19 @@ from mirl.policies.encoders.cell_table import CellTable
 
 @runtime_checkable
 class FuseMap(Protocol):
-    """Fusion of a feature map with the context, as an encoder calls it."""
+    """Fusion of a feature map with the context, as an encoder calls it.
+
+    Examples:
+        >>> import torch
+        >>> from mirl.configs.networks import FilmConfig
+        >>> from mirl.policies import build_fusion
+        >>> from mirl.policies.encoders import FuseMap
+        >>> from mirl.policies.extractor import MapFusion
+        >>> from mirl.policies.features import Context
+        >>> fuse = MapFusion(build_fusion(FilmConfig(), 8, 3, 8), Context(torch.zeros(5, 3), None))
+        >>> isinstance(fuse, FuseMap), fuse(torch.zeros(5, 49, 8)).shape
+        (True, torch.Size([5, 49, 8]))
+    """
 
     def __call__(
         self, cells: Float[Tensor, "batch cells channels"]
@@ -43,6 +55,20 @@ class Encoder(Part, nn.Module, ABC):
 
     The constructor of a subclass takes a Dict space of the inputs alone and the config of the
     encoder, and sets ``keys``, ``out_dim`` and, if it has a feature map, ``channels``.
+
+    Examples:
+        An encoder of one's own has ``keys`` and ``out_dim`` (``docs/extending/encoder.md``):
+
+        >>> import torch
+        >>> from mirl.policies.encoders import Encoder
+        >>> class Unchanged(Encoder):
+        ...     keys = ("observation",)
+        ...     out_dim = 3
+        ...
+        ...     def forward(self, observations, fuse=None):
+        ...         return observations["observation"]
+        >>> Unchanged()({"observation": torch.zeros(5, 3)}).shape
+        torch.Size([5, 3])
     """
 
     Config: ClassVar[type[PartConfig]] = BaseEncoderConfig

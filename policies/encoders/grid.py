@@ -64,6 +64,16 @@ class GridCells(nn.Module):
     Raises:
         ConfigError: if the space is one of pixels, or if it has no codes for ``attributes`` or too
             many for the channels.
+
+    Examples:
+        >>> import numpy as np
+        >>> import torch
+        >>> from gymnasium.spaces import Box
+        >>> from mirl.policies.encoders import GridCells
+        >>> codes = Box(0, np.full((7, 7, 3), [10, 5, 2]), dtype=np.uint8)  # object, color, state
+        >>> cells = GridCells(codes, channels=32, attributes=8)
+        >>> cells.attribute_dims, cells(torch.zeros(5, 7, 7, 3)).shape
+        ((8, 8, 8), torch.Size([5, 49, 32]))
     """
 
     MAX_CELL_TYPES = 4096

@@ -20,6 +20,16 @@ class ImageCells(nn.Module):
 
     Raises:
         ConfigError: if the space is one of codes.
+
+    Examples:
+        >>> import torch
+        >>> from gymnasium.spaces import Box
+        >>> from mirl.policies.encoders import ImageCells
+        >>> cells = ImageCells(Box(0, 1, (84, 84, 3)), channels=16)
+        >>> cells.height, cells.width
+        (11, 11)
+        >>> cells(torch.zeros(5, 84, 84, 3)).shape
+        torch.Size([5, 121, 16])
     """
 
     def __init__(self, space: spaces.Space[object], channels: int) -> None:

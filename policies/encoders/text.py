@@ -25,6 +25,17 @@ class TextEncoder(Encoder):
 
     Raises:
         ConfigError: if the space is not one of token ids.
+
+    Examples:
+        >>> import numpy as np
+        >>> import torch
+        >>> from gymnasium.spaces import Box, Dict
+        >>> from mirl.configs.networks import TextEncoderConfig
+        >>> from mirl.policies.encoders import TextEncoder
+        >>> space = Dict(hint=Box(0, 99, (6,), np.int16))  # 6 token ids
+        >>> encoder = TextEncoder(space, TextEncoderConfig(words="bag", features_dim=16))
+        >>> encoder({"hint": torch.tensor([[7, 4, 0, 0, 0, 0]])}).shape
+        torch.Size([1, 16])
     """
 
     Config = TextEncoderConfig

@@ -20,6 +20,16 @@ class VectorEncoder(Encoder):
     Args:
         space: the space of the inputs.
         config: options of the encoder.
+
+    Examples:
+        >>> import torch
+        >>> from gymnasium.spaces import Box, Dict
+        >>> from mirl.configs.networks import VectorEncoderConfig
+        >>> from mirl.policies.encoders import VectorEncoder
+        >>> space = Dict(joints=Box(-1, 1, (6,)), speed=Box(-9, 9, (2,)))
+        >>> encoder = VectorEncoder(space, VectorEncoderConfig(hidden=(64,), features_dim=32))
+        >>> encoder.in_dim, encoder({"joints": torch.zeros(5, 6), "speed": torch.zeros(5, 2)}).shape
+        (8, torch.Size([5, 32]))
     """
 
     Config = VectorEncoderConfig

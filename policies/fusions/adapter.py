@@ -96,6 +96,16 @@ class Adapter(Fusion):
     References:
         Beukman et al., "Dynamics Generalisation in Reinforcement Learning via Adaptive
         Context-Aware Policies", NeurIPS 2023.
+
+    Examples:
+        >>> import torch
+        >>> from mirl.policies.fusions import Adapter
+        >>> adapter = Adapter(8, 3, 8, Adapter.Config(bottleneck=2), gain=1.0)
+        >>> down, down_bias, up, up_bias = adapter.generate(torch.zeros(5, 3))
+        >>> down.shape, up.shape  # generated for each of 5 contexts
+        (torch.Size([5, 8, 2]), torch.Size([5, 2, 8]))
+        >>> adapter(torch.zeros(5, 8), torch.zeros(5, 3)).shape
+        torch.Size([5, 8])
     """
 
     Config = AdapterConfig

@@ -26,6 +26,13 @@ class Affine(nn.Module):
         bias: add b, which starts at zero.
         scale: c. An optimizer such as Adam changes each element of W by about as much, whatever c
             is, so that a smaller c makes smaller steps.
+
+    Examples:
+        >>> import torch
+        >>> from mirl.policies.fusions import Affine
+        >>> layer = Affine(4, 2, gain=0)  # starts at zero
+        >>> layer(torch.ones(3, 4)).tolist()
+        [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
     """
 
     def __init__(

@@ -39,6 +39,17 @@ class CrossAttention(Fusion):
 
     References:
         Vaswani et al., "Attention Is All You Need", NeurIPS 2017.
+
+    Examples:
+        >>> import torch
+        >>> from mirl.configs.networks import AttentionConfig
+        >>> from mirl.policies.fusions import CrossAttention
+        >>> attention = CrossAttention(8, 3, 6, AttentionConfig(heads=2), gain=1.0)
+        >>> cells, z = torch.zeros(5, 49, 8), torch.zeros(5, 3)
+        >>> attention(cells, z).shape
+        torch.Size([5, 49, 6])
+        >>> attention.attend(cells, z, None).shape  # shared by the 49 cells of a row
+        torch.Size([5, 1, 8])
     """
 
     is_positionwise = False
@@ -171,6 +182,15 @@ class AttentionMask(Fusion):
 
     References:
         Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
+
+    Examples:
+        >>> import torch
+        >>> from mirl.policies.fusions import AttentionMask
+        >>> fusion = AttentionMask(4, 3, 2, AttentionMask.Config(mask="sigmoid"), gain=1.0)
+        >>> fusion.mask(torch.ones(1, 1, 4), torch.ones(1, 3), None).tolist()  # before training
+        [[[0.5, 0.5, 0.5, 0.5]]]
+        >>> fusion(torch.ones(5, 4), torch.ones(5, 3)).shape
+        torch.Size([5, 2])
     """
 
     Config = AttentionConfig

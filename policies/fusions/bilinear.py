@@ -34,6 +34,16 @@ class Bilinear(Fusion):
 
     References:
         Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
+
+    Examples:
+        >>> import torch
+        >>> from mirl.policies.fusions import Bilinear
+        >>> bilinear = Bilinear(4, 3, 2, Bilinear.Config(), gain=1.0)
+        >>> x, z = torch.zeros(5, 4), torch.zeros(5, 3)
+        >>> bilinear(x, z).shape
+        torch.Size([5, 2])
+        >>> bilinear.generate(z).shape  # a matrix per context
+        torch.Size([5, 4, 2])
     """
 
     Config = BilinearConfig
@@ -111,6 +121,14 @@ class LowRank(Fusion):
 
     References:
         Kim et al., "Hadamard Product for Low-rank Bilinear Pooling", ICLR 2017.
+
+    Examples:
+        >>> from mirl.policies import count_parameters
+        >>> from mirl.policies.fusions import Bilinear, LowRank
+        >>> count_parameters(Bilinear(64, 64, 64, Bilinear.Config(), gain=1.0))
+        270400
+        >>> count_parameters(LowRank(64, 64, 64, LowRank.Config(rank=8), gain=1.0))
+        9792
     """
 
     Config = LowRankConfig
@@ -166,6 +184,15 @@ class Hyper(Fusion):
 
     References:
         Ha et al., "HyperNetworks", ICLR 2017.
+
+    Examples:
+        >>> import torch
+        >>> from mirl.policies.fusions import Hyper
+        >>> hyper = Hyper(4, 3, 2, Hyper.Config(hidden=(16, 32)), gain=1.0)
+        >>> hyper.generate.context_dim  # bilinear in x and the last hidden layer
+        32
+        >>> hyper(torch.zeros(5, 4), torch.zeros(5, 3)).shape
+        torch.Size([5, 2])
     """
 
     Config = HyperConfig

@@ -23,6 +23,15 @@ class Concat(Fusion):
         out_dim: O, the size of the output.
         config: options of the fusion.
         gain: gain of the initialization of V, or of P if there is a hidden layer.
+
+    Examples:
+        >>> import torch
+        >>> from mirl.policies.fusions import Concat
+        >>> concat = Concat(4, 3, 2, Concat.Config(hidden=16), gain=1.0)
+        >>> concat.main.weight.shape, concat.project.weight.shape
+        (torch.Size([4, 16]), torch.Size([16, 2]))
+        >>> concat(torch.zeros(5, 4), torch.zeros(5, 3)).shape
+        torch.Size([5, 2])
     """
 
     Config = ConcatConfig

@@ -29,6 +29,19 @@ class Fusion(nn.Module, Part, ABC):
         features_dim: X, the size of the features.
         context_dim: Z, the size of the context.
         out_dim: O, the size of the output.
+
+    Examples:
+        A fusion of one's own defines ``interact``; with a ``Config``, it can also be chosen by name
+        (``docs/extending/fusion.md``):
+
+        >>> import torch
+        >>> from mirl.policies.fusions import Fusion, per_row
+        >>> class Scale(Fusion):
+        ...     def interact(self, x, z, groups):
+        ...         return x * per_row(z, groups)
+        >>> scale = Scale(features_dim=2, context_dim=2, out_dim=2)
+        >>> scale(torch.ones(2, 2), torch.tensor([[3.0, 4.0], [0.0, 1.0]])).tolist()
+        [[3.0, 4.0], [0.0, 1.0]]
     """
 
     Config: ClassVar[type[BaseFusionConfig]] = BaseFusionConfig

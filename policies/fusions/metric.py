@@ -34,6 +34,16 @@ class MetricSimilarity(Fusion):
 
     References:
         Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
+
+    Examples:
+        >>> import torch
+        >>> from mirl.policies.fusions import MetricSimilarity
+        >>> metric = MetricSimilarity(4, 3, 2, MetricSimilarity.Config(projections=6), gain=1.0)
+        >>> x, z = torch.zeros(5, 1, 4), torch.zeros(5, 3)
+        >>> metric.similarities(x, z, None).shape  # 6 inner products and 6 distances
+        torch.Size([5, 1, 12])
+        >>> metric(x, z).shape
+        torch.Size([5, 1, 2])
     """
 
     Config = MetricConfig

@@ -46,6 +46,16 @@ class Film(Fusion):
 
     References:
         Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", AAAI 2018.
+
+    Examples:
+        >>> import torch
+        >>> from mirl.policies.fusions import Film
+        >>> film = Film(4, 3, 2, Film.Config(), gain=1.0)
+        >>> x, z = torch.ones(5, 4), torch.ones(5, 3)
+        >>> torch.equal(film(x, z), film.main(x))  # the context has no effect before training
+        True
+        >>> film.to_scale_shift(z).shape  # γ and β
+        torch.Size([5, 4])
     """
 
     Config = FilmConfig
@@ -95,6 +105,14 @@ class Gate(Fusion):
 
     References:
         Jayakumar et al., "Multiplicative Interactions and Where to Find Them", ICLR 2020.
+
+    Examples:
+        >>> import torch
+        >>> from mirl.policies.fusions import Gate
+        >>> gate = Gate(4, 3, 2, Gate.Config(), gain=1.0)
+        >>> x = torch.ones(5, 4)
+        >>> torch.equal(gate(x, torch.ones(5, 3)), 0.5 * gate.main(x))  # half open before training
+        True
     """
 
     Config = GateConfig

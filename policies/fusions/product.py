@@ -42,6 +42,19 @@ class ProductSimilarity(Fusion):
         config: options of the fusion: K as ``products``, R as ``rank``, and c.
         gain: gain of the initialization of V.
         attribute_dims: number of channels of each attribute, the first ones of x.
+
+    Examples:
+        Cells with 8 channels for the object, 8 for the color and 16 others:
+
+        >>> import torch
+        >>> from mirl.configs.networks import ProductConfig
+        >>> from mirl.policies.fusions import build_map_fusion
+        >>> config = ProductConfig(products=4)
+        >>> product = build_map_fusion(config, 32, 6, 32, attribute_dims=(8, 8))
+        >>> words = torch.ones(5, 3, 6)  # 5 missions of 3 words
+        >>> y, s = product.interact_with_similarities(torch.zeros(5, 49, 32), words, None)
+        >>> y.shape, s.shape
+        (torch.Size([5, 49, 32]), torch.Size([5, 49, 4]))
     """
 
     Config = ProductConfig

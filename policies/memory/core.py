@@ -48,6 +48,18 @@ class Core(nn.Module, Part, ABC):
     References:
         Parisotto et al., "Stabilizing Transformers for Reinforcement Learning", ICML 2020, for the
         identity map at the start.
+
+    Examples:
+        Three timesteps of two sequences (``docs/extending/memory_core.md`` derives a core):
+
+        >>> import torch
+        >>> from mirl.configs.networks import GruConfig
+        >>> from mirl.policies.memory.build import build_core
+        >>> core = build_core(GruConfig(size=16), features_dim=8, context_dim=0)
+        >>> starts = torch.tensor([[True, True], [False, True], [False, False]])
+        >>> y, state = core(torch.zeros(3, 2, 8), torch.zeros(2, core.state_dim), starts)
+        >>> y.shape, state.shape
+        (torch.Size([3, 2, 16]), torch.Size([2, 16]))
     """
 
     Config: ClassVar[type[RecurrentCoreConfig]] = RecurrentCoreConfig

@@ -38,6 +38,18 @@ class SentenceContext(ContextEncoder):
 
     References:
         Reimers and Gurevych, "Sentence-BERT", EMNLP 2019; Wang et al., "MiniLM", NeurIPS 2020.
+
+    Examples:
+        With ``pip install "mirl[sentence]"``:
+
+        >>> import gymnasium as gym
+        >>> from mirl.configs.networks import SentenceContextConfig
+        >>> from mirl.envs import ContractObservation
+        >>> from mirl.policies import SentenceContext
+        >>> env = ContractObservation(gym.make("BabyAI-GoToObj-v0"), text_form="utf8")
+        >>> context = SentenceContext(env.observation_space, SentenceContextConfig(dim=32))
+        >>> context.keys, context.out_dim
+        (('mission',), 32)
     """
 
     Config = SentenceContextConfig

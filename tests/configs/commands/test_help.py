@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from mirl.configs.commands.help import compare_help, eval_help, train_help
+from mirl.configs.commands.help import compare_help, description_of, eval_help, train_help
 from mirl.configs.commands.sweep import OWN_WORDS as SWEEP_WORDS
 from mirl.configs.commands.words import option_names, typed_name
 from mirl.configs.comparison import OWN_WORDS
 from mirl.configs.compose import GROUPS, presets
 from mirl.configs.errors import ConfigError
 from mirl.configs.schema import EvalConfig, TrainConfig
+from mirl.configs.tasks import SuiteConfig
 
 FIRST_PAGES = {"train.py": train_help(), "eval.py": eval_help(()), "compare.py": compare_help(())}
 
@@ -98,6 +99,12 @@ def test_preset_page_shows_its_values() -> None:
     assert "  split.tasks=[goto_door_8x8]\n" in train_help(["split=rooms"])
     assert "  agent.learning_rate=0.001\n" in train_help(["agent=ppo"])
     assert "      Choices: future, final, episode.\n" in train_help(["agent=sac"])
+
+
+def test_description_leaves_out_examples() -> None:
+    """Examples are for readers of the code; the site has descriptions on its pages of options."""
+    assert ">>>" in str(SuiteConfig.__doc__)
+    assert description_of(SuiteConfig) == "An ordered tuple of tasks that are trained together."
 
 
 def test_shared_option_names_its_kinds() -> None:
