@@ -2,9 +2,9 @@
 
     python benchmarks/processes.py [--rounds 3] [--timesteps 200_000] [OPTION ...]
 
-Each setting trains the default agent of the options, by default ``task=goto_local``, and is
-measured by ``speed/steps_per_second`` of its log: the median over its iterations without the first
-ones. The settings take turns. Needs the machine to itself; after each round, the results are
+Each setting trains the agent of the options, by default ``task=goto_local``, at its own size and with
+four times the environments and minibatches. It is measured by ``speed/steps_per_second`` of its log:
+the median over its iterations without the first ones. The settings take turns. Needs the machine to itself; after each round, the results are
 written to ``benchmarks/results/processes.json``.
 """
 
@@ -33,6 +33,11 @@ SETTINGS: dict[str, tuple[int, int, int]] = {
     f"{2 * N_CORES} runs, one thread each": (2 * N_CORES, 1, 1),
 }
 """Numbers of runs side by side, of ranks of each run and of threads of each rank."""
+SIZES: dict[str, list[str]] = {
+    "default": [],
+    "512 environments, minibatches of 2,048": ["agent.n_envs=512", "agent.batch_size=2048"],
+}
+"""Options of each size."""
 
 
 def measure(options: list[str], n_runs: int, n_ranks: int, n_threads: int) -> float:
@@ -71,17 +76,19 @@ def measure(options: list[str], n_runs: int, n_ranks: int, n_threads: int) -> fl
     return total
 
 
-def table(results: dict[str, list[float]]) -> tuple[list[str], list[list[str]]]:
-    """Return the columns and the rows of the table, one row per setting.
+def table(results: dict[str, dict[str, list[float]]]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and the rows of the table, one row per size and setting.
 
     Args:
-        results: the steps per second of each setting, one per round.
+        results: the steps per second of each setting of each size, one per round.
     """
-    columns = ["processes", "steps/s of all", f"ratio to {ALL_THREADS}"]
+    columns = ["size", "processes", "steps/s of all", f"ratio to {ALL_THREADS}"]
     rows = []
-    for name, speeds in results.items():
-        ratios = [one / other for one, other in zip(speeds, results[ALL_THREADS], strict=True)]
-        rows.append([name, spread(speeds), spread(ratios, 2)])
+    for size, settings in results.items():
+        for name, speeds in settings.items():
+            pairs = zip(speeds, settings[ALL_THREADS], strict=True)
+            ratios = [speed / other for speed, other in pairs]
+            rows.append([size, name, spread(speeds), spread(ratios, 2)])
     return columns, rows
 
 
@@ -100,13 +107,17 @@ def main() -> None:
         f"evaluation.every={arguments.timesteps}",
         "evaluation.episodes=1",
         "evaluation.test_episodes=1",
+        "videos=false",
     ]
-    results: dict[str, list[float]] = {name: [] for name in SETTINGS}
+    results: dict[str, dict[str, list[float]]] = {}
+    for size in SIZES:
+        results[size] = {name: [] for name in SETTINGS}
     for _ in range(arguments.rounds):
-        for name, (n_runs, n_ranks, n_threads) in SETTINGS.items():
-            speed = measure(options, n_runs, n_ranks, n_threads)
-            results[name].append(speed)
-            print(f"{name:<28}{speed:>10,.0f} steps/s", flush=True)  # noqa: T201
+        for size, more in SIZES.items():
+            for name, (n_runs, n_ranks, n_threads) in SETTINGS.items():
+                speed = measure([*options, *more], n_runs, n_ranks, n_threads)
+                results[size][name].append(speed)
+                print(f"{size}, {name}: {speed:,.0f} steps/s", flush=True)  # noqa: T201
         write_results("processes", *table(results), results)
 
 
