@@ -2,10 +2,11 @@
 
     python benchmarks/processes.py [--rounds 3] [--timesteps 200_000] [OPTION ...]
 
-Each setting trains the agent of the options, by default ``task=goto_local``, at its own size and with
-four times the environments and minibatches. It is measured by ``speed/steps_per_second`` of its log:
-the median over its iterations without the first ones. The settings take turns. Needs the machine to itself; after each round, the results are
-written to ``benchmarks/results/processes.json``.
+Each setting trains the agent of the options, by default ``task=goto_local``, at its own size and
+with four times the environments and minibatches. It is measured by ``speed/steps_per_second`` of
+its log: the median over its iterations without the first ones. The settings take turns. Needs the
+machine to itself; after each round, the results are written to
+``benchmarks/results/processes.json``.
 """
 
 import argparse
