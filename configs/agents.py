@@ -25,6 +25,8 @@ MIN_ENVS = 16
 """Smallest number of parallel environments that PPO chooses for a short run."""
 MIN_BATCH_SIZE = 256
 """Smallest minibatch that PPO chooses for a short run, in timesteps."""
+MIN_DIVISOR = 64
+"""Smallest minibatch that PPO chooses for a rollout that its default does not divide."""
 ROLLOUT_OPTIONS = frozenset({"n_envs", "n_steps", "batch_size"})
 """Options of PPO that a short run changes if none of them is given."""
 
@@ -124,12 +126,26 @@ class OnPolicyConfig(Config):
         return self.n_envs * self.n_steps
 
 
+def _fitting_batch(rollout_size: int, batch_size: int) -> int:
+    """Return the largest divisor of a rollout up to a size; that size if there is none of use.
+
+    A rollout below that size is one minibatch.
+    """
+    if rollout_size <= batch_size:
+        return rollout_size
+    for size in range(batch_size, MIN_DIVISOR - 1, -1):
+        if rollout_size % size == 0:
+            return size
+    return batch_size
+
+
 class PPOConfig(OnPolicyConfig):
     """Proximal policy optimization (PPO)."""
 
     kind: Literal["ppo"] = "ppo"
     batch_size: PositiveInt = 512
-    """Timesteps per minibatch, a divisor of ``n_envs × n_steps``."""
+    """Timesteps per minibatch, a divisor of ``n_envs × n_steps``. If it is not given, and 512 is no
+    divisor, it is the largest one below, unless that is less than 64."""
     n_epochs: PositiveInt = 4
     """Passes over each rollout."""
     clip_range: PositiveFloat = 0.2
@@ -147,6 +163,9 @@ class PPOConfig(OnPolicyConfig):
 
     @model_validator(mode="after")
     def _batch_size_divides_the_rollout(self) -> Self:
+        if "batch_size" not in self.model_fields_set:
+            # not an assignment, which would make it an option that is given
+            self.__dict__["batch_size"] = _fitting_batch(self.rollout_size, self.batch_size)
         # a smaller last minibatch would give its samples more weight; SB3 warns of it
         if self.rollout_size % self.batch_size:
             divisor = math.gcd(self.rollout_size, self.batch_size)

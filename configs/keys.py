@@ -12,8 +12,8 @@ ACHIEVED_GOAL_KEY = "achieved_goal"
 """Goal achieved in the current state, as in Gymnasium-Robotics."""
 GOAL_KEYS = (ACHIEVED_GOAL_KEY, DESIRED_GOAL_KEY)
 """Keys that hindsight experience replay requires."""
-GOAL_NAMES = (DESIRED_GOAL_KEY, "goal")
-"""Keys that hold what is to be reached, by convention."""
+GOAL_NAMES = (DESIRED_GOAL_KEY, "goal", "context")
+"""Keys that hold what is to be reached, or what an episode depends on, by convention."""
 ENV_TASK_KEY = "env_task"
 """The environment's own key ``task``, renamed because ``task`` is the index of the suite's task."""
 ACTION_MASK_KEY = "action_mask"

@@ -1,7 +1,7 @@
 """Wrappers that add a context to any environment: useless numbers, or actuators that change.
 
-The context is a Box of one dimension under ``context``, which is what ``context=goal
-context.key=context`` takes; all else stays what is seen.
+The context is a Box of one dimension under ``context``, a key that policies take as a context by
+default; all else stays what is seen.
 """
 
 from typing import Any

@@ -99,10 +99,19 @@ def advice_without_context(space: spaces.Dict, options: Collection[str] = ()) ->
     key = candidates[0]
     own = type(context_of(key, space[key])).model_fields
     unfit = [name for name in options if name not in own]
-    advice = f"use context=auto with context.key={key}"
+    advice = advice_for_key(key)
     for name in unfit:
         advice += f" and remove context.{name}"
     return advice
+
+
+def advice_for_key(key: str) -> str:
+    """Return how to make one key the context, on the command line and in Python.
+
+    Args:
+        key: a key of the observation.
+    """
+    return f"use context=auto with context.key={key} (Python: AutoContextConfig(key={key!r}))"
 
 
 def with_stated_layers(context: AnyContextConfig, *, is_read: bool) -> AnyContextConfig:

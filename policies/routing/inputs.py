@@ -14,7 +14,7 @@ from mirl.configs.keys import (
 from mirl.configs.networks import (
     AnyContextConfig,
 )
-from mirl.policies.routing.contexts import asked_keys
+from mirl.policies.routing.contexts import advice_for_key, asked_keys
 
 
 def input_keys(
@@ -42,7 +42,7 @@ def input_keys(
     asked = asked_keys(space)
     if len(asked) > 1:
         # the others are seen then
-        advice = f"use context=auto with context.key={asked[0]}"
+        advice = advice_for_key(asked[0])
         if set(asked) <= {asked[0], TASK_KEY}:
             advice = "add an input to the observation"
     raise ConfigError(

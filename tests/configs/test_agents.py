@@ -21,6 +21,27 @@ def test_batch_size_error_suggests_divisor(batch_size: int, suggested: int) -> N
 
 
 @pytest.mark.parametrize(
+    ("n_envs", "n_steps", "batch_size"),
+    [
+        (128, 32, 512),  # the default
+        (8, 32, 256),  # the whole rollout
+        (128, 50, 400),
+        (1, 1026, 342),
+    ],
+)
+def test_default_batch_fits_rollout(n_envs: int, n_steps: int, batch_size: int) -> None:
+    config = PPOConfig(n_envs=n_envs, n_steps=n_steps)
+    assert config.batch_size == batch_size
+    assert config.model_dump()["batch_size"] == batch_size
+    assert "batch_size" not in config.model_fields_set  # so that a resumed run keeps its own
+
+
+def test_rollout_without_divisor_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"use for example agent\.batch_size=1033"):
+        PPOConfig(n_envs=1, n_steps=1033)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"n_envs": 1, "n_steps": 1}, "n_envs × n_steps of at least 2, got 1"),

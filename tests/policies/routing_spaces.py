@@ -15,6 +15,7 @@ SUBSPACES: dict[str, spaces.Space[Any]] = {
     "task": spaces.Discrete(3),
     "mission": spaces.Box(0, 20, (6,), np.int16),
     "desired_goal": spaces.Box(-1, 1, (2,), np.float32),
+    "context": spaces.Box(-1, 1, (3,), np.float32),
     "action_mask": spaces.MultiBinary(4),
 }
 

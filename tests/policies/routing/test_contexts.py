@@ -24,6 +24,7 @@ from mirl.policies.routing import (
         (("observation", "task"), TaskIdContextConfig()),
         (("observation", "mission"), MissionContextConfig()),
         (("observation", "desired_goal"), GoalContextConfig()),
+        (("observation", "context"), GoalContextConfig(key="context")),
         (
             ("observation", "task", "mission"),
             CombinedContextConfig(parts=(MissionContextConfig(), TaskIdContextConfig())),
@@ -35,7 +36,7 @@ from mirl.policies.routing import (
             ),
         ),
     ],
-    ids=["task", "mission", "goal", "mission+task", "all"],
+    ids=["task", "mission", "goal", "context", "mission+task", "all"],
 )
 def test_auto_context_joins_all_contexts(keys: tuple[str, ...], context: Any) -> None:
     """The automatic context joins every goal, every text and the id of several tasks."""
