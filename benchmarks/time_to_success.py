@@ -4,15 +4,15 @@
 
 Each run is a training command with the defaults of its source tree and the words given, by default
 ``task=goto_local``, on its own process, one after another and the trees in turn. It ends with the
-first evaluation, every 16,384 timesteps, in which 95 % of 128 episodes succeed. The seconds are
-those of rollouts and updates: evaluations and checkpoints do not count. The same command goes on
-after a stop. Needs the machine to itself; writes ``benchmarks/results/time_to_success.json``.
+first evaluation, every 16,384 timesteps, in which 95 % of 128 episodes succeed, or with its budget,
+which then counts. The seconds are those of rollouts and updates, without evaluations and
+checkpoints. The same command goes on after a stop. Needs the machine to itself; writes
+``benchmarks/results/time_to_success.json``.
 """
 
 import argparse
 import csv
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -45,11 +45,14 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(complete.splitlines()))
 
 
-def first_success(rows: list[dict[str, str]]) -> dict[str, float] | None:
-    """Return timesteps and seconds of training at the first success; None if there is none.
+def first_success(rows: list[dict[str, str]]) -> dict[str, float]:
+    """Return timesteps and seconds of training until the first success, or until the last row.
 
     Args:
         rows: the rows of a metrics file.
+
+    Returns:
+        ``timesteps``, ``seconds``, and ``solved``, True if there was a success.
     """
     seconds = 0.0
     reached = 0.0
@@ -62,14 +65,15 @@ def first_success(rows: list[dict[str, str]]) -> dict[str, float] | None:
             reached = timesteps
         if row.get(SUCCESS) and float(row[SUCCESS]) >= SOLVED:
             # the speed of the iteration before an evaluation is logged after it
-            return {"timesteps": timesteps, "seconds": seconds + (timesteps - reached) / speed}
-    return None
+            seconds += (timesteps - reached) / speed
+            return {"timesteps": timesteps, "seconds": seconds, "solved": True}
+    return {"timesteps": reached, "seconds": seconds, "solved": False}
 
 
 def train_to_success(
     words: list[str], environment: dict[str, str], runs_dir: Path
-) -> dict[str, float] | None:
-    """Train one agent until it succeeds; None if it does not.
+) -> dict[str, float]:
+    """Train one agent until it succeeds, or for its whole budget.
 
     Args:
         words: options of ``train.py``.
@@ -82,38 +86,37 @@ def train_to_success(
         while True:
             # asked for first: what a process wrote before its end is read after it
             has_ended = process.poll() is not None
+            found = None
             for path in runs_dir.glob("*/metrics.csv"):
                 found = first_success(read_rows(path))
-                if found is not None:
+                if found["solved"]:
                     return found
             if has_ended:
-                if process.returncode:
+                if process.returncode or found is None:
                     raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-                return None
+                return found
             time.sleep(POLL)
     finally:
         process.terminate()
         process.wait()
 
 
-def table_row(label: str, commit: str, runs: list[dict[str, float] | None]) -> list[str]:
-    """Return a row of the table.
+def table_row(label: str, commit: str, runs: list[dict[str, float]]) -> list[str]:
+    """Return a row of the table; a run without success counts with its whole budget.
 
     Args:
         label: "new" or "old".
         commit: the commit of the source tree.
         runs: the results of its seeds.
     """
-    solved = [run for run in runs if run is not None]
-    cells = ["–", "–", "–"]
-    if solved:
-        speeds = [run["timesteps"] / run["seconds"] for run in solved]
-        cells = [
-            spread([run["timesteps"] for run in solved]),
-            spread([run["seconds"] for run in solved]),
-            spread(speeds),
-        ]
-    return [f"{label} ({commit})", f"{len(solved)} of {len(runs)}", *cells]
+    n_solved = sum(bool(run["solved"]) for run in runs)
+    return [
+        f"{label} ({commit})",
+        f"{n_solved} of {len(runs)}",
+        spread([run["timesteps"] for run in runs]),
+        spread([run["seconds"] for run in runs]),
+        spread([run["timesteps"] / run["seconds"] for run in runs]),
+    ]
 
 
 def main() -> None:
@@ -152,13 +155,9 @@ def write_table(trees: dict[str, Path], results: dict[str, list[Any]]) -> None:
     rows = []
     for label, tree in trees.items():
         rows.append(table_row(label, commit_of(tree), results[label]))
-    both = [pair for pair in zip(results["new"], results["old"], strict=True) if all(pair)]
-    if both:
-        medians = [
-            statistics.median(run["seconds"] for run in runs) for runs in zip(*both, strict=True)
-        ]
-        ratio = f"{medians[0] / medians[1]:.2f}"
-        rows.append(["new / old, medians", str(len(both)), "", ratio, ""])
+    pairs = zip(results["new"], results["old"], strict=True)
+    ratios = [new["seconds"] / old["seconds"] for new, old in pairs]
+    rows.append(["new / old at equal seeds", "", "", spread(ratios, 2), ""])
     columns = ["source tree", "succeeded", "timesteps", "seconds", "steps/s"]
     write_results("time_to_success", columns, rows, results)
 

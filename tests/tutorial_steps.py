@@ -1,18 +1,21 @@
 """Runs the blocks of a page, given as JSON, one after the other in the present folder.
 
 One process, because torch loads slowly. A step is a pair: ``train``, ``eval`` or ``compare`` with
-the arguments, which get tiny budgets here; ``python`` with the code; ``text`` with a part of what
-the commands since the last text have printed.
+the arguments, which get tiny budgets here; ``torchrun`` with its own arguments and those of the
+training; ``python`` with the code; ``text`` with a part of what the commands since the last text
+have printed.
 """
 
 import contextlib
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from mirl.configs.agents import OnPolicyConfig
+from mirl.configs.commands.sweep import is_multirun
 from mirl.configs.comparison import ComparisonConfig, parse_comparison
 from mirl.configs.compose import compose_train
 from mirl.configs.schema import TrainConfig
@@ -52,7 +55,14 @@ def tiny_arguments(command: str, words: list[str]) -> list[str]:
     """Return the arguments of a command with small numbers in place of the page's."""
     match command:
         case "train":
-            return with_tiny_budget(compose_train(words), [*words, "progress=false"])
+            quiet = [*words, "progress=false"]
+            if is_multirun(words):
+                task = [word for word in words if word.startswith("task=")]
+                return with_tiny_budget(compose_train(task), quiet)
+            return with_tiny_budget(compose_train(words), quiet)
+        case "torchrun":
+            end = words.index("mirl.train") + 1
+            return words[:end] + tiny_arguments("train", words[end:])
         case "compare":
             config = parse_comparison(words)
             if isinstance(config, ComparisonConfig):
@@ -70,11 +80,15 @@ def tiny_arguments(command: str, words: list[str]) -> list[str]:
 
 
 def run(command: str, words: list[str]) -> tuple[int, str]:
-    """Run a command in this process.
+    """Run a command in this process, or torchrun's in processes of their own.
 
     Returns:
         The exit code, and the output with single spaces.
     """
+    if command == "torchrun":
+        launcher = [sys.executable, "-m", "torch.distributed.run"]
+        finished = subprocess.run([*launcher, *words], check=False, capture_output=True, text=True)
+        return finished.returncode, " ".join((finished.stdout + finished.stderr).split())
     sys.argv = [command, *words]
     output = io.StringIO()
     code = 0
