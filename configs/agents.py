@@ -201,7 +201,7 @@ class PPOConfig(OnPolicyConfig):
         return self.model_copy(update={"n_envs": n_envs, "batch_size": batch_size})
 
     def with_rollout_of(self, other: "PPOConfig") -> Self:
-        """Return the options with the rollout of another agent, as far as none is given.
+        """Return the options with the rollout of another agent, unless other values are given.
 
         Args:
             other: the agent of the run to resume. If a given option differs from it, nothing is

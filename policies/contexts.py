@@ -403,7 +403,7 @@ class RawContext(ContextEncoder):
         config: options of the context.
 
     Raises:
-        ConfigError: if the space under the key is a text, whose token ids are no quantities.
+        ConfigError: if the space under the key is a text, whose token ids are not quantities.
 
     Examples:
         >>> import torch
@@ -552,7 +552,7 @@ class CombinedContext(ContextEncoder):
 
     If a batch has few distinct values of every part, it has few distinct combinations, and each is
     computed once. Its words are V_i w + b for those of each part i, with the columns V_i of V that
-    belong to it; a part that is no text counts as one word.
+    belong to it; a part that is not a text counts as one word.
 
     Args:
         space: the space of the observations.

@@ -89,11 +89,11 @@ class Context(NamedTuple):
 def each_word(
     values: Float[Tensor, "rows context"], words: Float[Tensor, "rows words context"] | None
 ) -> Float[Tensor, "rows *words context"]:
-    """Return the words of contexts; a context that is no text counts as one word.
+    """Return the words of contexts; a context that is not a text counts as one word.
 
     Args:
         values: contexts, (G, Z).
-        words: their words, (G, W, Z); None if they are no texts.
+        words: their words, (G, W, Z); None if they are not texts.
 
     Returns:
         The words, (G, W, Z).

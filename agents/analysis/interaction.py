@@ -95,7 +95,7 @@ def crossed_outputs(
         (N, M, O) for each part of the policy, in the order in which they are computed: the encoded
         context, the features, the hidden layers of actor and critic, the action (logits, or mean)
         and the value. A policy with a memory has no outputs after the features, because they depend
-        on what it remembers; one of SAC, TD3, TQC or DQN has its features and its action.
+        on its hidden state; one of SAC, TD3, TQC or DQN has its features and its action.
     """
     n_observations = len(next(iter(observations.values())))
     n_contexts = len(next(iter(contexts.values())))

@@ -222,7 +222,7 @@ class RunDirectory:
         The operating system releases the lock when the process ends, however it ends.
 
         Raises:
-            ConfigError: another process trains in the run directory, or its lock is no file.
+            ConfigError: another process trains in the run directory, or its lock is not a file.
             RunError: the directory cannot be written: the disk is full, or it is somebody else's.
         """
         path = self.path / LOCK

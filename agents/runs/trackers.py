@@ -64,7 +64,7 @@ def to_number(value: object) -> object:
 
 
 def flatten(options: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, Scalar]]:
-    """Yield options by dotted names; values that are no scalars become strings.
+    """Yield options by dotted names; values that are not scalars become strings.
 
     Args:
         options: nested dictionaries.
@@ -384,7 +384,7 @@ def open_trackers(
     """Begin or continue the runs of a run directory in trackers.
 
     Args:
-        names: names of loggers; those that are no trackers are left out.
+        names: names of loggers; those that are not trackers are left out.
         run_dir: the run directory.
         options: the configuration, nested.
         logged: last timestep before the run was resumed, by metric.

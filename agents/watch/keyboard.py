@@ -122,7 +122,7 @@ def typed_keys() -> Iterator[Callable[[], str]]:
     """Read the keys of the terminal as they are typed; yield a function that waits for the next.
 
     Raises:
-        ConfigError: the standard input is no terminal, or the system has none such.
+        ConfigError: the standard input is not a terminal, or the system does not support one.
     """
     try:
         # of Unix alone

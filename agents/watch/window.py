@@ -35,7 +35,7 @@ ZOOM = 2
 
 
 def has_display() -> bool:
-    """Return True if windows can be opened here, as far as the environment variables say."""
+    """Return True if the environment variables say that windows can be opened here."""
     if sys.platform != "linux":
         return True
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

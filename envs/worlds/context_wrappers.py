@@ -32,7 +32,7 @@ class DistractorContext(gym.ObservationWrapper[Observation, Any, Any], RecordCon
         value: the value of all of them.
 
     Raises:
-        ConfigError: if the context would have no numbers, or is no Box of one dimension.
+        ConfigError: if the context would have no numbers, or is not a Box of one dimension.
 
     References:
         Beukman et al., "Dynamics Generalisation in Reinforcement Learning via Adaptive

@@ -34,7 +34,7 @@ def default_attributes(space: spaces.Space[object], channels: int) -> int:
         channels: C, the features of each cell.
 
     Returns:
-        ``DEFAULT_ATTRIBUTES``; 0 if the cells are no codes, or if no channels would be left.
+        ``DEFAULT_ATTRIBUTES``; 0 if the cells are not codes, or if no channels would be left.
     """
     n_values = code_sizes(space)
     if n_values is None or _are_planes(n_values):

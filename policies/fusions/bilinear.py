@@ -20,8 +20,8 @@ from mirl.policies.grouped_matmul import ContextGroups, multiply_row_by_row
 class Bilinear(Fusion):
     """General multiplicative interaction y = c zᵀ𝕎x + Uᵀz + V x + b with 𝕎 ∈ R^{Z×X×O}.
 
-    An optimizer such as Adam changes every weight by about as much, so that without the factor c
-    the matrix c zᵀ𝕎 + V of a context would move Σ|zᵢ| times as far as V. See ``docs/theory.md``.
+    An optimizer such as Adam changes every weight by about as much. Without the factor c, the step
+    of zᵀ𝕎 would therefore be Σ|zᵢ| times that of V. See ``docs/theory.md``.
 
     ``mirl.policies.grouped_matmul`` computes the first term in the cheaper of two forms.
 

@@ -63,7 +63,7 @@ class Fusion(nn.Module, Part, ABC):
     uses_attributes: ClassVar[bool] = False
     """True if the constructor takes ``attribute_dims``."""
     reads_words: ClassVar[bool] = False
-    """True if z is given as (G, W, Z), one vector per word, W = 1 for a context that is no text."""
+    """True if z is given as (G, W, Z), one vector per word, W = 1 for a context other than text."""
     similarities_dim = 0
     """S, the similarities of each position with the context that heads can read; 0 for none."""
 
@@ -92,7 +92,7 @@ class Fusion(nn.Module, Part, ABC):
             index: (B,), for each row the index of its context in ``context``, or the
                 ``ContextGroups`` of these indices.
             words: (B, W, Z) or (G, W, Z), the vectors of the words of each context; None for a
-                context that is no text. Only a fusion with ``reads_words`` reads them.
+                context that is not a text. Only a fusion with ``reads_words`` reads them.
 
         Returns:
             The fused features, (*B, O) or (B, *positions, O).
@@ -147,7 +147,7 @@ class Fusion(nn.Module, Part, ABC):
 
         Args:
             values: contexts, (G, Z).
-            words: the words of each, (G, W, Z); None if they are no texts.
+            words: the words of each, (G, W, Z); None if they are not texts.
 
         Returns:
             (G, Z), or (G, W, Z) for a class with ``reads_words``.

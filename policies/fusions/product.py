@@ -24,7 +24,7 @@ class ProductSimilarity(Fusion):
     x_f are the channels of attribute f of a cell, such as its object or its color, and z_f is a
     weighted sum of the words of the mission, so that "the red ball" is "red" for the color and
     "ball" for the object: each word is shared out among the attributes and none of them by
-    softmax_f(q_f · z_w), where none has a score of 0. A context that is no text counts as one word.
+    softmax_f(q_f · z_w), where none has a score of 0. A context other than text is one word.
     Without ``config.pool_words`` z_f is the vector of the whole text. The channels of no attribute
     enter V x alone; with ``config.main_attributes`` V reads the first attributes instead. Features
     without attributes are projected as a whole: x_f = x for each of ``config.groups``.
