@@ -183,18 +183,20 @@ def rollout_bytes(buffer: SB3RolloutBuffer) -> int:
 # ----------------------------------------------------------------------------------- environments
 
 
-def make_python_envs(vec_env_cls: type[VecEnv]) -> VecEnv:
-    """Build 16 DoorKey environments in Python with SB3's own helper.
+def make_python_envs(vec_env_cls: type[VecEnv], env_id: str = DOOR_KEY, seed: int = 0) -> VecEnv:
+    """Build 16 environments of a MiniGrid task in Python with SB3's own helper.
 
     Args:
         vec_env_cls: How SB3 vectorizes them.
+        env_id: The registered id of the task.
+        seed: The seed of the environments.
     """
 
     def make(env_id: str) -> gym.Env[Any, Any]:
         return ImgObsWrapper(gym.make(env_id))
 
     return make_sb3_vec_env(
-        make, 16, seed=0, vec_env_cls=vec_env_cls, env_kwargs={"env_id": DOOR_KEY}
+        make, 16, seed=seed, vec_env_cls=vec_env_cls, env_kwargs={"env_id": env_id}
     )
 
 

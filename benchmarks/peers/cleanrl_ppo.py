@@ -1,9 +1,9 @@
-"""Measure CleanRL's ``ppo_atari_envpool.py`` on DoorKey-8x8 with MiniGrid's tutorial CNN.
+"""Measure CleanRL's ``ppo_atari_envpool.py`` on DoorKey with MiniGrid's tutorial CNN.
 
 The script runs as installed, with its own loop, optimizer and logging. Only two names are replaced
 that it looks up at run time: its EnvPool and its network. 256 environments, 32 steps per rollout, 4
-epochs of minibatches of 1,024; all else is CleanRL's default. Whole iterations are timed, after the
-first two.
+epochs of minibatches of 1,024; all else is CleanRL's default, or SB3's with ``--like-sb3``. Whole
+iterations are timed, after the first two; the curve has the successes of all.
 """
 
 import argparse
@@ -31,6 +31,14 @@ N_EPOCHS = 4
 BATCH_SIZE = 1024
 WARM_UP = 2
 """Iterations that are not timed."""
+LIKE_SB3 = {
+    "learning-rate": 3e-4,
+    "anneal-lr": False,
+    "clip-coef": 0.2,
+    "clip-vloss": False,
+    "ent-coef": 0.01,
+}
+"""Hyperparameters of SB3 where CleanRL's defaults differ, with the entropy bonus of both."""
 
 
 class TimeIsUpError(Exception):
@@ -45,12 +53,13 @@ class DoorKey(gym.Env):
 
     Args:
         seconds: How long to train after the warm-up.
+        task: The registered id of the task.
         num_envs: Number of environments.
         seed: Their seed.
     """
 
-    def __init__(self, seconds: float, num_envs: int, seed: int) -> None:
-        self.pool = envpool.make_gymnasium(DOOR_KEY, num_envs=num_envs, seed=seed)
+    def __init__(self, seconds: float, task: str, num_envs: int, seed: int) -> None:
+        self.pool = envpool.make_gymnasium(task, num_envs=num_envs, seed=seed)
         self.observation_space = gym.spaces.Box(0, 255, (3, 7, 7), np.uint8)
         self.action_space = gym.spaces.Discrete(int(self.pool.action_space.n))
         self.lives = np.zeros(num_envs, dtype=np.int32)
@@ -58,6 +67,11 @@ class DoorKey(gym.Env):
         self.steps = 0
         self.start = 0.0
         self.elapsed = 0.0
+        self.begin = time.perf_counter()
+        self.curve: list[dict[str, float]] = []
+        """Seconds, timesteps, episodes and successes, a row per iteration."""
+        self.episodes = 0
+        self.successes = 0
 
     def reset(self) -> np.ndarray:
         """Reset all environments and return their images, (B, C, H, W)."""
@@ -80,6 +94,8 @@ class DoorKey(gym.Env):
             TimeIsUpError: At the end of an iteration, when the time is up.
         """
         iteration, step = divmod(self.steps, N_STEPS)
+        if step == 0:
+            self._add_row()
         if step == 0 and iteration == WARM_UP:
             self.start = time.perf_counter()
         elif step == 0 and iteration > WARM_UP:
@@ -89,9 +105,22 @@ class DoorKey(gym.Env):
         self.steps += 1
         observation, reward, terminated, truncated, _ = self.pool.step(action)
         done = terminated | truncated
+        self.episodes += int(done.sum())
+        self.successes += int((done & (reward > 0)).sum())
         info = {"reward": reward, "terminated": done, "lives": self.lives}
         # (B, H, W, C) -> (B, C, H, W)
         return observation["image"].transpose(0, 3, 1, 2), reward, done, info
+
+    def _add_row(self) -> None:
+        row = {
+            "seconds": time.perf_counter() - self.begin,
+            "timesteps": self.steps * N_ENVS,
+            "episodes": self.episodes,
+            "successes": self.successes,
+        }
+        self.curve.append(row)
+        self.episodes = 0
+        self.successes = 0
 
 
 def split_script(path: Path) -> tuple[ast.Module, ast.Module]:
@@ -148,7 +177,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=20)
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--task", default=DOOR_KEY)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--like-sb3", action="store_true", help="SB3's hyperparameters")
+    arguments = parser.parse_args()
 
     spec = find_spec("cleanrl.ppo_atari_envpool")
     if spec is None or spec.origin is None:
@@ -168,7 +200,7 @@ def main() -> None:
     made: list[DoorKey] = []
 
     def make(env_id: str, *, num_envs: int, seed: int, **_: object) -> DoorKey:
-        made.append(DoorKey(seconds, num_envs, seed))
+        made.append(DoorKey(arguments.seconds, arguments.task, num_envs, seed))
         return made[0]
 
     names.update(Agent=tutorial_agent(names), envpool=SimpleNamespace(make=make))
@@ -179,7 +211,10 @@ def main() -> None:
         "num-minibatches": N_ENVS * N_STEPS // BATCH_SIZE,
         "total-timesteps": 10**9,
         "cuda": False,
+        "seed": arguments.seed,
     }
+    if arguments.like_sb3:
+        options |= LIKE_SB3
     sys.argv = [spec.origin, *(f"--{key}={value}" for key, value in options.items())]
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -196,7 +231,8 @@ def main() -> None:
         (env.steps - WARM_UP * N_STEPS) * N_ENVS,
         env.elapsed,
         ("envpool", "torch"),
-        **TUTORIAL,
+        **{**TUTORIAL, "environment": arguments.task},
+        curve=env.curve,
         n_envs=N_ENVS,
         n_steps=N_STEPS,
         n_epochs=N_EPOCHS,
