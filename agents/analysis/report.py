@@ -18,6 +18,7 @@ from mirl.agents.analysis.interaction import (
     crossed_outputs,
     variance_shares,
 )
+from mirl.agents.analysis.modulation import Distribution, distribution, recorded_modulation
 from mirl.agents.analysis.recording import RecordedEpisodes
 from mirl.agents.runs.atomic_files import JsonObject, make_folder, write_json
 from mirl.configs.errors import PlainWarning
@@ -37,6 +38,9 @@ class InsideView(NamedTuple):
     """Names of the tasks of the suite."""
     contexts: Sequence[str]
     """Names of the contexts, (M,)."""
+    factors: Mapping[str, NDArray[np.float32]]
+    """Values of the factors by which the context acts, (n,) each, as ``recorded_modulation`` names
+    them; empty for fusions that have none."""
 
     def shares(self) -> dict[str, VarianceShares]:
         """Return the shares of the variance of each part but the context itself."""
@@ -57,6 +61,10 @@ class InsideView(NamedTuple):
             of_task = {name: values[rows] for name, values in self.outputs.items()}
             by_task[self.task_names[task]] = self._replace(outputs=of_task).shares()
         return by_task
+
+    def distributions(self) -> dict[str, Distribution]:
+        """Return the distribution of each factor."""
+        return {name: distribution(values) for name, values in self.factors.items()}
 
     @property
     def last_part(self) -> str:
@@ -88,6 +96,7 @@ class InsideView(NamedTuple):
             "variance_shares_by_task": by_task,
             "similarity_of": self.last_part,
             "similarity": np.round(self.similarity(), 4).tolist(),
+            "factors": {name: each._asdict() for name, each in self.distributions().items()},
         }
 
 
@@ -110,12 +119,10 @@ def look_inside(policy: BasePolicy, recorded: RecordedEpisodes) -> InsideView | 
             stacklevel=2,
         )
         return None
-    return InsideView(
-        crossed_outputs(policy, recorded.observations, contexts),
-        recorded.tasks,
-        [task.name for task in recorded.suite.tasks],
-        names,
-    )
+    with recorded_modulation(policy) as factors:
+        outputs = crossed_outputs(policy, recorded.observations, contexts)
+    task_names = [task.name for task in recorded.suite.tasks]
+    return InsideView(outputs, recorded.tasks, task_names, names, factors)
 
 
 def write_inside(view: InsideView, stem: Path, step: int) -> list[Path]:
@@ -149,6 +156,8 @@ def _write_events(view: InsideView, picture: Path, folder: Path, step: int) -> N
         for task, of_task in view.shares_by_task().items():
             for name, shares in of_task.items():
                 writer.add_scalar(f"inside/{task}/interaction/{name}", shares.interaction, step)
+        for name, values in view.factors.items():
+            writer.add_histogram(f"inside/factors/{name}", values, step)
         with Image.open(picture) as image:
             pixels = np.asarray(image.convert("RGB"))
         writer.add_image("inside", pixels, step, dataformats="HWC")
@@ -167,15 +176,17 @@ def _draw(view: InsideView, path: Path) -> None:
     mpl.use("Agg")  # draws without a display
     from matplotlib import pyplot as plt
 
-    n_panels = 3 if CONTEXT in view.outputs else 2
+    n_panels = 2 + (CONTEXT in view.outputs) + bool(view.factors)
     height = max(4.0, 1.5 + 0.22 * len(view.contexts))
     figure, panels = plt.subplots(
         1, n_panels, figsize=(4.2 * n_panels + 3, height), layout="constrained"
     )
     _draw_shares(panels[0], view.shares())
     _draw_similarity(figure, panels[1], view)
-    if n_panels == 3:
+    if CONTEXT in view.outputs:
         _draw_contexts(panels[2], view)
+    if view.factors:
+        _draw_factors(panels[-1], view.distributions())
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -220,3 +231,17 @@ def _draw_contexts(axes: Any, view: InsideView) -> None:
     axes.set_ylabel(f"second component{second}")
     axes.set_title("Encoded contexts z")
     axes.margins(0.4)
+
+
+def _draw_factors(axes: Any, distributions: Mapping[str, Distribution]) -> None:
+    """Draw a bar from the 5 % to the 95 % quantile of each factor, and its median."""
+    rows = range(len(distributions))
+    low = np.array([each.q05 for each in distributions.values()])
+    high = np.array([each.q95 for each in distributions.values()])
+    axes.barh(rows, high - low, left=low, height=0.5, color=COLORS[1])
+    medians = [each.q50 for each in distributions.values()]
+    axes.plot(medians, rows, marker="|", markersize=12, linestyle="", color="black")
+    axes.set_yticks(rows, list(distributions), fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("value: 5 % to 95 %, and median")
+    axes.set_title("Factors of the context")

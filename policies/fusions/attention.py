@@ -116,6 +116,20 @@ class CrossAttention(Fusion):
         # (B, P, O) + (B, 1, O)
         return self.main(x) + self.project(self.attend(x, z, groups))
 
+    def modulation(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> dict[str, Tensor]:
+        """Return the weights of the cells, (B, heads, P); see ``Fusion.modulation``."""
+        located = x + sinusoidal_positions(x.shape[1], self.features_dim, x.device)
+        query = self._split_heads(per_row(self.query(z), groups))
+        key = self._split_heads(self.key_value(located).chunk(2, dim=-1)[0])
+        # (B, heads, 1, d) x (B, heads, d, P) -> (B, heads, P)
+        logits = (query @ key.transpose(-1, -2)).squeeze(2) / math.sqrt(key.shape[-1])
+        return {"attention": logits.softmax(-1)}
+
     def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
         """Return attention with a fixed query; see ``Fusion.specialize``."""
         return SpecializedCrossAttention(self, z)
@@ -245,6 +259,15 @@ class AttentionMask(Fusion):
     ) -> Float[Tensor, "B P O"]:
         """Compute V (m ⊙ x) + b."""
         return self.main(self.mask(x, z, groups) * x)
+
+    def modulation(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> dict[str, Tensor]:
+        """Return the masks; see ``Fusion.modulation``."""
+        return {"mask": self.mask(x, z, groups)}
 
     def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
         """Return the mask as layers of x, and the map after it; see ``Fusion.specialize``."""

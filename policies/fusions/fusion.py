@@ -215,6 +215,25 @@ class Fusion(nn.Module, Part, ABC):
             The fused features, (B, P, O).
         """
 
+    def modulation(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> dict[str, Tensor]:
+        """Return the factors by which the context acts on the features, for ``inside=true``.
+
+        Args:
+            x: features, (B, P, X).
+            z: contexts, (G, Z).
+            groups: the context of each row; None if every row has its own.
+
+        Returns:
+            Scales, gates, weights or similarities by name, of any shape; empty for a class that has
+            none.
+        """
+        return {}
+
     def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
         """Return the form of the fusion that is left for one context, y = f(x) of x alone.
 

@@ -110,6 +110,16 @@ class MetricSimilarity(Fusion):
         """Compute V x + b + W s(x, z)."""
         return self.main(x) + self.output(self.similarities(x, z, groups))
 
+    def modulation(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> dict[str, Tensor]:
+        """Return the inner products and squared distances; see ``Fusion.modulation``."""
+        inner_products, distances = self.similarities(x, z, groups).chunk(2, dim=-1)
+        return {"inner product": inner_products, "squared distance": distances}
+
     def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
         """Return the affine part and the distances; see ``Fusion.specialize``."""
         return SpecializedMetric(self, z)

@@ -81,9 +81,31 @@ class Film(Fusion):
         groups: ContextGroups | None,
     ) -> Float[Tensor, "B P O"]:
         """Compute (1 + c γ(z)) ⊙ (V x + b) + β(z)."""
+        scale, shift = self.scale_and_shift(z, groups)
+        return scale * self.main(x) + shift
+
+    def scale_and_shift(
+        self, z: Float[Tensor, "G Z"], groups: ContextGroups | None
+    ) -> tuple[Float[Tensor, "B 1 O"], Float[Tensor, "B 1 O"]]:
+        """Return 1 + c γ(z) and β(z) for each row.
+
+        Args:
+            z: contexts, (G, Z).
+            groups: the context of each row; None if every row has its own.
+        """
         # (G, 2 O) -> (B, 1, 2 O) -> γ and β, each (B, 1, O)
         scale, shift = per_row(self.to_scale_shift(z), groups).chunk(2, dim=-1)
-        return (1 + self.context_scale * scale) * self.main(x) + shift
+        return 1 + self.context_scale * scale, shift
+
+    def modulation(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> dict[str, Tensor]:
+        """Return the scales 1 + c γ(z) and the shifts β(z); see ``Fusion.modulation``."""
+        scale, shift = self.scale_and_shift(z, groups)
+        return {"scale": scale, "shift": shift}
 
     def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
         """Return the affine map that is left; see ``Fusion.specialize``."""
@@ -138,9 +160,33 @@ class Gate(Fusion):
         groups: ContextGroups | None,
     ) -> Float[Tensor, "B P O"]:
         """Compute σ(g(x, z)) ⊙ (V x + b)."""
+        return self.gate(x, z, groups) * self.main(x)
+
+    def gate(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> Float[Tensor, "B P O"]:
+        """Return σ(g(x, z)), between 0 and 1.
+
+        Args:
+            x: features, (B, P, X).
+            z: contexts, (G, Z).
+            groups: the context of each row; None if every row has its own.
+        """
         # g(x, z): (B, P, O) + (B, 1, O)
         logits = self.gate_features(x) + per_row(self.gate_context(z), groups)
-        return torch.sigmoid(logits) * self.main(x)
+        return torch.sigmoid(logits)
+
+    def modulation(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> dict[str, Tensor]:
+        """Return the gates; see ``Fusion.modulation``."""
+        return {"gate": self.gate(x, z, groups)}
 
     def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
         """Return the product of two maps; see ``Fusion.specialize``."""

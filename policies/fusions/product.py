@@ -245,6 +245,20 @@ class ProductSimilarity(Fusion):
         terms = self.output(torch.cat([combined, similarities], dim=-1))
         return self.read_main(x) + terms, combined
 
+    def modulation(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G W Z"],
+        groups: ContextGroups | None,
+    ) -> dict[str, Tensor]:
+        """Return the similarities of each attribute, and s; see ``Fusion.modulation``."""
+        similarities = bounded(self.similarities(x, z, groups), self.bound)
+        count = len(self.parts)
+        named = {}
+        for index, part in enumerate(similarities.chunk(count, dim=-1)):
+            named[f"similarity of attribute {index + 1}"] = part
+        return {**named, "similarity": combine_parts(similarities, count, self.combine)}
+
     def read_main(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return V x + b, in which V reads some of the channels.
 

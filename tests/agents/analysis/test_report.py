@@ -49,6 +49,10 @@ def test_inside_is_written(tiny: Build, words: tuple[str, ...]) -> None:
     assert scalar.step == 128
     share = report["variance_shares"][last]["interaction"]
     assert scalar.value == pytest.approx(share, abs=1e-6)
+    assert report["factors"] or run.config.fusion.kind == "bilinear"
+    for name in report["factors"]:
+        [histogram] = accumulator.Histograms(f"inside/factors/{name}")
+        assert histogram.histogram_value.num > 0
     tensors = list(events.rglob("tensors.tsv"))
     assert len(tensors) == 1
     assert len(tensors[0].read_text().splitlines()) == n_contexts
