@@ -1,8 +1,6 @@
 """Compare the throughput of two source trees, for ``throughput.py --against``."""
 
-import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -11,10 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from machine import ROOT
+from machine import ROOT, write_results
 from measurement import run, spread
-
-from mirl.agents.comparison.machine import command_line, machine
 
 
 @contextmanager
@@ -108,39 +104,43 @@ def commit_of(tree: Path) -> str:
     return finished.stdout.strip() or "unknown"
 
 
-def compare_trees(
-    contender: str, other: Path, rounds: int, seconds: float, json_path: Path | None
-) -> None:
-    """Print the speed of this source tree (new) relative to another one (old).
+def compare_trees(workload: str, contender: str, other: Path, rounds: int, seconds: float) -> None:
+    """Measure the speed of this source tree (new) relative to another one (old).
 
     Args:
+        workload: The name of the workload; the results are written to ``against_WORKLOAD.json``.
         contender: The name of a contender that both trees have.
         other: The root of the other source tree.
         rounds: Number of measurements of each tree.
         seconds: How long each measurement trains after the warm-up.
-        json_path: The JSON file to write, if any.
 
     Raises:
         ValueError: If ``other`` is not a source tree of MIRL.
     """
     trees = {"new": ROOT.resolve(), "old": other.resolve()}
-    commits = {label: commit_of(tree) for label, tree in trees.items()}
     results = measure_in_turn(contender, trees, rounds, seconds)
+    labels = {label: f"{label} ({commit_of(tree)})" for label, tree in trees.items()}
+    columns, rows = ratio_table(contender, labels, results)
+    for row in rows:
+        print("  ".join(row))  # noqa: T201
+    write_results(f"against_{workload}", columns, rows, results)
+
+
+def ratio_table(
+    contender: str, labels: dict[str, str], results: dict[str, list[dict[str, Any]]]
+) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and the rows of the table; the last row is the ratio within a round.
+
+    Args:
+        contender: The name of the contender.
+        labels: The text for "new" and for "old".
+        results: The measurements of each tree, one per round.
+    """
     speeds = {}
+    rows = []
     for label, measured in results.items():
         speeds[label] = [result["steps_per_second"] for result in measured]
-        print(f"{label} ({commits[label]}): {spread(speeds[label])} steps/s")  # noqa: T201
+        rows.append([contender, labels[label], spread(speeds[label])])
     ratios = [new / old for new, old in zip(speeds["new"], speeds["old"], strict=True)]
-    print(f"{contender}, new / old: {spread(ratios, 3)}")  # noqa: T201
-    if json_path is None:
-        return
-    report = {
-        "command": command_line(),
-        "machine": machine(),
-        "contender": contender,
-        "commits": commits,
-        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
-        "ratios": ratios,
-        "measurements": results,
-    }
-    json_path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    rows.append([contender, "new / old", spread(ratios, 2)])
+    return ["contender", "source tree", "steps/s"], rows

@@ -1,7 +1,7 @@
 """Measure the throughput of training, end to end.
 
     python benchmarks/throughput.py tutorial [--rounds 5] [--seconds 8] [--peers cleanrl navix …]
-    python benchmarks/throughput.py missions --against WORKTREE [--rounds 5] [--json FILE]
+    python benchmarks/throughput.py missions --against WORKTREE [--rounds 5]
 
 Every contender of a workload runs once per round, each in a fresh process. Within a workload, task,
 hyperparameters and network are the same for all (``contenders.py``). A speedup is the ratio within
@@ -11,7 +11,7 @@ are written to ``benchmarks/results/throughput_WORKLOAD.json``.
 
 With ``--against``, the last contender of the workload is measured in this source tree (new) and in
 another one (old), for example a ``git worktree`` of an earlier commit. The two take turns, and
-alternate in going first.
+alternate in going first. The results are written to ``benchmarks/results/against_WORKLOAD.json``.
 """
 
 import argparse
@@ -113,9 +113,6 @@ def main() -> None:
     parser.add_argument(
         "--against", type=Path, metavar="WORKTREE", help="compare this source tree with another"
     )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="with --against: also write the results to a file"
-    )
     arguments = parser.parse_args()
 
     contenders = []
@@ -125,11 +122,11 @@ def main() -> None:
 
     if arguments.against is not None:
         compare_trees(
+            arguments.workload,
             contenders[-1],
             arguments.against,
             arguments.rounds,
             arguments.seconds,
-            arguments.json,
         )
         return
 
