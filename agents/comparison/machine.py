@@ -28,12 +28,15 @@ def command_line() -> str:
 
 
 def machine() -> dict[str, object]:
-    """Return the processor, its usable cores, the device and the versions of ``PACKAGES``."""
+    """Return the processor, its usable cores, the device and the versions of ``PACKAGES``.
+
+    The instruction set that torch uses is named after the processor.
+    """
     device = "cpu"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     return {
-        "processor": _processor(),
+        "processor": f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})",
         "cores": _usable_cores(),
         "device": device,
         "python": platform.python_version(),
