@@ -58,7 +58,8 @@ def tiny_arguments(command: str, words: list[str]) -> list[str]:
             quiet = [*words, "progress=false"]
             if is_multirun(words):
                 task = [word for word in words if word.startswith("task=")]
-                return with_tiny_budget(compose_train(task), quiet)
+                few = ["n_trials=2"] if any("interval(" in word for word in words) else ["seed=0"]
+                return replaced(with_tiny_budget(compose_train(task), quiet), few)
             return with_tiny_budget(compose_train(words), quiet)
         case "torchrun":
             end = words.index("mirl.train") + 1

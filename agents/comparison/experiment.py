@@ -105,6 +105,8 @@ def _widths(config: ComparisonConfig, folder: Path) -> dict[str, dict[str, int]]
     if path.exists():
         stored = load_json(path)
         _check_same(stored.get("comparison"), asked, folder)
+        if stored["comparison"] != asked:  # there are more seeds now
+            write_json(path, {**stored, "comparison": asked})
         return cast(dict[str, dict[str, int]], stored.get("widths"))
     widths: dict[str, dict[str, int]] = {}
     if config.match:
@@ -116,11 +118,16 @@ def _widths(config: ComparisonConfig, folder: Path) -> dict[str, dict[str, int]]
 
 
 def _check_same(stored: object, asked: Mapping[str, object], folder: Path) -> None:
-    """Raise if a folder is that of a comparison with other settings, tasks, options or seeds."""
+    """Raise if a folder is that of a comparison with other settings, tasks or options.
+
+    Seeds may be added, but none may be left out.
+    """
     if not isinstance(stored, dict):
         raise ConfigError(f"{folder / PLAN} holds no comparison; choose another out=…")
     for key, now in asked.items():
         there = stored.get(key)
+        if key == "seeds" and isinstance(there, list) and set(there) <= set(cast(list[int], now)):
+            continue
         if there != now:
             raise ConfigError(
                 f"{folder} holds another comparison ({key}: {json.dumps(there)} there, "

@@ -62,8 +62,8 @@ class Moment(NamedTuple):
     """Probability of each action by its name; empty unless the actions are ``Discrete``."""
     value: float | None
     outcome: str
-    """``running``, ``success``, ``failure``, or ``over`` if no success is reported or the agent
-    reads another mission than the environment's."""
+    """``running``, ``success``, ``failure``, or ``over`` if no success is reported; with the reason
+    if that is because the agent reads another mission than the environment's."""
 
 
 class Session:
@@ -245,7 +245,7 @@ class Session:
     def _outcome(self) -> str:
         # the environment judges by its own mission
         if self.is_over and self._typed_at_end:
-            return "over"
+            return "over (not judged: the mission was typed)"
         return self._player.outcome
 
     @cached_property

@@ -57,11 +57,24 @@ def test_failed_run_is_tried_again(tmp_path: Path) -> None:
 
 def test_other_configuration_is_refused(tmp_path: Path) -> None:
     compare(comparison(tmp_path, FUSIONS, "seeds=2"), engine=FakeEngine(tmp_path))
-    for words, key in ((("seeds=3",), "seeds"), (("seeds=2", "agent.gamma=0.9"), "options")):
+    for words, key in ((("seeds=1",), "seeds"), (("seeds=2", "agent.gamma=0.9"), "options")):
         with pytest.raises(ConfigError, match=rf"another comparison \({key}: .*another out="):
             compare(comparison(tmp_path, FUSIONS, *words), engine=FakeEngine(tmp_path))
     # the number of jobs changes no result
     compare(comparison(tmp_path, FUSIONS, "seeds=2", "jobs=1"), engine=FakeEngine(tmp_path))
+
+
+def test_seeds_can_be_added(tmp_path: Path) -> None:
+    """The finished runs are kept, and from then on the folder has all of the seeds."""
+    compare(comparison(tmp_path, FUSIONS, "seeds=1"), engine=FakeEngine(tmp_path))
+    engine = FakeEngine(tmp_path)
+    result = compare(comparison(tmp_path, FUSIONS, "seeds=2"), engine=engine)
+    assert [name.rpartition("-seed")[2] for name in engine.executed] == ["1", "1"]
+    assert result.tables == compare(
+        comparison(tmp_path / "whole", FUSIONS, "seeds=2"), engine=FakeEngine(tmp_path / "whole")
+    ).tables
+    with pytest.raises(ConfigError, match="another comparison"):
+        compare(comparison(tmp_path, FUSIONS, "seeds=1"), engine=FakeEngine(tmp_path))
 
 
 def test_foreign_folder_is_refused(tmp_path: Path) -> None:
