@@ -144,7 +144,7 @@ def _train(
             log(_first_line(run, agent, envs.training.backend))
             if checkpoint is not None and checkpoint.n_ranks != ranks.size:
                 log(_ranks_line(checkpoint.n_ranks, ranks.size))
-            log(_describe(resolved, envs.training))
+            log(_describe(resolved, envs.training, agent))
             if stored is not None and resolved.total_timesteps > stored.total_timesteps:
                 if ranks.is_first:
                     run.store_length(stored)
@@ -352,11 +352,12 @@ def _longer_line(config: ResolvedConfig, timesteps_before: int, reached: int) ->
     return f"{line} The learning rate goes on at {rate:.2g} and falls to zero at the new end."
 
 
-def _describe(config: ResolvedConfig, env: SuiteVecEnv) -> str:
-    """Return one line: what is seen, what is asked, and where the two are fused."""
+def _describe(config: ResolvedConfig, env: SuiteVecEnv, agent: Agent) -> str:
+    """Return one line: what is seen, what is asked, where the two are fused, and the size."""
     assert isinstance(env.observation_space, spaces.Dict), "the observation contract is a Dict"
     seen_and_asked = describe(config.network, env.observation_space)
     line = f"{seen_and_asked} Fusion: {config.fusion.kind} ({', '.join(config.sites)})."
+    line += f" {count_parameters(agent.policy):,} parameters."
     if "heads" in config.sites and not config.fusion.fits_heads:
         line += f" Warning: {config.fusion.kind} is unfit for the heads; leave them out of sites=."
     return line

@@ -10,8 +10,8 @@ from mirl.configs.errors import ConfigError
 
 
 def _to_tuple(value: object) -> object:
-    """Return a single name as a tuple of one; return any other value unchanged."""
-    if isinstance(value, str):
+    """Return a single name or number as a tuple of one; return any other value unchanged."""
+    if isinstance(value, str | int):
         return (value,)
     return value
 
@@ -20,10 +20,10 @@ Width = Annotated[int, Field(ge=1, le=2**16)]
 """Size of a layer. The upper bound rejects typing errors and hostile files."""
 Depth = Annotated[int, Field(ge=1, le=64)]
 """Number of equal layers, with the same kind of bound."""
-Widths = Annotated[tuple[Width, ...], Field(max_length=16)]
+AllowSingle = BeforeValidator(_to_tuple)
+"""Accept ``sites=map`` for ``sites=[map]``, and ``net_arch=64`` for ``net_arch=[64]``."""
+Widths = Annotated[tuple[Width, ...], Field(max_length=16), AllowSingle]
 """Sizes of consecutive layers, first layer first."""
-AllowSingleName = BeforeValidator(_to_tuple)
-"""Accept ``sites=map`` for ``sites=[map]``."""
 
 Explain = Callable[[type[BaseModel], ErrorDetails], str]
 _explanations: list[Explain] = []

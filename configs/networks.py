@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from mirl.configs.config import AllowSingleName, Config, Depth, Width, Widths
+from mirl.configs.config import AllowSingle, Config, Depth, Width, Widths
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.keys import DESIRED_GOAL_KEY, MISSION_KEY, TASK_KEY
 from mirl.configs.parts import (
@@ -688,7 +688,7 @@ class MiLstmConfig(RecurrentCoreConfig):
     """
     rank: Width = 32
     """Rank R of the form ``low_rank``."""
-    gates: Annotated[tuple[Gate, ...], AllowSingleName] = get_args(Gate)
+    gates: Annotated[tuple[Gate, ...], AllowSingle] = get_args(Gate)
     """Gates with the multiplicative term."""
     scaled_by_context: bool = True
     """Scale the input of each gate by 1 + γ(z), a function of the context z."""
@@ -803,7 +803,7 @@ class NetworkConfig(Config):
     """Encoder of the context."""
     encoder: AutoEncoderField = AutoEncoderConfig()
     """Encoder of the observation."""
-    sites: Annotated[tuple[Site, ...], AllowSingleName] | None = None
+    sites: Annotated[tuple[Site, ...], AllowSingle] | None = None
     """Sites of the fusion: the feature map, the feature vector, the policy and value heads; None to
     choose them with the fusion."""
     memory: MemoryField = NoMemoryConfig()

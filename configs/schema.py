@@ -27,7 +27,7 @@ from mirl.configs.agents import (
 )
 from mirl.configs.aliases import replace_value
 from mirl.configs.commands.pretrained import RunPath
-from mirl.configs.config import AllowSingleName, Config
+from mirl.configs.config import AllowSingle, Config
 from mirl.configs.networks import (
     AutoContextField,
     AutoEncoderField,
@@ -134,10 +134,10 @@ class TrainConfig(Config):
     """Task of each new episode: ``fixed`` keeps one task per environment, ``uniform`` draws any,
     ``lowest_success`` and ``learning_progress`` prefer tasks with a low or a changing success
     rate."""
-    sites: Annotated[tuple[Site, ...], AllowSingleName] | None = None
+    sites: Annotated[tuple[Site, ...], AllowSingle] | None = None
     """Sites of the fusion, one or several: the feature map, the feature vector, the policy and
     value heads; null to choose them with the fusion."""
-    observation_keys: Annotated[tuple[str, ...], AllowSingleName] | None = None
+    observation_keys: Annotated[tuple[str, ...], AllowSingle] | None = None
     """Observation keys that are inputs; null for all keys except the context's, ``action_mask``,
     and the index of the task."""
     name: str = ""
@@ -180,7 +180,7 @@ class TrainConfig(Config):
     ] = True
     """GIFs of an episode per task: true (or ``every``) at each checkpoint, false for none, or the
     timesteps between them; those after the last timestep are recorded unless it is false."""
-    logger: Annotated[tuple[LoggerName, ...], AllowSingleName] = ("tensorboard", "csv")
+    logger: Annotated[tuple[LoggerName, ...], AllowSingle] = ("tensorboard", "csv")
     """Loggers of the metrics, one or several. ``metrics.csv`` is written in any case: resumed runs
     and comparisons read it. wandb, trackio and mlflow need ``pip install "mirl[NAME]"``."""
     log_every: PositiveInt = 1
@@ -413,7 +413,7 @@ class ResolvedConfig(TrainConfig):
     """Encoder of the context z: task id, mission or goal."""
     encoder: EncoderField
     """Encoder of the observation into the features x."""
-    sites: Annotated[tuple[Site, ...], AllowSingleName]
+    sites: Annotated[tuple[Site, ...], AllowSingle]
     """Sites of the fusion."""
     fusion_is_chosen: bool = False
     """The fusion was ``auto``, so that it is no part of the run's name."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mirl.configs.aliases import replace_value
-from mirl.configs.config import AllowSingleName, Config
+from mirl.configs.config import AllowSingle, Config
 from mirl.configs.errors import ConfigError, nearest
 from mirl.configs.texts import (
     MAX_TEXT_LENGTH,
@@ -162,7 +162,7 @@ class WrapperConfig(Config):
         return value
 
 
-Wrappers = Annotated[tuple[WrapperConfig, ...], AllowSingleName]
+Wrappers = Annotated[tuple[WrapperConfig, ...], AllowSingle]
 """Wrappers around an environment, the innermost first."""
 
 
@@ -331,7 +331,7 @@ class SuiteConfig(Config):
     unknown_codes: Literal["error", "hash"] = "error"
     """Reaction to codes of a symbolic image that neither MiniGrid's tables nor the bounds of its
     space have: an error, or rows of their own, which are hashed; ``encoder.unknown`` sets it."""
-    vocabulary: Annotated[tuple[str, ...], AllowSingleName] | None = None
+    vocabulary: Annotated[tuple[str, ...], AllowSingle] | None = None
     """Words that get token ids of their own, beside MiniGrid's and BabyAI's; all others share 64
     ids. None collects the words of the environments' texts when they are made first."""
     text_length: Annotated[int, Field(ge=1, le=MAX_TEXT_LENGTH)] | None = None

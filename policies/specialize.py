@@ -60,8 +60,8 @@ def specialize(policy: BasePolicy, context: OneContext, task: int = 0) -> "Speci
     """
     if not isinstance(policy, FusionPolicy):
         raise ConfigError(
-            "policies of PPO and A2C can be specialized and exported, those of other algorithms "
-            f"cannot; got {type(policy).__name__}"
+            f"only policies of PPO and A2C have a specialized form, got {type(policy).__name__}; "
+            "mirl.policies.programs.build_program(policy, context) fixes the context of any policy"
         )
     if policy.is_recurrent:
         raise ConfigError(
@@ -206,9 +206,10 @@ def encode_one_context(
             f"expected the context as a dictionary with the keys {', '.join(keys)}, got "
             f"{type(context).__name__}"
         )
-    missing = [key for key in keys if key not in values]
-    if missing:
-        raise ConfigError(f"expected a context for {', '.join(keys)}, got none for {missing[0]}")
+    if any(key not in values for key in keys):
+        raise ConfigError(
+            f"expected a context for {', '.join(keys)}, got one for {', '.join(values) or 'none'}"
+        )
     device = next(extractor.parameters()).device
     batch: dict[str, Tensor] = {}
     for key in keys:

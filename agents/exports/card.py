@@ -93,7 +93,7 @@ def card_text(contents: CardContents) -> str:
         "## Training",
         _training(contents),
         "## Use",
-        _use(contents.run),
+        _use(contents.run, contents.options),
         "## Limits",
         _bullets(_limits(contents)),
     ]
@@ -176,15 +176,22 @@ def _observations(policy: Policy) -> Iterable[str]:
         yield f"{_code(key)} {describe_space(part)}"
 
 
-def _use(run: RunDirectory) -> str:
+def _use(run: RunDirectory, options: CardConfig) -> str:
     name = run_name(run.path)
-    quoted = shlex.quote(name)
+    imports = [f"import {module}  # the environment\n" for module in options.imports]
+    words = [f"run={shlex.quote(name)}", *(f"import={module}" for module in options.imports)]
+    arguments = repr(name)
+    if options.checkpoint != "best":
+        words.append(f"checkpoint={options.checkpoint}")
+        arguments += f", checkpoint={options.checkpoint!r}"
+    typed = " ".join(words)
     return (
-        "```python\nfrom mirl.agents import load_policy\n\n"
-        f"policy = load_policy({name!r})\n"
+        f"```python\n{''.join(imports)}from mirl.agents import load_policy\n\n"
+        f"policy = load_policy({arguments})\n"
         "actions, state = policy.predict(observations)\n```\n\n"
-        f"```sh\nmirl-watch run={quoted}\nmirl-eval run={quoted}\n"
-        f"mirl-train start_from={quoted} task=…   # train it further on another task\n```"
+        f"```sh\nmirl-watch {typed}\nmirl-eval {typed}\n"
+        f"mirl-train start_from={shlex.quote(name)} task=…   # train it further on another task\n"
+        "```"
     )
 
 

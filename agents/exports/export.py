@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from mirl.agents.builder import Policy
+from mirl.agents.comparison.machine import versions
 from mirl.agents.exports.formats import check_installed, write_program
 from mirl.agents.exports.round_trip import (
     ProgramAndPolicy,
@@ -114,13 +115,22 @@ def export_run(run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig) ->
         description["tokenizer"] = table
     result = Export(path, count_all_parameters(program), count_all_parameters(policy), check)
     description |= {
-        "action_space": str(policy.action_space),
+        **_describe_actions(policy.action_space),
         "parameters": result.parameters,
         "check": {"runtime": written.runtime, **check._asdict()},
+        "mirl": versions().get("mirl"),
         "torch": torch.__version__,
     }
     write_json(_description_path(path), description)
     return result
+
+
+def _describe_actions(space: spaces.Space[Any]) -> dict[str, object]:
+    """Return the action space as text, and the bounds of a bounded Box as lists."""
+    description: dict[str, object] = {"action_space": str(space)}
+    if isinstance(space, spaces.Box) and space.is_bounded():
+        description |= {"action_low": space.low.tolist(), "action_high": space.high.tolist()}
+    return description
 
 
 def _fixed_context(target: Target, training: ResolvedConfig) -> dict[str, ArrayLike]:

@@ -122,6 +122,8 @@ class CheckpointDirectory:
         key = (digits.lstrip("0") or "0") if digits.isdecimal() else which
         if key not in found:
             hint = nearest(which, found) or " It holds none."
+            if which == "best" and found:
+                hint = " It is chosen by the first evaluation (evaluation.every=); use 'last'."
             raise ConfigError(f"no checkpoint '{which}' in {self.path}.{hint}")
         return Checkpoint.open(found[key])
 

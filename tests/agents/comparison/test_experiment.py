@@ -70,9 +70,13 @@ def test_seeds_can_be_added(tmp_path: Path) -> None:
     engine = FakeEngine(tmp_path)
     result = compare(comparison(tmp_path, FUSIONS, "seeds=2"), engine=engine)
     assert [name.rpartition("-seed")[2] for name in engine.executed] == ["1", "1"]
-    assert result.tables == compare(
-        comparison(tmp_path / "whole", FUSIONS, "seeds=2"), engine=FakeEngine(tmp_path / "whole")
-    ).tables
+    assert (
+        result.tables
+        == compare(
+            comparison(tmp_path / "whole", FUSIONS, "seeds=2"),
+            engine=FakeEngine(tmp_path / "whole"),
+        ).tables
+    )
     with pytest.raises(ConfigError, match="another comparison"):
         compare(comparison(tmp_path, FUSIONS, "seeds=1"), engine=FakeEngine(tmp_path))
 
