@@ -48,6 +48,11 @@ def run(argv: list[str]) -> int:
     result = compare(config, log)
     for table in result.tables:
         console.print(to_rich(table))
+    if result.ignoring:
+        log(
+            "Warning: these agents ignore their context, or their success does not depend on it: "
+            f"{', '.join(result.ignoring)}. They say nothing about how it is fused."
+        )
     if result.tables:
         log(f"Written: {config.folder}")
     if result.failures:

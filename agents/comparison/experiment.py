@@ -38,6 +38,8 @@ class ComparisonResult(NamedTuple):
     """The reason of each run that failed, by the name of the run."""
     missing: int
     """Number of runs that are not finished, failed ones included."""
+    ignoring: list[str]
+    """Names of the runs whose agents ignore their context."""
 
 
 def compare(
@@ -75,9 +77,20 @@ def compare(
         if not any((folder / RUNS).iterdir()):
             # no run has begun: the corrected command may use the same folder
             (folder / PLAN).unlink()
-        records = [_load(run, folder) for run in runs if run.record_path(folder).exists()]
+        finished = [run for run in runs if run.record_path(folder).exists()]
+        records = [_load(run, folder) for run in finished]
         tables = _write_results(config, records, failures)
-        return ComparisonResult(tables, failures, len(runs) - len(records))
+        ignoring = []
+        for run, record in zip(finished, records, strict=True):
+            if _ignores_context(record):
+                ignoring.append(run.name)
+        return ComparisonResult(tables, failures, len(runs) - len(records), ignoring)
+
+
+def _ignores_context(record: Record) -> bool:
+    # records of former versions have none
+    use = record.get("context_use")
+    return use is not None and use["ignores_context"]
 
 
 # --------------------------------------------------------------------------------------------- plan

@@ -2,9 +2,11 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, product
 from pathlib import Path
+from string import ascii_uppercase
 
 from rich import table as rich_table
 
@@ -125,6 +127,9 @@ def run_pairs_table(rows: Sequence[Row]) -> Table:
         "only second",
         "McNemar's p",
     )
+    names = dict.fromkeys(str(row[which]) for row in rows for which in ("first", "second"))
+    # letters, because the names of runs are long
+    letters = dict(zip(names, _letters(), strict=False))
     cells = []
     for row in rows:
         show = _formatter(row)
@@ -132,7 +137,7 @@ def run_pairs_table(rows: Sequence[Row]) -> Table:
         cells.append(
             [
                 str(row["task"]),
-                f"{row['first']} {MINUS} {row['second']}",
+                f"{letters[str(row['first'])]} {MINUS} {letters[str(row['second'])]}",
                 _count(row["episodes"]),
                 str(row["metric"]),
                 show(row["first_mean"]),
@@ -143,7 +148,15 @@ def run_pairs_table(rows: Sequence[Row]) -> Table:
                 p_value,
             ]
         )
-    return Table("The same episodes", columns, cells)
+    legend = ", ".join(f"{letter} = {name}" for name, letter in letters.items())
+    return Table(f"The same episodes; {legend}", columns, cells)
+
+
+def _letters() -> Iterator[str]:
+    """Yield A to Z, then AA, AB and so on."""
+    for length in count(1):
+        for combination in product(ascii_uppercase, repeat=length):
+            yield "".join(combination)
 
 
 def _with_interval(row: Row, show: Callable[[object], str]) -> str:

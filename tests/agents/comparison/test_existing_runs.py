@@ -41,9 +41,10 @@ def compared(runs: Path, *names: str, words: tuple[str, ...] = ()) -> RunCompari
 def test_runs_play_the_same_episodes(runs: Path) -> None:
     table = compare_runs(compared(runs, "a", "b"))
     assert [row[:4] for row in table.rows] == [
-        ["corridor_env:ToyCorridor-v0", "a − b", "30", "success"],
-        ["corridor_env:ToyCorridor-v0", "a − b", "30", "return"],
+        ["corridor_env:ToyCorridor-v0", "A − B", "30", "success"],
+        ["corridor_env:ToyCorridor-v0", "A − B", "30", "return"],
     ]
+    assert table.title == "The same episodes; A = a, B = b"
     report = json.loads((runs / "out" / "results.json").read_text())
     assert report["tasks"]["a"][0]["episodes"] == 30
     assert (runs / "out" / "table.csv").exists()

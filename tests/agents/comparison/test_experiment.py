@@ -81,6 +81,18 @@ def test_seeds_can_be_added(tmp_path: Path) -> None:
         compare(comparison(tmp_path, FUSIONS, "seeds=1"), engine=FakeEngine(tmp_path))
 
 
+def test_ignored_context_is_named(tmp_path: Path) -> None:
+    config = comparison(tmp_path, FUSIONS, "seeds=1")
+    assert compare(config, engine=FakeEngine(tmp_path)).ignoring == []
+    name = "film-corridor_env-ToyCorridor-v0-seed0"
+    path = tmp_path / "records" / f"{name}.json"
+    changed = json.loads(path.read_text(encoding="utf-8")) | {
+        "context_use": {"ignores_context": True}
+    }
+    path.write_text(json.dumps(changed), encoding="utf-8")
+    assert compare(config, engine=FakeEngine(tmp_path)).ignoring == [name]
+
+
 def test_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ConfigError, match="something else than a comparison"):
