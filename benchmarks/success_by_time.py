@@ -32,6 +32,8 @@ GOTO_LOCAL = "BabyAI-GoToLocal-v0"
 SOLVED = 0.95
 WINDOW = 500
 """Last episodes over which a success rate is taken."""
+FEWEST = 100
+"""Episodes before the first success rate."""
 AGENTS = {
     DOOR_KEY: ("SB3", "SB3 + EnvPool", "CleanRL + EnvPool", "MIRL"),
     GOTO_LOCAL: ("SB3", "SB3 + EnvPool", "MIRL"),
@@ -190,7 +192,7 @@ def success_rates(curve: Curve) -> tuple[list[float], list[float]]:
     seconds = []
     rates = []
     for index, row in enumerate(curve):
-        if episodes[index] < WINDOW:
+        if episodes[index] < FEWEST:
             continue
         first = int(np.searchsorted(episodes, episodes[index] - WINDOW, side="right")) - 1
         before = (episodes[first], successes[first]) if first >= 0 else (0, 0)
@@ -222,13 +224,14 @@ def table(curves: dict[str, dict[str, list[Curve]]]) -> tuple[list[str], list[li
     for task, agents in curves.items():
         for name, trainings in agents.items():
             speeds = [curve[-1]["timesteps"] / curve[-1]["seconds"] for curve in trainings]
-            ends = [100 * success_rates(curve)[1][-1] for curve in trainings]
+            ends = [100 * rates[-1] for _, rates in map(success_rates, trainings) if rates]
             times = [first_solved(curve) for curve in trainings]
             solved = [seconds for seconds in times if seconds is not None]
             reached = spread(solved) if solved else "–"
             if len(solved) < len(times):
                 reached += f"; {len(times) - len(solved)} of {len(times)} never"
-            rows.append([task, name, spread(speeds), f"{spread(ends, 1)} %", reached])
+            end = f"{spread(ends, 1)} %" if ends else "–"
+            rows.append([task, name, spread(speeds), end, reached])
     return columns, rows
 
 
