@@ -13,14 +13,15 @@ PICTURES = ROOT / "docs" / "pictures"
 
 @contextmanager
 def figure(
-    name: str, n_panels: int = 1, size: tuple[float, float] = (7, 3.6)
+    name: str, n_panels: int = 1, size: tuple[float, float] = (7, 3.6), n_rows: int = 1
 ) -> Iterator[list[Any]]:
     """Create a figure, and write it to ``docs/pictures/NAME.png`` on exit.
 
     Args:
         name: The name of the file.
-        n_panels: Number of panels side by side.
+        n_panels: Number of panels.
         size: Width and height in inches.
+        n_rows: Number of rows of panels, a divisor of their number.
 
     Yields:
         The axes of each panel.
@@ -30,8 +31,10 @@ def figure(
     mpl.use("Agg")  # draws without a display
     from matplotlib import pyplot as plt
 
-    drawn, panels = plt.subplots(1, n_panels, figsize=size, layout="constrained", squeeze=False)
-    yield list(panels[0])
+    drawn, panels = plt.subplots(
+        n_rows, n_panels // n_rows, figsize=size, layout="constrained", squeeze=False
+    )
+    yield list(panels.flat)
     drawn.savefig(PICTURES / f"{name}.png", dpi=150)
     plt.close(drawn)
 

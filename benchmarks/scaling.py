@@ -92,7 +92,7 @@ def draw(measurements: dict[str, list[Point]]) -> None:
     Args:
         measurements: the points of each series, each with its rounds.
     """
-    with figure("scaling", len(measurements), size=(3.4 * len(measurements), 3)) as panels:
+    with figure("scaling", len(measurements), size=(10, 5.4), n_rows=2) as panels:
         for axes, (name, points) in zip(panels, measurements.items(), strict=True):
             values = [point["value"] for point in points]
             speeds = []
