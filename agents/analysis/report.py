@@ -241,7 +241,11 @@ def _draw_factors(axes: Any, distributions: Mapping[str, Distribution]) -> None:
     axes.barh(rows, high - low, left=low, height=0.5, color=COLORS[1])
     medians = [each.q50 for each in distributions.values()]
     axes.plot(medians, rows, marker="|", markersize=12, linestyle="", color="black")
-    axes.set_yticks(rows, list(distributions), fontsize=7)
+    # the path of the layer and the factor, in two lines
+    labels = [
+        name.removeprefix("features_extractor.").replace(": ", ":\n") for name in distributions
+    ]
+    axes.set_yticks(rows, labels, fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("value: 5 % to 95 %, and median")
     axes.set_title("Factors of the context")

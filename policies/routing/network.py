@@ -10,6 +10,7 @@ from mirl.configs.networks import (
     AutoContextConfig,
     AutoEncoderConfig,
     AutoFusionConfig,
+    BaseContextConfig,
     ContextChoice,
     EncoderChoice,
     FusionChoice,
@@ -120,7 +121,10 @@ def resolve_network(
         return _resolve(network, observation_space, move_map_site, has_heads)
     except ConfigError as error:
         problem = str(error)
-    if not _has_context_and_inputs(network, observation_space):
+    # of a misspelled key, the error names the nearest one
+    if not _has_context_and_inputs(network, observation_space) and not _names_unknown_key(
+        network, observation_space
+    ):
         check_resolvable(network, observation_space)
     message, _, advice = problem.rpartition("; ")
     if advice.startswith("add "):
@@ -137,6 +141,17 @@ def _has_context_and_inputs(network: NetworkConfig, space: spaces.Dict) -> bool:
     except ConfigError:
         return False
     return True
+
+
+def _names_unknown_key(network: NetworkConfig, space: spaces.Dict) -> bool:
+    """Return True if a key that is given, for the context or as an input, is not in the space."""
+    given = list(network.observation_keys or ())
+    context = network.context
+    if isinstance(context, AutoContextConfig):
+        given.append(str(context.options.get("key", "")))
+    elif isinstance(context, BaseContextConfig) and "key" in context.model_fields_set:
+        given.append(context.key)
+    return any(key not in space.spaces for key in given if key)
 
 
 def check_resolvable(network: NetworkConfig, space: spaces.Dict) -> None:

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 from routing_spaces import dict_of
 
+from mirl.configs.errors import ConfigError
 from mirl.configs.networks import (
+    AutoContextConfig,
     CombinedContextConfig,
     GoalContextConfig,
     MissionContextConfig,
@@ -49,3 +51,23 @@ def test_raw_context_finds_its_key() -> None:
     assert resolve_network(network, dict_of("observation", "task", "mission")).context == (
         RawContextConfig(key="task")
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"context": AutoContextConfig(key="pixls")},
+            r"no key 'pixls', only .*; use context\.key=pixels",
+        ),
+        (
+            {"context": AutoContextConfig(key="pixels"), "observation_keys": ("directon",)},
+            "no key 'directon'.*direction",
+        ),
+    ],
+    ids=["context", "input"],
+)
+def test_misspelled_key_is_named(options: dict[str, Any], message: str) -> None:
+    """Also where the observation has no context by itself, which would be the first error."""
+    with pytest.raises(ConfigError, match=message):
+        resolve_network(network_config(**options), dict_of("pixels", "direction"))
