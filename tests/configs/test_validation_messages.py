@@ -45,7 +45,7 @@ def test_config_classes_of_a_field(annotation: Any, classes: list[type]) -> None
         (["progress=perhaps"], "progress: input should be a valid boolean"),
         (["seed=-1"], "seed: input should be greater than or equal to 0, got -1"),
         (["seed=4294967296"], "seed: input should be less than 2147483648"),
-        (["sites=3"], "sites: input should be a valid tuple, got 3"),
+        (["sites=3"], "sites.0: expected 'map', 'vector' or 'heads', got 3"),
         (["fusion=low_rank", "fusion.rank=[1]"], "fusion.rank: input should be a valid integer"),
         (["evaluation=3"], "evaluation: input should be a valid dictionary"),
     ],

@@ -428,7 +428,7 @@ def test_joined_context_is_a_dictionary() -> None:
     close(values, policy.predict_values(batch), rtol=1e-4, atol=1e-5)
     with pytest.raises(ConfigError, match="a dictionary with the keys mission, task, got int"):
         specialize(policy, 2)
-    with pytest.raises(ConfigError, match="expected a context for mission, task, got none for"):
+    with pytest.raises(ConfigError, match="expected a context for mission, task, got one for task"):
         specialize(policy, {"task": 2})
 
 
