@@ -111,10 +111,8 @@ def advice_for_key(key: str) -> str:
     Args:
         key: a key of the observation.
     """
-    return (
-        f"use context=auto with context.key={key}, in Python "
-        f"context=mirl.configs.networks.AutoContextConfig(key={key!r})"
-    )
+    python = f"mirl.configs.networks.AutoContextConfig(key={key!r})"
+    return f"use context=auto with context.key={key} (Python: {python})"
 
 
 def with_stated_layers(context: AnyContextConfig, *, is_read: bool) -> AnyContextConfig:

@@ -1,6 +1,7 @@
 """Choice of the whole network by the options and the observation space."""
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import get_args
 
 from gymnasium import spaces
@@ -121,12 +122,12 @@ def resolve_network(
         return _resolve(network, observation_space, move_map_site, has_heads)
     except ConfigError as error:
         problem = str(error)
-    # of a misspelled key, the error names the nearest one
-    if not _has_context_and_inputs(network, observation_space) and not _names_unknown_key(
-        network, observation_space
-    ):
-        check_resolvable(network, observation_space)
     message, _, advice = problem.rpartition("; ")
+    corrected = _with_nearest_keys(network, observation_space)
+    if corrected != network and _has_context_and_inputs(corrected, observation_space):
+        raise ConfigError(problem)
+    if not _has_context_and_inputs(network, observation_space):
+        check_resolvable(network, observation_space)
     if advice.startswith("add "):
         # only the options that are given leave no input
         problem = f"{message}; {_without_options(network, '')}"
@@ -143,15 +144,23 @@ def _has_context_and_inputs(network: NetworkConfig, space: spaces.Dict) -> bool:
     return True
 
 
-def _names_unknown_key(network: NetworkConfig, space: spaces.Dict) -> bool:
-    """Return True if a key that is given, for the context or as an input, is not in the space."""
-    given = list(network.observation_keys or ())
+def _with_nearest_keys(network: NetworkConfig, space: spaces.Dict) -> NetworkConfig:
+    """Return a configuration with the nearest key of the space for each misspelled one."""
+
+    def nearest_key(key: str) -> str:
+        close = [] if key in space.spaces else get_close_matches(key, space.spaces, 1, cutoff=0.5)
+        return (close or [key])[0]
+
     context = network.context
-    if isinstance(context, AutoContextConfig):
-        given.append(str(context.options.get("key", "")))
+    if isinstance(context, AutoContextConfig) and "key" in context.options:
+        options = {**context.options, "key": nearest_key(str(context.options["key"]))}
+        context = context.model_copy(update={"options": options})
     elif isinstance(context, BaseContextConfig) and "key" in context.model_fields_set:
-        given.append(context.key)
-    return any(key not in space.spaces for key in given if key)
+        context = context.model_copy(update={"key": nearest_key(context.key)})
+    keys = network.observation_keys
+    if keys is not None:
+        keys = tuple(nearest_key(key) for key in keys)
+    return network.model_copy(update={"context": context, "observation_keys": keys})
 
 
 def check_resolvable(network: NetworkConfig, space: spaces.Dict) -> None:

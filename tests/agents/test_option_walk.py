@@ -1,5 +1,6 @@
 """Every pair of a kind of space and an option: it trains, or the advice of the error does."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -125,7 +126,8 @@ def follow(
     """Return the options with the advice of an error message applied, and spaces that fit it."""
     options = dict(options)
     changed = [space]
-    for step in advice.removesuffix(".").replace(" with ", " and use ").split(" and "):
+    typed = re.sub(r" \(Python: .*?\)\)", "", advice)
+    for step in typed.removesuffix(".").replace(" with ", " and use ").split(" and "):
         verb, _, rest = step.partition(" ")
         match verb:
             case "use":

@@ -414,7 +414,7 @@ def test_gsde_with_fused_heads_raises(algorithm: Any) -> None:
 
 def test_specialize_is_rejected() -> None:
     """Off-policy policies have no specialized form."""
-    with pytest.raises(ConfigError, match="policies of PPO and A2C can be specialized"):
+    with pytest.raises(ConfigError, match="only policies of PPO and A2C have a specialized form"):
         specialize(build(SAC, HEADS).policy, np.zeros(1, np.float32))
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,7 @@ def test_description_lists_inputs_and_outputs(run_of: Runs) -> None:
         "action_space": "Discrete(7)",
         "parameters": export.parameters,
         "check": {"runtime": f"torch {torch.__version__}", **export.check._asdict()},
+        "mirl": version("mirl"),
         "torch": torch.__version__,
     }
 

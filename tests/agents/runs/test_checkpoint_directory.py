@@ -92,7 +92,7 @@ def test_find_by_name_and_timesteps(
         ("lst", "Did you mean 'last'?"),
         ("9" * 5000, "no checkpoint '9999"),
         ("129", "Did you mean '128'?"),
-        ("best", "Did you mean 'last'?"),
+        ("best", "chosen by the first evaluation (evaluation.every=); use 'last'"),
         ("??", "Valid: 128"),
     ],
 )
