@@ -61,8 +61,8 @@ def test_raw_context_finds_its_key() -> None:
             r"no key 'pixls', only .*; use context\.key=pixels",
         ),
         (
-            {"context": AutoContextConfig(key="pixels"), "observation_keys": ("directon",)},
-            "no key 'directon'.*direction",
+            {"context": AutoContextConfig(key="pixels"), "observation_keys": ("directionn",)},
+            "no key 'directionn'.*direction",
         ),
     ],
     ids=["context", "input"],
