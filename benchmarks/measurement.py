@@ -44,7 +44,7 @@ def run(
 
 
 def spread(values: list[float], digits: int = 0) -> str:
-    """Return the text ``median (min – max)``.
+    """Return the text ``median (min – max)``, or the value if there is only one.
 
     Args:
         values: The values to summarize.
@@ -53,4 +53,6 @@ def spread(values: list[float], digits: int = 0) -> str:
     low = min(values)
     middle = statistics.median(values)
     high = max(values)
+    if len(values) == 1:
+        return f"{middle:,.{digits}f}"
     return f"{middle:,.{digits}f} ({low:,.{digits}f} – {high:,.{digits}f})"
