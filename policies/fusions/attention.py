@@ -91,16 +91,23 @@ class CrossAttention(Fusion):
         Returns:
             The outputs of all heads, concatenated, (B, 1, X).
         """
+        attended = F.scaled_dot_product_attention(*self._query_key_value(x, z, groups))
+        # (B, heads, 1, d) -> (B, 1, heads * d)
+        return attended.transpose(1, 2).flatten(2)
+
+    def _query_key_value(
+        self,
+        x: Float[Tensor, "B P X"],
+        z: Float[Tensor, "G Z"],
+        groups: ContextGroups | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the query (B, heads, 1, d), the keys and the values (B, heads, P, d)."""
         # attention ignores the order of its inputs, so each carries its position
         located = x + sinusoidal_positions(x.shape[1], self.features_dim, x.device)
         # one query per row, from its context
         query = self._split_heads(per_row(self.query(z), groups))
         key, value = self.key_value(located).chunk(2, dim=-1)
-        attended = F.scaled_dot_product_attention(
-            query, self._split_heads(key), self._split_heads(value)
-        )
-        # (B, heads, 1, d) -> (B, 1, heads * d)
-        return attended.transpose(1, 2).flatten(2)
+        return query, self._split_heads(key), self._split_heads(value)
 
     def _split_heads(self, projected: Float[Tensor, "B P X"]) -> Float[Tensor, "B heads P d"]:
         # (B, P, heads * d) -> (B, heads, P, d)
@@ -123,9 +130,7 @@ class CrossAttention(Fusion):
         groups: ContextGroups | None,
     ) -> dict[str, Tensor]:
         """Return the weights of the cells, (B, heads, P); see ``Fusion.modulation``."""
-        located = x + sinusoidal_positions(x.shape[1], self.features_dim, x.device)
-        query = self._split_heads(per_row(self.query(z), groups))
-        key = self._split_heads(self.key_value(located).chunk(2, dim=-1)[0])
+        query, key, _ = self._query_key_value(x, z, groups)
         # (B, heads, 1, d) x (B, heads, d, P) -> (B, heads, P)
         logits = (query @ key.transpose(-1, -2)).squeeze(2) / math.sqrt(key.shape[-1])
         return {"attention": logits.softmax(-1)}
