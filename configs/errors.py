@@ -61,6 +61,18 @@ def reported_by_first_process() -> Iterator[None]:
         raise ReportedElsewhereError(str(error)) from error
 
 
+def closest(name: object, valid: Iterable[str]) -> str | None:
+    """Return the valid name that is most similar to another one; None if none is similar.
+
+    Args:
+        name: the other name.
+        valid: the valid names.
+    """
+    # below difflib's default of 0.6, so that short names with one typo still match
+    close = get_close_matches(str(name), list(valid), n=1, cutoff=0.5)
+    return close[0] if close else None
+
+
 def nearest(name: object, valid: Iterable[str]) -> str:
     """Return a hint to append to an error message about an unknown name.
 
@@ -73,10 +85,9 @@ def nearest(name: object, valid: Iterable[str]) -> str:
         `` Valid: bilinear, film.``; an empty string if there are none or too many to list.
     """
     options = sorted(set(valid))
-    # below difflib's default of 0.6, so that short names with one typo still match
-    close = get_close_matches(str(name), options, n=1, cutoff=0.5)
-    if close:
-        return f" Did you mean '{close[0]}'?"
+    close = closest(name, options)
+    if close is not None:
+        return f" Did you mean '{close}'?"
     if 0 < len(options) <= MAX_LISTED_NAMES:
         return f" Valid: {', '.join(options)}."
     return ""

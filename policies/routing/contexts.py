@@ -1,13 +1,12 @@
 """Choice of the context: which keys say what is asked, and how each is encoded."""
 
 from collections.abc import Collection
-from difflib import get_close_matches
 from typing import Any
 
 from gymnasium import spaces
 
 from mirl.configs.config import Config
-from mirl.configs.errors import ConfigError
+from mirl.configs.errors import ConfigError, closest
 from mirl.configs.keys import (
     ACTION_MASK_KEY,
     ENV_TASK_KEY,
@@ -232,8 +231,8 @@ def _with_known_key(config: Any, space: spaces.Dict) -> Any:
     reason = f"context={config.kind}: the observation has no key '{config.key}', only "
     reason += ", ".join(space)
     if fitting:
-        close = get_close_matches(config.key, fitting, n=1, cutoff=0.5)
-        raise ConfigError(f"{reason}; use context.key={[*close, *fitting][0]}")
+        key = closest(config.key, fitting) or fitting[0]
+        raise ConfigError(f"{reason}; use context.key={key}")
     raise ConfigError(f"{reason}; {advice_auto(config, space)}")
 
 
@@ -281,8 +280,8 @@ def _check_relative_to(config: BaseContextConfig, other: object, space: spaces.D
     if other in space.spaces:
         problem = f"'{config.key}' is {space_text(goal)}, '{other}' {space_text(space[str(other)])}"
     elif isinstance(goal, spaces.Box):
-        close = get_close_matches(str(other), fitting, n=1, cutoff=0.5)
-        advice = f"use context.relative_to={close[0]}" if close else advice
+        close = closest(other, fitting)
+        advice = f"use context.relative_to={close}" if close else advice
     raise ConfigError(
         f"context.relative_to needs two Box spaces of the same shape, {problem}; {advice}"
     )
@@ -293,9 +292,9 @@ def _check_known(option: str, key: str, space: spaces.Dict) -> None:
     if key in space.spaces or not key:
         return
     advice = f"remove {option}"
-    close = get_close_matches(key, space.spaces, n=1, cutoff=0.5)
+    close = closest(key, space.spaces)
     if close:
-        advice = f"use {option}={close[0]}"
+        advice = f"use {option}={close}"
     elif option == "context.key" and not asked_keys(space):
         advice = advice_without_context(space)
     raise ConfigError(

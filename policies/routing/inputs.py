@@ -1,11 +1,10 @@
 """Choice of the inputs: the keys that are seen."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from gymnasium import spaces
 
-from mirl.configs.errors import ConfigError
+from mirl.configs.errors import ConfigError, closest
 from mirl.configs.keys import (
     ACTION_MASK_KEY,
     CONTEXT_KEYS,
@@ -54,10 +53,9 @@ def _check_inputs(keys: Sequence[str], space: spaces.Dict, seen: Sequence[str]) 
     """Raise a ConfigError if the given inputs are unknown or none."""
     known: list[str] = []
     for key in keys:
-        close = [key]
-        if key not in space.spaces:
-            close = get_close_matches(key, seen, n=1, cutoff=0.5)
-        known += [name for name in close if name not in known]
+        name = key if key in space.spaces else closest(key, seen)
+        if name is not None and name not in known:
+            known.append(name)
     unknown = [key for key in keys if key not in space.spaces]
     if keys and not unknown:
         return

@@ -1,12 +1,11 @@
 """Choice of the whole network by the options and the observation space."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import get_args
 
 from gymnasium import spaces
 
-from mirl.configs.errors import ConfigError, nearest
+from mirl.configs.errors import ConfigError, closest, nearest
 from mirl.configs.networks import (
     AutoContextConfig,
     AutoEncoderConfig,
@@ -148,8 +147,7 @@ def _with_nearest_keys(network: NetworkConfig, space: spaces.Dict) -> NetworkCon
     """Return a configuration with the nearest key of the space for each misspelled one."""
 
     def nearest_key(key: str) -> str:
-        close = [] if key in space.spaces else get_close_matches(key, space.spaces, 1, cutoff=0.5)
-        return (close or [key])[0]
+        return closest(key, space.spaces) or key
 
     context = network.context
     if isinstance(context, AutoContextConfig) and "key" in context.options:
