@@ -41,7 +41,7 @@ from mirl.policies.routing import (
 FUSED_ADAM = {"fused": True}
 """Adam with one kernel for all weights instead of several for each."""
 NOT_FOR_THE_ALGORITHM = frozenset(
-    {"kind", "n_envs", "anneal", "net_arch", "share_features_extractor", "popart"}
+    {"kind", "n_envs", "anneal", "net_arch", "share_features_extractor", "popart", "scale_values"}
 )
 """Options of PPO and A2C that are not keyword arguments of the algorithm."""
 Agent = PPO | A2C | OffPolicyAgent
@@ -302,6 +302,7 @@ def policy_kwargs(config: ResolvedConfig) -> dict[str, Any]:
         case OnPolicyConfig():
             kwargs["share_features_extractor"] = config.agent.share_features_extractor
             kwargs["popart"] = config.agent.popart
+            kwargs["scale_values"] = config.agent.scale_values
         case OffPolicyConfig():
             # PPO and A2C switch their own optimizers to fused kernels
             kwargs["optimizer_kwargs"] = FUSED_ADAM

@@ -80,6 +80,9 @@ class OnPolicyConfig(Config):
     extractor."""
     share_features_extractor: bool = True
     """Share one features extractor between actor and critic; false for one each."""
+    scale_values: bool = True
+    """Learn values in units of the root mean square of the returns if that exceeds 1, so that large
+    rewards do not drown the policy's gradients. Without effect with ``popart``."""
     popart: bool = False
     """Normalize the value targets per task (PopArt), for tasks with rewards of different scales.
 

@@ -34,8 +34,8 @@ FORMER_DEFAULTS: Mapping[tuple[str, str], Mapping[str, object]] = {
     ("fusion", "metric"): {"context_scale": 1.0, "features_scale": 1.0},
     ("fusion", "product"): {"context_scale": 1.0, "pool_words": False},
     ("memory", "mi_lstm"): {"scaled_steps": False},
-    ("agent", "ppo"): {"advantage_floor": 0.0, "kl_coef": 0.0},
-    ("agent", "a2c"): {"advantage_floor": 0.0},
+    ("agent", "ppo"): {"advantage_floor": 0.0, "kl_coef": 0.0, "scale_values": False},
+    ("agent", "a2c"): {"advantage_floor": 0.0, "scale_values": False},
 }
 """Options that runs of earlier versions do not state, with their value there, per group and kind;
 delete them with the support for these runs."""

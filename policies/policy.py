@@ -45,7 +45,7 @@ from mirl.policies.heads import (
     VectorHead,
     ignore_similarities,
 )
-from mirl.policies.popart import PopArtHead, get_n_tasks
+from mirl.policies.popart import PopArtHead, ScaledHead, get_n_tasks
 from mirl.policies.routing import choose_network, resolve_network
 
 
@@ -75,6 +75,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
             ``action_mask``, and the index of the task.
         memory: name, config or class of the recurrent core, for ``RecurrentFusionPolicy`` only.
         popart: make the value head a ``PopArtHead``; MIRL's PPO and A2C call its ``update``.
+        scale_values: make the value head a ``ScaledHead``, likewise; without effect with ``popart``.
         net_arch: sizes of the hidden layers of SB3's MLPs, as a list or as
             ``dict(pi=..., vf=...)``; None for SB3's default.
         activation_fn: activation of the MLPs.
@@ -124,6 +125,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         observation_keys: Sequence[str] | None = None,
         memory: MemoryChoice | None = None,
         popart: bool = False,
+        scale_values: bool = False,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.Tanh,
         ortho_init: bool = True,
@@ -152,13 +154,18 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         self.network = resolve_network(network, observation_space)
         self.fuses_in_heads = "heads" in self.network.chosen_sites
         self.popart = popart
+        self.scale_values = scale_values and not popart
         self.masks_actions = has_action_mask(observation_space, action_space)
         self.n_tasks = 1
         if popart:
             self.n_tasks = get_n_tasks(observation_space)
         # the heads take ``Features`` if they need more than the vector
         self.heads_use_features = (
-            self.is_recurrent or self.fuses_in_heads or self.popart or self.masks_actions
+            self.is_recurrent
+            or self.fuses_in_heads
+            or self.masks_actions
+            or self.popart
+            or self.scale_values
         )
         super().__init__(
             cast(spaces.Dict, observation_space),  # resolve_network rejects any other
@@ -213,8 +220,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
             return
         # replace SB3's linear heads; the actor's first, for the order of the random draws
         self.action_net = self._head(cast(nn.Linear, self.action_net))
-        value_net = self._popart_head() if self.popart else self._head(self.value_net)
-        self.value_net = value_net  # type: ignore[assignment]
+        self.value_net = self._value_head(self.value_net)  # type: ignore[assignment]
         self.to(self.device)
         # SB3's optimizer holds the weights of the replaced heads
         self.optimizer = self.optimizer_class(
@@ -238,6 +244,12 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         # for MultiDiscrete SB3 computes the number of outputs with numpy
         out_dim = int(linear.out_features)
         return FusionHead(self._fusion(linear.in_features, out_dim, HEAD_GAIN))
+
+    def _value_head(self, linear: nn.Linear) -> FusionHead | VectorHead | PopArtHead | ScaledHead:
+        if self.popart:
+            return self._popart_head()
+        head = self._head(linear)
+        return ScaledHead(head) if self.scale_values else head
 
     def _popart_head(self) -> PopArtHead:
         hidden_dim = self.mlp_extractor.latent_dim_vf
@@ -347,6 +359,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
                 del parameters[gsde_option]
         parameters["network"] = self.network
         parameters["popart"] = self.popart
+        parameters["scale_values"] = self.scale_values
         # SB3 leaves this one out, and could not load a policy with separate extractors
         parameters["share_features_extractor"] = self.share_features_extractor
         return parameters

@@ -1,4 +1,4 @@
-"""PopArt: a value head per task whose targets are normalized, whatever the scale of the rewards."""
+"""Value heads for rewards of any scale: a unit of the values for all tasks, or one per task (PopArt)."""
 
 import torch
 from gymnasium import spaces
@@ -13,6 +13,8 @@ from mirl.policies.fusions import Fusion
 
 MIN_STD = 1e-4
 """Lower bound of σ, so that constant returns are not divided by zero."""
+RATE = 0.05
+"""Step size of the statistics in each update, between 0 and 1."""
 
 
 def get_n_tasks(observation_space: spaces.Space[object]) -> int:
@@ -73,7 +75,7 @@ class PopArtHead(nn.Module):
         hidden_dim: int,
         fusion: Fusion | None = None,
         *,
-        rate: float = 0.05,
+        rate: float = RATE,
         gain: float = 1.0,
     ) -> None:
         super().__init__()
@@ -155,3 +157,69 @@ class PopArtHead(nn.Module):
         # copied in place, because the optimizer holds these parameters
         self.weight.copy_(torch.where(present.unsqueeze(1), weight, self.weight))
         self.bias.copy_(torch.where(present, bias, self.bias))
+
+
+class ScaledHead(nn.Module):
+    """Value head that counts in a unit of its own, which follows the size of the returns.
+
+        V(h) = σ f(h),  σ = max(1, √ν)
+
+    where ν is a running mean of the squared returns. Large returns then neither need large weights
+    nor make the gradients of the value loss much larger than those of the policy. Returns of at most
+    1 leave σ at 1: the head is f. All tasks share the unit; ``PopArtHead`` has one for each.
+
+    Unlike ``PopArtHead``, an ``update`` scales all values with σ. The first one replaces the initial
+    statistics, when V is close to 0 still; after it, ν moves by a twentieth of the difference.
+
+    Args:
+        head: f, a head over ``Features`` with one output.
+        rate: step size of ν in each ``update``, between 0 and 1.
+
+    References:
+        van Hasselt et al., "Learning Values Across Many Orders of Magnitude", NeurIPS 2016, compare
+        this with PopArt.
+    """
+
+    mean_of_squares: Float[Tensor, ""]
+    """ν, in float64."""
+    n_updates: Int[Tensor, ""]
+
+    def __init__(self, head: nn.Module, *, rate: float = RATE) -> None:
+        super().__init__()
+        self.head = head
+        self.rate = rate
+        self.register_buffer("mean_of_squares", torch.ones((), dtype=torch.float64))
+        self.register_buffer("n_updates", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def unit(self) -> Float[Tensor, ""]:
+        """σ, a float64 scalar."""
+        return self.mean_of_squares.clamp(min=1.0).sqrt()
+
+    def scale(self, tasks: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """Return σ for each row.
+
+        Args:
+            tasks: (B,), the task of each row.
+        """
+        return self.unit.float().expand(len(tasks))
+
+    def forward(self, features: Features) -> Float[Tensor, "batch 1"]:
+        """Return the value of each row, (B, 1)."""
+        values: Tensor = self.head(features)
+        return self.unit.to(values.dtype) * values
+
+    @torch.no_grad()
+    def update(self, returns: Float[Tensor, " batch"], tasks: Int[Tensor, " batch"]) -> None:
+        """Update ν with returns R: ν ← ν + β (mean R² − ν).
+
+        β = rate / (1 − (1 − rate)^k) at the k-th update, so that the first one replaces ν.
+
+        Args:
+            returns: (B,), in the units of the rewards.
+            tasks: unused.
+        """
+        del tasks
+        self.n_updates += 1
+        step = self.rate / (1 - (1 - self.rate) ** self.n_updates.double())
+        self.mean_of_squares += step * (returns.double().square().mean() - self.mean_of_squares)

@@ -28,9 +28,9 @@ from mirl.policies.features import Context, join_similarities
 from mirl.policies.fusions import Fusion
 from mirl.policies.heads import FusionHead, VectorHead
 from mirl.policies.policy import FusionPolicy
-from mirl.policies.popart import PopArtHead
+from mirl.policies.popart import PopArtHead, ScaledHead
 
-Head = nn.Linear | FusionHead | VectorHead | PopArtHead
+Head = nn.Linear | FusionHead | VectorHead | PopArtHead | ScaledHead
 """A policy or value head of ``FusionPolicy``."""
 FLOAT64_ERROR = 1e-6
 """Largest difference of a specialized fusion to the fusion, relative to the largest output."""
@@ -449,6 +449,24 @@ class MlpAndHead(nn.Module):
         return y
 
 
+class _Multiply(nn.Module):
+    """Multiply by a constant.
+
+    Args:
+        factor: the constant, a scalar.
+    """
+
+    factor: Float[Tensor, ""]
+
+    def __init__(self, factor: Float[Tensor, ""]) -> None:
+        super().__init__()
+        self.register_buffer("factor", factor.float())
+
+    def forward(self, values: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """Return the products, of the same shape."""
+        return self.factor * values
+
+
 def _mlp_and_head(mlp: nn.Module, head: nn.Module, context: Context, task: int) -> MlpAndHead:
     plain_head = specialize_head(cast(Head, head), context, task)
     # SB3's own layers are still shared with the policy, which stays as it is
@@ -476,6 +494,9 @@ def specialize_head(head: Head, context: Context, task: int) -> nn.Module:
             return specialize_fusion(head.fusion, context)
         case PopArtHead():
             return _specialize_popart(head, context, task)
+        case ScaledHead():
+            plain = specialize_head(cast(Head, head.head), context, task)
+            return nn.Sequential(plain, _Multiply(head.unit))
         case _:
             assert_never(head)
 

@@ -57,7 +57,11 @@ def sides(*pays: float, n_envs: int = 8) -> VecEnv:
 
 
 def build_multitask_agent(
-    algorithm: Any, *pays: float, popart: bool = False, **options: Any
+    algorithm: Any,
+    *pays: float,
+    popart: bool = False,
+    scale_values: bool = False,
+    **options: Any,
 ) -> Any:
     """Build an untrained agent whose only context is the task id."""
     sizes = SMALL_PPO if algorithm is PPO else {"n_steps": 8}
@@ -66,6 +70,7 @@ def build_multitask_agent(
         "context": "task_id",
         "net_arch": [16],
         "popart": popart,
+        "scale_values": scale_values,
     }
     return algorithm(
         FusionPolicy,

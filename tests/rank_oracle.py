@@ -59,7 +59,8 @@ def sides(n_envs: int) -> VecEnv:
 
 def build(case: str, n_envs: int) -> Any:
     """Build an untrained agent of a case."""
-    policy = {"fusion": "film", "context": "task_id", "net_arch": [16], "popart": case != "ppo"}
+    policy = {"fusion": "film", "context": "task_id", "net_arch": [16]}
+    policy["scale_values" if case == "ppo" else "popart"] = True
     shared = {"policy_kwargs": policy, "seed": 0, "device": "cpu", "ent_coef": 0.01}
     ppo = {"n_steps": 8, "n_epochs": 2, **shared}
     match case:

@@ -15,7 +15,7 @@ from mirl.agents.on_policy.minibatch import Samples
 from mirl.agents.on_policy.precision import autocast, in_float32
 from mirl.configs.schema import PrecisionName
 from mirl.policies.policy import latents
-from mirl.policies.popart import PopArtHead
+from mirl.policies.popart import PopArtHead, ScaledHead
 from mirl.policies.recurrent import PolicyFeatures, RecurrentFusionPolicy
 
 PerSample = Float[Tensor, " batch"]
@@ -33,7 +33,7 @@ class ActionEvaluation(NamedTuple):
     entropy: PerSample | None
     """(B,), the entropy of π(·|s); None if the distribution has no closed form."""
     value_scale: PerSample | None = None
-    """(B,), σ of each sample's task, the unit of values and returns (PopArt); None for 1."""
+    """(B,), σ of each sample's task, the unit of values and returns; None for 1."""
 
 
 def evaluate_actions(
@@ -97,7 +97,7 @@ def _to_gather(unique: T, precision: PrecisionName) -> T:
 
 def _value_scale(policy: ActorCriticPolicy, samples: Samples) -> Tensor | None:
     value_net: nn.Module = policy.value_net
-    if not isinstance(value_net, PopArtHead):
+    if not isinstance(value_net, PopArtHead | ScaledHead):
         return None
     task_ids = samples.task_ids
     # With one task, every sample uses the statistics of task 0.

@@ -23,7 +23,7 @@ from mirl.agents.on_policy.recurrent_buffer import RecurrentRolloutBuffer
 from mirl.agents.on_policy.rollback import Snapshot, are_finite, non_finite_error
 from mirl.agents.on_policy.rollout import RolloutCollector
 from mirl.agents.on_policy.rollout_buffer import RolloutBuffer, choose_buffer_class
-from mirl.agents.on_policy.update import Update, update_popart_and_advantages
+from mirl.agents.on_policy.update import Update, update_unit_and_advantages
 from mirl.agents.profiler import IterationProfiler
 from mirl.agents.runs.metric_names import DISTINCT
 from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
@@ -298,8 +298,8 @@ class OnPolicyLoop(RolloutCollector):
         """Prepare the policy and the rollout for an update, and return it."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        # Before the minibatches: PopArt changes the weights of the value head.
-        update_popart_and_advantages(
+        # Before the minibatches: it changes the weights or the values of the value head.
+        update_unit_and_advantages(
             self.rollout_buffer,
             self.policy.value_net,
             normalize_per_task=self.advantages_per_task,

@@ -29,7 +29,7 @@ from mirl.agents.on_policy.task_gradients import (
 from mirl.agents.runs.metric_names import GRADIENT_CONFLICT, GRADIENT_COSINE
 from mirl.agents.runs.ranks import ONE_PROCESS, Ranks
 from mirl.configs.schema import PrecisionName
-from mirl.policies.popart import PopArtHead
+from mirl.policies.popart import PopArtHead, ScaledHead
 
 
 @dataclass
@@ -146,19 +146,19 @@ class Update:
         return {**self.conflict_metrics, **dict(zip(means, sums.unbind(), strict=True))}
 
 
-def update_popart_and_advantages(
+def update_unit_and_advantages(
     buffer: RolloutBuffer,
     value_net: nn.Module,
     *,
     normalize_per_task: bool,
     advantage_floor: float = 0.0,
 ) -> None:
-    """Update PopArt with the returns, then scale or normalize the advantages, if enabled.
+    """Update the unit of the values, then scale or normalize the advantages, if enabled.
 
     Args:
         buffer: the rollout.
-        value_net: the value head. A ``PopArtHead`` updates its statistics with the returns, and the
-            advantages are divided by σ of their task.
+        value_net: the value head. A ``PopArtHead`` or a ``ScaledHead`` updates its statistics with
+            the returns, and the advantages are divided by σ.
         normalize_per_task: normalize the advantages per task instead.
         advantage_floor: smallest standard deviation of this normalization, as a fraction of the
             root mean square of the returns.
@@ -166,10 +166,10 @@ def update_popart_and_advantages(
     References:
         Hessel et al., "Multi-Task Deep Reinforcement Learning with PopArt", AAAI 2019.
     """
-    if isinstance(value_net, PopArtHead):
+    if isinstance(value_net, PopArtHead | ScaledHead):
         task_ids = buffer.task_ids.flatten()
-        # With frozen weights the statistics stay: the update would rescale the weights.
-        if value_net.weight.requires_grad:
+        # With frozen weights the statistics stay: the update rescales weights or values.
+        if any(weight.requires_grad for weight in value_net.parameters()):
             value_net.update(buffer.returns.flatten(), task_ids)
         scale = value_net.scale(task_ids)
         buffer.scale_advantages(scale.view_as(buffer.advantages))

@@ -3,6 +3,7 @@
 from typing import Any
 
 from mirl.agents.runs.run_directory import RunDirectory
+from mirl.configs.agents import OnPolicyConfig
 from mirl.configs.aliases import FORMER_DEFAULTS
 from mirl.configs.compose import validate
 from mirl.configs.config import Config
@@ -23,7 +24,7 @@ def adopt_choices(
     """Give a configuration the choices of the run that it continues, if it leaves them open.
 
     These are the fusion and its sites, and the options whose default has changed since the first
-    version, ``FORMER_DEFAULTS``.
+    version, ``FORMER_DEFAULTS``. A .zip file of SB3 to start from has values without a unit.
 
     Args:
         config: the configuration of a training command.
@@ -38,8 +39,10 @@ def adopt_choices(
         ConfigError: the configuration of the other run is not valid.
     """
     if stored is None:
-        if config.start_from is None or not (config.start_from / CONFIG).exists():
+        if config.start_from is None:
             return resolved
+        if not (config.start_from / CONFIG).exists():
+            return _with_plain_values(config, resolved)
         stored = RunDirectory.open(config.start_from).config
     values = resolved.model_dump()
     others = stored.model_dump()
@@ -54,6 +57,14 @@ def adopt_choices(
     if values == resolved.model_dump():
         return resolved
     return validate(ResolvedConfig, values)
+
+
+def _with_plain_values(config: TrainConfig, resolved: ResolvedConfig) -> ResolvedConfig:
+    """Return a configuration for weights that SB3 saved, whose value head has no unit."""
+    agent = resolved.agent
+    if not isinstance(agent, OnPolicyConfig) or "scale_values" in config.agent.model_fields_set:
+        return resolved
+    return resolved.model_copy(update={"agent": agent.model_copy(update={"scale_values": False})})
 
 
 def _agree(given: AutoFusionConfig, fusion: BaseFusionConfig) -> bool:

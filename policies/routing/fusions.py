@@ -13,6 +13,7 @@ from mirl.configs.networks import (
     CombinedContextConfig,
     CombinedEncoderConfig,
     GridEncoderConfig,
+    LowRankConfig,
     MissionContextConfig,
     ProductConfig,
     ScaledFusionConfig,
@@ -57,7 +58,7 @@ CHOICES: Mapping[tuple[Seen, Asked], Choice] = {
     ("map", "nothing"): Choice(BilinearConfig(), ON_MAP),
     ("vector", "words"): Choice(BilinearConfig(), ON_VECTOR),
     ("vector", "task_id"): Choice(BilinearConfig(), ON_VECTOR),
-    ("vector", "goal"): Choice(BilinearConfig(), ON_VECTOR),
+    ("vector", "goal"): Choice(LowRankConfig(), ON_VECTOR),
     ("vector", "nothing"): Choice(BilinearConfig(), ON_VECTOR),
 }
 """The fusion and the sites of ``fusion=auto``, decided by the tables of docs/results.md."""

@@ -1,4 +1,4 @@
-"""PopArt: updates preserve values and normalize targets."""
+"""Value heads with a unit: PopArt preserves values and normalizes targets; one unit for all."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from mirl.configs.networks import FusionConfig, TaskIdContextConfig, VectorEncod
 from mirl.policies import FusionPolicy, build_fusion
 from mirl.policies.features import Context, Features
 from mirl.policies.grouped_matmul import ContextGroups
-from mirl.policies.popart import MIN_STD, PopArtHead
+from mirl.policies.heads import FusionHead
+from mirl.policies.popart import MIN_STD, RATE, PopArtHead, ScaledHead
 
 close = torch.testing.assert_close
 N_TASKS, HIDDEN, BATCH = 4, 5, 12
@@ -305,3 +306,56 @@ def test_popart_needs_a_discrete_task(task: spaces.Space[Any] | None, given: str
         del parts["task"]
     with pytest.raises(ConfigError, match=f"a Discrete space under 'task', got {given}"):
         FusionPolicy(spaces.Dict(parts), spaces.Discrete(3), lambda _: 1e-3, popart=True)
+
+
+# ------------------------------------------------------------------------------- one unit for all
+
+
+def scaled_head(fusion: str = "bilinear") -> ScaledHead:
+    return ScaledHead(FusionHead(randomize(build_fusion(VECTOR_CONFIGS[fusion], X, Z, 1)))).double()
+
+
+@given(updates=rollouts())
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_unit_follows_the_returns(updates: list[tuple[Tensor, Tensor]]) -> None:
+    """The unit is the root of the bias-corrected mean of all squared returns, at least 1."""
+    head = scaled_head()
+    numerator = denominator = 0.0
+    for returns, tasks in updates:
+        head.update(returns, tasks)
+        numerator = (1 - RATE) * numerator + RATE * float(returns.square().mean())
+        denominator = (1 - RATE) * denominator + RATE
+    expected = max(1.0, (numerator / denominator) ** 0.5)
+    close(float(head.unit), expected)
+    close(head.scale(torch.tensor([2, 0])), torch.full((2,), expected))
+
+
+@pytest.mark.parametrize("fusion", VECTOR_CONFIGS)
+def test_values_count_in_the_unit(fusion: str) -> None:
+    """The values are those of the head within, times the unit."""
+    head, features = scaled_head(fusion), features_of()
+    within = head.head(features)
+    head.update(torch.tensor([0.5, -1.0]), TASKS[:2])
+    close(head(features), within, rtol=0, atol=0)
+    head = scaled_head(fusion)
+    head.update(torch.tensor([30.0, -40.0]).double(), TASKS[:2])
+    close(head(features), within * 1250**0.5)
+
+
+@pytest.mark.parametrize("sites", SITES, ids=str)
+def test_scaled_policy_is_saved(sites: tuple[Any, ...], tmp_path: Path) -> None:
+    """A saved policy has its unit after it is loaded."""
+    policy = ppo(sites, popart=False, scale_values=True).policy
+    assert isinstance(policy.value_net, ScaledHead)
+    policy.value_net.update(torch.tensor([50.0]), torch.tensor([0]))
+    policy.save(str(tmp_path / "policy"))
+    loaded = FusionPolicy.load(str(tmp_path / "policy"), device="cpu")
+    close(loaded.state_dict(), policy.state_dict(), rtol=0, atol=0)
+    assert isinstance(loaded.value_net, ScaledHead)
+    close(float(loaded.value_net.unit), 50.0)
+
+
+def test_popart_has_precedence() -> None:
+    """A policy with a unit per task needs none for all."""
+    policy = ppo(scale_values=True).policy
+    assert isinstance(policy.value_net, PopArtHead)

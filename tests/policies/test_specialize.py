@@ -40,7 +40,7 @@ from mirl.policies import (
 from mirl.policies.contexts import GoalContext, MissionContext, TaskIdContext
 from mirl.policies.features import Context
 from mirl.policies.fusions import per_row
-from mirl.policies.popart import PopArtHead
+from mirl.policies.popart import PopArtHead, ScaledHead
 from mirl.policies.specialize import specialize_fusion
 
 close = torch.testing.assert_close
@@ -492,6 +492,16 @@ def test_popart_with_every_fusion(fusion: str) -> None:
     assert_specialized_equals(
         popart_policy(("map", "vector", "heads"), "task", fusion), "task", ROUNDING
     )
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("sites", HEADS, ids=str)
+def test_scaled_values_keep_their_unit(sites: tuple[Any, ...], fusion: str) -> None:
+    """A specialized policy has the values of the general one, in the units of the rewards."""
+    policy = policy_of(fusion, sites=sites, key="task", scale_values=True)
+    assert isinstance(policy.value_net, ScaledHead)
+    policy.value_net.update(torch.full((3,), 80.0), torch.arange(3))
+    assert_specialized_equals(policy, "task", ROUNDING)
 
 
 @pytest.mark.parametrize("task", [-1, 3])

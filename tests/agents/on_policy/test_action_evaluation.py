@@ -20,6 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "heads alone": {"sites": ("heads",)},
     "task id": {"context": "task_id"},
     "value per task": {"popart": True},
+    "scaled values": {"scale_values": True},
     "two trunks": {"share_features_extractor": False},
     "attention": {"fusion": "attention", "sites": ("map", "heads")},
 }

@@ -240,7 +240,7 @@ def test_weights_match_sb3(
     tiny: Build, make_agent: Agents, agent: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
     """Two iterations train the weights that SB3's own class trains."""
-    config = tiny(*agent, "agent.advantage_floor=0", *words)
+    config = tiny(*agent, "agent.advantage_floor=0", "agent.scale_values=false", *words)
     trained = list[PPO | A2C | SB3PPO | SB3A2C]()
     for make in (
         make_agent,

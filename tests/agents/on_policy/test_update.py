@@ -19,7 +19,7 @@ from mirl.agents.on_policy.task_gradients import (
 from mirl.agents.runs.metric_names import GRADIENT_CONFLICT, GRADIENT_COSINE
 from mirl.envs import make_vec_env
 from mirl.policies import FusionPolicy
-from mirl.policies.popart import PopArtHead
+from mirl.policies.popart import PopArtHead, ScaledHead
 
 close = torch.testing.assert_close
 exactly: dict[str, Any] = {"rtol": 0, "atol": 0}
@@ -44,6 +44,38 @@ def test_popart_scales_advantages(algorithm: Any) -> None:
         sorted([small, large]),
     )
     close(returns[task_ids == 0].abs().max(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C])
+def test_large_returns_have_a_unit(algorithm: Any) -> None:
+    """Advantages and value losses are in units of the returns of all tasks, if those are large."""
+    model = build_multitask_agent(algorithm, 1.0, 1000.0, scale_values=True, gae_lambda=1.0)
+    model.learn(64)
+    buffer, head = model.rollout_buffer, model.policy.value_net
+    assert isinstance(head, ScaledHead)
+    assert 300 < head.unit < 1000
+    close(buffer.policy_advantages, buffer.advantages / head.unit.float())
+    scale = evaluate_samples(model, buffer.minibatch(np.arange(64))).value_scale
+    close(scale, head.unit.float().expand(64))
+    assert model.logger.name_to_value["train/value_loss"] < 10
+
+
+def test_small_returns_change_nothing() -> None:
+    """With returns of at most 1, an agent with scaled values learns exactly as without."""
+    weights = []
+    for scale_values in (False, True):
+        model = build_multitask_agent(PPO, 1.0, 0.5, scale_values=scale_values)
+        model.learn(256)
+        weights.append(list(model.policy.parameters()))
+    close(*weights, **exactly)
+
+
+def test_frozen_values_keep_their_unit() -> None:
+    """The unit of a value head whose weights are frozen stays as it is."""
+    model = build_multitask_agent(PPO, 1000.0, scale_values=True)
+    model.policy.value_net.requires_grad_(False)
+    model.learn(64)
+    assert model.policy.value_net.unit == 1.0
 
 
 def test_popart_update_preserves_values() -> None:

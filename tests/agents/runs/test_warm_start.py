@@ -31,7 +31,7 @@ FROZEN = "agent.learning_rate=1e-30"
 
 @pytest.fixture
 def sb3_model(tiny: Build) -> Iterator[SB3PPO]:
-    config = tiny()
+    config = tiny("agent.scale_values=false")  # as SB3's user has it
     env = SuiteVecEnv(config.task, 4, seed=1)
     yield SB3PPO(
         FusionPolicy,
@@ -68,9 +68,10 @@ def test_start_from_sb3_archive(tiny: Build, sb3_model: SB3PPO, archive: Path) -
 
 def test_start_from_best_of_other_run(tiny: Build) -> None:
     """A run starts from the best checkpoint of another run."""
-    first = tiny("name=first")
+    unscaled = "agent.scale_values=false"  # the unit follows the returns at any learning rate
+    first = tiny("name=first", unscaled)
     train(first)
-    second = tiny("name=second", "seed=3", f"start_from={first.run_dir}", FROZEN)
+    second = tiny("name=second", "seed=3", f"start_from={first.run_dir}", FROZEN, unscaled)
     train(second)
     best = load_file(checkpoint_of(first.run_dir, "best").policy_path)
     assert same(last_weights(second), best)
