@@ -75,7 +75,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
             ``action_mask``, and the index of the task.
         memory: name, config or class of the recurrent core, for ``RecurrentFusionPolicy`` only.
         popart: make the value head a ``PopArtHead``; MIRL's PPO and A2C call its ``update``.
-        scale_values: make the value head a ``ScaledHead``, likewise; without effect with ``popart``.
+        scale_values: make the value head a ``ScaledHead``, likewise; no effect with ``popart``.
         net_arch: sizes of the hidden layers of SB3's MLPs, as a list or as
             ``dict(pi=..., vf=...)``; None for SB3's default.
         activation_fn: activation of the MLPs.

@@ -1,4 +1,4 @@
-"""Value heads for rewards of any scale: a unit of the values for all tasks, or one per task (PopArt)."""
+"""Value heads for rewards of any scale: one unit for all tasks, or one per task (PopArt)."""
 
 import torch
 from gymnasium import spaces
@@ -165,11 +165,11 @@ class ScaledHead(nn.Module):
         V(h) = σ f(h),  σ = max(1, √ν)
 
     where ν is a running mean of the squared returns. Large returns then neither need large weights
-    nor make the gradients of the value loss much larger than those of the policy. Returns of at most
-    1 leave σ at 1: the head is f. All tasks share the unit; ``PopArtHead`` has one for each.
+    nor make the gradients of the value loss much larger than those of the policy. Returns of at
+    most 1 leave σ at 1: the head is f. All tasks share the unit; ``PopArtHead`` has one for each.
 
-    Unlike ``PopArtHead``, an ``update`` scales all values with σ. The first one replaces the initial
-    statistics, when V is close to 0 still; after it, ν moves by a twentieth of the difference.
+    Unlike ``PopArtHead``, an ``update`` scales all values with σ. The first one replaces the
+    initial ν, when V is close to 0 still; after it, ν moves by a twentieth of the difference.
 
     Args:
         head: f, a head over ``Features`` with one output.
