@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
+import gymnasium_robotics
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -28,9 +29,11 @@ from peers.tutorial_cnn import FEATURES, extractor
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import A2C as SB3A2C
 from stable_baselines3 import PPO as SB3PPO
+from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.buffers import RolloutBuffer as SB3RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env as make_sb3_vec_env
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
@@ -131,11 +134,13 @@ class ThroughputTimer(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         now = time.perf_counter()
-        if self.iterations == WARM_UP:
+        # an off-policy agent collects a timestep per iteration, the first ones without learning
+        warm_up = WARM_UP + getattr(self.model, "learning_starts", 0)
+        if self.iterations == warm_up:
             self.start_time = now
             self.start_timesteps = self.num_timesteps
         self.iterations += 1
-        if self.iterations > WARM_UP:
+        if self.iterations > warm_up:
             self.elapsed = now - self.start_time
         if isinstance(self.model, PPO | A2C):
             for part, percent in self.model.profiler.percent.items():
@@ -148,7 +153,7 @@ class ThroughputTimer(BaseCallback):
         """Return the throughput, the median share of each part, and the memory used."""
         timesteps = self.model.num_timesteps - self.start_timesteps
         # SB3 also counts the timestep at which this callback stops the last rollout
-        n_steps: int = self.model.n_steps  # type: ignore[attr-defined]
+        n_steps: int = getattr(self.model, "n_steps", 1)
         timesteps -= timesteps % (n_steps * self.training_env.num_envs)
         peak_cuda_bytes = None
         if torch.cuda.is_available():
@@ -160,18 +165,20 @@ class ThroughputTimer(BaseCallback):
             "percent": {part: float(np.median(shares)) for part, shares in self.percent.items()},
             "precision": getattr(self.model, "precision", "fp32"),
             "parameters": count_parameters(self.model.policy),
-            "rollout_bytes": rollout_bytes(self.model.rollout_buffer),  # type: ignore[attr-defined]
+            "rollout_bytes": rollout_bytes(getattr(self.model, "rollout_buffer", None)),
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT,
             "peak_cuda_bytes": peak_cuda_bytes,
         }
 
 
-def rollout_bytes(buffer: SB3RolloutBuffer) -> int:
+def rollout_bytes(buffer: SB3RolloutBuffer | None) -> int | None:
     """Return the size of a rollout buffer in bytes.
 
     Args:
-        buffer: A buffer of MIRL's or of SB3's.
+        buffer: A buffer of MIRL's or of SB3's; None for an agent without one.
     """
+    if buffer is None:
+        return None
     if isinstance(buffer, RolloutBuffer):
         return buffer.nbytes
     arrays = dict(vars(buffer))
@@ -266,7 +273,19 @@ def small_ppo(algorithm: type[SB3PPO]) -> OnPolicyAlgorithm:
     return algorithm("MlpPolicy", env, n_steps=32, batch_size=1024, n_epochs=1, seed=0)
 
 
-def agent_of_options(*options: str) -> OnPolicyAlgorithm:
+def sb3_her() -> OffPolicyAlgorithm:
+    """Build SB3's SAC with hindsight experience replay and its own network, on FetchReach."""
+    gym.register_envs(gymnasium_robotics)
+    return SAC(
+        "MultiInputPolicy",
+        make_sb3_vec_env("FetchReach-v4", 1, seed=0),
+        replay_buffer_class=HerReplayBuffer,
+        learning_starts=100,
+        seed=0,
+    )
+
+
+def agent_of_options(*options: str) -> OnPolicyAlgorithm | OffPolicyAlgorithm:
     """Build the agent of a command line, as ``train.py`` does.
 
     Args:
@@ -366,7 +385,8 @@ def mirl(precision: str = "auto") -> OnPolicyAlgorithm:
     return tutorial_ppo(PPO, make_envpool_envs(), precision=precision)
 
 
-CONTENDERS: dict[str, Callable[[], OnPolicyAlgorithm]] = {
+CONTENDERS: dict[str, Callable[[], OnPolicyAlgorithm | OffPolicyAlgorithm]] = {
+    "sb3_her": sb3_her,
     "sb3_dummy": lambda: tutorial_ppo(SB3PPO, make_python_envs(DummyVecEnv)),
     "sb3_subproc": lambda: tutorial_ppo(SB3PPO, make_python_envs(SubprocVecEnv)),
     "sb3_envpool": lambda: tutorial_ppo(SB3PPO, make_envpool_envs()),
@@ -386,7 +406,7 @@ CONTENDERS: dict[str, Callable[[], OnPolicyAlgorithm]] = {
 """Function that builds the agent of each contender."""
 
 
-def measure(agent: OnPolicyAlgorithm, seconds: float) -> dict[str, Any]:
+def measure(agent: OnPolicyAlgorithm | OffPolicyAlgorithm, seconds: float) -> dict[str, Any]:
     """Train an agent and measure its throughput.
 
     Args:

@@ -43,6 +43,12 @@ WORKLOADS: dict[str, tuple[str, ...]] = {
         "task=goto_local agent=a2c",
         "task=goto_local",
     ),
+    "her": (
+        "sb3_her",
+        "task=fetch_reach fusion=bilinear agent.learning_starts=100",
+        "task=fetch_reach fusion=concat agent.learning_starts=100",
+        "task=fetch_reach agent.learning_starts=100",
+    ),
     "memory": ("missions_sb3", "missions_mirl"),
     "recurrent": (
         "contrib_lstm_python",
