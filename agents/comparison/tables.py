@@ -263,20 +263,24 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def to_rich(table: Table) -> rich_table.Table:
-    """Return a table for the terminal.
+    """Return a table for the terminal; if all rows are of one task, it stands in the title instead.
 
     Args:
         table: the table.
     """
-    shown = rich_table.Table(title=table.title, title_justify="left")
-    for index, column in enumerate(table.columns):
+    tasks = {cells[0] for cells in table.rows}
+    title, first = table.title, 0
+    if len(tasks) == 1:
+        title, first = f"{tasks.pop()}: {title[:1].lower()}{title[1:]}", 1
+    shown = rich_table.Table(title=title, title_justify="left")
+    for index, column in enumerate(table.columns[first:], first):
         # the first columns are names
         shown.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
     previous = None
     for cells in table.rows:
         if previous not in (None, cells[0]):
             shown.add_section()
-        shown.add_row(*cells)
+        shown.add_row(*cells[first:])
         previous = cells[0]
     return shown
 

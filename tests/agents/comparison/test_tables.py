@@ -1,7 +1,10 @@
 """Tables of a comparison, as texts and files."""
 
 import csv
+import io
+import re
 from pathlib import Path
+from typing import Any
 
 from comparison_records import record, summary, two_settings
 from rich.console import Console
@@ -78,10 +81,29 @@ def test_csv_has_plain_numbers() -> None:
     assert to_csv([]) == ""
 
 
-def test_terminal_table_has_every_row() -> None:
-    console = Console(width=160, record=True, file=None, quiet=True)
-    console.print(to_rich(results_table(RESULTS)))
-    assert to_rich(results_table(RESULTS)).row_count == 2
+def printed(rows: list[Any], width: int = 80) -> str:
+    shown = io.StringIO()
+    Console(width=width, file=shown, markup=False).print(to_rich(results_table(rows)))
+    return shown.getvalue()
+
+
+def test_single_task_is_the_title() -> None:
+    """The name of the only task takes no column, and is whole at 80 columns."""
+    name = "my_package.environments:Company/Warehouse-v12"
+    records = two_settings(name, [0.5], [0.9])
+    text = printed(result_rows(records, outcomes_of(records)))
+    assert text.startswith(f"{name}: results")
+    assert "task" not in text
+    assert re.search(r"│ concat +│ +1,234 │", text)
+
+
+def test_several_tasks_have_sections() -> None:
+    """Each of several tasks has its name in every row and a line before it."""
+    records = two_settings("door", [0.5], [0.9]) + two_settings("local", [0.5], [0.9])
+    text = printed(result_rows(records, outcomes_of(records)), 160)
+    assert text.startswith("Results")
+    assert text.count("door") == text.count("local") == 2
+    assert text.count("├") == 2  # the last rows are of both
 
 
 def test_files_are_written(tmp_path: Path) -> None:
