@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from mirl.agents.comparison.equal_parameters import matching_widths
+from mirl.agents.comparison.equal_parameters import matching_widths, parameters_of
 from mirl.agents.comparison.figures import draw_figures
 from mirl.agents.comparison.machine import command_line, machine
 from mirl.agents.comparison.summary import one_line, outcomes_of, pair_rows, result_rows
@@ -122,12 +122,22 @@ def _widths(config: ComparisonConfig, folder: Path) -> dict[str, dict[str, int]]
             write_json(path, {**stored, "comparison": asked})
         return cast(dict[str, dict[str, int]], stored.get("widths"))
     widths: dict[str, dict[str, int]] = {}
-    if config.match:
-        for task in config.tasks:
-            words = {setting: config.words(task, setting) for setting in config.settings}
+    for task in config.tasks:
+        words = {setting: config.words(task, setting) for setting in config.settings}
+        for setting, options in words.items():
+            _check_buildable(setting, task, options)
+        if config.match:
             widths[task] = matching_widths(words, config.match)
     write_json(path, {"comparison": asked, "widths": widths})
     return widths
+
+
+def _check_buildable(setting: str, task: str, options: Sequence[str]) -> None:
+    """Raise if the agent of a setting cannot be built, before any setting is trained."""
+    try:
+        parameters_of(options)
+    except ConfigError as error:
+        raise ConfigError(f"{setting} in {task}: {error}") from None
 
 
 def _check_same(stored: object, asked: Mapping[str, object], folder: Path) -> None:

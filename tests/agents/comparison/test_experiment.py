@@ -116,6 +116,23 @@ def test_corrected_command_may_use_folder(tmp_path: Path) -> None:
     assert not compare(comparison(tmp_path, FUSIONS, "seeds=2"), engine=FakeEngine(tmp_path))[1]
 
 
+@pytest.mark.parametrize(
+    ("bad", "expected"),
+    [
+        ("encoder=grid", "bad in corridor_env:ToyCorridor-v0: .*encoder=grid"),
+        ("context.key=missing", "bad in corridor_env:ToyCorridor-v0: .*missing"),
+    ],
+)
+def test_mistake_is_found_first(tmp_path: Path, bad: str, expected: str) -> None:
+    """A setting that the environment does not admit is refused before any setting is trained."""
+    engine = FakeEngine(tmp_path)
+    settings = ("settings.good=fusion=film", f"settings.bad={bad}", "seeds=1")
+    with pytest.raises(ConfigError, match=expected):
+        compare(comparison(tmp_path, *settings), engine=engine)
+    assert not engine.options
+    assert not compare(comparison(tmp_path, FUSIONS, "seeds=1"), engine=engine).failures
+
+
 def test_match_widens_smaller_settings(tmp_path: Path) -> None:
     config = comparison(tmp_path, "fusion=concat,bilinear", "seeds=1", "match=true")
     engine = FakeEngine(tmp_path)
