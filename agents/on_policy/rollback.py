@@ -107,7 +107,7 @@ def rollout_tensors(buffer: RolloutBuffer) -> dict[str, Tensor]:
     return {
         **tensors,
         "reward": buffer.rewards,
-        "action": buffer.actions,
+        "action": buffer.stored_actions,
         "value": buffer.values[:, buffer.own],
         "log_prob": buffer.log_probs,
         "advantage": buffer.advantages[:, buffer.own],

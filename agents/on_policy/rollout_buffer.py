@@ -77,7 +77,8 @@ class RolloutBuffer(SB3RolloutBuffer):
 
     observation_space: Space
     action_space: Space
-    actions: Tensor  # type: ignore[assignment]
+    stored_actions: Tensor
+    """(T, N, ...), as small integers or float32; ``actions`` is a copy as SB3 has it."""
     rewards: Tensor  # type: ignore[assignment]
     values: Tensor  # type: ignore[assignment]
     log_probs: Tensor  # type: ignore[assignment]
@@ -121,7 +122,7 @@ class RolloutBuffer(SB3RolloutBuffer):
         # Actions, rewards and outputs of the policy, (T, N, ...).
         action_dtype, action_shape = action_storage(action_space)
         action_size = (*self.shape, *action_shape)
-        self.actions = torch.zeros(action_size, dtype=action_dtype, device=self.device)
+        self.stored_actions = torch.zeros(action_size, dtype=action_dtype, device=self.device)
         self.rewards = torch.zeros(self.shape, device=self.device)
         self.values = torch.zeros(self.shape, device=self.device)
         self.log_probs = torch.zeros(self.shape, device=self.device)
@@ -216,7 +217,7 @@ class RolloutBuffer(SB3RolloutBuffer):
             value: (N,) or (N, 1), the values.
             log_prob: (N,), the log-probabilities of the actions.
         """
-        self.actions[self.pos] = action.reshape(self.actions.shape[1:])
+        self.stored_actions[self.pos] = action.reshape(self.stored_actions.shape[1:])
         self.rewards[self.pos] = on_device(reward, self.device)
         self.episode_starts[self.pos] = on_device(episode_start, self.device)
         self.values[self.pos, self.own] = value.flatten()
@@ -304,6 +305,16 @@ class RolloutBuffer(SB3RolloutBuffer):
     def returns(self) -> PerStep:  # type: ignore[override]
         """Return the targets of the value function, A + V."""
         return self.advantages + self.values
+
+    @property
+    def actions(self) -> Values:  # type: ignore[override]
+        """Return a copy of the actions as a NumPy array, as SB3's callbacks read them.
+
+        Returns:
+            (T, N, A) of the type of the action space, with A = 1 for a Discrete space.
+        """
+        actions = self.stored_actions.reshape(*self.shape, self.action_dim).cpu()
+        return actions.numpy().astype(self.action_space.dtype)
 
     @property
     def observations(self) -> Values | dict[str, Values]:  # type: ignore[override]
@@ -421,7 +432,7 @@ class RolloutBuffer(SB3RolloutBuffer):
         shared_rows = self._to_shared(rows)
         shared_index = index if shared_rows is rows else on_device(shared_rows, self.device)
         # Stored as small integers or floats; SB3's distributions take int64 or float32.
-        stored_actions = _gather(self.actions, index)
+        stored_actions = _gather(self.stored_actions, index)
         if isinstance(self.action_space, spaces.Discrete):
             actions = stored_actions.long()
         else:

@@ -1,5 +1,7 @@
 """The buffer stores a rollout compactly and returns it as SB3's buffers do."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,37 @@ def test_observations_match_sb3(door: spaces.Dict) -> None:
     assert ours.observations.keys() == theirs.observations.keys()
     for key, expected in theirs.observations.items():
         np.testing.assert_array_equal(ours.observations[key], expected, strict=True)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(5),
+        spaces.MultiDiscrete([3, 300]),
+        spaces.MultiBinary(4),
+        spaces.Box(-1, 1, (2, 3), np.float32),
+    ],
+    ids=lambda space: type(space).__name__,
+)
+def test_actions_match_sb3(space: spaces.Space[Any]) -> None:
+    """Callbacks read the actions as arrays of SB3's shapes and types."""
+    seen = spaces.Box(0, 1, (2,), np.float32)
+    ours, theirs = (
+        kind(4, seen, space, "cpu", n_envs=3) for kind in (RolloutBuffer, SB3RolloutBuffer)
+    )
+    space.seed(0)
+    zeros = np.zeros(3, np.float32)
+    for _ in range(4):
+        actions = np.stack([space.sample() for _ in range(3)])
+        observations = np.zeros((3, 2), np.float32)
+        ours.add_observation(observations)
+        outputs = torch.zeros(3), torch.zeros(3)
+        ours.add(torch.as_tensor(actions), zeros, zeros.astype(np.bool_), *outputs)
+        theirs.add(observations, actions, zeros, zeros, *outputs)
+    np.testing.assert_array_equal(ours.actions, theirs.actions, strict=True)
+    copy = ours.actions
+    copy[:] = 0
+    assert ours.actions.any(), "a copy"
 
 
 def multitask_buffer(*, share: bool) -> tuple[RolloutBuffer, NDArray[np.int64]]:
