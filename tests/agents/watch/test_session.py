@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -96,6 +96,15 @@ def test_task_without_text_refuses_mission(open_session: Open) -> None:
         open_session("task=mt3", mission="go to the red door")
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """Let processes heed Ctrl-C, which a shell makes those in the background ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_command_serves_until_interrupted(tmp_path: Path, tiny: Callable[..., TrainConfig]) -> None:
     """The page of a stored run is served, Ctrl-C ends it with code 0, and mistakes are one line."""
     run_dir = train(tiny("total_timesteps=128", f"runs_dir={tmp_path}")).run.path
