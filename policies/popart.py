@@ -40,6 +40,12 @@ def get_n_tasks(observation_space: spaces.Space[object]) -> int:
     return int(task.n)
 
 
+def _corrected_step(rate: float, n_updates: Int[Tensor, "*tasks"]) -> Float[Tensor, "*tasks"]:
+    """Return the bias-corrected step size of running statistics, as in Adam; 1 at the first."""
+    step: Tensor = rate / (1 - (1 - rate) ** n_updates.double())
+    return step
+
+
 class PopArtHead(nn.Module):
     """Value head that rescales its targets adaptively while it preserves its outputs precisely.
 
@@ -141,9 +147,9 @@ class PopArtHead(nn.Module):
         old_mean = self.mean.clone()
         old_std = self.std
 
-        # new statistics; the step size is bias-corrected, as in Adam
+        # new statistics
         self.n_updates += present
-        step = self.rate / (1 - (1 - self.rate) ** self.n_updates.double())
+        step = _corrected_step(self.rate, self.n_updates)
         # also removes the rate / 0 of a task that has never been present
         step = torch.where(present, step, 0.0)
         n_rows = counts.clamp(min=1)
@@ -221,5 +227,5 @@ class ScaledHead(nn.Module):
         """
         del tasks
         self.n_updates += 1
-        step = self.rate / (1 - (1 - self.rate) ** self.n_updates.double())
+        step = _corrected_step(self.rate, self.n_updates)
         self.mean_of_squares += step * (returns.double().square().mean() - self.mean_of_squares)
