@@ -527,6 +527,7 @@ def _record_tasks(
                 wanted=_outcomes(results, task),
                 deterministic=config.deterministic,
                 max_steps=VIDEO_STEPS,
+                inside=config.inside,
             )
             path = stem.with_name(f"{stem.name}-{file_name(task)}")
             for suffix, is_asked in (("gif", config.gif), ("mp4", config.mp4)):

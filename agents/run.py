@@ -109,13 +109,16 @@ class Run:
         values = {"device": self._device, **options, "run": str(self.path)}
         return evaluate_run(self._directory, self._checkpoint, validate(EvalConfig, values))
 
-    def video(self, task: str = "", *, seed: int = 0, deterministic: bool = False) -> Gif:
+    def video(
+        self, task: str = "", *, seed: int = 0, deterministic: bool = False, inside: bool = False
+    ) -> Gif:
         """Play one test episode and return its pictures, which a notebook shows.
 
         Args:
             task: name of a task of the run; empty for the first.
             seed: seed of the episode; every value gives episodes that were not trained on.
             deterministic: take the most probable actions.
+            inside: mark the cells that the mission picks out, as ``mirl-eval inside=true`` does.
 
         Returns:
             The animation; ``Path("episode.gif").write_bytes(gif.data)`` saves it.
@@ -127,7 +130,12 @@ class Run:
         index = self._directory.task_index(task)
         [env_seed] = env_seeds(seed, "test", index, 1)
         recording = record_episode(
-            self.policy, suite, index, seed=env_seed, deterministic=deterministic
+            self.policy,
+            suite,
+            index,
+            seed=env_seed,
+            deterministic=deterministic,
+            inside=inside,
         )
         if recording is None:
             raise ConfigError(

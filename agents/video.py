@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from minigrid.minigrid_env import MiniGridEnv
 from PIL import Image
 from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor
 
 from mirl.agents.eval_mode import eval_mode
 from mirl.agents.runs.atomic_files import write_bytes
 from mirl.agents.watch.caption import Note, captioned, note_of, scaled
+from mirl.agents.watch.cells import LEGEND, marked
+from mirl.agents.watch.decision import decide
 from mirl.agents.watch.episode import EpisodePlayer
 from mirl.agents.watch.single_env import Env, as_batch, open_env, render
 from mirl.configs.errors import ConfigError
@@ -49,6 +53,8 @@ class Recording(NamedTuple):
     """``success`` or ``failure``; empty if no success is reported or the episode was cut."""
     fps: float
     """Frames per second of the environment."""
+    legend: str = ""
+    """Meaning of the marks in the pictures; empty if there are none."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ def record_episode(
     *,
     seed: int,
     deterministic: bool = False,
+    inside: bool = False,
 ) -> Recording | None:
     """Play one episode of a task and record its pictures.
 
@@ -100,12 +107,13 @@ def record_episode(
         task_index: index of the task in the suite.
         seed: seed of the environment and of the actions.
         deterministic: take the most probable actions.
+        inside: mark the cells that the mission picks out, as ``record_outcomes`` does.
 
     Returns:
         The recording; None if the environment cannot be rendered to pixels.
     """
     recordings = record_outcomes(
-        policy, suite, task_index, seeds=[seed], deterministic=deterministic
+        policy, suite, task_index, seeds=[seed], deterministic=deterministic, inside=inside
     )
     return next(iter(recordings), None)
 
@@ -119,6 +127,7 @@ def record_outcomes(
     wanted: Set[str] = frozenset(),
     deterministic: bool = False,
     max_steps: int = MAX_STEPS,
+    inside: bool = False,
 ) -> list[Recording]:
     """Play episodes of a task until each wanted outcome has been seen; record one of each outcome.
 
@@ -131,6 +140,8 @@ def record_outcomes(
         wanted: ``success``, ``failure`` or both; if empty, the first episode is the only one.
         deterministic: take the most probable actions.
         max_steps: timesteps after which an episode is cut.
+        inside: mark the cells that the mission picks out, if the environment is of MiniGrid or
+            BabyAI and the heads of the policy read similarities of cells with the mission.
 
     Returns:
         The first recording of each outcome; none if the environment cannot be rendered to pixels.
@@ -142,7 +153,7 @@ def record_outcomes(
     with closing(env):
         player = EpisodePlayer(env, suite, task_index)
         for seed in seeds:
-            recording = _record(player, policy, seed, deterministic, max_steps)
+            recording = _record(player, policy, seed, deterministic, max_steps, inside=inside)
             recordings.setdefault(recording.outcome, recording)
             if wanted <= recordings.keys():
                 break
@@ -153,29 +164,37 @@ def record_outcomes(
 
 
 def _record(
-    player: EpisodePlayer, policy: BasePolicy, seed: int, deterministic: bool, max_steps: int
+    player: EpisodePlayer,
+    policy: BasePolicy,
+    seed: int,
+    deterministic: bool,
+    max_steps: int,
+    *,
+    inside: bool,
 ) -> Recording:
     """Play to the end of an episode, or to ``max_steps``."""
+    env = player.env
     observation = player.start(seed)
-    pictures = [scaled(render(player.env))]
+    pictures = [scaled(render(env))]
     notes = [note_of(player)]
-    hidden_state = None
+    legend = ""
+    state: Tensor | None = None
     with eval_mode(policy, seed):
         while not player.is_over and player.timestep < max_steps:
-            actions, hidden_state = policy.predict(
-                as_batch(observation, player.env, policy),
-                hidden_state,
-                np.array([hidden_state is None]),  # True at the first timestep
-                deterministic,
-            )
-            observation = player.step(actions[0])
-            pictures.append(scaled(render(player.env)))
+            batch = as_batch(observation, env, policy)
+            decision = decide(policy, batch, state, deterministic=deterministic)
+            if inside and decision.shares is not None and isinstance(env.unwrapped, MiniGridEnv):
+                pictures[-1] = marked(pictures[-1], env, decision.shares)
+                legend = LEGEND
+            state = decision.state
+            observation = player.step(decision.action)
+            pictures.append(scaled(render(env)))
             notes.append(note_of(player))
     if not player.is_over:
         last = notes[-1]
         notes[-1] = last._replace(result=f"{last.result}, cut after {player.timestep:,} steps")
     outcome = player.outcome if player.outcome in ("success", "failure") else ""
-    return Recording(pictures, notes, player.mission, outcome, _fps(player.env))
+    return Recording(pictures, notes, player.mission, outcome, _fps(env), legend)
 
 
 def _fps(env: Env) -> float:
@@ -281,4 +300,4 @@ def write_videos(stem: Path, suffix: str, recordings: Sequence[Recording]) -> li
 
 def _images(recording: Recording) -> Iterator[Image.Image]:
     for picture, note in zip(recording.pictures, recording.notes, strict=True):
-        yield captioned(picture, recording.mission, note)
+        yield captioned(picture, recording.mission, note, recording.legend)

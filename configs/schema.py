@@ -461,7 +461,8 @@ class EvalConfig(Config):
     """Maximum number of episodes per task with swapped contexts."""
     inside: bool = False
     """Also measure how much of the policy's outputs depends on the observation, on the context and
-    on both together, and write it as JSON, as a PNG and for TensorBoard."""
+    on both together, and write it as JSON, as a PNG and for TensorBoard. In videos of MiniGrid and
+    BabyAI, mark the cells that the mission picks out."""
     gif: bool = False
     """Also write GIFs of a successful and a failed episode per task; of one if the task reports no
     success."""

@@ -65,13 +65,14 @@ def scaled(frame: Frame) -> Image.Image:
     return Image.fromarray(frame).resize(size, method)
 
 
-def captioned(picture: Image.Image, mission: str, note: Note) -> Image.Image:
-    """Return a picture with its caption; the size depends on the picture and the mission alone.
+def captioned(picture: Image.Image, mission: str, note: Note, legend: str = "") -> Image.Image:
+    """Return a picture with its caption; the note does not change its size.
 
     Args:
         picture: a picture of ``scaled``.
         mission: what is asked, which is wrapped.
         note: the lines under it.
+        legend: the last line, what the marks in the picture mean; empty for none.
     """
     font = ImageFont.load_default(FONT_SIZE)
     lines = [(line, "black") for line in wrapped(f"Task: {mission}", font)]
@@ -79,6 +80,8 @@ def captioned(picture: Image.Image, mission: str, note: Note) -> Image.Image:
         (shortened(note.step, font), "black"),
         (shortened(note.result, font), note.color),
     ]
+    if legend:
+        lines.append((shortened(legend, font), "black"))
     height = picture.height + LINE * len(lines) + 2 * MARGIN
     image = Image.new("RGB", (WIDTH, height), "white")
     image.paste(picture, ((WIDTH - picture.width) // 2, 0))

@@ -7,7 +7,6 @@ from typing import NamedTuple, Self
 
 import numpy as np
 from gymnasium import spaces
-from minigrid.minigrid_env import MiniGridEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from mirl.agents.builder import Policy
 from mirl.agents.eval_mode import eval_mode
 from mirl.agents.policy_loader import restore_policy
 from mirl.agents.runs.run_directory import RunDirectory
+from mirl.agents.watch.cells import view_picture
 from mirl.agents.watch.decision import Decision, decide
 from mirl.agents.watch.episode import EpisodePlayer
 from mirl.agents.watch.single_env import (
@@ -34,8 +34,6 @@ from mirl.configs.texts import split_words
 from mirl.envs import env_seeds
 from mirl.envs.texts.codec import is_text, suite_codec
 
-VIEW_TILE = 32
-"""Pixels of a cell in the picture of an agent's view."""
 DRAWN_MISSIONS = 200
 """Episodes whose missions tell which words a task uses."""
 
@@ -199,13 +197,11 @@ class Session:
     def moment(self) -> Moment:
         """Return the present timestep."""
         decision = self._decision
-        view: Frame | None = None
+        view = view_picture(self._env)
         shares = decision.shares
-        unwrapped = self._env.unwrapped
-        if isinstance(unwrapped, MiniGridEnv):
-            view = unwrapped.get_pov_render(VIEW_TILE)  # type: ignore[no-untyped-call]
+        if view is not None and shares is not None:
             # MiniGrid's observations have the column first
-            shares = None if shares is None else shares.T
+            shares = shares.T
         player = self._player
         probabilities: dict[str, float] = {}
         if decision.probabilities is not None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
+from mirl.agents.run import Run
 from mirl.agents.video import (
     MAX_GIF_FPS,
     MAX_MP4_FPS,
@@ -341,3 +342,22 @@ def test_long_episode_says_it_was_cut(tiny: Build, make_agent: Agents) -> None:
     assert (one.outcome, len(one.pictures)) == ("", 4)
     assert one.notes[-1].result == "return 0.00, cut after 3 steps"
     assert MAX_STEPS > 3
+
+
+def test_marks_show_what_is_picked_out(tiny: Build, make_agent: Agents) -> None:
+    """With ``inside``, the cells are marked and the caption says so; concatenation has none."""
+    run = Run("pretrained:goto_local")
+    policy, suite = run.policy, run.config.task
+    plain = record_episode(policy, suite, 0, seed=5)
+    inside = record_episode(policy, suite, 0, seed=5, inside=True)
+    assert plain is not None
+    assert inside is not None
+    assert plain.notes == inside.notes
+    assert plain.legend == ""
+    assert "mission" in inside.legend
+    pairs = zip(plain.pictures, inside.pictures, strict=True)
+    assert any(picture.tobytes() != marked.tobytes() for picture, marked in pairs)
+    config = tiny("fusion=concat", "sites=vector")
+    without = record_episode(make_agent(config).policy, config.task, 0, seed=5, inside=True)
+    assert without is not None
+    assert without.legend == ""
