@@ -86,13 +86,25 @@ ROWS = {
         solved=0.95 * 16,
     ),
     "pole_distractors0": Row(
-        "pole, no useless numbers", ("task=pole_distractors0", "videos=false"), 10, held_out=True
+        "pole, no useless numbers",
+        ("task=pole_distractors0", "videos=false"),
+        10,
+        held_out=True,
+        solved=475,
     ),
     "pole_distractors20": Row(
-        "pole, 20 useless numbers", ("task=pole_distractors20", "videos=false"), 10, held_out=True
+        "pole, 20 useless numbers",
+        ("task=pole_distractors20", "videos=false"),
+        10,
+        held_out=True,
+        solved=475,
     ),
     "pole_distractors100": Row(
-        "pole, 100 useless numbers", ("task=pole_distractors100", "videos=false"), 10, held_out=True
+        "pole, 100 useless numbers",
+        ("task=pole_distractors100", "videos=false"),
+        10,
+        held_out=True,
+        solved=475,
     ),
     "point_actuators": Row(
         "point, other actuators", ("task=point_actuators", "videos=false"), 5, held_out=True
