@@ -51,15 +51,16 @@ def results_table(results: Sequence[TaskResult], title: str) -> Table:
 
     Args:
         results: the results of one evaluation.
-        title: title of the table.
+        title: title of the table, to which the number of episodes is added.
 
     Returns:
         The table, for the terminal.
     """
+    title = f"{title} ({_episodes(results)})"
     table = Table(title=title, title_justify="left", caption_justify="left")
     # over several lines where the terminal is narrow: cut, names with one beginning look the same
     table.add_column("task", overflow="fold")
-    for column in ("episodes", "success", "95 % interval", "return", "score", "length"):
+    for column in ("success", "95 % interval", "return", "score", "length"):
         table.add_column(column, justify="right", no_wrap=True)
     for subset, in_subset in by_subset(results):
         for result in in_subset:
@@ -71,6 +72,14 @@ def results_table(results: Sequence[TaskResult], title: str) -> Table:
     return table
 
 
+def _episodes(results: Sequence[TaskResult]) -> str:
+    """Return the number of episodes in words; a column of equal numbers would crowd the names."""
+    counts = sorted({result.n_episodes for result in results})
+    number = " – ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
+    noun = "episode" if counts == [1] else "episodes"
+    return f"{number} {noun}" if len(results) == 1 else f"{number} {noun} per task"
+
+
 def _add_summary(table: Table, subset: Subset, results: Sequence[TaskResult]) -> None:
     summary = suite_result(results)
     suffix = "" if subset == "trained" else " (held out)"
@@ -78,7 +87,7 @@ def _add_summary(table: Table, subset: Subset, results: Sequence[TaskResult]) ->
     if summary.success is not None:
         rates = [f"{rate:.1%}" for rate in astuple(summary.success)]
     for name, rate, score in zip(SUMMARY_ROWS, rates, astuple(summary.score), strict=True):
-        table.add_row(name + suffix, "", rate, "", "", f"{score:.3f}", "")
+        table.add_row(name + suffix, rate, "", "", f"{score:.3f}", "")
     if 0 < summary.tasks_with_success < len(results):
         note = f"over the {summary.tasks_with_success} of {len(results)} tasks that report it"
         lines = [] if table.caption is None else [str(table.caption)]
@@ -88,7 +97,6 @@ def _add_summary(table: Table, subset: Subset, results: Sequence[TaskResult]) ->
 def _task_cells(result: TaskResult) -> list[str]:
     return [
         result.label,
-        str(result.n_episodes),
         *success_cells(result),
         f"{result.mean_return:.3f}",
         f"{result.score:.3f}",

@@ -179,7 +179,7 @@ def test_training_writes_files_and_table(
         "videos/goto_door_000000512.gif",
         f"eval/step_000000512-{backend}-seed0-12ep.json",
     }
-    assert re.search(r"│ goto_door +│ +12 │", output)
+    assert re.search(r"\(12 episodes\)\s*\n", output)
     assert "tensorboard --logdir runs" in output
     assert "mirl-eval run=runs/mine checkpoint=last" in output
 
@@ -194,7 +194,8 @@ def test_run_can_be_evaluated(trained: Callable[[str], tuple[Path, str]], backen
         output = done.stdout
     else:
         output = run_here(folder.parent, eval_command, *words)
-    assert re.search(r"│ goto_door +│ +12 │ +\d+\.\d% │", output)
+    assert re.search(r"\(12 episodes\)\s*\n", output)
+    assert re.search(r"│ goto_door +│ +\d+\.\d% │", output)
     [line] = [line for line in output.splitlines() if line.startswith("Context use")]
     rate = r"-?\d+\.\d%"
     assert re.fullmatch(

@@ -29,7 +29,7 @@ def test_table_has_row_per_task() -> None:
         "door", np.array([True, False]), np.array([1.0, 0.0]), np.array([3, 5]), 0.25, 0.75
     )
     assert rows_of(results_table([result], "title")) == [
-        ["door", "2", "50.0%", "9.5% – 90.5%", "0.500", "0.500", "4.0"]
+        ["door", "50.0%", "9.5% – 90.5%", "0.500", "0.500", "4.0"]
     ]
 
 
@@ -45,14 +45,33 @@ def test_texts_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     assert "\x1b" not in shown
 
 
-def test_narrow_table_keeps_names_whole() -> None:
-    names = ["MiniGrid-DoorKey-5x5-v0", "MiniGrid-DoorKey-5x5-v1"]
+@pytest.mark.parametrize("name", ["BabyAI-GoToLocalS8N7-v0", "MiniGrid-DoorKey-5x5-v0"])
+def test_names_fit_into_80_columns(name: str) -> None:
+    """Names of usual length stay on one line, between the widest numbers."""
     output = io.StringIO()
-    console = Console(file=output, width=80)
-    console.print(results_table([unknown(name) for name in names], "title"))
+    results = [one(name, 930, 1000), one("goto_local", 1000, 1000, subset="held_out")]
+    Console(file=output, width=80).print(results_table(results, "title"))
+    cells = [line.split("│")[1].strip() for line in output.getvalue().splitlines() if "│" in line]
+    assert cells == [name, "goto_local (held out)"]
+
+
+def test_long_names_keep_every_letter() -> None:
+    """A name that is too long goes on in the next line."""
+    names = ["MiniGrid-ObstructedMaze-1Dlhb-v0", "MiniGrid-ObstructedMaze-1Dlhb-v1"]
+    output = io.StringIO()
+    Console(file=output, width=80).print(results_table([unknown(name) for name in names], "title"))
     cells = [line.split("│")[1].strip() for line in output.getvalue().splitlines() if "│" in line]
     assert "".join(cells).startswith("".join(names))
     assert "…" not in output.getvalue()
+
+
+def test_title_has_number_of_episodes() -> None:
+    """Equal numbers are one, and different ones a range."""
+    assert results_table([one(episodes=1000)], "title").title == "title (1,000 episodes)"
+    two = [one("a", episodes=8), one("b", episodes=8)]
+    assert results_table(two, "title").title == "title (8 episodes per task)"
+    different = [one("a", episodes=8), one("b", episodes=4)]
+    assert results_table(different, "title").title == "title (4 – 8 episodes per task)"
 
 
 def test_table_ends_with_summary_rows() -> None:
@@ -60,7 +79,7 @@ def test_table_ends_with_summary_rows() -> None:
     results = [one(str(successes), successes, 4) for successes in (0, 2, 3, 4)]
     rows = rows_of(results_table(results, "title"))
     assert [row[0] for row in rows] == ["0", "2", "3", "4", "mean", "IQM", "worst"]
-    assert [(row[2], row[5]) for row in rows[4:]] == [
+    assert [(row[1], row[4]) for row in rows[4:]] == [
         ("56.2%", "0.562"),
         ("62.5%", "0.625"),
         ("0.0%", "0.000"),
@@ -75,7 +94,7 @@ def test_held_out_subset_has_own_rows() -> None:
         one("a", 0, subset="held_out"),
         one("b", 1, subset="held_out"),
     ]
-    rows = {row[0]: row[2] for row in rows_of(results_table(results, "title"))}
+    rows = {row[0]: row[1] for row in rows_of(results_table(results, "title"))}
     assert (rows["a"], rows["a (held out)"], rows["b (held out)"]) == ("100.0%", "0.0%", "50.0%")
     assert (rows["mean"], rows["mean (held out)"], rows["worst (held out)"]) == (
         "100.0%",
@@ -92,10 +111,10 @@ def unknown(task: str, **options: Any) -> TaskResult:
 def test_table_shows_dash_for_unknown_success() -> None:
     """The table of an unknown success has neither a rate nor an interval, nor a reason why."""
     table = results_table([unknown("own")], "title")
-    assert rows_of(table) == [["own", "4", "–", "–", "-5.000", "-5.000", "5.0"]]
+    assert rows_of(table) == [["own", "–", "–", "-5.000", "-5.000", "5.0"]]
     assert table.caption is None
     both = results_table([unknown("own"), unknown("other")], "title")
-    assert [row[2] for row in rows_of(both)] == ["–"] * 5
+    assert [row[1] for row in rows_of(both)] == ["–"] * 5
     assert both.caption is None
 
 
@@ -104,7 +123,7 @@ def test_table_says_which_success_it_averages() -> None:
     results = [one("a", 2), unknown("b"), one("c", 1), unknown("a", subset="held_out")]
     results += [one("c", 2, subset="held_out")]
     table = results_table(results, "title")
-    rates = {row[0]: row[2] for row in rows_of(table)}
+    rates = {row[0]: row[1] for row in rows_of(table)}
     assert (rates["b"], rates["mean"], rates["worst"]) == ("–", "75.0%", "50.0%")
     assert rates["mean (held out)"] == "100.0%"
     assert table.caption == (
