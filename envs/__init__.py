@@ -39,7 +39,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs Stable-Baselines3 on use: it loads torch, and workers do without."""
+    """Import the names that need Stable-Baselines3 on first use.
+
+    Stable-Baselines3 loads torch, which worker processes do not need.
+    """
     if name in ("SuiteVecEnv", "make_vec_env"):
         from mirl.envs import vector
 

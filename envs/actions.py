@@ -87,7 +87,7 @@ def _check_box(space: spaces.Box, owner: str) -> None:
 
 
 def validate_actions(actions: ArrayLike, space: ActionSpace, n_envs: int) -> Array:
-    """Return valid actions as an array of the space's kind.
+    """Return the actions as an array, after checking that they are valid.
 
     Args:
         actions: one action per environment, (n_envs, …).
@@ -165,7 +165,7 @@ class ActionValidator:
         self._task_names = task_names
 
     def validate(self, actions: ArrayLike, task_ids: NDArray[np.int64]) -> Array:
-        """Return valid actions as an array of the space's kind.
+        """Return the actions as an array, after checking that they are valid.
 
         Args:
             actions: one action per environment, (n_envs, …).
@@ -214,5 +214,5 @@ def with_action_mask(obs: Observations, n_actions: int, n_actions_max: int) -> O
     # (k, n_actions) -> (k, n_actions_max): actions that the task lacks stay masked
     mask = np.zeros((k, n_actions_max), dtype=np.int8)
     mask[:, :n_actions] = obs.get(ACTION_MASK_KEY, 1)
-    # A new dictionary, so that the caller's stays as it is.
+    # A new dictionary, so that the caller's is not modified.
     return {**obs, ACTION_MASK_KEY: mask}

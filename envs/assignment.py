@@ -19,9 +19,9 @@ from mirl.envs.type_aliases import EnvIndices
 class TaskAssignment:
     """Assignment of each environment to the task of its running episode.
 
-    With ``sampling="fixed"`` the environments are split evenly over the active tasks, those of one
-    task side by side. Otherwise each episode's task is sampled, and the backend of each task has
-    to hold n_envs environments.
+    With ``sampling="fixed"`` the environments are split evenly over the active tasks, and those of
+    one task are contiguous. Otherwise each episode's task is sampled, and the backend of each task
+    has to hold n_envs environments.
 
     Args:
         suite: the tasks.
@@ -109,7 +109,7 @@ class TaskAssignment:
         """
         seeds = []
         for env_index, task_index in enumerate(self.task_ids.tolist()):
-            # Environments of one task are side by side, so a backend's index is an offset.
+            # Environments of one task are contiguous, so a backend's index is an offset.
             backend_index = env_index - self.first_env_indices[task_index]
             seeds.append(backend_seeds[task_index][backend_index])
         return seeds
@@ -157,7 +157,7 @@ class TaskAssignment:
         return self._sampler is not None and self._sampler.needs_success
 
     def record_elsewhere(self, task: str, success: bool) -> None:
-        """Update the success rates of the sampler with an episode of another process.
+        """Update the success rates of the sampler with an episode that ran in another process.
 
         Args:
             task: name of its task.
@@ -168,7 +168,7 @@ class TaskAssignment:
 
     @property
     def task_probabilities(self) -> NDArray[np.float64]:
-        """Probability that the next episode is one of each task, (n_tasks,).
+        """Probability of drawing each task for the next episode, (n_tasks,).
 
         With a fixed assignment, the share of the environments that play the task.
         """
@@ -179,19 +179,19 @@ class TaskAssignment:
         return probabilities
 
     def state(self) -> SamplingState:
-        """Return everything that decides the next tasks, for JSON."""
+        """Return the state that determines the next tasks, as JSON data."""
         if self._sampler is None:
             return {"sampling": "fixed"}
         return self._sampler.state()
 
     def load_state(self, state: SamplingState) -> None:
-        """Continue from a ``state()``.
+        """Restore a state that ``state()`` returned.
 
         Args:
             state: the state of an assignment with the same tasks and sampling.
 
         Raises:
-            ConfigError: if the state does not fit; nothing has changed then.
+            ConfigError: if the state does not fit; the assignment is then unchanged.
         """
         name = state.get("sampling")
         # Checkpoints written before 0.2 use the old names.

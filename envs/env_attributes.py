@@ -61,7 +61,7 @@ class EnvAttributes(VecEnv):
     def get_attr(
         self, attr_name: str, indices: VecEnvIndices = None
     ) -> list[None] | list[partial[NDArray[np.bool_]]]:
-        """Return None per environment for ``render_mode``, or the functions of ``action_masks``.
+        """Return None for ``render_mode``, or a function for ``action_masks``, per environment.
 
         Args:
             attr_name: name of the attribute.
@@ -80,7 +80,7 @@ class EnvAttributes(VecEnv):
         raise _no_access(attr_name)
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return which actions are available now, (n_envs, n_actions)."""
+        """Return a mask of the actions that are available now, (n_envs, n_actions)."""
         raise NotImplementedError
 
     def _mask_of(self, env_index: int) -> NDArray[np.bool_]:
@@ -113,16 +113,16 @@ class EnvAttributes(VecEnv):
         indices: VecEnvIndices = None,
         **method_kwargs: object,
     ) -> list[Array]:
-        """Return rewards for other goals, or masks, as SB3's HerReplayBuffer and sb3-contrib ask.
+        """Return rewards of relabeled goals for SB3's HerReplayBuffer, or masks for sb3-contrib.
 
         Args:
             method_name: ``compute_reward`` or ``action_masks``; there are no other methods.
-            *method_args: passed on to it.
+            *method_args: positional arguments of the method.
             indices: the environments; None for all.
-            **method_kwargs: passed on to it.
+            **method_kwargs: keyword arguments of the method.
 
         Returns:
-            The same rewards per environment, or the mask of each, (n_actions,).
+            The same rewards for each environment, or the mask of each environment, (n_actions,).
 
         Raises:
             AttributeError: for any other method, or if the suite has no ``compute_reward``.
@@ -134,10 +134,10 @@ class EnvAttributes(VecEnv):
             raise _no_access(method_name)
         if self._goal_env is None:
             self._goal_env = self._make_goal_env()
-        # The rewards depend on the goals alone, so each environment gives the same.
+        # The rewards depend only on the goals, so they are the same for each environment.
         compute_reward = self._goal_env.get_wrapper_attr("compute_reward")
         rewards = []
-        # SB3 passes the goals by their positions
+        # SB3 passes the goals as positional arguments
         n_pairs = len(cast(Array, method_args[0]))
         for _ in self._get_indices(indices):
             result = compute_reward(*method_args, **method_kwargs)
@@ -166,7 +166,7 @@ class EnvAttributes(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """Return True per environment for SB3's Monitor, whose statistics are in the infos here.
+        """Return True per environment for SB3's Monitor, because the infos hold its statistics.
 
         Args:
             wrapper_class: the class of a wrapper.
@@ -175,7 +175,7 @@ class EnvAttributes(VecEnv):
         return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
 
     def _make_goal_env(self) -> ContractObservation:
-        """Return an environment in this process, which computes rewards and is never stepped."""
+        """Return an environment in this process, for the computation of rewards."""
         tasks = self.suite.tasks
         if len(tasks) > 1 or self.backend != "gymnasium":
             raise AttributeError(

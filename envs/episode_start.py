@@ -38,7 +38,7 @@ class EpisodeStarter:
         Args:
             env_indices: the environments, (k,).
             task_ids: task of each of them, (k,).
-            options: the options of each reset, k of them; None for none.
+            options: the options of each reset, k of them; None for no options.
 
         Returns:
             The first observations, (k, …).
@@ -59,7 +59,7 @@ class EpisodeStarter:
         options: Sequence[Info] | None,
     ) -> Observations:
         obs = self._backend.reset(env_indices, task_ids, options)
-        # Each non-finite row uses up a restart, so the loop ends at the latest with an error.
+        # Each non-finite row uses up a restart, so the loop ends with an error at the latest.
         while True:
             is_bad = self._faults.find_non_finite(obs, env_indices, task_ids)
             if not is_bad.any():

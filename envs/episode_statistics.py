@@ -60,7 +60,7 @@ class EpisodeStatistics:
             task_ids: task of each environment, (n_envs,).
 
         Returns:
-            n_envs infos, those of the environments. Where an episode ended, they hold
+            One info per environment, n_envs of them. If an episode ended, its info also holds
             ``terminal_observation``, ``TimeLimit.truncated``, ``episode``, ``task``,
             ``is_success`` unless it is unknown, and, after a failure of the environment,
             ``failed``.
@@ -74,7 +74,7 @@ class EpisodeStatistics:
         final_obs = {key: values[ended] for key, values in step.obs.items()}
         elapsed = round(time.perf_counter() - self._start_time, 6)
         for row, env_index in enumerate(ended.tolist()):
-            # Python's own numbers, as SB3's Monitor gives them and JSON needs them.
+            # Python numbers, as SB3's Monitor returns them and JSON requires them.
             terminated = bool(step.terminated[env_index])
             truncated = bool(step.truncated[env_index])
             info: Info = {
@@ -88,7 +88,7 @@ class EpisodeStatistics:
                 },
                 "task": self._tasks[task_ids[env_index]].name,
             }
-            # Absent, not None: SB3 and its wrappers take the key itself for a report.
+            # Removed, not None: SB3 and its wrappers take the presence of the key for a report.
             infos[env_index].pop("is_success", None)
             if successes[row] is not None:
                 info["is_success"] = successes[row]

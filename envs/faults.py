@@ -19,11 +19,11 @@ class FaultPolicy:
     """Limits within which faults of environments are tolerated.
 
     Args:
-        max_restarts: number of failures after which environments are restarted; the next one is
-            raised.
+        max_restarts: number of failures that are tolerated by restarting the environments; the
+            next one is raised.
         timeout: seconds without a reply after which a worker process counts as hung.
-        restart_non_finite: whether non-finite observations and rewards count as failures that are
-            restarted; otherwise they are raised.
+        restart_non_finite: whether non-finite observations and rewards count as failures that
+            lead to a restart; otherwise they raise an error.
 
     Raises:
         ConfigError: if a number is out of range.
@@ -88,14 +88,14 @@ class FaultHandler:
             obs: observations, (k, …).
             env_indices: the environments that the rows belong to, (k,).
             task_ids: task of each of them, (k,).
-            timesteps: timestep of the running episode of each of them, (k,); None at the start.
-            rewards: rewards, (k,); None at the start.
+            timesteps: timestep of the running episode of each of them, (k,); None after a reset.
+            rewards: rewards, (k,); None after a reset.
 
         Returns:
             True for each row with a non-finite value, (k,).
 
         Raises:
-            EnvironmentFailedError: if non-finite values are not restarted, or all restarts are
+            EnvironmentFailedError: if non-finite values lead to no restart, or all restarts are
                 used up.
         """
         named_arrays: list[tuple[str, Array]] = []
@@ -150,8 +150,8 @@ class FaultHandler:
 def close_on_error(close: Callable[[], None]) -> Iterator[None]:
     """Close the environments if the block raises.
 
-    After a failure in one backend the others hold replies that nobody has received, so no later
-    step could be right.
+    After a failure in one backend the others still hold replies that were not received, so every
+    later step would be wrong.
 
     Args:
         close: function that closes all environments.

@@ -1,4 +1,4 @@
-"""Rejection of episodes that are held out, or that have another mission than their task's.
+"""Rejection of episodes that are held out, or whose mission differs from their task's.
 
 An episode is recognized by its first observation, and drawn again if it is rejected.
 """
@@ -21,11 +21,11 @@ MAX_DRAWS = 1000
 
 
 def active_tasks(suite: SuiteConfig, holdout: HoldoutConfig, subset: Subset) -> tuple[int, ...]:
-    """Return the tasks that a subset of the holdout has.
+    """Return the tasks in a subset of the holdout.
 
     Args:
         suite: the tasks.
-        holdout: what is held out.
+        holdout: the held-out tasks and episodes.
         subset: ``trained`` or ``held_out``.
 
     Returns:
@@ -57,7 +57,7 @@ class EpisodeFilter:
 
     Args:
         suite: the tasks.
-        holdout: what is held out.
+        holdout: the held-out tasks and episodes.
         subset: the wanted subset.
         observation_space: observation space of the suite.
 
@@ -126,7 +126,7 @@ class EpisodeFilter:
         return obs
 
     def accepts(self, obs: Observations) -> NDArray[np.bool_]:
-        """Return True for each episode that belongs to the wanted subset and to its task.
+        """Return True for each episode of the wanted subset that has the mission of its task.
 
         Args:
             obs: the first observations of episodes, (k, …).
@@ -151,7 +151,7 @@ class EpisodeFilter:
                 is_held_out |= [self._contains(text, self._held_out_phrases) for text in obs[key]]
         if self._goal_low.size:
             goals = obs[DESIRED_GOAL_KEY]  # (k, goal size)
-            # (k, goal size) -> (k,); the bounds belong to the box that is held out.
+            # (k, goal size) -> (k,); the held-out box includes its bounds.
             is_inside = (goals >= self._goal_low) & (goals <= self._goal_high)
             is_held_out |= is_inside.all(axis=-1)
         return is_held_out
@@ -194,7 +194,7 @@ class EpisodeFilter:
 
 
 def _text_keys(space: spaces.Dict, codec: TextCodec) -> tuple[str, ...]:
-    """Return the keys whose texts are searched for phrases: the mission, or else every text."""
+    """Return the keys whose texts are searched for phrases: the mission, else all text keys."""
     text_space = codec.space()
     keys = tuple(key for key, subspace in space.items() if subspace == text_space)
     if MISSION_KEY in keys:
@@ -235,7 +235,7 @@ def _check_observation_space(
 
 
 def _parse_phrase(codec: TextCodec, owner: str, text: str) -> Phrase:
-    """Return the words of a phrase, which has at least one."""
+    """Return the words of a phrase; raise an error if it has none."""
     phrase = codec.phrase(text)
     if not phrase:
         raise ConfigError(

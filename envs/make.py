@@ -49,7 +49,7 @@ _PLUGINS = {
     "FrankaKitchen": "gymnasium_robotics",
     "Meta-World/": "mirl.envs.worlds.metaworld",
 }
-"""Modules that register ids when they are imported, by the beginning of the id."""
+"""Modules that register ids when they are imported, by the prefix of the id."""
 _PIP_TARGETS = {
     "gymnasium_robotics": '"mirl[robotics]"',
     "metaworld": '"mirl[robotics]"',
@@ -67,11 +67,11 @@ _REFUSED_WRAPPERS = {
     "ArrayConversion": "observations are NumPy arrays",
 }
 """Wrappers of Gymnasium that a configuration cannot use, because they write files, open windows or
-take modules as arguments, and the reason why nobody needs them here."""
+take modules as arguments, each with the reason why it is not needed here."""
 _MUJOCO_MODULES = ("gymnasium.envs.mujoco", "gymnasium_robotics.", "mirl.envs.worlds.metaworld")
 """Modules of environments that MuJoCo renders."""
 _DISPLAY_VARIABLES = ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")
-"""Environment variables of which MuJoCo needs one for rendering on Linux."""
+"""Environment variables; MuJoCo needs one of them for rendering on Linux."""
 
 
 def make_env(
@@ -92,7 +92,7 @@ def make_env(
         observation: ``grid`` for the environment's own observation, ``rgb`` for MiniGrid's pixels.
         render_mode: render mode of Gymnasium; None for no rendering.
         texts: conversion of the texts; None for the defaults of ``ContractObservation``.
-        unknown_codes: reaction to codes beyond the known ones, see ``ContractObservation``.
+        unknown_codes: handling of unknown codes, see ``ContractObservation``.
 
     Raises:
         ConfigError: if the id is unknown, a package is missing, the environment does not take
@@ -129,14 +129,14 @@ def make_env(
 
 
 def check_reset(env: ContractObservation, task: TaskConfig) -> Observation:
-    """Return a first observation, or raise an error, for example without a package.
+    """Return a first observation, or raise an error, for example if a package is missing.
 
     Args:
         env: the environment.
         task: its task, for the error message.
 
     Raises:
-        ContractError: if the environment returns anything that its spaces do not promise.
+        ContractError: if the environment returns a value that does not match its spaces.
         ConfigError: if a package is missing, or a task with keyword arguments fails.
     """
     with _failure_as_config_error(task, "cannot start with"):
@@ -155,7 +155,7 @@ def find_spec(task: TaskConfig) -> EnvSpec:
             imported.
     """
     module = module_of(task.env_id)
-    # The id itself has no colon, or Gymnasium would import what stands before it.
+    # Without the module, because Gymnasium would import whatever is before a colon.
     env_id = task.env_id.rpartition(":")[2]
     if task.env_id.count(":") > 1:
         raise ConfigError(
@@ -184,7 +184,7 @@ def find_spec(task: TaskConfig) -> EnvSpec:
 
 
 def is_game(task: TaskConfig) -> bool:
-    """Return True if the slots of a task's environment are agents, which only step together.
+    """Return True if a task is an agent of a game, whose agents only step together.
 
     Args:
         task: the task.
@@ -197,7 +197,7 @@ def is_game(task: TaskConfig) -> bool:
 
 
 def _unknown_id(task: TaskConfig, module: str | None, env_id: str) -> ConfigError:
-    """Return an error about an id that nobody has registered."""
+    """Return an error about an unregistered id."""
     start = f"task '{task.name}': "
     if module is None:
         return ConfigError(
@@ -230,7 +230,7 @@ def defining_module(spec: EnvSpec) -> str:
 
 
 def _registered(env_id: str) -> EnvSpec:
-    """Return a registration; of an id without a version that of the latest one, as gym.make."""
+    """Return the registration of an id; without a version, the latest one, like gym.make."""
     namespace, name, version = registration.parse_env_id(env_id)
     if version is None and env_id not in gym.registry:
         version = registration.find_highest_version(namespace, name)
@@ -239,7 +239,7 @@ def _registered(env_id: str) -> EnvSpec:
 
 
 def _wrap(env: AnyEnv, wrapper: WrapperConfig, task: TaskConfig) -> AnyEnv:
-    """Return an environment in one of the wrappers of its task."""
+    """Wrap an environment in one of the wrappers of its task."""
     start = f"task '{task.name}': "
     wrapper_class = import_object(wrapper.wrapper, f"{start}wrappers: ")
     if not isinstance(wrapper_class, type) or not issubclass(wrapper_class, gym.Wrapper):
@@ -301,7 +301,7 @@ def _check_can_render(task: TaskConfig, spec: EnvSpec) -> None:
 def _failure_as_config_error(task: TaskConfig, failed: str) -> Iterator[None]:
     """Raise a ``ConfigError`` if the environment of a task fails.
 
-    ``failed`` says in the message what the environment did with its keyword arguments.
+    ``failed`` is the verb of the error message: what the environment did with its kwargs.
     """
     try:
         yield
@@ -334,7 +334,7 @@ def _missing_package(task: TaskConfig, error: Exception) -> ConfigError:
 
 
 def without_prints(env: AnyEnv) -> AnyEnv:
-    """Return an environment whose resets print nothing: one of BabyAI's in a wrapper.
+    """Return an environment whose resets print nothing; one of BabyAI's gets a wrapper for it.
 
     Args:
         env: any environment.

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from mirl.configs.errors import ConfigError
 
 SamplingStrategy = Literal["uniform", "lowest_success", "learning_progress"]
-"""Preference among the tasks; see ``TaskSampler``."""
+"""Strategy for choosing among the tasks; see ``TaskSampler``."""
 SamplingState = Mapping[str, Any]
-"""Everything that decides the next tasks, for JSON."""
+"""State that determines the next tasks, as JSON data."""
 
 UNIFORM_SHARE = 0.2
 """Share u of the probability that is spread evenly, so that every task keeps being sampled."""
@@ -44,7 +44,7 @@ class TaskSampler:
         parameterized environments", CoRL 2019, arXiv:1910.07224: absolute learning progress.
         Kanitscheider et al., "Multi-task curriculum learning in a complex, visual, hard-exploration
         domain: Minecraft", 2021, arXiv:2106.14876: learning progress as the difference of two
-        averages of the success rate. Their reweighting of low rates is left out.
+        averages of the success rate. Their reweighting of low rates is not implemented.
     """
 
     def __init__(self, strategy: SamplingStrategy, tasks: Sequence[int], seed: int) -> None:
@@ -57,7 +57,7 @@ class TaskSampler:
         self.seed(seed)
 
     def seed(self, seed: int) -> None:
-        """Restart the generator; the success rates stay.
+        """Restart the generator; the success rates are kept.
 
         Args:
             seed: the new seed.
@@ -107,7 +107,7 @@ class TaskSampler:
         return UNIFORM_SHARE / n + (1 - UNIFORM_SHARE) * shares
 
     def state(self) -> SamplingState:
-        """Return everything that the next samples depend on, for JSON."""
+        """Return the state that determines the next samples, as JSON data."""
         # The keys are part of every checkpoint, so they keep their names.
         return {
             "sampling": self.strategy,
@@ -118,13 +118,13 @@ class TaskSampler:
         }
 
     def load(self, state: SamplingState) -> None:
-        """Continue from a ``state()``.
+        """Restore a state that ``state()`` returned.
 
         Args:
             state: the state of a sampler with the same strategy and tasks.
 
         Raises:
-            ConfigError: if the state does not fit; nothing has changed then.
+            ConfigError: if the state does not fit; the sampler is then unchanged.
         """
         expected = {"sampling": self.strategy, "tasks": self._tasks.tolist()}
         for key, value in expected.items():

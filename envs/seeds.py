@@ -7,7 +7,7 @@ import numpy as np
 from mirl.configs.errors import ConfigError, nearest
 
 SeedSplit = Literal["train", "validation", "test"]
-"""The use of an environment; no seed belongs to two of them."""
+"""Purpose of an environment; no seed belongs to two splits."""
 
 _RANGES: dict[SeedSplit, tuple[int, int]] = {
     "train": (0, 2**30),
@@ -35,7 +35,7 @@ def env_seeds(seed: int, seed_split: SeedSplit, task_index: int, n: int) -> list
     if seed_split not in _RANGES:
         raise ConfigError(f"unknown seed_split '{seed_split}'." + nearest(seed_split, _RANGES))
     start, size = _RANGES[seed_split]
-    # Each value is a hash of all three numbers, so neighboring seeds have nothing in common.
+    # Each value is a hash of all three numbers, so neighboring seeds give unrelated values.
     values = np.random.SeedSequence([seed, start, task_index]).generate_state(n)
     return [int(value) % size + start for value in values]
 

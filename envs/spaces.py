@@ -38,24 +38,24 @@ class ContractObservation(
     of its codes instead of 0 to 255, which SB3 would take for pixels. An ``action_mask`` becomes a
     MultiBinary, and Discrete values start at 0.
 
-    Whatever an environment returns is compared with its spaces. Values of another dtype are
-    converted if that loses nothing, and so are rewards that are arrays of one number. MiniGrid's
-    and BabyAI's own environments are not checked, which saves their time.
+    Everything that an environment returns is checked against its spaces. Values of another dtype
+    are converted if that is lossless, and so are rewards that are arrays of one number. MiniGrid's
+    and BabyAI's own environments are not checked, to save time.
 
     Args:
         env: the environment.
         task_index: index of its task in the suite.
         n_tasks: number of tasks in the suite.
-        vocabulary: words with token ids of their own, beside MiniGrid's and BabyAI's;
+        vocabulary: words with token ids of their own, besides MiniGrid's and BabyAI's;
             ``mirl.envs.draw_vocabulary`` collects those of an environment. All other words share
             64 ids.
-        text_length: length of each text, in words; longer ones are cut. None for 80 where the
-            texts are MiniGrid's, and otherwise for what the space allows, at most 256.
+        text_length: length of each text, in words; longer ones are cut. None means 80 for
+            MiniGrid's texts, and the space's maximum length, at most 256, for others.
         text_form: ``tokens``, or ``utf8`` for the text's bytes plus 1.
-        unknown_codes: reaction to codes of a symbolic image beyond MiniGrid's tables or the bounds
-            of its space: "error", or "hash" for rows of their own.
+        unknown_codes: handling of codes of a symbolic image beyond MiniGrid's tables or the bounds
+            of its space: "error", or "hash" to map them to values reserved for them.
         task_key: whether observations have the key ``task``, as those of ``SuiteVecEnv`` always
-            do; None for several tasks only.
+            do; None adds it only if there are several tasks.
 
     Raises:
         ValueError: if ``task_index`` is not below ``n_tasks``.
@@ -86,7 +86,7 @@ class ContractObservation(
         unknown_codes: UnknownCodes = "error",
         task_key: bool | None = None,
     ) -> None:
-        # Gymnasium makes the wrapper again from these; they are not copied for each environment.
+        # Gymnasium re-creates the wrapper from these; they are not copied for each environment.
         gym.utils.RecordConstructorArgs.__init__(
             self,
             _disable_deepcopy=True,
@@ -113,13 +113,13 @@ class ContractObservation(
         inner = _without_task_key(declared)
         self._task_index: np.int64 | None = None
         if task_key or (task_key is None and n_tasks > 1):
-            # a scalar: SB3's check_env takes no array for a Discrete
+            # a scalar: SB3's check_env accepts no array for a Discrete
             self._task_index = np.int64(task_index)
         self._codecs: dict[str, TextCodec] = {}
         self.texts: dict[str, str] = {}
         """The texts of the last observation, by key, before their conversion."""
         self.constant_texts: dict[str, str] = {}
-        """The texts that all episodes have, by key."""
+        """The texts that are the same in all episodes, by key."""
         self._values: dict[str, Values] = {}
         self._n_actions: int | None = None
         self._mask: Array | None = None
@@ -138,7 +138,7 @@ class ContractObservation(
                 self._n_actions = mask.n  # type: ignore[assignment]
                 contract[key] = mask
             else:
-                # some wrappers leave nothing of the Dict but the image
+                # some wrappers return only the image instead of the Dict
                 is_image = key == "image" or not self._is_dict
                 is_symbolic = is_image and _is_symbolic(subspace, env)
                 known = subspace
@@ -169,7 +169,7 @@ class ContractObservation(
 
     @property
     def compute_reward(self) -> Callable[..., Any]:
-        """The function of a goal environment that returns the reward for other goals.
+        """The function of a goal environment that returns the reward for relabeled goals.
 
         Raises:
             AttributeError: if the environment has none.
@@ -194,7 +194,7 @@ class ContractObservation(
             The first observation and the info.
 
         Raises:
-            ContractError: if the environment returns anything that its spaces do not promise.
+            ContractError: if the environment returns a value that does not match its spaces.
         """
         result = self.env.reset(seed=seed, options=options)
         if self._is_checked:
@@ -213,7 +213,7 @@ class ContractObservation(
             info.
 
         Raises:
-            ContractError: if the environment returns anything that its spaces do not promise.
+            ContractError: if the environment returns a value that does not match its spaces.
         """
         result = self.env.step(action)
         if not self._is_checked:
@@ -235,7 +235,7 @@ class ContractObservation(
         return self._convert(observation, is_last=False)
 
     def check_bounds(self, observation: Observation) -> None:
-        """Raise an error if a float exceeds its bounds, which costs time in every timestep.
+        """Raise an error if a float exceeds its bounds; this is too slow for every timestep.
 
         Args:
             observation: an observation in the contract's form.
@@ -307,7 +307,7 @@ def is_known(env: AnyEnv) -> bool:
 
 
 _KNOWN_MODULES = ("minigrid.", "mirl.envs.worlds.", "mirl.envs.make")
-"""Modules whose environments and wrappers return what their spaces promise."""
+"""Modules whose environments and wrappers return only values of their spaces."""
 _HARMLESS = (OrderEnforcing, PassiveEnvChecker, TimeLimit)
 """Wrappers of ``gym.make``, which change nothing that is checked."""
 
@@ -353,5 +353,5 @@ def _is_symbolic(space: AnySpace, env: AnyEnv) -> bool:
         if isinstance(wrapper, (RGBImgObsWrapper, RGBImgPartialObsWrapper)):
             return False
         wrapper = wrapper.env
-    # MiniGrid declares 0 to 255 for its codes; other bounds are a wrapper's, which knows better.
+    # MiniGrid declares 0 to 255 for its codes; other bounds come from a wrapper and are kept.
     return bool((space.high == 255).all())

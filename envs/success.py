@@ -15,7 +15,7 @@ from mirl.envs.pools.backend import NOT_REPORTED, Step
 from mirl.envs.type_aliases import EnvIndices
 
 RETURN_TOLERANCE = 1e-6
-"""Share by which a return may miss a threshold, because rewards are rounded to float32."""
+"""Relative tolerance of the threshold of a return, because rewards are rounded to float32."""
 NO_REPORT = "no 'is_success' or 'success' in the last info of an episode"
 """Reason why the success of an episode is unknown."""
 _REWARD_KEEPERS = (
@@ -24,7 +24,7 @@ _REWARD_KEEPERS = (
     gym.ActionWrapper.step,
     TimeLimit.step,
 )
-"""Methods ``step`` of wrappers that return the reward of the environment as it is."""
+"""Methods ``step`` of wrappers that return the reward of the environment unchanged."""
 
 
 class SuccessTracker:
@@ -75,8 +75,8 @@ class SuccessTracker:
             returns: return of each environment's episode, (n_envs,).
 
         Returns:
-            True, False or None (unknown) for each of the k episodes; False where the environment
-            failed, unless nothing is known about its task.
+            True, False or None (unknown) for each of the k episodes; False if the environment
+            failed, unless its task may not report success.
 
         Raises:
             ConfigError: if the success rule needs a report that the environment does not give.
@@ -129,10 +129,11 @@ def is_success(
         episode_return: undiscounted sum of the rewards.
         last_report: success in the info of the last timestep: 1, 0 or ``NOT_REPORTED``.
         best_report: highest success in the infos of all timesteps.
-        has_minigrid_reward: whether the last reward is positive exactly if the episode succeeded.
+        has_minigrid_reward: whether the last reward is positive if and only if the episode
+            succeeded.
 
     Returns:
-        True or False; None if nothing says which.
+        True or False; None if the success is unknown.
 
     Raises:
         ConfigError: if the rule needs a report and there is none.
@@ -176,10 +177,11 @@ def _passes_threshold(rule: str, episode_return: float) -> bool:
 
 
 def pays_as_minigrid(task: TaskConfig) -> bool:
-    """Return True if a task pays as MiniGrid and BabyAI do, which report no success in their infos.
+    """Return True if a task rewards success as MiniGrid and BabyAI do.
 
-    Their own environments end an episode with a positive reward, or it failed. Classes derived from
-    them, and wrappers that change a timestep, may pay otherwise.
+    Their infos report no success, but an episode of their own environments succeeded if and only
+    if its last reward is positive. Subclasses, and wrappers that change a timestep, may reward
+    otherwise.
 
     Args:
         task: the task.
@@ -187,7 +189,7 @@ def pays_as_minigrid(task: TaskConfig) -> bool:
     try:
         module = defining_module(find_spec(task))
         wrappers = [import_object(wrapper.wrapper, "") for wrapper in task.wrappers]
-    except ConfigError:  # making the environment says what is wrong
+    except ConfigError:  # making the environment raises a better error
         return False
     keeps_rewards = all(getattr(wrapper, "step", None) in _REWARD_KEEPERS for wrapper in wrappers)
     return module.partition(".")[0] == "minigrid" and keeps_rewards

@@ -23,12 +23,12 @@ from mirl.envs.texts.codec import suite_codec
 from mirl.envs.texts.draw import TextSample, complete_texts, draw_texts
 
 MAX_CHECKED = 256
-"""Number of definitions that stay known as checked."""
+"""Maximum number of definitions whose checks are cached."""
 
 
 @dataclass(frozen=True)
 class JoinedSpaces:
-    """The spaces of all tasks as one.
+    """The spaces that all tasks of a suite share.
 
     Args:
         suite: the tasks, with the vocabulary and the length of their texts.
@@ -65,8 +65,8 @@ def suite_spaces(
 def joined_spaces(suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]) -> JoinedSpaces:
     """Return the spaces of a suite, which may differ only in the number of discrete actions.
 
-    Unless the suite states the vocabulary and the length of its texts, some are drawn from the
-    environments.
+    Unless the suite states the vocabulary and the length of its texts, sample texts are drawn from
+    the environments.
 
     Args:
         suite: the tasks; one environment of each is made and checked, unless this process has
@@ -101,7 +101,7 @@ def joined_spaces(suite: SuiteConfig, backend: Literal["gymnasium", "envpool"]) 
 
 @dataclass(frozen=True)
 class _TaskSpaces:
-    """The spaces of one task, and what its texts need."""
+    """The spaces of one task, and the words and lengths of its texts."""
 
     observation: spaces.Dict
     action: ActionSpace
@@ -181,7 +181,7 @@ def _check_task(
 
 
 def _constant_keys(parts: Sequence[_TaskSpaces]) -> set[str]:
-    """Return the keys under which all tasks have one and the same text."""
+    """Return the keys under which all tasks have the same constant text."""
     first = parts[0].constant_texts
     return {
         key
@@ -223,7 +223,7 @@ def _check_observations(
     for task, space in zip(suite.tasks, observations, strict=True):
         _check_same("observation keys", first_task, list(first), task, list(space))
         for key in space:
-            # Masks of different width have been checked above; they are widened to one.
+            # Masks of different width have been checked above; they are widened to one width.
             if masks_differ and key == ACTION_MASK_KEY:
                 continue
             _check_same(f"observation '{key}'", first_task, first[key], task, space[key])

@@ -49,39 +49,39 @@ _NEXT_CALL: dict[_State, str] = {
 class SuiteVecEnv(EnvAttributes):
     """Vectorized environment that steps all tasks of a suite together, with same-step autoreset.
 
-    The environments are split evenly over the tasks, those of one task side by side, and keep
+    The environments are split evenly over the tasks, those of one task contiguous, and keep
     their task, unless ``sampling`` draws the task of each episode. If the tasks have different
     numbers of actions, the observation ``action_mask`` marks the available ones.
 
     The info of an environment whose episode ended holds ``terminal_observation``,
     ``TimeLimit.truncated``, ``task`` (its name), ``episode`` (as SB3's Monitor: return ``r``,
     length ``l``, seconds since the start ``t``) and, unless its success is unknown,
-    ``is_success``. All other entries of the infos are the environments' own; from worker processes
-    only plain data comes through: numbers, texts, arrays, and lists and dictionaries of these.
+    ``is_success``. All other entries of the infos come from the environments; worker processes
+    pass on only plain data: numbers, strings, arrays, and lists and dictionaries of these.
 
     Args:
         suite: the tasks. The attribute ``suite`` also has the vocabulary and the length of their
             texts, which are drawn from the environments if the suite does not state them.
         n_envs: number of environments over all active tasks, at least one per task.
-        backend: what steps the environments.
+        backend: backend that steps the environments.
         seed: seed from which the seed of each environment and that of the task sampler derive.
-        seed_split: range of the environments' seeds; training and evaluation share none.
+        seed_split: range of the environments' seeds; training and evaluation share no seeds.
         workers: number of worker processes of the ``gymnasium`` backend, shared by the tasks; 0
-            steps in this process, None chooses.
+            steps the environments in this process, None chooses the number.
         sampling: how the task of the next episode is chosen (see ``TaskSampler``); ``fixed``
             keeps the task of each environment.
-        holdout: what is held out from training.
-        subset: whether to play the episodes that training has, or those that are held out; tasks
-            keep their index in the suite.
+        holdout: tasks and episodes that are held out from training.
+        subset: whether to play the episodes of training or the held-out ones; tasks keep their
+            index in the suite.
         max_restarts: number of tolerated failures on the ``gymnasium`` backend. An
             environment that raises is made again, a worker process that dies or hangs is
             restarted, each with a warning. Their episodes are truncated and marked ``failed`` in
             the info; the next ones use new seeds.
         timeout: seconds without a reply after which a worker process counts as hung.
-        restart_non_finite: whether non-finite observations and rewards are failures of this kind
-            too; otherwise they are raised.
+        restart_non_finite: whether non-finite observations and rewards count as such failures
+            too; otherwise they raise an error.
         max_steps: timesteps after which an episode is truncated; "auto" for 1,000, with a warning,
-            where the environment has no limit of its own; None for no limit.
+            if the environment has no limit of its own; None for no limit.
 
     Raises:
         ConfigError: if an argument does not fit the suite, or its tasks do not fit together.
@@ -186,11 +186,11 @@ class SuiteVecEnv(EnvAttributes):
         super().set_options(options)
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return which actions are available now, (n_envs, n_actions), as sb3-contrib asks for it.
+        """Return a mask of the available actions, (n_envs, n_actions), for sb3-contrib.
 
         Raises:
             AttributeError: if the observations have no ``action_mask``.
-            RuntimeError: if ``reset()`` has to come first.
+            RuntimeError: if ``reset()`` has not been called yet.
         """
         self._check_has_masks()
         if self._masks is None:
@@ -228,7 +228,7 @@ class SuiteVecEnv(EnvAttributes):
             actions: one action per environment, (n_envs, …).
 
         Raises:
-            ValueError: if an action is not in the action space; nothing has been stepped then.
+            ValueError: if an action is not in the action space; nothing has been stepped.
             RuntimeError: if another call has to come first.
         """
         if self._state != "ready":
@@ -242,8 +242,8 @@ class SuiteVecEnv(EnvAttributes):
         """Finish the timestep.
 
         Returns:
-            Observations (n_envs, …), rewards (n_envs,), dones (n_envs,) and n_envs infos. Where an
-            episode ended, the observation is the first of the next episode.
+            Observations (n_envs, …), rewards (n_envs,), dones (n_envs,) and n_envs infos. If an
+            episode ended, the observation is the first one of the next episode.
 
         Raises:
             RuntimeError: if ``step_async()`` has to come first.
@@ -271,7 +271,7 @@ class SuiteVecEnv(EnvAttributes):
         return step.obs, step.rewards, done, infos
 
     def deactivate(self, env_indices: EnvIndices, *, at_once: bool = False) -> None:
-        """Let environments start no further episode until the next ``reset()``.
+        """Keep environments from starting another episode until the next ``reset()``.
 
         An evaluation uses this to play no episodes beyond those that it counts. The running
         episodes still end; after that, observations, rewards and dones are zeros, infos are empty
@@ -296,7 +296,7 @@ class SuiteVecEnv(EnvAttributes):
 
     @property
     def task_probabilities(self) -> NDArray[np.float64]:
-        """Probability that the next episode is one of each task, (n_tasks,).
+        """Probability of drawing each task for the next episode, (n_tasks,).
 
         With ``sampling="fixed"``, the share of the environments that play the task.
         """
@@ -308,7 +308,7 @@ class SuiteVecEnv(EnvAttributes):
         return self._assignment.depends_on_success
 
     def record_elsewhere(self, episodes: Sequence[Mapping[str, Any]]) -> None:
-        """Update the success rates that decide the next tasks with episodes of other processes.
+        """Update the success rates of the sampler with episodes that ran in other processes.
 
         Args:
             episodes: the infos of their last timesteps, with ``task`` and ``is_success``.
@@ -317,22 +317,22 @@ class SuiteVecEnv(EnvAttributes):
             self._assignment.record_elsewhere(info["task"], info["is_success"])
 
     def sampling_state(self) -> SamplingState:
-        """Return everything that decides the next tasks, for JSON."""
+        """Return the state that determines the next tasks, as JSON data."""
         return self._assignment.state()
 
     def load_sampling_state(self, state: SamplingState) -> None:
-        """Continue from a ``sampling_state()``.
+        """Restore a state that ``sampling_state()`` returned.
 
         Args:
             state: the state of an environment with the same suite and sampling.
 
         Raises:
-            ConfigError: if the state does not fit; nothing has changed then.
+            ConfigError: if the state does not fit; the sampling is then unchanged.
         """
         self._assignment.load_state(state)
 
     def _store_last_obs(self, obs: Observations) -> None:
-        """Store what a failure or a question about the available actions may need."""
+        """Store the observations, for failures, and the masks, for ``action_masks()``."""
         self._faults.store_last_obs(obs)
         if ACTION_MASK_KEY in obs:
             self._masks = obs[ACTION_MASK_KEY].copy()
@@ -378,17 +378,17 @@ def make_vec_env(
 ) -> VecEnv:
     """Return vectorized environments of one id, of several ids, of a suite, or of a class.
 
-    That is a ``SuiteVecEnv``, unless ``env`` is a class or function or one of the arguments from
-    ``render_mode`` on is given: then it is what SB3's ``make_vec_env`` returns, with each
-    environment in a ``ContractObservation``. Single environments are accessible there.
+    The result is a ``SuiteVecEnv``, unless ``env`` is a class or function or one of the arguments
+    from ``render_mode`` on is given. It is then the result of SB3's ``make_vec_env``, with each
+    environment in a ``ContractObservation``, and gives access to single environments.
 
     Args:
         env: an id, several ids (one task each, named by its id), a suite, or a class or function
             that returns an environment. ``module:Id`` imports the module that registers the id.
         n_envs: number of environments over all tasks, at least one per task.
-        backend: what steps the environments.
+        backend: backend that steps the environments.
         seed: seed from which the seed of each environment derives; None for a random one.
-        seed_split: range of the environments' seeds; training and evaluation share none.
+        seed_split: range of the environments' seeds; training and evaluation share no seeds.
         env_kwargs: keyword arguments of the environments.
         render_mode: render mode of the environments.
         wrapper_class: wrapper of each environment, below ``ContractObservation``.

@@ -17,8 +17,8 @@ class ToActions(nn.Module):
 
     Args:
         space: the action space.
-        squash: the mean of a Box is squashed by tanh and scaled to the bounds, instead of clipped
-            to them.
+        squash: whether the mean of a Box is squashed by tanh and scaled to the bounds, instead of
+            clipped to them.
     """
 
     low: Tensor
@@ -32,7 +32,6 @@ class ToActions(nn.Module):
         self.squash = squash
         if isinstance(space, spaces.Box):
             dtype = space.dtype if space.dtype.kind == "f" else np.dtype(np.float32)
-            # no part of the weights of a policy
             for name, bound in (("low", space.low), ("high", space.high)):
                 self.register_buffer(name, torch.from_numpy(bound.astype(dtype)))
 

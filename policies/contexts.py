@@ -1,7 +1,7 @@
 """Context encoders: what the agent is asked to do, as a vector z.
 
 A batch has few distinct contexts. Each encoder returns every distinct context once, together with
-an index of the rows, so that everything that depends on the context alone is computed once per
+an index of the rows, so that everything that depends only on the context is computed once per
 distinct context.
 """
 
@@ -63,8 +63,7 @@ class ContextEncoder(Part, nn.Module, ABC):
     encoder, and sets ``keys`` and ``out_dim``.
 
     Examples:
-        A context encoder of one's own has ``keys`` and ``out_dim``
-        (``docs/extending/context.md``):
+        A custom context encoder has ``keys`` and ``out_dim`` (``docs/extending/context.md``):
 
         >>> import torch
         >>> from mirl.policies.contexts import ContextEncoder
@@ -94,7 +93,7 @@ class ContextEncoder(Part, nn.Module, ABC):
 
     @property
     def grouped_key(self) -> str | None:
-        """Key that may come as ``UniqueRows``, because a batch has few distinct values of it.
+        """Key that may be given as ``UniqueRows``, because a batch has few distinct values of it.
 
         None if there is no such key, as for continuous goals.
         """
@@ -179,7 +178,7 @@ class TaskIdContext(ContextEncoder):
         self.keys = (config.key,)
         self.n_tasks = int(subspace.n)
         self.average_over: Sequence[int] | None = None
-        """Tasks whose mean context takes the place of every task's own, for few-shot adaptation."""
+        """Tasks whose mean context replaces every task's own, for few-shot adaptation."""
         sizes = [self.n_tasks]
         # without hidden layers the MLP below stays empty and returns the one-hot id
         if config.hidden:
@@ -280,7 +279,7 @@ class MissionContext(ContextEncoder):
         """
         tokens = observations[self.keys[0]]
         if torch.compiler.is_exporting():
-            # the number of distinct missions depends on the data, which a program cannot
+            # the number of distinct missions depends on data; shapes of exported programs cannot
             assert isinstance(tokens, Tensor), "programs take no UniqueRows"
             each: EncodedTexts = self.words(tokens.long())
             return Context(self.norm(each.texts), None, each.words)
@@ -295,7 +294,7 @@ class MissionContext(ContextEncoder):
         # (missions, length) -> (missions + missing, longest)
         padded = F.pad(distinct.rows[:, :longest].long(), (0, 0, 0, missing))
         encoded: EncodedTexts = self.words(padded)
-        # normalized words learned more slowly
+        # the words stay as they are: normalized words learned more slowly
         return Context(self.norm(encoded.texts), distinct.groups, encoded.words)
 
 
@@ -368,7 +367,7 @@ class GoalContext(ContextEncoder):
         if self.normalize is not None:
             flat = self.normalize(flat)
         first, *later = self.mlp
-        # goals in real units would lose their last digits in bfloat16
+        # goals in physical units would lose their last digits in bfloat16
         hidden = in_float32(first, flat)
         for layer in later:
             hidden = layer(hidden)
@@ -442,7 +441,7 @@ class RawContext(ContextEncoder):
         rows = value.reshape(value.shape[0], self.out_dim).float()
         if torch.compiler.is_exporting():
             return Context(self.scale * rows, None)
-        # compared by their bits, because the hash of rows is one of integers
+        # compared by their bits, because rows are hashed as integers
         distinct = unique_rows(rows.contiguous().view(torch.int32))
         values = distinct.rows.view(torch.float32)
         return Context(self.scale * values, distinct.groups)
@@ -473,7 +472,7 @@ class GoalImageContext(ContextEncoder):
         config: options of the context.
 
     Raises:
-        ConfigError: if the space under the key is not one of cells.
+        ConfigError: if the encoder cannot read the space under the key.
 
     Examples:
         >>> import torch
@@ -551,8 +550,8 @@ class CombinedContext(ContextEncoder):
     """Context z = relu(V [z₁, z₂, …] + b) of several contexts: a goal, a task id, a mission.
 
     If a batch has few distinct values of every part, it has few distinct combinations, and each is
-    computed once. Its words are V_i w + b for those of each part i, with the columns V_i of V that
-    belong to it; a part that is not a text counts as one word.
+    computed once. The words of the combination are V_i w + b for the words w of each part i, with
+    the columns V_i of V that belong to that part; a part that is not a text counts as one word.
 
     Args:
         space: the space of the observations.
@@ -588,7 +587,7 @@ class CombinedContext(ContextEncoder):
 
     @property
     def grouped_key(self) -> str | None:
-        """Key of the first part that has one."""
+        """Grouped key of the first part that has one."""
         for part in self._encoders():
             if part.grouped_key is not None:
                 return part.grouped_key
@@ -668,7 +667,7 @@ def join_groups(
         code = code * part.count + part.index
     combinations, index = torch.unique(code, return_inverse=True)
     count = len(combinations)
-    # the padding repeats combination 0, which no row refers to there
+    # the padding repeats combination 0; no row refers to these copies
     padded = F.pad(combinations, (0, -count % CONTEXT_BUCKET))
     indices: list[Tensor] = []
     for part in reversed(known):

@@ -39,10 +39,11 @@ from mirl.policies.routing import (
 from mirl.policies.running_norm import RunningNorm
 
 SIMILARITY_GAIN = 32.0
-"""Sum of each similarity over all cells as the heads read it.
+"""Sum of each similarity over all cells, as the heads receive it.
 
-A step of the heads' weights moves the outputs by at most 32 learning rates per similarity, about
-that of the 64 hidden units for two of them. Similarities as they are reached 263 for one cell.
+An update of the heads' weights changes the outputs by at most 32 learning rates per similarity; two
+similarities change them about as much as the 64 hidden units. Unscaled similarities reached 263 for
+one cell.
 """
 
 
@@ -52,7 +53,8 @@ class MapFusion:
     Args:
         fusion: the fusion, or the plain module that replaced it for one context.
         context: the encoded contexts; None if the fusion is specialized for one context.
-        keep_similarities: keep the similarities of the cells with the context for the heads.
+        keep_similarities: whether to keep the similarities of the cells with the context for the
+            heads.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class MapFusion:
 
     @property
     def similarities(self) -> Float[Tensor, "batch similarities"] | None:
-        """Similarities of the fused cells, by a softmax over the cells; None if not kept.
+        """Similarities of the fused cells after a softmax over the cells; None if not kept.
 
         (B, P * S), in which each of the S similarities sums to ``SIMILARITY_GAIN``.
         """
@@ -145,19 +147,20 @@ class FusionExtractor(BaseFeaturesExtractor):
     Args:
         observation_space: a Dict space; every size is read from it.
         network: the whole configuration, without site "heads" and without a memory.
-        fusion: name of a fusion ("bilinear", "film", ...), its config with options, or a class of
-            one's own; "auto" to choose it by what is seen and asked.
-        context: name, config or class of the context encoder; None for every goal and text, and the
-            task id of several tasks, joined into one context.
+        fusion: name of a fusion ("bilinear", "film", ...), its config with options, or a custom
+            class; "auto" to choose it by the observation and the context.
+        context: name, config or class of the context encoder; None joins every goal and text, and
+            the task id if there are several tasks, into one context.
         encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: "map" (each cell of an image), "vector" (the feature vector), or both; None to choose
             them with the fusion. The heads are not part of a features extractor; ``FusionPolicy``
             fuses there.
         observation_keys: keys that are inputs; None for all keys except the context's,
             ``action_mask``, and the index of the task.
-        return_features: return ``Features``, which a policy's heads read, instead of a tensor.
-        return_similarities: the ``Features`` hold the similarities of the cells with the context,
-            if the fusion of the map has any.
+        return_features: whether to return ``Features``, for the heads of a policy, instead of a
+            tensor.
+        return_similarities: whether the ``Features`` hold the similarities of the cells with the
+            context, if the fusion of the map has any.
 
     Raises:
         ConfigError: if a space, a key or a combination does not fit.
@@ -214,8 +217,8 @@ class FusionExtractor(BaseFeaturesExtractor):
         self.context: ContextEncoder = context_encoder
         self.encoder: Encoder = input_encoder
         self.similarities_dim = 0
-        """Number of similarities that ``Features`` hold; 0 for none."""
-        # None where the context does not enter; ``specialize`` replaces fusions by plain layers
+        """Number of similarities that ``Features`` hold; 0 if there are none."""
+        # None without a fusion at that site; ``specialize`` replaces fusions by plain layers
         self.map_fusion: nn.Module | None = None
         self.vector_fusion: nn.Module | None = None
         if "map" in network.chosen_sites:
@@ -267,7 +270,7 @@ class FusionExtractor(BaseFeaturesExtractor):
             context: Context = self.context(observations)
         self._check_context(context)
         if torch.compiler.is_exporting():
-            # groups of rows have sizes that depend on the data, which a program cannot
+            # the sizes of groups depend on data; shapes of exported programs cannot
             context = context.ungrouped()
         vector, similarities = self.fuse(observations, context)
         if not self.return_features:
@@ -291,7 +294,7 @@ class FusionExtractor(BaseFeaturesExtractor):
 
         Returns:
             The feature vectors, (B, features_dim), and the similarities of the cells with the
-            context, None if the heads read none.
+            context, None if the heads use none.
         """
         inputs = {key: _tensor(observations, key) for key in self.encoder.keys}
         fuse = None
@@ -323,7 +326,7 @@ class FusionExtractor(BaseFeaturesExtractor):
         )
 
     def _check_context(self, context: object) -> None:
-        """Raise if the context encoder, which may be a user's, returns something else."""
+        """Raise if the context encoder, which may be a custom one, returns an invalid result."""
         if not isinstance(context, Context):
             problem = (
                 "a mirl.policies.features.Context, e.g. Context(z, None) for a context per row, "

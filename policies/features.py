@@ -1,4 +1,4 @@
-"""Values that pass between the parts of a network: contexts, distinct rows, and features."""
+"""Values that are passed between the parts of a network: contexts, distinct rows, and features."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -18,7 +18,7 @@ HASH_MULTIPLIER = -4658895280553007687
 class Context(NamedTuple):
     """Encoded contexts of a batch, each distinct context once.
 
-    ``values`` may end with contexts that no row has.
+    ``values`` may end with padding contexts, which no row has.
 
     Examples:
         Two distinct contexts of five rows:
@@ -37,9 +37,9 @@ class Context(NamedTuple):
     groups: ContextGroups | None
     """Context of each row; None if every row has its own."""
     words: Float[Tensor, "rows words context"] | None = None
-    """Vectors of the words of each context, (G, W, Z), or (B, W, Z) without ``groups``. No word
-    changes the vector of another, and behind the last word of a shorter text are zeros. None for a
-    context that is no text."""
+    """Vectors of the words of each context, (G, W, Z), or (B, W, Z) without ``groups``. The vector
+    of a word does not depend on the other words, and shorter texts are padded with zeros. None for
+    a context that is not a text."""
 
     def per_row(self) -> Float[Tensor, "batch context"]:
         """Return the context of every row, (B, Z)."""
@@ -78,11 +78,11 @@ class Context(NamedTuple):
 
         Args:
             rows: (taken,), indices of the rows.
-            keep_order: ``rows`` is non-decreasing, so that sorted rows stay sorted.
+            keep_order: whether ``rows`` is non-decreasing, so that sorted rows stay sorted.
         """
         if self.groups is None:
             return self.select(rows)
-        # the distinct contexts stay, even those that none of these rows has
+        # all distinct contexts are kept, even those that none of these rows has
         return self._replace(groups=self.groups.take(rows, keep_order=keep_order))
 
 
@@ -102,7 +102,7 @@ def each_word(
 
 
 def is_word(words: Float[Tensor, "rows words context"]) -> Bool[Tensor, "rows words 1"]:
-    """Return True for each word, and False for the zeros behind the last one.
+    """Return True for each word, and False for the zeros after the last one.
 
     Args:
         words: the words of contexts, (G, W, Z).
@@ -130,11 +130,11 @@ class UniqueRows(NamedTuple):
     rows: Int[Tensor, "groups *shape"]
     """The distinct rows."""
     groups: ContextGroups
-    """For each row of the batch, which of the distinct rows it equals."""
+    """Index of the distinct row that each row of the batch equals."""
 
 
 Observations = Mapping[str, Tensor | UniqueRows]
-"""A batch of observations after SB3's preprocessing; the context may come as ``UniqueRows``."""
+"""A batch of observations after SB3's preprocessing; the context may be given as ``UniqueRows``."""
 
 
 def unique_rows(rows: Int[Tensor, "batch length"]) -> UniqueRows:
@@ -190,7 +190,7 @@ class Features(NamedTuple):
     """True for each available action, if the observation has the key ``action_mask``."""
     similarities: Float[Tensor, "batch similarities"] | None = None
     """Softmax over the cells of their similarities with the context, flattened; None if the heads
-    read none."""
+    use none."""
 
     def index_select(
         self, dim: int, rows: Int[Tensor, " taken"], *, keep_order: bool = True
@@ -200,7 +200,7 @@ class Features(NamedTuple):
         Args:
             dim: 0, the axis of the rows.
             rows: (taken,), indices of the rows.
-            keep_order: ``rows`` is non-decreasing, so that sorted rows stay sorted.
+            keep_order: whether ``rows`` is non-decreasing, so that sorted rows stay sorted.
         """
         task = self.task
         if task is not None:
@@ -224,11 +224,11 @@ def join_similarities(
     hidden: Float[Tensor, "batch hidden"],
     similarities: Float[Tensor, "batch similarities"] | None,
 ) -> Float[Tensor, "batch inputs"]:
-    """Return what the heads read: a hidden layer, and the similarities if there are any.
+    """Return the inputs of the heads: a hidden layer, and the similarities if there are any.
 
     Args:
         hidden: last hidden layer, (B, H).
-        similarities: those of all cells with the context, (B, S); None for none.
+        similarities: similarities of all cells with the context, (B, S); None if there are none.
     """
     if similarities is None:
         return hidden

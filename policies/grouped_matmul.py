@@ -24,8 +24,8 @@ GROUP_OVERHEAD: float = 400_000
 ``benchmarks/interactions.py``."""
 
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
-"""Elements of z ⊗ x that the row-by-row form holds at a time, by device type: what fits in the
-cache of a CPU, and what keeps a GPU busy."""
+"""Elements of z ⊗ x that the row-by-row form holds at a time, by device type: as many as fit in the
+cache of a CPU, or as keep a GPU busy."""
 
 
 class ContextGroups:
@@ -34,7 +34,7 @@ class ContextGroups:
     Args:
         index: (B,), for each row the index of its context.
         count: G, the number of distinct contexts.
-        ordered: the rows are sorted by context already, so that no row has to be moved.
+        ordered: whether the rows are already sorted by context, so that no row has to be moved.
         counts: number of rows of each context, if known; it saves a synchronization with the
             device.
 
@@ -69,7 +69,7 @@ class ContextGroups:
 
         Args:
             rows: (taken,), indices of the rows.
-            keep_order: ``rows`` is non-decreasing, so that sorted rows stay sorted.
+            keep_order: whether ``rows`` is non-decreasing, so that sorted rows stay sorted.
 
         Returns:
             The groups of these rows, with the same contexts.
@@ -157,8 +157,8 @@ def multiply_row_by_row(
 ) -> Float[Tensor, "batch out"]:
     """Return z_bᵀ 𝕎 x_b for one context per row.
 
-    With few outputs x is multiplied by 𝕎 first, which gives (B, Z * O); otherwise z ⊗ x is, in
-    chunks of (rows, Z * X).
+    With few outputs, x is multiplied by 𝕎 first, which gives (B, Z * O); otherwise z ⊗ x is
+    multiplied by 𝕎, in chunks of (rows, Z * X).
 
     Args:
         x: features, (B, X).
@@ -177,7 +177,7 @@ def multiply_row_by_row(
         # (B, 1, Z) x (B, Z, O) -> (B, O)
         return torch.bmm(z.unsqueeze(1), by_context).squeeze(1)
     if torch.compiler.is_exporting():
-        # a program has no loop over chunks whose number depends on the size of the batch
+        # an exported program cannot loop over chunks whose number depends on the batch size
         # (B, Z, 1) * (B, 1, X) -> (B, Z * X)
         outer_products = (z.unsqueeze(2) * x.unsqueeze(1)).flatten(1)
         return outer_products @ weight.flatten(0, 1)
@@ -189,14 +189,14 @@ def multiply_row_by_row(
 def cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast tensors to the dtype that autocast gives to matrix products on their device.
 
-    PyTorch casts the operands of ``matmul`` by itself, but not those of an autograd function.
+    PyTorch casts the operands of ``matmul`` automatically, but not those of an autograd function.
 
     Args:
         tensors: operands of one product, on one device.
 
     Returns:
-        The cast tensors; the given ones outside of autocast and for float64, which autocast
-        ignores.
+        The cast tensors; the unchanged tensors outside of autocast and for float64, which
+        autocast ignores.
     """
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
@@ -279,7 +279,7 @@ class _RowByRow(torch.autograd.Function):
             if weight_needed:
                 weight_gradient += products.T @ y_gradient[rows]
             if x_needed or z_needed:
-                # 𝕎 times the gradient of y, in the memory of the products: (rows, Z, X)
+                # 𝕎 times the gradient of y, written into the memory of the products: (rows, Z, X)
                 flat_gradient = torch.mm(y_gradient[rows], flat.T, out=products)
                 gradient = flat_gradient.unflatten(1, weight.shape[:2])
                 x_gradient[rows] = torch.bmm(z[rows].unsqueeze(1), gradient).squeeze(1)

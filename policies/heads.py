@@ -13,17 +13,17 @@ from mirl.policies.fusions import Fusion
 HEAD_GAIN = 0.01
 """Gain of the initialization of both heads.
 
-SB3 uses it for the policy head, so that the first policy is nearly uniform. The value head has it
-too: at a gain of 1 the first advantages are those of random values, which led agents away from
+SB3 uses it for the policy head, so that the initial policy is nearly uniform. The value head uses
+it too: with a gain of 1 the first advantages depend on random values, which led agents away from
 rewards that they had not seen yet.
 """
 
 
 class ContextMlpExtractor(MlpExtractor):
-    """SB3's ``MlpExtractor`` over the vector of ``Features``; all else passes through unchanged.
+    """SB3's ``MlpExtractor`` over the vector of ``Features``; the rest passes through unchanged.
 
-    Similarities of the cells with the context skip the MLPs: the heads read them beside the last
-    hidden layer.
+    Similarities of the cells with the context skip the MLPs: the heads receive them in addition to
+    the last hidden layer.
 
     Args:
         feature_dim: size of the vector.
@@ -47,12 +47,12 @@ class ContextMlpExtractor(MlpExtractor):
         self.latent_dim_vf += similarities_dim
 
     def forward_actor(self, features: Features) -> Features:  # type: ignore[override]
-        """Return the features with what the policy head reads as the vector."""
+        """Return the features with the inputs of the policy head as the vector."""
         hidden = super().forward_actor(features.vector)
         return features._replace(vector=join_similarities(hidden, features.similarities))
 
     def forward_critic(self, features: Features) -> Features:  # type: ignore[override]
-        """Return the features with what the value head reads as the vector."""
+        """Return the features with the inputs of the value head as the vector."""
         hidden = super().forward_critic(features.vector)
         return features._replace(vector=join_similarities(hidden, features.similarities))
 
@@ -61,7 +61,7 @@ class ContextMlpExtractor(MlpExtractor):
 def ignore_similarities(weight: Float[Tensor, "out inputs"], similarities_dim: int) -> None:
     """Set the weights of the similarities, the last columns of a head, to zero.
 
-    The outputs of a new network do not depend on the context.
+    The outputs of a new network then do not depend on the context.
 
     Args:
         weight: weight of a head.
@@ -75,10 +75,10 @@ def widen_for_similarities(linear: nn.Linear, similarities_dim: int) -> nn.Linea
     """Return a linear head that also reads similarities, which it ignores at first.
 
     Args:
-        linear: a head of the last hidden layer alone.
+        linear: a head that reads only the last hidden layer.
         similarities_dim: number of similarities.
     """
-    # an initialization of its own would draw from torch's generator
+    # without initialization, which would draw from torch's generator
     wide = nn.utils.skip_init(nn.Linear, linear.in_features + similarities_dim, linear.out_features)
     head = cast(nn.Linear, wide)
     head.weight.zero_()
@@ -104,13 +104,13 @@ class FusionHead(nn.Module):
 
     def forward(self, features: Features) -> Float[Tensor, "batch out"]:
         """Return f(h, z), (B, O)."""
-        # a Context unpacks to its values and groups, the last two arguments of a fusion
+        # a Context unpacks to its values, groups and words, the other arguments of a fusion
         y: Tensor = self.fusion(features.vector, *features.context)
         return y
 
 
 class VectorHead(nn.Module):
-    """SB3's linear head, applied to the vector of ``Features`` alone.
+    """SB3's linear head, applied only to the vector of ``Features``.
 
     Args:
         linear: the head that SB3 built.

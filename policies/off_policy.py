@@ -53,7 +53,7 @@ whose initialization SB3 keeps."""
 
 
 class ApplyToFeatures(nn.Module):
-    """Layers that are applied to the vector of ``Features``; all else passes through unchanged.
+    """Layers that are applied to the vector of ``Features``; the rest passes through unchanged.
 
     Args:
         layers: layers from vectors to vectors.
@@ -64,13 +64,13 @@ class ApplyToFeatures(nn.Module):
         self.layers = layers
 
     def forward(self, features: Features) -> Features:
-        """Return the features with what the head reads as the vector."""
+        """Return the features with the inputs of the head as the vector."""
         hidden = self.layers(features.vector)
         return features._replace(vector=join_similarities(hidden, features.similarities))
 
 
 def fused_head(linear: nn.Linear, extractor: FusionExtractor) -> FusionHead | VectorHead:
-    """Build a fused head of the size of a linear head.
+    """Build a fused head with the input and output sizes of a linear head.
 
     Args:
         linear: the head that SB3 built.
@@ -78,7 +78,7 @@ def fused_head(linear: nn.Linear, extractor: FusionExtractor) -> FusionHead | Ve
 
     Returns:
         A fusion of the hidden layer; if the extractor has similarities of cells with the context, a
-        linear head that reads them in its place.
+        linear head that reads them instead.
     """
     if extractor.similarities_dim:
         return VectorHead(widen_for_similarities(linear, extractor.similarities_dim))
@@ -106,7 +106,7 @@ def with_fused_head(mlp: nn.Module, extractor: BaseFeaturesExtractor) -> nn.Sequ
     last = max(i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear))
     head = fused_head(cast(nn.Linear, layers[last]), cast(FusionExtractor, extractor))
     hidden = ApplyToFeatures(nn.Sequential(*layers[:last]))
-    # what follows the head, such as the tanh of TD3's actor, takes its plain output
+    # layers after the head, such as the tanh of TD3's actor, take its output tensor
     return nn.Sequential(hidden, head, *layers[last + 1 :])
 
 
@@ -119,7 +119,7 @@ def _fuse_q_networks(critic: ContinuousCritic | QuantileCritic) -> None:
 
 @contextmanager
 def _frozen_for_actor_loss(critic: nn.Module, actions: Tensor) -> Iterator[None]:
-    """Compute no gradients of the critic's weights while the actor's loss is computed.
+    """Freeze the critic's weights while the actor's loss is computed.
 
     Actions that require gradients come from the actor; SB3 would discard the critic's gradients.
     """
@@ -166,7 +166,7 @@ class FusionCritic(ContinuousCritic):
         activation_fn: activation of the hidden layers.
         normalize_images: divide images by 255.
         n_critics: number of critics.
-        share_features_extractor: the extractor is the actor's, whose loss trains it.
+        share_features_extractor: whether the extractor is the actor's, whose loss trains it.
 
     Examples:
         >>> import torch
@@ -209,7 +209,7 @@ class FusionCritic(ContinuousCritic):
     ) -> tuple[Float[Tensor, "batch 1"], ...]:
         """Return the values of every critic, each (B, 1)."""
         with _frozen_for_actor_loss(self, actions):
-            # as in SB3, the actor's loss alone trains a shared extractor
+            # as in SB3, only the actor's loss trains a shared extractor
             train_extractor = not self.share_features_extractor
             joined = _join(self, obs, actions, train_extractor=train_extractor)
             return tuple(q_network(joined) for q_network in self.q_networks)
@@ -242,7 +242,7 @@ class FusionQuantileCritic(QuantileCritic):
         normalize_images: divide images by 255.
         n_quantiles: number of quantiles of each critic.
         n_critics: number of critics.
-        share_features_extractor: the extractor is the actor's, whose loss trains it.
+        share_features_extractor: whether the extractor is the actor's, whose loss trains it.
 
     Examples:
         >>> import torch
@@ -287,7 +287,7 @@ class FusionQuantileCritic(QuantileCritic):
     ) -> Float[Tensor, "batch critics quantiles"]:
         """Return the quantiles of every critic, (B, critics, quantiles)."""
         with _frozen_for_actor_loss(self, action):
-            # as in SB3, the actor's loss alone trains a shared extractor
+            # as in SB3, only the actor's loss trains a shared extractor
             train_extractor = not self.share_features_extractor
             joined = _join(self, obs, action, train_extractor=train_extractor)
             quantiles = [q_network(joined) for q_network in self.q_networks]
@@ -370,8 +370,8 @@ class FusionSACPolicy(OffPolicyFusion, SACPolicy):
         action_space: a Box space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion, its config with options, or a class of one's own; "auto" to choose
-            it by what is seen and asked.
+        fusion: name of a fusion, its config with options, or a custom class; "auto" to choose it by
+            the observation and the context.
         context: name, config or class of the context encoder; None to choose it from the space.
         encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads"; None to choose them with the fusion.
@@ -484,8 +484,8 @@ class FusionTQCPolicy(OffPolicyFusion, TQCPolicy):
         action_space: a Box space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion, its config with options, or a class of one's own; "auto" to choose
-            it by what is seen and asked.
+        fusion: name of a fusion, its config with options, or a custom class; "auto" to choose it by
+            the observation and the context.
         context: name, config or class of the context encoder; None to choose it from the space.
         encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads"; None to choose them with the fusion.
@@ -600,8 +600,8 @@ class FusionTD3Policy(OffPolicyFusion, TD3Policy):
         action_space: a Box space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion, its config with options, or a class of one's own; "auto" to choose
-            it by what is seen and asked.
+        fusion: name of a fusion, its config with options, or a custom class; "auto" to choose it by
+            the observation and the context.
         context: name, config or class of the context encoder; None to choose it from the space.
         encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads"; None to choose them with the fusion.
@@ -692,10 +692,10 @@ class MaskedQNetwork(QNetwork):
     """
 
     masks_values = False
-    """True if ``forward`` gives the lowest finite number as the value of unavailable actions.
+    """True if ``forward`` returns the lowest finite number as the value of unavailable actions.
 
-    That is right for the target network, whose values are maximized. The online network gives all
-    values: those of actions that were taken are trained, even by a DQN that explores any action.
+    The target network needs this, because its values are maximized. The online network returns all
+    values: those of the taken actions are trained, even if a DQN explores with any action.
     """
 
     def forward(self, obs: PyTorchObs) -> Float[Tensor, "batch actions"]:
@@ -717,15 +717,15 @@ class FusionDQNPolicy(OffPolicyFusion, DQNPolicy):
 
     If the observation has the key ``action_mask``, zeros and ones with one entry per action, the
     greedy action and the value of the next state are those of available actions. SB3's DQN draws
-    its random actions from all; ``agent=dqn`` draws them from the available ones.
+    its random actions from all actions; ``agent=dqn`` draws them from the available ones.
 
     Args:
         observation_space: a Dict space.
         action_space: a Discrete space.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks, instead of the five options after it.
-        fusion: name of a fusion, its config with options, or a class of one's own; "auto" to choose
-            it by what is seen and asked.
+        fusion: name of a fusion, its config with options, or a custom class; "auto" to choose it by
+            the observation and the context.
         context: name, config or class of the context encoder; None to choose it from the space.
         encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads"; None to choose them with the fusion.

@@ -64,10 +64,10 @@ class FusionPolicy(MultiInputActorCriticPolicy):
         action_space: any action space that SB3's PPO and A2C take.
         lr_schedule: learning rate as a function of the remaining progress, from 1 to 0.
         network: the whole configuration of the networks.
-        fusion: name of a fusion ("bilinear", "film", ...), its config with options, or a class of
-            one's own; "auto" to choose it by what is seen and asked.
-        context: name, config or class of the context encoder; None for every goal and text, and the
-            task id of several tasks, joined into one context.
+        fusion: name of a fusion ("bilinear", "film", ...), its config with options, or a custom
+            class; "auto" to choose it by the observation and the context.
+        context: name, config or class of the context encoder; None joins every goal and text, and
+            the task id if there are several tasks, into one context.
         encoder: name, config or class of the observation encoder; None to choose it from the space.
         sites: one or several of "map" (each cell of an image), "vector" (the feature vector) and
             "heads" (the policy head and the value head); None to choose them with the fusion.
@@ -75,7 +75,8 @@ class FusionPolicy(MultiInputActorCriticPolicy):
             ``action_mask``, and the index of the task.
         memory: name, config or class of the recurrent core, for ``RecurrentFusionPolicy`` only.
         popart: make the value head a ``PopArtHead``; MIRL's PPO and A2C call its ``update``.
-        scale_values: make the value head a ``ScaledHead``, likewise; no effect with ``popart``.
+        scale_values: make the value head a ``ScaledHead``, which they update too; no effect with
+            ``popart``.
         net_arch: sizes of the hidden layers of SB3's MLPs, as a list or as
             ``dict(pi=..., vf=...)``; None for SB3's default.
         activation_fn: activation of the MLPs.
@@ -107,7 +108,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
     """
 
     is_recurrent: ClassVar[bool] = False
-    """True if a recurrent core stands between the features extractor and the MLPs."""
+    """True if there is a recurrent core between the features extractor and the MLPs."""
     default_memory: ClassVar[str] = "none"
     """Recurrent core if ``memory`` is not given."""
 
@@ -149,7 +150,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
             memory=memory,
             default_memory=self.default_memory,
         )
-        # SB3's constructor builds the networks, so all that they depend on is set before it
+        # SB3's constructor builds the networks, so everything that they depend on is set first
         self._check_memory(network.memory)
         self.network = resolve_network(network, observation_space)
         self.fuses_in_heads = "heads" in self.network.chosen_sites
@@ -231,14 +232,14 @@ class FusionPolicy(MultiInputActorCriticPolicy):
 
     @property
     def _similarities_dim(self) -> int:
-        """Number of similarities of cells with the context that the heads read; 0 for none."""
+        """Number of similarities of cells with the context that the heads receive; 0 for none."""
         return cast(FusionExtractor, self.pi_features_extractor).similarities_dim
 
     def _head(self, linear: nn.Linear) -> FusionHead | VectorHead:
         if not self.fuses_in_heads:
             return VectorHead(linear)
         if self._similarities_dim:
-            # the similarities take the place of a fusion: it would learn which cells it sees
+            # the similarities replace a fusion, which would learn which cells it sees
             ignore_similarities(linear.weight, self._similarities_dim)
             return VectorHead(linear)
         # for MultiDiscrete SB3 computes the number of outputs with numpy
@@ -273,7 +274,7 @@ class FusionPolicy(MultiInputActorCriticPolicy):
 
     @property
     def grouped_context_key(self) -> str | None:
-        """Key of a context that may come as ``UniqueRows``, since a batch has few distinct ones.
+        """Key of a context that may be given as ``UniqueRows``: a batch has few distinct ones.
 
         None if the contexts are continuous, or if the key is an input as well.
         """
@@ -300,10 +301,10 @@ class FusionPolicy(MultiInputActorCriticPolicy):
             actor's and the critic's extractor.
         """
         assert isinstance(obs, Mapping), "the observation space is a Dict"
-        # SB3's preprocessing knows tensors only
+        # SB3's preprocessing only handles tensors
         tensors = {key: value for key, value in obs.items() if isinstance(value, Tensor)}
         preprocessed = preprocess_obs(tensors, self.observation_space, self.normalize_images)
-        # distinct rows stay as they are, and the context encoder takes them raw
+        # distinct rows are not preprocessed; the context encoder takes raw values
         observations: dict[str, Tensor | UniqueRows] = {
             **obs,
             **cast(TensorDict, preprocessed),

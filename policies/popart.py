@@ -41,13 +41,13 @@ def get_n_tasks(observation_space: spaces.Space[object]) -> int:
 
 
 def _corrected_step(rate: float, n_updates: Int[Tensor, "*tasks"]) -> Float[Tensor, "*tasks"]:
-    """Return the bias-corrected step size of running statistics, as in Adam; 1 at the first."""
+    """Return the bias-corrected step size of running statistics, as in Adam; the first is 1."""
     step: Tensor = rate / (1 - (1 - rate) ** n_updates.double())
     return step
 
 
 class PopArtHead(nn.Module):
-    """Value head that rescales its targets adaptively while it preserves its outputs precisely.
+    """Value head that rescales its targets adaptively while preserving its outputs precisely.
 
         V_t(h) = σ_t n_t(h) + μ_t,  n_t(h) = w_t · h + b_t
 
@@ -132,7 +132,7 @@ class PopArtHead(nn.Module):
 
         for each task t that is present, where β_t = rate / (1 − (1 − rate)^k) at the k-th update of
         the task, so that the first update replaces the initial statistics. The optimizer's moments
-        of w and b stay as they are.
+        of w and b are not changed.
 
         Args:
             returns: (B,), in the units of the rewards.
@@ -166,7 +166,7 @@ class PopArtHead(nn.Module):
 
 
 class ScaledHead(nn.Module):
-    """Value head that counts in a unit of its own, which follows the size of the returns.
+    """Value head with a unit of its own, σ, which follows the size of the returns.
 
         V(h) = σ f(h),  σ = max(1, √ν)
 
@@ -175,7 +175,8 @@ class ScaledHead(nn.Module):
     most 1 leave σ at 1: the head is f. All tasks share the unit; ``PopArtHead`` has one for each.
 
     Unlike ``PopArtHead``, an ``update`` scales all values with σ. The first one replaces the
-    initial ν, when V is close to 0 still; after it, ν moves by a twentieth of the difference.
+    initial ν, while V is still close to 0. The step size of the later ones decreases from about one
+    half to ``rate``.
 
     Args:
         head: f, a head over ``Features`` with one output.

@@ -1,4 +1,4 @@
-"""Programs: a policy's deterministic actions as a function of raw observations, for the export.
+"""Programs: a policy's deterministic actions as a function of raw observations, for export.
 
 A program is a module from one dictionary of tensors to another, which ``torch.export`` can trace
 for batches of any size. It computes in the row-by-row form: every row has its own context.
@@ -42,13 +42,13 @@ STATE_KEY = "hidden_state"
 """Input of the hidden state, (B, S); zeros before the first timestep."""
 NEXT_STATE_KEY = "next_hidden_state"
 """Output of the hidden state, (B, S), the input of the next timestep. Its name differs from the
-input's, because those of ONNX are unique."""
+input's, because names in ONNX are unique."""
 START_KEY = "episode_start"
 """Input (B,), True where an episode starts: the hidden state is reset there."""
 
 
 class Program(nn.Module, ABC):
-    """Base class of the programs: raw inputs to deterministic actions and what they come from.
+    """Base class of the programs: raw inputs to deterministic actions and other outputs.
 
     Args:
         keys: keys of the inputs.
@@ -78,9 +78,9 @@ def build_program(policy: BasePolicy, context: OneContext | None = None, task: i
     """Return the program of a policy; its weights are copies.
 
     Args:
-        policy: a policy of ``mirl.policies``; it is left as it is.
-        context: one row as the observation holds it, which the program then no longer reads; a
-            dictionary of rows if the context has several keys. None for an input.
+        policy: a policy of ``mirl.policies``; it is not changed.
+        context: one row as in the observation, which is then no input of the program; a
+            dictionary of rows if the context has several keys. None if it is an input.
         task: index of the task whose value is computed if values are per task (``popart``) and a
             context is given that is not the task.
 
@@ -107,7 +107,7 @@ class SpecializedProgram(Program):
 
     Args:
         policy: the policy, without a memory.
-        context: one row as the observation holds it.
+        context: one row as in the observation.
         task: index of the task whose value is computed if values are per task.
     """
 
@@ -138,7 +138,7 @@ class FixedContext(ContextEncoder):
     z: Tensor
     """(1, Z)."""
     words: Tensor | None
-    """(1, W, Z); None if the context is no text."""
+    """(1, W, Z); None if the context is not a text."""
 
     def __init__(self, context: Context) -> None:
         super().__init__()
@@ -198,13 +198,13 @@ class ActorCriticProgram(Program):
 
     Args:
         policy: the policy; it is copied.
-        context: one row as the observation holds it; None for an input.
+        context: one row as in the observation; None if it is an input.
         task: index of the task whose value is computed if values are per task and a context is
             given that is not the task.
     """
 
     def __init__(self, policy: FusionPolicy, context: OneContext | None, task: int) -> None:
-        # without the distribution: that of gSDE holds noise with a gradient, which has no copy
+        # without the distribution: that of gSDE holds noise with a gradient, which cannot be copied
         policy = copy.deepcopy(policy, {id(policy.action_dist): None})
         extractor = cast(FusionExtractor, policy.pi_features_extractor)
         self_task = None
@@ -280,7 +280,7 @@ class OffPolicyProgram(Program):
     Args:
         policy: the policy.
         network: a copy of its network.
-        context: one row as the observation holds it; None for an input.
+        context: one row as in the observation; None if it is an input.
     """
 
     def __init__(self, policy: BasePolicy, network: nn.Module, context: OneContext | None) -> None:
@@ -315,7 +315,7 @@ class ActorProgram(OffPolicyProgram):
     Args:
         policy: the policy.
         network: a copy of its actor.
-        context: one row as the observation holds it; None for an input.
+        context: one row as in the observation; None if it is an input.
     """
 
     def __init__(self, policy: BasePolicy, network: nn.Module, context: OneContext | None) -> None:
@@ -325,7 +325,7 @@ class ActorProgram(OffPolicyProgram):
     def act(self, observations: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the actions."""
         if isinstance(self.network, SACActor | TQCActor):
-            # the actor itself builds a distribution, which checks its numbers
+            # calling the actor would build a distribution, which validates its numbers
             mean, _, _ = self.network.get_action_dist_params(observations)
             scaled = mean.tanh()
         else:
@@ -341,11 +341,11 @@ class QNetworkProgram(OffPolicyProgram):
     Args:
         policy: the policy.
         network: a copy of its Q-network.
-        context: one row as the observation holds it; None for an input.
+        context: one row as in the observation; None if it is an input.
     """
 
     def act(self, observations: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the best available actions, (B,), and the values of all, (B, A)."""
+        """Return the best available actions, (B,), and the values of all actions, (B, A)."""
         values: Tensor = self.network(observations)
         available = values
         if ACTION_MASK_KEY in self.keys:

@@ -126,7 +126,7 @@ class RecurrentFusionPolicy(FusionPolicy):
         Args:
             features: output of ``extract_features`` for T * N observations, time first.
             state: (N, H), the hidden state before the first timestep.
-            episode_start: (T, N), where episodes start; the state is reset there.
+            episode_start: (T, N), the episode starts, at which the state is reset.
 
         Returns:
             The features with the outputs of the cores; (N, H), the hidden state afterwards.
@@ -214,13 +214,13 @@ class RecurrentFusionPolicy(FusionPolicy):
     def predict_values(  # type: ignore[override]
         self, obs: PyTorchObs | Observations, state: Float[Tensor, "batch state"]
     ) -> Float[Tensor, "batch 1"]:
-        """Return the values of observations inside an episode.
+        """Return the values of observations within an episode.
 
         Args:
             obs: (N, ...) for each key.
             state: (N, H), the hidden states before the observations.
         """
-        # The value is for bootstrapping an episode that goes on, so no state is reset.
+        # The value bootstraps an episode that continues, so no state is reset.
         no_start = Episodes(np.zeros((1, len(state)), np.bool_), self.device)
         features, _ = self.run_cores(self.extract_features(obs), state, no_start)
         _, latent_vf = latents(self, features)
@@ -258,8 +258,8 @@ class RecurrentFusionPolicy(FusionPolicy):
 
         Args:
             observation: one observation, or (N, ...) for each key.
-            state: what the last call returned; None before the first timestep.
-            episode_start: (N,), whether an episode starts; the state is reset there.
+            state: the state that the last call returned; None before the first timestep.
+            episode_start: (N,), whether an episode starts, which resets the state.
             deterministic: take the most likely action instead of a sample.
 
         Returns:
@@ -309,7 +309,7 @@ def gather_features(features: PolicyFeatures, inverse: Int[Tensor, " steps"]) ->
     """Return the features of every timestep, given those of the unique observations.
 
     Args:
-        features: features of U unique observations, or those of actor and critic.
+        features: features of U unique observations, or a pair for actor and critic.
         inverse: (B,), the index of each timestep's observation.
 
     Returns:
@@ -336,7 +336,7 @@ def run_core(
         core: the core.
         features: features of T * N observations, time first.
         state: (N, H), the hidden state before the first timestep.
-        episode_start: (T, N), where episodes start.
+        episode_start: (T, N), the episode starts.
 
     Returns:
         The features with the outputs of the core; (N, H), the hidden state afterwards.

@@ -76,7 +76,7 @@ class RunningNorm(nn.Module):
             n_rows: number of rows, at least 1.
         """
         total = self.count + n_rows
-        # the old mean enters below, so it is replaced last
+        # the old mean and variance enter below, so they are replaced last
         delta = mean - self.mean
         # sums of squared deviations: between the two sets of rows, and within each
         between = delta.square() * self.count * n_rows / total

@@ -33,19 +33,19 @@ from mirl.policies.popart import PopArtHead, ScaledHead
 Head = nn.Linear | FusionHead | VectorHead | PopArtHead | ScaledHead
 """A policy or value head of ``FusionPolicy``."""
 FLOAT64_ERROR = 1e-6
-"""Largest difference of a specialized fusion to the fusion, relative to the largest output."""
+"""Largest difference between a fusion and its specialized form, relative to the largest output."""
 FLOAT32_ERROR = 1e-4
-"""The same where the specialized fusion has weights in float32."""
+"""The same if the specialized form has weights in float32."""
 OneContext = ArrayLike | Mapping[str, ArrayLike]
-"""One row as the observation holds it; a dictionary of rows if the context has several keys."""
+"""One row as in the observation; a dictionary of rows if the context has several keys."""
 
 
 def specialize(policy: BasePolicy, context: OneContext, task: int = 0) -> "SpecializedPolicy":
     """Return the policy for one context, at the cost of a plain network.
 
     Args:
-        policy: a ``FusionPolicy`` without a memory; it is left as it is.
-        context: one row as the observation holds it: token ids of a mission, the index of a task,
+        policy: a ``FusionPolicy`` without a memory; it is not changed.
+        context: one row as in the observation: token ids of a mission, the index of a task,
             or a goal; a dictionary of rows if the context has several keys.
         task: index of the task whose value is computed if values are per task (``popart``);
             ignored if the context is the task.
@@ -79,8 +79,8 @@ def specialize_extractor(
     """Return the features extractor for one context, without a context encoder or fusions.
 
     Args:
-        extractor: any ``FusionExtractor``; it is left as it is.
-        context: one row as the observation holds it: token ids of a mission, the index of a task,
+        extractor: any ``FusionExtractor``; it is not changed.
+        context: one row as in the observation: token ids of a mission, the index of a task,
             or a goal; a dictionary of rows if the context has several keys.
         normalize_images: divide images by 255, as the policy of the extractor does.
 
@@ -99,10 +99,10 @@ def specialize_extractor(
 
 @torch.no_grad()
 def specialize_fusion(fusion: Fusion, context: Context) -> nn.Module:
-    """Return y = f(x, z) for one z as a module of x alone.
+    """Return y = f(x, z) for one z as a module of x only.
 
     Args:
-        fusion: f; it is left as it is.
+        fusion: f; it is not changed.
         context: one encoded context: z as (1, Z), and its words if it is a text.
 
     Returns:
@@ -110,13 +110,13 @@ def specialize_fusion(fusion: Fusion, context: Context) -> nn.Module:
 
     Raises:
         ConfigError: if the fusion is of a class without a specialized form, or if that form
-            computes something else.
+            computes another function.
     """
     # in float64 the rounding errors of folding stay below the precision of float32
     in_float64 = copy.deepcopy(fusion).cpu().double().eval()
     one = _in_float64(context)
     folded = in_float64.specialize(in_float64.choose_context(one.values, one.words))
-    # a user's class may build layers of torch's default, float32, which rounds more
+    # a custom class may build layers of torch's default dtype, float32, which rounds more
     max_error = FLOAT64_ERROR
     if any(weight.dtype == torch.float32 for weight in _weights(folded)):
         max_error = FLOAT32_ERROR
@@ -139,8 +139,8 @@ def _weights(module: nn.Module) -> Iterator[Tensor]:
 def _check_same_function(
     fusion: Fusion, folded: nn.Module, context: Context, max_error: float
 ) -> None:
-    """Raise if a specialized form, which may be a user's, differs from its fusion."""
-    # a generator of its own leaves torch's global one as it is
+    """Raise if a specialized form, which may be custom, differs from its fusion."""
+    # a separate generator leaves torch's global one unchanged
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 3, fusion.features_dim, dtype=torch.float64, generator=generator)
     expected = fusion(x, *context)
@@ -180,7 +180,7 @@ def encode_one_context(
 
     Args:
         extractor: the extractor whose context encoder is used.
-        context: one row as the observation holds it.
+        context: one row as in the observation.
         normalize_images: divide images by 255.
 
     Returns:
@@ -245,7 +245,7 @@ class SpecializedExtractor(nn.Module):
     """``FusionExtractor`` for one context: raw observations to features (B, features_dim).
 
     ``forward`` takes batches of arrays as the environment returns them (an image as uint8
-    (B, H, W, C), a Discrete key as (B,), and so on). It needs the keys of the inputs only.
+    (B, H, W, C), a Discrete key as (B,), and so on). It only needs the keys of the inputs.
 
     Args:
         extractor: the extractor; it is copied.
@@ -356,7 +356,7 @@ class SpecializedPolicy(nn.Module):
 
     Args:
         policy: the policy; it is copied.
-        context: one row as the observation holds it.
+        context: one row as in the observation.
         task: index of the task whose value is computed if values are per task and the context is
             not the task.
 
@@ -469,13 +469,13 @@ class _Multiply(nn.Module):
 
 def _mlp_and_head(mlp: nn.Module, head: nn.Module, context: Context, task: int) -> MlpAndHead:
     plain_head = specialize_head(cast(Head, head), context, task)
-    # SB3's own layers are still shared with the policy, which stays as it is
+    # SB3's own layers are still shared with the policy, which must not change
     return copy.deepcopy(MlpAndHead(mlp, plain_head))
 
 
 @torch.no_grad()
 def specialize_head(head: Head, context: Context, task: int) -> nn.Module:
-    """Return the plain layers that are left of a policy or value head.
+    """Return a policy or value head for one context, as plain layers.
 
     Args:
         head: a head over ``Features``, or SB3's own linear layer.
@@ -483,7 +483,7 @@ def specialize_head(head: Head, context: Context, task: int) -> nn.Module:
         task: index of the task, for a head with values per task.
 
     Returns:
-        A module of the vector alone.
+        A module whose only input is the vector.
     """
     match head:
         case nn.Linear():
@@ -505,7 +505,7 @@ def _specialize_popart(head: PopArtHead, context: Context, task: int) -> nn.Modu
     std = head.std[task]
     weight = head.weight[task].double()
     bias = head.bias[task].double()
-    # an initialization of its own would draw from torch's generator
+    # without initialization, which would draw from torch's generator
     row = nn.utils.skip_init(
         nn.Linear, weight.numel(), 1, dtype=head.weight.dtype, device=head.weight.device
     )

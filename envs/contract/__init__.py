@@ -1,1 +1,1 @@
-"""Checks of what environments declare and return, each with an error of one line."""
+"""Checks of what environments declare and return, each with a one-line error message."""

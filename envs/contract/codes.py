@@ -1,4 +1,4 @@
-"""Codes of symbolic images: MiniGrid's tables, and codes that no table or bound knows."""
+"""Codes of symbolic images: MiniGrid's tables, and codes that are in no table or beyond a bound."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -12,12 +12,12 @@ from mirl.configs.errors import ContractError
 from mirl.envs.type_aliases import Array
 
 UnknownCodes = Literal["error", "hash"]
-"""Reaction to codes beyond the known ones: an error, or rows of their own by hashing."""
+"""Handling of unknown codes: raise an error, or hash them to values reserved for them."""
 
 N_BUCKETS = 16
 """Number of values per channel that unknown codes share with ``unknown_codes="hash"``."""
 MAX_DIRECTION = 3
-"""Largest direction of the agent, which MiniGrid shows in place of its state."""
+"""Largest direction of the agent, which MiniGrid stores in the state channel of its cell."""
 
 _CHANNELS = (
     ("object", "OBJECT_TO_IDX"),
@@ -33,14 +33,14 @@ _TABLES = (
     "IDX_TO_COLOR",
     "COLORS",
 )
-"""Tables of ``minigrid.core.constants`` that users add to."""
+"""Tables of ``minigrid.core.constants`` that users may extend."""
 
 Tables = dict[str, dict[Any, Any]]
 """Contents of MiniGrid's tables, by their names."""
 
 
 def grid_high() -> tuple[int, int, int]:
-    """Return the largest object, color and state code in MiniGrid's tables as they stand now.
+    """Return the largest object, color and state code in the present MiniGrid tables.
 
     Users may add objects, colors and states to the tables before they make an environment.
     """
@@ -57,7 +57,7 @@ def minigrid_tables() -> Tables:
 
 
 def add_to_minigrid_tables(tables: Mapping[str, Mapping[Any, Any]]) -> None:
-    """Add entries that MiniGrid's tables lack; those that they have stay as they are.
+    """Add missing entries to MiniGrid's tables; existing entries stay unchanged.
 
     Args:
         tables: contents of the tables, as ``minigrid_tables`` returns them.
@@ -78,17 +78,17 @@ def is_code_space(space: spaces.Space[Any]) -> bool:
         return False
     if space.dtype.kind not in "iu" or space.low.min() < 0:
         return False
-    # the bounds of pixels, and of integers that have none
+    # high >= 255 means pixels, and the dtype's largest value means integers without bounds
     return bool(space.high.max() < min(255, np.iinfo(space.dtype.name).max))
 
 
 class CodeValues:
-    """Check of the codes of an image, and rows of their own for unknown codes.
+    """Check of the codes of an image, which can hash unknown codes to values reserved for them.
 
     Args:
         key: key of the image.
         space: a Box (H, W, channels) with the known codes as its bounds.
-        unknown_codes: reaction to larger codes.
+        unknown_codes: handling of larger codes.
         from_minigrid: whether the codes are those of MiniGrid's tables.
     """
 
@@ -110,7 +110,7 @@ class CodeValues:
             largest = int(np.iinfo(space.dtype.name).max)
             self._n_buckets = min(N_BUCKETS, largest - int(space.high.max()))
         if self._n_buckets:
-            # a code v gets the row known + 1 + v % n_buckets, so no known row is shared
+            # an unknown code v becomes known + 1 + v % n_buckets, which is never a known code
             high = (space.high + self._n_buckets).astype(space.dtype)
             self.space = spaces.Box(space.low, high, space.shape, space.dtype.type)
 
@@ -121,7 +121,7 @@ class CodeValues:
             image: codes, (H, W, channels).
 
         Raises:
-            ContractError: if a code is unknown and has no row of its own.
+            ContractError: if a code is unknown and cannot be hashed.
         """
         is_unknown = image > self._known
         if is_unknown.any():
@@ -135,7 +135,7 @@ class CodeValues:
         return image
 
     def _error(self, image: Array, is_unknown: NDArray[np.bool_]) -> ContractError:
-        """Return an error that names the first code that is not known."""
+        """Return an error that names the first unknown code."""
         row, column, channel = np.argwhere(is_unknown)[0].tolist()
         name = f"channel {channel}"
         remedy = "raise the bound 'high' of its Box"

@@ -1,4 +1,4 @@
-"""Identity of environment definitions, so that each of them is checked once per process."""
+"""Identity of environment definitions, so that each is checked only once per process."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -11,11 +11,11 @@ from mirl.envs.contract.codes import minigrid_tables
 from mirl.envs.make import find_spec
 
 _PLAIN_TYPES = (type(None), bool, int, float, str)
-"""Types whose ``repr`` tells all values apart."""
+"""Types whose ``repr`` is different for each value."""
 
 
 def definition_key(task: TaskConfig) -> Hashable | None:
-    """Return what an environment is made of: its registration, arguments, wrappers, and codes.
+    """Return a key of an environment's registration, arguments, wrappers and codes.
 
     Args:
         task: the task; its name, mission and success rule do not matter.
@@ -65,7 +65,7 @@ def _subject(task: TaskConfig) -> str:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return True for numbers, texts, and nested dictionaries, lists and tuples of them."""
+    """Return True for numbers, strings, and nested dictionaries, lists and tuples of them."""
     if type(value) in (list, tuple):
         return all(_is_plain(item) for item in value)
     if isinstance(value, Mapping):
@@ -74,7 +74,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _attributes(part: object) -> tuple[tuple[str, int], ...]:
-    """Return the attributes of a class by identity: a user may change them in a notebook."""
+    """Return names and ids of the attributes of a class, which a user may change in a notebook."""
     if not isinstance(part, type):
         return ()
     return tuple((name, id(value)) for base in part.__mro__ for name, value in vars(base).items())

@@ -15,7 +15,7 @@ MAX_SHOWN = 4
 
 
 def describe_value(value: object) -> str:
-    """Return a few words on a value: its type, shape and range.
+    """Return a short description of a value: its type, shape and range.
 
     Args:
         value: any value that an environment returned.
@@ -38,7 +38,7 @@ def describe_value(value: object) -> str:
 
 
 def describe_space(space: object) -> str:
-    """Return a few words on a space; the bounds of a Box are given by their extremes.
+    """Return a short description of a space; a Box is shown with its smallest and largest bound.
 
     Args:
         space: a space, or any other value.
@@ -51,10 +51,10 @@ def describe_space(space: object) -> str:
 
 
 def name_task(task: TaskConfig) -> str:
-    """Return the words that name a task at the beginning of a message.
+    """Return the prefix of an error message that names a task.
 
     Args:
-        task: the task; its id is left out if it is its name.
+        task: the task; its id is left out if it equals the name.
     """
     if task.name == task.env_id:
         return f"task '{task.name}'"
@@ -62,7 +62,7 @@ def name_task(task: TaskConfig) -> str:
 
 
 def shorten(text: str) -> str:
-    """Return a text in one line, cut after ``MAX_CHARACTERS``.
+    """Return a text as one line, cut off after ``MAX_CHARACTERS``.
 
     Args:
         text: any text.

@@ -1,4 +1,4 @@
-"""Limits of the length of episodes: known ones, and those that an evaluation sets."""
+"""Limits on the length of episodes: those of the environments, and those set by an evaluation."""
 
 import warnings
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ NO_LIMIT = np.iinfo(np.int64).max
 """Limit that no episode reaches."""
 
 MaxSteps = int | Literal["auto"] | None
-"""Timesteps after which an episode is truncated; "auto" for ``DEFAULT_LIMIT`` where the environment
+"""Timesteps after which an episode is truncated; "auto" for ``DEFAULT_LIMIT`` if the environment
 has no limit of its own, None for no limit."""
 
 
 def episode_limit(env: AnyEnv) -> int | None:
-    """Return the timesteps after which an environment truncates its episodes.
+    """Return the number of timesteps after which an environment truncates its episodes.
 
     Args:
         env: the environment.
@@ -90,7 +90,7 @@ class EpisodeLimits:
             self._warn(task_ids[is_over])
 
     def _warn(self, task_ids: NDArray[np.int64]) -> None:
-        """Warn once of each task whose episodes do not end by themselves."""
+        """Warn once about each task whose episodes do not end on their own."""
         for task_index in np.unique(task_ids).tolist():
             if task_index in self._warned:
                 continue

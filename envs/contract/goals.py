@@ -1,4 +1,4 @@
-"""Check of ``compute_reward``, by which hindsight experience replay rewards other goals."""
+"""Check of ``compute_reward``, which hindsight experience replay calls for relabeled goals."""
 
 import inspect
 import time
@@ -16,17 +16,17 @@ from mirl.envs.spaces import ContractObservation
 from mirl.envs.type_aliases import AnyEnv, Array
 
 N_PAIRS = 3
-"""Number of pairs of goals with which ``compute_reward`` is tried."""
+"""Number of pairs of goals with which ``compute_reward`` is tested."""
 MAX_RESETS = 8
-"""Number of episodes that are started to find as many pairs."""
+"""Maximum number of episodes that are started to collect ``N_PAIRS`` pairs."""
 MAX_SECONDS = 10.0
-"""Time after which an end of an episode is no longer waited for."""
+"""Seconds to wait for the end of an episode."""
 TOLERANCE = 1e-4
-"""Relative difference of two rewards that counts as rounding."""
+"""Absolute and relative difference of two rewards that counts as rounding."""
 
 
 def check_compute_reward(env: ContractObservation) -> None:
-    """Raise an error if ``compute_reward`` does not give the rewards of batches of goals.
+    """Raise an error if ``compute_reward`` does not return the right rewards for batches of goals.
 
     Args:
         env: a goal environment of one task; it is reset and stepped.
@@ -51,7 +51,7 @@ def check_compute_reward(env: ContractObservation) -> None:
             "a batch from the goals alone"
         ) from error
     computed = batch_of_rewards(result, n_pairs)
-    # rewards of steps are known only where the goal stayed the same
+    # the reward of a step is comparable only if the goal stayed the same
     is_comparable = np.isfinite(rewards)
     if not np.allclose(
         computed[is_comparable], rewards[is_comparable], rtol=TOLERANCE, atol=TOLERANCE
@@ -68,7 +68,7 @@ def batch_of_rewards(result: Any, n_pairs: int) -> NDArray[np.float32]:
     """Return the rewards of a batch of goals, (n_pairs,).
 
     Args:
-        result: what ``compute_reward`` returned.
+        result: return value of ``compute_reward``.
         n_pairs: number of pairs of goals.
 
     Raises:
@@ -78,7 +78,7 @@ def batch_of_rewards(result: Any, n_pairs: int) -> NDArray[np.float32]:
         array = np.asarray(result)
     except ValueError:  # rows of different lengths
         array = np.empty(0)
-    # a column of numbers holds the same rewards
+    # a column (n_pairs, 1) holds the same rewards
     if array.shape == (n_pairs, 1):
         array = array[:, 0]
     if array.shape != (n_pairs,) or array.dtype.kind not in "biuf":
@@ -98,7 +98,7 @@ def ends_within(env: AnyEnv, n_steps: int) -> bool:
         n_steps: number of timesteps.
 
     Returns:
-        True also if ``MAX_SECONDS`` do not suffice to tell.
+        True also if no episode has ended after ``MAX_SECONDS``.
     """
     start = time.monotonic()
     env.reset(seed=0)

@@ -1,4 +1,4 @@
-"""Action masks of environments: which spaces are taken as masks, and what they may contain."""
+"""Action masks of environments: which spaces are accepted as masks, and their valid values."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def convert_mask(value: Any, n_actions: int, is_last: bool = False) -> NDArray[n
     Args:
         value: the mask of the environment: booleans, or numbers that are 0 or 1.
         n_actions: number of actions.
-        is_last: whether the episode has ended, where no action has to be available.
+        is_last: whether the episode has ended; then no action has to be available.
 
     Raises:
         ContractError: if the value is not a mask, or masks every action.

@@ -20,7 +20,7 @@ from mirl.envs.spaces import ContractObservation, is_known
 from mirl.envs.type_aliases import AnyEnv, Array, Observation
 
 _OWN_FILES = tuple(inspect.getfile(part) for part in (check_reset, is_known, check_step_result))
-"""Files of MIRL through which an environment is called."""
+"""Source files of MIRL that call environments."""
 
 
 def check_first_timestep(env: ContractObservation, task: TaskConfig, space: ActionSpace) -> None:
@@ -34,7 +34,7 @@ def check_first_timestep(env: ContractObservation, task: TaskConfig, space: Acti
         space: the action space of the environment.
 
     Raises:
-        ConfigError: if the environment fails, or returns anything that its spaces do not promise.
+        ConfigError: if the environment fails, or returns a value that does not match its spaces.
     """
     try:
         if is_known(env.env):
@@ -66,7 +66,7 @@ def neutral_action(space: ActionSpace, observation: Observation) -> Array | np.i
 
 
 def _check_signature(env: AnyEnv) -> None:
-    """Raise an error if a layer's ``reset`` does not take ``seed`` and ``options``."""
+    """Raise an error if ``reset`` of a wrapper or the environment lacks ``seed`` or ``options``."""
     layer = env
     while True:
         try:
@@ -91,13 +91,13 @@ def _check_signature(env: AnyEnv) -> None:
 
 
 def _call(method: str, env: AnyEnv, call: Callable[[], Any]) -> Any:
-    """Return the result of a call, whose failure becomes an error of one line."""
+    """Return the result of a call; turn an exception into a one-line error."""
     try:
         return call()
     except ConfigError:
         raise
     except Exception as error:
-        # a wrapper fails on a result of the wrong form before it can be looked at
+        # a wrapper may fail on a malformed result before the result can be checked
         if isinstance(error, ValueError | TypeError):
             _check_forms(env.unwrapped)
         raise ContractError(
@@ -107,7 +107,7 @@ def _call(method: str, env: AnyEnv, call: Callable[[], Any]) -> Any:
 
 
 def _place(error: Exception) -> str:
-    """Return file and line of the user's code that raised, or that called what raised."""
+    """Return file and line of the user's code that raised, or that called the code that raised."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "site-packages" not in frame.filename]
     # the first frames are those of MIRL's wrappers around the environment
@@ -117,7 +117,7 @@ def _place(error: Exception) -> str:
 
 
 def _check_forms(env: AnyEnv) -> None:
-    """Raise an error if the environment inside of all wrappers returns the wrong tuples."""
+    """Raise an error if the unwrapped environment returns the wrong tuples."""
     try:
         observation, _ = check_reset_result(env.reset(seed=0))
         if not isinstance(observation, dict):
@@ -127,4 +127,4 @@ def _check_forms(env: AnyEnv) -> None:
     except ContractError:
         raise
     except Exception:
-        return  # the first failure says more
+        return  # the original exception is more informative

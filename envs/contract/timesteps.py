@@ -1,4 +1,4 @@
-"""Check of the return values of ``reset`` and ``step`` beside the observation."""
+"""Check of the values that ``reset`` and ``step`` return besides the observation."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from mirl.envs.type_aliases import Info
 
 
 class Timestep(NamedTuple):
-    """Return value of ``step``, in the types that Gymnasium documents."""
+    """Return value of ``step``, with the types that Gymnasium documents."""
 
     observation: Any
     reward: float
@@ -24,10 +24,10 @@ def check_reset_result(result: Any) -> tuple[Any, Info]:
     """Return the observation and the info that ``reset`` returned.
 
     Args:
-        result: whatever it returned.
+        result: return value of ``reset``.
 
     Raises:
-        ContractError: if it is not an observation and a dict.
+        ContractError: if it is not a tuple of an observation and a dict.
     """
     if not isinstance(result, tuple) or len(result) != 2:
         raise ContractError(
@@ -39,13 +39,13 @@ def check_reset_result(result: Any) -> tuple[Any, Info]:
 
 
 def check_step_result(result: Any) -> Timestep:
-    """Return what ``step`` returned; numbers become Python's own.
+    """Return the values that ``step`` returned, with numbers converted to Python's types.
 
     Args:
-        result: whatever it returned.
+        result: return value of ``step``.
 
     Raises:
-        ContractError: if one of the five values is missing or of another kind.
+        ContractError: if one of the five values is missing or of the wrong type.
     """
     if not isinstance(result, tuple) or len(result) != 5:
         raise ContractError(
@@ -64,7 +64,7 @@ def check_step_result(result: Any) -> Timestep:
 
 
 def _number(reward: Any) -> float:
-    """Return a reward as a float; arrays of one number are taken."""
+    """Return a reward as a float; arrays of one number are accepted."""
     array = _as_array(reward)
     if array is None or array.size != 1:
         raise ContractError(
@@ -74,7 +74,7 @@ def _number(reward: Any) -> float:
 
 
 def _flag(name: str, value: Any) -> bool:
-    """Return a flag as a bool; 0, 1 and arrays of one flag are taken."""
+    """Return a flag as a bool; 0, 1 and arrays of one flag are accepted."""
     array = _as_array(value)
     if array is None or array.size != 1 or array.item() not in (0, 1):
         raise ContractError(f"{name}: expected a bool, got {describe_value(value)}; return bool(…)")

@@ -1,8 +1,8 @@
 """Check and conversion of observed values: dtype, shape, and the range of integers.
 
-A value of another dtype is converted if that loses nothing, and refused otherwise. Integers are
-compared with their bounds in every observation, because they select rows of tables. Floats are
-compared in the first observations only, by ``check_bounds``: nothing reads their bounds.
+A value of another dtype is converted if the conversion is lossless, and rejected otherwise.
+Integers are compared with their bounds in every observation, because they index tables. Floats are
+compared in the first observations only, by ``check_bounds``: nothing uses their bounds.
 """
 
 from typing import Any
@@ -20,12 +20,12 @@ BOUND_TOLERANCE = 1e-5
 
 
 class Values:
-    """Check of the values of one key, which are converted to its space if that loses nothing.
+    """Check of the values of one key, and their conversion to its space if that is lossless.
 
     Args:
         key: key of the observation.
         space: its space: a Box, Discrete, MultiDiscrete or MultiBinary.
-        unknown_codes: reaction to unknown codes of an image, see ``CodeValues``.
+        unknown_codes: handling of unknown codes of an image, see ``CodeValues``.
         from_minigrid: whether an image holds the codes of MiniGrid's tables.
 
     Raises:
@@ -44,7 +44,7 @@ class Values:
         self._declared = space
         self._codes: CodeValues | None = None
         self.space: AnySpace = space
-        """Space of the converted values; it starts at 0 where SB3 needs that."""
+        """Space of the converted values; it starts at 0 if SB3 requires that."""
         self._dtype: np.dtype[Any] = np.dtype(space.dtype)
         self._shape: tuple[int, ...] = space.shape or ()
         self._start: Any = 0
@@ -97,14 +97,14 @@ class Values:
                 raise self._range_error(array)
         if np.any(self._start):
             array = array - self._start
-        # SB3's check_env takes a numpy scalar for a Discrete, and no array of shape ()
+        # SB3's check_env accepts a numpy scalar for a Discrete, but not an array of shape ()
         return array[()] if isinstance(self._declared, spaces.Discrete) else array
 
     def check_bounds(self, value: Array) -> None:
         """Raise an error if a float exceeds the bounds of its Box.
 
         Args:
-            value: a converted value. Non-finite numbers are left to the check for them.
+            value: a converted value. Non-finite numbers pass; they have a check of their own.
 
         Raises:
             ContractError: if an entry is outside of its bounds.
@@ -120,14 +120,14 @@ class Values:
             raise self._range_error(value)
 
     def _cast(self, value: Any) -> Array:
-        """Return the value with the dtype and shape of the space, if that loses nothing."""
+        """Return the value with the dtype and shape of the space; raise if that is not lossless."""
         try:
             array = np.asarray(value)
         except ValueError:  # rows of different lengths
             raise self._form_error(value) from None
         if array.dtype.kind not in "biuf":
             raise self._form_error(value)
-        # one number is a Discrete's value in every form that numpy gives it
+        # the value of a Discrete may be an array of any shape with one element
         if isinstance(self._declared, spaces.Discrete) and array.size == 1:
             array = array.reshape(())
         if array.shape != self._shape:
@@ -163,7 +163,7 @@ class Values:
         entry = ""
         if where:
             entry = f" at index {where if len(where) > 1 else where[0]}"
-        # the digits of the value's own dtype
+        # array[where] is printed with the digits of its own dtype
         return ContractError(
             f"observation '{self._key}': expected values in [{low[where]}, {high[where]}], got "
             f"{array[where]}{entry}; change the bounds of its space, or clip it to them"
@@ -214,8 +214,8 @@ def check_observation_space(key: str, space: AnySpace) -> None:
 def cast_without_loss(array: Array, dtype: np.dtype[Any]) -> Array | None:
     """Return an array as another dtype, or None if values would change.
 
-    Floats may be rounded to a narrower float, but not to integers: whether values that happen to
-    be whole fit would depend on the timestep.
+    Floats may be rounded to a narrower float, but are never converted to integers: that would
+    succeed only in timesteps in which all values happen to be whole numbers.
 
     Args:
         array: numbers or booleans.

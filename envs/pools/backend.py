@@ -40,7 +40,7 @@ class EnvironmentFailedError(RunError):
 
 
 class Restarts:
-    """Counter of the tolerated failures, each with a warning.
+    """Counter of the tolerated failures, which warns about each of them.
 
     Args:
         max_restarts: number of tolerated failures; the next one is raised.
@@ -81,7 +81,7 @@ class Step:
     """One timestep of k environments. Those whose episode ended wait for their reset.
 
     Args:
-        obs: observations, (k, …); of an ended episode, the last. The arrays belong to the caller.
+        obs: observations, (k, …); the last one if the episode ended. The caller owns the arrays.
         rewards: rewards, (k,).
         terminated: True where the episode terminated, (k,).
         truncated: True where the episode was truncated, (k,); also where it terminated on its
@@ -105,7 +105,7 @@ class Step:
         return self.terminated | self.truncated
 
     def scatter(self, rows: EnvIndices | RowMask, n: int) -> "Step":
-        """Return a step of n environments with this one in some of its rows.
+        """Return a step of n environments, with the rows of this step placed at the given rows.
 
         Args:
             rows: the rows, as k indices or as a mask (n,).
@@ -122,7 +122,7 @@ class Step:
 class Backend(Protocol):
     """Backend of the environments of one task, all or some of which are stepped.
 
-    Each ``send`` is followed by its ``recv``; between the two, other backends work as well.
+    Each ``send`` is followed by its ``recv``; calls of other backends may come in between.
     Indices of environments count from 0 within the backend.
     """
 
@@ -137,11 +137,11 @@ class Backend(Protocol):
     """The infos of the last ``recv_reset``, by row; those that are empty are left out."""
 
     def send_reset(self, env_indices: EnvIndices, options: Sequence[Info] | None = None) -> None:
-        """Start an episode; the first reset of all comes after ``seed``.
+        """Start an episode; ``seed`` has to be called before the first reset.
 
         Args:
             env_indices: the environments, (k,).
-            options: the options of each reset, k of them; None for none.
+            options: the options of each reset, k of them; None for no options.
         """
 
     def recv_reset(self) -> Observations:
@@ -191,7 +191,7 @@ def join_steps(steps: Sequence[Step]) -> Step:
 
 
 def map_step(function: Callable[..., Array], *steps: Step) -> Step:
-    """Return a step whose arrays are a function of the arrays of other steps, without infos.
+    """Apply a function to each array of other steps, and return the results without infos.
 
     Args:
         function: takes one array per step.

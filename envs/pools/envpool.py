@@ -21,7 +21,7 @@ _FAMILIES = ("MiniGrid-", "BabyAI-")
 
 
 def envpool_ids() -> frozenset[str]:
-    """Return the ids that EnvPool steps like their Python originals; none if not installed."""
+    """Return the ids that EnvPool steps like their Python originals; empty if not installed."""
     try:
         envpool = importlib.import_module("envpool")
     except ImportError:
@@ -30,9 +30,9 @@ def envpool_ids() -> frozenset[str]:
 
 
 def has_other_family(suite: SuiteConfig) -> bool:
-    """Return True if a task is of no family that EnvPool steps like the original.
+    """Return True if a task belongs to no family that EnvPool steps like the original.
 
-    This is known without loading EnvPool, which takes seconds.
+    The check does not load EnvPool, which takes seconds.
 
     Args:
         suite: the tasks.
@@ -114,7 +114,7 @@ class EnvPoolBackend:
         self._missions = np.zeros((n, self._texts.length), dtype=np.int16)
         self._seeds: list[int] = []
         self.reset_infos: dict[int, Info] = {}
-        """Always empty: EnvPool's infos hold nothing of the environment."""
+        """Always empty: EnvPool's infos hold nothing that comes from the environment."""
         self._envs: Any = None
 
     def seed(self, seeds: Sequence[int]) -> None:
@@ -214,7 +214,7 @@ class EnvPoolBackend:
             order: the rows in ascending order of the environments, (k,).
             env_indices: the environments in that order, (k,).
         """
-        # take() copies, and is faster than [order]: no later step overwrites what is returned.
+        # take() copies, so no later step overwrites the result, and it is faster than [order].
         return {
             "image": raw["image"].take(order, axis=0),
             "direction": raw["direction"].take(order).astype(np.int64),

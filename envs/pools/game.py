@@ -96,7 +96,7 @@ def game_spaces(suite: SuiteConfig) -> tuple[spaces.Dict, ActionSpace, int | Non
 def make_game_backends(
     suite: SuiteConfig, sizes: Mapping[int, int], n_envs: int
 ) -> "dict[int, GameBackend]":
-    """Return one backend per agent, which share their games.
+    """Return one backend per agent; the backends share the games.
 
     Args:
         suite: the tasks, which are the agents.
@@ -131,8 +131,8 @@ def make_game_backends(
 class GameBackend:
     """Backend of one agent: its environment g is its slot in game g.
 
-    The commands of all agents come before the first result is asked for, as ``SuiteBackend`` does
-    it, and they concern the same games.
+    The commands of all agents have to be sent before the first result is received, as
+    ``SuiteBackend`` does, and have to be for the same games.
 
     Args:
         games: the games, shared by the backends of all agents.
@@ -143,7 +143,7 @@ class GameBackend:
         self._games = games
         self._task_index = task_index
         self.reset_infos: dict[int, Info] = {}
-        """Always empty: the infos of a ``VectorEnv`` are of all slots together."""
+        """Always empty: a ``VectorEnv`` returns one info for all slots together."""
 
     def seed(self, seeds: Sequence[int]) -> None:
         """Restart the random streams at the next reset.
@@ -190,13 +190,13 @@ class GameBackend:
 
 
 class _Games:
-    """The games of a suite, reset or stepped once the commands of all agents have come."""
+    """The games of a suite, reset or stepped once the commands of all agents have arrived."""
 
     def __init__(self, suite: SuiteConfig, n_games: int) -> None:
         self._task = suite.tasks[0]
         self._n_agents = len(suite.tasks)
         self._n_games = n_games
-        # Any: the annotations of VectorEnv.reset() know no lists of seeds, which it may take.
+        # Any: VectorEnv.reset() accepts lists of seeds, but its annotations do not allow them.
         self._env: Any = _make(suite, n_games)
         self._seeds: NDArray[np.int64] = np.zeros((n_games, self._n_agents), np.int64)
         self._needs_seed = np.zeros(n_games, np.bool_)
@@ -212,7 +212,7 @@ class _Games:
         self._commands[task_index] = (games, actions)
 
     def recv(self, task_index: int) -> Step:
-        """Return the result of an agent; the first that asks executes the commands of all."""
+        """Return the result of an agent; the first call executes the commands of all agents."""
         if self._commands:
             commands = self._commands
             self._commands = {}
@@ -263,7 +263,7 @@ class _Games:
 
     def _step(self, games: EnvIndices, actions: Array) -> Step:
         """Step some games with actions (k, agents, …); return all slots."""
-        # A VectorEnv steps all games; nobody reads the others, which get valid actions.
+        # A VectorEnv steps all games; the others get valid actions, and their results are ignored.
         joint = np.repeat(actions[:1], self._n_games, axis=0)
         joint[games] = actions
         # (games, agents, …) -> (slots, …)

@@ -37,8 +37,8 @@ def _raise(failure: EnvironmentFailedError) -> None:
 class GymnasiumBackend:
     """Backend of one task whose environments are stepped one after the other.
 
-    Each environment is made at its first reset. One that raises is discarded, and its next reset
-    makes another, unless ``on_failure`` raises.
+    Each environment is made at its first reset. An environment that raises is discarded, and its
+    next reset makes a new one, unless ``on_failure`` raises.
 
     ``gymnasium.vector.SyncVectorEnv`` is not used: it steps all of its environments or none,
     cannot tell which one raised, and stacks all infos.
@@ -51,7 +51,7 @@ class GymnasiumBackend:
         observation: kind of observation, see ``make_env``.
         on_failure: called with each failure; by default it raises the failure.
         texts: conversion of the texts, see ``make_env``.
-        unknown_codes: reaction to unknown codes, see ``make_env``.
+        unknown_codes: handling of unknown codes, see ``make_env``.
     """
 
     def __init__(
@@ -102,20 +102,20 @@ class GymnasiumBackend:
 
         Args:
             env_indices: the environments, (k,).
-            options: the options of each reset, k of them; None for none.
+            options: the options of each reset, k of them; None for no options.
         """
         self._reset_indices = env_indices
         self._reset_options = options or [{} for _ in env_indices]
 
     def recv_reset(self) -> Observations:
-        """Start an episode in each of them and return the first observations, (k, …)."""
+        """Start an episode in each of the stored environments; return the observations, (k, …)."""
         assert self._reset_indices is not None, "recv_reset() follows send_reset()"
         env_indices = self._reset_indices.tolist()
         self._reset_indices = None
         self.reset_infos = {}
         first_obs: dict[int, Observation] = {}
         for row, env_index in enumerate(env_indices):
-            # an empty dictionary is no options, as in SB3
+            # an empty dictionary means no options, as in SB3
             options = self._reset_options[row] or None
             first_obs[env_index], info = self._reset_env(env_index, options)
             if info:
@@ -133,7 +133,7 @@ class GymnasiumBackend:
         self._actions = actions
 
     def recv(self) -> Step:
-        """Step each of these environments and return the timestep."""
+        """Step each of the stored environments and return the timestep."""
         assert self._step_indices is not None, "recv() follows send()"
         assert self._actions is not None, "recv() follows send()"
         env_indices = self._step_indices.tolist()
@@ -195,7 +195,7 @@ class GymnasiumBackend:
     def _make(self, env_index: int) -> AnyEnv | None:
         """Return a new environment, or None if it fails although it could be made before.
 
-        A failure at the first time is likely a mistake of the user and is raised.
+        If the first attempt fails, it is likely the user's mistake, and the error is raised.
         """
         try:
             env = self._make_env()
@@ -225,7 +225,7 @@ class GymnasiumBackend:
         assert seed is not None, "the first reset needs seeds"
         message = f"failed in {method}(): {type(error).__name__}: {error}"
         if isinstance(error, ContractError):
-            # It says what was expected and what to do.
+            # Its message already says what was expected and what to do.
             message = f"in {method}(): {error}"
         failure = self._failure(env_index, message)
         failure.__cause__ = error

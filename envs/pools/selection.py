@@ -120,7 +120,7 @@ def make_backends(
 
     Args:
         suite: the tasks.
-        sizes: number of environments of each task that is played, by its index.
+        sizes: number of environments of each active task, by task index.
         backend: kind of the backends.
         workers: worker processes that step the environments; None for the calling process.
         restarts: counter of the tolerated failures.

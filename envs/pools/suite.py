@@ -1,4 +1,4 @@
-"""The backends of a suite's tasks as one."""
+"""One backend for a whole suite, made of the backends of its tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -34,7 +34,7 @@ class SuiteBackend:
         n: number of environments.
         n_actions: number of actions of each task, (n_tasks,), if they differ; observations then
             gain ``action_mask``.
-        workers: worker processes of the backends, which are closed with them; None for none.
+        workers: worker processes of the backends, closed with them; None if there are none.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class SuiteBackend:
         task_ids: NDArray[np.int64],
         options: Sequence[Info] | None = None,
     ) -> Observations:
-        """Start an episode of a task in each of some environments.
+        """Start an episode in each of the given environments.
 
         Args:
             env_indices: the environments, (k,).
             task_ids: task of each of them, (k,).
-            options: the options of each reset, k of them; None for none.
+            options: the options of each reset, k of them; None for no options.
 
         Returns:
             The first observations, (k, …).
@@ -95,7 +95,7 @@ class SuiteBackend:
             batches.append(self._add_action_mask(obs, task_index))
             for row, env_index in enumerate(env_indices[rows].tolist()):
                 self.reset_infos[env_index] = backend.reset_infos.get(row, {})
-        # The groups for stepping change only if a task or the activity changes.
+        # The groups for stepping change only if an environment changes its task or becomes active.
         any_inactive = self._inactive[env_indices].any()
         if any_inactive or not np.array_equal(self._task_ids[env_indices], task_ids):
             self._task_ids[env_indices] = task_ids
@@ -162,7 +162,7 @@ class _TaskGroups:
 
     Args:
         task_ids: task of each row, (n,).
-        excluded: True for each row that belongs to no group, (n,); None for none.
+        excluded: True for each row that belongs to no group, (n,); None if every row has one.
     """
 
     def __init__(self, task_ids: NDArray[np.int64], excluded: RowMask | None = None) -> None:

@@ -1,4 +1,4 @@
-"""One worker process: the part in the owner's process, and the loop that it runs."""
+"""One worker process: its handle in the owner's process, and the loop that it runs."""
 
 import atexit
 import multiprocessing
@@ -67,7 +67,7 @@ class WorkerTimeoutError(WorkerLostError):
 class Worker:
     """The owner's side of a worker process.
 
-    The process starts with the first command, and another one after it was lost.
+    The process starts with the first command; after it was lost, the next command starts a new one.
 
     Args:
         max_restarts: number of failures of environments that one command tolerates.
@@ -92,7 +92,7 @@ class Worker:
             build: function that makes the shard's backend in the process.
 
         Returns:
-            The number of the shard in this worker.
+            The index of the shard in this worker.
         """
         assert self._process is None, "environments are added before the process starts"
         # Unlike pickle, cloudpickle can send functions that are defined in the user's script.
@@ -282,7 +282,7 @@ def _forward_text_warnings() -> list[Notice]:
     """Collect warnings about texts from now on, so that the owner shows each of them once.
 
     Returns:
-        The list that they are added to.
+        The list to which they are appended.
     """
     notices: list[Notice] = []
     show_as_usual = warnings.showwarning
@@ -326,7 +326,7 @@ def _execute(
 
 
 def _plain_infos(infos: dict[int, Info]) -> dict[int, Info]:
-    """Return the entries that the owner can read whatever it has imported: plain data."""
+    """Return only the plain entries, which the owner can unpickle whatever it has imported."""
     plain: dict[int, Info] = {}
     for row, info in infos.items():
         plain[row] = {key: value for key, value in info.items() if _is_plain(value)}
@@ -334,14 +334,14 @@ def _plain_infos(infos: dict[int, Info]) -> dict[int, Info]:
 
 
 def _is_plain(value: object, depth: int = 8) -> bool:
-    """Return True for numbers, texts, arrays of numbers, and containers of these."""
+    """Return True for numbers, strings, arrays of numbers, and containers of these."""
     # exact types, because a class derived from them may be the user's
     kind = type(value)
     if kind in (bool, int, float, complex, str, bytes, type(None)) or isinstance(value, np.generic):
         return True
     if kind is np.ndarray:
         return not cast(np.ndarray, value).dtype.hasobject
-    if depth == 0:  # also ends a container that holds itself
+    if depth == 0:  # also stops at a container that contains itself
         return False
     if kind is dict:
         items = cast(dict[object, object], value).items()

@@ -39,7 +39,7 @@ from mirl.envs.texts.codec import TextCodec, TextWarning, warn_once
 from mirl.envs.type_aliases import Array, EnvIndices, Info, Observations
 
 MAX_SEEDS_IN_MESSAGE = 3
-"""Number of seeds named in a message that may concern any of several environments."""
+"""Maximum number of seeds named in a message if any of several environments may be the cause."""
 DEFAULT_TIMEOUT = 300.0
 """Seconds without a reply after which a worker process counts as hung, by default."""
 
@@ -76,7 +76,7 @@ class Workers:
         return len(self._workers)
 
     def assign(self, n: int) -> list[Worker]:
-        """Return the next workers in turn, so that all are assigned equally often.
+        """Return the next workers in round-robin order, so that all are assigned equally often.
 
         Args:
             n: number of workers.
@@ -111,7 +111,7 @@ class WorkerBackend:
         workers: the worker processes.
         n_shards: largest number of shards.
         texts: conversion of the texts, see ``make_env``.
-        unknown_codes: reaction to unknown codes, see ``make_env``.
+        unknown_codes: handling of unknown codes, see ``make_env``.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class WorkerBackend:
 
         Args:
             env_indices: the environments, (k,).
-            options: the options of each reset, k of them; None for none.
+            options: the options of each reset, k of them; None for no options.
         """
         self._pending = []
         for shard, rows, shard_indices in self._split(env_indices):
@@ -201,10 +201,10 @@ class WorkerBackend:
         return join_steps([shard.recv() for shard in self._pending])
 
     def close(self) -> None:
-        """Do nothing: whoever made the workers ends them."""
+        """Do nothing: the owner of the workers closes them."""
 
     def _split(self, env_indices: EnvIndices) -> "Iterator[tuple[_Shard, slice, EnvIndices]]":
-        """Yield each shard that holds any of these environments.
+        """Yield each shard that holds any of the given environments.
 
         Args:
             env_indices: the environments, (k,), ascending.
@@ -230,7 +230,7 @@ class _Shard:
     Args:
         worker: the worker.
         task: the task.
-        build: function that makes the backend of some number of environments in the process.
+        build: function that makes, in the process, the backend of a given number of environments.
         n: number of environments.
         restarts: counter of the tolerated failures.
     """
@@ -326,7 +326,7 @@ class _Shard:
         argument: tuple[list[int] | None, Sequence[Info] | None] | Array,
     ) -> None:
         self._pending = env_indices
-        # If the process has died, the reply will tell so, in the order of the commands.
+        # If the process has died, recv() reports it, in the order of the commands.
         with suppress(BrokenPipeError, ConnectionResetError):
             self._worker.connection.send((self._shard, command, (env_indices, argument)))
 
@@ -337,7 +337,7 @@ class _Shard:
             if lost.reason:
                 self._count_loss(lost)
             raise
-        # several workers may have the same to say
+        # several workers may send the same warning
         for message, key, topic in notices:
             warn_once(TextWarning(message, key, topic))
         if failure is not None:
@@ -349,7 +349,7 @@ class _Shard:
         return result
 
     def _count_loss(self, lost: WorkerLostError) -> None:
-        """Count the loss of the process as a failure of the environments that were asked."""
+        """Count the loss of the process as a failure of the environments of the last command."""
         seeds = [self._seeds[env_index] for env_index in self._pending.tolist()]
         if len(seeds) == 1:
             which = f"seed {seeds[0]}"

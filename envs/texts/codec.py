@@ -22,13 +22,13 @@ from mirl.configs.texts import (
 from mirl.envs.texts.vocabulary import HASH_BUCKETS, MAX_TOKENS, VOCABULARY
 
 CACHED_TEXTS = 8192
-"""Number of distinct texts whose arrays are kept, because few missions are distinct."""
+"""Number of distinct texts whose arrays are cached; few missions are distinct."""
 MAX_WARNINGS = 10
 """Largest number of warnings about the texts of one observation key in one process."""
 MAX_LISTED_WORDS = 24
 """Largest number of words that a warning lists as the remedy."""
 Phrase = tuple[int | str, ...]
-"""Consecutive words, as their token ids or as they are."""
+"""Consecutive words, as token ids or as strings."""
 
 
 class TextWarning(PlainWarning):
@@ -37,7 +37,7 @@ class TextWarning(PlainWarning):
     Args:
         message: the warning.
         key: key of the observation.
-        topic: what it is about, to show it once.
+        topic: topic of the warning; each topic is shown only once.
     """
 
     def __init__(self, message: str, key: str = "", topic: str = "") -> None:
@@ -51,7 +51,7 @@ _shown: dict[str, set[str]] = {}
 
 
 def warn_once(warning: TextWarning) -> None:
-    """Show a warning, unless one on its topic, or too many, were shown in this process.
+    """Show a warning, unless this process has shown its topic, or too many warnings, before.
 
     Args:
         warning: the warning.
@@ -71,12 +71,12 @@ def warn_once(warning: TextWarning) -> None:
 
 
 class TextSpace(spaces.Box):
-    """Space of an encoded text: a Box of codes that knows if the text ever changes.
+    """Space of an encoded text: a Box of codes that records whether the text ever changes.
 
     Args:
         n_codes: number of different codes.
         length: length of the arrays.
-        is_constant: all episodes have the same text, so that it asks for nothing.
+        is_constant: whether all episodes have the same text, so that it carries no information.
     """
 
     def __init__(self, n_codes: int, length: int, *, is_constant: bool = False) -> None:
@@ -88,7 +88,7 @@ class TextCodec:
     """Conversion of texts to arrays of int16, as token ids or as UTF-8 bytes.
 
     Args:
-        vocabulary: words with ids of their own, beside MiniGrid's; all others share the hash
+        vocabulary: words with ids of their own, besides MiniGrid's; all others share the hash
             buckets.
         length: length of the arrays, in tokens or bytes; longer texts are cut.
         form: ``tokens``, or ``utf8`` for the bytes plus 1.
@@ -113,7 +113,7 @@ class TextCodec:
         self._cached_codes = lru_cache(maxsize=CACHED_TEXTS)(self._codes)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Return how to make the codec again in another process; its cache is not sent."""
+        """Return the arguments that rebuild the codec in another process, without its cache."""
         return (text_codec, (self.vocabulary, self.length, self.form))
 
     @property
@@ -127,19 +127,19 @@ class TextCodec:
 
     @property
     def word_ids(self) -> dict[str, int]:
-        """Ids of the words that have one of their own."""
+        """Token ids of the known words."""
         return dict(self._ids)
 
     @property
     def unknown_ids(self) -> tuple[int, int]:
-        """First id of the other words, and the number of their ids."""
+        """First id of the unknown words, and the number of ids that they share."""
         return 1 + self._n_known, HASH_BUCKETS
 
     def space(self, *, is_constant: bool = False) -> TextSpace:
         """Return the space of the arrays, (length,).
 
         Args:
-            is_constant: all episodes have the same text.
+            is_constant: whether all episodes have the same text.
         """
         return TextSpace(self.n_codes, self.length, is_constant=is_constant)
 
@@ -148,8 +148,8 @@ class TextCodec:
 
         Args:
             text: any text.
-            key: key of the observation, to warn about texts that lose something; empty for no
-                warning.
+            key: key of the observation, to warn about cut texts and words that share an id; empty
+                for no warning.
 
         Returns:
             The codes, (length,).
@@ -208,7 +208,7 @@ class TextCodec:
         return codes
 
     def _token_ids(self, text: str, key: str) -> list[int]:
-        # words behind the end are not part of the observation, and cannot collide
+        # words beyond the length are not part of the observation, and cannot collide
         words = split_words(text)
         ids = [self.token_id(word, key) for word in words[: self.length]]
         return ids + [0] * (len(words) - len(ids))
@@ -248,10 +248,10 @@ class TextCodec:
 def text_codec(
     vocabulary: tuple[str, ...] = (), length: int = MAX_TOKENS, form: TextForm = "tokens"
 ) -> TextCodec:
-    """Return the codec of some options, which all environments of a process share.
+    """Return the codec of the given options, which all environments of a process share.
 
     Args:
-        vocabulary: words with ids of their own, beside MiniGrid's.
+        vocabulary: words with ids of their own, besides MiniGrid's.
         length: length of the arrays, in tokens or bytes.
         form: ``tokens`` or ``utf8``.
     """
@@ -260,12 +260,12 @@ def text_codec(
 
 @lru_cache(maxsize=64)
 def _shared_codec(vocabulary: tuple[str, ...], length: int, form: TextForm) -> TextCodec:
-    # positional arguments only, which the cache would tell from keywords and defaults
+    # positional arguments only, because the cache would store keyword arguments separately
     return TextCodec(vocabulary, length, form)
 
 
 def suite_codec(suite: SuiteConfig) -> TextCodec:
-    """Return the codec of a suite; without words of its own, that of MiniGrid.
+    """Return the codec of a suite; without a vocabulary, that of MiniGrid.
 
     Args:
         suite: the suite.
@@ -274,7 +274,7 @@ def suite_codec(suite: SuiteConfig) -> TextCodec:
 
 
 def is_text(space: spaces.Space[object]) -> bool:
-    """Return True if a space is one of texts after their conversion.
+    """Return True if a space is that of encoded texts.
 
     Args:
         space: a subspace of an observation.
@@ -291,7 +291,7 @@ def tokenize(
 
     Args:
         text: any text.
-        vocabulary: words with ids of their own, beside MiniGrid's: ``task.vocabulary`` of a run.
+        vocabulary: words with ids of their own, besides MiniGrid's: ``task.vocabulary`` of a run.
         text_length: length of the result: ``task.text_length`` of a run.
 
     Returns:
@@ -304,7 +304,7 @@ def mission_space(vocabulary: Sequence[str] = (), text_length: int = MAX_TOKENS)
     """Return the space of token ids, (text_length,).
 
     Args:
-        vocabulary: words with ids of their own, beside MiniGrid's.
+        vocabulary: words with ids of their own, besides MiniGrid's.
         text_length: length of a tokenized text.
     """
     return text_codec(tuple(vocabulary), text_length).space()
@@ -318,7 +318,7 @@ def _contains_any(codes: bytes, dtype: str, form: TextForm, phrases: tuple[Phras
         text = tuple(split_words(decode_utf8(row)))
     for phrase in phrases:
         length = len(phrase)
-        # Compare the phrase with each run of as many words.
+        # Compare the phrase with each window of the same number of words.
         for start in range(len(text) - length + 1):
             if text[start : start + length] == phrase:
                 return True

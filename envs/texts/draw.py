@@ -15,25 +15,25 @@ from mirl.envs.texts.vocabulary import MAX_BYTES, MAX_TOKENS, VOCABULARY
 from mirl.envs.type_aliases import AnyEnv, AnySpace
 
 PATIENCE = 64
-"""Number of resets without anything new after which no more texts are drawn."""
+"""Number of resets in a row without a new word or length after which drawing ends."""
 MAX_RESETS = 512
-"""Largest number of resets for drawing texts, so that a rich language ends as well."""
+"""Largest number of resets for drawing texts, so that drawing ends for a rich language too."""
 WATCHED_EPISODES = 8
-"""Number of episodes in which a few timesteps show whether texts change within an episode."""
+"""Number of episodes that are stepped to find out whether texts change within an episode."""
 WATCHED_STEPS = 16
 """Number of random timesteps after a reset in which texts are read."""
 MAX_WORD_LENGTH = 64
-"""Length of the longest word that gets an id of its own; longer ones are rather data."""
+"""Length of the longest word that gets an id of its own; longer ones are more likely data."""
 MIN_LENGTHS: dict[TextForm, int] = {"tokens": 16, "utf8": 64}
 """Smallest length of a text in an observation, by its form."""
 MINIGRID_LENGTHS: dict[TextForm, int] = {"tokens": MAX_TOKENS, "utf8": MAX_BYTES}
 """Length of the missions of MiniGrid and BabyAI, by their form."""
 MAX_DEFAULT_LENGTH = 256
-"""Largest length of a text of which only the space is known."""
+"""Maximum length of a text if only its space is known."""
 MAX_BYTES_PER_CHARACTER = 4
-"""Number of bytes that a character of UTF-8 has at most."""
+"""Maximum number of bytes of a UTF-8 character."""
 SLACK = 2
-"""Length of the arrays in lengths of the longest text that was drawn."""
+"""Length of the arrays, as a multiple of the longest drawn text."""
 
 
 @dataclass
@@ -104,7 +104,7 @@ def draw_texts(env: AnyEnv) -> TextSample:
         env: an environment before ``ContractObservation``; it is reset and stepped.
 
     Returns:
-        The words and lengths; for MiniGrid's own texts, what is known without a reset.
+        The words and lengths; for MiniGrid's own texts, the known lengths, without a reset.
     """
     sample = TextSample()
     space = env.observation_space
@@ -125,11 +125,11 @@ def draw_texts(env: AnyEnv) -> TextSample:
 
 
 class _Reader:
-    """Reader of the texts of observations, which notes their words and lengths.
+    """Reader of the texts of observations, which records their words and lengths.
 
     Args:
         text_spaces: spaces of the texts, by their keys.
-        sample: where words and lengths are noted.
+        sample: sample to which words and lengths are added.
         is_dict: whether the observations are dictionaries, or a single text.
     """
 
@@ -148,7 +148,7 @@ class _Reader:
         return [str(observation[key]) for key in self._spaces]
 
     def read(self, texts: Sequence[str]) -> bool:
-        """Note some texts, one per key; return True if there was anything new."""
+        """Record texts, one per key; return True if a word or length was new."""
         is_new = False
         for key, text in zip(self._spaces, texts, strict=True):
             words = split_words(text)
@@ -166,7 +166,7 @@ class _Reader:
         return is_new
 
     def finish(self) -> None:
-        """Note the lengths that the texts need, with slack for longer ones."""
+        """Record the lengths that the texts need, with slack for longer ones."""
         for key, space in self._spaces.items():
             for form, shortest in MIN_LENGTHS.items():
                 length = max(shortest, SLACK * self._longest.get((key, form), 0))
@@ -206,7 +206,7 @@ def _gets_own_id(word: str) -> bool:
 
 
 def _max_length(space: spaces.Text, form: TextForm) -> int:
-    """Return the length of the longest text of a space, which has a word per character at most."""
+    """Return the maximum length of a text of a space, with at most one word per character."""
     per_character = MAX_BYTES_PER_CHARACTER if form == "utf8" else 1
     return max(1, per_character * space.max_length)
 
@@ -215,7 +215,7 @@ def complete_texts(suite: SuiteConfig, samples: Iterable[TextSample]) -> SuiteCo
     """Return a suite with its vocabulary and the length of its texts filled in.
 
     Args:
-        suite: the suite; what it states is kept.
+        suite: the suite; the values that it states are kept.
         samples: samples of the texts of its tasks.
     """
     drawn = list(samples)
@@ -232,8 +232,8 @@ def complete_texts(suite: SuiteConfig, samples: Iterable[TextSample]) -> SuiteCo
 def _join_words(samples: Sequence[TextSample]) -> tuple[str, ...]:
     """Return the words of all samples in alphabetical order.
 
-    The order in which they appeared may differ from one start to the next where an environment
-    ignores its seed.
+    The order in which they appeared may differ from one run to the next if an environment ignores
+    its seed.
     """
     found: dict[str, None] = {}
     n_characters = 0
@@ -249,8 +249,8 @@ def _join_words(samples: Sequence[TextSample]) -> tuple[str, ...]:
 def draw_vocabulary(env: AnyEnv | str, *more: AnyEnv | str) -> tuple[str, ...]:
     """Return the words of environments for ``ContractObservation(vocabulary=…)``.
 
-    An environment is reset, so draw before its first episode, or from another instance. Keep the
-    result beside the weights: the ids of the words are part of them.
+    An environment is reset, so draw before its first episode, or from another instance. Store the
+    result with the weights, which depend on the ids of the words.
 
     Args:
         env: an environment, or its id.
@@ -263,7 +263,7 @@ def draw_vocabulary(env: AnyEnv | str, *more: AnyEnv | str) -> tuple[str, ...]:
     for source in (env, *more):
         made = source
         if isinstance(made, str):
-            # as MIRL makes every environment: Gymnasium's checker would warn of each text
+            # like every environment of MIRL: Gymnasium's checker would warn about each text
             made = gym.make(made, disable_env_checker=True)
         samples.append(draw_texts(made))
         if isinstance(source, str):

@@ -26,11 +26,11 @@ FloatObservation = dict[str, NDArray[np.float32]]
 class PoleLengthEnv(CartPoleEnv):
     """CartPole-v1 with a pole of a new length in each episode.
 
-    The observation holds CartPole's own (4,) under ``observation`` and, under ``context``, the
-    length of the pole in units of CartPole's (1,).
+    The observation holds CartPole's own observation (4,) under ``observation`` and the length of
+    the pole, relative to CartPole's, (1,) under ``context``.
 
     Args:
-        lengths: smallest and largest length in these units, between which it is drawn uniformly.
+        lengths: smallest and largest relative length; it is drawn uniformly between them.
         render_mode: render mode of CartPole.
 
     Raises:
@@ -53,7 +53,7 @@ class PoleLengthEnv(CartPoleEnv):
     def reset(  # type: ignore[override]
         self, *, seed: int | None = None, options: Info | None = None
     ) -> tuple[FloatObservation, Info]:
-        """Draw a start as CartPole does, and a length.
+        """Draw an initial state as CartPole does, and a length.
 
         Args:
             seed: seed of the generator; None continues it.

@@ -1,7 +1,7 @@
-"""Wrappers that add a context to any environment: useless numbers, or actuators that change.
+"""Wrappers that add a context to any environment: irrelevant numbers, or changing actuators.
 
 The context is a Box of one dimension under ``context``, a key that policies take as a context by
-default; all else stays what is seen.
+default; all other keys stay inputs.
 """
 
 from typing import Any
@@ -21,18 +21,18 @@ CONTEXT_KEY = "context"
 
 
 class DistractorContext(gym.ObservationWrapper[Observation, Any, Any], RecordConstructorArgs):
-    """Append n useless numbers to the context, all of the same value.
+    """Append n irrelevant numbers to the context, all of the same value.
 
     An agent that is trained with one value and evaluated with another shows whether it has learned
     to ignore them. An observation that is not a Dict is stored under ``observation``.
 
     Args:
         env: the environment, with or without a context.
-        n: number of useless numbers.
+        n: number of irrelevant numbers.
         value: the value of all of them.
 
     Raises:
-        ConfigError: if the context would have no numbers, or is not a Box of one dimension.
+        ConfigError: if the context would be empty, or is not a Box of one dimension.
 
     References:
         Beukman et al., "Dynamics Generalisation in Reinforcement Learning via Adaptive
@@ -70,7 +70,7 @@ class DistractorContext(gym.ObservationWrapper[Observation, Any, Any], RecordCon
         self.observation_space = spaces.Dict(subspaces)  # type: ignore[assignment]
 
     def observation(self, observation: Any) -> Observation:
-        """Return an observation with the useless numbers at the end of its context.
+        """Return an observation with the irrelevant numbers at the end of its context.
 
         Args:
             observation: an observation of the environment.
@@ -81,21 +81,20 @@ class DistractorContext(gym.ObservationWrapper[Observation, Any, Any], RecordCon
 
 
 class ActuatorContext(gym.Wrapper[Observation, Array, Any, Any], RecordConstructorArgs):
-    """Change in each episode what the actions do, and show how: they are scaled, flipped, swapped.
+    """Scale, flip and swap the actions anew in each episode, and show the change as the context.
 
     With actions u and u' in units of half their range around its center, the environment gets
     u' = M u, clipped to [-1, 1]. Each row of the m × m matrix M has one entry that is not 0, of a
     size that is drawn uniformly from [``low``, ``high``] and, with ``flips``, of a random sign.
-    It is on the diagonal, or, in half of the episodes if there are ``swaps``, on the other one,
-    which reverses the order of the actions. The context is the diagonal of M (m,), or with
+    It is on the diagonal, or, with ``swaps``, in half of the episodes on the antidiagonal, which
+    reverses the order of the actions. The context is the diagonal of M (m,), or with
     ``swaps`` all of M, row by row (m · m,).
 
     Args:
         env: an environment whose actions are a bounded Box of one dimension, and whose
             observations have no ``context``.
         low: smallest size of an entry of M, at least 0.
-        high: largest size of an entry of M, at most 1: the environment never gets less than asked
-            for because an action is clipped.
+        high: largest size of an entry of M, at most 1, so that clipping never weakens an action.
         flips: whether entries have random signs.
         swaps: whether the order of the actions is reversed in half of the episodes.
 
@@ -167,7 +166,7 @@ class ActuatorContext(gym.Wrapper[Observation, Array, Any, Any], RecordConstruct
             The observation and the info of the environment.
         """
         if seed is not None:
-            # A child: with the seed itself, M would repeat what the environment draws.
+            # A child seed: with the seed itself, M would repeat the environment's random numbers.
             self._rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
         m = len(self.matrix)
         entries = self._rng.uniform(self._low, self._high, m)

@@ -32,7 +32,7 @@ MIN_SIZE = 7
 
 
 class ReachEnv(MiniGridEnv):
-    """Reach a goal in four rooms, which gaps at random places connect.
+    """Reach a goal in four rooms that are connected by gaps at random places.
 
     The floor of each room has its own color; start and goal are random. Besides the two goals, the
     observation holds ``direction`` and MiniGrid's symbolic view: under ``image``, or, if the goal
@@ -90,7 +90,7 @@ class ReachEnv(MiniGridEnv):
         desired_goal: Array,
         info: Mapping[str, object] | Sequence[Mapping[str, object]],
     ) -> NDArray[np.float32]:
-        """Return the rewards for achieving one goal where another was desired.
+        """Return the rewards for achieved goals, given the desired goals.
 
         Args:
             achieved_goal: a goal, or a batch of B goals with a leading axis.
@@ -182,7 +182,7 @@ class ReachEnv(MiniGridEnv):
         self.goal_pos = self.agent_pos
         self.goal_dir = self.agent_dir
         self._desired = self._achieved_goal()
-        # Another cell can show the same picture, so the start is compared by its goal.
+        # Another cell can show the same picture, so the start is compared by its achieved goal.
         while self.is_reached(self._achieved_goal(), self._desired):
             self.agent_pos, self.agent_dir = self._random_pose(free)
         self.mission = f"reach cell {self.goal_pos}"

@@ -20,9 +20,9 @@ N_STEPS = 500
 class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     """One Meta-World task as in its multitask benchmarks, with the goal in the observation.
 
-    Each episode draws the places of objects and goal from the distribution from which the
-    benchmarks (MT1, MT10, MT50) draw their fifty fixed places. Here no place occurs twice, so
-    evaluation places have not been seen in training; the seed of ``reset`` decides all of them.
+    Each episode draws the positions of objects and goal from the distribution from which the
+    benchmarks (MT1, MT10, MT50) draw their fifty fixed positions. Here no position occurs twice, so
+    evaluation positions have not been seen in training; the seed of ``reset`` determines them all.
     The observation (39,) is float32 with infinite bounds, because Meta-World's bounds differ
     between tasks and its own first observations violate them.
 
@@ -57,7 +57,7 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             reward_function_version=reward_function_version,
             camera_name=camera_name,
         )
-        # The same as set_task() does for a stored place; here the places are drawn.
+        # The same as set_task() does for a stored position; here the positions are drawn.
         self._sawyer._set_task_called = True
         self._sawyer._set_task_inner()
         self._sawyer._partially_observable = False
@@ -71,7 +71,7 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: Info | None = None
     ) -> tuple[NDArray[np.float32], Info]:
-        """Draw places for the objects and the goal.
+        """Draw positions of the objects and the goal.
 
         Args:
             seed: seed of the generator; None continues it.
@@ -83,8 +83,8 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         super().reset(seed=seed)
         if seed is not None:
             self._sawyer.seed(seed)
-        # The package's reset() places everything twice, and its observation may still show the
-        # first places. So places are drawn once here and kept during its reset().
+        # The package's reset() draws all positions twice, and its observation may still show the
+        # first ones. So positions are drawn once here and kept during its reset().
         self._sawyer._freeze_rand_vec = False
         self._sawyer.reset_model()
         self._sawyer._freeze_rand_vec = True
@@ -112,7 +112,7 @@ class MetaWorldEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         picture: Array | None = self._sawyer.render()
         if picture is None:
             return None
-        # Several of Meta-World's cameras hang upside down.
+        # Several of Meta-World's cameras are mounted upside down.
         up = self._sawyer.data.camera(self._camera_name).xmat.reshape(3, 3)[:, 1]
         if up[2] < 0:
             return picture[::-1, ::-1]

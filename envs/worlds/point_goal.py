@@ -1,4 +1,4 @@
-"""A point in a square that is driven to a goal: the smallest continuous control in a plane."""
+"""A point in a square that is driven to a goal: a minimal continuous-control task in the plane."""
 
 import math
 
@@ -12,7 +12,7 @@ from mirl.envs.type_aliases import Info
 N_STEPS = 50
 """Timesteps of an episode. Each gives a reward of at most 1, so this is also the highest return."""
 STEP_SIZE = 0.1
-"""Distance of a timestep along each axis, at most."""
+"""Maximum distance along each axis in one timestep."""
 SUCCESS_DISTANCE = 0.1
 """Distance to the goal within which a timestep is successful."""
 MAX_DISTANCE = 2 * math.sqrt(2)

@@ -1,7 +1,7 @@
-"""A game of n agents that have to do different things: each is paid less the more do the same.
+"""A game of n agents that have to choose different actions: equal actions reduce the reward.
 
-One network plays all agents. They see the same, so only their number, the index of their task,
-tells them apart.
+One network controls all agents. Their observations are the same, so only their number, the index
+of their task, distinguishes them.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ class RolesVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], Array]):
 
     The slots of the vector are the agents: slot g · n + i is agent i of game g. The observation is
     the last joint action of the game, n one-hot rows (n · n,), the same for all of its agents. The
-    one before the first timestep is drawn uniformly. Rewards are in [1 / n, 1], and they are 1 for
-    all agents if and only if no two agents do the same. Episodes are only truncated, and wait for
-    their reset.
+    joint action before the first timestep is drawn uniformly. Rewards are in [1 / n, 1], and
+    they are 1 for all agents if and only if no two agents choose the same action. Episodes are only
+    truncated, and the games then wait for their reset.
 
     Args:
         num_envs: number of slots, a multiple of ``n_agents``.
@@ -76,7 +76,7 @@ class RolesVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], Array]):
 
         Args:
             seed: seeds of the slots, of which each game uses that of its first agent; an integer
-                is the seed of slot 0, which counts up. None continues the random streams.
+                is the seed of slot 0, plus i for slot i. None continues the random streams.
             options: ``reset_mask`` is True for the slots to reset, (num_envs,), whole games.
 
         Returns:
@@ -115,7 +115,7 @@ class RolesVectorEnv(VectorEnv[NDArray[np.float32], NDArray[np.int64], Array]):
             empty info.
         """
         self._joint_actions = np.asarray(actions, np.int64).reshape(-1, self.n_agents)  # (games, n)
-        # (games, n, n): True where two agents, or an agent and itself, do the same.
+        # (games, n, n): True where two agents, or an agent and itself, choose the same action.
         is_same = self._joint_actions[:, :, None] == self._joint_actions[:, None, :]
         rewards = 1.0 / is_same.sum(axis=2)
         self._n_steps += 1

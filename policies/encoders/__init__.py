@@ -1,6 +1,6 @@
 """Observation encoders.
 
-Those of images have two stages, first cells and then a vector, so that a fusion fits in between.
+Image encoders have two stages, cells and then a vector, so that a fusion can act in between.
 
 Shapes in these modules: B rows, H height, W width, C channels, P = H * W cells.
 """

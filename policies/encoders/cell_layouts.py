@@ -14,8 +14,8 @@ def image_layout(space: spaces.Space[object]) -> tuple[int, int, int, bool]:
     """Return height, width and depth of a space with cells, and True if channels come first.
 
     Args:
-        space: a space of shape (H, W), (H, W, C) or (C, H, W). Channels are the axis that differs
-            from two equal ones, otherwise the smallest; the last one if in doubt.
+        space: a space of shape (H, W), (H, W, C) or (C, H, W). The channel axis is the one that
+            differs from two equal ones, otherwise the smallest; the last one if in doubt.
     """
     shape = space.shape or ()
     if len(shape) == 2:
@@ -38,7 +38,7 @@ def to_channels_last(
 
     Args:
         image: (B, H, W), (B, H, W, C) or (B, C, H, W).
-        channels_first: the channels are the first axis after the batch.
+        channels_first: whether the channels are the first axis after the batch.
     """
     if image.ndim == 3:
         return image.unsqueeze(-1)  # (B, H, W) -> (B, H, W, 1)
@@ -79,4 +79,4 @@ PLANE_VALUES = 2
 """Number of values of a plane."""
 
 MAX_CODES = 2**16
-"""Largest number of values of all codes of a cell together; above it they count as numbers."""
+"""Largest total number of values of a cell's codes; above it they are treated as numbers."""

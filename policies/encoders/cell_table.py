@@ -1,4 +1,4 @@
-"""Cells of few kinds as rows of a table, so that each kind is computed once.
+"""Cells of few types as rows of a table, so that each type is computed once.
 
 Shapes: R rows of the table, B observations, P cells of an observation, C channels.
 """
@@ -25,7 +25,7 @@ class CellTable(NamedTuple):
     """
 
     rows: Float[Tensor, "rows channels"]
-    """Features of each kind of cell, (R, C)."""
+    """Features of each cell type, (R, C)."""
     row_ids: Int[Tensor, "batch cells"]
     """The row of each cell, (B, P)."""
 
@@ -34,10 +34,11 @@ class CellTable(NamedTuple):
         return gather_rows(self.rows, self.row_ids)
 
     def without_unused(self) -> "CellTable":
-        """Return the table without the rows that no cell has, for a CPU.
+        """Return the table without unused rows, if it is on a CPU.
 
-        The number of these rows is known only when they are counted, for which the host would have
-        to wait for a GPU, and which a traced program cannot hold: the table stays as it is there.
+        The number of unused rows depends on the data: the host would have to wait for a GPU to
+        count them, and the shapes of a traced program cannot depend on it. In these two cases the
+        table is unchanged.
         """
         if not self._has_countable_rows:
             return self

@@ -1,4 +1,4 @@
-"""Encoders with a feature map: first cells, then a vector, so that a fusion fits in between."""
+"""Encoders with a feature map: cells, then a vector, so that a fusion can act in between."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ from mirl.policies.encoders.space_kinds import kind_of
 class CellsEncoder(Encoder):
     """Encoder of an image in two stages: ``to_cells``, then ``to_vector`` by two convolutions.
 
-    The other keys of the observation, such as the direction, join before the last layer.
+    The other keys of the observation, such as the direction, are joined before the last layer.
 
     Args:
         space: the space of the inputs, one of them with cells.
@@ -57,7 +57,7 @@ class CellsEncoder(Encoder):
         if isinstance(cells, GridCells):
             self.attribute_dims = cells.attribute_dims
         self.out_dim = features_dim
-        # without padding the two convolutions take off 4 rows and 4 columns
+        # without padding the two convolutions remove 4 rows and 4 columns
         padding = 0
         shrink = 4
         if min(cells.height, cells.width) < 5:
@@ -80,7 +80,7 @@ class CellsEncoder(Encoder):
 
         Args:
             observations: the keys of the space, preprocessed by SB3.
-            fuse: fusion of the cells with the context; None for none.
+            fuse: fusion of the cells with the context; None for no fusion.
 
         Returns:
             The feature vectors, (B, out_dim).
@@ -97,7 +97,7 @@ class CellsEncoder(Encoder):
         if self.other_keys:
             others = flatten_keys(observations, self.other_keys)
         else:
-            # the image is the only input; zero columns spare a special case
+            # the image is the only input; zero columns avoid a special case
             others = image.new_zeros(image.shape[0], 0, dtype=torch.float32)
         return self.to_vector(cells, others)
 
@@ -118,7 +118,7 @@ class CellsEncoder(Encoder):
         # (B, C, H, W) -> (B, H, W, C), the layout in memory, so that flattening copies nothing
         feature_map = self._convolve(cells).permute(0, 2, 3, 1).flatten(1)
         if others.shape[1] and torch.is_autocast_enabled(others.device.type):
-            # numbers in real units keep their digits: two products, that of the others in float32
+            # two products, the second in float32, so numbers in physical units keep their digits
             map_weight, others_weight = self.linear.weight.split(
                 [feature_map.shape[1], others.shape[1]], dim=1
             )
@@ -138,7 +138,7 @@ class CellsEncoder(Encoder):
         first = self.convolutions[0]
         assert isinstance(first, nn.Conv2d)
         if isinstance(cells, CellTable):
-            # padding would take a row of zeros; grids that small are cheap
+            # padding would need a row of zeros in the table; such small grids are cheap
             if first.padding == (0, 0) and cells.is_worth_convolving():
                 # (B, H, W, C) -> (B, C, H, W)
                 convolved = cells.convolve(first, size).permute(0, 3, 1, 2)

@@ -68,7 +68,7 @@ class CombinedEncoder(Encoder):
                 n_cells.append(part.n_cells)
                 layouts.append(part.attribute_dims)
         if len(set(layouts)) == 1:
-            # only attributes that every map has can be told apart by the fusion that they share
+            # the shared fusion can tell attributes apart only if every map has the same ones
             self.attribute_dims = layouts[0]
         if n_cells and None not in n_cells:
             self.n_cells = sum(cast(list[int], n_cells))
@@ -82,7 +82,7 @@ class CombinedEncoder(Encoder):
 
         Args:
             observations: the keys of the space, preprocessed by SB3.
-            fuse: fusion of each feature map with the context; None for none.
+            fuse: fusion of each feature map with the context; None for no fusion.
 
         Returns:
             The feature vectors, (B, out_dim).

@@ -1,4 +1,4 @@
-"""Base class of the observation encoders, and what several of them share."""
+"""Base class of the observation encoders, and functions that several of them share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -53,11 +53,11 @@ class FuseMap(Protocol):
 class Encoder(Part, nn.Module, ABC):
     """Base class of the observation encoders.
 
-    The constructor of a subclass takes a Dict space of the inputs alone and the config of the
-    encoder, and sets ``keys``, ``out_dim`` and, if it has a feature map, ``channels``.
+    The constructor of a subclass takes a Dict space of only the inputs, and the config of the
+    encoder. It sets ``keys``, ``out_dim`` and, if the encoder has a feature map, ``channels``.
 
     Examples:
-        An encoder of one's own has ``keys`` and ``out_dim`` (``docs/extending/encoder.md``):
+        A custom encoder has ``keys`` and ``out_dim`` (``docs/extending/encoder.md``):
 
         >>> import torch
         >>> from mirl.policies.encoders import Encoder
@@ -90,8 +90,8 @@ class Encoder(Part, nn.Module, ABC):
     n_cells: int | None = None
     """P, the cells of all feature maps together; None if there is no feature map."""
     attribute_dims: tuple[int, ...] = ()
-    """Channels of each attribute of a cell, such as its object and its color, the first ones of C;
-    the others belong to no attribute. Empty if the cells have no attributes."""
+    """Number of channels of each attribute of a cell, such as its object and its color. These are
+    the first of the C channels; the others belong to no attribute. Empty without attributes."""
 
     @abstractmethod
     def forward(
@@ -102,7 +102,7 @@ class Encoder(Part, nn.Module, ABC):
         Args:
             observations: the keys of the space, preprocessed by SB3.
             fuse: fusion of the feature map with the context, to be applied to the cells; None for
-                none.
+                no fusion.
 
         Returns:
             The feature vectors, (B, out_dim).
@@ -124,7 +124,7 @@ def in_float32(
     bfloat16 has 8 significant bits: it cannot tell 512 from 513.
 
     Args:
-        layer: the first layer that reads the numbers.
+        layer: the first layer, whose inputs are the numbers.
         inputs: (*B, inputs).
     """
     with torch.autocast(inputs.device.type, enabled=False):

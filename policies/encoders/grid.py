@@ -23,11 +23,11 @@ from mirl.policies.encoders.encoder import in_float32
 from mirl.policies.encoders.space_kinds import space_text
 
 DEFAULT_ATTRIBUTES = 8
-"""Channels per code for the embedding of that code alone, where there is room for them."""
+"""Default number of channels per code for the embedding of only that code, if they fit."""
 
 
 def default_attributes(space: spaces.Space[object], channels: int) -> int:
-    """Return the channels per code that ``encoder.attributes`` has if it is not given.
+    """Return the default of ``encoder.attributes``, a number of channels per code.
 
     Args:
         space: the space of the cells.
@@ -47,8 +47,8 @@ def default_attributes(space: spaces.Space[object], channels: int) -> int:
 class GridCells(nn.Module):
     """Cells of codes or planes: relu of the sum of one embedding per channel of the space.
 
-    There are few cell types, 264 in MiniGrid. Everything that depends on a cell alone is computed
-    once per type, and the cells gather it. Where there are too many types for a table, the
+    There are few cell types, 264 in MiniGrid. Everything that depends only on a cell is computed
+    once per type and gathered for the cells. If there are too many types for a table, the
     embeddings of each cell are summed up. A plane has one embedding, that of 1, so that empty cells
     are zeros; planes of real numbers are weighted by their values.
 
@@ -58,8 +58,8 @@ class GridCells(nn.Module):
     Args:
         space: codes, planes or real numbers of shape (H, W, C), (C, H, W) or (H, W).
         channels: C, the features of each cell.
-        additive: leave out the ReLU.
-        attributes: channels per code that hold the embedding of that code alone; 0 for none.
+        additive: whether to leave out the ReLU.
+        attributes: channels per code that hold the embedding of only that code; 0 for none.
 
     Raises:
         ConfigError: if the space is one of pixels, or if it has no codes for ``attributes`` or too
@@ -124,11 +124,11 @@ class GridCells(nn.Module):
             first_rows = torch.from_numpy(np.cumsum(n_values) - n_values)
             self.register_buffer("first_rows", first_rows, persistent=False)
         self.attribute_dims: tuple[int, ...] = ()
-        """Channels that hold the embedding of each code, the first ones; empty for none."""
+        """Number of channels of the embedding of each code, which come first; empty for none."""
         if attributes:
             self.attribute_dims = (attributes,) * depth
             self._check_attributes(space)
-        # plain parameters, which SB3's initialization leaves as they are
+        # plain parameters, which SB3's initialization leaves unchanged
         self.attribute_embeddings = nn.ParameterList()
         if n_values is not None:
             for size, _ in zip(n_values.tolist(), self.attribute_dims, strict=False):
@@ -224,7 +224,7 @@ def _are_planes(n_values: NDArray[np.int64]) -> bool:
 
 
 def _embeddings(size: int, dim: int) -> nn.Parameter:
-    """Return one vector per value of a code, of equal lengths, orthogonal where there is room."""
+    """Return one vector per value of a code, of equal lengths, orthogonal if there is room."""
     table = torch.empty(size, dim)
     # SB3 gives the layers of an encoder the same gain
     nn.init.orthogonal_(table, math.sqrt(2))

@@ -19,7 +19,7 @@ class ImageCells(nn.Module):
         channels: C, the features of each cell.
 
     Raises:
-        ConfigError: if the space is one of codes.
+        ConfigError: if the space holds codes.
 
     Examples:
         >>> import torch
@@ -77,7 +77,7 @@ class ImageCells(nn.Module):
 
 
 def _pixel_scale(space: spaces.Space[object]) -> float:
-    """Return the factor that brings pixels to [0, 1] where SB3 does not do so."""
+    """Return the factor that scales pixels to [0, 1] if SB3 does not do so."""
     if not isinstance(space, spaces.Box) or is_image_space(space):
         return 1.0
     high = float(np.abs(space.high).max())

@@ -15,7 +15,7 @@ MIN_IMAGE_SIZE = 32
 """Smallest height and width at which real numbers of rank 3 count as pixels."""
 
 MAX_IMAGE_CHANNELS = 4
-"""Largest number of channels at which they do."""
+"""Largest number of channels at which real numbers of rank 3 count as pixels."""
 
 MIN_GRAY_SIZE = 16
 """Smallest height and width at which bytes of rank 2 count as a grayscale image."""
@@ -35,7 +35,7 @@ def kind_of(space: spaces.Space[object]) -> Kind:
 
     Returns:
         "text" for token ids, which are int16; "image" for pixels; "grid" for cells of codes or
-        planes; "vector" for all else.
+        planes; "vector" for everything else.
     """
     shape = space.shape or ()
     if is_text(space):

@@ -69,7 +69,7 @@ class TextEncoder(Encoder):
         """
         tokens = observations[self.keys[0]].long()
         if torch.compiler.is_exporting():
-            # the number of distinct texts depends on the data, which an exported program cannot
+            # the number of distinct texts depends on data; shapes of exported programs cannot
             each: Tensor = self.norm(self.words(tokens).texts)
             return each
         distinct = unique_rows(tokens)

@@ -64,7 +64,7 @@ class VectorEncoder(Encoder):
         if self.normalize is not None:
             numbers = self.normalize(numbers)
         first, *later = self.mlp
-        # numbers in real units would lose their last digits in bfloat16
+        # numbers in physical units would lose their last digits in bfloat16
         hidden = in_float32(first, numbers)
         for layer in later:
             hidden = layer(hidden)

@@ -70,7 +70,7 @@ class ChunkedHypernetwork(nn.Module):
 
 
 def _fill_uniform(layer: Affine, inputs: int) -> None:
-    """Initialize a layer as ``nn.Linear`` is, c W and b uniformly in ±1/√inputs."""
+    """Initialize a layer like ``nn.Linear``: c W and b uniformly in ±1/√inputs."""
     bound = 1 / math.sqrt(inputs)
     nn.init.uniform_(layer.weight, -bound / layer.scale, bound / layer.scale)
     if layer.bias is not None:
@@ -80,11 +80,11 @@ def _fill_uniform(layer: Affine, inputs: int) -> None:
 class Adapter(Fusion):
     """Decision Adapter y = x + relu(A₂(z) relu(A₁(z) x + a₁(z)) + a₂(z)), generated from z.
 
-    Where O is not X, and in a last layer of a network, a linear layer follows: y = V (x + …) + b.
+    If O is not X, and in the last layer of a network, a linear layer follows: y = V (x + …) + b.
 
-    With ``start="blind"`` the generator's weights of z start at zero: the block is a random
-    function of x, the same for every z. With ``start="generated"`` it differs from the start, as in
-    the paper.
+    With ``start="blind"`` the generator's weights of z start at zero: the block starts as a random
+    function of x that is the same for every z. With ``start="generated"`` it differs between
+    contexts from the beginning, as in the paper.
 
     Args:
         features_dim: X, the size of the features.

@@ -1,4 +1,4 @@
-"""Affine maps, of which the fusions are made.
+"""Affine maps, the building blocks of the fusions.
 
 The weights are plain parameters rather than ``nn.Linear`` layers, because SB3's ``ortho_init``
 re-initializes every ``nn.Linear`` that it finds.
@@ -23,9 +23,9 @@ class Affine(nn.Module):
         in_dim: size of x.
         out_dim: size of y.
         gain: gain of the orthogonal initialization of c W; 0 initializes W to zero.
-        bias: add b, which starts at zero.
-        scale: c. An optimizer such as Adam changes each element of W by about as much, whatever c
-            is, so that a smaller c makes smaller steps.
+        bias: whether to add b, which starts at zero.
+        scale: c. An optimizer such as Adam changes each element of W by about the same amount for
+            every c, so that a smaller c makes smaller steps.
 
     Examples:
         >>> import torch
@@ -75,7 +75,7 @@ def as_linear(f: Callable[[Tensor], Tensor], in_dim: int) -> nn.Linear:
     # f(0) = b, and f(e_i) − b is column i of the matrix
     points = torch.cat([torch.zeros(1, in_dim), torch.eye(in_dim)]).double()
     at_zero, at_units = f(points).split([1, in_dim])
-    # an initialization of its own would draw from torch's generator
+    # without initialization, which would draw from torch's generator
     layer = nn.utils.skip_init(nn.Linear, in_dim, at_zero.shape[1], dtype=torch.float64)
     linear = cast(nn.Linear, layer)
     linear.weight.copy_((at_units - at_zero).T)

@@ -25,7 +25,7 @@ class CrossAttention(Fusion):
 
         y_i = V x_i + b + P Σ_j softmax_j(q(z) · k(x_j) / √d) v(x_j)
 
-    Sinusoidal positions are added before the keys and values. P starts at zero.
+    Sinusoidal position encodings are added to x before the keys and values. P starts at zero.
 
     Args:
         features_dim: X, the size of the features of a position; even, and a multiple of the heads.
@@ -225,7 +225,7 @@ class AttentionMask(Fusion):
     ) -> None:
         super().__init__(features_dim, context_dim, out_dim)
         self.simplex = config.mask == "softmax"
-        # the mask is bounded, so that its steps need no scale of the features
+        # the mask is bounded, so its steps do not need the features to be scaled
         mask_config = LowRankConfig(
             rank=config.rank, context_scale=config.context_scale, features_scale=1.0
         )

@@ -20,8 +20,8 @@ from mirl.policies.grouped_matmul import ContextGroups, multiply_row_by_row
 class Bilinear(Fusion):
     """General multiplicative interaction y = c zᵀ𝕎x + Uᵀz + V x + b with 𝕎 ∈ R^{Z×X×O}.
 
-    An optimizer such as Adam changes every weight by about as much. Without the factor c, the step
-    of zᵀ𝕎 would therefore be Σ|zᵢ| times that of V. See ``docs/theory.md``.
+    An optimizer such as Adam changes every weight by about the same amount. Without the factor c,
+    the step of zᵀ𝕎 would therefore be Σ|zᵢ| times that of V. See ``docs/theory.md``.
 
     ``mirl.policies.grouped_matmul`` computes the first term in the cheaper of two forms.
 
@@ -105,7 +105,7 @@ class Bilinear(Fusion):
         return self.context_scale * product + self.main(x) + shift
 
     def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
-        """Return the affine map that is left; see ``Fusion.specialize``."""
+        """Return the affine map for one context; see ``Fusion.specialize``."""
         return self.specialize_affine(z)
 
 
@@ -165,7 +165,7 @@ class LowRank(Fusion):
         return self.project(products) + self.main(x) + per_row(self.shift(z), groups)
 
     def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
-        """Return the affine map that is left; see ``Fusion.specialize``."""
+        """Return the affine map for one context; see ``Fusion.specialize``."""
         return self.specialize_affine(z)
 
 
@@ -228,5 +228,5 @@ class Hyper(Fusion):
         return self.generate.interact(x, hidden, groups)
 
     def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
-        """Return the affine map that is left; see ``Fusion.specialize``."""
+        """Return the affine map for one context; see ``Fusion.specialize``."""
         return self.specialize_affine(z)

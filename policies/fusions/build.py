@@ -16,21 +16,21 @@ def build_fusion(
     gain: float = RELU_GAIN,
     attribute_dims: tuple[int, ...] = (),
 ) -> Fusion:
-    """Build the fusion that ``config`` belongs to, for a vector or for each position by itself.
+    """Build the fusion that ``config`` belongs to, for a vector or for each position separately.
 
     Args:
-        config: options of the fusion, built-in or a user's.
+        config: options of the fusion, built-in or custom.
         features_dim: X, the size of the features.
         context_dim: Z, the size of the context.
         out_dim: O, the size of the output.
         gain: gain of the map that the fusion starts as.
-        attribute_dims: number of features of each attribute, the first ones; empty for none.
+        attribute_dims: number of features of each attribute, which come first; empty for none.
 
     Returns:
         The fusion, newly initialized.
 
     Raises:
-        ConfigError: if no fusion has this config, or if it has another constructor.
+        ConfigError: if no fusion has this config, or if its constructor does not fit.
     """
     return _construct(
         Fusion.class_of(config),
@@ -53,21 +53,21 @@ def build_map_fusion(
 ) -> Fusion:
     """Build the fusion of a feature map.
 
-    ``attention`` attends over the cells; every other built-in fusion treats each cell by itself.
+    ``attention`` attends over the cells; every other built-in fusion treats each cell separately.
 
     Args:
-        config: options of the fusion, built-in or a user's.
+        config: options of the fusion, built-in or custom.
         features_dim: X, the features of a cell.
         context_dim: Z, the size of the context.
         out_dim: O, the features of a fused cell.
-        attribute_dims: number of features of each attribute of a cell, the first ones; empty for
+        attribute_dims: number of features of each attribute of a cell, which come first; empty for
             none.
 
     Returns:
         The fusion, newly initialized.
 
     Raises:
-        ConfigError: if no fusion has this config, or if it has another constructor.
+        ConfigError: if no fusion has this config, or if its constructor does not fit.
     """
     fusion_class = Fusion.class_of(config)
     fusion_class = fusion_class.map_class or fusion_class

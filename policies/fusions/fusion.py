@@ -1,4 +1,4 @@
-"""Base class of the fusions y = f(x, z), and what all of them share."""
+"""Base class of the fusions y = f(x, z), and a function that they share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ class Fusion(nn.Module, Part, ABC):
     """Base class of the fusions y = f(x, z).
 
     Every fusion is a class with a ``Config``, built by ``(features_dim, context_dim, out_dim,
-    config, gain)``, where ``gain`` is that of the map V x + b which the fusion starts as. A class
-    that sets ``uses_attributes`` is built with one more argument, ``attribute_dims``: the number of
-    features of each attribute of a cell, the first ones of x; empty where there are none. A class
-    that sets ``reads_words`` gets the words of each context in place of z, (G, W, Z).
+    config, gain)``, where ``gain`` is the gain of V x + b, the map as which the fusion starts. A
+    class that sets ``uses_attributes`` is built with one more argument, ``attribute_dims``: the
+    number of features of each attribute of a cell, which are the first ones of x; empty if there
+    are none. A class that sets ``reads_words`` gets the words of each context, (G, W, Z), as z.
 
     Args:
         features_dim: X, the size of the features.
@@ -31,7 +31,7 @@ class Fusion(nn.Module, Part, ABC):
         out_dim: O, the size of the output.
 
     Examples:
-        A fusion of one's own defines ``interact``; with a ``Config``, it can also be chosen by name
+        A custom fusion defines ``interact``; with a ``Config``, it can also be chosen by name
         (``docs/extending/fusion.md``):
 
         >>> import torch
@@ -57,15 +57,15 @@ class Fusion(nn.Module, Part, ABC):
         ),
     }
     map_class: ClassVar[type["Fusion"] | None] = None
-    """Class that fuses a feature map in place of this one; None for this one."""
+    """Class that fuses a feature map instead of this class; None to use this class."""
     is_positionwise = True
-    """True if each position is fused by itself, independently of the other positions."""
+    """True if each position is fused independently of the other positions."""
     uses_attributes: ClassVar[bool] = False
     """True if the constructor takes ``attribute_dims``."""
     reads_words: ClassVar[bool] = False
     """True if z is given as (G, W, Z), one vector per word, W = 1 for a context other than text."""
     similarities_dim = 0
-    """S, the similarities of each position with the context that heads can read; 0 for none."""
+    """S, the number of each position's similarities with the context, for the heads; 0 for none."""
 
     def __init__(self, features_dim: int, context_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Fusion(nn.Module, Part, ABC):
     ) -> Float[Tensor, "*batch out"]:
         """Fuse the features with the context.
 
-        With ``index``, everything that depends on the context alone is computed once for each of
+        With ``index``, everything that depends only on the context is computed once for each of
         the G distinct contexts. Nothing is broadcast silently.
 
         Args:
@@ -92,14 +92,14 @@ class Fusion(nn.Module, Part, ABC):
             index: (B,), for each row the index of its context in ``context``, or the
                 ``ContextGroups`` of these indices.
             words: (B, W, Z) or (G, W, Z), the vectors of the words of each context; None for a
-                context that is not a text. Only a fusion with ``reads_words`` reads them.
+                context that is not a text. Only a fusion with ``reads_words`` uses them.
 
         Returns:
             The fused features, (*B, O) or (B, *positions, O).
 
         Raises:
             ValueError: if the sizes do not fit.
-            ConfigError: if ``interact`` of a user's class returns another shape.
+            ConfigError: if ``interact`` of a custom class returns another shape.
         """
         if isinstance(index, Tensor):
             groups: ContextGroups | None = ContextGroups(index, len(context))
@@ -143,7 +143,7 @@ class Fusion(nn.Module, Part, ABC):
         values: Float[Tensor, "G Z"],
         words: Float[Tensor, "G W Z"] | None,
     ) -> Float[Tensor, "G *chosen Z"]:
-        """Return what ``interact`` takes as z: contexts, or their words if the class reads them.
+        """Return the z of ``interact``: the contexts, or their words if the class reads words.
 
         Args:
             values: contexts, (G, Z).
@@ -184,8 +184,8 @@ class Fusion(nn.Module, Part, ABC):
     ) -> tuple[Float[Tensor, "B P O"], Float[Tensor, "B P S"]]:
         """Compute f(x, z) and the similarities of each position with its context.
 
-        Only fusions with a ``similarities_dim`` need it. At site "map" the heads then read the
-        similarities of all cells in place of a fusion with the last hidden layer.
+        Only fusions with a ``similarities_dim`` define it. At site "map" the heads then receive the
+        similarities of all cells instead of a fusion with the last hidden layer.
 
         Args:
             x: features, (B, P, X).
@@ -235,10 +235,10 @@ class Fusion(nn.Module, Part, ABC):
         return {}
 
     def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
-        """Return the form of the fusion that is left for one context, y = f(x) of x alone.
+        """Return the fusion for one fixed context, as a module y = f(x) of x only.
 
         It is called by ``mirl.policies.specialize`` and by the export, on a copy of the fusion in
-        float64 on the CPU, without gradients. A fusion that neither is used with can do without.
+        float64 on the CPU, without gradients. A fusion that is used with neither can omit it.
 
         Args:
             z: the encoded context in float64, (1, Z); (1, W, Z) for a class with ``reads_words``.
@@ -247,7 +247,7 @@ class Fusion(nn.Module, Part, ABC):
             A module that maps x of shape (B, X) or (B, P, X) to y, in float64.
 
         Raises:
-            ConfigError: if the class has no such method of its own.
+            ConfigError: if the class does not define this method.
         """
         name = f"{type(self).__module__}:{type(self).__qualname__}"
         raise ConfigError(
@@ -271,7 +271,7 @@ class Fusion(nn.Module, Part, ABC):
 def per_row(
     per_context: Float[Tensor, "G D"], groups: ContextGroups | None
 ) -> Float[Tensor, "B 1 D"]:
-    """Copy values that were computed once per distinct context to the rows that have the context.
+    """Copy values that were computed once per distinct context to the rows with that context.
 
     Args:
         per_context: (G, D), one vector per distinct context.

@@ -128,7 +128,7 @@ class MetricSimilarity(Fusion):
 class SpecializedMetric(nn.Module):
     """``MetricSimilarity`` for one z: y = linear(x) + output(‖A_k x − B_k z‖² for every k).
 
-    The inner products are affine in x and join V x + b; the distances remain.
+    The inner products are affine in x and are merged into V x + b; the distances remain.
 
     Args:
         fusion: the fusion, in float64.

@@ -71,7 +71,7 @@ class Film(Fusion):
         super().__init__(features_dim, context_dim, out_dim)
         self.context_scale = config.scale(context_dim)
         self.main = Affine(features_dim, out_dim, gain=gain)
-        # γ and β from one matrix product; without a bias, z = 0 leaves V x + b as it is
+        # γ and β from one matrix product; without a bias, z = 0 leaves V x + b unchanged
         self.to_scale_shift = Affine(context_dim, 2 * out_dim, gain=0, bias=False)
 
     def interact(
@@ -108,7 +108,7 @@ class Film(Fusion):
         return {"scale": scale, "shift": shift}
 
     def specialize(self, z: Float[Tensor, "1 context"]) -> nn.Module:
-        """Return the affine map that is left; see ``Fusion.specialize``."""
+        """Return the affine map for one context; see ``Fusion.specialize``."""
         return self.specialize_affine(z)
 
 
@@ -122,7 +122,7 @@ class Gate(Fusion):
         features_dim: X, the size of the features.
         context_dim: Z, the size of the context.
         out_dim: O, the size of the output.
-        config: options of the fusion; it has none.
+        config: config of the fusion, which has no options.
         gain: gain of the map that the layer starts as.
 
     References:

@@ -23,17 +23,17 @@ class ProductSimilarity(Fusion):
 
     x_f are the channels of attribute f of a cell, such as its object or its color, and z_f is a
     weighted sum of the words of the mission, so that "the red ball" is "red" for the color and
-    "ball" for the object: each word is shared out among the attributes and none of them by
-    softmax_f(q_f · z_w), where none has a score of 0. A context other than text is one word.
-    Without ``config.pool_words`` z_f is the vector of the whole text. The channels of no attribute
-    enter V x alone; with ``config.main_attributes`` V reads the first attributes instead. Features
+    "ball" for the object: softmax_f(q_f · z_w) divides each word among the attributes and an option
+    "no attribute", whose score is 0. A context other than text is one word. Without
+    ``config.pool_words`` z_f is the vector of the whole text. Channels that belong to no attribute
+    enter only V x; with ``config.main_attributes`` V reads the first attributes instead. Features
     without attributes are projected as a whole: x_f = x for each of ``config.groups``.
 
-    B and q start at zero, and the weights are (F + 1) / W times the shares, so that z_f starts as
+    B and q start at zero, and the weights are (F + 1) / W times the softmax, so that z_f starts as
     the mean of the words. A random B would give each word a preference for some values of every
     attribute, such as "ball" for red cells, and training on some pairs need not remove it. With
-    ``config.bound`` every s_f is β tanh(s_f / β), so that no pair fits better than others because
-    it was asked for more often.
+    ``config.bound`` every s_f is β tanh(s_f / β), so that no pair scores higher than others only
+    because the missions asked for it more often.
 
     Args:
         features_dim: X, the size of the features.
@@ -85,7 +85,7 @@ class ProductSimilarity(Fusion):
         if not self.parts:
             self.parts = [(0, features_dim)] * config.groups
         self.main_dim = features_dim
-        """Number of channels that V reads, the first ones."""
+        """Number of channels, the first ones, that V reads."""
         if attribute_dims and config.main_attributes is not None:
             self.main_dim = sum(attribute_dims[: config.main_attributes])
         projected_dim = config.products * config.rank
@@ -110,12 +110,12 @@ class ProductSimilarity(Fusion):
         terms_dim = (len(self.parts) + 1) * config.products
         # only B is zero: with A or W at zero as well, no gradient would reach any of the three
         self.output = Affine(terms_dim, out_dim, gain=1, bias=False)
-        # the heads read s alone: a single s_f learns which values of its attribute never go with
-        # which words
+        # the heads receive only s: a single s_f learns which values of its attribute never occur
+        # with which words
         self.similarities_dim = config.products
 
     def _factor(self, in_dim: int, out_dim: int) -> Affine:
-        """Return A_f of a size that gives similarities of order 1, if z_f is as large as x_f."""
+        """Return A_f, scaled such that similarities are of order 1 if z_f is as large as x_f."""
         # an orthogonal map into more dimensions would shrink each of them
         gain = math.sqrt(max(1.0, out_dim / in_dim))
         # the inner product of R numbers of order 1 is of order √R
@@ -134,7 +134,7 @@ class ProductSimilarity(Fusion):
         """Return c B_f z_f for each attribute.
 
         Args:
-            z: words of the contexts, (G, W, Z), with zeros behind the last one.
+            z: words of the contexts, (G, W, Z), with zeros after the last one.
 
         Returns:
             The projections, (G, F, K, R).
@@ -230,7 +230,7 @@ class ProductSimilarity(Fusion):
         z: Float[Tensor, "G W Z"],
         groups: ContextGroups | None,
     ) -> tuple[Float[Tensor, "B P O"], Float[Tensor, "B P K"]]:
-        """Compute the output, and return the similarities of whole cells with it.
+        """Compute the output and the similarities of whole cells.
 
         Args:
             x: features, (B, P, X).
@@ -294,7 +294,7 @@ def bounded(
 
     Args:
         similarities: s_1, …, s_F, K of each.
-        bound: β; None to return the similarities as they are.
+        bound: β; None to return the similarities unchanged.
     """
     return similarities if bound is None else bound * torch.tanh(similarities / bound)
 

@@ -8,14 +8,14 @@ from mirl.policies.memory.mi_lstm import MiLstm
 from mirl.policies.memory.window_attention import WindowAttention
 
 BUILT_IN = (Lstm, Gru, MiLstm, FastWeights, WindowAttention)
-"""Built-in cores. Importing their modules is what makes their configs known."""
+"""Built-in cores. Importing their modules registers their configs."""
 
 
 def build_core(config: RecurrentCoreConfig, features_dim: int, context_dim: int) -> Core:
     """Build the recurrent core that ``config`` belongs to.
 
     Args:
-        config: options of the core, built-in or a user's.
+        config: options of the core, built-in or custom.
         features_dim: X, the size of the features.
         context_dim: Z, the size of the context.
 
@@ -23,8 +23,8 @@ def build_core(config: RecurrentCoreConfig, features_dim: int, context_dim: int)
         The core with its initial weights.
 
     Raises:
-        ConfigError: if no core has this config, if it has another constructor, or if there is a
-            single feature and it is to be normalized.
+        ConfigError: if no core has this config, if its constructor does not fit, or if a single
+            feature is to be normalized.
     """
     core_class = Core.class_of(config)
     return core_class.construct(features_dim=features_dim, context_dim=context_dim, config=config)

@@ -15,7 +15,7 @@ from mirl.policies.memory.episodes import Episodes
 
 
 class ChunkedCore(Core):
-    """A core whose cost grows with the square of the timesteps that it computes at once.
+    """A core whose cost grows with the square of the number of timesteps computed at once.
 
     Longer sequences are split into chunks, which are computed one after the other.
     """
@@ -37,7 +37,7 @@ class ChunkedCore(Core):
         outputs: list[Tensor] = []
         for start in range(0, len(x), self.CHUNK):
             chunk = slice(start, start + self.CHUNK)
-            # Episodes are numbered anew in each chunk; the state carries over what came before.
+            # Episodes are numbered anew in each chunk; the state carries over earlier timesteps.
             own_episodes = Episodes(episodes.starts[chunk], episodes.device)
             y, state = self.forward_chunk(x[chunk], state, own_episodes)
             outputs.append(y)
@@ -55,7 +55,7 @@ class ChunkedCore(Core):
         Args:
             x: (T, N, X), the features.
             state: (N, S), the hidden state before the chunk.
-            episodes: where episodes start in the chunk.
+            episodes: the episode starts in the chunk.
 
         Returns:
             (T, N, size), the output; (N, S), the hidden state after the chunk.

@@ -26,14 +26,14 @@ from mirl.policies.memory.episodes import Episodes
 class Core(nn.Module, Part, ABC):
     """A recurrent core: (features, state, episode_start, context) -> (output, state).
 
-    The hidden state of a sequence is one row of numbers. It is reset to zeros where an episode
+    The hidden state of a sequence is one row of numbers. It is reset to zeros when an episode
     starts. The output for T timesteps at once equals that of T calls for one timestep each, as long
     as all numbers are finite. Under autocast the core computes in float32, because rounding errors
     would accumulate over time.
 
     With a skip connection the output is x + P y, where y is the output of the core and P starts
-    at zero: the agent first learns to react, like one without memory. No gradient flows from y to
-    x, so that an untrained memory does not disturb the features.
+    at zero: the agent first learns to react, like an agent without memory. No gradient flows from
+    y to x, so that an untrained memory does not disturb the features.
 
     Every core is a class with a ``Config``, built by ``(features_dim, context_dim, config)``.
 
@@ -43,11 +43,11 @@ class Core(nn.Module, Part, ABC):
         config: the options that all cores share.
 
     Raises:
-        ConfigError: if there is a single feature and it is to be normalized.
+        ConfigError: if a single feature is to be normalized.
 
     References:
         Parisotto et al., "Stabilizing Transformers for Reinforcement Learning", ICML 2020, for the
-        identity map at the start.
+        identity map at initialization.
 
     Examples:
         Three timesteps of two sequences (``docs/extending/memory_core.md`` derives a core):
@@ -107,14 +107,14 @@ class Core(nn.Module, Part, ABC):
             state: (N, S), the hidden state before the first timestep.
             episode_start: (T, N), whether a timestep is the first of an episode.
             context: (T * N, Z), time first; or (G, Z), the distinct contexts, with ``groups``.
-            groups: which of the G contexts each timestep has.
+            groups: the context of each timestep, among the G contexts.
 
         Returns:
             (T, N, O), the output; (N, S), the hidden state after the last timestep.
 
         Raises:
             ValueError: if the sizes do not fit.
-            ConfigError: if ``run`` of a user's class returns other shapes.
+            ConfigError: if ``run`` of a custom class returns wrong shapes.
         """
         episodes = _as_episodes(episode_start, features.device)
         self._check_sizes(features, state, episodes, context, groups)
@@ -123,10 +123,10 @@ class Core(nn.Module, Part, ABC):
         x = to_float32(features)
         z = None if context is None else to_float32(context)
         with torch.autocast(features.device.type, enabled=False):
-            # With a skip connection, x learns through the direct path alone.
+            # With a skip connection, x gets gradients only through the direct path.
             inputs = x if self.add is None else x.detach()
             if self.normalize:
-                # What the features of all observations share would dominate the differences.
+                # The part that is common to the features of all observations would dominate.
                 inputs = F.layer_norm(inputs, (self.features_dim,))
             with explain_own_errors(
                 type(self),
@@ -158,16 +158,16 @@ class Core(nn.Module, Part, ABC):
         Args:
             x: (T, N, X), the features.
             state: (N, S), the hidden state, already reset where an episode starts at t = 0.
-            episodes: where episodes start.
+            episodes: the episode starts.
             z: (T * N, Z) or (G, Z), the contexts; None if there are none.
-            groups: which of the G contexts each timestep has.
+            groups: the context of each timestep, among the G contexts.
 
         Returns:
             (T, N, size), the output; (N, S), the hidden state afterwards.
         """
 
     def _check_outputs(self, returned: object, episodes: Episodes) -> None:
-        """Raise if ``run``, which may be that of a user's class, returns something else."""
+        """Raise if ``run``, which may be that of a custom class, returns wrong types or shapes."""
         expected = (*episodes.shape, self.size)
         expected_state = (episodes.shape[1], self.state_dim)
         if isinstance(returned, tuple | list):

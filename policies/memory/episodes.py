@@ -29,7 +29,7 @@ class Packing(NamedTuple):
     sequence: Int[Tensor, " pieces"]
     """(P,), the sequence of each segment."""
     starts_episode: Bool[Tensor, "pieces 1"]
-    """(P, 1), whether a segment starts inside its sequence, where an episode does."""
+    """(P, 1), True if a segment starts inside its sequence, with the start of an episode."""
     last: Int[Tensor, " batch"]
     """(N,), the last segment of each sequence."""
 
@@ -77,7 +77,7 @@ class Episodes:
         return state.masked_fill(self._to_device(self.starts[0, :, None]), 0)
 
     def age(self, before: Float[Tensor, " batch"]) -> Float[Tensor, "time batch"]:
-        """Return (T, N), the number of timesteps of its episode that precede each timestep.
+        """Return (T, N), the number of earlier timesteps in each timestep's episode.
 
         Args:
             before: (N,), the number of timesteps of the episode that precede the sequence.
@@ -197,7 +197,7 @@ class Episodes:
 
 
 class OneTimestep(Episodes):
-    """The episode starts of one timestep, held in a tensor as an exported program needs them.
+    """The episode starts of one timestep, held in a tensor, as an exported program requires.
 
     Args:
         starts: (N,), True where an episode starts.
@@ -207,7 +207,7 @@ class OneTimestep(Episodes):
         self.is_start = starts
         self.device = starts.device
 
-    # N is a symbol of torch, and no int, while a program for any batch size is exported.
+    # N is a symbolic size, not an int, while a program for any batch size is exported.
 
     @property
     def shape(self) -> tuple[int, Any]:
@@ -216,7 +216,7 @@ class OneTimestep(Episodes):
 
     @property
     def batch_sizes(self) -> list[Any]:
-        """Return N alone, because all N segments have one timestep."""
+        """Return [N], because all N segments have one timestep."""
         return [self.is_start.shape[0]]
 
     @cached_property
@@ -238,7 +238,7 @@ class OneTimestep(Episodes):
         return state.masked_fill(self.is_start.unsqueeze(1), 0)
 
     def age(self, before: Float[Tensor, " batch"]) -> Float[Tensor, "1 batch"]:
-        """Return (1, N), the number of timesteps of its episode that precede each timestep.
+        """Return (1, N), the number of earlier timesteps in each timestep's episode.
 
         Args:
             before: (N,), the number of timesteps of the episode that precede this one.

@@ -19,8 +19,8 @@ class FastWeights(ChunkedCore):
         M_t = M_{t−1} + k_t u_tᵀ  with u_t = β_t (v_t − M_{t−1}ᵀ k_t)
         y_t = V x_t + b + P M_tᵀ q_t
 
-    where keys and queries have norm 1 and P starts at zero. What T timesteps write is the solution
-    of a triangular system, so that a chunk is computed at once.
+    where keys and queries have norm 1 and P starts at zero. The writes of T timesteps are the
+    solution of a triangular system, so that a chunk is computed at once.
 
     The hidden state holds the (d, d) matrices of all heads.
 
@@ -79,7 +79,7 @@ class FastWeights(ChunkedCore):
             u = torch.linalg.solve_triangular(system, missing, upper=False, unitriangular=True)
         # M_0ᵀ q_t from before the chunk, and Σ_{s≤t} (q_t · k_s) u_s from the chunk itself.
         read = continues * (q @ memory) + (q @ k.mT * same_episode.tril()) @ u
-        # What the last episode of the chunk leaves.
+        # The memory that the last episode of the chunk leaves.
         after = (last_episode == 0) * memory + (k * (episode == last_episode)).mT @ u
         # (N, H, T, d) -> (T, N, H * d)
         joined = read.permute(2, 0, 1, 3).flatten(2)

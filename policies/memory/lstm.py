@@ -22,7 +22,7 @@ CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 class Recurrent(Core):
     """``torch.nn.LSTM`` or ``torch.nn.GRU``, over all segments at once as a packed sequence.
 
-    The hidden state is h, or (h, c) side by side.
+    The hidden state is h, or h and c concatenated.
 
     Args:
         network: the layer; its weights are initialized here.
@@ -30,7 +30,7 @@ class Recurrent(Core):
     """
 
     def __init__(self, network: nn.LSTM | nn.GRU, config: LstmConfig | GruConfig) -> None:
-        # An LSTM has (h, c), a GRU has h alone.
+        # An LSTM has (h, c), a GRU has only h.
         n_parts = 2 if isinstance(network, nn.LSTM) else 1
         super().__init__(network.input_size, n_parts * network.hidden_size, config)
         self.network = network
@@ -67,7 +67,7 @@ class Recurrent(Core):
     def _run_cell(
         self, x: Float[Tensor, "batch features"], state: Float[Tensor, "batch state"]
     ) -> tuple[Float[Tensor, "batch size"], Float[Tensor, "batch state"]]:
-        """Run the layer for one timestep, in operations that an exported program can have."""
+        """Run the layer for one timestep, with operations that can be exported."""
         network = self.network
         weights = [network.get_parameter(f"{name}_l0") for name in CELL_WEIGHTS]
         if isinstance(network, nn.LSTM):

@@ -25,10 +25,11 @@ class MiLstm(Core):
         c_t = σ(f) ⊙ c_{t−1} + σ(i) ⊙ tanh(g),  h_t = σ(o) ⊙ tanh(c_t)  with (i, f, g, o) = a_t
 
     where m is hᵀ𝕎x / H ("full"), P((A x / R) ⊙ (B h / H)) of rank R ("low_rank"), or
-    α ⊙ (V x) ⊙ (U h) ("diagonal", multiplicative integration). γ, 𝕎, P and α start at zero: there
-    it is ``torch.nn.LSTM``. Without ``config.scaled_steps`` nothing is divided by Z, R and H.
+    α ⊙ (V x) ⊙ (U h) ("diagonal", multiplicative integration). γ, 𝕎, P and α start at zero, and
+    the core then equals ``torch.nn.LSTM``. Without ``config.scaled_steps`` nothing is divided by
+    Z, R and H.
 
-    The hidden state is (h, c), side by side.
+    The hidden state is h and c, concatenated.
 
     Args:
         features_dim: X, the size of the features.
@@ -95,7 +96,7 @@ class MiLstm(Core):
         """Run all segments side by side, one timestep after the other; see ``Core.run``."""
         batch_sizes = episodes.batch_sizes
         x = episodes.pack(x)
-        # What does not depend on h is computed for all timesteps at once.
+        # Everything that does not depend on h is computed for all timesteps at once.
         main = self.main(x)
         scale = self._scale(z, groups, episodes)
         factor = self._factor(x, main)
@@ -129,10 +130,10 @@ class MiLstm(Core):
         return episodes.unpack(torch.cat(outputs)), episodes.last_states(last)
 
     def _factor(self, x: Tensor, main: Tensor) -> Float[Tensor, "steps factor"]:
-        """Return the part of m that depends on the input alone."""
+        """Return the part of m that depends only on the input."""
         match self.form:
             case "full":
-                # the scale of h, where it is cheapest
+                # the scale of h, applied to x, which is cheapest
                 return self.state_scale * x
             case "low_rank":
                 return self.factor_features(x)

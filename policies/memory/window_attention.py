@@ -24,10 +24,10 @@ class WindowAttention(ChunkedCore):
         y_t = V x_t + b + P Σ_j softmax_j(((q_t + u) · k_j + (q_t + w) · r_{t−j}) / √d) v_j
 
     where r_{t−j} is learned from the sinusoidal encoding of the distance ("relative"). With
-    "sinusoidal" positions the logit is q_t · k_j / √d, and the encoding of its age in the episode
-    is added to each x first. P starts at zero.
+    "sinusoidal" positions the logit is q_t · k_j / √d, and the encoding of each timestep's age in
+    the episode is added to its x first. P starts at zero.
 
-    The hidden state holds the L − 1 inputs before, and the number of timesteps of the episode.
+    The hidden state holds the previous L − 1 inputs, and the number of timesteps of the episode.
 
     Args:
         features_dim: X, the size of the features.
@@ -80,7 +80,7 @@ class WindowAttention(ChunkedCore):
         key, value = self.key_value(located).chunk(2, dim=-1)
         bias = _attention_bias(is_visible, x.dtype)
         if self.relative:
-            # (q_t + w) · r_{t−j} / √d is added to the logits; u joins the query.
+            # (q_t + w) · r_{t−j} / √d is added to the logits, and u to the query.
             bias = bias + self._score_distances(query, distance)
             query = query + self.content_bias
         attended = F.scaled_dot_product_attention(
@@ -92,7 +92,7 @@ class WindowAttention(ChunkedCore):
         return y, self._next_state(inputs[n_steps:], age[-1] + 1)
 
     def _distances(self, n_steps: int, device: torch.device) -> Int[Tensor, "time seen"]:
-        """Return (T, J), how many timesteps each input lies before each timestep."""
+        """Return (T, J), the number of timesteps from each input to each timestep."""
         timestep = self.past + torch.arange(n_steps, device=device)[:, None]
         return timestep - torch.arange(self.past + n_steps, device=device)
 
@@ -126,7 +126,7 @@ class WindowAttention(ChunkedCore):
     def _next_state(
         self, inputs: Float[Tensor, "past batch features"], count: Float[Tensor, " batch"]
     ) -> Tensor:
-        """Join the last L − 1 inputs, zeros before the episode, and its number of timesteps."""
+        """Join the last L − 1 inputs, with zeros before the episode, and its timestep count."""
         steps_back = torch.arange(self.past, 0, -1, device=count.device)
         is_of_episode = steps_back.unsqueeze(1) <= count
         kept = inputs.masked_fill(~is_of_episode.unsqueeze(-1), 0)

@@ -1,4 +1,4 @@
-"""Choice of networks and keys: what the options and the observation space determine."""
+"""Choice of networks and keys by the options and the observation space."""
 
 from mirl.policies.routing.contexts import advice_auto, asked_keys, resolve_context
 from mirl.policies.routing.description import describe

@@ -1,4 +1,4 @@
-"""Choice of the context: which keys say what is asked, and how each is encoded."""
+"""Choice of the context: which keys say what the agent is asked to do, and their encoders."""
 
 from collections.abc import Collection
 from typing import Any
@@ -30,27 +30,27 @@ from mirl.policies.encoders import is_text, kind_of, space_text
 from mirl.policies.routing.options import accepts, unused_option, validated, with_options
 
 MAX_ATTENDED_WORDS = 80
-"""Largest length of a text that self-attention reads by default, that of MiniGrid's missions.
+"""Largest length of a text that self-attention encodes by default: that of MiniGrid's missions.
 
-The mean over the words of a longer one hides the single word that matters from a new network.
+In a longer text, the mean over the words hides the single word that matters from a new network.
 """
 
 
 def resolve_context(
     config: AnyContextConfig | AutoContextConfig, space: spaces.Dict
 ) -> AnyContextConfig:
-    """Return the context, with open choices made by the observation space.
+    """Return the context, with open choices resolved from the observation space.
 
     Args:
-        config: the context; ``auto``, or ``combined`` without parts, for every text, every goal and
-            the task id of several tasks.
+        config: the context; ``auto``, or ``combined`` without parts, means every text, every goal,
+            and the task id if there are several tasks.
         space: the space of the observations.
 
     Returns:
         The context, with keys that the space has.
 
     Raises:
-        ConfigError: if the observation has no context, not the one that is given, or an option
+        ConfigError: if the observation has no context, if it lacks the given one, or if an option
             fits none of its contexts.
     """
     match config:
@@ -67,14 +67,14 @@ def resolve_context(
 
 
 def default_contexts(space: spaces.Dict, options: Collection[str] = ()) -> list[BaseContextConfig]:
-    """Return a context per key that says what is asked: goals, texts, and task ids.
+    """Return a context for each key that holds a goal, a text or a task id.
 
     Args:
         space: the space of the observations.
         options: names of the options that are given for the context, for the advice.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if there is no such key.
     """
     contexts = [context_of(key, space[key]) for key in asked_keys(space)]
     if contexts:
@@ -85,7 +85,7 @@ def default_contexts(space: spaces.Dict, options: Collection[str] = ()) -> list[
 
 
 def advice_without_context(space: spaces.Dict, options: Collection[str] = ()) -> str:
-    """Return what to do about an observation without a context.
+    """Return advice for an observation without a context.
 
     Args:
         space: the space of the observations.
@@ -94,7 +94,7 @@ def advice_without_context(space: spaces.Dict, options: Collection[str] = ()) ->
     candidates = sorted(key for key in space if key not in (TASK_KEY, ACTION_MASK_KEY))
     if len(candidates) < 2:
         return "add a goal or a text to the observation"
-    # the first of several keys may hold what is asked; the user knows better
+    # the first of several keys may be the context, but only the user knows
     key = candidates[0]
     own = type(context_of(key, space[key])).model_fields
     unfit = [name for name in options if name not in own]
@@ -105,7 +105,7 @@ def advice_without_context(space: spaces.Dict, options: Collection[str] = ()) ->
 
 
 def advice_for_key(key: str) -> str:
-    """Return how to make one key the context, on the command line and in Python.
+    """Return the advice to make one key the context, on the command line and in Python.
 
     Args:
         key: a key of the observation.
@@ -115,12 +115,12 @@ def advice_for_key(key: str) -> str:
 
 
 def with_stated_layers(context: AnyContextConfig, *, is_read: bool) -> AnyContextConfig:
-    """Return a context that states the layers of its missions, so that a later choice keeps them.
+    """Return a context with explicit layers of its missions, so that a later choice keeps them.
 
     Args:
         context: a resolved context.
-        is_read: False if nothing reads the self-attention over a mission; it then has no layers,
-            unless they are stated.
+        is_read: False if nothing uses the self-attention over a mission; it then has no layers,
+            unless they are set explicitly.
     """
     if isinstance(context, CombinedContextConfig):
         parts = [with_stated_layers(part, is_read=is_read) for part in context.parts]
@@ -132,7 +132,7 @@ def with_stated_layers(context: AnyContextConfig, *, is_read: bool) -> AnyContex
 
 
 def asked_keys(space: spaces.Dict) -> list[str]:
-    """Return the keys that say what is asked: goals first, then texts, then task ids.
+    """Return the keys that say what the agent is asked to do: goals, then texts, then task ids.
 
     Args:
         space: the space of the observations.
@@ -184,7 +184,7 @@ def _auto_context(config: AutoContextConfig, space: spaces.Dict) -> AnyContextCo
         return resolve_context(validated(CombinedContextConfig, options, "context"), space)
     else:
         contexts = default_contexts(space, options)
-    # dim is that of the joined context, as it is with a single one
+    # dim is the size of the joined context, as it is that of a single one
     joined: dict[str, Any] = {}
     if "dim" in options and len(contexts) > 1:
         joined["dim"] = options.pop("dim")
@@ -206,7 +206,7 @@ def _auto_context(config: AutoContextConfig, space: spaces.Dict) -> AnyContextCo
 
 
 def _with_known_key(config: Any, space: spaces.Dict) -> Any:
-    """Return a context whose key the space has: its own, or the only one of its kind."""
+    """Return a context with a key of the space: its own key, or the only key of its kind."""
     if not isinstance(config, BaseContextConfig):
         return config
     if config.key in space.spaces:
@@ -254,7 +254,7 @@ def advice_auto(config: Config, space: spaces.Dict) -> str:
         # this names another key instead of the unknown one
         return advice_without_context(space, options)
     if OWN_KIND in getattr(config, "kind", ""):
-        # a user's class may read any key
+        # a custom class may read any key
         return f"use context.key={asked[0]}"
     advice = f"use context=auto{unknown}"
     contexts = [context_of(name, space[name]) for name in asked]

@@ -1,4 +1,4 @@
-"""Description of what a network sees and what it is asked."""
+"""Description of the inputs (seen) and the context (asked) of a network."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from mirl.policies.encoders import kind_of
 
 
 def describe(network: NetworkConfig, space: spaces.Dict) -> str:
-    """Return one line that says what is seen and what is asked, key by key.
+    """Return one line that names the inputs (seen) and the context (asked), key by key.
 
     Args:
         network: a resolved configuration.
@@ -42,7 +42,7 @@ def describe(network: NetworkConfig, space: spaces.Dict) -> str:
         parts = context.parts
     asked = [f"{', '.join(part.keys)} ({part.kind})" for part in parts]
     used = {*keys, *context.keys, ACTION_MASK_KEY}
-    # the index of a single task says nothing
+    # the index of a single task carries no information
     unused = [key for key in space if key not in used and not _is_constant(space[key])]
     lines = f"Seen: {', '.join(seen)}. Asked: {', '.join(asked)}."
     if ACTION_MASK_KEY in space.spaces:

@@ -30,16 +30,16 @@ from mirl.policies.routing.options import unused_option, validated, with_options
 def resolve_encoder(
     config: BaseEncoderConfig | AutoEncoderConfig, space: spaces.Dict
 ) -> BaseEncoderConfig:
-    """Return the encoder, with open choices made by the space of the inputs.
+    """Return the encoder, with open choices resolved from the space of the inputs.
 
     Args:
-        config: the encoder; ``auto`` chooses a kind for each key. A given kind reads what it can,
-            and the other keys are read by their own kinds.
+        config: the encoder; ``auto`` chooses a kind for each key. A given kind is used for the
+            keys that it can read, and each other key gets the kind that fits it.
         space: the space of the inputs.
 
     Returns:
         The encoder: a single kind if it reads all inputs, otherwise ``combined``. The number of
-        ``attributes`` of a grid is stated.
+        ``attributes`` of a grid is set.
 
     Raises:
         ConfigError: if the given kind or an option fits no input.
@@ -69,7 +69,7 @@ def _choose_encoder(
 
 
 def _with_attributes(encoder: BaseEncoderConfig, space: spaces.Dict) -> BaseEncoderConfig:
-    """Return an encoder whose grids state their number of attributes."""
+    """Return an encoder whose grids have an explicit number of attributes."""
     if isinstance(encoder, CombinedEncoderConfig):
         parts: dict[str, BaseEncoderConfig] = {}
         for key, part in encoder.parts.items():
@@ -80,7 +80,7 @@ def _with_attributes(encoder: BaseEncoderConfig, space: spaces.Dict) -> BaseEnco
     try:
         attributes = default_attributes(space[cells_key(space, "grid")], encoder.channels)
     except ConfigError:
-        # the encoder itself says later why it does not fit
+        # the encoder itself raises an error with the reason later
         attributes = 0
     return encoder.model_copy(update={"attributes": attributes})
 
@@ -88,7 +88,7 @@ def _with_attributes(encoder: BaseEncoderConfig, space: spaces.Dict) -> BaseEnco
 def _given_encoder(
     config: VectorEncoderConfig | TextEncoderConfig, kinds: Mapping[str, Kind], keys: Sequence[str]
 ) -> BaseEncoderConfig:
-    """Return an encoder in which a given kind reads some keys, and the others their own kinds."""
+    """Return an encoder with a given kind for some keys, and the fitting kinds for the others."""
     if not keys:
         listed = ", ".join(f"{key} ({kind})" for key, kind in kinds.items())
         raise ConfigError(f"encoder={config.kind} reads none of {listed}; use encoder=auto")
@@ -104,7 +104,7 @@ def _given_encoder(
 def _cells_encoder(
     config: GridEncoderConfig | ImageEncoderConfig, kinds: Mapping[str, Kind], space: spaces.Dict
 ) -> BaseEncoderConfig:
-    """Return an encoder in which a kind with cells reads every image, grid or plane that it can."""
+    """Return an encoder with a given kind for every image, grid or plane that it can read."""
     cells = [key for key, part in space.items() if _reads_cells(config, kinds[key], part)]
     if not cells:
         listed = ", ".join(f"{key} ({kind})" for key, kind in kinds.items())
@@ -173,7 +173,7 @@ def _auto_encoder(config: AutoEncoderConfig, kinds: Mapping[str, Kind]) -> BaseE
     given = options.pop("parts", {})
     single = None if given else _single_kind(kinds)
     chosen = set(kinds.values()) if single is None else {single}
-    # an option that only ``vector`` has chooses this kind, unless texts are all there is
+    # an option that only ``vector`` has chooses this kind, unless there are only texts
     is_vector = False
     for name in options:
         owners = config.owners(name)
@@ -185,7 +185,7 @@ def _auto_encoder(config: AutoEncoderConfig, kinds: Mapping[str, Kind]) -> BaseE
     if is_vector:
         if "vector" not in kinds.values():
             return _flattened(options, kinds)
-        # numbers beside an image go through an MLP of their own
+        # numbers next to an image go through an MLP of their own
         single = None
     if single is not None:
         return with_options(ENCODERS[single](), options, "encoder")
@@ -208,7 +208,7 @@ def _auto_encoder(config: AutoEncoderConfig, kinds: Mapping[str, Kind]) -> BaseE
 
 
 def _flattened(options: Mapping[str, Any], kinds: Mapping[str, Kind]) -> BaseEncoderConfig:
-    """Return the encoder for an option of ``vector`` without numbers: all keys are flattened."""
+    """Return the encoder for a ``vector`` option if no key has numbers: it flattens all keys."""
     for name in options:
         if name not in VectorEncoderConfig.model_fields:
             raise unused_option("encoder", name, ["vector"])
@@ -217,13 +217,13 @@ def _flattened(options: Mapping[str, Any], kinds: Mapping[str, Kind]) -> BaseEnc
 
 
 def _single_kind(kinds: Mapping[str, Kind]) -> Kind | None:
-    """Return the kind whose encoder reads all inputs, or None if it takes a combined encoder."""
+    """Return the kind whose encoder reads all inputs, or None if that takes a combined encoder."""
     cells = [kind for kind in kinds.values() if kind in ("image", "grid")]
     if "text" in kinds.values():
         return "text" if len(kinds) == 1 else None
     if len(cells) > 1:
         return None
-    # the numbers beside one image join its last layer
+    # the numbers next to one image are joined before its last layer
     return cells[0] if cells else "vector"
 
 

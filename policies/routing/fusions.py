@@ -1,4 +1,4 @@
-"""Choice of the fusion and its sites: what is seen and what is asked decide."""
+"""Choice of the fusion and its sites by the kinds of the inputs and of the context."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -25,24 +25,24 @@ from mirl.policies.routing.encoders import has_feature_map
 from mirl.policies.routing.options import accepts, with_options
 
 Seen = Literal["codes", "map", "vector"]
-"""Kind of what is seen: a feature map of cells whose codes have channels of their own
+"""Kind of the encoded inputs: a feature map of cells whose codes have channels of their own
 (``encoder.attributes``), any other feature map (pixels, planes), or no feature map."""
 Asked = Literal["words", "task_id", "goal", "nothing"]
-"""Kind of what is asked: a text, alone or beside other contexts; a task id; all else; nothing, if
+"""Kind of the context: a text, alone or with other contexts; a task id; anything else; nothing, if
 the context is a text that never changes."""
 
 
 class Choice(NamedTuple):
-    """A fusion, and the sites that it was measured at."""
+    """A fusion, and the sites at which it was measured."""
 
     fusion: BaseFusionConfig
     sites: tuple[Site, ...]
 
 
 ON_MAP: tuple[Site, ...] = ("map", "heads")
-"""Sites where there is a feature map."""
+"""Sites if there is a feature map."""
 ON_VECTOR: tuple[Site, ...] = ("vector", "heads")
-"""Sites where there is none."""
+"""Sites if there is no feature map."""
 
 CHOICES: Mapping[tuple[Seen, Asked], Choice] = {
     ("codes", "words"): Choice(
@@ -63,7 +63,7 @@ CHOICES: Mapping[tuple[Seen, Asked], Choice] = {
 }
 """The fusion and the sites of ``fusion=auto``, decided by the tables of docs/results.md."""
 ELSEWHERE = BilinearConfig()
-"""The fusion of ``fusion=auto`` at sites that are given and not those of its choice."""
+"""The fusion of ``fusion=auto`` if other sites are given than those of its choice."""
 
 
 def resolve_fusion(
@@ -75,7 +75,7 @@ def resolve_fusion(
     *,
     has_heads: bool = True,
 ) -> Choice:
-    """Return the fusion and its sites, with open choices made by what is seen and asked.
+    """Return the fusion and its sites, with open choices resolved from encoder and context.
 
     Args:
         fusion: the fusion, or ``auto``.
@@ -86,7 +86,7 @@ def resolve_fusion(
         has_heads: False for a features extractor, for which the site "heads" is not chosen.
 
     Returns:
-        The fusion and the sites. What is given is kept.
+        The fusion and the sites. Given ones are kept.
 
     Raises:
         ConfigError: if an option is given for ``auto`` that the chosen fusion lacks, unless exactly
@@ -113,7 +113,7 @@ def resolve_fusion(
 
 
 def kind_seen(encoder: BaseEncoderConfig) -> Seen:
-    """Return the kind of what is seen.
+    """Return the kind of the encoded inputs.
 
     Args:
         encoder: a resolved encoder.
@@ -132,7 +132,7 @@ def _has_attributes(encoder: BaseEncoderConfig) -> bool:
 
 
 def kind_asked(context: AnyContextConfig, constant_keys: frozenset[str] = frozenset()) -> Asked:
-    """Return the kind of what is asked.
+    """Return the kind of the context.
 
     Args:
         context: a resolved context.
@@ -177,7 +177,7 @@ def _with_given_options(chosen: BaseFusionConfig, given: AutoFusionConfig) -> Ba
 
 
 def _with_context_scale(fusion: BaseFusionConfig, context: AnyContextConfig) -> BaseFusionConfig:
-    """Return a fusion with a scale of its own where it multiplies by a one-hot context."""
+    """Return a fusion with a scale of its own if it multiplies by a one-hot context."""
     if not isinstance(fusion, ScaledFusionConfig) or fusion.context_scale is not None:
         return fusion
     if getattr(fusion, "hidden", ()):

@@ -1,4 +1,4 @@
-"""Choice of the inputs: the keys that are seen."""
+"""Choice of the observation keys that are inputs."""
 
 from collections.abc import Sequence
 
@@ -40,7 +40,7 @@ def input_keys(
     advice = "add an input to the observation"
     asked = asked_keys(space)
     if len(asked) > 1:
-        # the others are seen then
+        # the other keys are then inputs
         advice = advice_for_key(asked[0])
         if set(asked) <= {asked[0], TASK_KEY}:
             advice = "add an input to the observation"
@@ -50,7 +50,7 @@ def input_keys(
 
 
 def _check_inputs(keys: Sequence[str], space: spaces.Dict, seen: Sequence[str]) -> None:
-    """Raise a ConfigError if the given inputs are unknown or none."""
+    """Raise a ConfigError if a given input is unknown, or if none is given."""
     known: list[str] = []
     for key in keys:
         name = key if key in space.spaces else closest(key, seen)

@@ -47,7 +47,7 @@ def choose_network(
         context: name, config or class of the context encoder; None to choose it from the space.
         encoder: name, config or class of the encoder; None to choose it from the space.
         sites: one or several of "map", "vector" and "heads"; None to choose them with the fusion.
-        observation_keys: keys of the observation that are inputs; None for all that are left.
+        observation_keys: keys of the observation that are inputs; None for all remaining keys.
         memory: name, config or class of the recurrent core; None for ``default_memory``.
         default_memory: name of the recurrent core if none is given.
 
@@ -95,10 +95,10 @@ def resolve_network(
     move_map_site: bool = False,
     has_heads: bool = True,
 ) -> NetworkConfig:
-    """Replace all that is left to be chosen: context, encoder, keys, fusion and sites.
+    """Resolve everything that is left open: context, encoder, keys, fusion and sites.
 
     Args:
-        network: the configuration; in one that is resolved already, the keys are checked.
+        network: the configuration; if it is already resolved, its keys are checked.
         observation_space: a Dict space; the context and the inputs are read from its keys.
         move_map_site: if the chosen encoder has no feature map, replace a given site "map" by
             "vector"; the default keeps it, and ``FusionExtractor`` rejects the combination.
@@ -128,13 +128,13 @@ def resolve_network(
     if not _has_context_and_inputs(network, observation_space):
         check_resolvable(network, observation_space)
     if advice.startswith("add "):
-        # only the options that are given leave no input
+        # it is the given options that leave no input
         problem = f"{message}; {_without_options(network, '')}"
     raise ConfigError(problem)
 
 
 def _has_context_and_inputs(network: NetworkConfig, space: spaces.Dict) -> bool:
-    """Return True if only the encoder of a configuration does not fit."""
+    """Return True if the context and the inputs of a configuration fit the space."""
     try:
         context = resolve_context(network.context, space)
         input_keys(space, context, network.observation_keys)
@@ -162,14 +162,14 @@ def _with_nearest_keys(network: NetworkConfig, space: spaces.Dict) -> NetworkCon
 
 
 def check_resolvable(network: NetworkConfig, space: spaces.Dict) -> None:
-    """Raise the error of the observation space itself, which no option of the user causes.
+    """Raise an error if the observation space itself is at fault, not the user's options.
 
     Args:
         network: the configuration that does not fit; the advice names its options.
         space: the space of the observations.
 
     Raises:
-        ConfigError: if the space has no context or no input by itself.
+        ConfigError: if the space has no context or no input, whatever the options are.
     """
     try:
         _resolve(NetworkConfig(), space, move=True)
@@ -181,7 +181,7 @@ def check_resolvable(network: NetworkConfig, space: spaces.Dict) -> None:
 
 
 def _without_options(network: NetworkConfig, advice: str) -> str:
-    """Return some advice, and to remove all that is given about the context and the inputs."""
+    """Extend some advice by removing all given options of the context and the inputs."""
     steps = [advice] if advice else []
     for group, config in (("context", network.context), ("encoder", network.encoder)):
         if isinstance(config, AutoContextConfig | AutoEncoderConfig):
@@ -232,7 +232,7 @@ def _resolve(
 
 
 def constant_texts(space: spaces.Dict) -> frozenset[str]:
-    """Return the keys of texts that never change, as the spaces of MIRL's environments tell.
+    """Return the keys of texts that never change, according to the spaces of MIRL's envs.
 
     Args:
         space: the space of the observations.

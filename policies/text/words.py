@@ -22,13 +22,13 @@ class EncodedTexts(NamedTuple):
     texts: Float[Tensor, "texts dim"]
     """One vector per text."""
     words: Float[Tensor, "texts length dim"]
-    """One vector per word, which no other word changes; zeros for padding."""
+    """One vector per word, independent of the other words; zeros for padding."""
 
 
 class ZeroStartLinear(nn.Module):
     """Linear layer y = W x + b that starts at zero.
 
-    It is no ``nn.Linear``, because SB3's ``ortho_init`` re-initializes every ``nn.Linear``.
+    It is not an ``nn.Linear``, because SB3's ``ortho_init`` re-initializes every ``nn.Linear``.
 
     Args:
         in_features: size of x.
@@ -54,7 +54,7 @@ def build_attention(
         dim: size of the vectors.
         heads: number of heads, a divisor of ``dim``.
         layers: number of layers.
-        zero_start: start the residual branches at zero, so that each layer starts as the identity.
+        zero_start: whether the residual branches start at zero, and each layer as the identity.
     """
     layer = nn.TransformerEncoderLayer(
         dim,
@@ -82,12 +82,12 @@ def attend(
     """Encode texts by self-attention over vectors with sinusoidal positions.
 
     Args:
-        attention: the self-attention; None for none.
+        attention: the self-attention; None to leave it out.
         vectors: one vector per word, (missions, length, dim).
         words: True for each word, False for padding, (missions, length).
 
     Returns:
-        The mean of what the self-attention gives for the words, and the vectors that it was given.
+        The mean of the self-attention's outputs over the words, and the vectors that it was given.
     """
     located = locate(vectors, words)
     attended = located
@@ -96,7 +96,7 @@ def attend(
         on_cpu = located.device.type == "cpu"
         with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
             attended = attention(located, src_key_padding_mask=~words)
-    # mean over the words alone: (missions, length, dim) -> (missions, dim)
+    # mean over only the words: (missions, length, dim) -> (missions, dim)
     attended = attended * words.unsqueeze(-1)
     mean: Tensor = attended.sum(1) / words.sum(1, keepdim=True)
     return EncodedTexts(mean, located)
@@ -190,7 +190,7 @@ class GruMissionEncoder(nn.Module):
         """
         embedded = self.embedding(tokens)
         states, _ = self.gru(embedded)
-        # the GRU also runs over the padding behind the last word, whose states are not used;
+        # the GRU also runs over the padding after the last word, whose states are not used;
         # an empty mission has the state after its first token
         last_word = (tokens != 0).sum(1).sub(1).clamp(min=0)
         missions = torch.arange(tokens.shape[0], device=tokens.device)
