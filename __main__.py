@@ -1,4 +1,4 @@
-"""The commands without their scripts: ``python -m mirl train task=goto_door``."""
+"""Run a command without its script: ``python -m mirl train task=goto_door``."""
 
 import sys
 from importlib import import_module
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _usage(argv: list[str]) -> int:
-    """Print which commands there are, as an error if the argument is none of them."""
+    """Print the list of commands, as an error if the argument is not one of them."""
     if not argv:
         sys.stdout.write(USAGE)
         return 0

@@ -16,7 +16,7 @@ with ended_by_interrupt():
 
 
 def run(argv: list[str]) -> int:
-    """Evaluate a checkpoint and write its card, as the command line says.
+    """Evaluate a checkpoint and write its card, as the command line specifies.
 
     Args:
         argv: the arguments of the command.

@@ -15,7 +15,7 @@ with ended_by_interrupt():
 
 
 def run(argv: list[str]) -> int:
-    """Compare settings or existing runs as the command line says.
+    """Compare settings or existing runs as the command line specifies.
 
     Args:
         argv: the arguments of the command.
@@ -24,7 +24,7 @@ def run(argv: list[str]) -> int:
         The exit code: 0, or 130 if the comparison was stopped.
 
     Raises:
-        RunError: runs have failed.
+        RunError: some runs failed.
     """
     config = parse_comparison(argv)  # before torch is imported
 

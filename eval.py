@@ -17,7 +17,7 @@ with ended_by_interrupt():
 
 
 def run(argv: list[str]) -> int:
-    """Evaluate, adapt or export a checkpoint as the command line says.
+    """Evaluate, adapt or export a checkpoint as the command line specifies.
 
     Args:
         argv: the arguments of the command.

@@ -14,7 +14,7 @@ with ended_by_interrupt():
 
 
 def run(argv: list[str]) -> int:
-    """Let a person play episodes of a task, as the command line says.
+    """Let a person play episodes of a task, as the command line specifies.
 
     Args:
         argv: the arguments of the command.
@@ -58,7 +58,7 @@ def run(argv: list[str]) -> int:
             else:
                 keyboard.play(EpisodePlayer(env, suite, index), seed, _write)
         except KeyboardInterrupt:
-            # a way to end it, and no failure
+            # a way to end the game, not a failure
             _write("\n")
     return 0
 

@@ -33,7 +33,7 @@ def run(argv: list[str]) -> int:
         The exit code: 0, or 130 if the run was stopped and saved.
 
     Raises:
-        RunError: the training failed, or runs of a sweep did.
+        RunError: the training failed, or some runs of a sweep failed.
     """
     if is_multirun(argv):
         return run_sweep(parse_sweep(argv))
@@ -70,14 +70,14 @@ def run(argv: list[str]) -> int:
         log(f"Written: {path}")
     if "tensorboard" in config.logger:
         log(f"Curves:  {command('tensorboard')} --logdir {shlex.quote(str(config.runs_dir))}")
-    # with every option that this evaluation had
+    # with every option of this evaluation
     words = [*typed_words(config.test_evaluation), *import_words(config.model_dump())]
     log(f"Evaluate again: {command('mirl-eval')} {' '.join(words)}")
     return 0
 
 
 def run_sweep(config: SweepConfig) -> int:
-    """Train the runs of a sweep, or look for the best values of a study.
+    """Train the runs of a sweep, or search for the best values in a study.
 
     Args:
         config: the sweep.
@@ -86,7 +86,7 @@ def run_sweep(config: SweepConfig) -> int:
         The exit code: 0, or 130 if the sweep was stopped.
 
     Raises:
-        RunError: runs have failed.
+        RunError: some runs failed.
     """
     limit_kernel_caches()
     with ended_by_interrupt():
@@ -106,7 +106,7 @@ def run_sweep(config: SweepConfig) -> int:
         for name, reason in study.failures.items():
             console.log_line(f"{name} failed: {reason}")
         if study.best is None and study.failures:
-            # values that cannot be trained are a result like others, unless no others were found
+            # values that cannot be trained are a valid result, unless no trial is complete
             raise RunError(f"no trial is complete; see {study.written.parent / 'logs'}")
         return _stopped_code(study.missing, console.log_line)
     grid = run_grid(config, console.log_line)
@@ -119,7 +119,7 @@ def run_sweep(config: SweepConfig) -> int:
 
 
 def _stopped_code(missing: int, log: Callable[[str], None]) -> int:
-    """Return the exit code of a sweep, which was stopped if runs are missing."""
+    """Return the exit code of a sweep; it was stopped if runs are missing."""
     if not missing:
         return 0
     log(f"Stopped, {missing} runs are missing; run the same command again to go on.")

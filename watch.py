@@ -14,7 +14,7 @@ with ended_by_interrupt():
 
 
 def run(argv: list[str]) -> int:
-    """Show the episodes of a checkpoint until Ctrl-C, as the command line says.
+    """Show the episodes of a checkpoint until Ctrl-C, as the command line specifies.
 
     Args:
         argv: the arguments of the command.
@@ -47,7 +47,7 @@ def run(argv: list[str]) -> int:
             else:
                 page.serve(session, config.port, started)
         except KeyboardInterrupt:
-            # the way to end it, and no failure
+            # the normal way to end the command, not a failure
             sys.stdout.write("\n")
     return 0
 

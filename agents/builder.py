@@ -1,4 +1,4 @@
-"""Builders: from a configuration to an agent or a policy."""
+"""Builders of agents and policies from a configuration."""
 
 import warnings
 from typing import Any, assert_never
@@ -52,7 +52,7 @@ Policy = FusionPolicy | OffPolicyFusion
 
 
 def resolve_auto(config: TrainConfig, observation_space: spaces.Space[Any]) -> ResolvedConfig:
-    """Replace ``auto``: context and encoder by the observation space, the fusion by these two.
+    """Resolve ``auto``: context and encoder from the observation space, the fusion from both.
 
     This is the only place that does so: everything after it takes a ``ResolvedConfig``.
 
@@ -61,7 +61,7 @@ def resolve_auto(config: TrainConfig, observation_space: spaces.Space[Any]) -> R
         observation_space: the observation space of its environments, a ``Dict``.
 
     Returns:
-        The configuration without an ``auto`` member.
+        The configuration with every ``auto`` resolved.
 
     Raises:
         ConfigError: the observations have no context, site "map" has no feature map to fuse, or the
@@ -73,14 +73,14 @@ def resolve_auto(config: TrainConfig, observation_space: spaces.Space[Any]) -> R
     network = resolve_network(config.network, observation_space, move_map_site=move_map_site)
     assert isinstance(network.context, AnyContextConfig), "it has been resolved"
     if _is_constant(network.context, observation_space):
-        # where the observation has no other context, that is what has to change
+        # if the observation has no other context, that is the error to report
         check_resolvable(config.network, observation_space)
         raise ConfigError(
             f"context=task_id needs several tasks, and '{network.context.keys[0]}' has one; "
             f"{advice_auto(config.network.context, observation_space)}"
         )
     assert isinstance(network.encoder, BaseEncoderConfig), "it has been resolved"
-    # only now, because the observation may be refused whatever the sites are
+    # checked last, because the observation may be rejected whatever the sites are
     if "map" in network.chosen_sites and not has_feature_map(network.encoder):
         raise ConfigError(
             f"sites=[map] fuses a feature map, and encoder={network.encoder.kind} has none; "
@@ -94,7 +94,7 @@ def resolve_auto(config: TrainConfig, observation_space: spaces.Space[Any]) -> R
         "sites": network.chosen_sites,
         "observation_keys": network.observation_keys,
     }
-    # the parts must fit each other as those of any configuration
+    # check that the parts fit together, as for any configuration
     return validate(ResolvedConfig, {**config.model_dump(), **resolved})
 
 
@@ -107,7 +107,7 @@ def _is_constant(context: AnyContextConfig, space: spaces.Dict) -> bool:
 
 
 def with_input_keys(config: ResolvedConfig, observation_space: spaces.Space[Any]) -> ResolvedConfig:
-    """Return a stored configuration with the keys of its inputs, which old runs did not store.
+    """Add the observation keys to a stored configuration, because old runs did not store them.
 
     Args:
         config: the configuration of a run.
@@ -124,7 +124,7 @@ def with_input_keys(config: ResolvedConfig, observation_space: spaces.Space[Any]
 
 
 def resolve_device(name: DeviceName) -> str:
-    """Return the torch device of an option.
+    """Return the torch device that an option names.
 
     Args:
         name: "cpu", "cuda", or "auto" for CUDA if it is available.
@@ -133,7 +133,7 @@ def resolve_device(name: DeviceName) -> str:
         "cpu" or "cuda".
 
     Raises:
-        ConfigError: CUDA is asked for and not available.
+        ConfigError: CUDA is requested but not available.
     """
     is_available = torch.cuda.is_available()
     if name == "cuda" and not is_available:
@@ -233,7 +233,7 @@ def build_on_policy(
         options["learning_rate"] = annealed_rate(config, total_timesteps)
     algorithm: type[PPO] | type[A2C] = PPO if isinstance(config, PPOConfig) else A2C
     with warnings.catch_warnings():
-        if ranks.size > 1:  # SB3 compares it with the rollout of one rank
+        if ranks.size > 1:  # SB3 compares the batch size with the rollout of a single rank
             warnings.filterwarnings("ignore", "You have specified a mini-batch size")
         agent = algorithm(
             policy,
@@ -250,11 +250,11 @@ def build_on_policy(
 
 
 def annealed_rate(config: OnPolicyConfig, total_timesteps: int) -> LinearSchedule:
-    """Return the learning rate, from the full rate in the first update towards zero.
+    """Return the learning rate schedule: the full rate in the first update, then towards zero.
 
     SB3 computes the remaining progress after a rollout: the first update of a short run would have
-    far less than the full rate, and the last one none. So each update gets the rate of the progress
-    at the start of its rollout.
+    far less than the full rate, and the last one a rate of zero. Here, each update gets the rate
+    for the progress at the start of its rollout.
 
     Args:
         config: the options of the algorithm.
@@ -272,7 +272,7 @@ def annealed_rate(config: OnPolicyConfig, total_timesteps: int) -> LinearSchedul
 
 
 def on_policy_class(config: ResolvedConfig) -> type[FusionPolicy]:
-    """Return the class of the policy of PPO and A2C, recurrent if the configuration has a memory.
+    """Return the policy class of PPO and A2C, which is recurrent if ``memory`` is set.
 
     Args:
         config: the configuration.
@@ -286,7 +286,7 @@ def on_policy_class(config: ResolvedConfig) -> type[FusionPolicy]:
 
 
 def policy_kwargs(config: ResolvedConfig) -> dict[str, Any]:
-    """Return the keyword arguments of the policy, beside spaces and learning rate.
+    """Return the keyword arguments of the policy, except for the spaces and the learning rate.
 
     Args:
         config: the configuration.
@@ -321,7 +321,7 @@ def build_policy(
 
     Args:
         config: the configuration.
-        observation_space: the observation space as SB3 trains on it: images channels first.
+        observation_space: the observation space as SB3 trains on it, with channels-first images.
         action_space: the action space.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Context use: an agent's success less that with contexts swapped between episodes."""
+"""Context use: an agent's success minus its success with contexts swapped between episodes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from mirl.agents.statistics import (
 from mirl.envs.type_aliases import EnvIndices, Observations
 
 LARGEST_SHARE = 0.5
-"""Share of the own result that the interval of own − swapped must not reach for the warning."""
+"""Share of the own result below which the interval of own − swapped must end for a warning."""
 LEARNED_SCORE = 0.1
-"""Lowest own score that is warned of; random actions have 0."""
+"""Lowest own score for which the warning is given; random actions score 0."""
 
 # ------------------------------------------------------------------------------ swapping contexts
 
@@ -37,10 +37,10 @@ class StartContext:
     values: Observations
 
     def differs(self, other: "StartContext") -> bool:
-        """Return True if a key has another value.
+        """Return True if any key has a different value.
 
         Args:
-            other: the context that this one is compared with.
+            other: the context to compare with.
         """
         return any(
             not np.array_equal(value, other.values[key]) for key, value in self.values.items()
@@ -62,8 +62,8 @@ class EpisodeContexts(Protocol):
         Args:
             obs: the observations, (n_envs, …).
             task_ids: task of each environment, (n_envs,).
-            begun: environments whose episode begins with them, (k,).
-            active: environments that still play, (n,).
+            begun: environments whose episode begins with these observations, (k,).
+            active: environments that are still playing, (n,).
         """
 
 
@@ -89,8 +89,8 @@ class EpisodeRecorders:
         Args:
             obs: the observations, (n_envs, …).
             task_ids: task of each environment, (n_envs,).
-            begun: environments whose episode begins with them, (k,).
-            active: environments that still play, (n,).
+            begun: environments whose episode begins with these observations, (k,).
+            active: environments that are still playing, (n,).
         """
         for recorder in self.recorders:
             recorder.update(obs, task_ids, begun, active)
@@ -126,8 +126,8 @@ class RecordedContexts:
         Args:
             obs: the observations, (n_envs, …).
             task_ids: task of each environment, (n_envs,).
-            begun: environments whose episode begins with them, (k,).
-            active: environments that still play, (n,).
+            begun: environments whose episode begins with these observations, (k,).
+            active: environments that are still playing, (n,).
         """
         for env_index in begun.tolist():
             self.starts.append(start_context(self.keys, obs, task_ids, env_index))
@@ -135,14 +135,14 @@ class RecordedContexts:
 
 
 class SwappedContexts:
-    """Contexts of other episodes, one for the whole length of each episode.
+    """Contexts of other episodes, each used for the whole length of an episode.
 
-    An episode gets a context that differs from its own, of an episode of the same task if there is
-    one. Contexts are taken in turn, so that none is used much more often than it was recorded.
+    An episode gets a context that differs from its own, from an episode of the same task if there
+    is one. Contexts are taken in turn, so that none is used much more often than it was recorded.
 
     Args:
         recorded: contexts of the evaluation, of which at least two differ.
-        generator: source of the order.
+        generator: random generator that shuffles the order.
     """
 
     def __init__(self, recorded: RecordedContexts, generator: np.random.Generator) -> None:
@@ -159,13 +159,13 @@ class SwappedContexts:
         begun: EnvIndices,
         active: EnvIndices,
     ) -> Observations:
-        """Choose contexts for the episodes that begin; return the observations with the chosen.
+        """Choose contexts for the episodes that begin; return the observations with them.
 
         Args:
             obs: the observations, (n_envs, …).
             task_ids: task of each environment, (n_envs,).
-            begun: environments whose episode begins with them, (k,).
-            active: environments that still play, (n,).
+            begun: environments whose episode begins with these observations, (k,).
+            active: environments that are still playing, (n,).
         """
         for key in self._keys:
             self._swapped.setdefault(key, np.copy(obs[key]))
@@ -226,7 +226,7 @@ class ContextUse:
     Args:
         keys: observation keys that were swapped.
         own: result of each task with its own contexts; all have the same number of episodes.
-        swapped: result of each task with swapped contexts; the same holds.
+        swapped: result of each task with swapped contexts; again with equal numbers of episodes.
         has_scores: whether the score bounds of all tasks are known.
     """
 
@@ -263,18 +263,18 @@ class ContextUse:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of ``value``; None if a return has nothing to be compared with."""
+        """95 % interval of ``value``; None if returns are compared and there is only one."""
         if self.knows_success:
             return rate_difference_interval(_successes(self.own), _successes(self.swapped))
         return mean_difference_interval(_returns(self.own), _returns(self.swapped))
 
     @property
     def ignores_context(self) -> bool:
-        """True if the agent has learned something for which its context does not matter.
+        """True if the agent has learned something, but its context makes no difference.
 
         The interval of own − swapped includes 0 and ends below half of the own result. The result
-        is the success rate or, if that is unknown, the score. If the score is unknown too, nothing
-        tells which return is small.
+        is the success rate or, if that is unknown, the score. If the score is unknown too, there is
+        no scale on which a return is small, and this is False.
         """
         if self.has_scores and _scores(self.own).mean() < LEARNED_SCORE:
             return False
@@ -292,7 +292,7 @@ class ContextUse:
         return bool(low <= 0 and high < LARGEST_SHARE * own)
 
     def lines(self) -> list[str]:
-        """Return a line with the own and the swapped result, and a warning if there is reason.
+        """Return a line with both results, and a warning if the agent ignores its context.
 
         Returns:
             One or two lines, for the terminal.

@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # pandas is imported on use
 
 HiddenState = tuple[NDArray[np.float32], ...]
 VIDEO_EPISODES = 16
-"""Episodes per task that are played to record a success and a failure, at most."""
+"""Maximum number of episodes played per task to record a success and a failure."""
 VIDEO_STEPS = 1_000
 """Timesteps after which an episode of a video is cut."""
 
@@ -68,19 +68,19 @@ def evaluate(
     subset: Subset = "trained",
     contexts: EpisodeContexts | None = None,
 ) -> list[TaskResult]:
-    """Play a number of episodes of each active task of an environment.
+    """Play the given number of episodes of each active task.
 
     Each environment plays a number of episodes that is fixed beforehand: taking the first episodes
     to finish would favor short ones.
 
     Args:
         policy: the policy; its mode and torch's random state are restored.
-        env: the environments; they are seeded anew.
+        env: the environments; they are reseeded.
         episodes: episodes per task.
         seed: seed of the environments and of the actions.
         deterministic: take the most probable actions.
-        subset: subset of the holdout that the environments play, which marks the results.
-        contexts: given the observations before the policy reads them; it may replace them.
+        subset: subset of the holdout that the environments play, which labels the results.
+        contexts: receives the observations before the policy does, and may replace them.
 
     Returns:
         One result per active task, in the order of the suite.
@@ -106,13 +106,14 @@ def evaluate_swapped(
 ) -> ContextUse | None:
     """Play episodes in which the policy reads the context of other episodes.
 
-    Episodes that fail are often long. No task takes more timesteps here than with its own contexts:
-    an episode is cut and fails where the longest own one of its task ended, and there are only as
-    many as fit into the timesteps of the own ones, at least one.
+    Failed episodes are often long, but no task takes more timesteps here than with its own
+    contexts: an episode is cut, and counts as a failure, when it is as long as the longest own
+    episode of its task, and only as many are played as fit into the timesteps of the own episodes,
+    but at least one.
 
     Args:
         policy: the policy; its mode and all global random states are restored.
-        env: the environments of ``own``; they are seeded anew.
+        env: the environments of ``own``; they are reseeded.
         own: results of ``evaluate``.
         contexts: contexts of the episodes of ``own``.
         episodes: maximum number of episodes per task.
@@ -130,12 +131,12 @@ def evaluate_swapped(
     max_lengths = np.array([longest[env.suite.tasks[task].name] for task in task_index])
     fitting = min(int(result.lengths.sum()) // longest[result.task] for result in own)
     episodes = min(episodes, fitting)
-    # one episode per environment and round; the last would be as long with few as with all of them
+    # one episode per environment and round; whole rounds only, as a partial one takes as long
     rounds = max(1, episodes // envs_per_task)
     quotas = _quotas(task_index, min(episodes, envs_per_task))
     swapped = SwappedContexts(contexts, np.random.default_rng(seed))
     played: list[list[Episode]] = [[] for _ in range(env.num_envs)]
-    # a measurement must not change what a training draws
+    # a measurement must not change the random numbers that training draws
     with restored_global_generators(), eval_mode(policy, seed):
         env.seed(seed)
         for _ in range(rounds):
@@ -171,11 +172,11 @@ def _play(
 ) -> list[list[Episode]]:
     """Play until each environment has finished its quota (n_envs,); return its episodes.
 
-    With ``max_lengths`` (n_envs,), the quotas are at most 1, and a longer episode is cut and fails.
+    With ``max_lengths`` (n_envs,), the quotas are at most 1; a longer episode is cut, as a failure.
     """
     played: list[list[Episode]] = [[] for _ in range(env.num_envs)]
     observation: Observations = env.reset()
-    # an environment that is deactivated finishes its present episode and starts no other
+    # a deactivated environment finishes its current episode and starts no other
     env.deactivate(np.flatnonzero(quotas <= 1))
     env.deactivate(np.flatnonzero(quotas == 0), at_once=True)
     active = np.flatnonzero(quotas)
@@ -188,7 +189,7 @@ def _play(
     # environments that are done still need some valid action
     actions = np.array([env.action_space.sample()] * env.num_envs)
     while active.size:
-        # few batch sizes: a kernel is compiled for each
+        # only a few batch sizes, because a kernel is compiled for each
         rows = pad_to_bucket(np.arange(len(active)), env.num_envs)
         padded = active[rows]
         chosen, hidden_state = policy.predict(
@@ -278,13 +279,13 @@ class RunEvaluation(NamedTuple):
     files: list[Path]
     """The written files; none if the run directory cannot be written."""
     inside: InsideView | None = None
-    """A look at the outputs of the policy; None if none was asked for."""
+    """A look at the outputs of the policy; None if not requested."""
 
     def to_dataframe(self) -> "pd.DataFrame":
         """Return the results as a table.
 
         Returns:
-            A row per task and subset, and a column per number of ``eval/*.json``: episodes,
+            A row per task and subset, and a column for each number in ``eval/*.json``: episodes,
             success rate with its 95 % interval, return, score, length in timesteps.
         """
         import pandas as pd
@@ -340,14 +341,14 @@ def evaluate_run(run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig) 
             steps = checkpoint.state["num_timesteps"]
             written += write_inside(measured.inside, stem.with_name(f"{stem.name}-inside"), steps)
         if config.gif or config.mp4:
-            # the parts of the run itself share their tasks
+            # the run's own parts have the same tasks
             filmed = parts if config.task else parts[:1]
             written += _record_tasks(measured.policy, config, filmed, stem, measured.results)
     return RunEvaluation(measured.results, measured.context_use, written, measured.inside)
 
 
 class _Measured(NamedTuple):
-    """All that is measured of a checkpoint, and the policy for videos."""
+    """All measurements of a checkpoint, and the policy for videos."""
 
     results: list[TaskResult]
     context_use: ContextUse | None
@@ -365,7 +366,7 @@ def _measure(
     use: ContextUse | None = None
     inside: InsideView | None = None
     keys = run.config.context.keys
-    # contexts are swapped between the episodes of one set of environments
+    # contexts are only swapped between episodes of the same environments
     is_single = [part.label for part in parts].count("trained") == 1
     for number, part in enumerate(parts):
         contexts = None
@@ -415,9 +416,10 @@ def _own_parts(run: RunDirectory) -> list[_Part]:
 
 
 def _other_parts(run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig) -> list[_Part]:
-    """Return a part for each task of another suite, in the place of one of the run's own tasks.
+    """Return a part for each task of another suite, which replaces one of the run's own tasks.
 
-    The policy has the number of its tasks in its shapes, and may read the index of the task.
+    The number of tasks must stay the same, because the shapes of the policy depend on it, and the
+    policy may read the index of the task.
     """
     training = run.config
     own_names = [task.name for task in training.task.tasks]
@@ -447,7 +449,7 @@ def build_test_env(run: RunDirectory, config: EvalConfig, subset: Subset) -> Sui
         subset: subset of the run's holdout.
 
     Returns:
-        The environments, equally many for each task.
+        The environments, the same number for each task.
     """
     return _build_env(run, config, _Part(run.config.task, run.config.split, subset, label=subset))
 

@@ -1,7 +1,7 @@
 """Training failures: non-finite values and out-of-memory errors.
 
-An update that makes weights non-finite is rolled back; a gradient step that would is not taken. The
-tensors that caused it are saved.
+An update that makes weights non-finite is rolled back; a gradient step that would do so is skipped.
+The tensors that caused it are saved.
 """
 
 import warnings
@@ -23,8 +23,8 @@ from mirl.configs.schema import TrainConfig
 EVIDENCE = "evidence.safetensors"
 """File with the tensors that an update or a gradient step was computed from."""
 MAX_GRADIENT_NORM = 1e18
-"""Largest norm of one tensor's gradient: Adam squares it, and a square that overflows float32 would
-stop its weight forever."""
+"""Largest norm of one tensor's gradient: Adam squares it, and if the square overflows float32, the
+weight never changes again."""
 INVALID_PARAMETER_MESSAGE = "Expected parameter"
 """First words of the error of torch's distributions about non-finite parameters."""
 SIZES = ("n_envs", "n_steps", "buffer_size", "batch_size")
@@ -44,7 +44,7 @@ class NonFiniteError(RunError):
         self.evidence = evidence
 
     def __reduce__(self) -> tuple[type, tuple[str, dict[str, Tensor]]]:
-        """Return what pickle builds a copy of, in another process."""
+        """Return the arguments from which pickle rebuilds the error in another process."""
         return type(self), (str(self), self.evidence)
 
     def save(self, folder: Path) -> Path:
@@ -126,13 +126,13 @@ def explain_non_finite(agent: BaseAlgorithm) -> Iterator[None]:
 
 
 def guard_steps(agent: BaseAlgorithm, *, skip: bool) -> None:
-    """Keep the optimizers of one of SB3's algorithms from stepping along non-finite gradients.
+    """Keep the optimizers of an SB3 algorithm from taking steps with non-finite gradients.
 
     Args:
         agent: the algorithm.
-        skip: warn and leave such a step out, instead of raising ``NonFiniteError``.
+        skip: warn and skip such a step, instead of raising ``NonFiniteError``.
     """
-    # an optimizer knows tensors only, and the error should name them
+    # an optimizer does not know the names of its tensors, and the error should name them
     names = {id(weight): name for name, weight in agent.policy.named_parameters()}
 
     def check(optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -170,7 +170,7 @@ def _non_finite_gradients(weights: dict[str, Tensor]) -> list[str]:
         return []
     gradients = [weight.grad for weight in weights.values() if weight.grad is not None]
     norms = torch.stack(torch._foreach_norm(gradients))
-    # one question to the device, instead of one for each tensor; NaN compares as False
+    # one synchronization with the device instead of one per tensor; NaN compares as False
     if bool((norms <= MAX_GRADIENT_NORM).all()):
         return []
     bad = []

@@ -1,4 +1,4 @@
-"""Few-shot adaptation: a task that was not trained, learned from a few episodes.
+"""Few-shot adaptation: learning a new task from a few episodes.
 
 A policy that fuses by f(x, z) has a small handle on its behavior: the context z. Adaptation by
 *context* tunes an offset δ to it, z ← z + δ, with all weights frozen; adaptation by *network* also
@@ -36,21 +36,21 @@ from mirl.policies.contexts import ContextEncoder, TaskIdContext
 from mirl.policies.features import Context, Observations, is_word
 
 N_ENVS = 16
-"""Environments that practice together."""
+"""Number of environments for practice."""
 N_STEPS = 32
 """Timesteps per rollout; it is short so that updates need not wait for many episodes."""
 BATCH_SIZE = 128
 """Timesteps per minibatch of PPO."""
 CONTEXT_RATE = 1e-2
-"""First learning rate of δ, which is one short vector; the network's is that of its training. Both
-fall linearly to 0."""
+"""Initial learning rate of δ, which is one short vector; the network keeps that of its training.
+Both fall linearly to 0."""
 
 
 class ShiftedContext(ContextEncoder):
     """Context encoder with a learned offset: z + δ.
 
-    The id of a task that was not trained selects weights that were not trained either; the mean of
-    the contexts of the trained ids takes their place.
+    The id of a new task would select untrained weights; the mean context of the trained ids is used
+    instead.
 
     Args:
         encoder: a trained context encoder.
@@ -70,14 +70,14 @@ class ShiftedContext(ContextEncoder):
 
     @property
     def grouped_key(self) -> str | None:
-        """Key that may come as ``UniqueRows``, as of the encoder."""
+        """Key that may come as ``UniqueRows``: that of the encoder."""
         return self.encoder.grouped_key
 
     def forward(self, observations: Observations) -> Context:
         """Encode the context and add the offset.
 
         Args:
-            observations: what the encoder takes.
+            observations: the observations that the encoder takes.
 
         Returns:
             The context.
@@ -85,7 +85,7 @@ class ShiftedContext(ContextEncoder):
         context: Context = self.encoder(observations)
         words = context.words
         if words is not None:
-            # what is behind the last word stays zero
+            # the padding after the last word stays zero
             words = words + self.delta * is_word(words)
         return context._replace(values=context.values + self.delta, words=words)
 
@@ -93,7 +93,7 @@ class ShiftedContext(ContextEncoder):
         """Update the running statistics of the encoder.
 
         Args:
-            observations: what the encoder takes.
+            observations: the observations that the encoder takes.
         """
         self.encoder.update_statistics(observations)
 
@@ -133,7 +133,7 @@ class _EpisodeCounter(BaseCallback):
 def adapt_run(
     run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig
 ) -> Iterator[Adaptation]:
-    """Adapt a checkpoint to each of the tasks asked for and write the curves.
+    """Adapt a checkpoint to each of the requested tasks and write the curves.
 
     Args:
         run: the run.
@@ -222,11 +222,11 @@ def adaptation_tasks(
         config_dir: folder of the user's own presets.
 
     Returns:
-        For each task a suite with as many tasks as were trained. A new task takes the place of the
-        task with its name, else of the first.
+        For each task, a suite with as many tasks as were trained. A new task replaces the task of
+        the same name, or else the first.
 
     Raises:
-        ConfigError: no task is named, and the run held none out.
+        ConfigError: no task is named, and the run did not hold out any.
     """
     if name:
         named = compose_suite(name, config_dir)
@@ -269,7 +269,7 @@ def adapt(
         raise ConfigError(
             f"adapt= practices with PPO or A2C, and this run's agent is {agent_config.kind}"
         )
-    # more environments than episodes would have nothing to play
+    # more environments than episodes would be idle
     n_test_envs = min(config.n_envs, config.episodes)
     with (
         closing(_build_env(config, suite, task, N_ENVS, "train")) as env,
@@ -285,10 +285,10 @@ def _practice(agent: PPO | A2C, test_env: SuiteVecEnv, config: EvalConfig) -> li
     counter = _EpisodeCounter()
     curve = []
     for budget in (0, *config.adapt_episodes):  # 0: before any practice
-        # a rollout ends several episodes, so a point may come after more than its budget
+        # several episodes end in a rollout, so a point may come after more than its budget
         while counter.episodes < budget:
             rate = first_rate * (1 - counter.episodes / last_budget)
-            # set by hand, because SB3 would anneal within each call of learn
+            # set by hand, because SB3 would anneal over each call of learn
             agent.lr_schedule = ConstantSchedule(rate)
             agent.learn(N_ENVS * N_STEPS, callback=counter, reset_num_timesteps=False)
         [result] = evaluate(
@@ -305,7 +305,7 @@ def _practice(agent: PPO | A2C, test_env: SuiteVecEnv, config: EvalConfig) -> li
 def _build_env(
     config: EvalConfig, suite: SuiteConfig, task: TaskConfig, n_envs: int, seed_split: SeedSplit
 ) -> SuiteVecEnv:
-    """Build environments that play one task of a suite only."""
+    """Build environments that play only one task of a suite."""
     return SuiteVecEnv(
         suite,
         n_envs,
@@ -329,7 +329,7 @@ def _load(
     checkpoint.load_weights(agent.policy)
     policy = agent.policy
     if config.adapt == "context":
-        # the offset is created after this, so that it alone is trained
+        # the offset is created after this, so that only the offset is trained
         policy.requires_grad_(False)
     trained_ids = training.split.task_indices(training.task, "trained")
     for module in policy.modules():
@@ -337,7 +337,7 @@ def _load(
             shifted = ShiftedContext(module.context, trained_ids)
             module.context = shifted.to(policy.device)
     tuned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    # the one that the policy built holds frozen parameters, and not the offset
+    # the policy's original optimizer holds frozen parameters, and not the offset
     policy.optimizer = policy.optimizer_class(  # type: ignore[call-arg]
         tuned, lr=agent.lr_schedule(1.0), **policy.optimizer_kwargs
     )
@@ -345,13 +345,13 @@ def _load(
 
 
 def _adaptation_config(training: ResolvedConfig, config: EvalConfig) -> ResolvedConfig:
-    """Return the configuration of the run with the rollouts and the rate of the adaptation."""
+    """Return the run's configuration with the rollouts and learning rate of the adaptation."""
     options: dict[str, int | float] = {
         "n_envs": N_ENVS,
         "n_steps": N_STEPS,
         "anneal": False,  # _practice lowers the rate itself
         "conflict_every": 0,  # a single task has no conflict
-        # the run's own need not divide the shorter rollouts
+        # the run's own sequence length may not divide the shorter rollouts
         "sequence_length": 0,
         "burn_in": 0,
     }

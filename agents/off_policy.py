@@ -73,7 +73,7 @@ def build_off_policy(
     """
     check_action_space(config, env.action_space)
     check_not_normalized(env)
-    # the options have the names and meanings of SB3's own arguments, but for the few named below
+    # the options have the names and meanings of SB3's own arguments, except for the few below
     kwargs = config.model_dump(exclude=set(NOT_FOR_THE_ALGORITHM))
     kwargs |= {
         "policy": off_policy_class(config),
@@ -149,7 +149,7 @@ def off_policy_class(config: OffPolicyAgentConfig) -> type[OffPolicyFusion]:
 
 
 class OwnCriticRate(OffPolicyAlgorithm):
-    """Mixin for SB3's SAC, TD3 and TQC whose critics have a learning rate of their own."""
+    """Mixin for SB3's SAC, TD3 and TQC that gives the critics a separate learning rate."""
 
     critic_learning_rate: float
     """Learning rate of the critics' optimizer."""
@@ -164,15 +164,15 @@ class OwnCriticRate(OffPolicyAlgorithm):
 
 
 class OwnCriticRateSAC(OwnCriticRate, SAC):
-    """SAC whose critics have a learning rate of their own."""
+    """SAC with a separate learning rate for the critics."""
 
 
 class OwnCriticRateTD3(OwnCriticRate, TD3):
-    """TD3 whose critics have a learning rate of their own."""
+    """TD3 with a separate learning rate for the critics."""
 
 
 class OwnCriticRateTQC(OwnCriticRate, TQC):
-    """TQC whose critics have a learning rate of their own."""
+    """TQC with a separate learning rate for the critics."""
 
 
 CLASSES: Mapping[type[OffPolicyConfig], type[Any]] = {
@@ -180,20 +180,20 @@ CLASSES: Mapping[type[OffPolicyConfig], type[Any]] = {
     TD3Config: TD3,
     TQCConfig: TQC,
 }
-"""SB3's class of each algorithm with critics and an actor."""
+"""SB3's class of each actor-critic algorithm."""
 OWN_RATE_CLASSES: Mapping[type[OffPolicyConfig], type[Any]] = {
     SACConfig: OwnCriticRateSAC,
     TD3Config: OwnCriticRateTD3,
     TQCConfig: OwnCriticRateTQC,
 }
-"""The same with a learning rate of the critics."""
+"""The same, with a separate learning rate for the critics."""
 
 
 class MaskedDQN(DQN):
-    """SB3's DQN, whose random actions are available ones: those with a 1 in ``action_mask``.
+    """SB3's DQN with random actions limited to the available ones: those with a 1 in the mask.
 
-    The greedy actions and the values of the next states are those of ``FusionDQNPolicy``, which
-    masks them. Its arguments are those of SB3's DQN.
+    ``FusionDQNPolicy`` masks the greedy actions and the values of the next states by
+    ``action_mask``. The arguments are those of SB3's DQN.
     """
 
     def predict(
@@ -214,7 +214,7 @@ class MaskedDQN(DQN):
         Returns:
             The actions and ``state``.
         """
-        # SB3's own generator, which it seeds and a checkpoint restores
+        # numpy's global generator, as in SB3, which seeds it; a checkpoint restores it
         if not deterministic and np.random.rand() < self.exploration_rate:  # noqa: NPY002
             return self._random_actions(observation), state
         return self.policy.predict(observation, state, episode_start, deterministic)
@@ -269,7 +269,7 @@ def check_action_space(config: AgentConfig, space: spaces.Space[Any]) -> None:
         space: the action space.
 
     Raises:
-        ConfigError: it does not; names the algorithms that do.
+        ConfigError: it does not; the error names the algorithms that do.
     """
     if not isinstance(config, OffPolicyConfig):
         return
@@ -353,7 +353,7 @@ def _check_episodes_fit(config: OffPolicyConfig, max_steps: int) -> None:
 
 
 def _steps_before_learning(config: OffPolicyConfig) -> int:
-    """Return the timesteps of each environment when the first gradient step may come."""
+    """Return each environment's timesteps by the time of the first possible gradient step."""
     return config.learning_starts // config.n_envs + 1
 
 
@@ -364,13 +364,13 @@ def episode_limit(task: TaskConfig) -> int | None:
         task: the task.
 
     Returns:
-        The limit; None if the environment states none.
+        The limit; None if the environment does not state one.
     """
     env = make_env(task)
     env.close()
     if env.spec is not None and env.spec.max_episode_steps is not None:
         return env.spec.max_episode_steps
-    return getattr(env.unwrapped, "max_steps", None)  # MiniGrid has a limit of its own
+    return getattr(env.unwrapped, "max_steps", None)  # MiniGrid has its own limit
 
 
 def _build_action_noise(deviation: float, space: spaces.Box) -> NormalActionNoise | None:

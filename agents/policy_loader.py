@@ -26,12 +26,12 @@ from mirl.envs.contract.descriptions import describe_space
 from mirl.envs.suite_spaces import suite_spaces
 
 BYTES_PER_FILE_BYTE = 8
-"""Size that a network may have while it is built, relative to the file of its weights.
+"""Maximum size of a network while it is built, relative to the size of its weights file.
 
-The file holds neither target networks nor the layers that a policy replaces.
+The file does not hold target networks or the layers that a policy replaces.
 """
 SPARE_BYTES = 2**26
-"""Size that a network may have beside that."""
+"""Bytes that a network may have in addition to that."""
 
 
 def load_policy(run: Path | str, checkpoint: str = "best", device: DeviceName = "auto") -> Policy:
@@ -40,7 +40,7 @@ def load_policy(run: Path | str, checkpoint: str = "best", device: DeviceName = 
     Args:
         run: the run directory, or ``pretrained:NAME``.
         checkpoint: "best", "last", or a number of timesteps.
-        device: where the policy is to live.
+        device: device of the policy.
 
     Returns:
         The policy in evaluation mode: a ``FusionPolicy`` for PPO and A2C, a
@@ -55,11 +55,11 @@ def load_policy(run: Path | str, checkpoint: str = "best", device: DeviceName = 
 
 
 def load_pretrained(name: str, device: DeviceName = "auto") -> Policy:
-    """Load the policy of an agent that comes with MIRL, ready to act.
+    """Load the policy of a pretrained agent that comes with MIRL, ready to act.
 
     Args:
-        name: its name, such as "goto_local"; docs/pretrained.md lists them.
-        device: where the policy is to live.
+        name: the name of the agent, such as "goto_local"; docs/pretrained.md lists them.
+        device: device of the policy.
 
     Returns:
         The policy, as ``load_policy`` returns it.
@@ -81,8 +81,8 @@ def restore_policy(
     Args:
         config: the configuration of the run.
         checkpoint: one of its checkpoints.
-        device: where the policy is to live.
-        env: environments that the policy is to act in, whose spaces are compared with its own.
+        device: device of the policy.
+        env: environments that the policy will act in, whose spaces are compared with its own.
 
     Returns:
         The policy in evaluation mode.
@@ -107,18 +107,18 @@ def restore_policy(
 
 
 def check_task_fits(checkpoint: Checkpoint, suite: SuiteConfig, backend: BackendName) -> None:
-    """Check that the policy of a checkpoint can act in a task that it was not trained on.
+    """Check that the policy of a checkpoint can act in a task it was not trained on.
 
     Args:
         checkpoint: the checkpoint.
-        suite: a suite of the task alone, with the texts that the policy was trained on.
+        suite: a suite of only this task, with the texts that the policy was trained on.
         backend: library that steps the environments.
 
     Raises:
-        ConfigError: an observation or the actions differ; names the first.
+        ConfigError: an observation or the actions differ; the error names the first difference.
     """
     saved = checkpoint.spaces()
-    if saved is None:  # of an earlier version, which does not store them
+    if saved is None:  # from an earlier version, which did not store the spaces
         return
     [task] = suite.tasks
     own = _trained_spaces(*suite_spaces(suite, choose_backend(suite, backend)))
@@ -183,10 +183,10 @@ def _has_channels_last(space: spaces.Box) -> bool:
 
 @contextmanager
 def _limit_parameters(weights: Path) -> Iterator[None]:
-    """Reject a network that is far larger than a file of weights.
+    """Reject a network that is far larger than its weights file.
 
-    The configuration may come from a stranger. Memory that torch has allocated costs nothing before
-    it is written to, and each parameter is registered before that.
+    The configuration may come from an untrusted source. Allocated memory costs nothing until it is
+    written to, and torch registers each parameter before that.
     """
     check_regular(weights)
     file_bytes = weights.stat().st_size
@@ -203,7 +203,7 @@ def _limit_parameters(weights: Path) -> Iterator[None]:
                 f"and {weights} has {file_bytes:,}"
             )
 
-    # checked while building, because afterwards the memory would be taken already
+    # checked while building, because afterwards the memory would already be in use
     hook = register_module_parameter_registration_hook(count)
     try:
         yield
@@ -213,4 +213,4 @@ def _limit_parameters(weights: Path) -> Iterator[None]:
             f"the configuration asks for a network that cannot be built: {error}"
         ) from None
     finally:
-        hook.remove()  # it is global, and would count every later module
+        hook.remove()  # it is global and would count every later module

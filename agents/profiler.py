@@ -13,18 +13,18 @@ from mirl.agents.runs import metric_names as metrics
 Section = Literal["environment", "forward", "update"]
 
 WARM_UP = 4
-"""First iterations, which also load and compile and are not judged."""
+"""Number of first iterations that are ignored, because they also load and compile."""
 PATIENCE = 30.0
-"""Seconds of iterations behind a judgment; other processes make a single one look bad."""
+"""Seconds of iterations before a warning; other processes can make a single iteration look bad."""
 MAX_IDLE_PERCENT = 50
-"""Share of the time that the network may wait before a warning."""
+"""Maximum share of the time that the network may wait without a warning."""
 
 
 class IterationProfiler:
     """A timer that splits each iteration into environment, forward, update and the rest.
 
-    The rest is bookkeeping and the callbacks' steps. What callbacks do between two iterations, such
-    as evaluation, is not counted.
+    The rest is bookkeeping and the callbacks' steps. Work that callbacks do between two iterations,
+    such as evaluation, is not counted.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class IterationProfiler:
         """Count the time spent inside the context.
 
         Args:
-            section: the section that it counts for.
+            section: the section that the time counts towards.
         """
         begin = time.perf_counter()
         yield
@@ -61,7 +61,7 @@ class IterationProfiler:
             logger: SB3's logger.
             timesteps: timesteps of the iteration, all environments together.
         """
-        # SB3 logs its speed over the whole training, not of the last iteration
+        # SB3 logs the speed over the whole training, not over the last iteration
         total = time.perf_counter() - self._start
         logger.record(metrics.SPEED, timesteps / total)
         self.percent = {}

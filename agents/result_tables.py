@@ -1,4 +1,4 @@
-"""The terminal of the commands, and tables of evaluations for it."""
+"""Terminal output of the commands, and tables of evaluations for it."""
 
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -14,15 +14,16 @@ from mirl.configs.texts import printable
 from mirl.envs.success import NO_REPORT
 
 NO_SUCCESS = "–"
-"""Success in tables where it is unknown."""
+"""Placeholder in tables for an unknown success rate."""
 SUMMARY_ROWS = ("mean", "IQM", "worst")
 """Rows of the table over several tasks, in the order of the fields of ``Aggregate``."""
 
 
 class PlainConsole(Console):
-    """Rich's console, which prints every text as it is.
+    """Rich's console without markup: it prints every text unchanged.
 
-    Names of tasks, missions and folders may hold what Rich takes for markup, or control characters.
+    Names of tasks, missions and folders may contain control characters or text that Rich would take
+    for markup.
     """
 
     def __init__(self) -> None:
@@ -33,12 +34,12 @@ class PlainConsole(Console):
 
         Args:
             text: the text.
-            options: those of Rich.
+            options: Rich's own options.
         """
         return super().render_str(printable(text), **options)
 
     def log_line(self, line: str) -> None:
-        """Print a line, which the terminal may wrap.
+        """Print a line and let the terminal wrap it.
 
         Args:
             line: the line.
@@ -58,7 +59,7 @@ def results_table(results: Sequence[TaskResult], title: str) -> Table:
     """
     title = f"{title} ({_episodes(results)})"
     table = Table(title=title, title_justify="left", caption_justify="left")
-    # over several lines where the terminal is narrow: cut, names with one beginning look the same
+    # folded in a narrow terminal, because names with the same beginning look equal if truncated
     table.add_column("task", overflow="fold")
     for column in ("success", "95 % interval", "return", "score", "length"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""A trained run in a notebook or a script: its configuration, curves, policy and evaluations."""
+"""Access to a run from a notebook or a script: configuration, curves, policy and evaluations."""
 
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +39,7 @@ class Run:
         Discrete(7)
 
         In a notebook, ``run.video()`` at the end of a cell shows an episode, and
-        ``run.curves()["eval/success_rate"].dropna().plot()`` a curve of a run of one's own.
+        ``run.curves()["eval/success_rate"].dropna().plot()`` plots a curve of one of your own runs.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Run:
         self._device: DeviceName = device
 
     def __repr__(self) -> str:
-        """Return how the run was opened."""
+        """Return the call that opens the run."""
         return f"Run('{self.path}', checkpoint='{self._checkpoint.name}')"
 
     @property
@@ -73,11 +73,11 @@ class Run:
         return restore_policy(self.config, self._checkpoint, self._device)
 
     def curves(self) -> "pd.DataFrame":
-        """Return the logged metrics, which TensorBoard draws too.
+        """Return the logged metrics, the same that TensorBoard shows.
 
         Returns:
-            A column per metric, in alphabetical order, and a row for the timesteps of each log
-            entry, which are the index. A metric that was not logged there is NaN.
+            A column per metric, in alphabetical order, and a row per log entry, indexed by its
+            timesteps. A metric that was not logged there is NaN.
 
         Raises:
             ConfigError: the run has no table of metrics.
@@ -89,16 +89,16 @@ class Run:
             table = pd.read_csv(path)
         except (OSError, ValueError) as error:  # pandas' errors of parsing are ValueErrors
             raise ConfigError(f"{path} cannot be read: {error}") from None
-        # the first row holds what is known before training, and has no timesteps
+        # the first row holds values known before training, and has no timesteps
         table = table.dropna(subset=[TIMESTEPS]).astype({TIMESTEPS: "int64"})
-        # an evaluation is an entry of its own, at the timesteps of another one
+        # an evaluation is a separate entry with the same timesteps as another one
         return table.groupby(TIMESTEPS).last().sort_index(axis="columns")
 
     def evaluate(self, **options: object) -> RunEvaluation:
         """Evaluate the checkpoint on unseen episodes; the results are also written to ``eval/``.
 
         Args:
-            options: those of ``mirl-eval``, such as ``episodes=200`` or ``task="goto_obj"``.
+            options: options of ``mirl-eval``, such as ``episodes=200`` or ``task="goto_obj"``.
 
         Returns:
             The results; ``to_dataframe`` makes a table of them.
@@ -112,7 +112,7 @@ class Run:
     def video(
         self, task: str = "", *, seed: int = 0, deterministic: bool = False, inside: bool = False
     ) -> Gif:
-        """Play one test episode and return its pictures, which a notebook shows.
+        """Play one test episode and return its frames as an animation, which a notebook displays.
 
         Args:
             task: name of a task of the run; empty for the first.
@@ -124,7 +124,7 @@ class Run:
             The animation; ``Path("episode.gif").write_bytes(gif.data)`` saves it.
 
         Raises:
-            ConfigError: the run has no such task, or its environment renders no pictures.
+            ConfigError: the run has no such task, or its environment does not render pictures.
         """
         suite = self.config.task
         index = self._directory.task_index(task)

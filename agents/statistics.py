@@ -18,7 +18,7 @@ SUBSETS: tuple[Subset, ...] = ("trained", "held_out")
 UPPER = 0.975
 """Probability below the upper bound of a 95 % interval."""
 NORMAL_QUANTILE = NormalDist().inv_cdf(UPPER)
-"""The standard normal distribution lies below it with the probability ``UPPER``."""
+"""Quantile of the standard normal distribution at the probability ``UPPER``."""
 
 
 class Episode(NamedTuple):
@@ -48,7 +48,7 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     scale = 2 * (episodes + z**2)
     center = (2 * episodes * rate + z**2) / scale
     half = z / scale * math.sqrt(4 * episodes * rate * (1 - rate) + z**2)
-    # exact at the ends, where rounding would leave a little
+    # exactly 0 and 1 at the ends, despite rounding
     low = 0.0 if successes == 0 else center - half
     high = 1.0 if successes == episodes else center + half
     return low, high
@@ -103,7 +103,7 @@ def mean_difference_interval(
         Welch, "The Generalization of Student's Problem when Several Different Population Variances
         are Involved", Biometrika 1947.
     """
-    from scipy.special import stdtrit  # the quantile of Student's t; loaded by few runs
+    from scipy.special import stdtrit  # the quantile of Student's t; few runs need it
 
     if min(len(first), len(second)) < 2:
         return None
@@ -257,7 +257,7 @@ class Aggregate:
 
     Args:
         mean: mean over the tasks.
-        iqm: interquartile mean, which neither solved nor hopeless tasks decide alone.
+        iqm: interquartile mean, which is robust to a few solved or hopeless tasks.
         worst: value of the worst task.
     """
 
@@ -288,7 +288,7 @@ class SuiteResult:
     """The results of a suite's tasks, taken together.
 
     Args:
-        success: the success rates of the tasks that have one; None if none has.
+        success: the success rates of the tasks that have one; None if no task has one.
         score: the scores.
         tasks_with_success: number of tasks that have a success rate.
     """
@@ -322,7 +322,7 @@ def by_subset(results: Sequence[TaskResult]) -> list[tuple[Subset, list[TaskResu
         results: the results.
 
     Returns:
-        The results of each subset that has any, those of the trained one first.
+        The results of each subset that has any, with the trained subset first.
     """
     groups: list[tuple[Subset, list[TaskResult]]] = []
     for subset in SUBSETS:

@@ -44,7 +44,7 @@ from mirl.policies import count_parameters
 from mirl.policies.routing import describe
 
 TIMESTEPS_PER_ROW = 1_000
-"""Timesteps between two rows of an off-policy algorithm's log, times ``log_every``."""
+"""Timesteps per row of an off-policy algorithm's log if ``log_every`` is 1."""
 MIN_VALIDATION_ENVS = 4
 """Smallest number of validation environments; an off-policy agent often trains in a single one."""
 
@@ -88,11 +88,11 @@ def train(
 
     Args:
         config: the configuration of the run.
-        log: called with two lines when training begins, once the configuration is known to work,
-            or with one if the run is finished, with one more if a run is trained for longer than
-            before, with one when a task turns out to report no success, with one if videos take
-            long, and with one per evaluation and, with ``progress``, per row of the log unless a
-            progress bar is shown, which needs a terminal.
+        log: called once per line. There are two lines when training begins, once the configuration
+            is known to work, or one if the run is finished; one more if a run is trained for longer
+            than before; one when a task turns out to report no success; one if videos take long;
+            one per evaluation; and, with ``progress``, one per row of the log unless a progress bar
+            is shown, which needs a terminal.
         report: called with the timesteps and the score of each evaluation, by which the best
             checkpoint is selected; True stops the run as a signal does.
 
@@ -100,15 +100,15 @@ def train(
         The state of the run.
 
     Raises:
-        ConfigError: the environments or the device are not available, or the run directory belongs
-            to another configuration, an environment shows that an option does not fit it, or the
-            class of a part was defined in a script; nothing of a new run is left then.
+        ConfigError: the environments or the device are not available, the run directory belongs to
+            another configuration, an environment shows that an option does not fit it, or the class
+            of a part was defined in a script; a new run leaves no files behind in these cases.
         RunError: training failed; the checkpoints are kept.
     """
     with reported_by_first_process():
         ranks = Ranks.from_environment(resolve_device(config.device))
     with ranks.one_error():
-        ranks.wait()  # no rank fails while another one still joins
+        ranks.wait()  # so that no rank fails while another one is still joining
         return _train(config, log if ranks.is_first else lambda _: None, report, ranks)
 
 
@@ -134,7 +134,7 @@ def _train(
         with _opened_for_writing(run, ranks):
             checkpoint = _latest_checkpoint(run, ranks)
             episodes = _load(run, checkpoint, agent, ranks)
-            # everything that can be known to be wrong with the configuration has been checked
+            # by now, every check of the configuration has passed
             if checkpoint is not None and agent.num_timesteps >= resolved.total_timesteps:
                 log(
                     f"{run.path} is finished, with {agent.num_timesteps:,} timesteps; to train it "
@@ -160,7 +160,7 @@ def check_divisible(config: TrainConfig, ranks: Ranks) -> None:
         ranks: the processes that train it.
 
     Raises:
-        ConfigError: they cannot, or the algorithm is not one that several processes train.
+        ConfigError: they cannot, or the algorithm does not support several processes.
     """
     if ranks.size == 1:
         return
@@ -183,7 +183,7 @@ def check_divisible(config: TrainConfig, ranks: Ranks) -> None:
 def _with_rollout(config: TrainConfig, stored: ResolvedConfig | None) -> TrainConfig:
     """Return the configuration with a rollout that fits a short run.
 
-    A run that exists keeps its own rollout, whatever its length and the defaults are now.
+    An existing run keeps its own rollout, whatever its length and the defaults are now.
     """
     agent = config.agent
     if not isinstance(agent, PPOConfig):
@@ -197,7 +197,7 @@ def _with_rollout(config: TrainConfig, stored: ResolvedConfig | None) -> TrainCo
 
 @contextmanager
 def _discard_on_config_error(run: RunDirectory) -> Iterator[None]:
-    """Leave nothing of a new run if an environment shows that its configuration is invalid."""
+    """Remove a new run if an environment shows that its configuration is invalid."""
     try:
         yield
     except ConfigError:
@@ -231,7 +231,7 @@ def _latest_checkpoint(run: RunDirectory, ranks: Ranks) -> Checkpoint | None:
 
 @contextmanager
 def _open_environments(config: TrainConfig, ranks: Ranks = ONE_PROCESS) -> Iterator[Environments]:
-    """Open the environments of a rank; close them on exit. The first rank alone evaluates."""
+    """Open the environments of a rank; close them on exit. Only the first rank evaluates."""
     # options that all environments of the run share
     build = partial(
         SuiteVecEnv,
@@ -263,7 +263,7 @@ def _open_validation(
     build_validation = partial(
         build, seed_split="validation", max_steps=config.evaluation.max_steps or "auto"
     )
-    # the suite of the first has the words and the length of the texts that were drawn
+    # the suite of the training environments has the vocabulary and length of the sampled texts
     with closing(build_validation(training.suite, n_envs=n_validation_envs)) as validation:
         if not config.split.holds_out_any:
             _check_episodes_exist(validation)
@@ -342,18 +342,18 @@ def _ranks_line(n_before: int, n_now: int) -> str:
 
 
 def _longer_line(config: ResolvedConfig, timesteps_before: int, reached: int) -> str:
-    """Return one line about a run that is trained for longer than it was to be."""
+    """Return one line about a run that is trained for longer than planned."""
     total = config.total_timesteps
     line = f"Longer than before: {total:,} timesteps in place of {timesteps_before:,}."
     if not isinstance(config.agent, OnPolicyConfig) or not config.agent.anneal:
         return line
-    # that of a run which was to be as long from the start
+    # the rate that a run of this total length has at this point
     rate = config.agent.learning_rate * (1 - reached / total)
     return f"{line} The learning rate goes on at {rate:.2g} and falls to zero at the new end."
 
 
 def _describe(config: ResolvedConfig, env: SuiteVecEnv, agent: Agent) -> str:
-    """Return one line: what is seen, what is asked, where the two are fused, and the size."""
+    """Return one line that describes the inputs, the fusion with its sites, and the size."""
     assert isinstance(env.observation_space, spaces.Dict), "the observation contract is a Dict"
     seen_and_asked = describe(config.network, env.observation_space)
     line = f"{seen_and_asked} Fusion: {config.fusion.kind} ({', '.join(config.sites)})."
@@ -481,7 +481,7 @@ def _with_evidence(
 
 def _log_hyperparameters(config: ResolvedConfig, logger: RunLogger, n_parameters: int) -> None:
     options = dict(flatten(config.model_dump(mode="json")))
-    # TensorBoard shows five columns at first
+    # TensorBoard shows only five columns by default
     main = {
         "agent": config.agent.kind,
         "fusion": config.fusion.kind,

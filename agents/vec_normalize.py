@@ -1,4 +1,4 @@
-"""Refusal of SB3's ``VecNormalize`` around observations that name things, such as codes."""
+"""Check that SB3's ``VecNormalize`` does not normalize categorical observations, such as codes."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def check_not_normalized(env: VecEnv | None) -> None:
         env: the environments of an algorithm, with all of their wrappers.
 
     Raises:
-        ConfigError: if a key is normalized whose numbers name things.
+        ConfigError: a key with categorical values is normalized.
     """
     layer = env
     while isinstance(layer, VecEnvWrapper):

@@ -27,17 +27,17 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.tasks import SuiteConfig
 
 DEFAULT_FPS = 30.0
-"""Frames per second of an environment that does not say its own, as in Gymnasium."""
+"""Frames per second of an environment that does not state its own, as in Gymnasium."""
 MAX_MP4_FPS = 60.0
-"""Frames per second of an MP4, at most, because screens show no more."""
+"""Maximum frames per second of an MP4, because screens show no more."""
 MAX_GIF_FPS = 10.0
-"""Frames per second of a GIF, at most: viewers show faster ones at rates of their own."""
+"""Maximum frames per second of a GIF: viewers play faster ones at other rates."""
 HOLD_SECONDS = 1.0
 """Time for which the first frame and the last one are shown."""
 PALETTE_FRAMES = 8
-"""Frames from which the colors of a GIF are chosen, the first one and the last one among them."""
+"""Number of frames, including the first and the last, from which a GIF's colors are chosen."""
 MAX_STEPS = 200
-"""Timesteps after which an episode without an end is cut, unless another number is asked for."""
+"""Timesteps after which a recorded episode is cut, unless another number is given."""
 
 
 class Recording(NamedTuple):
@@ -135,12 +135,12 @@ def record_outcomes(
         policy: the policy; its mode and torch's random state are restored.
         suite: the suite that the policy was trained on.
         task_index: index of the task in the suite.
-        seeds: seed of the environment and of the actions for each episode, of which there are no
-            more.
+        seeds: seed of the environment and of the actions for each episode; their number limits the
+            episodes.
         wanted: ``success``, ``failure`` or both; if empty, the first episode is the only one.
         deterministic: take the most probable actions.
         max_steps: timesteps after which an episode is cut.
-        inside: mark the cells that the mission picks out, if the environment is of MiniGrid or
+        inside: mark the cells that the mission picks out, if the environment is from MiniGrid or
             BabyAI and the heads of the policy read similarities of cells with the mission.
 
     Returns:
@@ -158,7 +158,7 @@ def record_outcomes(
             if wanted <= recordings.keys():
                 break
     if len(recordings) > 1:
-        # one that was cut shows nothing that the others do not
+        # an episode that was cut shows nothing new
         recordings.pop("", None)
     return list(recordings.values())
 
@@ -200,7 +200,7 @@ def _record(
 def _fps(env: Env) -> float:
     """Return the frames per second of an environment."""
     fps = env.metadata.get("render_fps")
-    # of an environment of the user's own, which may say anything
+    # a user's environment may report any value
     if isinstance(fps, int | float | np.number) and 0 < fps < np.inf:
         return float(fps)
     return DEFAULT_FPS
@@ -230,7 +230,7 @@ def encode_gif(recording: Recording) -> Gif:
 
 def _with_one_palette(images: list[Image.Image]) -> list[Image.Image]:
     """Reduce pictures of equal size to 256 colors that suit all of them."""
-    # of some frames, because a palette for each takes ten times as long and the file twice as much
+    # one palette from some frames: one per frame takes ten times as long and doubles the file
     indices = sorted(set(np.linspace(0, len(images) - 1, PALETTE_FRAMES).astype(int).tolist()))
     width, height = images[0].size
     sample = Image.new("RGB", (width, height * len(indices)))
@@ -274,9 +274,9 @@ def encode_mp4(recording: Recording) -> bytes:
 
 
 def write_videos(stem: Path, suffix: str, recordings: Sequence[Recording]) -> list[Path]:
-    """Write a file for each recording, whose name says the outcome, and return the files.
+    """Write a file for each recording, named after the outcome, and return the files.
 
-    Files of the other outcomes are of an earlier evaluation, perhaps of another best checkpoint,
+    Files of the other outcomes come from an earlier evaluation, perhaps of another best checkpoint,
     and are removed.
 
     Args:

@@ -4,9 +4,9 @@
     python benchmarks/contenders.py task=goto_local fusion=film --seconds 10
     python benchmarks/contenders.py synthetic contexts=1024 --seconds 10
 
-Each call trains one agent and prints its throughput as one line of JSON. As ``throughput.py
---against`` runs this script of two source trees, the names of the contenders and the form of the
-output must not change.
+Each call trains one agent and prints its throughput as one line of JSON. ``throughput.py
+--against`` runs this script in two source trees, so the names of the contenders and the format of
+the output must not change.
 """
 
 import argparse
@@ -79,7 +79,7 @@ class TutorialCnn(BaseFeaturesExtractor):
 
 
 class ImageOnly(VecEnvWrapper):
-    """The image alone, as ``ImgObsWrapper`` and SB3's ``VecTransposeImage`` give it.
+    """Only the image, as ``ImgObsWrapper`` and SB3's ``VecTransposeImage`` return it.
 
     Args:
         venv: Environments whose observations hold MiniGrid's view as ``image``, (B, 7, 7, 3).
@@ -106,7 +106,7 @@ class ImageOnly(VecEnvWrapper):
         return self._image(self.venv.reset())
 
     def step_wait(self) -> Any:
-        """Return images, rewards, dones and infos of the step under way."""
+        """Return images, rewards, dones and infos of the current step."""
         observation, rewards, dones, infos = self.venv.step_wait()
         for env_index in np.flatnonzero(dones):
             info = infos[env_index]
@@ -130,7 +130,7 @@ class ThroughputTimer(BaseCallback):
         self.start_timesteps = 0
         self.elapsed = 0.0
         self.percent: dict[str, list[float]] = {}
-        """Share of each part of an iteration in its time, one value per iteration."""
+        """Share of an iteration's time for each of its parts, one value per iteration."""
 
     def _on_rollout_start(self) -> None:
         now = time.perf_counter()
@@ -194,7 +194,7 @@ def make_python_envs(vec_env_cls: type[VecEnv], env_id: str = DOOR_KEY, seed: in
     """Build 16 environments of a MiniGrid task in Python with SB3's own helper.
 
     Args:
-        vec_env_cls: How SB3 vectorizes them.
+        vec_env_cls: SB3's class of vectorized environments.
         env_id: The registered id of the task.
         seed: The seed of the environments.
     """
@@ -210,7 +210,7 @@ def make_python_envs(vec_env_cls: type[VecEnv], env_id: str = DOOR_KEY, seed: in
 def make_envpool_envs(
     env_id: str = DOOR_KEY, *, flat: bool = False, seed: int = 0, n_envs: int = 256
 ) -> VecEnv:
-    """Build environments of a MiniGrid task that EnvPool steps.
+    """Build EnvPool environments of a MiniGrid task.
 
     Args:
         env_id: The registered id of the task.
@@ -321,7 +321,7 @@ def recurrent_ppo(
 
     Args:
         algorithm: sb3-contrib's RecurrentPPO or MIRL's PPO.
-        backend: What steps the environments.
+        backend: The library that steps the environments.
         n_envs: Number of environments.
         **policy: Further options of the policy.
     """
@@ -340,7 +340,7 @@ def contrib_lstm(backend: str, n_envs: int) -> OnPolicyAlgorithm:
     """Build sb3-contrib's RecurrentPPO with MIRL's features extractor.
 
     Args:
-        backend: What steps the environments.
+        backend: The library that steps the environments.
         n_envs: Number of environments.
     """
     return recurrent_ppo(

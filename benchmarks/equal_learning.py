@@ -2,8 +2,8 @@
 
     python benchmarks/equal_learning.py [--timesteps 300000] [--seeds 5]
 
-SB3's PPO and MIRL's train on DoorKey with the network of MiniGrid's tutorial. Both step EnvPool and
-have the hyperparameters of ``contenders.py``. The success rate is that of 500 unseen episodes after
+SB3's PPO and MIRL's PPO train on DoorKey with the network of MiniGrid's tutorial. Both use EnvPool
+and the hyperparameters of ``contenders.py``. The success rate is that of 500 unseen episodes after
 training, with sampled actions. The results are written after each run.
 """
 
@@ -57,7 +57,7 @@ def success_rate(task: str, loop: str, seed: int, timesteps: int) -> float:
     )
     validation_env.close()
     training_env.close()
-    # DoorKey rewards success alone
+    # DoorKey only rewards success
     return float(np.mean(np.asarray(returns) > 0))
 
 

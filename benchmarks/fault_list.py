@@ -1,9 +1,9 @@
-"""Faults that must cost one line and nothing else: a part of ``reliability.py``.
+"""Faults that must cause a one-line error and no other damage: a part of ``reliability.py``.
 
 A run is resumed on a full disk, on a read-only file system and in another user's directory, then
-again without the fault; Ctrl-C comes while a run imports its modules; odd scalars stand in
-config.yaml. The disks are file systems in memory, which a user without special rights may mount in
-a namespace of their own, where the system allows that; elsewhere the row says why it is skipped.
+again without the fault; Ctrl-C arrives while a run imports its modules; config.yaml contains odd
+scalars. The disks are in-memory file systems, which an unprivileged user may mount in a separate
+namespace if the system allows it; otherwise the row says why the fault is skipped.
 """
 
 import hashlib
@@ -41,9 +41,9 @@ OPTIONS = [
 ]
 """Options of a run of half a minute, with worker processes."""
 LONG = 110
-"""Length of a path that no socket can have."""
+"""Length of a path that is too long for a socket."""
 OTHER_USER = 12_345
-"""User id that owns no process here."""
+"""User id without any processes on this machine."""
 IN_MEMORY = """
 mount -t tmpfs -o size=16m tmpfs {disk} && cp -a {run} {disk}/run && {fault}
 "$@"
@@ -52,13 +52,13 @@ code=$?
 cp -a {disk}/run {after}
 exit $code
 """
-"""Script that runs a command with a run directory on a disk of its own, and copies that back."""
+"""Script that runs a command with a run directory on a separate disk, and copies it back."""
 DISKS = {
-    # a file of what is left, to the last byte
+    # a file that fills the remaining space, to the last byte
     "full disk": ("dd if=/dev/zero of={disk}/rest bs=4k 2>/dev/null", "rm {disk}/rest"),
     "read-only file system": ("mount -o remount,ro {disk}", ""),
 }
-"""Commands that make a fault and end it; both may fail, as dd does when the disk is full."""
+"""Commands that cause and remove a fault; both may fail, as dd does when the disk is full."""
 SCALARS = [
     "9" * 5000,
     f"0x{'f' * 5000}",
@@ -78,12 +78,12 @@ SCALARS = [
     "{}",
     "~",
 ]
-"""Values that YAML cannot read, or that no option takes."""
+"""Values that YAML cannot read, or that no option accepts."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class SkippedError(Exception):
-    """A fault that cannot be made here; the message says why."""
+    """A fault that cannot be simulated here; the message says why."""
 
 
 def check_faults(scale: Scale, folder: Path) -> Iterator[Row]:
@@ -118,7 +118,7 @@ def row(guarantee: str, test: str, problem: str) -> Row:
     Args:
         guarantee: What is guaranteed.
         test: How it was tested.
-        problem: What went wrong, or nothing.
+        problem: What went wrong; empty if nothing did.
     """
     return Row(guarantee, test, problem or "one line, nothing lost", not problem)
 
@@ -141,7 +141,7 @@ def train(run_dir: Path, prefix: list[str], **variables: str) -> subprocess.Comp
 
 
 def stop_early(run_dir: Path, **variables: str) -> str:
-    """Train until the first checkpoint, and stop the run; return what went wrong, or nothing.
+    """Train until the first checkpoint and stop the run; return any problem as text.
 
     Args:
         run_dir: The new run directory.
@@ -172,7 +172,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def resume_with(fault: str, stopped: Path, folder: Path) -> str:
-    """Resume a copy of a run with a fault and then without; return what went wrong, or nothing.
+    """Resume a copy of a run with a fault and then without; return any problem as text.
 
     Args:
         fault: The fault.
@@ -208,7 +208,7 @@ def on_disk(fault: str, disk: Path, run_dir: Path, after: Path) -> list[str]:
         after: The folder that the run directory is copied to in the end.
 
     Raises:
-        SkippedError: This user may mount nothing here.
+        SkippedError: This user may not mount file systems here.
     """
     namespace = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
     try:
@@ -225,15 +225,15 @@ def on_disk(fault: str, disk: Path, run_dir: Path, after: Path) -> list[str]:
 
 
 def train_elsewhere(run_dir: Path) -> subprocess.CompletedProcess[str]:
-    """Train in a directory that another user owns; give it back afterwards.
+    """Train in a directory that another user owns; restore the owner afterwards.
 
-    Root is another user in a namespace without that user; anybody else forbids it to themselves.
+    Root uses a namespace without that user; any other user removes their own write permission.
 
     Args:
         run_dir: The run directory.
 
     Raises:
-        SkippedError: Root may have no namespace here.
+        SkippedError: Root may not create a namespace here.
     """
     paths = [run_dir, *run_dir.rglob("*")]
     user = os.getuid()
@@ -267,10 +267,10 @@ def check_interrupts(scale: Scale, folder: Path) -> Row:
     """
     rng = random.Random(0)
     problems = []
-    # the processes would ignore it, too, if a shell runs this one in the background
+    # the child processes would inherit an ignored SIGINT if a shell runs this in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for _ in range(scale.interrupts):
-        # CPU time, so that the moments are the same on a busy machine; Python starts before that
+        # CPU time, so that the moments are the same on a busy machine; Python has started by then
         moment = rng.uniform(0.1, 2.0)
         options = [f"runs_dir={folder / 'none'}", "progress=false"]
         process = subprocess.Popen(
@@ -297,7 +297,7 @@ def cpu_seconds(process: subprocess.Popen[str]) -> float:
     Args:
         process: The process.
     """
-    # the name of the command comes in parentheses and may have spaces in it
+    # the name of the command is in parentheses and may contain spaces
     fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2]
     user, system = fields.split()[11:13]
     return (int(user) + int(system)) / TICKS
@@ -307,7 +307,7 @@ def cpu_seconds(process: subprocess.Popen[str]) -> float:
 
 
 def check_scalars(scale: Scale) -> Row:
-    """Check that odd scalars in config.yaml are read or refused in one line.
+    """Check that odd scalars in config.yaml are read or rejected in one line.
 
     Args:
         scale: Size of the tests.
@@ -332,7 +332,7 @@ def check_scalars(scale: Scale) -> Row:
 
 
 def read_config(lines: list[str]) -> str:
-    """Read a run directory that holds a config.yaml; return what went wrong, or nothing.
+    """Read a run directory that holds a config.yaml; return any problem as text.
 
     Args:
         lines: The lines of the file.

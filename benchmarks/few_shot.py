@@ -1,4 +1,4 @@
-"""Compare few-shot adaptation of the context alone with that of the whole network.
+"""Compare few-shot adaptation of only the context with that of the whole network.
 
     python benchmarks/few_shot.py few_shot_ode task=ode_circle split=angles --seeds 3
 
@@ -23,7 +23,7 @@ from pictures import draw_range, picture
 from mirl.configs.schema import EvalConfig
 
 BUDGETS = [0, *EvalConfig.model_fields["adapt_episodes"].default]
-"""Episodes of adaptation. The rest of the rollout in which a budget ends comes on top."""
+"""Episodes of adaptation. The rest of the rollout in which a budget ends is added."""
 WAYS = {"context": "context z + δ, weights frozen", "network": "all weights"}
 """Values of ``adapt=`` and their labels."""
 
@@ -31,7 +31,7 @@ Curve = dict[str, Any]
 
 
 def adaptation_curves(options: list[str], runs: Path, name: str, episodes: int) -> list[Curve]:
-    """Train a run and adapt it to each held-out task, from the command line as a user would.
+    """Train a run and adapt it to each held-out task, through the command line as a user would.
 
     Args:
         options: Options of ``train.py``.
@@ -84,7 +84,7 @@ def table(curves: list[Curve], n_seeds: int) -> tuple[list[str], list[list[str]]
 
     Args:
         curves: The curves of all seeds, tasks and ways.
-        n_seeds: Number of seeds behind them.
+        n_seeds: Number of seeds of the curves.
     """
     columns = ["adapted", "seeds", *(f"after {budget:,} episodes" for budget in BUDGETS)]
     rows = []

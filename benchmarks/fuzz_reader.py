@@ -3,8 +3,8 @@
     python benchmarks/fuzz_reader.py RUN_DIR -max_total_time=600
 
 The first byte of each input selects a file of the run, and the rest replaces its content. Whatever
-that is, the reader must either load the checkpoint or raise ``ConfigError``. This script is a part
-of ``reliability.py``.
+the content is, the reader must either load the checkpoint or raise ``ConfigError``. This script is
+a part of ``reliability.py``.
 """
 
 import shutil
@@ -34,7 +34,7 @@ CHECKPOINT_FILES = ("state.json", "policy.safetensors", "optimizer.safetensors")
 
 
 def main() -> None:
-    """Fuzz until libFuzzer's options say to stop."""
+    """Fuzz until libFuzzer stops, as its options specify."""
     source = Path(sys.argv[1])
     libfuzzer_options = sys.argv[2:]
     config = RunDirectory.open(source).config
@@ -48,7 +48,7 @@ def main() -> None:
     checkpoint = max((run_dir / "checkpoints").glob("step_*"))
     paths = [run_dir / name for name in RUN_FILES]
     paths += [checkpoint / name for name in CHECKPOINT_FILES]
-    # the checkpoint itself has no manifest, which would reject all other damage before it is read
+    # no manifest in the checkpoint itself, or it would reject all other damage before it is read
     sealed = Path(shutil.copytree(checkpoint, folder / "sealed"))
     write_manifest(sealed)
     paths.append(sealed / "manifest.json")
@@ -60,7 +60,7 @@ def main() -> None:
     for number, data in enumerate(intact):
         (corpus / str(number)).write_bytes(bytes([number]) + data)
 
-    # a damaged metrics.csv is a warning each time
+    # a damaged metrics.csv causes a warning each time
     warnings.simplefilter("ignore")
 
     def read(data: bytes) -> None:

@@ -2,12 +2,12 @@
 
     python benchmarks/gpu.py [--seconds 2] [--envs 256 1024 4096 8192] [--device cuda]
 
-First the tests marked ``gpu``, then the speed of PPO in fp32 and bf16 with more and more
+First come the tests marked ``gpu``, then the speed of PPO in fp32 and bf16 with more and more
 environments: the default agent on BabyAI-GoToLocal, the network of MiniGrid's tutorial and a small
-one, beside SB3 on the same GPU and environments. Then one training with the defaults to a success
-rate of 95 %. Rollouts have 32 timesteps of each environment, and updates eight minibatches per pass
-over them. ``benchmarks/results/gpu.json`` is written after each measurement, so that a stop loses
-none. ``--device cpu`` tries the script itself.
+one, compared with SB3 on the same GPU and environments. Last is one training with the defaults to a
+success rate of 95 %. Rollouts have 32 timesteps per environment, and updates have eight minibatches
+per pass. ``benchmarks/results/gpu.json`` is written after each measurement, so that stopping does
+not lose any. ``--device cpu`` is for trying the script itself.
 """
 
 import argparse
@@ -37,7 +37,7 @@ N_STEPS = 32
 MINIBATCHES = 8
 """Minibatches per pass over a rollout."""
 BUDGET = 8 * 60
-"""Seconds after which nothing new is begun."""
+"""Seconds after which no new measurement is started."""
 COLUMNS = (
     "agent",
     "environments",
@@ -110,12 +110,12 @@ AGENTS = {
     "small network, DoorKey": small,
     "SB3, tutorial CNN, DoorKey": partial(tutorial, SB3PPO),
 }
-"""Functions that build the agents, by their names in the table."""
+"""Functions that build the agents, by the agents' names in the table."""
 
 
 @contextmanager
 def gpu_utilization() -> Iterator[list[float]]:
-    """Sample the share of time in which the GPU computes, in percent, while the context is open."""
+    """Sample the percentage of time in which the GPU computes, while the context is open."""
     samples: list[float] = []
     command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
     try:
@@ -150,7 +150,7 @@ def speed_of(name: str, n_envs: int, precision: str, device: str, seconds: float
         result = measure(agent, seconds)
     assert agent.env is not None
     agent.env.close()
-    # the first samples are of the warm-up
+    # the first samples belong to the warm-up
     late = samples[len(samples) // 2 :]
     result["gpu_busy_percent"] = statistics.mean(late) if late else None
     return {"agent": name, "n_envs": n_envs, "precision": precision, **result}
@@ -215,7 +215,7 @@ def main() -> None:
     if not arguments.skip_tests:
         details["tests"] = run_tests()
         print(details["tests"], flush=True)  # noqa: T201
-    # one training first, because it is what a user waits for
+    # the training comes first, because it is what a user waits for
     with tempfile.TemporaryDirectory() as folder:
         words = ["task=goto_local", *CURVES, f"device={arguments.device}", "progress=false"]
         details["time_to_success"] = train_to_success(words, dict(os.environ), Path(folder))

@@ -1,4 +1,4 @@
-"""Rows, sizes and processes that train: shared by the parts of ``reliability.py``."""
+"""Rows, sizes and training processes that the parts of ``reliability.py`` share."""
 
 import os
 import re
@@ -38,7 +38,7 @@ class Scale(NamedTuple):
     scalars: int
     """Values of config.yaml that an odd scalar replaces."""
     faults: list[str]
-    """Faults of the disk that a run is resumed with, half a minute each."""
+    """Disk faults with which a run is resumed, half a minute each."""
 
 
 FULL = Scale(
@@ -73,14 +73,14 @@ class Row(NamedTuple):
 
 
 def start(options: list[str], **variables: str) -> subprocess.Popen[str]:
-    """Start a training process and wait until it trains.
+    """Start a training process and wait until it is training.
 
     Args:
         options: Options of ``train.py``.
         **variables: Environment variables to add.
 
     Raises:
-        RuntimeError: If the process does not report that it trains.
+        RuntimeError: If the process does not report that it is training.
     """
     command = [sys.executable, str(ROOT / "train.py"), "progress=false", *options]
     environment = {**os.environ, **variables}

@@ -1,11 +1,11 @@
-"""Time every fusion by itself.
+"""Measure the time of every fusion separately.
 
     python benchmarks/interactions.py [--rounds 15]
 
 Batch 2048, context 64, features and outputs 128; few distinct contexts (24) or one per row;
 forward, and forward with backward; float32 and bfloat16. For comparison: ``torch.nn.Bilinear``, the
-einsum of the bilinear form, a linear layer over [x, z], and the matrix product (batch, X) ×
-(X, Z·O) alone, a lower bound for every full bilinear form with one context per row ("GEMM floor").
+einsum of the bilinear form, a linear layer over [x, z], and just the matrix product (batch, X) ×
+(X, Z·O), a lower bound for every full bilinear form with one context per row ("GEMM floor").
 All layers are timed in turn, round by round.
 
 A second table measures both forms of the bilinear term with more and more contexts, to check the
@@ -33,7 +33,7 @@ CONTEXT = 64
 FEATURES = 128
 OUT = 128
 FEW = 24
-"""Number of contexts that rows share."""
+"""Number of contexts when rows share contexts."""
 FUSIONS = ("concat", "bilinear", "low_rank", "hyper", "film", "gate", "attention", "metric")
 BILINEAR_SHAPES = ((128, 64, 128), (64, 64, 7))
 """Features, context and outputs of the second table."""
@@ -43,7 +43,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Subject(NamedTuple):
-    """A layer to time: its forward pass, and the tensors to differentiate by."""
+    """A layer to time: its forward pass, and the tensors to differentiate with respect to."""
 
     forward: Callable[[], Tensor]
     leaves: list[Tensor]
@@ -128,7 +128,7 @@ def time_subjects(
     """Time all layers in turn.
 
     Args:
-        rounds: Number of calls per layer, after one that warms up.
+        rounds: Number of calls per layer, after one for warm-up.
         n_contexts: Number of distinct contexts in the batch.
         backward: Include the backward pass.
         bf16: Compute the forward pass in bfloat16 autocast.
@@ -145,7 +145,7 @@ def time_subjects(
     seconds: dict[str, list[float]] = {name: [] for name in subjects}
     for turn in range(rounds + 1):
         for name, subject in subjects.items():
-            # nn.Bilinear is so slow that three rounds must do
+            # nn.Bilinear is so slow that three rounds must suffice
             if name == "nn.Bilinear" and turn > 3:
                 continue
             taken = time_call(subject, backward=backward, bf16=bf16)
@@ -158,7 +158,7 @@ def form_rows(rounds: int) -> list[list[str]]:
     """Time both forms of the bilinear term with more and more contexts.
 
     Args:
-        rounds: Number of calls per form, after one that warms up.
+        rounds: Number of calls per form, after one for warm-up.
 
     Returns:
         The rows of the table.
@@ -190,7 +190,7 @@ def time_both_forms(
     """Time forward and backward of the grouped and the row-by-row form, in turn.
 
     Args:
-        rounds: Number of calls per form, after one that warms up.
+        rounds: Number of calls per form, after one for warm-up.
         fusion: A bilinear fusion.
         x: Features, of shape (B, X).
         z: Distinct contexts, of shape (C, Z).
@@ -238,7 +238,7 @@ def ratio_rows(measurements: dict[str, dict[str, list[float]]]) -> list[list[str
     )
     rows = []
     for name, numerators, denominators in compared:
-        # nn.Bilinear has fewer rounds than the others
+        # nn.Bilinear has fewer rounds than the other layers
         ratios = [a / b for a, b in zip(numerators, denominators, strict=False)]
         rows.append([name, spread(ratios, 2)])
     return rows

@@ -1,4 +1,4 @@
-"""Results files of the benchmarks: a table, its measurements, the command and the machine."""
+"""Results files of the benchmarks, with a table, its measurements, the command and the machine."""
 
 import json
 import sys

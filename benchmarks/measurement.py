@@ -11,7 +11,7 @@ from machine import ROOT
 from peers import run as run_peer
 
 PEERS = ("cleanrl", "sample-factory", "torch-ac", "navix")
-"""Agents of other projects, see ``peers``."""
+"""Agents of other projects; see ``peers``."""
 
 
 def run(
@@ -26,10 +26,10 @@ def run(
         contender: The name of a contender or a peer, or options of ``train.py``.
         seconds: How long to train after the warm-up.
         tree: The source tree whose ``benchmarks/contenders.py`` runs.
-        environment: Environment variables of the process; those of this process by default.
+        environment: Environment variables of the process; by default, those of this process.
 
     Returns:
-        The measurement, as ``contenders.py`` or the driver of the peer prints it.
+        The measurement, as printed by ``contenders.py`` or by the driver of the peer.
     """
     if contender[0] in PEERS:
         return run_peer(contender[0], seconds, *contender[1:])
@@ -38,7 +38,7 @@ def run(
     finished = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, text=True, env=environment
     )
-    # the libraries may print lines of their own before
+    # the libraries may print other lines before the result
     result: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
     return result
 

@@ -1,8 +1,8 @@
-"""Measure which operations of torch the training of the default agent consists of.
+"""Measure the torch operations in the training of the default agent.
 
     python benchmarks/operations.py [OPTION ...]
 
-The agent of the options, by default ``task=goto_local``, trains in one thread under torch's
+The agent that the options define (default ``task=goto_local``) trains in one thread under torch's
 profiler, which makes small operations slower. Times and calls are those of rollouts and updates,
 per gradient step. Writes ``benchmarks/results/operations.json``.
 """
@@ -45,7 +45,7 @@ def group_of(key: str) -> str:
     """Return the group of an operation.
 
     Args:
-        key: the name that the profiler gives it.
+        key: the operation's name in the profiler.
     """
     name = key.removeprefix("aten::").rpartition("#")[2]
     for group, names in GROUPS.items():

@@ -53,7 +53,7 @@ def picture(name: str, **labels: Any) -> Iterator[Any]:
     with figure(name) as [axes]:
         yield axes
         axes.set(**labels)
-        # beside the axes, so that it covers no curve
+        # next to the axes, so that it does not cover any curve
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
 

@@ -2,8 +2,8 @@
 
     python benchmarks/pretrained.py [NAME ...] [--runs FOLDER]
 
-A run that FOLDER holds already is continued, or taken as it is if it is finished. Only what acting
-needs is kept of it: the configuration, the weights of the best checkpoint, and its spaces.
+An existing run in FOLDER is continued, or used as it is if it is finished. Only the parts needed
+for acting are kept: the configuration, the weights of the best checkpoint, and its spaces.
 """
 
 import argparse
@@ -36,7 +36,7 @@ AGENTS = {
     "fetch_reach": ("task=fetch_reach",),
     "memory_s7": ("task=memory_s7", "memory=lstm", "total_timesteps=400_000"),
 }
-"""Options of the training of each agent."""
+"""Training options of each agent."""
 KEPT_STATE = (
     "schema_version",
     "num_timesteps",
@@ -47,14 +47,14 @@ KEPT_STATE = (
     "observation_space",
     "action_space",
 )
-"""Entries of ``state.json`` that are kept: those of the training's state are not."""
+"""Entries of ``state.json`` that are kept; those about the state of the training are not."""
 EPISODES = 1000
 """Test episodes of each task."""
 COLUMNS = ("agent", "command", "timesteps", "parameters", "success (95 % interval)")
 
 
 def pack(run: RunDirectory, name: str) -> RunDirectory:
-    """Copy what acting needs of a run into the package.
+    """Copy the parts of a run that acting needs into the package.
 
     Args:
         run: the trained run.
@@ -70,7 +70,7 @@ def pack(run: RunDirectory, name: str) -> RunDirectory:
     write_manifest(target)
     write_json(folder / "checkpoints" / INDEX, {"last": best.name, "best": best.name})
     config = run.config.model_dump(mode="json")
-    # where it was trained is of no interest
+    # the folder in which the run was trained is irrelevant
     config.update(runs_dir="runs", name=name)
     write_text(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
     return RunDirectory.open(folder)
@@ -81,7 +81,7 @@ def _acting_state(checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def write_package_card(packed: RunDirectory) -> list[TaskSummary]:
-    """Write the card of a packed agent beside its weights.
+    """Write the card of a packed agent next to its weights.
 
     Args:
         packed: the packed agent.
@@ -91,7 +91,7 @@ def write_package_card(packed: RunDirectory) -> list[TaskSummary]:
     """
     options = CardConfig(run=packed.path, episodes=EPISODES, device="cpu")
     contents = card_of(packed, options)
-    # results of the agents of the package are written elsewhere, as a rule
+    # results of packaged agents are usually written elsewhere
     card = write_card(contents)
     shutil.move(card, packed.path / card.name)
     return [result.summary() for result in contents.evaluation.results]
@@ -101,7 +101,7 @@ def table_row(name: str, tasks: list[TaskSummary]) -> list[str]:
     """Return the row of an agent in the table of the documentation.
 
     Args:
-        name: its name.
+        name: name of the agent.
         tasks: the numbers of its tasks.
     """
     packed = RunDirectory.open(FOLDER / name)
@@ -125,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    # argparse looks for the default among the choices, too
+    # argparse also checks the default against the choices
     parser.add_argument("names", nargs="*", choices=[[], *AGENTS], metavar="NAME", default=[])
     parser.add_argument("--runs", type=Path, default=Path("runs") / "pretrained")
     arguments = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Measure what the cores of one machine give: threads, ranks of torchrun, and runs side by side.
+"""Measure the throughput of one machine's cores: threads, torchrun ranks, and concurrent runs.
 
     python benchmarks/processes.py [--rounds 3] [--timesteps 200_000] [OPTION ...]
 
-Each setting trains the agent of the options, by default ``task=goto_local``, at its own size and
-with four times the environments and minibatches. It is measured by ``speed/steps_per_second`` of
-its log: the median over its iterations without the first ones. The settings take turns. Needs the
-machine to itself; after each round, the results are written to
+Each setting trains the agent that the options define (default ``task=goto_local``), at its own size
+and with four times the environments and minibatches. It is measured by ``speed/steps_per_second``
+in its log: the median over its iterations without the first ones. The settings take turns. Needs
+the machine to itself; after each round, the results are written to
 ``benchmarks/results/processes.json``.
 """
 
@@ -23,7 +23,7 @@ from time_to_success import SPEED, read_rows
 
 N_CORES = len(os.sched_getaffinity(0))
 WARM_UP = 2
-"""Iterations that do not count."""
+"""Number of first iterations that do not count."""
 ALL_THREADS = f"one process, {N_CORES} threads"
 RANKS = f"{N_CORES} ranks, one thread each"
 SETTINGS: dict[str, tuple[int, int, int]] = {
@@ -33,7 +33,7 @@ SETTINGS: dict[str, tuple[int, int, int]] = {
     f"{N_CORES} runs, one thread each": (N_CORES, 1, 1),
     f"{2 * N_CORES} runs, one thread each": (2 * N_CORES, 1, 1),
 }
-"""Numbers of runs side by side, of ranks of each run and of threads of each rank."""
+"""Numbers of concurrent runs, of ranks per run and of threads per rank."""
 SIZES: dict[str, list[str]] = {
     "default": [],
     "512 environments, minibatches of 2,048": ["agent.n_envs=512", "agent.batch_size=2048"],
@@ -46,7 +46,7 @@ def measure(options: list[str], n_runs: int, n_ranks: int, n_threads: int) -> fl
 
     Args:
         options: options of ``train.py``.
-        n_runs: number of runs side by side, with a seed each.
+        n_runs: number of concurrent runs, with a seed each.
         n_ranks: number of processes that train each of them.
         n_threads: number of threads of each process.
     """

@@ -96,10 +96,11 @@ def measure_bot(env_id: str, episodes: int, seconds: float) -> dict[str, float]:
     Args:
         env_id: The registered id of the environment.
         episodes: Maximum number of episodes.
-        seconds: When to stop at the latest, after the episode under way.
+        seconds: Time limit; the current episode is still finished.
 
     Returns:
-        The summary of the episodes, and in how many the bot failed. Those count as a return of 0.
+        The summary of the episodes, and the number in which the bot failed. Those count as a return
+        of 0.
     """
     returns = []
     failures = 0
@@ -174,7 +175,7 @@ def measure(task: TaskConfig, episodes: int, seconds: float) -> dict[str, dict[s
 
 
 def main() -> None:
-    """Measure the ids that are missing and write them."""
+    """Measure the missing ids and write the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -2,12 +2,12 @@
 
     python benchmarks/reliability.py            # under an hour on two cores
     python benchmarks/reliability.py --quick    # the same parts in a few minutes
-    python benchmarks/reliability.py soak       # one part alone
+    python benchmarks/reliability.py soak       # only one part
 
 The parts are: killed runs, random command lines, fuzzed run directories, faults of the machine
 (``fault_list.py``) and a long run (``soak.py``). Each part writes its rows to
 ``benchmarks/results/reliability.json`` (``--quick`` writes nothing). The exit code is 1 if a
-guarantee does not hold. Run the long one on an otherwise idle machine: beside other processes
+guarantee does not hold. Run the long part on an otherwise idle machine: next to other processes,
 torch's threads wait for each other, and it trains too little to show anything.
 """
 
@@ -43,7 +43,7 @@ from mirl.configs.errors import ConfigError
 
 
 def is_writing(checkpoints: Path) -> bool:
-    """Return whether a checkpoint is being written, which has a temporary name until it is whole.
+    """Return True if a checkpoint is being written; it has a temporary name until it is complete.
 
     Args:
         checkpoints: The folder of the checkpoints.
@@ -60,10 +60,10 @@ def kill(process: subprocess.Popen[str], checkpoints: Path, rng: random.Random) 
     Args:
         process: The training process.
         checkpoints: The folder of its checkpoints.
-        rng: The generator of the moments.
+        rng: Random generator for the moments.
 
     Returns:
-        When it was killed: ``writing``, ``between`` or ``finished before``.
+        The moment of the kill: ``writing``, ``between`` or ``finished before``.
     """
     deadline = time.monotonic() + rng.uniform(0.0, 1.5)
     while_writing = rng.random() < 0.3
@@ -99,7 +99,7 @@ RECORDS: dict[str, Callable[[Path], object]] = {
     "TensorBoard's points": points_of,
     "all tensors": tensor_bytes,
 }
-"""Records that two equal runs share, with the functions that load them."""
+"""Records that are equal in two equal runs, with the functions that load them."""
 
 
 def check_kills(scale: Scale, folder: Path) -> Iterator[Row]:
@@ -119,7 +119,7 @@ def check_kills(scale: Scale, folder: Path) -> Iterator[Row]:
         if "ppo" in run:
             options += ["agent.batch_size=64", "agent.n_epochs=2"]
 
-        # beside the killed one, on another core
+        # at the same time as the killed one, on another core
         uninterrupted = start([*options, f"name={whole.name}"], OMP_NUM_THREADS="1")
         rng = random.Random(run)
         moments = []
@@ -195,7 +195,7 @@ def check_fuzzing(scale: Scale, folder: Path) -> Iterator[Row]:
     script = Path(__file__).with_name("fuzz_reader.py")
     run_dir = ROOT / "tests" / "golden" / "schema_1"
     command = [sys.executable, str(script), str(run_dir), f"-max_total_time={scale.fuzz_seconds}"]
-    # atheris ends the process without cleaning up: let it write where this process will
+    # atheris ends the process without cleaning up, so let it write where this process cleans up
     environment = {**os.environ, "TMPDIR": str(folder)}
     finished = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False

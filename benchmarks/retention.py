@@ -1,13 +1,13 @@
-"""Measure whether an agent keeps what it has learned, for every fusion, in SB3's and MIRL's loops.
+"""Measure the retention of a learned task, for every fusion, in SB3's and MIRL's loops.
 
     python benchmarks/retention.py [--seeds 5] [--jobs 2]
 
 The task has one timestep: the agent sees a ball of one of MiniGrid's six colors, its mission is
-always "name the ball", and the action is right if it is the number of the color. It is easy, and
-whoever solves it can only lose it by steps that are too large. SB3's PPO trains ``FusionPolicy``
-with a learning rate of 3e-4, MIRL's PPO with the defaults of ``train.py``. A point is the share of
-right actions, sampled, in one rollout. The results are written after each run, and runs that they
-hold are not repeated.
+always "name the ball", and the action is right if it is the number of the color. It is easy, and an
+agent that solves it can only unlearn it by steps that are too large. SB3's PPO trains
+``FusionPolicy`` with a learning rate of 3e-4, MIRL's PPO with the defaults of ``train.py``. A point
+is the share of right actions, sampled, in one rollout. The results are written after each run, and
+runs that they contain are not repeated.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from mirl.policies import FusionPolicy
 
 NAME = "retention"
 LEARNED = 0.95
-"""Share of right actions from which on the task counts as learned."""
+"""Share of right actions at which the task counts as learned."""
 KEPT = 0.9
 """Share of right actions below which it counts as lost."""
 FUSIONS = presets("fusion")
@@ -94,10 +94,10 @@ class RightActions(BaseCallback):
 
 
 def make_env(n_envs: int, seed: int) -> VecEnv:
-    """Return environments side by side.
+    """Return vectorized environments.
 
     Args:
-        n_envs: their number.
+        n_envs: number of environments.
         seed: seed of the first one.
     """
     env = DummyVecEnv([lambda: ContractObservation(NameTheColor())] * n_envs)
@@ -183,7 +183,7 @@ def rollouts_to_learn(curve: list[float]) -> int | None:
 
 
 def table_row(loop: str, fusion: str, curves: list[list[float]]) -> list[str]:
-    """Return a row of the table: how many seeds learned and kept it, and how fast.
+    """Return a row of the table: how many seeds learned and kept the task, and how fast.
 
     Args:
         loop: the training loop.

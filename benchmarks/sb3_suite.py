@@ -4,9 +4,9 @@
     python benchmarks/sb3_suite.py run gae          # tests/test_run.py and tests/test_gae.py only
 
 The tests come from the source distributions of the installed versions of SB3 and, for ``lstm``, of
-sb3-contrib, which pip downloads into ``.sb3_suite/``. This file is also the pytest plugin that puts
-MIRL's classes in their place: PPO and A2C, and in RecurrentPPO the features extractor.
-The exit code is 1 if a test fails that ``EXPECTED`` does not name; docs/sb3.md says why those do.
+sb3-contrib, which pip downloads into ``.sb3_suite/``. This file is also the pytest plugin that
+replaces SB3's classes by MIRL's: PPO and A2C, and the features extractor in RecurrentPPO.
+The exit code is 1 if a test fails that ``EXPECTED`` does not name; docs/sb3.md explains those.
 """
 
 import argparse
@@ -115,13 +115,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def with_fusion_extractor(algorithm: Any) -> Any:
-    """Return an algorithm whose default features extractor is MIRL's, also for a Box space."""
+    """Return an algorithm with MIRL's features extractor as the default, also for a Box space."""
     from gymnasium import spaces
 
     from mirl.policies import FusionExtractor
 
     class ArrayExtractor(FusionExtractor):
-        """``FusionExtractor`` with a constant goal, of a Dict or of an array that becomes a key.
+        """``FusionExtractor`` with a constant goal, for a Dict or an array, which becomes a key.
 
         Args:
             observation_space: a Dict or Box space.
@@ -191,7 +191,7 @@ def main() -> int:
 
 
 def show(line: str) -> None:
-    """Print a line at once, because a file takes minutes."""
+    """Print a line without buffering, because a file takes minutes."""
     print(line, flush=True)  # noqa: T201
 
 
@@ -217,7 +217,7 @@ def download(package: str) -> Path:
     pip = [sys.executable, "-m", "pip", "download", *options, "--dest", str(FOLDER), requirement]
     subprocess.run(pip, check=True)
     if not PACKAGES.exists():
-        # SB3's tests of the logger need it, and MIRL does not.
+        # SB3's tests of the logger need pandas, but MIRL does not.
         target = ["--no-deps", "--target", str(PACKAGES), "pandas"]
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, *target], check=True)
@@ -227,7 +227,7 @@ def download(package: str) -> Path:
 
 
 def log_file(name: str) -> Path:
-    """Return the file of pytest's output about a test file.
+    """Return the path of pytest's output for a test file.
 
     Args:
         name: one of ``FILES``.
@@ -251,7 +251,7 @@ def run_file(
         options = ["-v", "--no-header", "--tb=short", "-p", "sb3_suite", "-p", "no:cacheprovider"]
         test = f"tests/test_{name}.py"
         command = [sys.executable, "-m", "pytest", *options, "-p", "no:xdist", "-k", expression]
-        # written as pytest goes on, so that the log of a file that is too slow names the test
+        # written while pytest runs, so that the log of a file that is too slow names the test
         log = log_file(name)
         try:
             with log.open("w", encoding="utf-8") as output:

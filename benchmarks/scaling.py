@@ -5,7 +5,7 @@
 PPO with the default networks trains in a fresh process per point. Environments, tasks and widths
 are varied on BabyAI-GoToLocal; distinct missions, their length and the size of the view on
 synthetic environments, whose random observations share no work. After each round, the results are
-written to ``benchmarks/results/scaling.json``; in the end, ``docs/pictures/scaling.png`` is drawn.
+written to ``benchmarks/results/scaling.json``; at the end, ``docs/pictures/scaling.png`` is drawn.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pictures import figure
 
 ENVIRONMENTS = (16, 64, 256, 1024, 4096)
 TASKS = (1, 2, 5, 10, 20, 50)
-"""Numbers of tasks, each of them GoToLocal, so that only their number differs."""
+"""Numbers of tasks, all of them GoToLocal, so that only their number differs."""
 MISSIONS = (1, 4, 16, 64, 256, 1024, 4096)
 WORDS = (5, 10, 20, 40, 80, 160)
 VIEWS = (5, 7, 9, 13, 19)

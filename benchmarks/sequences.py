@@ -1,12 +1,12 @@
 """Compare recurrent cores on supervised sequence tasks, at equal parameters, over several seeds.
 
-    python benchmarks/sequences.py copy      # repeat ten symbols, permuted as the context says
+    python benchmarks/sequences.py copy      # repeat ten symbols, permuted depending on the context
     python benchmarks/sequences.py recall    # six key-value pairs; answer every key, permuted too
     python benchmarks/sequences.py text      # predict the next character of MIRL's own files
 
 In the first two tasks the context z selects one of four permutations of the symbols, so the same
-sequence has four right answers. Every core sees z beside the symbols at each timestep; ``mi_lstm``
-also modulates its gates by it. All cores are as large as ``lstm`` in parameters, and train with the
+sequence has four right answers. Every core sees z and the symbols at each timestep; ``mi_lstm``
+also modulates its gates by z. All cores have as many parameters as ``lstm``, and train with the
 same learning rate and number of steps. After each run, the results are written to
 ``benchmarks/results/sequences_TASK.json``.
 """
@@ -72,11 +72,11 @@ class Batch(NamedTuple):
     context: Tensor | None
     """(T · B, Z), if the task has a context."""
     targets: Tensor
-    """(T, B), ``NO_SYMBOL`` where no answer is asked."""
+    """(T, B), ``NO_SYMBOL`` where no answer is required."""
 
 
 BatchStream = Callable[[bool, np.random.Generator], Iterator[Batch]]
-"""Endless batches: of the training data if the first argument is true, else of unseen data."""
+"""Endless batches: training data if the first argument is true, else unseen data."""
 
 
 class Task(NamedTuple):
@@ -96,7 +96,7 @@ def encode(inputs: list[np.ndarray], contexts: np.ndarray, targets: np.ndarray) 
     """Encode symbols and contexts as concatenated one-hot vectors.
 
     Args:
-        inputs: Symbols of shape (T, B), preceded by keys of the same shape where there are any.
+        inputs: Symbols of shape (T, B), preceded by keys of the same shape, if there are any.
         contexts: The context of each sequence, of shape (B,).
         targets: The answers, of shape (T, B).
     """
@@ -105,7 +105,7 @@ def encode(inputs: list[np.ndarray], contexts: np.ndarray, targets: np.ndarray) 
         sizes = [N_KEYS, N_SYMBOLS]
     parts = []
     for indices, size in zip(inputs, sizes, strict=True):
-        # index -1 takes the last row, whose 1 is cut off: no symbol is a vector of zeros
+        # index -1 takes the last row, whose 1 is cut off: a missing symbol is a vector of zeros
         one_hot = np.eye(size + 1, dtype=np.float32)[indices]
         parts.append(one_hot[..., :size])
     z = np.eye(N_CONTEXTS, dtype=np.float32)[np.broadcast_to(contexts, targets.shape)]
@@ -121,7 +121,7 @@ def copy_batches(training: bool, random: np.random.Generator) -> Iterator[Batch]
 
     Args:
         training: Ignored, because all data are random.
-        random: The generator of the data.
+        random: Random generator for the data.
     """
     while True:
         symbols = random.integers(N_SYMBOLS, size=(N_COPIED, BATCH))
@@ -133,11 +133,11 @@ def copy_batches(training: bool, random: np.random.Generator) -> Iterator[Batch]
 
 
 def recall_batches(training: bool, random: np.random.Generator) -> Iterator[Batch]:
-    """Yield sequences of six key-value pairs, then the keys alone in another order.
+    """Yield sequences of six key-value pairs, then only the keys in another order.
 
     Args:
         training: Ignored, because all data are random.
-        random: The generator of the data.
+        random: Random generator for the data.
     """
     while True:
         all_keys = np.tile(np.arange(N_KEYS)[:, None], BATCH)
@@ -165,7 +165,7 @@ def load_text() -> str:
 
 
 def text_batches(characters: np.ndarray, n_kinds: int) -> BatchStream:
-    """Return a stream of pieces of a text, of which the last tenth is held out.
+    """Return a stream of pieces of a text whose last tenth is held out.
 
     Args:
         characters: The index of each character.
@@ -344,7 +344,7 @@ def main() -> None:
 
     source = {}
     if arguments.task == "text":
-        # the files change with the project: record which text it was
+        # the files change with the project, so record a hash of the text
         source["text"] = hashlib.sha256(load_text().encode()).hexdigest()
     columns = ["memory", "parameters", "seeds", "accuracy", "bits per answer"]
     results: dict[str, list[dict[str, float]]] = {}

@@ -1,4 +1,4 @@
-"""Train for long and watch the memory and the open files: a part of ``reliability.py``."""
+"""Train for a long time and watch memory and open files: a part of ``reliability.py``."""
 
 import csv
 import os
@@ -25,8 +25,8 @@ KEEP_FREED = {
 }
 """Environment variables that keep glibc from returning freed memory to the operating system.
 
-Otherwise it returns tens of megabytes now and then, mostly when protobuf (which TensorBoard writes)
-requests memory, and takes them again within two minutes. That hides a leak or looks like one.
+Otherwise it sometimes returns tens of megabytes, mostly when protobuf (used by TensorBoard)
+requests memory, and takes them back within two minutes. That hides a leak or looks like one.
 """
 
 
@@ -43,7 +43,7 @@ def sample(process: subprocess.Popen[str], seconds: float) -> list[Sample]:
 
     Args:
         process: The process.
-        seconds: For how long, unless it ends before.
+        seconds: Duration, unless the process ends earlier.
     """
     samples = []
     proc = Path(f"/proc/{process.pid}")
@@ -56,7 +56,7 @@ def sample(process: subprocess.Popen[str], seconds: float) -> list[Sample]:
 
 
 def check_soak(scale: Scale, folder: Path) -> Iterator[Row]:
-    """Train for long, kill the run at random for a fifth of the time, then sample it.
+    """Train for a long time, kill the run at random for a fifth of the time, then sample it.
 
     Args:
         scale: Size of the tests.
@@ -98,7 +98,7 @@ def check_soak(scale: Scale, folder: Path) -> Iterator[Row]:
         f"{n_wrong} lost or repeated",
         n_wrong == 0,
     )
-    # a short run says nothing about the memory and the cost of checkpoints
+    # a short run is not informative about the memory and the cost of checkpoints
     if scale is FULL:
         yield memory_row(warm, watched)
         training_seconds = sum(timesteps[0] / float(row[SPEED]) for row in iterations)
@@ -110,7 +110,7 @@ def descriptor_row(samples: list[Sample], watched: str) -> Row:
 
     Args:
         samples: The samples after the warm-up.
-        watched: Over which time, as text.
+        watched: The time that the samples cover, as text.
     """
     low = min(each.descriptors for each in samples)
     high = max(each.descriptors for each in samples)
@@ -122,7 +122,7 @@ def memory_row(samples: list[Sample], watched: str) -> Row:
 
     Args:
         samples: The samples after the warm-up.
-        watched: Over which time, as text.
+        watched: The time that the samples cover, as text.
     """
     seconds = np.array([each.seconds for each in samples])
     rss = np.array([each.rss_bytes for each in samples])

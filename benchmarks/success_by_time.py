@@ -2,12 +2,12 @@
 
     python benchmarks/success_by_time.py [--seeds 3] [--seconds 90] [--out FOLDER]
 
-On DoorKey-5x5 all train the network of MiniGrid's tutorial by PPO with the same hyperparameters. On
-BabyAI-GoToLocal, Stable-Baselines3 has the mission joined to the features of the image, as its
-``MultiInputPolicy`` joins its inputs, with MIRL's encoders and hyperparameters; CleanRL's scripts
-read no missions. Success is that of the training episodes, the seconds are all that passes, and
-each run ends after ``--seconds``, one after another. The same command goes on after a stop. Needs
-the machine to itself; writes ``benchmarks/results/success_by_time.json`` and
+On DoorKey-5x5, all train the network of MiniGrid's tutorial by PPO with the same hyperparameters.
+On BabyAI-GoToLocal, Stable-Baselines3 gets the mission concatenated to the features of the image,
+as its ``MultiInputPolicy`` concatenates its inputs, with MIRL's encoders and hyperparameters;
+CleanRL's scripts do not read missions. Success is that of the training episodes, the seconds are
+wall time, and the runs take ``--seconds`` each, one after another. After a stop, the same command
+continues. Needs the machine to itself; writes ``benchmarks/results/success_by_time.json`` and
 ``docs/pictures/success_by_time.png``.
 """
 
@@ -31,9 +31,9 @@ DOOR_KEY = "MiniGrid-DoorKey-5x5-v0"
 GOTO_LOCAL = "BabyAI-GoToLocal-v0"
 SOLVED = 0.95
 WINDOW = 500
-"""Last episodes over which a success rate is taken."""
+"""Number of last episodes over which a success rate is computed."""
 FEWEST = 100
-"""Episodes before the first success rate."""
+"""Minimum number of episodes for the first success rate."""
 AGENTS = {
     DOOR_KEY: ("SB3", "SB3 + EnvPool", "CleanRL + EnvPool", "MIRL"),
     GOTO_LOCAL: ("SB3", "SB3 + EnvPool", "MIRL"),
@@ -136,7 +136,7 @@ def train(task: str, agent_name: str, seed: int, seconds: float) -> Curve:
             for info in self.locals["infos"]:
                 if "episode" in info:
                     self.episodes += 1
-                    # both tasks reward nothing else
+                    # both tasks only reward success
                     self.successes += info["episode"]["r"] > 0
             return time.perf_counter() - self.begin < seconds
 
@@ -173,7 +173,7 @@ def measure(task: str, agent_name: str, seed: int, seconds: float) -> Curve:
     words = ["--only", task, agent_name, "--seed", str(seed), "--seconds", str(seconds)]
     command = [sys.executable, __file__, *words]
     finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    # the libraries may print lines of their own before
+    # the libraries may print other lines before the result
     printed: Curve = json.loads(finished.stdout.splitlines()[-1])
     return printed
 
@@ -182,7 +182,7 @@ def measure(task: str, agent_name: str, seed: int, seconds: float) -> Curve:
 
 
 def success_rates(curve: Curve) -> tuple[list[float], list[float]]:
-    """Return the seconds of a curve, and the success of the last episodes at each of them.
+    """Return the seconds of a curve, and the success rate of the last episodes at each of them.
 
     Args:
         curve: the curve of one training.

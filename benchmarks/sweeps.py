@@ -1,11 +1,11 @@
-"""Kill sweeps, comparisons and a study on each engine, repeat the command, count what is there.
+"""Kill sweeps, comparisons and a study on each engine, repeat the command, count the results.
 
     python benchmarks/sweeps.py                   # everything, into results/sweeps.json
     python benchmarks/sweeps.py grid:ray study:local    # some of it, added to the results so far
 
-Each command trains tiny runs. When half of them are finished, all of its processes are killed (of
-the study only one worker); the same command is then repeated to the end. Needs mirl[sweep]; a local
-Ray cluster is started and stopped.
+Each command trains tiny runs. When half of them are finished, all of its processes are killed (for
+the study, only one worker); the same command is then repeated to the end. Needs mirl[sweep]; a
+local Ray cluster is started and stopped.
 """
 
 import argparse
@@ -66,14 +66,14 @@ def commands(jobs: int, seeds: int) -> dict[str, list[str]]:
 
 
 def environment() -> dict[str, str]:
-    """Return the variables of the commands."""
+    """Return the environment variables of the commands."""
     path = [str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     changes = {
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "RAY_ADDRESS": f"127.0.0.1:{RAY_PORT}",
-        # by default, processes of Ray give way to all others of the machine
+        # by default, Ray's processes have a lower priority than all others on the machine
         "RAY_worker_niceness": "0",
     }
     return {**os.environ, **changes}
@@ -97,14 +97,14 @@ def ray_cluster() -> Iterator[None]:
             wait_for(lambda: list(Path(folder).glob("session_latest/sockets/raylet")), head)
             yield
         finally:
-            # it has ended already where another cluster has the port
+            # it has already ended if another cluster uses the port
             with suppress(ProcessLookupError):
                 os.killpg(head.pid, signal.SIGTERM)
             head.wait()
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
-    """Wait until a condition holds, or fail if the process ends before."""
+    """Wait until a condition holds, or fail if the process ends earlier."""
     while not condition():
         if process.poll() is not None:
             raise SystemExit(f"{process.args!r} ended with {process.returncode}")
@@ -152,7 +152,7 @@ def arguments(pid: int) -> str:
 
 
 def measure_kill(name: str, engine: str, jobs: int, seeds: int, folder: Path) -> dict[str, object]:
-    """Kill a grid or a comparison at half, repeat it, and count its runs."""
+    """Kill a grid or a comparison halfway, repeat it, and count its runs."""
     command = [sys.executable, *commands(jobs, seeds)[name], *ENGINES[engine]]
     runs = 6 * seeds
     before = kill_at_half(command, folder, half=runs // 2)
@@ -169,7 +169,7 @@ def measure_kill(name: str, engine: str, jobs: int, seeds: int, folder: Path) ->
 
 
 def measure_study(jobs: int, folder: Path) -> dict[str, object]:
-    """Kill a worker of a study, and count the trials at its end."""
+    """Kill a worker of a study, and count the trials at the end of the study."""
     command = [sys.executable, *commands(jobs, seeds=3)["study"]]
     code = kill_a_worker(command, folder, half=10)
     [results] = folder.glob("sweeps/*/results.json")
@@ -193,7 +193,7 @@ def row(name: str, engine: str, found: dict[str, object]) -> list[str]:
 
 
 def main() -> None:
-    """Measure what was asked for, and write the results after each measurement."""
+    """Run the requested measurements, and write the results after each of them."""
     everything = [f"{name}:{engine}" for name in ("grid", "compare") for engine in ENGINES]
     everything.append("study:local")
     parser = argparse.ArgumentParser(

@@ -1,7 +1,7 @@
-"""Environments whose sizes can be chosen: observations and missions are drawn at random.
+"""Environments of configurable sizes, with random observations and missions.
 
 No two observations are equal, and every mission differs, so that an agent can share as little work
-between them as possible. Stepping costs next to nothing. ``scaling.py`` trains an agent on them.
+between them as possible. Stepping costs almost nothing. ``scaling.py`` trains an agent on them.
 """
 
 from typing import Any
@@ -17,13 +17,13 @@ from mirl.configs.keys import MISSION_KEY
 from mirl.policies import FusionPolicy
 
 MOST_CODES = (10, 5, 2)
-"""Greatest object, color and state of a cell, as in MiniGrid."""
+"""Maximum codes of object, color and state of a cell, as in MiniGrid."""
 N_WORDS = 50
 N_ACTIONS = 7
 EPISODE = 32
 """Timesteps per episode."""
 N_POOLED = 64
-"""Steps whose observations are drawn in advance, to be repeated in turn with other missions."""
+"""Steps whose observations are sampled in advance and reused in turn with other missions."""
 
 
 class SyntheticVecEnv(VecEnv):
@@ -58,7 +58,7 @@ class SyntheticVecEnv(VecEnv):
         self._steps = 0
 
     def _observe(self) -> VecEnvObs:
-        # copies, because a rollout keeps what it is given
+        # copies, because a rollout keeps references to the arrays
         image = self._images[self._steps % N_POOLED].copy()
         return {"image": image, MISSION_KEY: self._missions.copy()}
 
@@ -81,7 +81,7 @@ class SyntheticVecEnv(VecEnv):
         return observation, self._rewards[self._steps % N_POOLED], dones, infos
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing, because there is nothing to close."""
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Return None for each environment, none of which has attributes."""
@@ -105,7 +105,7 @@ def synthetic_ppo(*sizes: str) -> PPO:
     """Build PPO with the default policy on synthetic environments.
 
     Args:
-        *sizes: parameters of ``SyntheticVecEnv``, as ``view=9``, where the defaults do not fit.
+        *sizes: parameters of ``SyntheticVecEnv`` that differ from the defaults, as ``view=9``.
     """
     chosen = {"n_envs": 256, "contexts": 32, "words": 10, "view": 7}
     for size in sizes:

@@ -3,8 +3,9 @@
     python benchmarks/tables.py            # rewrite the tables
     python benchmarks/tables.py --check    # write nothing; exit code 1 if a table is outdated
 
-A table stands between ``<!-- results: NAME -->`` and ``<!-- end of results -->``. A comparison is
-published by copying the ``results.json`` of ``mirl-compare`` to ``benchmarks/results/NAME.json``.
+A table is placed between ``<!-- results: NAME -->`` and ``<!-- end of results -->``. A comparison
+is published by copying the ``results.json`` of ``mirl-compare`` to
+``benchmarks/results/NAME.json``.
 """
 
 import argparse
@@ -17,9 +18,9 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 INSTALLED = ("mirl-compare", "compare.py")
-"""Commands that are no scripts of this folder."""
+"""Commands that are not scripts in this folder."""
 FORMER_OPTION = " --agent "
-"""Option by which the results of the former ``benchmarks/compare.py`` are known."""
+"""Option that identifies results of the former ``benchmarks/compare.py``."""
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/tensorboard_picture.py [--runs FOLDER]
 
-Runs that FOLDER holds already are taken as they are. Needs Chromium and Playwright.
+Existing runs in FOLDER are used as they are. Needs Chromium and Playwright.
 """
 
 import argparse
@@ -30,11 +30,11 @@ SECONDS_TO_DRAW = 12
 
 
 def take_picture(runs: Path, path: Path) -> None:
-    """Show runs in TensorBoard and save what the browser shows.
+    """Show runs in TensorBoard and save a screenshot of the browser.
 
     Args:
         runs: folder of the runs.
-        path: the picture.
+        path: file of the picture.
     """
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with socket.socket() as free:
@@ -43,7 +43,7 @@ def take_picture(runs: Path, path: Path) -> None:
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", runs.name]
     command += ["--host", "127.0.0.1", "--port", str(port), "--load_fast=false"]
-    # the page shows the folder as it is named here
+    # the page shows the folder by the name given here
     server = subprocess.Popen(
         command, cwd=runs.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -68,7 +68,7 @@ def take_picture(runs: Path, path: Path) -> None:
 
 
 def main() -> None:
-    """Train the agents that are missing, and take the picture."""
+    """Train the missing agents, and take the picture."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -11,7 +11,8 @@ are written to ``benchmarks/results/throughput_WORKLOAD.json``.
 
 With ``--against``, the last contender of the workload is measured in this source tree (new) and in
 another one (old), for example a ``git worktree`` of an earlier commit. The two take turns, and
-alternate in going first. The results are written to ``benchmarks/results/against_WORKLOAD.json``.
+alternate which goes first. The results are written to
+``benchmarks/results/against_WORKLOAD.json``.
 """
 
 import argparse
@@ -60,8 +61,8 @@ WORKLOADS: dict[str, tuple[str, ...]] = {
         "mirl_lstm",
     ),
 }
-"""The contenders of each workload, names or options; the last one, always MIRL's, is the reference
-of speedups."""
+"""The contenders of each workload, by name or options; the last one, always MIRL's, is the
+reference for speedups."""
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> tuple[list[str], list[list[str]]]:

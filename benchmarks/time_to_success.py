@@ -2,12 +2,12 @@
 
     python benchmarks/time_to_success.py --against TREE [--seeds 5] [--out FOLDER] [WORD ...]
 
-Each run is a training command with the defaults of its source tree and the words given, by default
-``task=goto_local``, on its own process, one after another and the trees in turn. It ends with the
-first evaluation, every 16,384 timesteps, in which 95 % of 128 episodes succeed, or with its budget,
-which then counts. The seconds are those of rollouts and updates, without evaluations and
-checkpoints. The same command goes on after a stop. Needs the machine to itself; writes
-``benchmarks/results/time_to_success.json``.
+Each run is a training command with the defaults of its source tree and the given words (default
+``task=goto_local``), in its own process, one after another, with the trees in turn. Every 16,384
+timesteps there is an evaluation. The run ends with the first in which 95 % of 128 episodes succeed,
+or with its budget, which then counts. The seconds are those of rollouts and updates, without
+evaluations and checkpoints. After a stop, the same command continues. Needs the machine to itself;
+writes ``benchmarks/results/time_to_success.json``.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SUCCESS = "eval/success_rate"
 SPEED = "speed/steps_per_second"
 TIMESTEPS = "time/total_timesteps"
 POLL = 1.0
-"""Seconds between two looks at the metrics of a run."""
+"""Seconds between two checks of the metrics of a run."""
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -84,7 +84,7 @@ def train_to_success(
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     try:
         while True:
-            # asked for first: what a process wrote before its end is read after it
+            # checked first, so that everything a process wrote before its end is read
             has_ended = process.poll() is not None
             found = None
             for path in runs_dir.glob("*/metrics.csv"):

@@ -1,4 +1,4 @@
-"""Check that a change of the code changes nothing that is computed.
+"""Check that a code change does not change any computed results.
 
     python benchmarks/unchanged.py [--against TREE] [--only CASE ...] [--jobs 1] [--cache FOLDER]
 
@@ -33,7 +33,7 @@ import gymnasium
 from safetensors.numpy import load_file
 
 REFERENCE = "9f62d5e"
-"""Commit to compare with. A change meant to alter what is learned moves it; its ADR says why."""
+"""Commit to compare with. A change that is meant to alter learning moves it; its ADR says why."""
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = "device=cpu precision=fp32 progress=false evaluation.episodes=1 evaluation.test_episodes=1"
@@ -55,7 +55,7 @@ BILINEAR = f"{UNSCALED} {CELLS}"
 DOOR = f"task=goto_door {BILINEAR} {WORDS}"
 STEPS = "memory.scaled_steps=false"
 NEW_OPTIONS = (CELLS, WORDS, SCALE, FEATURES_SCALE, FLOOR, DIVERGENCE, UNIT, STEPS)
-"""Words that trees without their option are trained without; their values are its effect there."""
+"""Words omitted for trees that lack their option; the values reproduce the behavior there."""
 MT3 = f"task=mt3 {BILINEAR} {PPO} total_timesteps=512 agent.popart=true agent.pcgrad=true"
 MEMORY = f"task=memory_s7 {BILINEAR} {WORDS} {PPO}"
 VECTOR = f"{UNSCALED} encoder=vector sites=vector"
@@ -99,7 +99,8 @@ PRELOADED = (
     *("gymnasium", "gymnasium_robotics", "minigrid", "envpool", "hydra", "matplotlib.pyplot"),
     *("mirl.train", "mirl.envs", "mirl.policies", "mirl.agents"),
 )
-"""Modules that are imported once for all runs of a source tree. They take longer than a run."""
+"""Modules that are imported once for all runs of a source tree, as importing them takes longer
+than a run."""
 
 
 def tensors_of(run_dir: Path) -> list[Any]:
@@ -114,10 +115,10 @@ def tensors_of(run_dir: Path) -> list[Any]:
 
 
 def train_case(words: list[str]) -> None:
-    """Do in this process what ``python -m mirl.train WORD ...`` does, but show errors only."""
+    """Do in this process what ``python -m mirl.train WORD ...`` does, but show only errors."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     warnings.simplefilter("ignore")
-    # Videos take half of the time, and train.py does without them where rendering fails.
+    # Videos take half of the time, and train.py continues without them if rendering fails.
     gymnasium.Wrapper.render = None
     sys.argv = ["train.py", *words]
     runpy.run_module("mirl.train", run_name="__main__")
@@ -165,7 +166,7 @@ def results_of(tree: Path, cases: Mapping[str, list[str]], jobs: int) -> Iterato
         (folder / "path" / "mirl").symlink_to(tree)
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         variables = os.environ | one_thread | {"PYTHONPATH": str(folder / "path")}
-        # -P: the modules beside this file must not hide others of the same name
+        # -P: the modules next to this file must not hide others of the same name
         command = [sys.executable, "-P", __file__, "--train", json.dumps([own_cases, jobs])]
         with subprocess.Popen(command, cwd=folder, env=variables, stdout=subprocess.PIPE) as worker:
             for line in worker.stdout or ():

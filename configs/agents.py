@@ -22,7 +22,7 @@ UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 MIN_UPDATES = 16
 """Number of updates below which PPO chooses a smaller rollout by default."""
 MIN_ENVS = 16
-"""Smallest number of parallel environments that PPO chooses for a short run."""
+"""Minimum number of parallel environments that PPO chooses for a short run."""
 MIN_BATCH_SIZE = 256
 """Smallest minibatch that PPO chooses for a short run, in timesteps."""
 MIN_DIVISOR = 64
@@ -62,7 +62,7 @@ class OnPolicyConfig(Config):
     vf_coef: NonNegativeFloat = 0.5
     """Coefficient of the value loss in the loss."""
     max_grad_norm: PositiveFloat = 0.5
-    """Largest norm of the gradient; larger gradients are clipped."""
+    """Maximum norm of the gradient; larger gradients are clipped."""
     normalize_advantage: bool = True
     """Normalize the advantages to mean 0 and standard deviation 1."""
     sequence_length: NonNegativeInt = 0
@@ -93,8 +93,8 @@ class OnPolicyConfig(Config):
     ``normalize_advantage``."""
     advantage_floor: NonNegativeFloat = 0.02
     """Smallest standard deviation that normalized advantages are divided by, as a fraction of the
-    root mean square of the rollout's returns; 0 for none. An agent that no longer fails has hardly
-    any advantages left but the errors of its value function, which should not be scaled up."""
+    root mean square of the rollout's returns; 0 for none. If an agent no longer fails, its
+    advantages are mostly errors of its value function, which should not be scaled up."""
     pcgrad: bool = False
     """Project each task's gradient onto the normal plane of the gradients that conflict with it
     (PCGrad).
@@ -130,7 +130,7 @@ class OnPolicyConfig(Config):
 
 
 def _fitting_batch(rollout_size: int, batch_size: int) -> int:
-    """Return the largest divisor of a rollout up to a size; that size if there is none of use.
+    """Return the largest divisor of a rollout up to a size; that size if no divisor is suitable.
 
     A rollout below that size is one minibatch.
     """
@@ -147,7 +147,7 @@ class PPOConfig(OnPolicyConfig):
 
     kind: Literal["ppo"] = "ppo"
     batch_size: PositiveInt = 512
-    """Timesteps per minibatch, a divisor of ``n_envs × n_steps``. If it is not given, and 512 is no
+    """Timesteps per minibatch, a divisor of ``n_envs × n_steps``. If not given and 512 is not a
     divisor, it is the largest one below, unless that is less than 64."""
     n_epochs: PositiveInt = 4
     """Passes over each rollout."""
@@ -158,8 +158,8 @@ class PPOConfig(OnPolicyConfig):
     """
     kl_coef: NonNegativeFloat = 0.1
     """Coefficient of the KL divergence from the policy of the rollout in the loss; 0 for none. It
-    holds what the clipped objective leaves free: where all actions are right, no advantage speaks
-    against the entropy bonus, or against momentum that is left."""
+    restrains what the clipped objective does not: if all actions are right, no advantage opposes
+    the entropy bonus or leftover momentum."""
     target_kl: PositiveFloat | None = None
     """End an update before a minibatch whose approximate KL divergence from the policy of the
     rollout exceeds 1.5 times this value; null for no limit."""
@@ -167,9 +167,9 @@ class PPOConfig(OnPolicyConfig):
     @model_validator(mode="after")
     def _batch_size_divides_the_rollout(self) -> Self:
         if "batch_size" not in self.model_fields_set:
-            # not an assignment, which would make it an option that is given
+            # not an assignment, which would mark it as a given option
             self.__dict__["batch_size"] = _fitting_batch(self.rollout_size, self.batch_size)
-        # a smaller last minibatch would give its samples more weight; SB3 warns of it
+        # a smaller last minibatch would give its samples more weight; SB3 warns about it
         if self.rollout_size % self.batch_size:
             divisor = math.gcd(self.rollout_size, self.batch_size)
             if divisor == 1:  # minibatches of one timestep are rejected below
@@ -184,9 +184,9 @@ class PPOConfig(OnPolicyConfig):
         return self
 
     def fit_rollout(self, total_timesteps: int, n_tasks: int) -> Self:
-        """Return the options with a rollout of which a short run has ``MIN_UPDATES``.
+        """Return the options with a rollout that gives a short run ``MIN_UPDATES`` updates.
 
-        Options that are given, ``n_envs``, ``n_steps`` or ``batch_size``, are never changed.
+        If ``n_envs``, ``n_steps`` or ``batch_size`` are given, they are never changed.
 
         Args:
             total_timesteps: timesteps of the run.
@@ -353,7 +353,7 @@ def check_sequences(n_steps: int, sequence_length: int, burn_in: int) -> None:
         raise ConfigError(f"sequence_length must divide n_steps={n_steps}, got {sequence_length}")
     max_burn_in = sequence_length
     remedy = ""
-    if sequence_length in (0, n_steps):  # one sequence per rollout, so that none precedes it
+    if sequence_length in (0, n_steps):  # one sequence per rollout, so no other precedes it
         max_burn_in = 0
         remedy = f"; a sequence_length below n_steps={n_steps} makes room for it"
     if burn_in > max_burn_in:

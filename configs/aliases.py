@@ -20,7 +20,7 @@ RENAMED_LAYERS = {
     "read": "output",
     "normalise": "normalize",
 }
-"""Old and current attribute names of layers, as they stand in state dicts of checkpoints."""
+"""Old and current attribute names of layers, as found in state dicts of checkpoints."""
 SCALED_FUSIONS = (
     *("bilinear", "low_rank", "hyper", "film"),
     *("attention", "metric", "product", "adapter"),
@@ -37,8 +37,8 @@ FORMER_DEFAULTS: Mapping[tuple[str, str], Mapping[str, object]] = {
     ("agent", "ppo"): {"advantage_floor": 0.0, "kl_coef": 0.0, "scale_values": False},
     ("agent", "a2c"): {"advantage_floor": 0.0, "scale_values": False},
 }
-"""Options that runs of earlier versions do not state, with their value there, per group and kind;
-delete them with the support for these runs."""
+"""Options that runs of earlier versions do not state, with the value in effect there, per group and
+kind; delete them with the support for these runs."""
 
 _warned: set[str] = set()
 
@@ -97,9 +97,9 @@ def _warn_once(old: str, current: str) -> None:
 def migrate_config(values: object) -> object:
     """Return the content of a run's ``config.yaml`` with every old spelling replaced.
 
-    Options that were added since are stated with the value that they had in effect. It never warns,
+    Options that were added since are stated with the value that was in effect. There is no warning,
     because nobody typed these spellings in this version. Values of an unexpected form are returned
-    unchanged; the validation that follows reports them.
+    unchanged; the later validation reports them.
 
     Args:
         values: content of ``config.yaml``, not validated yet.
@@ -109,7 +109,7 @@ def migrate_config(values: object) -> object:
     """
     if not isinstance(values, dict):
         return values
-    # a copy, so that the dictionary of the caller stays as it was
+    # a copy, so that the caller's dictionary stays unchanged
     migrated = dict(values)
     if "sampling" in migrated:
         migrated["sampling"] = _current_value("sampling", migrated["sampling"])
@@ -144,7 +144,7 @@ def _migrate_suite(suite: object) -> object:
     """Return a suite with current spellings of its own name and of its tasks' ``success``."""
     suite = _migrate_preset_name("task", suite)
     if not isinstance(suite, dict) or not isinstance(suite.get("tasks"), list):
-        # not a suite: the validation names what is wrong with it
+        # not a suite: the validation reports the error
         return suite
     tasks = [_migrate_task(task) for task in suite["tasks"]]
     return {**suite, "tasks": tasks}

@@ -29,7 +29,7 @@ from mirl.configs.imports import PluginWarning, load_plugins
 from mirl.configs.texts import printable
 
 PLAIN_SPELLING = "mirl_plain_spelling"
-"""Name of the handler of characters that an encoding lacks."""
+"""Name of the error handler for characters that an encoding lacks."""
 SPELLINGS = {
     "…": "...",
     "–": "-",
@@ -43,9 +43,9 @@ SPELLINGS = {
     "ᵀ": "^T",
     "𝕎": "W",
 }
-"""Spellings of the characters of MIRL's own texts; any other becomes a question mark."""
+"""Plain spellings of the characters in MIRL's own texts; any other becomes a question mark."""
 SECONDS_TO_REPORT = 10
-"""Time that a process of ``torchrun`` leaves to the one that prints the error of both."""
+"""Seconds that a process of ``torchrun`` waits for the one that prints their common error."""
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
 """Capacity of torch's CPU kernel caches, which hold a kernel per matrix size and default to 1024.
 
@@ -75,7 +75,7 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[list[str
     argv = sys.argv[1:]
     print_any_character()
     try:
-        # before anything else, so that --help also works beside invalid options
+        # before anything else, so that --help also works with invalid options
         if any(word in HELP_WORDS for word in argv):
             sys.stdout.write(help_text(argv))
             sys.stdout.flush()
@@ -99,11 +99,11 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[list[str
         sys.stderr.write(f"error: {printable(str(error))}\n")
         return 1
     except BrokenPipeError:
-        # the reader has gone, such as head; the flush at Python's exit would fail again
+        # the reader of the pipe has exited, like head; the flush at Python's exit would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.filename is None:  # not about a file, so perhaps a mistake of MIRL
+        if error.filename is None:  # not about a file, so perhaps a bug in MIRL
             raise
         sys.stderr.write(f"error: {printable(str(error))}\n")
         return 1
@@ -113,7 +113,7 @@ def console_entry(run: Callable[[list[str]], int], help_text: Callable[[list[str
 
 
 def version() -> str:
-    """Return the version of MIRL that is installed."""
+    """Return the installed version of MIRL."""
     try:
         return metadata.version("mirl")
     except metadata.PackageNotFoundError:
@@ -121,16 +121,16 @@ def version() -> str:
 
 
 def print_any_character() -> None:
-    """Print a character that the terminal's encoding lacks in another spelling, never raise."""
+    """Make printing replace characters that the terminal's encoding lacks, instead of raising."""
     codecs.register_error(PLAIN_SPELLING, _plain_spelling)
     for stream in (sys.stdout, sys.stderr):
-        # streams that a caller has put in their place need not be text files
+        # a caller may have replaced the streams by others that are not text files
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=PLAIN_SPELLING)
 
 
 def _plain_spelling(error: UnicodeError) -> tuple[str, int]:
-    """Return the spelling of the characters that cannot be encoded, as codecs' handlers do."""
+    """Return the plain spelling of characters that cannot be encoded, as a codecs error handler."""
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end]
     return "".join(SPELLINGS.get(character, "?") for character in text), error.end
@@ -164,7 +164,7 @@ def _plain_warnings() -> Iterator[None]:
 
 
 def command(name: str) -> str:
-    """Return how to call a command that is installed beside this Python interpreter.
+    """Return the path of a command that is installed next to this Python interpreter.
 
     Args:
         name: name of the command, e.g. ``tensorboard``.

@@ -1,4 +1,4 @@
-"""Schema and arguments of ``compare.py``: a comparison of settings, or of runs that exist."""
+"""Schema and arguments of ``compare.py``: a comparison of settings, or of existing runs."""
 
 import re
 import shlex
@@ -23,9 +23,9 @@ DEFAULT_FOLDER = Path("comparisons")
 EQUAL_BY_DEFAULT = "encoder.features_dim"
 """Option that ``match=true`` sets."""
 PREFIX = "settings."
-"""Beginning of the arguments that name a setting."""
+"""Prefix of the arguments that name a setting."""
 OWN_WORDS = ("seeds", *ENGINE_WORDS, "out", "match")
-"""Arguments of compare.py that are none of train.py."""
+"""Arguments of compare.py that train.py does not have."""
 SET_BY_COMPARISON = {
     "name": "the runs are named by setting, task and seed; use out=… for their folder",
     "runs_dir": "the runs are in the folder of the comparison; use out=…",
@@ -34,13 +34,13 @@ SET_BY_COMPARISON = {
 }
 """Options of train.py that a comparison sets itself, and what to do instead."""
 MAX_SEEDS = 1000
-"""Largest number of seeds."""
+"""Maximum number of seeds."""
 
 
 def _first_seeds(value: object) -> object:
     """Return ``3`` as the seeds 0, 1 and 2, and ``4,5`` as a list."""
     if isinstance(value, str) and value.strip().isdecimal():
-        # a bound before the range is built
+        # limited before the range is built
         return tuple(range(min(int(value), MAX_SEEDS + 1)))
     return split_names(value)
 
@@ -54,7 +54,7 @@ def run_name(setting: str, task: str, seed: int) -> str:
 
     Args:
         setting: name of the setting.
-        task: the task as it was typed.
+        task: the task as typed by the user.
         seed: seed of the run.
     """
     return f"{setting}-{file_name(task)}-seed{seed}"
@@ -73,7 +73,7 @@ class ComparisonConfig(EngineConfig):
     """
 
     tasks: Annotated[tuple[str, ...], BeforeValidator(split_names)] = ("goto_door",)
-    """Tasks, each trained in runs of its own; one may be a suite, which is trained together."""
+    """Tasks, each trained in separate runs; one may be a suite, which is trained together."""
     settings: dict[str, Words]
     """Options of train.py of each setting, by its name."""
     options: Words = ()
@@ -83,8 +83,8 @@ class ComparisonConfig(EngineConfig):
     out: Path | None = None
     """Folder of the runs, tables and figures; by default comparisons/ and the tasks."""
     match: str = ""
-    """Give all settings equal numbers of parameters: true to widen the smaller ones by
-    encoder.features_dim, or the option to widen them by."""
+    """Equalize the numbers of parameters: true to widen the smaller settings with
+    encoder.features_dim, or the option to widen them with."""
 
     @field_validator("seeds")
     @classmethod
@@ -150,7 +150,7 @@ class ComparisonConfig(EngineConfig):
 
 
 class RunComparisonConfig(Config):
-    """A comparison of runs that exist, which plays the same episodes with each.
+    """A comparison of existing runs, which plays the same episodes with each.
 
     Examples:
         >>> from mirl.configs.comparison import RunComparisonConfig
@@ -179,7 +179,7 @@ class RunComparisonConfig(Config):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the names of the runs: of their folders, or their paths if two are equal."""
+        """Return the names of the runs: their folders' names, or their paths if two are equal."""
         names = tuple(run.resolve().name for run in self.runs)
         if len(set(names)) < len(names):
             return tuple(map(str, self.runs))
@@ -197,11 +197,11 @@ def parse_comparison(argv: Sequence[str]) -> ComparisonConfig | RunComparisonCon
     """Build the configuration of ``compare.py``.
 
     Args:
-        argv: command-line arguments; with an argument that is no ``key=value``, runs that exist
-            are compared.
+        argv: command-line arguments; if one of them is not ``key=value``, existing runs are
+            compared.
 
     Returns:
-        The valid configuration; the options of eval.py in it are not checked yet.
+        The valid configuration; the options of eval.py in it have not been checked yet.
 
     Raises:
         ConfigError: if an argument is invalid.
@@ -250,7 +250,7 @@ def parse_comparison(argv: Sequence[str]) -> ComparisonConfig | RunComparisonCon
 
 def _check_words(config: ComparisonConfig) -> None:
     """Compose every setting with every task, so that mistakes are reported before any training."""
-    # any width, to check that the option exists
+    # an arbitrary width, to check that the option exists
     width = [f"{config.match}=64"] if config.match else []
     for task, setting in product(config.tasks, config.settings):
         try:
@@ -274,7 +274,7 @@ def _parse_runs(runs: Sequence[str], words: Sequence[str]) -> RunComparisonConfi
 
 
 def _words_of_setting(key: str, value: str) -> Words:
-    """Return the options in ``fusion=concat sites=vector``, split as a shell does."""
+    """Return the options in ``fusion=concat sites=vector``, split as by a shell."""
     try:
         words = shlex.split(value)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""From command-line arguments to a valid configuration.
+"""Composition of a valid configuration from command-line arguments.
 
 Hydra composes the YAML presets, the schema validates the result. Every invalid argument raises a
 ``ConfigError`` that says what was expected, what was given, and the nearest valid name.
@@ -38,17 +38,17 @@ PRESETS_DIR = Path(__file__).parent
 GROUPS = ("task", "fusion", "context", "encoder", "memory", "agent", "split")
 """Options that take the name of a preset."""
 PARTS = ("fusion", "context", "encoder", "memory")
-"""Parts of the network: groups whose preset an option chooses that only another kind has, and which
-also take a class of the user's own, ``module:Class``."""
+"""Parts of the network: groups that also take a user's class, ``module:Class``, and for which an
+option that the default kind lacks chooses another preset."""
 OWN_PARTS = "own_parts"
-"""Key under which Hydra composes the options of such classes, apart from those of a preset."""
+"""Key under which Hydra composes the options of such classes, separate from those of a preset."""
 BY_OBSERVATION = ("fusion", "context", "encoder")
 """Groups that ``auto`` chooses by the observation space."""
 LOGGER_EXTRAS = ("wandb", "trackio", "mlflow")
-"""Loggers whose packages are optional: the names of both, and of the extras."""
+"""Loggers with optional packages; logger, package and extra have the same name."""
 PRESET_ERRORS = (yaml.YAMLError, ValueError, LookupError)
-"""Exceptions of a preset that is no valid YAML; PyYAML leaves those of ``int()`` and the like as
-they are."""
+"""Exceptions caused by a preset that is not valid YAML; PyYAML does not wrap those of ``int()`` and
+the like."""
 CONFIG_DIR = "--config-dir"
 """Argument of the commands that names a folder of the user's own presets."""
 FREE_OPTION = re.compile(r"(task\.kwargs|encoder\.parts)(\.[^.\[\]]+)+")
@@ -62,7 +62,7 @@ def presets(group: str, config_dir: Path | None = None) -> list[str]:
 
     Args:
         group: one of ``GROUPS``.
-        config_dir: folder of the user's own presets, which are among the names.
+        config_dir: folder of the user's own presets, which are included.
     """
     folders = [PRESETS_DIR]
     if config_dir is not None:
@@ -97,7 +97,8 @@ def split_config_dir(argv: Sequence[str]) -> tuple[list[str], Path | None]:
         The other arguments, and the folder as an absolute path; None if there is none.
 
     Raises:
-        ConfigError: if the folder does not exist, holds no presets, or a preset of MIRL's name.
+        ConfigError: if the folder does not exist, or holds no presets, or one with the name of a
+            preset of MIRL.
     """
     words: list[str] = []
     given: str | None = None
@@ -160,9 +161,9 @@ def validate(model: type[ConfigT], values: object) -> ConfigT:
 
 
 def _split_task(line: str, values: object) -> tuple[str, str]:
-    """Take the place of a task, ``task.tasks.0``, out of an error message.
+    """Remove the location of a task, ``task.tasks.0``, from an error message.
 
-    Its number is nothing that the user has typed who gave the ids of the environments.
+    Users who gave environment ids have never typed this number.
 
     Returns:
         The rest of the message, and the task as ``task 'reach'``; empty if there is none.
@@ -188,10 +189,10 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
     ``task`` also takes environment ids, one or several
     (``task=BabyAI-GoToObj-v0+BabyAI-GoToLocal-v0``); fusion, context and encoder are then chosen by
     the observation space, unless an argument sets them. ``fusion``, ``context``, ``encoder`` and
-    ``memory`` also take a class of one's own (``fusion=my_package:Mine fusion.rank=8``).
+    ``memory`` also take a user's class (``fusion=my_package:Mine fusion.rank=8``).
 
-    The modules that the arguments name may be imported from then on, and those of ``import=`` are
-    imported.
+    From then on, the modules that the arguments name may be imported; those of ``import=`` are
+    imported now.
 
     Args:
         argv: command-line arguments.
@@ -216,7 +217,7 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
             name = f"{OWN_PARTS}.{group}.{option or 'kind'}"
             options.append((name, parse_value(key, value, types)))
             continue
-        # the user's own presets may be of classes whose options only the validation knows
+        # the user's own presets may use classes whose options only the validation knows
         is_free = config_dir is not None and group in PARTS and option
         if key not in known and not FREE_OPTION.fullmatch(key) and not is_free:
             raise unknown_option(key, known)
@@ -233,9 +234,9 @@ def compose_train(argv: Sequence[str]) -> TrainConfig:
             choices[group] = name
     values = _compose(choices, options, config_dir)
     if isinstance(values, dict):
-        # in place of the group's preset, with none of its options
+        # replaces the group's preset and all of its options
         values |= values.pop(OWN_PARTS, {})
-    # MIRL's own presets name no code, so all of this is named by the user
+    # MIRL's own presets do not name code, so the user has named all of these modules
     allow_imports(*_named_modules(values))
     if isinstance(values, dict):
         import_modules(_named_modules({"imports": values.get("imports")}))
@@ -251,13 +252,13 @@ def check_loggers(names: Sequence[str]) -> None:
         names: the loggers.
 
     Raises:
-        ConfigError: one is missing, with the command that installs it.
+        ConfigError: a package is missing; the error names the command that installs it.
     """
     for name in names:
         if name not in LOGGER_EXTRAS:
             continue
         spec = find_spec(name)
-        # a folder of this name, as wandb itself makes one, is a namespace without an origin
+        # a folder of this name, such as wandb creates, is a namespace package without an origin
         if spec is None or spec.origin is None:
             raise ConfigError(
                 f"logger={name}: the package is not installed; "
@@ -293,8 +294,9 @@ def _groups_by_observation(
 ) -> tuple[str, ...]:
     """Return the groups to choose by the observation, because their defaults are for MiniGrid.
 
-    MIRL's presets fit their own tasks. Environments that the user names may be of any kind, as may
-    those of the user's own presets and in wrappers; what such a preset overrides is kept.
+    MIRL's presets fit their own tasks. Environments that the user names may be of any kind, and so
+    may those in the user's own presets or in wrappers; groups that such a preset overrides are
+    kept.
     """
     keys = {key for key, _ in pairs}
     names = [value for key, value in pairs if key == "task"]
@@ -312,10 +314,10 @@ def _groups_by_observation(
 
 
 def _groups_by_options(pairs: Sequence[tuple[str, str]], config_dir: Path | None) -> dict[str, str]:
-    """Return a preset for each group of which an option is given that its default lacks.
+    """Return a preset for each group with a given option that the group's default lacks.
 
-    ``encoder.normalize=true`` asks for an encoder that can normalize. Fusion, context and encoder
-    are chosen by the observation, the memory by the only kind that has the option.
+    ``encoder.normalize=true`` requires an encoder that can normalize. Fusion, context and encoder
+    are chosen by the observation; for the memory, the only kind with the option is chosen.
     """
     chosen: dict[str, str] = {}
     for key, _ in pairs:
@@ -341,7 +343,7 @@ def _groups_by_options(pairs: Sequence[tuple[str, str]], config_dir: Path | None
 def _default_kind(
     group: str, pairs: Sequence[tuple[str, str]], config_dir: Path | None
 ) -> str | None:
-    """Return the kind that a group has if it is not given, by the task's preset or train.yaml."""
+    """Return the default kind of a group, from the task's preset or train.yaml."""
     name = default_presets(PRESETS_DIR / "train.yaml").get(group)
     task = [value for key, value in pairs if key == "task"]
     if task:
@@ -371,7 +373,7 @@ def default_presets(path: Path) -> dict[str, str]:
 
 
 def load_preset(path: Path) -> dict[str, Any]:
-    """Return a preset; empty if it cannot be read, which Hydra reports.
+    """Return a preset; empty if it cannot be read, because Hydra reports that.
 
     Args:
         path: the file of the preset.
@@ -396,7 +398,7 @@ def _looks_like_id(word: str) -> bool:
 
 
 def _known_preset(group: str, value: str, config_dir: Path | None) -> str:
-    """Return the name of a preset, or raise if there is none of it."""
+    """Return the name of a preset, or raise if there is no such preset."""
     name = replace_preset(group, value)
     names = presets(group, config_dir)
     if "," in value:
@@ -415,7 +417,7 @@ def _known_preset(group: str, value: str, config_dir: Path | None) -> str:
 
 
 def _suite_of_environments(value: str, has_rule: bool) -> list[tuple[str, object]]:
-    """Return the options of a suite of environment ids that are joined by ``+``.
+    """Return the options of a suite of environment ids, joined by ``+``.
 
     ``has_rule`` is True if another argument sets the success rule of the tasks.
     """
@@ -432,7 +434,7 @@ def _suite_of_environments(value: str, has_rule: bool) -> list[tuple[str, object
             )
         task = {"name": env_id, "env_id": env_id}
         if env_id.startswith("Meta-World/") and not has_rule:
-            # Meta-World counts an episode as a success if any of its timesteps is one
+            # Meta-World counts an episode as a success if any of its timesteps succeeds
             task["success"] = "any_step"
         tasks.append(task)
     return [("task.name", value), ("task.tasks", tasks)]
@@ -441,14 +443,14 @@ def _suite_of_environments(value: str, has_rule: bool) -> list[tuple[str, object
 def _compose(
     choices: Mapping[str, str], options: Sequence[tuple[str, object]], config_dir: Path | None
 ) -> object:
-    """Return the plain values of train.yaml with a choice of presets and with options.
+    """Return the plain values of train.yaml with the given presets and options.
 
     Args:
         choices: name of the preset by group.
-        options: dotted names and values, as OmegaConf takes them; the last of a name counts.
+        options: dotted names and values, as OmegaConf takes them; the last value of a name counts.
         config_dir: folder of the user's own presets.
     """
-    # imported on use, because Hydra takes long to import and eval.py does without
+    # imported on use, because Hydra is slow to import and eval.py does not need it
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
@@ -459,19 +461,19 @@ def _compose(
             config = copy.deepcopy(_compose_own_presets(chosen))
         else:
             config = _compose_presets(chosen, config_dir)
-        # as Hydra does it itself, once the presets are joined
+        # as Hydra does after merging the presets
         for key, value in options:
             OmegaConf.update(config, key, value, merge=True, force_add=True)
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
-        # the lines after the first are about how Hydra works inside
+        # the lines after the first are about Hydra's internals
         reason = str(error).splitlines()[0]
         if isinstance(error, InterpolationResolutionError):
             reason += r"; '\${' stands for the characters '${' themselves"
         raise ConfigError(f"the command line could not be parsed: {reason}") from None
     except PRESET_ERRORS as error:
         reason = " ".join(str(error).split())
-        # MIRL's own presets can be read, so without others it is a value, of 5,000 digits, say
+        # MIRL's own presets are valid, so otherwise a value is invalid, such as one of 5,000 digits
         subject = "the command line could not be parsed"
         if config_dir is not None:
             subject = f"{CONFIG_DIR}: a preset could not be read"
@@ -480,12 +482,12 @@ def _compose(
 
 @lru_cache(maxsize=256)
 def _compose_own_presets(choices: tuple[tuple[str, str], ...]) -> "DictConfig":
-    """Return train.yaml with a choice of MIRL's presets, which a process may compose often."""
+    """Return train.yaml with some of MIRL's presets; cached, as it may be composed often."""
     return _compose_presets(choices, None)
 
 
 def _compose_presets(choices: Sequence[tuple[str, str]], config_dir: Path | None) -> "DictConfig":
-    """Return train.yaml with a choice of presets, such as ``fusion=film``."""
+    """Return train.yaml with the given presets, such as ``fusion=film``."""
     from hydra import compose, initialize_config_dir
 
     words = [f"{group}={_quoted(name)}" for group, name in choices]
@@ -507,7 +509,7 @@ def parse_flat(model: type[ConfigT], argv: Sequence[str]) -> ConfigT:
     """Build the configuration of a command without presets (``eval.py``).
 
     Args:
-        model: config class whose options have no options of their own.
+        model: config class whose options do not have options themselves.
         argv: ``key=value`` arguments.
 
     Returns:
@@ -524,7 +526,7 @@ def parse_flat(model: type[ConfigT], argv: Sequence[str]) -> ConfigT:
             options["config_dir"] = config_dir
     pairs: list[tuple[str, str]] = []
     for key, value in parse_overrides(words):
-        # a command without groups has the rule itself
+        # in a command without groups, the rule is a top-level option
         option = "success" if key == TYPED_NAMES["success"] else key
         pairs.append((option, value.strip(QUOTES) if option == "success" else value))
     for key, _ in pairs:

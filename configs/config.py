@@ -17,9 +17,9 @@ def _to_tuple(value: object) -> object:
 
 
 Width = Annotated[int, Field(ge=1, le=2**16)]
-"""Size of a layer. The upper bound rejects typing errors and hostile files."""
+"""Size of a layer. The upper bound rejects typos and malicious files."""
 Depth = Annotated[int, Field(ge=1, le=64)]
-"""Number of equal layers, with the same kind of bound."""
+"""Number of equal layers, with an upper bound for the same reason."""
 AllowSingle = BeforeValidator(_to_tuple)
 """Accept ``sites=map`` for ``sites=[map]``, and ``net_arch=64`` for ``net_arch=[64]``."""
 Widths = Annotated[tuple[Width, ...], Field(max_length=16), AllowSingle]
@@ -52,7 +52,7 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True,  # what was validated cannot become invalid later
+        frozen=True,  # a validated config cannot become invalid later
         extra="forbid",  # a misspelled option is an error
         use_attribute_docstrings=True,  # for --help
         allow_inf_nan=False,  # infinity would pass every lower bound
@@ -70,6 +70,6 @@ class Config(BaseModel):
                 problem = explain(type(self), detail)
             raise ConfigError(f"{type(self).__qualname__}: {problem}") from error
 
-    # pydantic builds nested configs without calling a constructor that is marked as its own, so
-    # that an error inside of them keeps its location
+    # pydantic does not call a constructor with this mark when it builds nested configs, so an
+    # error inside of them keeps its location
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 
 MAX_LISTED_NAMES = 40
-"""Largest number of valid names that an error message lists."""
+"""Maximum number of valid names that an error message lists."""
 MAX_LINES = 20
-"""Largest number of lines of an error message."""
+"""Maximum number of lines of an error message."""
 
 
 class ConfigError(ValueError):
@@ -26,7 +26,7 @@ class ConfigError(ValueError):
 
 
 class ContractError(ConfigError):
-    """An environment declares or returns what agents cannot use; the message names the remedy."""
+    """An environment declares or returns values that agents cannot use; the message has a fix."""
 
 
 class RunError(RuntimeError):
@@ -42,13 +42,13 @@ class PlainWarning(UserWarning):
 
 
 def is_first_process() -> bool:
-    """Return True unless ``torchrun`` started this process beside another one that reports."""
+    """Return False if ``torchrun`` started this process and another one reports errors."""
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def reported_by_first_process() -> Iterator[None]:
-    """Let only the first process of ``torchrun`` print an error that all of them find.
+    """Let only the first process of ``torchrun`` print an error that occurs in all of them.
 
     Raises:
         ReportedElsewhereError: this is another process.
@@ -94,7 +94,7 @@ def nearest(name: object, valid: Iterable[str]) -> str:
 
 
 def first_lines(lines: Sequence[str]) -> list[str]:
-    """Return the lines of an error message, of which the last may say how many are left out.
+    """Limit the lines of an error message; the last may say how many were left out.
 
     Args:
         lines: all lines, one for each error.

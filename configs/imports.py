@@ -1,7 +1,7 @@
 """Modules that may be imported because a command, a Python user or an installed plugin named them.
 
 A configuration names code as ``module:Name``. Importing a module executes it, so a file, such as
-the config.yaml of a run directory, must not be able to do that by itself. A module may be imported
+the config.yaml of a run directory, must not be able to trigger it. A module may be imported
 
 - if the arguments of the command name it (``task=module:Id``, ``import=module``),
 - if an installed distribution names it as an entry point of the group ``mirl.plugins``,
@@ -25,7 +25,7 @@ from mirl.configs.errors import ConfigError, nearest
 
 PLUGIN_GROUP = "mirl.plugins"
 """Group of the entry points that MIRL imports when a command starts."""
-# Not "mirl": the root of the repository may hold folders that are not MIRL's, such as runs/.
+# Not "mirl": the root of the repository may contain folders that are not part of MIRL (runs/).
 LIBRARIES = (
     "mirl.agents",
     "mirl.configs",
@@ -40,21 +40,21 @@ LIBRARIES = (
 _imported: dict[str, None] = {}
 """Modules that ``import_module`` returned, in the order of the first call."""
 _allowed: set[str] = set()
-"""Modules that the user named; with a package, its modules are allowed."""
+"""Modules that the user named; a package includes its modules."""
 _inherited: set[str] = set()
-"""In a worker process, modules that its owner had imported."""
+"""Modules that the owner of a worker process had imported."""
 OWN_PACKAGE = "mirl"
-"""Package that is always imported, and whose name therefore allows nothing."""
+"""Package that is always imported, so that naming it does not allow anything."""
 
 
 class PluginWarning(UserWarning):
-    """An installed plugin that cannot be imported; the commands go on without it."""
+    """An installed plugin that cannot be imported; the commands continue without it."""
 
 
 def allow_imports(*modules: str) -> None:
     """Allow modules, and the modules inside of them, to be imported.
 
-    Call it only with what the user of this process named, never with what a file names.
+    Call it only with modules that the user of this process named, never with those from a file.
 
     Args:
         modules: dotted names of modules, e.g. ``my_package``.
@@ -68,7 +68,7 @@ def allow_imports(*modules: str) -> None:
                 f"import: expected the name of a module, e.g. my_package, got '{module}'"
             )
         if module == OWN_PACKAGE:
-            # its folder may hold others, such as runs/
+            # its folder may contain other modules, for example in runs/
             raise ConfigError(
                 "import: expected a module of your own, got 'mirl'; name the module itself"
             )
@@ -103,13 +103,13 @@ def _is_loaded(module: str) -> bool:
     loaded = sys.modules.get(module)
     if loaded is None:
         return False
-    # an alias, as compiled modules have them, stands for a file of another name elsewhere
+    # an alias, as used by compiled modules, refers to a file with another name elsewhere
     spec = getattr(loaded, "__spec__", None)
     return module == "__main__" or (spec is not None and spec.name == module)
 
 
 def _is_installed(module: str) -> bool:
-    """Return True if a module may be imported by every process: a library's, or a plugin's."""
+    """Return True for a module of a library or plugin, which every process may import."""
     return _is_around(module, {*LIBRARIES, *(plugin.module for plugin in _plugins())})
 
 
@@ -139,7 +139,7 @@ def named_code(values: object) -> list[str]:
         values: nested dictionaries and lists, not validated yet.
 
     Returns:
-        The names, each of them once.
+        The names, without duplicates.
     """
     return list(dict.fromkeys(_named_code(values)))
 
@@ -171,7 +171,7 @@ def _named_code(values: object) -> Iterator[str]:
             yield from _texts(value)
         elif key in ("env_id", "kind", "wrapper", "wrappers"):
             yield from (text for text in _texts(value) if ":" in text)
-        # Keyword arguments are passed to an environment, and name nothing that MIRL imports.
+        # Keyword arguments are passed to an environment, and do not name code that MIRL imports.
         if key != "kwargs":
             yield from _named_code(value)
 
@@ -193,7 +193,7 @@ def check_allowed(paths: Iterable[str], subject: str = "", advice: str = "") -> 
         advice: end of the error message, e.g. ``, or choose another name=…``.
 
     Raises:
-        ConfigError: if nobody but a file named one of the modules, or it is not one.
+        ConfigError: if only a file named one of the modules, or one is not a module name.
     """
     forbidden: dict[str, str] = {}
     for path in paths:
@@ -225,7 +225,7 @@ def import_module(module: str, path: str = "", subject: str = "") -> ModuleType:
 
     Args:
         module: dotted name of the module.
-        path: what names it, for the error message; by default the module itself.
+        path: the name that refers to it, for the error message; by default the module itself.
         subject: start of the error message, e.g. ``task 'reach': ``.
 
     Returns:
@@ -263,8 +263,8 @@ def import_module(module: str, path: str = "", subject: str = "") -> ModuleType:
 def _current_folder(module: str) -> Iterator[None]:
     """Search the current folder, last, for a module that the user of this process named.
 
-    A file must not bring it onto ``sys.path``: every missing package would then be taken from a
-    folder that may be a stranger's.
+    A file must not add the folder to ``sys.path``: every missing package would then be imported
+    from a folder that may be untrusted.
     """
     folder = str(Path.cwd())
     if folder in sys.path or not _is_around(module, _allowed):
@@ -303,7 +303,7 @@ def import_object(path: str, subject: str = "") -> object:
         subject: start of the error message, e.g. ``fusion: ``.
 
     Returns:
-        The object; the caller checks that it is what it needs.
+        The object; the caller must check its type.
 
     Raises:
         ConfigError: if the path is malformed, its module is not allowed, does not exist or fails
@@ -318,7 +318,7 @@ def import_object(path: str, subject: str = "") -> object:
     module = import_module(module_name, path, subject)
     found: object = module
     for name in names:
-        # Only classes are searched. Through a module one would reach the modules that it imports.
+        # Only search classes: through a module, one could reach the modules that it imports.
         if found is not module and not isinstance(found, type):
             raise ConfigError(f"{subject}'{path}': only a module or a class can hold '{name}'")
         try:
@@ -326,7 +326,7 @@ def import_object(path: str, subject: str = "") -> object:
         except AttributeError:
             message = _missing_object(subject, path, module_name, name, found)
             raise ConfigError(message) from None
-        except Exception as error:  # a module that imports its parts when they are asked for
+        except Exception as error:  # a module that imports its parts lazily
             raise ConfigError(f"{subject}'{path}' cannot be loaded: {_one_line(error)}") from error
     return found
 
@@ -348,7 +348,7 @@ def load_plugins() -> None:
 
 
 def restore_imports(allowed: Iterable[str], imported: Iterable[str]) -> None:
-    """Allow and import in a worker process what its owner allowed and imported.
+    """Allow and import in a worker process the modules that its owner allowed and imported.
 
     Args:
         allowed: ``allowed_modules()`` of the owner.
@@ -357,7 +357,7 @@ def restore_imports(allowed: Iterable[str], imported: Iterable[str]) -> None:
     _allowed.update(allowed)
     _inherited.update(imported)
     for module in imported:
-        # What needs a module that is missing here, such as an environment, says so itself.
+        # Code that needs a missing module, such as an environment, raises its own error.
         with suppress(ConfigError):
             import_module(module)
 
@@ -369,7 +369,7 @@ def _plugins() -> tuple[EntryPoint, ...]:
 
 
 def _is_module_name(module: str) -> bool:
-    """Return True for ``package.module``; ``package.__main__`` is a program, which would run."""
+    """Return True for ``package.module``, but not ``package.__main__``, which is a program."""
     if module == "__main__":
         return True
     names = module.split(".")
@@ -386,21 +386,21 @@ def _top(module: str) -> str:
 
 
 def _word(module: str) -> str:
-    """Return what to write after ``import=`` to allow a module."""
+    """Return the value of ``import=`` that allows a module."""
     if _top(module) == OWN_PACKAGE:
         return module
     return _top(module)
 
 
 def _shown(text: str) -> str:
-    """Return a text of a file without line breaks and control characters."""
+    """Return a text from a file without line breaks and control characters."""
     return text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
 
 
 def _modules_beside(module: str) -> Iterable[str]:
-    """Return the names of the modules that can be imported beside one that does not exist."""
+    """Return the importable modules in the same package as a module that does not exist."""
     package, dot, _ = module.rpartition(".")
-    # Without a package only the current folder, or the nearest name would be a stranger's.
+    # Without a package, use only the current folder, or the nearest name could be an unrelated one.
     folders = [str(Path.cwd())]
     if package:
         folders = getattr(sys.modules.get(package), "__path__", [])

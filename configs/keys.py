@@ -13,9 +13,7 @@ ACHIEVED_GOAL_KEY = "achieved_goal"
 GOAL_KEYS = (ACHIEVED_GOAL_KEY, DESIRED_GOAL_KEY)
 """Keys that hindsight experience replay requires."""
 GOAL_NAMES = (DESIRED_GOAL_KEY, "goal", "context")
-"""Keys that hold what is to be reached, or what an episode depends on, by convention."""
-ENV_TASK_KEY = "env_task"
-"""The environment's own key ``task``, renamed because ``task`` is the index of the suite's task."""
+"""Keys that by convention hold the goal to reach, or what an episode depends on."""
 ACTION_MASK_KEY = "action_mask"
 """Mask of the available actions, a ``MultiBinary``; neither an input nor a context."""
 CONTEXT_KEYS = (DESIRED_GOAL_KEY, MISSION_KEY, TASK_KEY)

@@ -1,7 +1,7 @@
 """Schema of the networks: encoders, fusion, and recurrent core.
 
-The built-in configs of each group are a closed union, discriminated by ``kind``. A config class of
-a user derives from the base class of the group and is the ``Config`` of a class; see
+The built-in configs of each group are a closed union, discriminated by ``kind``. A user's config
+class derives from the base class of the group and is the ``Config`` of a class; see
 ``mirl.configs.parts``. In the equations, x are the observation features, z is the context and y is
 the output.
 """
@@ -109,7 +109,7 @@ class BaseFusionConfig(PartConfig):
     """Base class of the options of a fusion."""
 
     fits_heads: ClassVar[bool] = True
-    """False for a fusion that is unfit for the heads and is not there by default."""
+    """False for a fusion that is unsuitable for the heads and not used there by default."""
 
 
 class ConcatConfig(BaseFusionConfig):
@@ -197,7 +197,7 @@ class FilmConfig(ScaledFusionConfig):
 class GateConfig(BaseFusionConfig):
     """y = σ(g(x, z)) ⊙ (V x + b), a bounded gate per feature."""
 
-    # it could scale a logit, but the context could not reverse a preference
+    # a gate could scale a logit, but the context could not reverse a preference
     fits_heads: ClassVar[bool] = False
     kind: Literal["gate"] = "gate"
 
@@ -235,7 +235,7 @@ class ProductConfig(ScaledFusionConfig):
     """
 
     former_values: ClassVar[Mapping[str, object]] = {"context_scale": 1.0, "pool_words": False}
-    # the weights of the context start at zero and have a long way to go
+    # the weights of the context start at zero and must grow a lot
     one_hot_scale: ClassVar[float] = 16.0
     kind: Literal["product"] = "product"
     context_scale: PositiveFloat | None = None
@@ -254,16 +254,16 @@ class ProductConfig(ScaledFusionConfig):
     main_attributes: Width | None = None
     """Number of attributes of a cell, the first ones, that V reads; None for all channels of x."""
     groups: Width = 2
-    """Number F of similarities per product where the features have no attributes."""
+    """Number F of similarities per product if the features have no attributes."""
     pool_words: bool = True
-    """Compare with a weighted sum of the words of a text, each of them shared out among the
-    attributes by learned weights; False to compare with the vector of the whole text."""
+    """Compare with a weighted sum of the words of a text, each distributed over the attributes by
+    learned weights; False to compare with the vector of the whole text."""
 
 
 class AdapterConfig(ScaledFusionConfig):
     """y = x + relu(A₂(z) relu(A₁(z) x + a₁(z)) + a₂(z)), a generated residual block.
 
-    In the heads, V and b follow, so that it stands before the last layer.
+    In the heads, V and b follow, so that it comes before the last layer.
     Beukman et al., "Dynamics Generalisation in Reinforcement Learning via Adaptive Context-Aware
     Policies", NeurIPS 2023.
     """
@@ -274,9 +274,9 @@ class AdapterConfig(ScaledFusionConfig):
     hidden: Widths = (37, 37)
     """Hidden ReLU layers of the generator."""
     chunk_size: Width = 370
-    """Number of weights that the generator gives at a time."""
+    """Number of weights generated at a time, as one chunk."""
     chunk_embedding: Width = 8
-    """Size of the embedding that tells the generator which weights to give."""
+    """Size of the embedding that selects a chunk in the generator."""
     start: Literal["blind", "generated"] = "blind"
     """Initial block: ``blind`` for the same one for every z, ``generated`` for one that differs, as
     in the paper."""
@@ -298,7 +298,7 @@ FusionConfig = (
 
 
 class AutoFusionConfig(AutoConfig):
-    """The fusion for what is seen and what is asked, by the tables of docs/results.md.
+    """The fusion for observation and context, by the tables of docs/results.md.
 
     An option that the chosen fusion lacks chooses the only fusion that has it.
     """
@@ -359,8 +359,8 @@ class MissionContextConfig(BaseContextConfig):
     heads: Width = 4
     """Heads of the self-attention, a divisor of ``dim``."""
     layers: Annotated[int, Field(ge=0, le=64)] = 1
-    """Layers of the self-attention or of the GRU; 0, for the mean of the words and their positions,
-    is for the attention alone."""
+    """Layers of the self-attention or of the GRU; 0 (attention only) for the mean of the words and
+    their positions."""
     zero_start: bool = True
     """Start the residual branches of the self-attention at zero, so that it starts as the mean of
     the words and their positions."""
@@ -432,7 +432,7 @@ class GoalContextConfig(BaseContextConfig):
     def _grid_goals_are_not_normalized(self) -> Self:
         if self.encoder == "mlp":
             return self
-        # codes name objects and colors: their differences and means say nothing
+        # codes name objects and colors, so their differences and means are meaningless
         for option in ("normalize", "relative_to"):
             if getattr(self, option):
                 raise ValueError(
@@ -449,7 +449,7 @@ class RawContextConfig(BaseContextConfig):
     key: str = DESIRED_GOAL_KEY
     """Observation key of the context."""
     scale: FiniteFloat = 1.0
-    """Factor of the numbers, to bring them to the order of 1."""
+    """Factor that brings the numbers to the order of 1."""
 
 
 SingleContextConfig = (
@@ -514,14 +514,14 @@ class GridEncoderConfig(BaseEncoderConfig):
     features_dim: Width = 128
     """Size of the feature vector."""
     unknown: Literal["error", "hash"] = "error"
-    """Reaction to codes beyond MiniGrid's tables and the bounds of the space: an error, or rows of
-    their own, which are hashed."""
+    """Reaction to codes beyond MiniGrid's tables and the bounds of the space: an error, or
+    separate rows, chosen by a hash."""
     additive: bool = False
     """Leave out the ReLU, so that a cell is the sum of the embeddings of its codes."""
     attributes: NonNegativeInt | None = None
-    """Channels per code that hold the embedding of that code alone, e.g. of the color; the other
+    """Channels per code that hold the embedding of that code only, e.g. of the color; the other
     channels hold the sum over the codes. They come first and have no ReLU; 0 for none, None for 8
-    where the cells are codes and that leaves room in ``channels``."""
+    if the cells are codes and that leaves room in ``channels``."""
 
 
 class ImageEncoderConfig(BaseEncoderConfig):
@@ -552,7 +552,7 @@ class TextEncoderConfig(BaseEncoderConfig):
 
     kind: Literal["text"] = "text"
     words: Literal["attention", "gru", "bag"] = "attention"
-    """Encoder of the words, as of ``context=mission``."""
+    """Encoder of the words, as in ``context=mission``."""
     heads: Width = 4
     """Heads of the self-attention, a divisor of ``features_dim``."""
     layers: Depth = 1
@@ -623,9 +623,9 @@ EncoderConfig = SingleEncoderConfig | CombinedEncoderConfig
 
 
 class AutoEncoderConfig(AutoConfig):
-    """The kind of each observation key, chosen by its space.
+    """Encoder of each observation key, chosen by its space.
 
-    Where there is no feature map, fusion on the map moves to the feature vector.
+    Without a feature map, fusion on the map moves to the feature vector.
     """
 
     @classmethod
@@ -651,7 +651,7 @@ class RecurrentCoreConfig(PartConfig):
     normalize: bool = True
     """Apply layer normalization (without learned weights) to the input features.
 
-    The component that all observations share would otherwise dominate what differs between them.
+    The component that all observations share would otherwise dominate their differences.
     """
     skip_connection: bool = False
     """Add the output, projected by weights that start at zero, to the input features; the core
@@ -814,7 +814,7 @@ class NetworkConfig(Config):
 
     @property
     def is_resolved(self) -> bool:
-        """Return True if nothing is left to be chosen by the observation space."""
+        """Return True if nothing is left to choose by the observation space."""
         if self.sites is None or self.observation_keys is None:
             return False
         parts = (self.fusion, self.context, self.encoder)
@@ -845,8 +845,8 @@ def network_config(
     """Build a ``NetworkConfig`` from names ("film", "mission", ...), config objects or classes.
 
     Args:
-        fusion: name of a fusion, its config with options, or a class of one's own; the name of
-            such a class is ``module:Class``. "auto" to choose it by what is seen and asked.
+        fusion: name of a fusion, its config with options, or a user's class or its name
+            ``module:Class``. "auto" to choose it by the observation and the context.
         context: the context encoder, likewise; None to choose it by the observation space.
         encoder: the encoder, likewise; None to choose it by the observation space.
         sites: one or several of "map", "vector" and "heads"; None to choose them with the fusion.
@@ -882,14 +882,14 @@ def choose(
     """Return the config that is given by name, as a config, or by the class of a part.
 
     Args:
-        part: the ``kind`` of a built-in member; a config object; a class of one's own, or its name
+        part: the ``kind`` of a built-in member; a config object; a user's class, or its name
             ``module:Class``.
         union: union of the built-in config classes, e.g. ``FusionConfig``.
-        base: base class of all config classes of the group, e.g. ``BaseFusionConfig``; None if the
-            built-in ones are all.
+        base: base class of all config classes of the group, e.g. ``BaseFusionConfig``; None if
+            there are only built-in ones.
 
     Returns:
-        A config object as it is; otherwise a config with its default options.
+        A config object unchanged; otherwise a config with its default options.
 
     Raises:
         ConfigError: if ``part`` is none of these; the message suggests the nearest kind.

@@ -1,7 +1,7 @@
 """Parts of a network, each chosen by a config: fusions, contexts, encoders and recurrent cores.
 
-A part is a class with a frozen ``Config``. Built-in parts and those of users follow one contract,
-and a config knows which class it belongs to, so that nothing has to list the classes:
+A part is a class with a frozen ``Config``. Built-in parts and those of users follow the same
+contract, and a config knows which class it belongs to, so the classes are not listed anywhere:
 
     class Mine(Fusion):
         class Config(BaseFusionConfig):
@@ -9,7 +9,7 @@ and a config knows which class it belongs to, so that nothing has to list the cl
 
         def __init__(self, features_dim, context_dim, out_dim, config: Config, gain): ...
 
-The ``kind`` of a built-in config is a short name. That of any other is ``module:Class``, after the
+The ``kind`` of a built-in config is a short name. For any other it is ``module:Class``, after the
 class that owns it; it is set when the class is defined and never typed.
 """
 
@@ -30,9 +30,9 @@ from mirl.configs.errors import ConfigError, RunError
 from mirl.configs.imports import import_object
 
 PACKAGE = "mirl"
-"""Package whose config classes have a short kind that they write themselves."""
+"""Package whose config classes define a short kind themselves."""
 OWN_KIND = ":"
-"""Character that tells the kind of a user's part, ``module:Class``, from a built-in one."""
+"""Character that distinguishes the kind of a user's part, ``module:Class``, from a built-in one."""
 OTHER_SCRIPT = (
     "was defined in the script that saved the agent, which is not running; put the class at the "
     "top level of a module of its own and save the agent again"
@@ -49,7 +49,7 @@ class PartConfig(Config):
     """Options of a part; base class of the families ``BaseFusionConfig`` and so on."""
 
     former_values: ClassVar[Mapping[str, object]] = {}
-    """Values of the options that configs pickled by a former version lack."""
+    """Values of the options that configs pickled by an earlier version lack."""
     kind: str = ""
     """Short name of a built-in part, ``module:Class`` of any other."""
 
@@ -64,10 +64,10 @@ class PartConfig(Config):
         _own_configs[kind] = cls
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
-        """Restore a pickled config; one of a former version lacks ``former_values``.
+        """Restore a pickled config; one from an earlier version lacks ``former_values``.
 
         Args:
-            state: what was pickled.
+            state: the pickled state.
         """
         super().__setstate__({**state, "__dict__": {**self.former_values, **state["__dict__"]}})
 
@@ -78,23 +78,23 @@ class Method(NamedTuple):
     expected: str
     """Its arguments and its result, as the end of a sentence that begins with "it"."""
     returns: type | None = None
-    """Class of what it returns; None for anything."""
+    """Class of the return value; None for anything."""
 
 
 class Part:
     """Mixin of the base class of each family of parts, such as ``Fusion``.
 
-    A class that inherits from the base class belongs to the config class that it names as
+    A class that inherits from the base class belongs to the config class that it defines as
     ``Config``. Without one, it gets a copy of the ``Config`` of the part that it inherits from; if
-    that is the base class, it is abstract and cannot be chosen.
+    it inherits from the base class, it is abstract and cannot be chosen.
     """
 
     Config: ClassVar[type[PartConfig]]
-    """The options. The base class of a family names the base class of the configs."""
+    """The options. In the base class of a family, this is the base class of the configs."""
     must_set: ClassVar[tuple[str, ...]] = ()
     """Attributes that every constructor of the family sets."""
     explained_methods: ClassVar[Mapping[str, Method]] = {}
-    """Methods whose errors are explained where a user's class overrides them."""
+    """Methods whose errors are explained if a user's class overrides them."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -106,7 +106,7 @@ class Part:
         if config_class is None:
             if cls.Config not in _part_classes or _is_of_package(cls.__module__):
                 return
-            # options as those of the part that it inherits from, but another class to build
+            # the same options as the part that it inherits from, but for another class
             names = {
                 "__module__": cls.__module__,
                 "__qualname__": f"{cls.__qualname__}.Config",
@@ -144,22 +144,22 @@ class Part:
 
     @classmethod
     def construct(cls, **arguments: object) -> Self:
-        """Build a part by the constructor that all parts of its family have.
+        """Build a part with the constructor signature that all parts of its family share.
 
         Args:
-            arguments: the arguments in their order. They are passed by position, so a class may
-                give its parameters other names.
+            arguments: the arguments in order. They are passed by position, so a class may give its
+                parameters other names.
 
         Returns:
             The part, newly initialized.
 
         Raises:
-            ConfigError: if the class has another constructor, or if it leaves an attribute out.
+            ConfigError: if the class has another constructor, or does not set an attribute.
         """
         found: Any = cls
         name = f"{cls.__module__}:{cls.__qualname__}"
         try:
-            # not by a TypeError of the call itself, which may come from deeper inside
+            # not by a TypeError of the call itself, which may come from deeper in the stack
             inspect.signature(found).bind(*arguments.values())
         except TypeError as error:
             raise ConfigError(
@@ -188,14 +188,14 @@ class BuiltInOrOwn:
     """Validation of a field that holds the config of a built-in or of a user's part.
 
     Built-in configs stay a closed union, which errors and ``--help`` list. The field also takes an
-    instance of a user's config class, a class, and the name ``module:Class``, alone or as the
+    instance of a user's config class, a class, and the name ``module:Class``, by itself or as the
     ``kind`` of a dictionary of options.
 
         fusion: Annotated[BaseFusionConfig, BuiltInOrOwn(FusionConfig, BaseFusionConfig)]
 
     Args:
         union: union of the built-in config classes, each with its own ``kind``.
-        base: base class of the users' config classes.
+        base: base class of users' config classes.
     """
 
     def __init__(self, union: UnionType, base: type[PartConfig]) -> None:
@@ -235,7 +235,7 @@ class BuiltInOrOwn:
         try:
             return config_class.model_validate(options)
         except ValidationError as error:
-            # the kind in the location, as in the location of an error in the union
+            # add the kind to the location, as for an error in the union
             raise _put_below(error, kind) from None
 
 
@@ -252,7 +252,7 @@ def find_config(path: str, base: type[PartConfig], subject: str = "") -> type[Pa
             a part of this family.
     """
     known = _own_configs.get(path)
-    # classes inside of functions cannot be imported, but are known where they were defined
+    # classes inside of functions cannot be imported, but are known once defined in this process
     found = known if known is not None else import_object(path, subject)
     return config_class_of(found, base, path, subject)
 
@@ -265,7 +265,7 @@ def config_class_of(
     Args:
         found: the class of a part, or its config class.
         base: base class that the config class must have.
-        path: name of the class in the error message; by default its own.
+        path: name of the class in the error message; by default its own name.
         subject: start of the error message, e.g. ``fusion: ``.
 
     Raises:
@@ -285,9 +285,9 @@ def config_class_of(
 
 
 def _explain_no_part(found: object, base: type[PartConfig], name: str) -> str:
-    """Return why something does not belong to the family with this base class of configs."""
+    """Explain why an object does not belong to the family with this base class of configs."""
     expected = f"a class with an inner class Config({base.__name__})"
-    # not known before its module was imported, which imports the family as well
+    # unknown until its module has been imported, which also imports the family
     family = next((each for each in Part.__subclasses__() if issubclass(base, each.Config)), None)
     if not isinstance(found, type):
         return f"expected {expected}, got '{name}', which is not a class but {_kind_of(found)}"
@@ -316,7 +316,7 @@ def _explain_no_part(found: object, base: type[PartConfig], name: str) -> str:
 def _is_of_other_script(found: type) -> bool:
     """Return True if a class comes from the file of an agent that another script saved.
 
-    Classes of a script are stored in such a file themselves, without what MIRL knows about them.
+    Such a file contains the classes of a script themselves, without MIRL's data about them.
     """
     if found.__module__ != "__main__":
         return False
@@ -350,8 +350,8 @@ def explain_own_errors(
     Args:
         part: the class of the part.
         method: the method that is called.
-        expected: returns what the method was given and has to return, as the end of a sentence;
-            called after an error only.
+        expected: describes what the method was given and must return, as the end of a sentence;
+            called only after an error.
 
     Raises:
         ConfigError: the line, with the original error as its cause.
@@ -387,7 +387,7 @@ def _explain_own_error(
 
 
 def _explain_methods(part: type[Part]) -> None:
-    """Replace the methods that a user's class overrides by ones that explain their errors."""
+    """Wrap the methods that a user's class overrides, so that their errors are explained."""
     for name, method in part.explained_methods.items():
         function = part.__dict__.get(name)
         if inspect.isfunction(function):
@@ -412,7 +412,7 @@ def _explained(
 
 
 def own_place(part: type[Part], method: str) -> str:
-    """Return where a user's class defines a method, for the middle of an error message.
+    """Return the place where a user's class defines a method, for use inside an error message.
 
     Args:
         part: the class of the part.
@@ -427,7 +427,7 @@ def own_place(part: type[Part], method: str) -> str:
         try:
             defined: Any = inspect.unwrap(found)  # type: ignore[arg-type]
             return f" at {inspect.getfile(defined)}:{inspect.getsourcelines(defined)[1]}"
-        except (OSError, TypeError):  # what was typed into a prompt has no file
+        except (OSError, TypeError):  # code that was typed into a prompt has no file
             continue
     return ""
 
@@ -446,7 +446,7 @@ def _place(part: type[Part], error: Exception) -> str:
 
 
 def own_config(kind: str) -> type[PartConfig] | None:
-    """Return the config class of a user that has this kind; None if none is known.
+    """Return the user's config class with this kind; None if none is known.
 
     Args:
         kind: ``module:Class``.
@@ -493,7 +493,7 @@ def _put_below(error: ValidationError, kind: str) -> ValidationError:
     for detail in error.errors(include_url=False):
         details.append(
             InitErrorDetails(
-                # a custom error may have the type of any error, and keeps its message
+                # a custom error may have any error's type, and keeps its message
                 type=PydanticCustomError(
                     detail["type"], "{message}", {**detail.get("ctx", {}), "message": detail["msg"]}
                 ),

@@ -57,7 +57,7 @@ LoggerName = Literal["tensorboard", "csv", "wandb", "trackio", "mlflow"]
 
 # Neither a slash nor a leading dot, so that a run stays inside of runs_dir.
 MAX_FOLDER_NAME = 255
-"""Length of a file's name in most file systems, at most."""
+"""Maximum length of a file's name in most file systems."""
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}"
 """Pattern of the name of a run directory."""
 
@@ -89,8 +89,8 @@ class EvaluationConfig(Config):
     test_episodes: PositiveInt = 1000
     """Episodes per task in the final evaluation after training, on test seeds."""
     max_steps: PositiveInt | None = None
-    """Timesteps after which an evaluated episode is truncated; None for 1,000 where the
-    environment has no time limit of its own, and no limit elsewhere."""
+    """Timesteps after which an evaluated episode is truncated; None for 1,000 if the environment
+    has no time limit of its own, else for no limit."""
     context_use: bool = True
     """Also play episodes with contexts swapped between them, to see if the agent uses its
     context; never more timesteps than the other episodes."""
@@ -142,8 +142,7 @@ class TrainConfig(Config):
     and the index of the task."""
     name: str = ""
     """Name of the run directory; empty for
-    ``<task>[-<fusion>][-<memory>]-<agent>[-<split>]-seed<seed>``, without the fusion if it is
-    chosen."""
+    ``<task>[-<fusion>][-<memory>]-<agent>[-<split>]-seed<seed>``, without an ``auto`` fusion."""
     runs_dir: Path = Path("runs")
     """Parent folder of the run directories."""
     start_from: RunPath | None = None
@@ -167,7 +166,7 @@ class TrainConfig(Config):
     """Maximum number of environment restarts, per start of the command, after an environment raised
     an error or its process died or hung."""
     env_timeout: PositiveFloat = 300.0
-    """Seconds to wait for the answer of a worker process; after them it counts as hung."""
+    """Seconds to wait for a worker process to answer; after that it counts as hung."""
     backend: BackendName = "auto"
     """Library that steps the environments; ``auto`` for EnvPool if it is installed and has all
     tasks."""
@@ -191,7 +190,7 @@ class TrainConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _sentences_need_the_text(cls, values: object) -> object:
-        # the environments give the texts themselves instead of token ids
+        # the environments must return the texts themselves instead of token ids
         if isinstance(values, dict) and _has_sentences(values.get("context")):
             return _with_task_option(values, "text_form", "utf8")
         return values
@@ -199,7 +198,7 @@ class TrainConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _unknown_codes_are_those_of_the_encoder(cls, values: object) -> object:
-        # the environments declare the rows that the encoder reads
+        # the environments must declare the rows that the encoder reads
         if isinstance(values, dict) and _option(values.get("encoder"), "unknown") == "hash":
             return _with_task_option(values, "unknown_codes", "hash")
         return values
@@ -344,13 +343,13 @@ class TrainConfig(Config):
             parts.append("split" if self.split.name == "none" else self.split.name)
         parts.append(f"seed{self.seed}")
         name = "-".join(parts)
-        # the ids of many environments
+        # the ids of many environments can make the name too long
         return name if len(name) <= MAX_FOLDER_NAME else short_file_name(name)
 
     @property
     def _named_fusion(self) -> tuple[str, ...]:
-        """The fusion as a part of the run's name; empty if it is chosen."""
-        # a run is opened before its environments are made, which only then choose the fusion
+        """The fusion as a part of the run's name; empty if it is ``auto``."""
+        # a run is opened before its environments exist, and the fusion is only chosen after that
         if isinstance(self.fusion, AutoFusionConfig):
             return ()
         return (short_name(self.fusion),)
@@ -362,7 +361,7 @@ class TrainConfig(Config):
 
     @property
     def test_evaluation(self) -> "EvalConfig":
-        """Return the evaluation after training, on seeds that the training has not used."""
+        """Return the evaluation after training, on seeds that were not used for training."""
         return EvalConfig(
             run=self.run_dir,
             checkpoint="last",
@@ -403,8 +402,7 @@ def _with_task_option(values: dict[str, object], name: str, value: object) -> di
 class ResolvedConfig(TrainConfig):
     """A training run after ``auto`` was resolved against the environments' spaces.
 
-    Run directories store this one, so that nothing that reads them needs an environment to know
-    the networks.
+    Run directories store this one, so that their networks are known without an environment.
     """
 
     fusion: FusionField
@@ -416,11 +414,11 @@ class ResolvedConfig(TrainConfig):
     sites: Annotated[tuple[Site, ...], AllowSingle]
     """Sites of the fusion."""
     fusion_is_chosen: bool = False
-    """The fusion was ``auto``, so that it is no part of the run's name."""
+    """The fusion was ``auto``, so it is not part of the run's name."""
 
     @property
     def _named_fusion(self) -> tuple[str, ...]:
-        """The fusion as a part of the run's name; empty if it was chosen."""
+        """The fusion as a part of the run's name; empty if it was ``auto``."""
         if self.fusion_is_chosen:
             return ()
         return super()._named_fusion
@@ -472,7 +470,7 @@ class EvalConfig(Config):
     """Timesteps after which an episode is truncated; None for ``evaluation.max_steps`` of the
     run."""
     adapt: Literal["no", "context", "network"] = "no"
-    """Few-shot adaptation to a task in place of an evaluation: train its context z alone, or the
+    """Few-shot adaptation to a task in place of an evaluation: train only its context z, or the
     whole network."""
     success: Success | None = None
     """Success rule of every task in place of the run's, e.g. ``success=return>=5``; None for the
@@ -486,7 +484,7 @@ class EvalConfig(Config):
     """Numbers of training episodes after which the adapted policy is evaluated, ascending."""
     export: str = ""
     """Export the policy in place of an evaluation: ``policy.onnx`` or ``policy.pt2`` with its
-    context as an input; a mission or task, also with such an ending, for that context alone."""
+    context as an input; a mission or task, also with such an ending, for only that context."""
 
     @field_validator("adapt_episodes", mode="before")
     @classmethod
@@ -538,7 +536,7 @@ class CardConfig(Config):
 
 
 class WatchConfig(Config):
-    """A look at a trained agent: its episodes, what it is asked and what it computes."""
+    """A view of a trained agent: its episodes, its missions and its outputs."""
 
     run: RunPath
     """Run directory, e.g. ``runs/goto_door-ppo-seed0``, or ``pretrained:goto_local``."""
@@ -557,15 +555,15 @@ class WatchConfig(Config):
     device: DeviceName = "auto"
     """Device of the network."""
     view: Literal["page", "terminal"] = "page"
-    """A page in the browser of this computer, or frames in the terminal."""
+    """A page in this computer's browser, or frames in the terminal."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8642
-    """Port of the page; 0 for any that is free."""
+    """Port of the page; 0 for any free port."""
     speed: Annotated[float, Field(gt=0, le=60)] = 6.0
-    """Timesteps per second of the terminal; the page has a control for it."""
+    """Timesteps per second in the terminal; the page has a control for it."""
 
 
 class PlayConfig(Config):
-    """Episodes of a task that a person plays by keys."""
+    """Episodes of a task, played with the keyboard."""
 
     task: str
     """Task to play: a preset or an environment id."""
@@ -576,7 +574,7 @@ class PlayConfig(Config):
     config_dir: Path | None = None
     """Folder of your own presets; it may be typed as ``--config-dir DIR``."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Seed of the first episode, that of ``mirl-watch`` with the same seed."""
+    """Seed of the first episode; the same seed gives it in ``mirl-watch``."""
     view: Literal["auto", "window", "terminal"] = "auto"
     """A window or the terminal; ``auto`` for a window if there is a display and the task can be
     played in one."""

@@ -1,4 +1,4 @@
-"""The configuration that a run directory holds; read without torch, which takes long to load."""
+"""The configuration that a run directory holds; read without torch, which is slow to load."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ CONFIG = "config.yaml"
 FIRST_TEXT_LENGTH = 80
 """Length of the texts of a run whose config.yaml does not state one."""
 MAX_CONFIG_BYTES = 2**18
-"""Size up to which a config.yaml is loaded; a suite of fifty tasks takes a twentieth of it."""
+"""Maximum size of a config.yaml; a suite of fifty tasks takes a twentieth of it."""
 MAX_INTEGER_BITS = 64
-"""Length of the integers of a config.yaml, at most; hexadecimal ones are not limited by Python."""
+"""Maximum length of the integers in a config.yaml; Python does not limit hexadecimal ones."""
 
 
 def load_stored(run_dir: Path, advice: str = "") -> ResolvedConfig:
-    """Load the configuration of a run; imports nothing that only its file names.
+    """Load the configuration of a run, without importing modules that only its file names.
 
     Args:
         run_dir: the run directory.
@@ -35,7 +35,7 @@ def load_stored(run_dir: Path, advice: str = "") -> ResolvedConfig:
             a module that may not be imported.
     """
     values = _load_yaml(run_dir)
-    # before the validation, which imports the networks' parts that are named by their class
+    # before the validation, which imports the parts of networks that are named by their class
     check_allowed(named_code(values), f"{run_dir / CONFIG}: ", advice)
     config = validate(ResolvedConfig, migrate_config(values))
     for module in config.imports:
@@ -44,13 +44,13 @@ def load_stored(run_dir: Path, advice: str = "") -> ResolvedConfig:
 
 
 def check_regular(path: Path) -> None:
-    """Check that a path is a regular file and not a link, which could lead anywhere.
+    """Check that a path is a regular file and not a link, which could point anywhere.
 
     Args:
         path: the path.
 
     Raises:
-        ConfigError: it is missing, a link, or something else than a file.
+        ConfigError: it is missing, a link, or not a file.
     """
     if path.is_symlink():
         raise ConfigError(f"{path} is a link, expected a file")
@@ -61,7 +61,7 @@ def check_regular(path: Path) -> None:
 
 
 def _with_first_texts(config: ResolvedConfig) -> ResolvedConfig:
-    """Return a stored configuration with what runs had that do not state their texts."""
+    """Add the former text options to a stored configuration that does not state them."""
     changes: dict[str, object] = {}
     if config.task.vocabulary is None:
         changes["vocabulary"] = ()
@@ -92,7 +92,7 @@ def _load_yaml(run_dir: Path) -> object:
 
 
 class _LoaderWithoutAliases(yaml.SafeLoader):
-    """PyYAML's safe loader without aliases, a few lines of which can expand to any size."""
+    """PyYAML's safe loader without aliases, because a few lines of them can expand to any size."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -103,10 +103,10 @@ class _LoaderWithoutAliases(yaml.SafeLoader):
         try:
             value = super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            # the errors of int(), date() and the like, about a tag that does not fit its text
+            # errors of int(), date() and the like, for a tag that does not fit its text
             kind = node.tag.rpartition(":")[2]
             raise yaml.YAMLError(f"line {node.start_mark.line + 1} holds no valid {kind}") from None
-        # Python refuses to print longer ones, also in the message that they are not valid
+        # Python refuses to print longer integers, even in the message that they are not valid
         if isinstance(value, int) and value.bit_length() > MAX_INTEGER_BITS:
             raise yaml.YAMLError(f"line {node.start_mark.line + 1} holds too large a number")
         return value

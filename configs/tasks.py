@@ -1,4 +1,4 @@
-"""Schema of tasks: environments, success rules, score bounds, and what is held out of training."""
+"""Schema of tasks: environments, success rules, score bounds, and holdouts."""
 
 import json
 import math
@@ -25,7 +25,7 @@ REFERENCES = Path(__file__).with_name("references.json")
 """Results of a random agent and of an expert per environment id; see benchmarks/references.py."""
 
 MAX_NAME_CHARACTERS = 100
-"""Length up to which the name of a task is kept whole in the name of a file."""
+"""Maximum length of a task's name in the name of a file before it is shortened."""
 SUCCESS_RULES = ("auto", "reward", "info", "any_step")
 """Success rules without a number."""
 
@@ -34,7 +34,7 @@ _RETURN_RULE = re.compile(r"return\s*(>=|>)\s*([^\s>=]+)")
 
 
 class ReturnThreshold(NamedTuple):
-    """Return from which on an episode is successful.
+    """Threshold of the return for a successful episode.
 
     Examples:
         >>> from mirl.configs.tasks import return_threshold
@@ -113,11 +113,11 @@ def file_name(name: str) -> str:
 
 
 def short_file_name(name: str, length: int = MAX_NAME_CHARACTERS) -> str:
-    """Return a name as ``file_name`` does, and cut it with a checksum where it is too long.
+    """Return a name as ``file_name`` does, but cut it and add a checksum if it is too long.
 
     Args:
         name: the name.
-        length: number of characters up to which it is kept whole.
+        length: maximum number of characters before it is cut.
     """
     whole = file_name(name)
     if len(whole) <= length:
@@ -141,7 +141,7 @@ class WrapperConfig(Config):
     wrapper: str
     """Class derived from ``gymnasium.Wrapper``, e.g. ``minigrid.wrappers:FullyObsWrapper``."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the class, beside the environment."""
+    """Keyword arguments of the class, after the environment."""
 
     @model_validator(mode="before")
     @classmethod
@@ -193,7 +193,7 @@ class TaskConfig(Config):
     """Success rule: ``reward`` requires a positive last reward, ``info`` reads ``is_success`` or
     ``success`` from the last info, ``any_step`` reads it from the info of every timestep,
     ``return>=X`` (or ``return>X``) requires the return of the episode to reach the number X, and
-    ``auto`` reads the last info; where that says nothing, it is ``reward`` for the ids of MiniGrid
+    ``auto`` reads the last info; if that says nothing, it is ``reward`` for the ids of MiniGrid
     and BabyAI, and otherwise the success is unknown."""
     score_low: float | None = None
     """Return with score 0; by default the measured return of a random agent, or 0 if there is
@@ -229,7 +229,7 @@ def score_bounds(task: TaskConfig) -> tuple[float, float]:
 
 
 def has_score_bounds(task: TaskConfig) -> bool:
-    """Return True if both score bounds of a task are given or measured, so that neither is assumed.
+    """Return True if both score bounds of a task are given or measured, not defaults.
 
     Args:
         task: the task.
@@ -250,7 +250,7 @@ def _measured_results(task: TaskConfig) -> dict[str, dict[str, float]]:
 
 @cache
 def _references() -> dict[str, dict[str, dict[str, float]]]:
-    """Return the measured results: environment id, then ``random`` or ``expert``, then number."""
+    """Return the measured results by environment id, ``random`` or ``expert``, and quantity."""
     if not REFERENCES.exists():  # benchmarks/references.py is writing it for the first time
         return {}
     content = json.loads(REFERENCES.read_text("utf-8"))
@@ -267,7 +267,7 @@ def _with_options(task: object, for_all: Mapping[str, object]) -> object:
 
     Args:
         task: the task; anything but a config or a dictionary is left to the validation.
-        for_all: the options; a task's own ones win, and keyword arguments are joined.
+        for_all: the options; a task's own ones take precedence, and keyword arguments are merged.
     """
     if isinstance(task, TaskConfig):
         task = task.model_dump(exclude_unset=True)
@@ -282,7 +282,7 @@ def _with_options(task: object, for_all: Mapping[str, object]) -> object:
 
 
 def _check_used(for_all: Mapping[str, object], tasks: Sequence[object]) -> None:
-    """Raise an error if an option is given for all tasks, and each of them has its own value."""
+    """Raise an error if an option is given for all tasks, but each of them has its own value."""
     for key, value in for_all.items():
         names: list[tuple[str, ...]] = [(key,)]
         if isinstance(value, dict):
@@ -297,7 +297,7 @@ def _check_used(for_all: Mapping[str, object], tasks: Sequence[object]) -> None:
 
 
 def _has(task: object, path: Sequence[str]) -> bool:
-    """Return True if a task that is not validated yet sets an option, such as kwargs.size."""
+    """Return True if a task that has not been validated yet sets an option, such as kwargs.size."""
     if isinstance(task, TaskConfig):
         task = task.model_dump(exclude_unset=True)
     for name in path:
@@ -329,14 +329,14 @@ class SuiteConfig(Config):
     """MiniGrid observations: the symbolic grid, or the same view as RGB pixels (which require the
     ``gymnasium`` backend)."""
     unknown_codes: Literal["error", "hash"] = "error"
-    """Reaction to codes of a symbolic image that neither MiniGrid's tables nor the bounds of its
-    space have: an error, or rows of their own, which are hashed; ``encoder.unknown`` sets it."""
+    """Reaction to codes of a symbolic image beyond MiniGrid's tables and the bounds of its space:
+    an error, or separate rows, chosen by a hash; ``encoder.unknown`` sets it."""
     vocabulary: Annotated[tuple[str, ...], AllowSingle] | None = None
-    """Words that get token ids of their own, beside MiniGrid's and BabyAI's; all others share 64
-    ids. None collects the words of the environments' texts when they are made first."""
+    """Words that get their own token ids, besides MiniGrid's and BabyAI's; all others share 64
+    ids. None collects the words of the environments' texts when they are first made."""
     text_length: Annotated[int, Field(ge=1, le=MAX_TEXT_LENGTH)] | None = None
     """Length of a text in words (in bytes for ``text_form=utf8``); longer ones are cut. None
-    measures the environments' texts when they are made first."""
+    measures the environments' texts when they are first made."""
     text_form: TextForm = "tokens"
     """Form of the texts: ``tokens`` for one id per word, ``utf8`` for the text itself as bytes,
     which ``context=sentence`` needs."""
@@ -348,7 +348,7 @@ class SuiteConfig(Config):
     ) -> tuple[str, ...] | None:
         if vocabulary is None:
             return None
-        # in the form in which texts are split; a text of several words names each of them
+        # in the form in which texts are split; a text of several words adds each of them
         words = unique_words(vocabulary)
         n_characters = sum(map(len, words))
         if n_characters > MAX_VOCABULARY_CHARACTERS:
@@ -366,7 +366,7 @@ class SuiteConfig(Config):
             where: beginning of the error message, such as ``split.tasks: ``.
 
         Raises:
-            ConfigError: the suite has no such task; names the nearest.
+            ConfigError: the suite has no such task; the error suggests the nearest.
         """
         names = [task.name for task in self.tasks]
         if name not in names:
@@ -379,15 +379,15 @@ class SuiteConfig(Config):
     """Keyword arguments for ``gym.make`` of every task, e.g. ``task.kwargs.max_steps=20``; a task's
     own value wins."""
     wrappers: Wrappers = ()
-    """Wrappers around the environments of every task that has none of its own, e.g.
+    """Wrappers around the environments of every task without its own, e.g.
     ``task.wrappers=[minigrid.wrappers:FullyObsWrapper]``."""
     success: Success | None = None
-    """Success rule of every task that has none of its own; it may be typed without ``task.``."""
+    """Success rule of every task without its own; it may be typed without ``task.``."""
 
     @model_validator(mode="before")
     @classmethod
     def _options_of_the_suite_reach_its_tasks(cls, values: object) -> object:
-        """Move what is given for all tasks into the tasks, so that it stands in one place."""
+        """Move options given for all tasks into the tasks, so that they are in one place."""
         if not isinstance(values, dict) or not isinstance(values.get("tasks"), list | tuple):
             return values
         suite = dict(values)
@@ -413,9 +413,9 @@ class SuiteConfig(Config):
         return self.model_copy(update={"tasks": tasks})
 
     def with_task(self, task: TaskConfig) -> Self:
-        """Return the suite with another task in place of the one with its name, else of the first.
+        """Return the suite with a task that replaces the one of the same name, or else the first.
 
-        The number of tasks stays, because weights have it in their shapes.
+        The number of tasks stays the same, because the shapes of weights depend on it.
 
         Args:
             task: the task.

@@ -1,4 +1,4 @@
-"""Texts as words and as bytes, the forms that all packages share, and texts for a terminal."""
+"""Texts as words and as bytes, as used by all packages, and texts for a terminal."""
 
 import re
 from collections.abc import Iterable
@@ -11,12 +11,12 @@ N_BYTE_CODES = 257
 TOKEN_PATTERN = r"\w+|[^\w\s]"
 """Regular expression of a token: a word, or a single punctuation mark."""
 MAX_TEXT_LENGTH = 2**16
-"""Largest length of a text in an observation."""
+"""Maximum length of a text in an observation."""
 MAX_VOCABULARY_CHARACTERS = 2**14
-"""Largest number of characters of a suite's own words, so that they fit into a config.yaml."""
+"""Maximum number of characters of a suite's own words, so that they fit into a config.yaml."""
 
 _TOKEN = re.compile(TOKEN_PATTERN)
-# A word that YAML and Hydra read as text, written without quotes.
+# A word that YAML and Hydra read as text even without quotes.
 _PLAIN = re.compile(r"[a-z]+")
 _NOT_PLAIN = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n", "inf", "nan"})
 
@@ -56,7 +56,7 @@ def word_list(words: Iterable[str]) -> str:
 
 
 def decode_utf8(codes: Iterable[int]) -> str:
-    """Return the text of an observation in the form ``utf8``.
+    """Decode the text of an observation in the form ``utf8``.
 
     Args:
         codes: bytes plus 1, padded with 0.
@@ -67,10 +67,10 @@ def decode_utf8(codes: Iterable[int]) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text for a terminal, without the control characters that a file may have put there.
+    """Return a text without control characters, which a file may contain, for a terminal.
 
     Args:
-        text: any text; its lines stay.
+        text: any text; line breaks are kept.
     """
     lines: list[str] = []
     for line in text.split("\n"):

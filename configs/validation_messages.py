@@ -14,11 +14,11 @@ from mirl.configs.errors import nearest
 from mirl.configs.parts import BuiltInOrOwn, own_config
 
 MAX_SHOWN_CHARACTERS = 200
-"""Longest value that a message shows in full."""
+"""Maximum length of a value that a message shows in full."""
 
 
 def config_classes(field: FieldInfo) -> list[type[BaseModel]]:
-    """Return the config classes that a field can hold, those of users aside.
+    """Return the config classes that a field can hold, except for users' classes.
 
     Args:
         field: a field for a config, one of several configs, or a tuple of them; any other field has
@@ -52,7 +52,7 @@ class _Place:
     path: list[str] = field(default_factory=list)
     """Names as the user types them, from the outside in: ``["fusion", "rank"]``."""
     classes: list[type[BaseModel]] = field(default_factory=list)
-    """Config classes that can stand at this place."""
+    """Config classes that can occur in this place."""
     kind: str = ""
     """Selected member of the innermost union, e.g. ``low_rank``; empty outside of a union."""
     union: dict[str, type[BaseModel]] = field(default_factory=dict)
@@ -67,7 +67,7 @@ def explain(model: type[BaseModel], detail: ErrorDetails) -> str:
         detail: item of ``ValidationError.errors()``.
 
     Returns:
-        The option, what was expected, what came, and the nearest valid name if there is one.
+        The option, what was expected, what was given, and the nearest valid name if there is one.
     """
     location = detail["loc"]
     if detail["type"] == "extra_forbidden":
@@ -159,7 +159,7 @@ def _explain_unknown_option(place: _Place, name: str) -> str:
 
 
 def _options(classes: Sequence[type[BaseModel]]) -> list[str]:
-    """Return the names of the fields that users set; ``kind`` is set by the preset."""
+    """Return the names of the fields that users set; the preset sets ``kind``."""
     names: list[str] = []
     for config_class in classes:
         names += [name for name in config_class.model_fields if name != "kind"]
@@ -179,7 +179,7 @@ def shorten(value: object) -> str:
     """
     try:
         text = repr(value)
-    except ValueError:  # Python prints no integer of more than 4,300 digits
+    except ValueError:  # Python does not print integers of more than 4,300 digits
         text = f"a {type(value).__name__} that is too large to show"
     if len(text) <= MAX_SHOWN_CHARACTERS:
         return text

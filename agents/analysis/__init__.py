@@ -1,1 +1,1 @@
-"""Analysis of policies: the dependence of outputs on the observation, the context and both."""
+"""Analysis of how policy outputs depend on the observation, the context and both."""

@@ -1,10 +1,11 @@
 """Shares of the observation, the context and their interaction in the outputs of a policy.
 
-The policy reads each of N observations with each of M contexts. The variance of an output over
-these N · M pairs is the sum of three parts, as in a two-way analysis of variance: what the
-observation explains alone, what the context explains alone, and their interaction. The interaction
-is zero for a sum f(x) + g(z), such as a linear layer on concatenated inputs, and 1 for a product of
-centered factors. Nothing is assumed about the network, so that every fusion is measured alike.
+The policy is evaluated on each of N observations with each of M contexts. The variance of an output
+over these N · M pairs is the sum of three parts, as in a two-way analysis of variance: the part
+explained by the observation alone, the part explained by the context alone, and their interaction.
+The interaction is zero for a sum f(x) + g(z), such as a linear layer on concatenated inputs, and 1
+for a product of centered factors. Nothing is assumed about the network, so every fusion is measured
+in the same way.
 
 References:
     Sobol', "Sensitivity Estimates for Nonlinear Mathematical Models", 1993.
@@ -55,22 +56,22 @@ def variance_shares(outputs: Outputs) -> VarianceShares:
     effects = (by_observation, by_context, interaction)
     parts = [float((effect**2).mean((0, 1)).sum()) for effect in effects]
     total = sum(parts)
-    # what rounding leaves of a constant is no variance
+    # rounding errors of a constant output do not count as variance
     if total <= np.finfo(np.float32).eps ** 2 * float((values**2).mean((0, 1)).sum()):
         return VarianceShares(0.0, 0.0, 0.0)
     return VarianceShares(*(part / total for part in parts))
 
 
 def context_similarity(outputs: Outputs) -> Float[np.ndarray, "contexts contexts"]:
-    """Return how alike contexts make the outputs: the cosine of their effects.
+    """Return the cosine similarity of the effects of the contexts on the outputs.
 
-    The effect of a context is its outputs for all observations, less the mean over the contexts.
+    The effect of a context is its outputs for all observations, minus the mean over the contexts.
 
     Args:
         outputs: (N, M, O), as in ``variance_shares``.
 
     Returns:
-        (M, M), the cosines; 0 for a context without an effect, with itself as well.
+        (M, M), the cosines; 0 for a context without an effect, even with itself.
     """
     values = outputs.astype(np.float64)
     effects = (values - values.mean(1, keepdims=True)).transpose(1, 0, 2)
@@ -94,8 +95,8 @@ def crossed_outputs(
     Returns:
         (N, M, O) for each part of the policy, in the order in which they are computed: the encoded
         context, the features, the hidden layers of actor and critic, the action (logits, or mean)
-        and the value. A policy with a memory has no outputs after the features, because they depend
-        on its hidden state; one of SAC, TD3, TQC or DQN has its features and its action.
+        and the value. A recurrent policy has no outputs after the features, because they depend on
+        its hidden state; a policy of SAC, TD3, TQC or DQN has its features and its action.
     """
     n_observations = len(next(iter(observations.values())))
     n_contexts = len(next(iter(contexts.values())))
@@ -128,7 +129,7 @@ def _outputs(policy: BasePolicy, observations: Observations) -> Mapping[str, Ten
     parts["critic"] = _vector(latent_vf)
     parts["action"] = policy.action_net(latent_pi)
     if isinstance(policy.action_space, spaces.Discrete):
-        # the same number added to all logits changes no probability
+        # adding the same number to all logits does not change the probabilities
         parts["action"] = parts["action"] - parts["action"].mean(1, keepdim=True)
     parts["value"] = policy.value_net(latent_vf)
     return parts

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mirl.policies.fusions import Fusion
 
 MAX_VALUES = 50_000
-"""Values of each factor that are kept, evenly spaced among all."""
+"""Maximum number of values kept of each factor, evenly spaced among all of its values."""
 QUANTILES = (0.05, 0.5, 0.95)
 
 
@@ -45,8 +45,8 @@ def recorded_modulation(module: nn.Module) -> Iterator[dict[str, Float[np.ndarra
         module: the policy.
 
     Yields:
-        The values by "path of the fusion: name of the factor", to be read at the end. A layer that
-        fuses each distinct pair of a cell and a context once has each pair once.
+        The values by "path of the fusion: name of the factor", complete once the context ends. A
+        layer that fuses each distinct pair of a cell and a context once records each pair once.
     """
     kept: dict[str, list[Tensor]] = {}
     values: dict[str, Float[np.ndarray, " values"]] = {}
@@ -69,7 +69,7 @@ def recorded_modulation(module: nn.Module) -> Iterator[dict[str, Float[np.ndarra
 
 
 def _record(fusion: Fusion, method: str, name: str, kept: dict[str, list[Tensor]]) -> None:
-    """Replace a method of one fusion, until the attribute is deleted, by one that records."""
+    """Replace a method of one fusion by one that records, until the attribute is deleted."""
     original = getattr(fusion, method)
 
     def recording(x: Tensor, z: Tensor, groups: Any) -> Any:

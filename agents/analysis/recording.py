@@ -1,4 +1,4 @@
-"""Observations and contexts of played episodes, to be crossed with each other."""
+"""Recorded observations and contexts of played episodes, to be combined with each other."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,17 +13,17 @@ from mirl.envs.texts.codec import suite_codec
 from mirl.envs.type_aliases import EnvIndices, Observations
 
 MAX_NAME = 40
-"""Characters of the name of a context, at most."""
+"""Maximum number of characters in the name of a context."""
 
 
 class RecordedEpisodes:
-    """Observations of episodes and their distinct contexts; the observations are unchanged.
+    """Recorder of observations and distinct contexts; passes the observations on unchanged.
 
     Args:
         suite: the suite that is played.
         keys: observation keys that the policy reads as the context.
-        n_observations: observations that are kept of each task, a random sample of all.
-        n_contexts: distinct contexts that are kept, the first of each task in turn.
+        n_observations: number of observations to keep per task, a random sample of all.
+        n_contexts: number of distinct contexts to keep, taken from each task in turn.
         seed: seed of the sample.
     """
 
@@ -57,11 +57,11 @@ class RecordedEpisodes:
         Args:
             obs: the observations, (n_envs, …).
             task_ids: task of each environment, (n_envs,).
-            begun: environments whose episode begins with them, (k,).
-            active: environments that still play, (n,).
+            begun: environments whose episode begins with these observations, (k,).
+            active: environments that are still playing, (n,).
 
         Returns:
-            The observations as they are.
+            The observations, unchanged.
         """
         for env_index in active.tolist():
             self._sample(int(task_ids[env_index]), obs, env_index)
@@ -74,7 +74,7 @@ class RecordedEpisodes:
         return obs
 
     def _sample(self, task: int, obs: Observations, env_index: int) -> None:
-        """Keep an observation with the probability that makes all equally likely."""
+        """Keep an observation by reservoir sampling, so that all are equally likely to be kept."""
         kept = self._kept.setdefault(task, [])
         seen = self._seen[task] = self._seen.get(task, 0) + 1
         place = len(kept) if len(kept) < self.n_observations else self._generator.integers(seen)
@@ -112,7 +112,7 @@ class RecordedEpisodes:
         return [context.name for context in kept], _stacked([each.values for each in kept])
 
     def _name(self, context: Observations, task: int) -> str:
-        """Return a text, a task or a goal as a name."""
+        """Return a name for a text, a task or a goal."""
         parts = []
         for key, value in context.items():
             if key == TASK_KEY:
@@ -132,7 +132,7 @@ class RecordedEpisodes:
 
 
 class _Context(NamedTuple):
-    """A context, with the task that it is of and its name."""
+    """A context with its task and its name."""
 
     task: int
     name: str

@@ -24,7 +24,7 @@ from mirl.agents.runs.atomic_files import JsonObject, make_folder, write_json
 from mirl.configs.errors import PlainWarning
 
 COLORS = ("#0072B2", "#E69F00", "#009E73")
-"""Colors of observation, context and interaction, which color-blind readers tell apart."""
+"""Colors of observation, context and interaction, which color-blind readers can distinguish."""
 
 
 class InsideView(NamedTuple):
@@ -39,11 +39,11 @@ class InsideView(NamedTuple):
     contexts: Sequence[str]
     """Names of the contexts, (M,)."""
     factors: Mapping[str, NDArray[np.float32]]
-    """Values of the factors by which the context acts, (n,) each, as ``recorded_modulation`` names
-    them; empty for fusions that have none."""
+    """Values of the factors by which the context acts, (n,) each, by the names from
+    ``recorded_modulation``; empty for fusions without such factors."""
 
     def shares(self) -> dict[str, VarianceShares]:
-        """Return the shares of the variance of each part but the context itself."""
+        """Return the variance shares of each part except the context itself."""
         return {
             name: variance_shares(values)
             for name, values in self.outputs.items()
@@ -68,11 +68,11 @@ class InsideView(NamedTuple):
 
     @property
     def last_part(self) -> str:
-        """The part whose contexts are compared: the action, or the features of a memory's agent."""
+        """The part on which contexts are compared: the action, or the features if recurrent."""
         return "action" if "action" in self.outputs else "features"
 
     def similarity(self) -> Float[np.ndarray, "contexts contexts"]:
-        """Return how alike each two contexts make the outputs of ``last_part``, (M, M)."""
+        """Return the similarity of each pair of contexts in ``last_part``'s outputs, (M, M)."""
         return context_similarity(self.outputs[self.last_part])
 
     def lines(self) -> list[str]:
@@ -101,7 +101,7 @@ class InsideView(NamedTuple):
 
 
 def look_inside(policy: BasePolicy, recorded: RecordedEpisodes) -> InsideView | None:
-    """Cross the observations and the contexts of played episodes.
+    """Compute the outputs for all pairs of recorded observations and contexts.
 
     Args:
         policy: the policy, in evaluation mode.
@@ -129,8 +129,8 @@ def write_inside(view: InsideView, stem: Path, step: int) -> list[Path]:
     """Write the numbers as JSON, the figure as PNG, and both for TensorBoard.
 
     Args:
-        view: what is written.
-        stem: path of the files without their endings; the events are in a folder of this name.
+        view: the numbers to write.
+        stem: path of the files without their suffixes; the events are in a folder of this name.
         step: timesteps of the checkpoint.
 
     Returns:
@@ -146,7 +146,7 @@ def write_inside(view: InsideView, stem: Path, step: int) -> list[Path]:
 
 
 def _write_events(view: InsideView, picture: Path, folder: Path, step: int) -> None:
-    # takes long to load
+    # imported here because it is slow to load
     from PIL import Image
     from torch.utils.tensorboard import SummaryWriter
 

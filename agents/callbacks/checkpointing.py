@@ -1,4 +1,4 @@
-"""Checkpoints and videos while training, and stopping on a signal."""
+"""Checkpoints and videos during training, and stopping on a signal."""
 
 import time
 import warnings
@@ -20,17 +20,17 @@ from mirl.configs.tasks import file_name
 from mirl.envs import env_seeds
 
 SLOW_VIDEOS = 20.0
-"""Seconds from which on a line says what the first videos took, or all of them."""
+"""Seconds spent on the first videos, or on all of them, above which a line is logged."""
 NOTICEABLE_SHARE = 0.1
-"""Share of the time of a run from which on a line says what all videos took."""
+"""Share of a run's time spent on all videos above which a line is logged."""
 CHEAPER_VIDEOS = "videos=false records none, videos=500_000 one per 500,000 timesteps."
 
 
 class Checkpointing(BetweenIterations):
     """Checkpoints at intervals, after a new best evaluation and at the end, with videos.
 
-    It comes after ``evaluation``, so that a checkpoint includes everything before it. Of several
-    ranks only the first one writes; all of them restart their episodes at a checkpoint.
+    It comes after ``evaluation``, so that a checkpoint includes everything before it. With several
+    ranks, only the first one writes; all of them restart their episodes at a checkpoint.
 
     Args:
         run: the run.
@@ -38,7 +38,7 @@ class Checkpointing(BetweenIterations):
         statistics: the statistics whose episodes are saved.
         evaluation: the evaluation that selects the best checkpoint; None on ranks that do not
             evaluate.
-        stop_requested: returns True once the run is to stop.
+        stop_requested: returns True once the run should stop.
         log: called with one line if the videos take a noticeable part of the time.
         ranks: the processes that train the agent; they stop and save at the same time.
     """
@@ -62,13 +62,13 @@ class Checkpointing(BetweenIterations):
         self.stop_requested = stop_requested
         self.log = log
         self.interval = Interval(run.config.checkpoint_every)
-        # a number of timesteps is an interval of its own; True, which is a number too, is none
+        # a number of timesteps is a separate interval; True, also an int in Python, is not one
         every = run.config.videos
         self.video_interval = self.interval
         if every is not True and every:
             self.video_interval = Interval(every)
         self.video_seconds = 0.0
-        """Time that the videos have taken."""
+        """Time spent on videos, in seconds."""
         self.is_stopping = False
         self.saved_at = 0
         """Timesteps of the last checkpoint that was saved."""
@@ -127,7 +127,7 @@ class Checkpointing(BetweenIterations):
             RunError: the last checkpoint of the run cannot be written.
         """
         if self.evaluation is None:
-            self.saved_at = self.num_timesteps  # by the first rank
+            self.saved_at = self.num_timesteps  # the first rank saves it
             return
         try:
             self.last_saved = self.run.save_checkpoint(
@@ -142,7 +142,7 @@ class Checkpointing(BetweenIterations):
             self.evaluation.reset_best()
         else:
             self.saved_at = self.num_timesteps
-        # a checkpoint that failed is not repeated: the weights will have changed
+        # a failed checkpoint is not retried: the weights will have changed
         self.evaluation.new_best = None
 
     def _handle_write_error(self, error: OSError) -> None:
@@ -167,7 +167,7 @@ class Checkpointing(BetweenIterations):
         self._record_tasks()
         seconds = time.perf_counter() - start
         if not self.video_seconds and seconds > SLOW_VIDEOS:
-            # early, because it comes again at every checkpoint
+            # early, because the videos are recorded again at every checkpoint
             self.log(f"The videos took {seconds:.0f} s. {CHEAPER_VIDEOS}")
         self.video_seconds += seconds
         self.logger.record(metrics.VIDEO_SECONDS, seconds)
@@ -188,7 +188,7 @@ class Checkpointing(BetweenIterations):
                 recording = record_episode(self.model.policy, suite, index, seed=seed)
                 gif = None if recording is None else encode_gif(recording)
             except Exception as error:
-                # renderers raise and return anything, and a picture is not worth ending a run for
+                # renderers can raise or return anything, and a video is not worth ending a run for
                 self.can_render = False
                 warnings.warn(
                     f"no videos, because task '{task.name}' cannot be rendered here: {error}",

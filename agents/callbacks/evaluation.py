@@ -1,4 +1,4 @@
-"""Evaluation while training, which selects the best checkpoint."""
+"""Evaluation during training, which selects the best checkpoint."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -24,20 +24,20 @@ from mirl.configs.tasks import Subset
 from mirl.envs import SuiteVecEnv
 
 NO_SCORE = float("-inf")
-"""Score below that of every evaluation."""
+"""Score that is lower than that of any evaluation."""
 
 
 class Evaluation(BetweenIterations):
     """Evaluation on the validation seeds; its results are logged and select the best checkpoint.
 
-    The success rate selects it, or, once a trained task has reported none, the score or the return.
-    The held-out subset is logged only. A checkpoint that was selected on it would be fitted to it.
+    The selection is by success rate or, once a trained task has reported no success, by score or
+    return. The held-out subset is only logged, because selecting a checkpoint on it would bias it.
 
     Args:
         run: the run.
         env: validation environments of the trained subset.
         held_out: validation environments of the held-out subset, if the run holds anything out.
-        notice: told of tasks that report no success; None for nothing.
+        notice: logs the tasks that report no success; None to log nothing.
         log: called with one line per evaluation; None for no such lines.
         report: called with the timesteps and the score of each evaluation; returns True to stop
             the run.
@@ -65,8 +65,7 @@ class Evaluation(BetweenIterations):
         self.config = run.config.evaluation
         self.interval = Interval(self.config.every)
         self.new_best: float | None = None
-        """Score, by ``criterion``, of an evaluation that is the best so far, until its checkpoint
-        is saved."""
+        """Score, by ``criterion``, of a new best evaluation until its checkpoint is saved."""
         self.reset_best()
 
     def reset_best(self) -> None:
@@ -117,16 +116,16 @@ class Evaluation(BetweenIterations):
                 self.logger.record(metrics.HELD_OUT_SUCCESS, held_out.success.mean)
         if contexts is not None:
             self._record_context_use(results, contexts)
-        # a row of its own: the table needs its timesteps, TensorBoard has them as the step
+        # a separate row: the table needs its timesteps, TensorBoard has them as the step
         self.logger.record(metrics.TIMESTEPS, self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
         self._log_line(None if suite.success is None else suite.success.mean, mean_return)
         if self.criterion == "success" and suite.tasks_with_success < len(results):
-            # the scores so far were success rates, which nothing can be compared with any more
+            # earlier scores were success rates, which cannot be compared with the new criterion
             self.criterion = criterion_without_success(self.run.config)
             self.best = NO_SCORE
         score = criterion_value(results, self.criterion, self.config.best_by)
-        if score >= self.best:  # of equal scores the later one, which has trained longer
+        if score >= self.best:  # on a tie, prefer the later one, which has trained longer
             self.best = score
             self.new_best = score
         self.asks_to_stop = self.report(self.num_timesteps, score)
@@ -147,7 +146,7 @@ class Evaluation(BetweenIterations):
     def _record_context_use(
         self, results: Sequence[TaskResult], contexts: RecordedContexts
     ) -> None:
-        """Log the results with contexts swapped between the episodes, if they differ."""
+        """Log the results with contexts swapped between episodes, if the contexts differ."""
         use = evaluate_swapped(
             self.model.policy,
             self.env,

@@ -12,7 +12,7 @@ from mirl.agents.callbacks.schedule import BetweenIterations, Interval
 from mirl.agents.result_tables import NO_SUCCESS
 
 SECONDS_PER_LINE = 1.0
-"""Smallest time between two lines; the iterations of A2C are shorter."""
+"""Minimum time between two lines; the iterations of A2C are shorter."""
 REFRESH_SECONDS = 0.1
 """Time between two updates of the bar; an off-policy iteration is shorter."""
 
@@ -59,7 +59,7 @@ class ProgressBar(BaseCallback):
 
 
 class ProgressLines(BetweenIterations):
-    """A line per row of the log, and at most one a second, where there is no terminal.
+    """A line per row of the log, at most one a second, for use without a terminal.
 
     Args:
         total_timesteps: timesteps of the run.
@@ -94,11 +94,11 @@ class ProgressLines(BetweenIterations):
 
 
 def _new_timesteps(callback: BaseCallback) -> int:
-    """Return the timesteps of this process: a resumed run starts with those of earlier ones."""
+    """Return the timesteps since the start of this process; a resumed run has earlier ones too."""
     return callback.num_timesteps - int(callback.model._num_timesteps_at_start)
 
 
 def _success_rate(model: BaseAlgorithm) -> str:
-    """Return the success rate of the last training episodes that report it, if any does."""
+    """Return the success rate of the last training episodes that report success, if any do."""
     episodes = model.ep_success_buffer
     return f"{np.mean(episodes):.0%}" if episodes else NO_SUCCESS

@@ -62,7 +62,7 @@ class IterationTimer(BaseCallback):
 
 
 class BetweenIterations(BaseCallback):
-    """Base of callbacks that run between two iterations, when no rollout is unfinished.
+    """Base class of callbacks that run between two iterations, when no rollout is in progress.
 
     An off-policy algorithm begins a rollout every few timesteps, so ``on_iteration`` must be fast
     when nothing is due.
@@ -74,7 +74,7 @@ class BetweenIterations(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        # SB3 has no event after an update; the next rollout is the first that follows
+        # SB3 has no event after an update, so use the start of the next rollout
         self.on_iteration()
 
     @abstractmethod
@@ -84,7 +84,7 @@ class BetweenIterations(BaseCallback):
 
 @contextmanager
 def stop_signals(notify: Callable[[], object] = lambda: None) -> Iterator[Callable[[], bool]]:
-    """Defer the first Ctrl-C or SIGTERM inside the context; a second one acts at once.
+    """Defer the first Ctrl-C or SIGTERM inside the context; a second one takes effect at once.
 
     Args:
         notify: called when the first signal arrives.
@@ -93,7 +93,7 @@ def stop_signals(notify: Callable[[], object] = lambda: None) -> Iterator[Callab
         A function that returns True once a signal has arrived.
     """
     if threading.current_thread() is not threading.main_thread():
-        # only the main thread may handle signals
+        # only the main thread can handle signals
         yield lambda: False
         return
 
@@ -102,7 +102,7 @@ def stop_signals(notify: Callable[[], object] = lambda: None) -> Iterator[Callab
     def defer(number: int, _frame: FrameType | None) -> None:
         received.append(number)
         notify()
-        restore()  # the second signal then acts at once
+        restore()  # the second signal then takes effect at once
 
     def restore() -> None:
         for number, handler in previous.items():

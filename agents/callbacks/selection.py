@@ -1,4 +1,4 @@
-"""Selection of the best checkpoint: by success, or by score or return where that is unknown."""
+"""Selection of the best checkpoint: by success or, if that is unknown, by score or return."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,7 @@ from mirl.configs.tasks import has_score_bounds
 
 
 def criterion_without_success(config: TrainConfig) -> Criterion:
-    """Return what selects the best checkpoint if a trained task reports no success.
+    """Return the criterion for the best checkpoint if a trained task reports no success.
 
     Args:
         config: the configuration of the run.
@@ -55,7 +55,7 @@ def criterion_value(results: Sequence[TaskResult], criterion: Criterion, best_by
 
 
 class SuccessNotice:
-    """One line, once per task, about tasks that report no success, and what follows from it.
+    """Log line, once per task, about tasks that report no success, and the consequences.
 
     Args:
         config: the configuration of the run.
@@ -68,7 +68,7 @@ class SuccessNotice:
         self._told: set[str] = set()
 
     def tell(self, tasks: Sequence[str]) -> None:
-        """Log the line about those tasks that it has not named yet.
+        """Log the line about those tasks that it has not mentioned yet.
 
         Args:
             tasks: names of tasks that report no success.

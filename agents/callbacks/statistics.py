@@ -27,9 +27,9 @@ from mirl.policies import FusionExtractor
 from mirl.policies.running_norm import RunningNorm
 
 WINDOW = 256
-"""Episodes per task behind each rolling mean."""
+"""Episodes per task in each rolling mean."""
 EPISODE_METRICS = ("success_rate", "return", "length")
-"""Metrics of a task, in the order of an episode's numbers."""
+"""Metrics of a task, in the order of the fields of an episode."""
 
 
 class TaskStatistics(BaseCallback):
@@ -37,7 +37,7 @@ class TaskStatistics(BaseCallback):
 
     Args:
         tasks: names of the tasks.
-        notice: told of tasks that report no success; None for nothing.
+        notice: logs the tasks that report no success; None to log nothing.
         ranks: the processes that train the agent.
     """
 
@@ -53,7 +53,7 @@ class TaskStatistics(BaseCallback):
         self._episodes: dict[str, deque[Episode]] = {task: deque(maxlen=WINDOW) for task in tasks}
 
     def _on_step(self) -> bool:
-        # SB3's local variables; infos hold an outcome only where an episode has ended
+        # SB3's local variables; an info holds an outcome only if an episode has ended
         infos = self.locals["infos"]
         for env_index in np.flatnonzero(self.locals["dones"]):
             self._add(infos[env_index])
@@ -84,7 +84,7 @@ class TaskStatistics(BaseCallback):
         env.load_sampling_state({**first, "generator": own["generator"]})
 
     def state(self) -> dict[str, list[Episode]]:
-        """Return the episodes behind the means.
+        """Return the episodes over which the means are taken.
 
         Returns:
             The episodes by task, for JSON.
@@ -95,7 +95,7 @@ class TaskStatistics(BaseCallback):
         """Continue from a saved state.
 
         Args:
-            state: what ``state`` returned.
+            state: the value that ``state`` returned.
         """
         for task, episodes in state.items():
             for success, episode_return, length in episodes:
@@ -104,7 +104,7 @@ class TaskStatistics(BaseCallback):
                 self._episodes[task].append(outcome)
 
     def record(self) -> None:
-        """Record the means for the next row of the log; a success rate only where it is known."""
+        """Record the means for the next row of the log; a success rate only if it is known."""
         tasks_without_success = []
         for task, episodes in self._episodes.items():
             if not episodes:
@@ -112,7 +112,7 @@ class TaskStatistics(BaseCallback):
             has_success = all(episode.success is not None for episode in episodes)
             if not has_success:
                 tasks_without_success.append(task)
-            # an unknown success is 0 here, and its mean is left out below
+            # an unknown success counts as 0 here, and its mean is left out below
             rows = [(episode.success or 0, *episode[1:]) for episode in episodes]
             means = np.mean(rows, axis=0)
             for name, mean in zip(EPISODE_METRICS, means, strict=True):
@@ -123,15 +123,15 @@ class TaskStatistics(BaseCallback):
 
 
 class OffPolicyLogger(TaskStatistics):
-    """Task statistics that also write the log, because an off-policy iteration is a few timesteps.
+    """Task statistics that also write the log, because an off-policy iteration is very short.
 
-    It is the first of the callbacks, and its ``timer`` the last, so that the speed leaves out the
+    This is the first callback, and its ``timer`` is the last, so that the logged speed excludes the
     time that the callbacks between them take.
 
     Args:
         tasks: names of the tasks.
         interval: timesteps between two rows of the log.
-        notice: told of tasks that report no success; None for nothing.
+        notice: logs the tasks that report no success; None to log nothing.
     """
 
     model: OffPolicyAlgorithm
@@ -143,7 +143,7 @@ class OffPolicyLogger(TaskStatistics):
         self.interval = Interval(interval)
         self.timer = IterationTimer()
         self.seconds = 0.0
-        """Time since the last row, without other callbacks."""
+        """Time since the last row in seconds, excluding other callbacks."""
         self.logged_at = 0
         """Timesteps of the last row."""
 
@@ -179,7 +179,7 @@ class ObservationStatistics(BaseCallback):
     """Updates of the running statistics by which networks normalize observations.
 
     The observations of a rollout are added before the next one begins. Within a rollout and its
-    update the statistics stay fixed, because PPO compares probabilities of the same network.
+    update the statistics stay fixed, because PPO compares old and new probabilities.
 
     Args:
         ranks: the processes whose observations are added.
@@ -198,7 +198,7 @@ class ObservationStatistics(BaseCallback):
 
     def _on_step(self) -> bool:
         if self.extractors:
-            # a copy of the dictionary: a replay buffer reshapes the arrays in SB3's own
+            # copy the dictionary, because a replay buffer reshapes the arrays in SB3's one
             self.seen.append(dict(self.locals["new_obs"]))
         return True
 
@@ -222,7 +222,7 @@ class ObservationStatistics(BaseCallback):
 
 @contextmanager
 def merged_over(ranks: Ranks, norms: Sequence[RunningNorm]) -> Iterator[None]:
-    """Add to running statistics what each rank adds inside the context, in the order of ranks.
+    """Merge into running statistics the updates that each rank makes inside the context, in order.
 
     Args:
         ranks: the processes.
@@ -233,7 +233,7 @@ def merged_over(ranks: Ranks, norms: Sequence[RunningNorm]) -> Iterator[None]:
         return
     before = [copy.deepcopy(norm.state_dict()) for norm in norms]
     for norm in norms:
-        norm.count.zero_()  # the statistics are then those of this rank's observations alone
+        norm.count.zero_()  # the statistics then cover only this rank's observations
     yield
     for norm, old in zip(norms, before, strict=True):
         # count, mean and variance as one tensor, (1 + 2 · features,)

@@ -1,4 +1,4 @@
-"""Widths that give settings the same number of parameters."""
+"""Network widths that give all settings about the same number of parameters."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,7 +15,7 @@ MAX_WIDTH = 2**16
 
 
 def parameters_of(words: Sequence[str]) -> int:
-    """Return the number of parameters of the agent of a command line.
+    """Return the number of parameters of the agent that a command line defines.
 
     Args:
         words: options of ``train.py``.
@@ -25,7 +25,7 @@ def parameters_of(words: Sequence[str]) -> int:
 
 
 def resolve_words(words: Sequence[str]) -> tuple[ResolvedConfig, JoinedSpaces]:
-    """Return the configuration of a command line, every choice made, and the spaces of its tasks.
+    """Return the configuration of a command line, with ``auto`` resolved, and its tasks' spaces.
 
     Args:
         words: options of ``train.py``.
@@ -37,7 +37,7 @@ def resolve_words(words: Sequence[str]) -> tuple[ResolvedConfig, JoinedSpaces]:
 
 
 def matching_widths(settings: Mapping[str, Sequence[str]], option: str) -> dict[str, int]:
-    """Return the widths with which each setting has about as many parameters as the largest.
+    """Return the widths that give each setting about as many parameters as the largest one.
 
     Args:
         settings: options of ``train.py`` of each setting.
@@ -68,7 +68,7 @@ def _width_of(words: Sequence[str], option: str, target: int) -> int:
         return parameters_of([*words, f"{option}={width}"])
 
     width = width_for(target, parameters)
-    # the width below may be nearer
+    # the next smaller width may be nearer
     if width > 2 and target - parameters(width - 1) < parameters(width) - target:
         return width - 1
     return width
@@ -85,7 +85,7 @@ def width_for(target: int, parameters: Callable[[int], int]) -> int:
     while parameters(high) < target:
         high *= 2
     low = high // 2
-    # parameters(low) < target <= parameters(high), except where high is still 2
+    # parameters(low) < target <= parameters(high), unless high is still 2
     while high - low > 1:
         middle = (low + high) // 2
         if parameters(middle) < target:

@@ -1,4 +1,4 @@
-"""Comparison of runs that exist: every pair plays the same episodes, nothing is trained."""
+"""Comparison of existing runs: every pair plays the same episodes, and nothing is trained."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -38,8 +38,8 @@ class Contestant(NamedTuple):
 def compare_runs(config: RunComparisonConfig, log: Callable[[str], None] = lambda _: None) -> Table:
     """Evaluate runs on the same episodes, compare each pair, and write the results.
 
-    The comparison is one of these checkpoints, not of the settings that they were trained with:
-    another seed of a training may differ more.
+    This compares these checkpoints, not the settings that they were trained with: training again
+    with another seed may make a larger difference.
 
     Args:
         config: the runs and the options of their evaluation.
@@ -104,7 +104,7 @@ def _check_same_episodes(contestants: Sequence[Contestant]) -> None:
 def _play(contestant: Contestant) -> Iterator[TaskResult]:
     """Play the test episodes of every subset, one episode per environment and seed.
 
-    A second episode of an environment would depend on how the policy has played the first one.
+    A second episode in an environment would depend on how the policy played the first one.
     """
     run = contestant.run
     options = contestant.options
@@ -130,7 +130,7 @@ def _play(contestant: Contestant) -> Iterator[TaskResult]:
 
 
 def _joined(parts: Sequence[TaskResult]) -> TaskResult:
-    """Return the results of a task over several rounds as one."""
+    """Join the results of a task over several rounds into one."""
     success = None
     known = [part.success for part in parts if part.success is not None]
     if len(known) == len(parts):
@@ -160,7 +160,7 @@ def compare_episodes(
         names: the columns that name the runs.
 
     Returns:
-        A row for the success of each task, where it is known, and one for the return.
+        A row for the success of each task, if it is known, and one for the return.
     """
     rows: list[Row] = []
     for one, other in zip(first, second, strict=True):

@@ -22,11 +22,11 @@ from mirl.configs.comparison import ComparisonConfig
 from mirl.configs.errors import ConfigError
 
 PLAN = "comparison.json"
-"""File with the configuration of the comparison that a folder holds."""
+"""File with the configuration of the comparison in a folder."""
 RESULTS = "results.json"
 """File with all results."""
 NOT_IN_PLAN = ENGINE_FIELDS | {"out"}
-"""Options that change no result."""
+"""Options that do not change the results."""
 
 
 class ComparisonResult(NamedTuple):
@@ -35,7 +35,7 @@ class ComparisonResult(NamedTuple):
     tables: list[Table]
     """The tables; empty if no run is finished."""
     failures: dict[str, str]
-    """The reason of each run that failed, by the name of the run."""
+    """The reason for each failure, by the name of the run."""
     missing: int
     """Number of runs that are not finished, failed ones included."""
     ignoring: list[str]
@@ -49,8 +49,8 @@ def compare(
 ) -> ComparisonResult:
     """Train every setting on every task with every seed, and write the results.
 
-    The same configuration goes on with what is there: finished runs are kept, others are resumed.
-    On Ctrl-C or SIGTERM the runs save a checkpoint and end.
+    Calling it again with the same configuration keeps finished runs and resumes the others. On
+    Ctrl-C or SIGTERM the runs save a checkpoint and end.
 
     Args:
         config: the comparison.
@@ -75,7 +75,7 @@ def compare(
             engine = build_engine(config, len(waiting), folder)
         failures = _execute(engine, waiting, folder, log)
         if not any((folder / RUNS).iterdir()):
-            # no run has begun: the corrected command may use the same folder
+            # no run has begun, so a corrected command may use the same folder
             (folder / PLAN).unlink()
         finished = [run for run in runs if run.record_path(folder).exists()]
         records = [_load(run, folder) for run in finished]
@@ -88,7 +88,7 @@ def compare(
 
 
 def _ignores_context(record: Record) -> bool:
-    # records of former versions have none
+    # records of earlier versions do not have it
     use = record.get("context_use")
     return use is not None and use["ignores_context"]
 
@@ -100,7 +100,7 @@ def _plan(config: ComparisonConfig, folder: Path) -> list[PlannedRun]:
     """Return all runs after checking that the folder is for them, and create its folders."""
     widths = _widths(config, folder)
     runs = []
-    # seed by seed, so that a comparison that is stopped has as many seeds of each setting
+    # seed by seed, so that a stopped comparison has about as many seeds for each setting
     for seed, task, setting in product(config.seeds, config.tasks, config.settings):
         options = config.words(task, setting)
         if setting in widths.get(task, {}):
@@ -118,7 +118,7 @@ def _widths(config: ComparisonConfig, folder: Path) -> dict[str, dict[str, int]]
     if path.exists():
         stored = load_json(path)
         _check_same(stored.get("comparison"), asked, folder)
-        if stored["comparison"] != asked:  # there are more seeds now
+        if stored["comparison"] != asked:  # seeds were added
             write_json(path, {**stored, "comparison": asked})
         return cast(dict[str, dict[str, int]], stored.get("widths"))
     widths: dict[str, dict[str, int]] = {}
@@ -141,9 +141,9 @@ def _check_buildable(setting: str, task: str, options: Sequence[str]) -> None:
 
 
 def _check_same(stored: object, asked: Mapping[str, object], folder: Path) -> None:
-    """Raise if a folder is that of a comparison with other settings, tasks or options.
+    """Raise if a folder holds a comparison with other settings, tasks or options.
 
-    Seeds may be added, but none may be left out.
+    Seeds may be added but not removed.
     """
     if not isinstance(stored, dict):
         raise ConfigError(f"{folder / PLAN} holds no comparison; choose another out=…")

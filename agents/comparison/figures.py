@@ -13,7 +13,7 @@ from mirl.configs.tasks import file_name
 FORMATS = ("png", "pdf", "svg")
 """File formats of every figure."""
 COLUMNS = 3
-"""Largest number of panels beside each other."""
+"""Maximum number of panels in a row."""
 CurveName = Literal["success_curve", "return_curve", "held_out_curve"]
 
 
@@ -21,7 +21,7 @@ def draw_figures(folder: Path, records: Sequence[Record]) -> list[Path]:
     """Draw the learning curves: ``curves`` with a panel per task, ``curves-TASK`` for each.
 
     A line is the mean over the seeds, the band its 95 % interval. Held-out episodes
-    are dashed. Where a task reports no success, its return is drawn.
+    are dashed. If a task reports no success, its return is drawn.
 
     Args:
         folder: folder of the files.
@@ -59,7 +59,7 @@ def _draw(stem: Path, tasks: Sequence[str], records: Sequence[Record]) -> list[P
         of_task = [record for record in records if record["task"] == task]
         handles |= _draw_task(axes, of_task, settings)
         axes.set_title(task)
-    # beside the panels, so that it covers no curve
+    # next to the panels, so that it does not cover any curve
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
     written = []
     for kind in FORMATS:
@@ -100,7 +100,7 @@ def _draw_curve(
 ) -> Any | None:
     """Draw the mean and the interval of some runs; return the line, None if there is no curve."""
     curves = [run[name] for run in runs]
-    # the runs may differ in their number of evaluations: take the common ones
+    # the runs may differ in their number of evaluations: use those that all have
     n_points = min((len(curve) for curve in curves), default=0)
     if n_points == 0:
         return None

@@ -18,7 +18,7 @@ PACKAGES = (
     "stable-baselines3",
     "envpool",
 )
-"""Packages whose versions are recorded, where they are installed."""
+"""Packages whose versions are recorded, if they are installed."""
 
 
 def command_line() -> str:
@@ -45,13 +45,13 @@ def machine() -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of ``PACKAGES``, where they are installed."""
+    """Return the versions of those ``PACKAGES`` that are installed."""
     found = {}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            continue  # EnvPool is optional, and a clone may be used without being installed
+            continue  # EnvPool is optional, and MIRL may run from a clone without installation
     return found
 
 

@@ -1,7 +1,7 @@
 """Statistics over seeds: means with intervals, paired differences, timesteps to a threshold.
 
-A run, however many tasks it trains together, gives one number per seed. Only tasks that are trained
-in runs of their own are strata, which are taken to be independent.
+A run gives one number per seed, however many tasks it trains together. Only tasks that are trained
+in separate runs are strata, which are assumed to be independent.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 5000
 """Resamples of a bootstrap."""
 TINY = 1e-300
-"""Positive number in place of zero, by which nothing can be divided."""
+"""Tiny positive number that replaces zero to avoid division by zero."""
 Strata = Sequence[Float[np.ndarray, "*batch seeds"]]
 """One array per task; the last axis has a value per seed."""
 Interval = tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]
@@ -45,7 +45,7 @@ def rate_interval(strata: Strata) -> Interval:
 
     Near 1 the rates of seeds are skewed: most are high and a few are low. With the mean m and the
     half width w of ``t_interval``, the interval is logit⁻¹(logit m ± w / (m (1 − m))), which
-    reaches further to the side of the few, and stays between 0 and 1.
+    reaches further towards the few, and stays between 0 and 1.
 
     Args:
         strata: an array (..., seeds) of rates from 0 to 1 per task, each with two seeds or more.
@@ -54,7 +54,7 @@ def rate_interval(strata: Strata) -> Interval:
         The lower and the upper bound, of shape (...).
     """
     mean, width = _mean_and_width(strata)
-    # where all rates are equal, which includes means of 0 and 1, there is no width
+    # if all rates are equal, which includes means of 0 and 1, the width is zero
     varies = width > 0
     inside = np.where(varies, mean, 0.5)
     scaled = width / (inside * (1 - inside))
@@ -75,7 +75,7 @@ def _mean_and_width(strata: Strata) -> Interval:
     errors = np.stack([values.var(-1, ddof=1) / values.shape[-1] for values in strata], axis=-1)
     degrees_of_each = np.array([values.shape[-1] - 1 for values in strata])
     total = errors.sum(-1)
-    # equal values have no error, and any number of degrees of freedom
+    # equal values have no error, so their degrees of freedom do not matter
     squares = np.maximum((errors**2 / degrees_of_each).sum(-1), TINY)
     degrees = np.maximum(total**2 / squares, 1.0)
     width = stats.t.ppf((1 + CONFIDENCE) / 2, degrees) * np.sqrt(total) / len(strata)
@@ -115,17 +115,17 @@ def estimate(strata: Strata, interval: Callable[[Strata], Interval] = t_interval
 
 
 def widen_by_episodes(rate: Estimate, episodes: int) -> Estimate:
-    """Give seeds with equal success rates, such as 1, the interval of the episodes behind them.
+    """Give seeds with equal success rates, such as 1, an interval based on their episodes.
 
-    Equal values have no variance, but a finite number of episodes is also likely with a rate close
-    to theirs.
+    Equal values have no variance, but a finite number of episodes is also likely under a slightly
+    different rate.
 
     Args:
         rate: the mean success rate and its interval over seeds.
         episodes: number of episodes of all seeds and tasks together.
 
     Returns:
-        Wilson's interval if that of the seeds has no width, else the same estimate.
+        Wilson's interval if the interval over seeds has no width, else the same estimate.
     """
     if rate.low is None or rate.low != rate.high:
         return rate
@@ -136,8 +136,8 @@ def widen_by_episodes(rate: Estimate, episodes: int) -> Estimate:
 def probability_of_improvement(first: Strata, second: Strata) -> float:
     """Return the probability that a run of the first setting is better than one of the second.
 
-    It is the share of pairs of runs of the same task in which the first is higher, ties counted
-    half, averaged over the tasks (the statistic of Mann and Whitney).
+    It is the share of pairs of runs of the same task in which the first is higher, with ties
+    counted as half, averaged over the tasks (the Mann–Whitney statistic).
 
     Args:
         first: an array (seeds,) per task.
@@ -162,8 +162,8 @@ class TimeToThreshold:
     """Timesteps to a threshold over several seeds, some of which may never have reached it.
 
     Args:
-        median: median over all seeds, those that never reached it counted as later than any other;
-            None if half of the seeds or more never reached it.
+        median: median over all seeds, with those that never reached it counted as latest; None if
+            half of the seeds or more never reached it.
         earliest: timesteps of the first seed; None if none reached it.
         latest: timesteps of the last seed that reached it; None if none reached it.
         never: number of seeds that never reached it.
@@ -187,7 +187,7 @@ def time_to_threshold(
         threshold: the value to reach.
 
     Returns:
-        The timesteps of the first evaluation at or above it, over the seeds.
+        The timesteps of the first evaluation at or above the threshold, over the seeds.
     """
     reached = []
     for curve in curves:
@@ -213,7 +213,7 @@ class McNemar(NamedTuple):
     only_second: int
     """Episodes in which only the second was successful."""
     p_value: float
-    """Two-sided probability of a difference as large, if both were equally good."""
+    """Two-sided probability of a difference at least as large if both were equally good."""
 
 
 def mcnemar(first: Bool[np.ndarray, " episodes"], second: Bool[np.ndarray, " episodes"]) -> McNemar:
@@ -255,7 +255,7 @@ def paired_bootstrap(differences: Float[np.ndarray, " episodes"]) -> Estimate:
         (differences,),
         np.mean,
         n_resamples=RESAMPLES,
-        batch=500,  # bounds the memory
+        batch=500,  # limits the memory use
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(0),

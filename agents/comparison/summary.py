@@ -20,9 +20,9 @@ from mirl.agents.comparison.worker import Record
 from mirl.agents.statistics import TaskSummary, interquartile_mean
 
 THRESHOLD = 0.95
-"""Success rate whose first evaluation is reported."""
+"""Success rate for which the first evaluation that reaches it is reported."""
 ALL_TASKS = "all tasks"
-"""Label of the rows over tasks that were trained in runs of their own."""
+"""Label of the rows over tasks that were trained in separate runs."""
 
 Metric = Literal["success", "return"]
 Row = dict[str, object]
@@ -38,9 +38,9 @@ class Outcome:
     Args:
         label: name in the first column of the tables.
         metric: the quantity.
-        values: for each setting, the values by seed of each task that was trained by itself.
-        episodes: number of episodes behind each value.
-        task: the task whose learning curves belong to it; None if there is none.
+        values: for each setting, the values by seed of each task that was trained separately.
+        episodes: number of episodes per value.
+        task: the task whose learning curves belong to the outcome; None if there is none.
     """
 
     label: str
@@ -56,9 +56,9 @@ class Outcome:
 def outcomes_of(records: Sequence[Record]) -> list[Outcome]:
     """Return the results to compare, in the order of the tables.
 
-    These are, for each task of the comparison, the mean over the tasks of its suite, each task of a
-    suite with several, the same for held-out episodes, and the mean over all tasks if all of them
-    report success.
+    For each task of the comparison, these are the mean over the tasks of its suite, each task of
+    the suite if it has several, and the same for held-out episodes; last comes the mean over all
+    tasks of the comparison, if all of them report success.
 
     Args:
         records: the records of the finished runs.
@@ -67,7 +67,7 @@ def outcomes_of(records: Sequence[Record]) -> list[Outcome]:
     whole: list[Outcome] = []
     tasks = list(dict.fromkeys(record["task"] for record in records))
     for task in tasks:
-        # a task of the only suite needs no mention of it
+        # with a single suite, its name is left out
         prefix = f"{task}: " if len(tasks) > 1 else ""
         of_task = [record for record in records if record["task"] == task]
         for subset, suffix in (("trained", ""), ("held_out", " (held out)")):
@@ -134,13 +134,13 @@ def _values(
             value = summary[field]
             if summary["subset"] == subset and summary["task"] in names and value is not None:
                 chosen.append(value)
-        # the tasks of one run share its weights, so together they are one number
+        # the tasks of one run share weights, so together they give a single number
         found.setdefault(record["setting"], {})[record["seed"]] = float(np.mean(chosen))
     return {setting: [by_seed] for setting, by_seed in found.items()}
 
 
 def _joined(outcomes: Sequence[Outcome]) -> Outcome:
-    """Return the outcome over tasks that were trained by themselves, where a setting has all."""
+    """Return the outcome over separately trained tasks, of the settings that have all of them."""
     values: dict[str, list[BySeed]] = {}
     for setting in dict.fromkeys(name for outcome in outcomes for name in outcome.values):
         if all(setting in outcome.values for outcome in outcomes):
@@ -186,7 +186,7 @@ def _estimate(arrays: Sequence[np.ndarray], outcome: Outcome) -> Estimate:
 
 
 def _of_training(records: Sequence[Record], outcome: Outcome, setting: str) -> Row:
-    """Return the columns about the training; None where an outcome is only a part of a run's."""
+    """Return the columns about training; None if an outcome covers only part of a run's tasks."""
     runs = [
         record
         for record in records
@@ -198,7 +198,7 @@ def _of_training(records: Sequence[Record], outcome: Outcome, setting: str) -> R
     row["parameters"] = runs[0]["parameters"]
     row["timesteps"] = max(run["timesteps"] for run in runs)
     curves = [run["success_curve"] for run in runs]
-    # a run without evaluations does not say when it got there
+    # a run without evaluations does not show when it reached the threshold
     if outcome.metric == "success" and all(curves):
         reached = time_to_threshold(curves, THRESHOLD)
         row["steps_to_95"] = reached.median
@@ -209,7 +209,7 @@ def _of_training(records: Sequence[Record], outcome: Outcome, setting: str) -> R
 
 
 def pair_rows(outcomes: Sequence[Outcome]) -> list[Row]:
-    """Return a row per outcome and pair of settings: the later one less the earlier one.
+    """Return a row per outcome and pair of settings: the later one minus the earlier one.
 
     Args:
         outcomes: the outcomes.
@@ -251,10 +251,10 @@ def verdict(difference: Estimate) -> str:
     """Return whether the first of two settings ``wins``, ``loses`` or ``ties``.
 
     Args:
-        difference: the first less the second.
+        difference: the first minus the second.
 
     Returns:
-        The word; a tie if the interval holds zero, and ``–`` without an interval.
+        The word; a tie if the interval contains zero, and ``–`` without an interval.
     """
     if difference.low is None or difference.high is None:
         return "–"

@@ -34,15 +34,15 @@ LATEX = str.maketrans(
         ">": "$>$",
     }
 )
-"""Replacements of characters that LaTeX reads as commands or does not have."""
+"""Replacements for characters that LaTeX reads as commands or does not support."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts.
+    """A table of text cells.
 
     Args:
-        title: title.
+        title: title of the table.
         columns: header.
         rows: cells of each row.
     """
@@ -128,7 +128,7 @@ def run_pairs_table(rows: Sequence[Row]) -> Table:
         "McNemar's p",
     )
     names = dict.fromkeys(str(row[which]) for row in rows for which in ("first", "second"))
-    # letters, because the names of runs are long
+    # label runs by letters, because their names are long
     letters = dict(zip(names, _letters(), strict=False))
     cells = []
     for row in rows:
@@ -181,7 +181,7 @@ def _count(value: object) -> str:
 
 
 def _timesteps(row: Row) -> str:
-    """Return the median and the range of the seeds, and how many of them never got there."""
+    """Return the median and the range over seeds, and how many never reached the threshold."""
     never = row["never"]
     if never is None:
         return NONE
@@ -263,7 +263,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def to_rich(table: Table) -> rich_table.Table:
-    """Return a table for the terminal; if all rows are of one task, it stands in the title instead.
+    """Return a table for the terminal; if all rows have the same task, the title names it instead.
 
     Args:
         table: the table.

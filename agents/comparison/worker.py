@@ -1,4 +1,4 @@
-"""One run of a comparison, in a process of its own: train, evaluate and record it."""
+"""One run of a comparison, in its own process: train, evaluate and record it."""
 
 import csv
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Record(TypedDict):
     parameters: int
     timesteps: int
     seconds: float
-    """Time of the training, since it was last resumed."""
+    """Training time in seconds, since the run was last resumed."""
     tasks: list[TaskSummary]
     context_use: ContextUseSummary | None
     success_curve: Curve
@@ -51,7 +51,7 @@ class PlannedRun:
 
     Args:
         setting: name of the setting.
-        task: the task as it was typed.
+        task: the task as typed by the user.
         seed: seed of the run.
         options: options of ``train.py`` of this setting and task.
     """
@@ -67,7 +67,7 @@ class PlannedRun:
         return run_name(self.setting, self.task, self.seed)
 
     def words(self, folder: Path) -> list[str]:
-        """Return the arguments of ``train.py`` that make this run.
+        """Return the arguments of ``train.py`` that define this run.
 
         Args:
             folder: folder of the comparison.
@@ -81,7 +81,7 @@ class PlannedRun:
         ]
 
     def record_path(self, folder: Path) -> Path:
-        """Return the file of its record, which exists when the run is finished.
+        """Return the path of its record, which exists once the run is finished.
 
         Args:
             folder: folder of the comparison.

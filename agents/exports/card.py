@@ -1,4 +1,4 @@
-"""Model cards: what an agent was trained on, how well it does, and what it cannot do."""
+"""Model cards: an agent's training, its performance and its limitations."""
 
 import shlex
 from collections.abc import Iterable
@@ -26,11 +26,11 @@ from mirl.envs.contract.descriptions import describe_space
 from mirl.policies import count_parameters
 
 CARD = "README.md"
-"""File of the card, which pages such as GitHub's and Hugging Face's show for a folder."""
+"""File of the card, which GitHub and Hugging Face show for a folder."""
 
 
 class CardContents(NamedTuple):
-    """All that a card is written from."""
+    """All information that a card is written from."""
 
     run: RunDirectory
     checkpoint: Checkpoint
@@ -47,7 +47,7 @@ def card_of(run: RunDirectory, options: CardConfig) -> CardContents:
         options: the checkpoint and its test episodes.
 
     Returns:
-        What the card is written from.
+        The information that the card is written from.
 
     Raises:
         ConfigError: there is no such checkpoint, or it cannot be evaluated.
@@ -231,14 +231,14 @@ def _rate(result: TaskResult) -> float:
 
 
 def _part(part: Config) -> str:
-    """Return a part of the configuration: its kind, and the options that are not its defaults."""
+    """Describe a part of the configuration: its kind, and the options that differ from defaults."""
     words = [f"`{word}`" for word in shlex.split(" ".join(typed_words(part)))]
     kind = getattr(part, "kind", None)
     return " ".join(words if kind is None else [f"`{kind}`", *words])
 
 
 def _code(text: str, mark: str = "`") -> str:
-    """Return a text of an environment as code, in one line and without quotation marks."""
+    """Return a text from an environment as code, in one line, without backticks and quotes."""
     plain = " ".join(text.replace("`", "").replace('"', "").split())
     return f"{mark}{plain}{mark}"
 

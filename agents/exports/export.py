@@ -3,7 +3,7 @@
 ``exports/policy.onnx`` or ``exports/policy.pt2`` holds the policy with its context as an input;
 ``exports/go-to-the-red-door.onnx`` holds it for one mission. The JSON file beside it describes the
 inputs and outputs, the tokenizer, and the check of the file. A .pt2 file is code: load it only from
-sources that you would run a program from.
+sources whose programs you would run.
 """
 
 from pathlib import Path
@@ -39,7 +39,7 @@ from mirl.envs.texts.codec import suite_codec
 from mirl.policies.programs import START_KEY, STATE_KEY, Program, build_program
 
 TRACED_ROWS = 2
-"""Rows of the batch that is traced; torch takes a single row for a constant."""
+"""Rows of the batch that is traced; torch would treat a single row as a constant size."""
 
 
 class Export(NamedTuple):
@@ -62,7 +62,7 @@ class TensorDescription(TypedDict):
 
 
 def export_run(run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig) -> Export:
-    """Export the policy of a checkpoint as ``config.export`` says.
+    """Export the policy of a checkpoint as ``config.export`` specifies.
 
     Args:
         run: the run.
@@ -73,8 +73,8 @@ def export_run(run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig) ->
         The program that was written.
 
     Raises:
-        ConfigError: there is no such task, the policy cannot be exported, or the program computes
-            something else than the policy.
+        ConfigError: there is no such task, the policy cannot be exported, or the outputs of the
+            program differ from those of the policy.
     """
     target = parse_target(config.export)
     check_installed(target.format)
@@ -93,7 +93,7 @@ def export_run(run: RunDirectory, checkpoint: Checkpoint, config: EvalConfig) ->
     path = run.results_dir / "exports" / target.file_name
     replaced = dict(fixed)
     if fixed and TASK_KEY not in fixed:
-        # a value per task (PopArt) is that of the first, unless the context names the task
+        # with a value per task (PopArt), use that of the first, unless the context names the task
         replaced[TASK_KEY] = np.int64(0)
     pair = ProgramAndPolicy(written.run, program, policy, replaced)
     try:
@@ -134,7 +134,7 @@ def _describe_actions(space: spaces.Space[Any]) -> dict[str, object]:
 
 
 def _fixed_context(target: Target, training: ResolvedConfig) -> dict[str, ArrayLike]:
-    """Return the context that an export is for by its key; empty if it is an input."""
+    """Return the fixed context of an export by its key; empty if the context is an input."""
     if target.is_whole_policy:
         return {}
     context = find_context(target.name, training.context, training.task)
@@ -144,8 +144,8 @@ def _fixed_context(target: Target, training: ResolvedConfig) -> dict[str, ArrayL
 
 
 def _delete_earlier(path: Path) -> None:
-    """Delete an earlier export of the same name, which would be taken for this one."""
-    if path.parent.is_symlink():  # a run directory never changes files outside of it
+    """Delete an earlier export of the same name, which could be mistaken for this one."""
+    if path.parent.is_symlink():  # never change files outside of the run directory
         return
     for stale in (path, _description_path(path)):
         stale.unlink(missing_ok=True)
@@ -157,7 +157,7 @@ def _description_path(path: Path) -> Path:
 
 
 def _describe_target(target: Target, training: ResolvedConfig, policy: Policy) -> dict[str, object]:
-    """Return the context of an export for the JSON file, and the task of a value per task."""
+    """Return the context of an export for the JSON file, and with PopArt the task of the value."""
     keys = training.context.keys
     if target.is_whole_policy:
         return {"context": list(keys)}

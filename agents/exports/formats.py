@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from mirl.configs.errors import ConfigError
 
 Format = Literal["pt2", "onnx"]
-"""Format of a program, the ending of its file."""
+"""Format of a program, which is also its file extension."""
 FORMATS: tuple[Format, ...] = get_args(Format)
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 """Packages that an export to ONNX and its check need."""
@@ -27,7 +27,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class WrittenProgram(NamedTuple):
-    """A program as its file holds it."""
+    """A program as it is stored in its file."""
 
     data: bytes
     """Content of the file."""
@@ -62,7 +62,7 @@ def write_program(
     """Export a module for batches of any size, and load it back.
 
     Args:
-        module: a module from a dictionary of tensors to another.
+        module: a module that maps a dictionary of tensors to another.
         inputs: one batch of its inputs, of more than one row.
         file_format: the format.
 
@@ -105,7 +105,7 @@ def _to_pt2(exported: ExportedProgram) -> WrittenProgram:
     buffer = io.BytesIO()
     torch.export.save(exported, buffer)
     data = buffer.getvalue()
-    # what was written is compared, not what was exported
+    # load the written bytes back, so that the file itself is compared
     program = torch.export.load(io.BytesIO(data)).module()
 
     def run(inputs: Arrays) -> dict[str, NDArray[Any]]:
@@ -120,7 +120,7 @@ def _to_onnx(exported: ExportedProgram, inputs: list[str], outputs: list[str]) -
     onnxruntime: Any = import_module("onnxruntime")
     try:
         with _quiet():
-            # an exported program has its arguments; torch.onnx.export(module, (inputs,)) would
+            # an exported program knows its arguments; torch.onnx.export(module, (inputs,)) would
             # take the dictionary for keyword arguments
             program: Any = torch.onnx.export(
                 exported, input_names=inputs, output_names=outputs, dynamo=True, verbose=False
@@ -140,7 +140,7 @@ def _to_onnx(exported: ExportedProgram, inputs: list[str], outputs: list[str]) -
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the notes of torch's exporters, which are about torch alone."""
+    """Hide the messages of torch's exporters, which are only about torch itself."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

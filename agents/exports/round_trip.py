@@ -1,7 +1,7 @@
-"""Round trip of an export: the written program against the policy that it came from.
+"""Round trip of an export: compare the written program with the original policy.
 
 The program is loaded from the bytes of its file and is given random observations and the
-observations of whole episodes. Policy and program each carry their own hidden state.
+observations of whole episodes. Policy and program each keep their own hidden state.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,39 +34,39 @@ from mirl.policies.programs import (
 )
 
 TOLERANCE = 1e-4
-"""Largest difference of an output to the policy's, relative to its largest number above 1."""
+"""Maximum difference from the policy's output, relative to max(1, its largest absolute value)."""
 SAMPLES = 256
-"""Random observations on which program and policy are compared, and the fewest of episodes."""
+"""Number of random observations for the comparison, and minimum number of those of episodes."""
 MEMORY_TIMESTEPS = 8
-"""Timesteps of the sequences into which they are split for a policy with a memory."""
+"""Timesteps of the sequences that the random observations form for a recurrent policy."""
 START_PROBABILITY = 0.2
 """Probability that an episode starts at a timestep of such a sequence."""
 MIN_EQUAL_ACTIONS = 0.99
-"""Smallest share of equal actions on random observations, where two actions can be tied."""
+"""Minimum share of equal actions on random observations, where two actions can be tied."""
 MAX_TIMESTEPS = 10_000
-"""Timesteps after which an episode without an end is no longer compared."""
+"""Timesteps after which the comparison on episodes ends, even if an episode has no end."""
 
 RunProgram = Callable[[Arrays], dict[str, NDArray[Any]]]
 """A program: inputs to outputs."""
 Context = Mapping[str, ArrayLike]
-"""Keys of every observation that are replaced, by one row each; empty for an input."""
+"""Keys replaced in every observation, by one row each; empty if the context is an input."""
 
 
 class RoundTrip(NamedTuple):
-    """Figures of a comparison that was passed."""
+    """Figures of a comparison that passed."""
 
     observations: int
     """Number of random observations."""
     max_abs_difference: float
-    """Largest absolute difference of an output to the policy's on them."""
+    """Largest absolute difference from the policy's outputs on the random observations."""
     equal_actions: float
-    """Share of them on which the actions are equal; continuous ones within the tolerance."""
+    """Share of them with equal actions; continuous actions are equal within the tolerance."""
     episodes: int
     """Number of whole episodes, at least one of each task."""
     episode_timesteps: int
-    """Number of observations of these and of unfinished episodes."""
+    """Number of observations in these and in unfinished episodes."""
     episode_equal_actions: float
-    """Share of them on which the actions are equal; always 1."""
+    """Share of these observations with equal actions; always 1."""
 
 
 def check_round_trip(
@@ -90,7 +90,7 @@ def check_round_trip(
         The figures.
 
     Raises:
-        ConfigError: if an output differs by more than rounding, or an action of an episode.
+        ConfigError: an output differs by more than rounding, or an action in an episode differs.
     """
     difference, equal = compare_samples(pair, random_observations(space, seed), seed)
     env = SuiteVecEnv(
@@ -113,7 +113,7 @@ class ProgramAndPolicy:
         run: the written program.
         program: the module that it was exported from.
         policy: the policy.
-        context: the context that the program is for; empty if it is an input.
+        context: the fixed context of the program; empty if the context is an input.
     """
 
     def __init__(
@@ -159,12 +159,12 @@ def policy_outputs(
     state: NDArray[np.float32] | None,
     starts: NDArray[np.bool_],
 ) -> dict[str, NDArray[Any]]:
-    """Return what a program must compute, by the policy itself.
+    """Return the outputs that a program must reproduce, computed by the policy itself.
 
     Args:
         policy: the policy.
         observations: a batch of observations.
-        state: (B, S), the hidden state before it; None without a memory.
+        state: (B, S), the hidden state before the observations; None if not recurrent.
         starts: (B,), True where an episode starts.
 
     Returns:
@@ -200,7 +200,7 @@ def compare_samples(
 
     Args:
         pair: the program and the policy.
-        observations: ``SAMPLES`` observations; with a memory, sequences side by side.
+        observations: ``SAMPLES`` observations; if recurrent, parallel sequences, time first.
         seed: seed of the episode starts.
 
     Returns:
@@ -233,14 +233,14 @@ def compare_samples(
 def compare_episodes(pair: ProgramAndPolicy, env: SuiteVecEnv) -> tuple[int, int, float]:
     """Compare program and policy on episodes that the policy plays.
 
-    Each environment finishes an episode at least, and there are ``SAMPLES`` observations at least.
+    Each environment finishes at least one episode, and there are at least ``SAMPLES`` observations.
 
     Args:
         pair: the program and the policy.
         env: the environments.
 
     Returns:
-        The number of whole episodes and of observations, and the share of equal actions.
+        The number of whole episodes, the number of observations, and the share of equal actions.
 
     Raises:
         ConfigError: if an action differs.
@@ -268,7 +268,7 @@ def compare_episodes(pair: ProgramAndPolicy, env: SuiteVecEnv) -> tuple[int, int
 
 
 def equal_actions(ours: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return for each row if two actions are equal, (B,); continuous ones up to rounding.
+    """Return a mask of the rows with equal actions, (B,); continuous ones up to rounding.
 
     Args:
         ours: (B, *action).

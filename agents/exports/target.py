@@ -24,11 +24,11 @@ from mirl.envs.texts.vocabulary import VOCABULARY
 WHOLE_POLICY = "policy"
 """Name of the export of a policy whose context is an input."""
 DEFAULT_FORMAT: Format = "pt2"
-"""Format of a name without the ending of one."""
+"""Format for a name without a file extension."""
 
 
 class Target(NamedTuple):
-    """An export that a word of the command line asks for."""
+    """An export that the command line requests."""
 
     name: str
     """Mission or task whose context is fixed; ``WHOLE_POLICY`` if the context is an input."""
@@ -50,8 +50,8 @@ def parse_target(word: str) -> Target:
     """Return the target of an export.
 
     Args:
-        word: the option ``export=``: a mission, a task or "policy", with or without the ending of a
-            format.
+        word: the option ``export=``: a mission, a task or "policy", with or without a file
+            extension.
     """
     name, dot, ending = word.rpartition(".")
     for each in FORMATS:
@@ -61,10 +61,10 @@ def parse_target(word: str) -> Target:
 
 
 def find_context(name: str, config: AnyContextConfig, suite: SuiteConfig) -> ArrayLike:
-    """Return the context of a mission or a task, as an observation holds it.
+    """Return the context of a mission or a task, in the form of an observation.
 
     Args:
-        name: a mission, or the name of a task, whichever the context is made of.
+        name: a mission or the name of a task, depending on the run's context.
         config: the context of the run.
         suite: the tasks of the run.
 
@@ -74,7 +74,7 @@ def find_context(name: str, config: AnyContextConfig, suite: SuiteConfig) -> Arr
     Raises:
         ConfigError: there is no such task, or the context is a goal, which has no name.
     """
-    # a user's context encoder is known by its key
+    # for a user's context encoder, its key tells
     is_text = isinstance(config, MissionContextConfig | SentenceContextConfig)
     if is_text or config.keys == (MISSION_KEY,):
         if isinstance(config, MissionContextConfig):

@@ -1,4 +1,4 @@
-"""Tokenizers as tables, so that programs can be given texts without MIRL."""
+"""Tokenizers as tables, so that programs can tokenize texts without MIRL."""
 
 from collections.abc import Iterable
 
@@ -11,10 +11,10 @@ from mirl.envs.texts.codec import TextCodec, is_text
 def tokenizer_table(
     codec: TextCodec, space: spaces.Dict, keys: Iterable[str]
 ) -> dict[str, object] | None:
-    """Return how the texts among the inputs of a program become numbers.
+    """Return a description of how a program's text inputs are converted to numbers.
 
     Args:
-        codec: the conversion of the texts of the run.
+        codec: the text codec of the run.
         space: the observation space.
         keys: keys of the inputs.
 

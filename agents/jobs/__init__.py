@@ -1,1 +1,1 @@
-"""Jobs, which train one run each, and the engines that execute several at a time."""
+"""Jobs that train one run each, and engines that execute several at a time."""

@@ -1,4 +1,4 @@
-"""The interface of engines, and what all of them share."""
+"""The interface of engines, and code that all of them share."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -11,9 +11,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Handle = TypeVar("Handle")
 THREADS = "OMP_NUM_THREADS"
-"""Environment variable with the largest number of torch's threads in a process."""
+"""Environment variable with the maximum number of torch's threads in a process."""
 CPUS = "LOKY_MAX_CPU_COUNT"
-"""Environment variable with the result of joblib's ``cpu_count``, by which environments are
+"""Environment variable that sets joblib's ``cpu_count``, which determines how environments are
 divided among processes and threads."""
 
 
@@ -31,8 +31,8 @@ class Engine(Protocol):
                 an iterator that ends early stops the engine.
 
         Yields:
-            Each item with the result or the exception of its call, in the order in which they end.
-            An exception, or the death of a process, does not stop the others.
+            Each item with the result or the exception of its call, in order of completion. An
+            exception, or the death of a process, does not stop the others.
         """
         ...
 
@@ -43,13 +43,13 @@ def keep_busy(
     start: Callable[[Item], Handle],
     wait: Callable[[list[Handle]], list[Handle]],
 ) -> Iterator[tuple[Item, Handle]]:
-    """Start items elsewhere, several at a time, and yield each with its handle when it has ended.
+    """Start items asynchronously, several at a time; yield each with its handle when it has ended.
 
     Args:
         items: the items; the next one is taken when fewer than ``jobs`` are running.
         jobs: number of items at a time.
-        start: starts an item and returns a handle of it.
-        wait: waits a moment at most; returns those of the running handles that have ended.
+        start: starts an item and returns a handle for it.
+        wait: waits briefly; returns those of the running handles that have ended.
     """
     waiting = iter(items)
     running: list[tuple[Item, Handle]] = []
@@ -65,13 +65,13 @@ def keep_busy(
 
 
 class JobDiedError(RunError):
-    """The process of a call has died, so that nothing is known of its result."""
+    """The process of a call has died, so its result is unknown."""
 
 
 def thread_variables(cpus: int) -> dict[str, str]:
     """Return the environment variables that limit the threads of a job.
 
-    A smaller ``OMP_NUM_THREADS`` of this process is kept.
+    If ``OMP_NUM_THREADS`` of this process is smaller, it is kept.
 
     Args:
         cpus: number of CPUs of the job.
@@ -89,10 +89,10 @@ def divide(cores: int, jobs: int | None, n_runs: int) -> tuple[int, int]:
     Args:
         cores: number of cores.
         jobs: number of runs at a time; None for as many as there are cores.
-        n_runs: number of runs in all.
+        n_runs: total number of runs.
 
     Returns:
-        The number of runs at a time, and of cores for each.
+        The number of runs at a time, and the number of cores for each.
     """
     jobs = max(1, min(jobs or cores, n_runs))
     return jobs, max(1, cores // jobs)
@@ -119,7 +119,7 @@ class Outcome(NamedTuple):
 def call_safely(function: Callable[[Item], object], item: Item) -> Outcome:
     """Call a function; return an exception as text instead of raising it.
 
-    Ray and submitit pickle exceptions, which not every class survives, and Ray repeats a call that
+    Ray and submitit pickle exceptions, which fails for some classes, and Ray repeats a call that
     exits.
 
     Args:

@@ -1,4 +1,4 @@
-"""Execute jobs in a folder: its lock, stop signals, and the reasons of failures."""
+"""Execute jobs in a folder: its lock, stop signals, and the reasons for failures."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from mirl.configs.commands.engines import EngineConfig
 from mirl.configs.errors import ConfigError, RunError
 
 LOGS = "logs"
-"""Folder with what each job has printed."""
+"""Folder with the output of each job."""
 
 
 class Job(Protocol):
@@ -23,7 +23,7 @@ class Job(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name, which no other job of the folder has."""
+        """Its name, which is unique within the folder."""
         ...
 
 
@@ -31,7 +31,7 @@ JobT = TypeVar("JobT", bound=Job)
 
 
 def log_path(folder: Path, job: Job) -> Path:
-    """Return the file with what a job prints.
+    """Return the path of the file with a job's output.
 
     Args:
         folder: folder of the jobs.
@@ -71,7 +71,7 @@ def build_engine(config: EngineConfig, n_runs: int, folder: Path) -> Engine:
 
     Args:
         config: the configuration.
-        n_runs: number of runs in all.
+        n_runs: total number of runs.
         folder: folder of the jobs, which all machines share.
 
     Returns:
@@ -100,15 +100,15 @@ def execute(
     folder: Path,
     on_end: Callable[[JobT, object, str], None],
 ) -> None:
-    """Execute jobs until all have ended or a signal has come, which asks them to save and end.
+    """Execute jobs until all have ended; on a signal, ask them to save a checkpoint and end.
 
     Args:
         engine: the engine.
-        function: does one job.
+        function: executes one job.
         jobs: the jobs; the next one is taken when it can begin.
         folder: folder of the jobs.
         on_end: called with each job that has ended, its result, and one line about the exception
-            that ended it, which is empty if there was none.
+            that ended it, which is empty if there was no exception.
     """
     with stop_signals((folder / STOP).touch) as stop_requested:
 
@@ -139,15 +139,15 @@ def execute_and_log(
 
     Args:
         engine: the engine.
-        function: does one job; returns True if it is finished.
+        function: executes one job; returns True if it is finished.
         jobs: the jobs.
         folder: folder of the jobs.
-        label: returns the name of a job in its line.
-        summary: returns the results of a finished job in its line.
+        label: returns the name of a job for its line.
+        summary: returns the results of a finished job for its line.
         log: called with each line.
 
     Returns:
-        The reason of each job that failed, by the name of the job.
+        The reason for each failure, by the name of the job.
     """
     failures: dict[str, str] = {}
     n_ended = 0

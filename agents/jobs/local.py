@@ -1,4 +1,4 @@
-"""Engine that executes calls in processes of this machine."""
+"""Engine that executes calls in processes on this machine."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -10,18 +10,18 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from mirl.agents.jobs.engine import Item, JobDiedError, Result, divide, thread_variables
 
 OWNER = "MIRL_OWNER"
-"""Environment variable with the id of the process that has started this one and waits for it."""
+"""Environment variable with the id of the process that started this one and waits for it."""
 
 
 class LokyEngine:
     """Start a process per call with joblib's loky, on this machine.
 
-    A process of its own for each call keeps the death of one from ending the others, and begins
-    without what an earlier call has allocated or imported.
+    With a separate process per call, the death of one does not end the others, and none inherits
+    the memory or imports of an earlier call.
 
     Args:
         jobs: number of processes at a time.
-        cpus: number of CPUs of each of them.
+        cpus: number of CPUs for each of them.
     """
 
     def __init__(self, jobs: int, cpus: int) -> None:
@@ -65,7 +65,7 @@ class LokyEngine:
                 return item, JobDiedError(
                     "its process died, killed or out of memory; fewer jobs=… need less memory"
                 )
-            # the caller reports it, whatever it is, when the others have ended
+            # the caller reports any exception when the others have ended
             except BaseException as error:
                 return item, error
 
@@ -75,7 +75,7 @@ def local_engine(jobs: int | None, n_runs: int) -> LokyEngine:
 
     Args:
         jobs: number of runs at a time; None for as many as there are cores.
-        n_runs: number of runs in all.
+        n_runs: total number of runs.
 
     Returns:
         The engine.

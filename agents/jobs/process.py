@@ -1,4 +1,4 @@
-"""The process of a job: its log, how it is stopped, and its run directory."""
+"""The process of a job: its log, stopping it, and the lock of its run directory."""
 
 import multiprocessing
 import os
@@ -19,9 +19,9 @@ from mirl.configs.imports import load_plugins
 STOP = "stop"
 """File that asks all jobs of a folder to save a checkpoint and to end."""
 POLL_SECONDS = 0.5
-"""Seconds between two looks at the file."""
+"""Seconds between checks for the file."""
 LOCK_SECONDS = 60
-"""Seconds to wait for the process of a command that was killed to leave the run directory."""
+"""Seconds to wait until the process of a killed command releases the run directory."""
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def job_process(log_path: Path, stop_file: Path) -> Iterator[Callable[[str], Non
     """Prepare this process for a job.
 
     Args:
-        log_path: file for all that is printed, and the traceback of an error.
+        log_path: file for all output, including the traceback of an error.
         stop_file: file whose existence interrupts the training, as Ctrl-C does.
 
     Yields:
@@ -42,10 +42,10 @@ def job_process(log_path: Path, stop_file: Path) -> Iterator[Callable[[str], Non
 
 
 def wait_for_lock(run_dir: Path, stop_file: Path) -> None:
-    """Wait until another process has left a run directory; if it does not, train says so.
+    """Wait until another process releases a run directory; if it does not, ``train`` raises.
 
-    Processes of this machine end soon after the command that has started them. The jobs of a
-    cluster go on without it, and a repeated command waits for them to the end.
+    Local processes end soon after the command that started them. The jobs of a cluster continue
+    without it, and a repeated command waits until they end.
 
     Args:
         run_dir: the run directory, which need not exist.
@@ -65,7 +65,7 @@ def wait_for_lock(run_dir: Path, stop_file: Path) -> None:
 
 @contextmanager
 def _logged(path: Path) -> Iterator[Callable[[str], None]]:
-    """Write all that is printed to a file, and the traceback of an error; yield a log function."""
+    """Redirect all output and the traceback of an error to a file; yield a log function."""
     with (
         path.open("a", encoding="utf-8", buffering=1) as file,
         redirect_stdout(file),
@@ -80,13 +80,13 @@ def _logged(path: Path) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def _stop_on_request(stop_file: Path) -> Iterator[None]:
-    """Interrupt the training as Ctrl-C does once the file exists, or the owner has died.
+    """Interrupt the training as Ctrl-C does once the file exists or the owner has died.
 
-    The process that owns this one may be killed without a chance to write the file.
+    The owner of this process may be killed before it can write the file.
     """
     owner = os.environ.get(OWNER)
-    # A training that Ctrl-C has reached must not be ended by the second signal, from here. Outside
-    # of the training there is nothing to save.
+    # A second signal, sent from here, must not kill a training that Ctrl-C has already reached.
+    # Outside of training, signals are ignored because there is nothing to save.
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     ended = threading.Event()
 
@@ -107,6 +107,6 @@ def _stop_on_request(stop_file: Path) -> Iterator[None]:
 
 
 def _reset_start_method() -> None:
-    """Undo that loky has named itself as the way to start processes, which environments need."""
+    """Reset multiprocessing's start method, which loky sets to itself but environments need."""
     if multiprocessing.get_start_method(allow_none=True) == "loky":
         multiprocessing.set_start_method(None, force=True)

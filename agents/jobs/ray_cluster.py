@@ -1,4 +1,4 @@
-"""Engine that executes calls as tasks of a Ray cluster that runs already."""
+"""Engine that executes calls as tasks on a running Ray cluster."""
 
 import importlib.util
 import os
@@ -23,18 +23,18 @@ from mirl.configs.command_line import KERNEL_CACHES
 from mirl.configs.errors import ConfigError
 
 INHERITED = ("PYTHONPATH", *KERNEL_CACHES)
-"""Environment variables of the command that its tasks have as well."""
+"""Environment variables that tasks inherit from the command."""
 POLL_SECONDS = 1.0
-"""Seconds to wait for a task before Ctrl-C is looked for."""
+"""Seconds to wait for a task before checking for Ctrl-C."""
 
 
 class RayEngine:
-    """Start a task of Ray per call, each in a process of its own.
+    """Start a Ray task per call, each in its own process.
 
     Args:
         jobs: number of tasks at a time.
-        cpus: number of CPUs of each of them.
-        gpus: number of GPUs of each of them, which may be a fraction.
+        cpus: number of CPUs for each of them.
+        gpus: number of GPUs for each of them, which may be a fraction.
     """
 
     def __init__(self, jobs: int, cpus: int, gpus: float = 0.0) -> None:
@@ -56,7 +56,7 @@ class RayEngine:
         """
         import ray
 
-        # the processes have the variables of the cluster, and these before torch is imported
+        # the processes get the cluster's variables, and these before they import torch
         variables = thread_variables(self.cpus)
         for name in INHERITED:
             if name in os.environ:
@@ -77,7 +77,7 @@ class RayEngine:
 
 
 def _call_in_folder(folder: Path, function: Callable[[Item], object], item: Item) -> Outcome:
-    """Call a function in a folder, because a worker may be in another one than the command."""
+    """Call a function in the command's folder, because a worker may have another one."""
     os.chdir(folder)
     return call_safely(function, item)
 
@@ -94,7 +94,7 @@ def _outcome(reference: Any) -> object:
 
 @contextmanager
 def _connected(runtime_env: dict[str, object] | None = None) -> Iterator[None]:
-    """Connect to the cluster, and keep the handlers of signals that Ray replaces."""
+    """Connect to the cluster, and restore the signal handlers that Ray replaces."""
     import ray
 
     is_main = threading.current_thread() is threading.main_thread()
@@ -137,7 +137,7 @@ def ray_engine(jobs: int | None, n_runs: int) -> RayEngine:
 
     Args:
         jobs: number of runs at a time; None for as many as there are cores.
-        n_runs: number of runs in all.
+        n_runs: total number of runs.
 
     Returns:
         The engine.
@@ -151,7 +151,7 @@ def ray_engine(jobs: int | None, n_runs: int) -> RayEngine:
         total = ray.cluster_resources()
         nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     at_once, cpus = divide(max(1, int(total.get("CPU", 1))), jobs, n_runs)
-    # a task is on one machine
+    # a task runs on a single machine
     cpus = max(1, min(cpus, int(max(nodes, default=1))))
     gpus = min(1.0, total.get("GPU", 0.0) / at_once)
     return RayEngine(at_once, cpus, gpus)

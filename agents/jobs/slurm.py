@@ -1,4 +1,4 @@
-"""Engine that submits calls as jobs of Slurm, with submitit."""
+"""Engine that submits calls as Slurm jobs with submitit."""
 
 import importlib.util
 import os
@@ -25,17 +25,17 @@ from mirl.agents.jobs.process import STOP
 from mirl.configs.errors import ConfigError
 
 FOLDER = "slurm"
-"""Folder of submitit's files, inside that of the jobs."""
+"""Folder of submitit's files, inside the folder of the jobs."""
 TIMEOUT_MINUTES = 24 * 60
-"""Time limit of a job, if none is given; submitit's own is a few minutes."""
+"""Default time limit of a job in minutes; submitit's own default is a few minutes."""
 POLL_SECONDS = 0.5
-"""Seconds between two looks at the jobs."""
+"""Seconds between two checks of the jobs."""
 GENERIC = ("mem_gb", "nodes", "gpus_per_node", "cpus_per_task", "tasks_per_node", "timeout_min")
 """Options that submitit has for every cluster; the others are named ``slurm_...``."""
 
 
 class ResumableCall:
-    """A call that submitit submits again when the time limit of its job is over."""
+    """A call that submitit resubmits when its job reaches the time limit."""
 
     def __call__(self, function: Callable[[Item], object], item: Item) -> Outcome:
         """Call a function.
@@ -47,7 +47,7 @@ class ResumableCall:
         return call_safely(function, item)
 
     def checkpoint(self, function: Callable[[Item], object], item: Item) -> object:
-        """Return the call that goes on from the last checkpoint of the run.
+        """Return the call that resumes from the last checkpoint of the run.
 
         Args:
             function: the function.
@@ -59,15 +59,15 @@ class ResumableCall:
 
 
 class SlurmEngine:
-    """Submit a job of Slurm per call.
+    """Submit a Slurm job per call.
 
-    The jobs go on if the command is killed; a repeated command waits for them.
+    The jobs continue if the command is killed; a repeated command waits for them.
 
     Args:
         folder: folder of the jobs, which all machines share.
         jobs: number of jobs in the queue at a time.
         options: options of the jobs, as ``submitit.AutoExecutor`` takes them.
-        cluster: ``slurm``, or ``local`` for processes of this machine.
+        cluster: ``slurm``, or ``local`` for processes on this machine.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class SlurmEngine:
             yield item, cast(Result | BaseException, _outcome(job))
 
     def _wait(self, jobs: list[Any]) -> list[Any]:
-        """Return the jobs that have ended, after a moment if there are none."""
+        """Return the jobs that have ended; wait briefly if there are none."""
         if (self.folder / STOP).exists():
             self._cancel_pending(jobs)
         ended = [job for job in jobs if job.done()]
@@ -157,7 +157,7 @@ def check_slurm(options: Mapping[str, str]) -> None:
     """Raise unless jobs can be submitted.
 
     Args:
-        options: the options of Slurm's jobs.
+        options: the options of the Slurm jobs.
 
     Raises:
         ConfigError: submitit is not installed, there is no Slurm, or an option is wrong.
@@ -181,9 +181,9 @@ def slurm_engine(
 
     Args:
         jobs: number of jobs in the queue at a time; None for all of them.
-        n_runs: number of runs in all.
+        n_runs: total number of runs.
         folder: folder of the jobs.
-        options: the options of Slurm's jobs, as they were typed; ``cluster=local`` divides the
+        options: the options of the Slurm jobs, as typed by the user; ``cluster=local`` divides the
             cores of this machine instead.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The run of a job: trained, or resumed, and evaluated in the process of the job."""
+"""The run of a job: trained or resumed, and evaluated in the job's process."""
 
 import time
 from collections.abc import Sequence
@@ -12,27 +12,27 @@ from mirl.configs.compose import compose_train
 
 
 class TrainedRun(NamedTuple):
-    """A run that is finished, and its evaluation on test episodes."""
+    """A finished run and its evaluation on test episodes."""
 
     result: TrainResult
     evaluation: RunEvaluation
     seconds: float
-    """Time of the training, since it was last resumed."""
+    """Training time in seconds, since the run was last resumed."""
 
 
 def train_and_evaluate(words: Sequence[str], log_path: Path, folder: Path) -> TrainedRun | None:
-    """Train the run of some arguments, or resume it, and evaluate it.
+    """Train or resume the run that the arguments define, and evaluate it.
 
     Args:
         words: arguments of train.py.
-        log_path: file for all that is printed.
+        log_path: file for all output.
         folder: folder of the jobs.
 
     Returns:
         The run; None if it was stopped before its end.
 
     Raises:
-        ConfigError: the run does not fit its environment, or its directory is another run's.
+        ConfigError: the run does not fit its environment, or its directory holds another run.
         RunError: the training failed.
     """
     with job_process(log_path, folder / STOP) as log:

@@ -55,7 +55,7 @@ class A2C(OnPolicyLoop, SB3A2C):
         pcgrad: project conflicting gradients of the tasks (PCGrad).
         conflict_every: iterations between two measurements of how the tasks' gradients conflict; 0
             for none.
-        skip_faults: warn and go on with the next rollout if an update makes a weight non-finite,
+        skip_faults: warn and continue with the next rollout if an update makes a weight non-finite,
             instead of raising ``NonFiniteError``. The update is rolled back in both cases.
         sequence_length: timesteps of the sequences that a recurrent policy is trained on, a divisor
             of ``n_steps``; 0 for ``n_steps``.
@@ -222,7 +222,7 @@ def a2c_losses(
     policy_losses = -weights.advantages(samples) * evaluation.log_probs
     value_losses = value_losses_of(evaluation, samples)
     losses, metrics = weights.combine(evaluation, policy_losses, value_losses)
-    # SB3's A2C logs the policy loss under another name than its PPO, and no total loss.
+    # SB3's A2C logs the policy loss under a different name than its PPO, and no total loss.
     metrics["train/policy_loss"] = metrics.pop("train/policy_gradient_loss")
     del metrics["train/loss"]
     return losses, metrics

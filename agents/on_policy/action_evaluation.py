@@ -65,7 +65,7 @@ def _evaluate_unique(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Do what ``policy.evaluate_actions`` does, with one forward pass per unique observation."""
     inverse = samples.inverse
-    # FusionPolicy also takes UniqueRows, which SB3's type does not say.
+    # FusionPolicy also takes UniqueRows, which SB3's type does not allow.
     features: object = policy.extract_features(cast(PyTorchObs, samples.observations))
     if samples.sequences is not None:
         assert isinstance(policy, RecurrentFusionPolicy)
@@ -110,12 +110,12 @@ def treats_rows_alike(policy: ActorCriticPolicy) -> bool:
     """Return True if equal observations get equal outputs, whatever else is in the batch.
 
     Only then may equal observations share one forward pass. Batch normalization and dropout break
-    it, and so may an ``evaluate_actions`` that we do not know.
+    this, and an unknown ``evaluate_actions`` may break it, too.
 
     Args:
         policy: the policy to inspect.
     """
-    # Compared as functions, so that the override of a subclass counts as unknown.
+    # Compare the functions, so that an override in a subclass counts as unknown.
     known = (ActorCriticPolicy.evaluate_actions, RecurrentFusionPolicy.evaluate_actions)
     if type(policy).evaluate_actions not in known:
         return False

@@ -47,7 +47,7 @@ def generalized_advantages(
         Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage
         Estimation", ICLR 2016.
     """
-    # Shift by one timestep, so that row t holds what follows timestep t.
+    # Shift by one timestep, so that row t holds the values after timestep t.
     next_starts = torch.cat([episode_starts[1:], last_episode_starts[None]])
     next_values = torch.cat([values[1:], last_values[None]])
     # c_t: an advantage must not depend on the next episode.
@@ -88,7 +88,7 @@ def normalize_per_task(
     normalized = torch.empty_like(advantages)
     for task_id in task_ids.unique():
         is_task = task_ids == task_id
-        # In float32 the rounding error of a large mean would pass for variation and be scaled up.
+        # In float32, the rounding error of a large mean would look like variation and be scaled up.
         own = advantages[is_task].double()
         centered = own - own.mean()
         # Unbiased as torch.std, but 0 for a single sample, where torch.std is NaN.

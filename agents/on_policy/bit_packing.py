@@ -26,7 +26,7 @@ class BitPacking:
 
     def __init__(self, space: spaces.Box, device: torch.device) -> None:
         self.shape = space.shape
-        # Torch has no public map from NumPy dtypes: convert an empty array and look.
+        # Torch has no public map from NumPy dtypes, so convert an empty array.
         self.dtype = torch.from_numpy(np.zeros(0, space.dtype)).dtype
         bits = _bits(space)
         self.n_bytes, byte_of, shift_of = _assign_bytes(bits)

@@ -38,15 +38,15 @@ EVERY_FORMAT = ("stdout", "log", "json", "csv", "tensorboard")
 
 
 class OnPolicyLoop(RolloutCollector):
-    """The part of PPO and A2C that is not their loss: the training loop and the log.
+    """Base class of PPO and A2C without their losses: the training loop and the log.
 
     With all options off and the same data, it computes the same as SB3. It is faster, because the
     rollout is stored as tensors on the training device, equal observations share one forward pass,
     all truncated episodes of a rollout are bootstrapped in one batch, and metrics stay on the
     device until the update is over.
 
-    One difference: the log is written after the update, while SB3 writes it before, so that its
-    losses are one iteration late.
+    One difference: the log is written after the update. SB3 writes it before, so its losses are one
+    iteration late.
 
     An update that makes a weight non-finite is rolled back.
     """
@@ -109,7 +109,7 @@ class OnPolicyLoop(RolloutCollector):
         )
         self.profiler = IterationProfiler()
         super()._setup_model()
-        # A saved agent keeps what the user gave, so that SB3's own PPO and A2C can load it.
+        # A saved agent keeps the user's argument, so that SB3's own PPO and A2C can load it.
         self.rollout_buffer_class = given_class
         self.rollout_buffer_kwargs = given_kwargs
         # The rest needs the policy, which SB3 builds after the buffer.
@@ -135,7 +135,7 @@ class OnPolicyLoop(RolloutCollector):
         return None
 
     def _default_sequence_length(self) -> int:
-        """Return 0 for the whole rollout, or the size of a minibatch that is a part of it."""
+        """Return the minibatch size if it divides ``n_steps``, else 0 for the whole rollout."""
         minibatch_size = self._minibatch_size()
         # SB3's defaults: rollouts of 2048 timesteps and minibatches of 64.
         if minibatch_size is not None and self.n_steps % minibatch_size == 0:
@@ -153,7 +153,7 @@ class OnPolicyLoop(RolloutCollector):
             heads_in_float32(self.policy)
 
     def use_ranks(self, ranks: Ranks) -> None:
-        """Train with other processes from now on, each of which has as many environments.
+        """Train with other processes from now on, which each have the same number of environments.
 
         Args:
             ranks: the processes; each has built the agent with the same seed.
@@ -213,7 +213,7 @@ class OnPolicyLoop(RolloutCollector):
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         iteration = 0
-        # SB3 gives callbacks the local variables, so that their names are part of the interface.
+        # SB3 passes the local variables to callbacks, so their names are part of the interface.
         callback.on_training_start(locals(), globals())
         assert self.env is not None
         while self.num_timesteps < total_timesteps:
@@ -238,8 +238,8 @@ class OnPolicyLoop(RolloutCollector):
     def dump_logs(self, iteration: int = 0) -> None:
         """Write a row of the log.
 
-        The metrics of the update stay in ``logger.name_to_value`` until the next one, where SB3's
-        callbacks read them; no row has them again.
+        The metrics of the update stay in ``logger.name_to_value``, where SB3's callbacks read them,
+        until the next update; they are not written to another row.
 
         Args:
             iteration: number of the iteration.
@@ -261,7 +261,7 @@ class OnPolicyLoop(RolloutCollector):
         """
         snapshot = Snapshot(self.policy, self.policy.optimizer)
         try:
-            # A rank that raised alone would leave the others waiting: its gradient is NaN instead.
+            # If only one rank raised, the others would wait forever: its gradient is NaN instead.
             with _without_validation(self.ranks.size > 1):
                 self.train()
         except ValueError as torch_error:
@@ -285,7 +285,7 @@ class OnPolicyLoop(RolloutCollector):
             warnings.warn(f"{error}; training goes on with the next rollout", stacklevel=2)
 
     def _discard_train_metrics(self) -> None:
-        """Delete what an update that was rolled back has logged."""
+        """Delete the logged metrics of an update that was rolled back."""
         logger = self.logger
         for recorded in (logger.name_to_value, logger.name_to_count, logger.name_to_excluded):
             for name in list(recorded):
@@ -298,7 +298,7 @@ class OnPolicyLoop(RolloutCollector):
         """Prepare the policy and the rollout for an update, and return it."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        # Before the minibatches: it changes the weights or the values of the value head.
+        # Before the minibatches, because it changes the weights or the values of the value head.
         update_unit_and_advantages(
             self.rollout_buffer,
             self.policy.value_net,
@@ -307,7 +307,7 @@ class OnPolicyLoop(RolloutCollector):
         )
         projection_rng: np.random.Generator | None = None
         if self.pcgrad:
-            # Seeded by the progress, so that a resumed run draws the same orders.
+            # Seeded by the timesteps, so that a resumed run draws the same orders.
             seed = None if self.seed is None else (self.seed, self.num_timesteps)
             projection_rng = np.random.default_rng(seed)
         # Advantages that are normalized per task are not normalized again per minibatch.
@@ -342,7 +342,7 @@ class OnPolicyLoop(RolloutCollector):
         buffer = self.rollout_buffer
         means = update.mean_metrics(last_steps)
         means["train/explained_variance"] = explained_variance(buffer.values, buffer.returns)
-        if hasattr(self.policy, "log_std"):  # SB3's sign of a Gaussian policy
+        if hasattr(self.policy, "log_std"):  # SB3's marker of a Gaussian policy
             means["train/std"] = self.policy.log_std.detach().exp().mean()
         # One transfer for all metrics, because each waits for the device.
         values = torch.stack(list(means.values())).tolist()

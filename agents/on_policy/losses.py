@@ -46,7 +46,7 @@ class LossWeights:
             (B,), the advantages.
         """
         advantages = samples.advantages
-        # Of the whole minibatch, whichever ranks have its samples.
+        # Statistics of the whole minibatch, whichever ranks have its samples.
         every = advantages if samples.all_advantages is None else samples.all_advantages
         # The standard deviation of one sample is NaN: SB3 issue #325.
         if self.normalize_advantage and len(every) > 1:
@@ -74,7 +74,7 @@ class LossWeights:
         if evaluation.entropy is not None:
             entropy_losses = -evaluation.entropy
         losses = policy_losses + self.ent_coef * entropy_losses + self.vf_coef * value_losses
-        # Detached, because the metrics are kept for the whole update and would keep the graphs.
+        # Detached, because the metrics live for the whole update and would keep the graphs alive.
         return losses, {
             "train/entropy_loss": entropy_losses.detach().mean(),
             "train/policy_gradient_loss": policy_losses.detach().mean(),

@@ -1,6 +1,6 @@
 """Minibatches: their samples, the order of their rows, and which of their observations are equal.
 
-In small worlds many observations of a rollout are equal. Each is then computed once.
+In small worlds many observations of a rollout are equal. Equal ones share one forward pass.
 
 Shapes: B samples of a minibatch, U unique observations among them (U <= B).
 """
@@ -18,9 +18,9 @@ from mirl.agents.on_policy.storage import PolicyInput, Rows
 from mirl.policies.recurrent import Sequences
 
 MAX_INTEGER = 2**16
-"""Bound of the integers that are hashed; real numbers are never equal twice."""
+"""Upper bound of the integers that are hashed; real numbers hardly ever repeat."""
 MAX_VALUES = 1024
-"""Largest number of values of an observation that is hashed: images hardly ever repeat."""
+"""Maximum number of values of a hashed observation: images hardly ever repeat."""
 N_BUCKETS = 16
 """Number of different batch sizes that ``pad_to_bucket`` allows."""
 
@@ -49,8 +49,8 @@ class Samples(NamedTuple):
     """Hidden states and episode starts, for a recurrent policy; the samples are then these
     sequences, time first."""
     share: float = 1.0
-    """Fraction of the minibatch that these samples are; the other ranks have the rest. The gradient
-    is the sum over the ranks of ``share`` times that of the mean loss."""
+    """Fraction of the minibatch in these samples; the other ranks have the rest. The gradient is
+    the sum over the ranks of ``share`` times the gradient of their mean loss."""
     all_advantages: Tensor | None = None
     """(M,), the advantages of the minibatch on all ranks; None if these samples are all."""
     all_task_ids: Tensor | None = None
@@ -83,7 +83,7 @@ class ObservationHashes:
 
     @staticmethod
     def supports(space: Mapping[str, Space]) -> bool:
-        """Return True if observations are few small integers, so that some may be equal.
+        """Return True if observations consist of few small integers, so that some may be equal.
 
         Args:
             space: the space of each observation key.
@@ -153,8 +153,8 @@ def sort_rows(
 def pad_to_bucket(rows: Rows, max_rows: int) -> Rows:
     """Repeat the last row until the number of rows is one of ``N_BUCKETS`` sizes.
 
-    oneDNN compiles and caches one kernel per shape, so that batches of few sizes are faster. Beyond
-    ``max_rows`` the sizes go on in the same steps.
+    oneDNN compiles and caches one kernel per shape, so batches of few sizes are faster. Beyond
+    ``max_rows`` the sizes continue in the same steps.
 
     Args:
         rows: (B,), indices of rows.
@@ -164,7 +164,7 @@ def pad_to_bucket(rows: Rows, max_rows: int) -> Rows:
         (B',), the padded rows, with B' >= B.
     """
     bucket = -(-max_rows // N_BUCKETS)  # rounded up
-    # -n % bucket is the number of rows that n lacks to a multiple of the bucket.
+    # -n % bucket is the number of rows missing to the next multiple of the bucket.
     return np.pad(rows, (0, -len(rows) % bucket), mode="edge")
 
 

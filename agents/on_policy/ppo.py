@@ -63,11 +63,11 @@ class PPO(OnPolicyLoop, SB3PPO):
         pcgrad: project conflicting gradients of the tasks (PCGrad).
         conflict_every: iterations between two measurements of how the tasks' gradients conflict; 0
             for none.
-        skip_faults: warn and go on with the next rollout if an update makes a weight non-finite,
+        skip_faults: warn and continue with the next rollout if an update makes a weight non-finite,
             instead of raising ``NonFiniteError``. The update is rolled back in both cases.
         sequence_length: timesteps of the sequences that a recurrent policy is trained on, a divisor
-            of ``n_steps``; 0 for ``n_steps``, or for ``batch_size`` where that divides ``n_steps``.
-            ``batch_size`` counts timesteps all the same.
+            of ``n_steps``; 0 for ``batch_size`` if that divides ``n_steps``, else for ``n_steps``.
+            ``batch_size`` still counts timesteps, not sequences.
         burn_in: timesteps before each sequence that only recompute its hidden state with the
             current weights, at most ``sequence_length``.
 
@@ -260,7 +260,7 @@ def ppo_losses(
         L_KL     = (ρ − 1) − log ρ
         L = L_policy + ent_coef · L_entropy + vf_coef · L_value + kl_coef · L_KL
 
-    L_KL is an unbiased estimate of KL(π_old, π) with low variance, and so is its gradient.
+    L_KL is an unbiased, low-variance estimate of KL(π_old, π), and so is its gradient.
 
     Args:
         evaluation: outputs of the current policy, log π, V and σ.
@@ -275,7 +275,7 @@ def ppo_losses(
 
     References:
         Schulman et al., "Proximal Policy Optimization Algorithms", 2017, which has the clipped
-        objective and a penalty on the divergence, each for itself.
+        objective and a penalty on the divergence, as separate variants.
         Schulman, "Approximating KL Divergence", http://joschu.net/blog/kl-approx.html.
     """
     advantages = weights.advantages(samples)

@@ -17,7 +17,7 @@ from mirl.policies.features import Context, Features
 MIN_SPEEDUP = 1.3
 """Smallest speedup of bfloat16 over float32 that is worth its rounding errors."""
 HOPELESS = 4.0
-"""Ratio of two times that differ by more than what other processes do to them."""
+"""Ratio of two times that is too large to be caused by other processes."""
 T = TypeVar("T")
 
 
@@ -44,7 +44,7 @@ def resolve_precision(name: PrecisionName, device: torch.device) -> PrecisionNam
 
 @cache
 def _bf16_is_faster(device_type: str) -> bool:
-    """Measure once per process."""
+    """Return True if bfloat16 is clearly faster, measured once per process."""
     if device_type == "cuda":
         # Emulated bfloat16 computes in float32 and only adds conversions.
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -56,8 +56,8 @@ def _bf16_is_faster(device_type: str) -> bool:
 def _time_matmul(dtype: torch.dtype, hopeless: float = float("inf")) -> float:
     """Return the shortest time of several matrix products, in seconds.
 
-    Those after the second are left out if it took longer than ``hopeless``, because a CPU that
-    emulates bfloat16 takes a second for all of them.
+    The products after the second are skipped if the shortest time is above ``hopeless``, because a
+    CPU that emulates bfloat16 takes a second for all of them.
     """
     matrix = torch.ones(512, 512, dtype=dtype)
     best = float("inf")
@@ -74,7 +74,7 @@ def _time_matmul(dtype: torch.dtype, hopeless: float = float("inf")) -> float:
 def autocast(
     precision: PrecisionName, device: torch.device
 ) -> AbstractContextManager[object | None]:
-    """Return the context in which a policy computes in a precision.
+    """Return a context manager in which a policy computes in the given precision.
 
     Call ``heads_in_float32`` on the policy once before.
 
@@ -88,7 +88,7 @@ def autocast(
 
 
 def heads_in_float32(policy: ActorCriticPolicy) -> None:
-    """Keep the layers that return action distribution and value in float32 under ``autocast``.
+    """Keep the output layers of the action distribution and the value in float32 in ``autocast``.
 
     PPO compares probabilities: a logit of 8 in bfloat16 is off by up to 1/64, which adds noise to
     the probability ratio that does not average out.
@@ -98,7 +98,7 @@ def heads_in_float32(policy: ActorCriticPolicy) -> None:
     """
     for head in (policy.action_net, policy.value_net):
         head.register_forward_pre_hook(_enter_float32)
-        # Also if the forward pass raises, or autocast would stay off in this thread.
+        # Called even if the forward pass raises, or autocast would stay off in this thread.
         head.register_forward_hook(_leave_float32, always_call=True)
 
 
@@ -129,8 +129,8 @@ def in_float32(value: T) -> T:
     """Convert floating-point tensors to float32, also inside tuples.
 
     Args:
-        value: a tensor, ``Features``, ``Context``, or a tuple of them; anything else is returned as
-            it is.
+        value: a tensor, ``Features``, ``Context``, or a tuple of them; anything else is returned
+            unchanged.
 
     Returns:
         The same structure. Integer and boolean tensors are not converted.

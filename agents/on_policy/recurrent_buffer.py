@@ -64,7 +64,7 @@ class RecurrentRolloutBuffer(RolloutBuffer):
         sequence_length: int = 0,
         burn_in: int = 0,
     ) -> None:
-        # Users may build PPO and A2C without a configuration that was validated.
+        # Users may build PPO and A2C without a validated configuration.
         for name, given in (("sequence_length", sequence_length), ("burn_in", burn_in)):
             if not isinstance(given, Integral) or given < 0:
                 raise ConfigError(
@@ -148,7 +148,7 @@ class RecurrentRolloutBuffer(RolloutBuffer):
         return len(self.state_timesteps) * self.n_total_envs
 
     def sequence_minibatch(self, chosen: Rows) -> Samples:
-        """Return the samples of those of some sequences that this rank has, time first.
+        """Return the samples of the chosen sequences that this rank has, time first.
 
         Args:
             chosen: indices c * M + m of sequence c of environment m.

@@ -44,7 +44,7 @@ class Snapshot:
 
 
 def are_finite(module: nn.Module) -> Tensor:
-    """Return whether every weight and every floating-point buffer is finite.
+    """Check that every weight and every floating-point buffer is finite.
 
     Args:
         module: the policy.
@@ -66,7 +66,7 @@ def non_finite_error(
 ) -> NonFiniteError:
     """Build the error of an update that was rolled back, naming the first non-finite tensor.
 
-    Where several ranks train, each of them must call this.
+    With several ranks, each of them must call this.
 
     Args:
         buffer: the rollout of the update.
@@ -81,7 +81,7 @@ def non_finite_error(
     # The rollout first: if it is non-finite, so are the metrics computed from it.
     causes = buffer.ranks.gather_objects(_non_finite_sample(buffer, tensors, task_names))
     cause = _non_finite_metric(history)
-    # The same on every rank, because any of them may be the one that prints it.
+    # The same error on every rank, because any of them may be the one that prints it.
     for rank, found in reversed(list(enumerate(causes))):
         if found is not None:
             cause = f"{found} of rank {rank}" if len(causes) > 1 else found

@@ -1,7 +1,7 @@
 """Collection of a rollout: Stable-Baselines3's ``collect_rollouts``.
 
 The terminal observations of all truncated episodes are evaluated in one batch, together with the
-observations after the rollout. SB3 evaluates each by itself.
+observations after the rollout. SB3 evaluates each separately.
 
 Shapes: T timesteps, N environments, D truncated episodes of a rollout, H hidden state.
 """
@@ -55,8 +55,8 @@ class Truncation(NamedTuple):
 class RolloutCollector(OnPolicyAlgorithm):
     """SB3's ``OnPolicyAlgorithm`` with a faster ``collect_rollouts``.
 
-    The rollout is stored as tensors on the training device, and only environments whose episode
-    ended are looped over.
+    The rollout is stored as tensors on the training device, and the loop over environments visits
+    only those whose episode ended.
     """
 
     rollout_buffer: RolloutBuffer
@@ -107,7 +107,7 @@ class RolloutCollector(OnPolicyAlgorithm):
                 autocast(self.precision, self.device),
             ):
                 observation = self._last_obs
-                # Stored first: the buffer's copy on the device is the input of the policy.
+                # Stored first, because the buffer's copy on the device is the policy's input.
                 obs_tensor = rollout_buffer.add_observation(observation)  # type: ignore[arg-type]
                 actions_tensor, values, log_probs, hidden_state = self._act(obs_tensor)
                 # Wait for the actions only; values and log-probabilities stay on the device.
@@ -121,7 +121,7 @@ class RolloutCollector(OnPolicyAlgorithm):
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-            # Only environments whose episode ended have anything to report: SB3 loops over all.
+            # Only environments whose episode ended have anything to report; SB3 loops over all.
             ended = np.flatnonzero(dones)
             ended_infos = [infos[env_index] for env_index in ended]
             self._update_info_buffer(ended_infos, dones[ended])
@@ -183,7 +183,7 @@ class RolloutCollector(OnPolicyAlgorithm):
 
 
 def _summary(info: Info) -> Info:
-    """Return what statistics read of the info of an episode's last timestep."""
+    """Return the parts of an episode's last info that the statistics read."""
     return {name: info[name] for name in EPISODE_KEYS if name in info}
 
 
@@ -199,7 +199,7 @@ def find_truncations(
         timestep: the timestep of the rollout.
         ended: the environments whose episode ended.
         infos: the info dictionary of each environment.
-        hidden_state: (N, H), the hidden states after the timestep; None if the policy has none.
+        hidden_state: (N, H), the hidden states after the timestep; None if not recurrent.
     """
     truncations: list[Truncation] = []
     for env_index in ended.tolist():
@@ -229,7 +229,7 @@ def bootstrap_values(
         policy: the policy.
         truncations: D truncated episodes.
         last_observation: (N, ...), the observations after the last timestep.
-        last_hidden_state: (N, H), the hidden states there; None if the policy has none.
+        last_hidden_state: (N, H), the hidden states there; None if not recurrent.
 
     Returns:
         (D,), the values of the terminal observations; (N,), the values of the last observations.

@@ -47,7 +47,7 @@ NO_KEY = ""
 class RolloutBuffer(SB3RolloutBuffer):
     """SB3's ``RolloutBuffer`` as preallocated tensors on the training device.
 
-    All tensors are (T, N, ...). Only advantages, values and tasks are (T, M), and complete with the
+    All tensors are (T, N, ...), except that advantages, values and tasks are (T, M), which hold the
     columns of all ranks once the rollout is over; M is N for a single process.
 
     A minibatch has the same samples as SB3's for the same permutation. Within the minibatch they
@@ -78,7 +78,7 @@ class RolloutBuffer(SB3RolloutBuffer):
     observation_space: Space
     action_space: Space
     stored_actions: Tensor
-    """(T, N, ...), as small integers or float32; ``actions`` is a copy as SB3 has it."""
+    """(T, N, ...), as small integers or float32; ``actions`` is a copy in SB3's format."""
     rewards: Tensor  # type: ignore[assignment]
     values: Tensor  # type: ignore[assignment]
     log_probs: Tensor  # type: ignore[assignment]
@@ -140,7 +140,7 @@ class RolloutBuffer(SB3RolloutBuffer):
         self.reset()
 
     def use_ranks(self, ranks: Ranks) -> None:
-        """Share the numbers of complete rollouts with other ranks from now on.
+        """Share the data of complete rollouts with other ranks from now on.
 
         Args:
             ranks: the processes; each has N environments.
@@ -188,7 +188,7 @@ class RolloutBuffer(SB3RolloutBuffer):
             observation: (N, ...), or a dictionary of such arrays.
 
         Returns:
-            The observations on the training device, as the policy takes them.
+            The observations on the training device, in the form that the policy takes.
         """
         keyed = observation if isinstance(observation, Mapping) else {NO_KEY: observation}
         if self.hashes is not None:
@@ -285,7 +285,7 @@ class RolloutBuffer(SB3RolloutBuffer):
             floor: smallest standard deviation, as a fraction of the root mean square of the task's
                 returns.
         """
-        # From the unscaled advantages: the normalization would undo a scale per task.
+        # From the unscaled advantages, because the normalization would undo a scale per task.
         self.policy_advantages = normalize_per_task(
             self.advantages, self.task_ids, self.returns, floor
         )
@@ -360,7 +360,7 @@ class RolloutBuffer(SB3RolloutBuffer):
         return self.minibatch(np.arange(self.buffer_size * self.n_total_envs))
 
     def minibatch(self, rows: Rows) -> Samples:
-        """Return those samples of some rows that this rank has, sorted by context and observation.
+        """Return the samples of those rows that this rank has, sorted by context and observation.
 
         Args:
             rows: indices t * M + m.
@@ -405,7 +405,7 @@ class RolloutBuffer(SB3RolloutBuffer):
         env_index = column - self.own.start
         is_own = (env_index >= 0) & (env_index < self.n_envs)
         own_rows = outer[is_own] * self.n_envs + env_index[is_own]
-        # A sample that counts nothing, so that the rank takes the gradient step like the others.
+        # A sample with weight zero, so that the rank takes the gradient step like the others.
         return own_rows if own_rows.size else np.zeros(1, rows.dtype)
 
     def _to_shared(self, own_rows: Rows) -> Rows:
@@ -416,7 +416,7 @@ class RolloutBuffer(SB3RolloutBuffer):
         return timestep * self.n_total_envs + env_index + self.own.start
 
     def _with_other_ranks(self, samples: Samples, rows: Rows) -> Samples:
-        """Add what the loss needs to know of the whole minibatch, whose rows are t * M + m."""
+        """Add the data of the whole minibatch, with rows t * M + m, that the loss needs."""
         if self.ranks.size == 1:
             return samples
         n_own = np.count_nonzero(rows % self.n_total_envs // self.n_envs == self.ranks.rank)
@@ -477,7 +477,7 @@ def choose_buffer_class(
 
     Raises:
         ConfigError: if the class is not derived from the default.
-        AssertionError: as SB3's, if its class for Dict spaces is given for another space.
+        AssertionError: as in SB3, if its class for Dict spaces is given for another space.
     """
     if given is DictRolloutBuffer and not isinstance(observation_space, spaces.Dict):
         raise AssertionError(

@@ -1,7 +1,7 @@
 """Compact storage of a rollout's observations, one column per observation key.
 
-A column stores one timestep of all environments at a time and returns what the policy takes as
-input. Later it returns any rows of the rollout. Row t * N + n is timestep t of environment n.
+A column stores one timestep of all environments at a time and returns the input for the policy.
+Later it returns any rows of the rollout. Row t * N + n is timestep t of environment n.
 
 Shapes: T timesteps, N environments, B rows of a minibatch, G groups of equal values.
 """
@@ -40,7 +40,7 @@ class Column(Protocol):
             values: (N, ...), one value per environment.
 
         Returns:
-            The values on the training device, as the policy takes them.
+            The values on the training device, in the form that the policy takes.
         """
 
     def take(self, rows: Rows) -> Tensor | UniqueRows:
@@ -62,7 +62,7 @@ class Column(Protocol):
 
 
 class PlainColumn(Column):
-    """Values in the data type of their space; those of ``Discrete`` in the smallest that fits.
+    """Values in the data type of their space, or in the smallest that fits for ``Discrete``.
 
     Args:
         space: the space of the values.
@@ -71,10 +71,10 @@ class PlainColumn(Column):
     """
 
     def __init__(self, space: Space, shape: tuple[int, int], device: torch.device) -> None:
-        # Torch has no public map from NumPy dtypes: convert an empty array and look.
+        # Torch has no public map from NumPy dtypes, so convert an empty array.
         self.dtype = torch.from_numpy(np.zeros(0, space.dtype)).dtype
         stored_dtype = SIGNED_DTYPE.get(self.dtype, self.dtype)
-        # smallest_dtype is for numbers from 0 on, so not for a negative start.
+        # smallest_dtype is for non-negative numbers, so not for a negative start.
         if isinstance(space, spaces.Discrete) and space.start >= 0:
             stored_dtype = smallest_dtype(int(space.start + space.n) - 1)
         size = (*shape, *(space.shape or ()))
@@ -179,7 +179,7 @@ class CategoricalColumn(Column):
         self.clear()
 
     def clear(self) -> None:
-        """Forget the distinct values, at the start of a rollout."""
+        """Clear the distinct values, at the start of a rollout."""
         self._index_of_bytes: dict[bytes, int] = {}
         self._distinct: list[Values] = []
         self._previous: Values | None = None
@@ -192,13 +192,13 @@ class CategoricalColumn(Column):
             values: (N, ...), one value per environment.
 
         Returns:
-            The distinct values, (G, ...), and which of them each environment has.
+            The distinct values, (G, ...), and the index of each environment's value.
         """
         current = self.index[timestep]
         rows = values.reshape(len(values), -1)
         changed: Sequence[int] = range(len(values))
         if self._previous is not None:
-            # A context changes only where an episode has just started.
+            # A context changes only if an episode has just started.
             current[:] = self.index[timestep - 1]
             changed = np.flatnonzero((rows != self._previous).any(1)).tolist()
         for env_index in changed:
@@ -215,7 +215,7 @@ class CategoricalColumn(Column):
             rows: (B,), indices t * N + n, sorted by their distinct value.
 
         Returns:
-            The distinct values, (G, ...), and which of them each row has.
+            The distinct values, (G, ...), and the index of each row's value.
         """
         distinct, counts = np.unique(self.index.reshape(-1)[rows], return_counts=True)
         # The rows are sorted by their value, so that each group is one block.

@@ -1,4 +1,4 @@
-"""Gradients per task: how much they conflict, and their projection by PCGrad.
+"""Gradients per task: a measure of their conflict, and their projection by PCGrad.
 
 Shapes: B samples, K tasks of the minibatch, P parameters.
 """
@@ -32,7 +32,7 @@ def task_gradients(
         task_ids: (B,), the task of each sample.
         parameters: P numbers in total; a parameter that no loss depends on gets a gradient of
             zeros.
-        tasks: (K,), the tasks to return a gradient of; None for those of the samples.
+        tasks: (K,), the tasks to return gradients for; None for those of the samples.
 
     Returns:
         (K, P), in the order of the task ids.
@@ -47,7 +47,7 @@ def task_gradients(
             losses,
             list(parameters),
             share,
-            # For the next task, and for the gradient step after a measurement.
+            # Needed for the next task, and for the gradient step after a measurement.
             retain_graph=True,
             allow_unused=True,
             materialize_grads=True,
@@ -78,7 +78,7 @@ def random_orders(n_tasks: int, generator: np.random.Generator) -> NDArray[np.in
 
     Args:
         n_tasks: K.
-        generator: source of the random permutations.
+        generator: random generator for the permutations.
 
     Returns:
         (K, K − 1), row i holds a random order of all tasks but i.

@@ -44,13 +44,14 @@ class Update:
     max_grad_norm: float
     """The gradient is clipped to this norm."""
     projection_rng: np.random.Generator | None
-    """Source of PCGrad's random orders; None for the plain gradient."""
+    """Random generator for PCGrad's orders; None for the plain gradient."""
     measure_conflict: bool
     """Measure how the tasks' gradients conflict, in the first gradient step."""
     ranks: Ranks = ONE_PROCESS
     """The processes that share each gradient step."""
     history: list[Metrics] = field(default_factory=list)
-    """The metrics of each gradient step so far; the means of this rank, times its share."""
+    """The metrics of each gradient step so far: the means over this rank's samples, times
+    ``share``."""
     conflict_metrics: Metrics = field(default_factory=dict)
     """Measure of the conflict between the tasks' gradients; empty if it was not measured."""
 
@@ -91,7 +92,7 @@ class Update:
         """Return a metric of the last minibatch, over all ranks.
 
         Args:
-            name: its name.
+            name: name of the metric.
         """
         return float(self.ranks.sum_(self.history[-1][name].clone()))
 
@@ -109,7 +110,7 @@ class Update:
             orders = random_orders(len(gradients), self.projection_rng)
             assign_gradient(project_conflicts(gradients, orders), self.parameters)
         else:
-            # The share is 1 in a single process, and a product with 1 changes no bit.
+            # The share is 1 in a single process, where the product is exact.
             (losses.mean() * samples.share).backward()
             self.ranks.sum_gradients(self.parameters)
         # After the projection, so that the optimizer never sees a longer gradient.
@@ -168,7 +169,7 @@ def update_unit_and_advantages(
     """
     if isinstance(value_net, PopArtHead | ScaledHead):
         task_ids = buffer.task_ids.flatten()
-        # With frozen weights the statistics stay: the update rescales weights or values.
+        # With frozen weights the statistics stay fixed: updating them rescales weights or values.
         if any(weight.requires_grad for weight in value_net.parameters()):
             value_net.update(buffer.returns.flatten(), task_ids)
         scale = value_net.scale(task_ids)

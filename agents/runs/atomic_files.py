@@ -18,7 +18,7 @@ JsonObject = dict[str, Any]
 MANIFEST = "manifest.json"
 """File with the size and the SHA-256 of every other file of a sealed folder."""
 MAX_JSON_BYTES = 2**26
-"""Size up to which a JSON file is loaded; none that MIRL writes comes near it."""
+"""Maximum size of a JSON file that is loaded; MIRL's own files are far smaller."""
 
 
 def write_json(path: Path, value: object) -> None:
@@ -52,7 +52,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         OSError: it cannot be written, as on a full disk; the old file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    # a new file, because a link of this name would lead to another one
+    # always a new file, because a link of this name would point to another file
     temporary.unlink(missing_ok=True)
     try:
         with temporary.open("xb") as file:
@@ -61,7 +61,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         flush(temporary)
         temporary.replace(path)
     except OSError:
-        # a new run directory with a part of a file would be refused as a foreign folder
+        # a new run directory with a partial file would be rejected as a foreign folder
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
@@ -75,8 +75,8 @@ def flush(path: Path) -> None:
         path: the file or folder.
     """
     if os.name == "nt" and path.is_dir():
-        return  # Windows has no handle to flush a folder by
-    # folders cannot be opened for writing, and Windows flushes only files that are
+        return  # Windows cannot flush folders
+    # folders cannot be opened for writing, but Windows flushes only files that are
     mode = os.O_RDWR
     if path.is_dir():
         mode = os.O_RDONLY
@@ -97,7 +97,7 @@ def load_json(path: Path) -> JsonObject:
         The object.
 
     Raises:
-        ConfigError: the file is missing, is a link, is too large, or holds no JSON object.
+        ConfigError: the file is missing, is a link, is too large, or does not hold a JSON object.
     """
     try:
         check_regular(path)
@@ -118,7 +118,7 @@ def write_manifest(folder: Path) -> None:
     """Seal a folder: write its manifest and force all of its files onto the disk.
 
     Args:
-        folder: the folder; it must hold files only.
+        folder: the folder; it must contain only files.
     """
     paths = sorted(folder.iterdir())
     files = {}
@@ -139,7 +139,7 @@ def verify_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
         names: files to check; None for all that the manifest lists.
 
     Raises:
-        ConfigError: a file is missing, is a link, or differs from the manifest; says which and how.
+        ConfigError: a file is missing, is a link, or differs from the manifest; the error says how.
     """
     files = load_json(folder / MANIFEST).get("files")
     if not isinstance(files, dict):
@@ -149,15 +149,15 @@ def verify_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
     for name in names:
         path = folder / name
         expected = files.get(name)
-        # a name with a path in it would lead out of the folder
+        # a name with a path in it would point outside of the folder
         if not isinstance(expected, dict) or Path(name).name != name:
             raise ConfigError(f"{path} is not among the files of its manifest")
         try:
             check_regular(path)
             size = path.stat().st_size
-        except OSError as error:  # a name that no file can have, for example
+        except OSError as error:  # for example, a name that is not a valid file name
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-        # the size first, because hashing a large file takes long
+        # check the size first, because hashing a large file is slow
         if size != expected.get("bytes"):
             raise ConfigError(f"{path} has {size:,} bytes, expected {expected.get('bytes')!r}")
         if _sha256(path) != expected.get("sha256"):
@@ -173,7 +173,7 @@ def make_folder(path: Path) -> None:
         path: the folder; its parents are created, too.
 
     Raises:
-        ConfigError: it is a link, which could lead anywhere.
+        ConfigError: it is a link, which could point anywhere.
         OSError: it cannot be created.
     """
     if path.is_symlink():
@@ -183,7 +183,7 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def warn_if_unwritable(folder: Path) -> Iterator[None]:
-    """Turn an error while results are written into a warning: they are printed anyway.
+    """Turn an error while results are written into a warning, because they are printed anyway.
 
     Args:
         folder: folder of the results.

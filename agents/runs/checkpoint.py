@@ -55,11 +55,11 @@ STATE = "state.json"
 TENSORS = "tensors.safetensors"
 """File with the other tensors, such as the learned entropy coefficient."""
 COUNTERS = ("_episode_num", "_n_calls")
-"""Counters that only some of SB3's algorithms have, beside timesteps and updates."""
+"""Counters that only some of SB3's algorithms have, in addition to timesteps and updates."""
 WINDOWS = ("ep_info_buffer", "ep_success_buffer")
 """SB3's windows over the last episodes, for its log."""
 
-# at most 18 digits, because int() raises an error for thousands of them
+# at most 18 digits, because int() raises an error for thousands of digits
 _NAME = re.compile(r"step_([0-9]{1,18})")
 _LOADING_ERRORS = (
     SafetensorError,
@@ -83,10 +83,10 @@ def parse_criterion(value: object) -> Criterion:
     """Return a criterion from a JSON file.
 
     Args:
-        value: the stored value; None in files that select by success, as all once did.
+        value: the stored value; None in files that select by success, as in all early ones.
 
     Returns:
-        The criterion; ``success`` if it is unknown.
+        The criterion; ``success`` if the value is unknown.
     """
     for criterion in get_args(Criterion):
         if value == criterion:
@@ -112,7 +112,7 @@ class Spaces(NamedTuple):
     """The spaces that a policy was trained on."""
 
     observation: spaces.Dict
-    """Images have their channels first, as SB3 trains on them."""
+    """Images are channels-first, as SB3 trains on them."""
     action: ActionSpace
 
 
@@ -136,7 +136,7 @@ def checkpoint_timesteps(name: str) -> int | None:
         name: the name; it may come from a damaged index.
 
     Returns:
-        The timesteps; None if a checkpoint has no such name.
+        The timesteps; None if the name is not that of a checkpoint.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -149,7 +149,7 @@ class Checkpoint:
 
     Args:
         folder: the folder of the checkpoint.
-        state: its non-tensor state, in today's form.
+        state: its non-tensor state, in the current format.
         version: its schema version.
     """
 
@@ -200,7 +200,7 @@ class Checkpoint:
 
     @property
     def criterion(self) -> Criterion:
-        """Quantity that ``score`` is a value of."""
+        """Quantity that ``score`` measures."""
         return parse_criterion(self.state.get("best_criterion"))
 
     @property
@@ -213,7 +213,7 @@ class Checkpoint:
         """Return the spaces that the policy was trained on.
 
         Returns:
-            The spaces; None if the checkpoint is of schema version 1 or 2, which lack them.
+            The spaces; None if the checkpoint has schema version 1 or 2, which lack them.
 
         Raises:
             ConfigError: they are damaged.
@@ -232,21 +232,21 @@ class Checkpoint:
         """Check that every file is unchanged since the checkpoint was saved.
 
         Raises:
-            ConfigError: a file is missing or differs; says which and how.
+            ConfigError: a file is missing or differs; the error says how.
         """
         if self.version >= FIRST_SEALED and not self._is_verified:
             verify_manifest(self.folder)
         self._is_verified = True
 
     def load_weights(self, policy: nn.Module) -> None:
-        """Load the weights of the policy onto the device that it is on.
+        """Load weights into the policy, on its own device.
 
         Args:
             policy: a policy with exactly these weights, by name, shape and type.
 
         Raises:
             ConfigError: the file is missing or damaged, or a weight does not fit; the policy is
-                unchanged then.
+                then unchanged.
         """
         try:
             if self.version >= FIRST_SEALED and not self._is_verified:
@@ -270,7 +270,7 @@ class Checkpoint:
         Raises:
             ConfigError: a file is missing or damaged, or does not fit the agent.
         """
-        # every file first, so that a damaged checkpoint leaves the agent unchanged
+        # verify every file first, so that a damaged checkpoint leaves the agent unchanged
         self.verify()
         self.load_weights(agent.policy)
         with self._explain_loading_errors():
@@ -291,7 +291,7 @@ class Checkpoint:
                 # "auto" could choose another precision on this machine
                 agent.use_precision(self.state["precision"])
             episodes = dict(self.state.get("episodes", {}))
-        # only now, when nothing can fail any more
+        # last, when nothing can fail any more
         for name, value in attributes.items():
             setattr(agent, name, value)
         return episodes
@@ -306,7 +306,7 @@ class Checkpoint:
             ) from None
 
     def _load_optimizer(self, name: str, optimizer: torch.optim.Optimizer) -> None:
-        # "3.exp_avg" is the state exp_avg of parameter 3
+        # "3.exp_avg" is the state "exp_avg" of parameter 3
         states: dict[int, dict[str, Tensor]] = {}
         for path, tensor in load_file(self.folder / f"{name}.safetensors").items():
             parameter, _, key = path.partition(".")
@@ -327,7 +327,7 @@ class Checkpoint:
         for name, episodes in self.state.get("windows", {}).items():
             if name in WINDOWS:
                 attributes[name] = deque(episodes, maxlen=agent._stats_window_size)
-        # DQN computes it from the progress, but acts once before it does
+        # DQN computes the rate from the progress, but only after its first action
         rate = self.state.get("exploration_rate")
         if rate is not None:
             if not 0 <= rate <= 1:
@@ -353,28 +353,28 @@ def write_checkpoint(
     """Write a checkpoint; it appears completely or not at all.
 
     Args:
-        folder: where it is to appear.
+        folder: final path of the checkpoint.
         agent: the agent to save.
         score: score of the evaluation that made it the best, if one did.
         episodes: the last episodes of each task.
-        criterion: quantity that the score is a value of.
+        criterion: quantity that the score measures.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
-    # a crash may have left it
+    # a crash may have left it behind
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         if temporary.is_symlink():
-            temporary.unlink()  # rmtree refuses links, and what one leads to is not the run's
+            temporary.unlink()  # rmtree rejects links, and the target does not belong to the run
         temporary.mkdir()
         _write_files(temporary, agent, score, episodes, criterion)
         write_manifest(temporary)
         # the rename makes the checkpoint appear; it must be on the disk before the index names it
         temporary.replace(folder)
         flush(folder.parent)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk by its own error
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(str(error)) from error
 
@@ -387,7 +387,7 @@ def _write_files(
     criterion: Criterion,
 ) -> None:
     save_model(agent.policy, str(folder / POLICY))
-    # off-policy algorithms have counters that the others lack
+    # off-policy algorithms have additional counters
     counters = {name: getattr(agent, name) for name in COUNTERS if hasattr(agent, name)}
     state: JsonObject = {
         "schema_version": SCHEMA_VERSION,

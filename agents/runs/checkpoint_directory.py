@@ -25,8 +25,8 @@ from mirl.agents.runs.replay_buffer import REPLAY_BUFFER
 from mirl.configs.errors import ConfigError, nearest
 
 INDEX = "index.json"
-"""JSON file with the names of the last and the best checkpoint, and the score of the best with its
-criterion."""
+"""JSON file with the names of the last and the best checkpoint, and the score of the best one with
+its criterion."""
 
 
 class CheckpointDirectory:
@@ -52,7 +52,7 @@ class CheckpointDirectory:
 
     @property
     def best_criterion(self) -> Criterion:
-        """Quantity that ``best_score`` is a value of; ``success`` if there is no score yet."""
+        """Quantity that ``best_score`` measures; ``success`` if there is no score yet."""
         return parse_criterion(self.load_index().get("best_criterion"))
 
     def save(
@@ -68,7 +68,7 @@ class CheckpointDirectory:
         Args:
             agent: the agent.
             score: score of the evaluation that made it the best.
-            criterion: quantity that the score is a value of.
+            criterion: quantity that the score measures.
             episodes: the last episodes of each task.
 
         Returns:
@@ -104,7 +104,8 @@ class CheckpointDirectory:
             The checkpoint.
 
         Raises:
-            ConfigError: there is no such checkpoint, or its state is damaged; names the nearest.
+            ConfigError: there is no such checkpoint (the error suggests the nearest), or its state
+                is damaged.
         """
         index = self.load_index()
         by_name = {}
@@ -116,9 +117,9 @@ class CheckpointDirectory:
         for key in ("last", "best"):
             if index.get(key) in by_name:
                 found[key] = by_name[index[key]]
-        # leading zeros are allowed, as in the name of the folder; a shell completes it with a slash
+        # leading zeros are allowed, as in folder names; shell completion appends a slash
         digits = which.removesuffix("/").removeprefix("step_")
-        # not by int(), which raises an error for thousands of digits
+        # without int(), which raises an error for thousands of digits
         key = (digits.lstrip("0") or "0") if digits.isdecimal() else which
         if key not in found:
             hint = nearest(which, found) or " It holds none."
@@ -171,7 +172,7 @@ class CheckpointDirectory:
 
         Returns:
             ``last``, ``best``, ``best_score`` and, unless that is a success rate,
-            ``best_criterion``, those that are known; empty before the first checkpoint.
+            ``best_criterion``, if they are known; empty before the first checkpoint.
 
         Raises:
             ConfigError: the index is damaged.
@@ -182,7 +183,7 @@ class CheckpointDirectory:
         index = load_json(path)
         for key in ("last", "best"):
             name = index.get(key, "")
-            # a path would lead out of the folder
+            # a path would point outside of the folder
             if not isinstance(name, str) or Path(name).name != name:
                 raise ConfigError(f"{path}: '{key}' must name a folder beside it, got {name!r}")
         return index
@@ -193,13 +194,13 @@ class CheckpointDirectory:
         for path in (self.path, *found):
             if path.is_symlink():
                 raise ConfigError(f"{path} is a link; a run directory must not contain links")
-        # folders with other names are no checkpoints
+        # folders with other names are not checkpoints
         folders = [path for path in found if checkpoint_timesteps(path.name) is not None]
         # not by name: from 10⁹ timesteps on, names have more digits
         return sorted(folders, key=_timesteps)
 
     def _last_timesteps(self, folders: Sequence[Path]) -> int:
-        """Return the timesteps of the last checkpoint; rebuild the index if it names none."""
+        """Return the timesteps of the last checkpoint; rebuild the index if it lacks them."""
         try:
             index = self.load_index()
         except ConfigError as error:
@@ -227,9 +228,9 @@ class CheckpointDirectory:
                 score = checkpoint.score
                 if score is None:
                     continue
-                # scores of another criterion cannot be compared, and the later one is in force
+                # scores of different criteria cannot be compared; the later criterion applies
                 is_comparable = checkpoint.criterion == parse_criterion(index.get("best_criterion"))
-                # of equal scores the later one, as during training
+                # on a tie, prefer the later one, as during training
                 if not is_comparable or score >= index.get("best_score", score):
                     _set_best(index, folder.name, score, checkpoint.criterion)
         index["last"] = last.name
@@ -238,7 +239,7 @@ class CheckpointDirectory:
 
 
 def _set_best(index: JsonObject, name: str, score: float, criterion: Criterion) -> None:
-    """Name a checkpoint as the best one in an index."""
+    """Record a checkpoint as the best one in an index."""
     index["best"] = name
     index["best_score"] = score
     index.pop("best_criterion", None)

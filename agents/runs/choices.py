@@ -1,4 +1,4 @@
-"""Choices of the run that a training command continues, for what the command leaves open."""
+"""Adoption of choices from the run that a training command continues, if it leaves them open."""
 
 from typing import Any
 
@@ -15,25 +15,25 @@ from mirl.policies.routing.options import accepts, with_options
 CHANGED_OPTIONS = {
     (group, option) for (group, _), former in FORMER_DEFAULTS.items() for option in former
 }
-"""Group and name of each option whose default has changed."""
+"""Group and name of each option whose default has changed since the first version."""
 
 
 def adopt_choices(
     config: TrainConfig, resolved: ResolvedConfig, stored: ResolvedConfig | None
 ) -> ResolvedConfig:
-    """Give a configuration the choices of the run that it continues, if it leaves them open.
+    """Complete a configuration with the choices of the run that it continues, if left open.
 
     These are the fusion and its sites, and the options whose default has changed since the first
-    version, ``FORMER_DEFAULTS``. A .zip file of SB3 to start from has values without a unit.
+    version, ``FORMER_DEFAULTS``. A .zip file of SB3 to start from has unscaled values.
 
     Args:
         config: the configuration of a training command.
-        resolved: the same after ``auto`` was resolved.
+        resolved: the same with ``auto`` resolved.
         stored: the configuration that its run directory holds, if there is one.
 
     Returns:
-        The resolved configuration with what its run directory states, or the run that it starts
-        from; what the command states itself is kept.
+        The resolved configuration, completed from its run directory or from the run that it starts
+        from; options that the command states are kept.
 
     Raises:
         ConfigError: the configuration of the other run is not valid.
@@ -60,7 +60,7 @@ def adopt_choices(
 
 
 def _with_plain_values(config: TrainConfig, resolved: ResolvedConfig) -> ResolvedConfig:
-    """Return a configuration for weights that SB3 saved, whose value head has no unit."""
+    """Return a configuration for weights that SB3 saved, whose value head is unscaled."""
     agent = resolved.agent
     if not isinstance(agent, OnPolicyConfig) or "scale_values" in config.agent.model_fields_set:
         return resolved
@@ -86,7 +86,7 @@ def _has_option(values: Any, option: str) -> bool:
 
 
 def _with_option_of(values: Any, others: Any, option: str) -> Any:
-    """Return plain values with an option as it is in others, wherever both have it."""
+    """Return plain values with an option replaced by that of others, wherever both have it."""
     if isinstance(values, dict) and isinstance(others, dict):
         changed = dict(values)
         for name, value in values.items():

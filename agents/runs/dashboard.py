@@ -1,4 +1,4 @@
-"""The order of TensorBoard's pages: what is compared first, and which curves share a chart."""
+"""Layout of TensorBoard's pages: the main hyperparameters, and the curves that share a chart."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,10 +20,10 @@ Layout = dict[str, Charts]
 
 
 class RunDescription(NamedTuple):
-    """A run, as the pages of TensorBoard show it beside others."""
+    """Description of a run for TensorBoard's pages, which compare it with others."""
 
     main: Mapping[str, Any]
-    """The hyperparameters in which runs are compared first, by name."""
+    """The main hyperparameters for comparing runs, by name."""
     others: Mapping[str, Any]
     """All other hyperparameters."""
     tasks: Sequence[str]
@@ -33,16 +33,16 @@ class RunDescription(NamedTuple):
 def hyperparameter_summaries(run: RunDescription) -> list[Summary]:
     """Return the summaries behind TensorBoard's page HPARAMS.
 
-    TensorBoard sorts the columns by name, those first whose values are said to differ.
+    TensorBoard sorts the columns by name, with those first that are marked as differing.
 
     Args:
-        run: the run; success and return of its evaluations are shown beside.
+        run: the run; success and return of its evaluations are shown next to them.
 
     Returns:
-        The summaries, for a file of events.
+        The summaries, for an event file.
     """
     options = {**run.main, **run.others}
-    # torch also returns the end of the session, which says that the run has ended well
+    # torch also returns the end of the session, which would mark the run as successful
     experiment, start, _ = hparams(options, dict.fromkeys(SHOWN, 0.0))
     [value] = experiment.value
     content = HParamsPluginData.FromString(value.metadata.plugin_data.content)

@@ -1,4 +1,4 @@
-"""SB3's logger over a CSV table, TensorBoard events and trackers that a resumed run continues."""
+"""SB3's logger with a CSV table, TensorBoard events and trackers that a resumed run continues."""
 
 import csv
 import warnings
@@ -42,10 +42,10 @@ RGB = 3
 class WarnOnWriteError:
     """A context that turns the first ``OSError`` into a warning and ignores the others.
 
-    Logs are not worth ending a run for.
+    A failed log must not end a run.
 
     Args:
-        target: what is written, for the warning.
+        target: description of the output, for the warning.
     """
 
     def __init__(self, target: str) -> None:
@@ -68,7 +68,7 @@ class WarnOnWriteError:
 
 
 class FaultTolerantWriter(KVWriter):
-    """A writer of SB3's logger that never ends a run."""
+    """A writer of SB3's logger whose errors never end a run."""
 
     write_errors: WarnOnWriteError
 
@@ -137,11 +137,11 @@ def _drop_rows_after(path: Path, timesteps: int) -> list[str]:
         # the first row, the number of parameters, has no timesteps and is kept
         rows = [row for row in reader if int(row.get(TIMESTEPS) or 0) <= timesteps]
     columns = list(reader.fieldnames or [])
-    # the reader puts the cells that are too many under the column None
+    # the reader stores surplus cells under the column None
     if any(None in row for row in rows):
         raise ValueError("its rows do not fit its columns")
     temporary = path.with_name(f".{path.name}.tmp")
-    # a new file, because a link of this name would lead to another one
+    # always a new file, because a link of this name would point to another file
     temporary.unlink(missing_ok=True)
     with temporary.open("x", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -187,10 +187,10 @@ class TensorBoard(FaultTolerantWriter, TensorBoardOutputFormat):
             self.writer.flush()  # videos are rare; show them at once
 
     def write_dashboard(self, run: RunDescription) -> None:
-        """Write the order of TensorBoard's pages.
+        """Write the layout of TensorBoard's pages.
 
         Args:
-            run: its hyperparameters and tasks.
+            run: hyperparameters and tasks of the run.
         """
         assert self.writer.file_writer is not None
         with self.write_errors:
@@ -212,7 +212,7 @@ class RunLogger(Logger):
         self.writers = writers
 
     def write_gif(self, tag: str, gif: Gif, step: int) -> None:
-        """Write an animation with the writers that take one.
+        """Write an animation with the writers that support it.
 
         Args:
             tag: name of the animation.
@@ -224,17 +224,17 @@ class RunLogger(Logger):
                 writer.write_gif(tag, gif, step)
 
     def write_dashboard(self, run: RunDescription) -> None:
-        """Write the order of TensorBoard's pages, if it is written.
+        """Write the layout of TensorBoard's pages, if TensorBoard is used.
 
         Args:
-            run: its hyperparameters and tasks.
+            run: hyperparameters and tasks of the run.
         """
         for writer in self.writers:
             if isinstance(writer, TensorBoard):
                 writer.write_dashboard(run)
 
     def set_outcome(self, outcome: Outcome) -> None:
-        """Tell the trackers how the training has ended; without it, they take it for failed.
+        """Tell the trackers how the training ended; otherwise they assume that it failed.
 
         Args:
             outcome: the end of the training.
@@ -265,12 +265,12 @@ def build_logger(
     table_path = run_dir / METRICS
     logged: dict[str, int] = {}
     if resumed_at is not None and set(names) - SB3_FORMATS:
-        # before the table drops the rows that the run repeats
+        # read before the table drops the rows that the run will repeat
         logged = _last_timesteps(table_path)
     writers: list[KVWriter] = []
     if "tensorboard" in names:
         writers.append(TensorBoard(run_dir, resumed_at))
-    # before the table, so that they have what it has if the process is killed
+    # before the table, so that if the process is killed they have everything the table has
     writers += open_trackers(names, run_dir, options or {}, logged)
     writers.append(MetricsCsv(table_path, resumed_at))
     return RunLogger(run_dir, writers)

@@ -1,4 +1,4 @@
-"""Names of the metrics that MIRL logs beside SB3's own; docs/metrics.md explains each."""
+"""Names of the metrics that MIRL logs in addition to SB3's; docs/metrics.md explains each."""
 
 SPEED = "speed/steps_per_second"
 DISTINCT = "speed/distinct_percent"

@@ -17,11 +17,11 @@ from mirl.agents.runs.atomic_files import JsonObject
 from mirl.configs.aliases import RENAMED_LAYERS, RENAMED_VALUES
 
 SCHEMA_VERSION = 3
-"""Schema version of the checkpoints that are written."""
+"""Schema version of newly written checkpoints."""
 FIRST_SEALED = 2
 """First schema version whose checkpoints have a manifest."""
 FIRST_WITH_CURRENT_NAMES = 3
-"""First schema version whose weights have today's names."""
+"""First schema version whose weights have the current names."""
 
 _PARAMETERS = r"(weight|bias|mean|variance|count)"
 _RENAMED = [
@@ -55,7 +55,7 @@ def check_schema_version(version: object, owner: object) -> int:
 
 
 def migrate_state(state: JsonObject, version: int) -> JsonObject:
-    """Return the state.json of an earlier schema version in today's form.
+    """Convert the state.json of an earlier schema version to the current format.
 
     Args:
         state: the content of the file.
@@ -77,13 +77,13 @@ def migrate_state(state: JsonObject, version: int) -> JsonObject:
 
 
 def current_weight_name(name: str) -> str:
-    """Return today's name of a weight that an earlier version saved.
+    """Return the current name of a weight that an earlier version saved.
 
     Args:
         name: its name in the state dict of that version.
 
     Returns:
-        The name in today's state dict.
+        The name in the current state dict.
     """
     for pattern, replacement in _RENAMED:
         name = pattern.sub(replacement, name)
@@ -91,13 +91,13 @@ def current_weight_name(name: str) -> str:
 
 
 def migrate_weight_names(weights: Mapping[str, ValueT]) -> dict[str, ValueT]:
-    """Return weights under today's names.
+    """Return weights under their current names.
 
     Args:
         weights: values by the names of an earlier version.
 
     Returns:
-        The same values by their names in today's state dict.
+        The same values by their names in the current state dict.
 
     Raises:
         ValueError: two weights would have the same name.

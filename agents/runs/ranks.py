@@ -1,7 +1,7 @@
 """Data parallelism: the processes of ``torchrun`` train one agent, each with its environments.
 
 The processes are numbered by their rank. A single process has rank 0 of 1, and each collective
-returns what it is given, so that the training loop has no second form.
+returns its argument, so that the training loop needs no special case.
 
 Torch's ``DistributedDataParallel`` is not used: it leaves gradients local, without an error, after
 ``torch.autograd.grad`` and after a second backward pass.
@@ -32,9 +32,9 @@ TIMEOUT = timedelta(days=1)
 """Longest wait for the other ranks. They wait while the first one evaluates; torchrun itself ends
 them if one dies."""
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"
-"""Environment variable of torchrun: how often it has started the processes again."""
+"""Environment variable of torchrun with the number of times it has restarted the processes."""
 ERROR_KEY = "mirl_error"
-"""Key of torchrun's store that counts the ranks with an error."""
+"""Key in torchrun's store of the number of ranks with an error."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Ranks:
 
     @classmethod
     def from_environment(cls, device: str) -> Self:
-        """Join the other processes of ``torchrun``: by gloo on a CPU, by NCCL on GPUs.
+        """Join the other processes of ``torchrun``: with gloo on CPUs, with NCCL on GPUs.
 
         Args:
             device: "cpu", or "cuda" for the GPU of this process.
 
         Returns:
-            The ranks; a single one if this process was not started by torchrun.
+            The ranks; a single rank if this process was not started by torchrun.
 
         Raises:
             ConfigError: there are fewer GPUs than processes.
@@ -87,7 +87,7 @@ class Ranks:
         """Sum a tensor over the ranks, in place.
 
         Args:
-            tensor: a contiguous tensor: gloo sums a strided one wrongly, without an error.
+            tensor: a contiguous tensor; gloo sums a strided one incorrectly without an error.
 
         Returns:
             The same tensor.
@@ -149,11 +149,11 @@ class Ranks:
         """Return, for each flag, True if it is set on any rank.
 
         Args:
-            flags: the flags of this rank, as many as on the others.
+            flags: the flags of this rank, the same number as on the others.
         """
         if self.size == 1:
             return list(flags)
-        # On the CPU, whatever device trains; gloo cannot sum booleans.
+        # On the CPU, whatever the training device is; gloo cannot sum booleans.
         counts: list[int] = self.sum_(torch.tensor(flags, dtype=torch.int32)).tolist()
         return [count > 0 for count in counts]
 
@@ -162,9 +162,9 @@ class Ranks:
         self.any_of(False)
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Sum the gradients over the ranks, by one collective.
+        """Sum the gradients over the ranks in one collective.
 
-        A parameter without a gradient counts as one with a gradient of zeros.
+        A missing gradient counts as zeros.
 
         Args:
             parameters: the parameters, the same on each rank.
@@ -211,7 +211,7 @@ class Ranks:
     def one_error(self) -> Iterator[None]:
         """Let only the first rank that fails print its error.
 
-        The others meet the same error, or lose their connection to the one that has ended.
+        The others run into the same error, or lose the connection to the rank that has ended.
 
         Raises:
             ReportedElsewhereError: this rank failed after another one.
@@ -229,18 +229,20 @@ class Ranks:
 
 
 ONE_PROCESS = Ranks()
-"""The ranks of a process that trains alone."""
+"""Ranks of a single process."""
 
 
 @cache  # a second group in one process would hang
 def _join_group(device: str) -> tuple[Store, int, int]:
-    # Before the group exists. An optimizer imports it, and its functions keep the group that they
-    # find then as a default argument, so that gloo's threads outlive ``destroy_process_group``.
+    # Before the group exists. Otherwise an optimizer imports the module later, and its functions
+    # keep the group as a default argument, so that gloo's threads outlive
+    # ``destroy_process_group``.
     import_module("torch.distributed.nn.functional")
     shared_store, rank, size = next(rendezvous("env://"))
-    # Keys of an earlier start by torchrun would name processes that have ended.
+    # Keys from before a restart by torchrun would name processes that have ended.
     store = PrefixStore(f"start_{os.environ[RESTARTS]}", shared_store)
-    # Named, because torch otherwise leaves it undefined. Flags and objects stay on the CPU.
+    # Set explicitly, because torch otherwise leaves it undefined. Flags and objects stay on the
+    # CPU.
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     with _explain_lost_rank():
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)

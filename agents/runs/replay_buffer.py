@@ -19,7 +19,7 @@ _HER_COLUMNS = ("ep_start", "ep_length")
 
 
 def save_replay_buffer(agent: BaseAlgorithm, folder: Path) -> None:
-    """Save the filled part of an agent's replay buffer; an agent without one saves nothing.
+    """Save the filled part of an agent's replay buffer, if it has one.
 
     Args:
         agent: the agent.
@@ -28,11 +28,11 @@ def save_replay_buffer(agent: BaseAlgorithm, folder: Path) -> None:
     buffer = _get_buffer(agent)
     if buffer is None:
         return
-    # the rest of the arrays was allocated and never written
+    # the rest of the arrays has never been written
     n_filled = buffer.size()
     arrays: dict[str, NDArray[np.generic]] = {}
     for name, column in _columns(buffer).items():
-        # safetensors writes the memory of an array, whatever its strides are
+        # safetensors writes the raw memory of an array and ignores its strides
         arrays[name] = np.ascontiguousarray(column[:n_filled])
     # a safetensors file holds arrays only
     arrays["position"] = np.array([buffer.pos, int(buffer.full)])
@@ -49,7 +49,7 @@ def load_replay_buffer(agent: BaseAlgorithm, folder: Path) -> None:
         folder: the folder of the checkpoint.
 
     Raises:
-        ValueError: the file holds a buffer of another size or of other spaces.
+        ValueError: the buffer in the file has another size or other spaces.
     """
     buffer = _get_buffer(agent)
     if buffer is None:
@@ -64,14 +64,14 @@ def load_replay_buffer(agent: BaseAlgorithm, folder: Path) -> None:
         column[: len(values)] = values  # in place: SB3 has allocated the full size
     position, is_full = saved["position"].tolist()
     n_saved = len(saved["actions"])
-    # a buffer that was exactly full has room again in a run that is trained for longer
+    # a buffer that was exactly full has room again if the run is trained for longer
     has_room = bool(is_full) and position == 0 and n_saved < buffer.buffer_size
     buffer.pos = n_saved if has_room else position
     buffer.full = bool(is_full) and not has_room
     if isinstance(buffer, HerReplayBuffer):
         starts = saved["episode_under_way"]
         if has_room:
-            # the next episode begins behind the saved ones, where the last one is over
+            # the next episode begins after the saved ones, if the last one is over
             starts = np.where(saved["ep_length"][-1] > 0, n_saved, starts)
         buffer._current_ep_start[:] = starts
     truncate_unfinished_episodes(agent)
@@ -80,7 +80,7 @@ def load_replay_buffer(agent: BaseAlgorithm, folder: Path) -> None:
 def truncate_unfinished_episodes(agent: BaseAlgorithm) -> None:
     """Mark unfinished episodes in a ``HerReplayBuffer`` as truncated.
 
-    Their environments are gone or reset, so that nothing will follow.
+    Their environments are closed or reset, so the episodes cannot continue.
 
     Args:
         agent: the agent; without such a buffer nothing is done.

@@ -31,14 +31,14 @@ FREE_FIELDS = frozenset(
         *("on_fault", "max_restarts", "env_timeout", "logger"),
     )
 )
-"""Fields in which a resumed run may differ, because they do not change what is learned."""
+"""Fields in which a resumed run may differ, because they do not affect learning."""
 MAX_NAMED = 3
-"""Differing options that the suggestion of another name names, at most."""
+"""Maximum number of differing options in the suggested name for another run."""
 Difference = tuple[str, object, object]
-"""An option, its value there and its value now."""
+"""An option, its stored value and its current value."""
 Scalar = bool | int | float | str
 PROBE = ".probe"
-"""File that is written and removed to see whether the run directory can be written."""
+"""File that is written and removed to check that the run directory is writable."""
 PROBE_BYTES = 2**16
 """Size of the probe: about what a run writes before its first checkpoint."""
 
@@ -63,12 +63,12 @@ class RunDirectory:
 
     @property
     def results_dir(self) -> Path:
-        """Folder for results: the run directory, or one in ``runs/`` if the run is MIRL's own."""
+        """Folder for results: the run directory, or one in ``runs/`` for a pretrained run."""
         return results_folder(self.path)
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
-        """Open an existing run, or one that comes with MIRL.
+        """Open an existing run, or a pretrained one that comes with MIRL.
 
         Args:
             path: the run directory, or ``pretrained:NAME``.
@@ -110,7 +110,7 @@ class RunDirectory:
 
     @classmethod
     def stored(cls, config: TrainConfig) -> ResolvedConfig | None:
-        """Load the configuration that a run directory holds, which may be another one.
+        """Load the configuration stored in a run directory, which may differ from the given one.
 
         Args:
             config: the configuration of a training command.
@@ -121,7 +121,7 @@ class RunDirectory:
         Raises:
             ConfigError: the stored configuration is not valid.
         """
-        # the stored configuration is read here and nowhere else in a training command
+        # a training command reads the stored configuration only here
         if not (config.run_dir / CONFIG).exists():
             return None
         return load_stored(config.run_dir, advice="; if this is another run, choose another name=…")
@@ -137,16 +137,16 @@ class RunDirectory:
 
         Args:
             config: the configuration; it may differ from that of the directory in ``FREE_FIELDS``,
-                and be longer.
-            complete: adds what a stored configuration of an earlier version lacks.
+                and have more timesteps.
+            complete: adds the fields that a stored configuration of an earlier version lacks.
             stored: the stored configuration, if it was loaded before.
 
         Returns:
             The run, with ``config`` as its configuration; None if there is none yet.
 
         Raises:
-            ConfigError: the directory holds a run of another configuration, and the differences
-                are listed, or one that names a module that may not be imported.
+            ConfigError: the directory holds a run with another configuration (the error lists the
+                differences), or one that names a module that may not be imported.
         """
         path = config.run_dir
         stored = stored or cls.stored(config)
@@ -178,15 +178,15 @@ class RunDirectory:
             The index.
 
         Raises:
-            ConfigError: the run has no such task; names the nearest.
+            ConfigError: the run has no such task; the error suggests the nearest.
         """
         return self.config.task.task_index(name, where=f"{self.path}: ") if name else 0
 
     def store_length(self, stored: ResolvedConfig) -> None:
-        """Store the timesteps of a run that is trained for longer than it was to be.
+        """Store the timesteps of a run that is trained for longer than planned.
 
         Args:
-            stored: the configuration that the directory holds; nothing else of it changes.
+            stored: the configuration that the directory holds; nothing else in it changes.
 
         Raises:
             ConfigError: the file cannot be written.
@@ -200,9 +200,10 @@ class RunDirectory:
             ) from None
 
     def discard(self) -> None:
-        """Delete what a new run has written before its first checkpoint.
+        """Delete all files that a new run has written before its first checkpoint.
 
-        The corrected command then starts anew, instead of finding a run of another configuration.
+        The corrected command then starts from scratch instead of finding a run with another
+        configuration.
         """
         if not self.is_new or not self.checkpoints.is_empty:
             return
@@ -223,14 +224,14 @@ class RunDirectory:
 
         Raises:
             ConfigError: another process trains in the run directory, or its lock is not a file.
-            RunError: the directory cannot be written: the disk is full, or it is somebody else's.
+            RunError: the directory cannot be written: the disk is full, or another user owns it.
         """
         path = self.path / LOCK
         if path.exists() or path.is_symlink():
             check_regular(path)
         lock = FileLock(path)
         try:
-            # no waiting: an error at once is better than a command that seems to hang
+            # no waiting, because an immediate error is better than a command that seems to hang
             lock.acquire(timeout=0)
         except Timeout:
             raise ConfigError(
@@ -269,7 +270,8 @@ class RunDirectory:
             The checkpoint.
 
         Raises:
-            ConfigError: there is no such checkpoint, or its state is damaged; names the nearest.
+            ConfigError: there is no such checkpoint (the error suggests the nearest), or its state
+                is damaged.
         """
         return self.checkpoints.find(which)
 
@@ -297,7 +299,7 @@ class RunDirectory:
         Args:
             agent: the agent.
             score: score of the evaluation that made it the best.
-            criterion: quantity that the score is a value of.
+            criterion: quantity that the score measures.
             episodes: the last episodes of each task.
 
         Returns:
@@ -310,17 +312,17 @@ class RunDirectory:
 
 
 def adopt_texts(config: TrainConfig, stored: ResolvedConfig | None) -> TrainConfig:
-    """Give a configuration the vocabulary of the weights that it continues from.
+    """Add the vocabulary of the weights that a configuration continues from.
 
-    The ids of words are part of the weights, so words are drawn for new weights only.
+    The weights depend on the ids of words, so words are only sampled for new weights.
 
     Args:
         config: the configuration of a training command.
         stored: the configuration that its run directory holds, if there is one.
 
     Returns:
-        The configuration with the vocabulary and the text length that its run directory states, or
-        with the vocabulary of the run that it starts from; what it states itself is kept.
+        The configuration with the vocabulary and the text length from its run directory, or with
+        the vocabulary of the run that it starts from; values that it sets itself are kept.
 
     Raises:
         ConfigError: the configuration of the other run is not valid.
@@ -345,7 +347,7 @@ def _store_config(run_dir: Path, config: ResolvedConfig) -> None:
 
 
 def _other_name(name: str, differences: Sequence[Difference]) -> str:
-    """Return a name of the run that tells it from the one that has its name."""
+    """Return a name for the run that distinguishes it from the existing run of the same name."""
     parts = [name]
     for option, _, value in differences[:MAX_NAMED]:
         last = option.rpartition(".")[2]
@@ -355,7 +357,7 @@ def _other_name(name: str, differences: Sequence[Difference]) -> str:
 
 
 def _differences(stored: ResolvedConfig, current: ResolvedConfig) -> list[Difference]:
-    """Return each option that differs and may not; the length is checked apart."""
+    """Return each option that differs but must not; the timesteps are checked elsewhere."""
     fixed = set(FREE_FIELDS) | {"total_timesteps"}
     old = stored.model_dump(exclude=fixed)
     new = current.model_dump(exclude=fixed)

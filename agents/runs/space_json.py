@@ -10,7 +10,7 @@ from mirl.agents.runs.atomic_files import JsonObject
 from mirl.envs.actions import ActionSpace
 
 MAX_SIZE = 2**22
-"""Numbers of a space up to which it is rebuilt: a file from a stranger may claim any shape."""
+"""Maximum size of a space that is rebuilt, because an untrusted file may claim any shape."""
 DTYPES = ("bool", *(f"{kind}{8 * size}" for kind in ("int", "uint") for size in (1, 2, 4, 8)))
 FLOAT_DTYPES = ("float16", "float32", "float64")
 
@@ -23,7 +23,7 @@ def space_to_json(space: spaces.Space[object]) -> JsonObject:
             one of these.
 
     Returns:
-        The object; ``space_from_json`` gives back an equal space, with its keys in the same order.
+        The object; ``space_from_json`` returns an equal space, with its keys in the same order.
 
     Raises:
         TypeError: the space is of another kind.
@@ -54,7 +54,7 @@ def observation_space_from_json(value: object) -> spaces.Dict:
     """Rebuild an observation space.
 
     Args:
-        value: what ``space_to_json`` returned.
+        value: the object that ``space_to_json`` returned.
 
     Returns:
         The space.
@@ -72,7 +72,7 @@ def action_space_from_json(value: object) -> ActionSpace:
     """Rebuild an action space.
 
     Args:
-        value: what ``space_to_json`` returned.
+        value: the object that ``space_to_json`` returned.
 
     Returns:
         The space.
@@ -90,7 +90,7 @@ def space_from_json(value: object) -> spaces.Dict | ActionSpace:
     """Rebuild a space from its JSON object.
 
     Args:
-        value: what ``space_to_json`` returned; nothing in it is trusted.
+        value: the object that ``space_to_json`` returned; nothing in it is trusted.
 
     Returns:
         The space.
@@ -123,7 +123,7 @@ def _rebuild(value: object) -> spaces.Dict | ActionSpace:
             return spaces.MultiDiscrete(counts)
         case "MultiBinary":
             shape = _checked_shape(value["shape"])
-            # Gymnasium tells MultiBinary(3) from MultiBinary([3]); the first form is the usual one
+            # Gymnasium distinguishes MultiBinary(3) from MultiBinary([3]); the first is usual
             return spaces.MultiBinary(shape[0] if len(shape) == 1 else shape)
         case kind:
             raise ValueError(f"expected a kind of space, got {kind!r}")

@@ -1,9 +1,9 @@
-"""Synchronization points: after a checkpoint, training depends only on what the checkpoint holds.
+"""Synchronization points: after a checkpoint, training depends only on the checkpoint.
 
 Not every backend can copy the state of its environments. Therefore every run, interrupted or not,
 restarts its episodes and its random generators at each checkpoint, from seeds that are derived from
-the run's seed and the timesteps. On a CPU a run that was killed and resumed ends with exactly the
-same weights as one that was not. The seeds also depend on the rank, where several processes train.
+the run's seed and the timesteps. On a CPU, a run that was killed and resumed ends with exactly the
+same weights as one that was not. If several processes train, the seeds also depend on the rank.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ MAX_SEED = 2**31
 
 
 def reseed_all(agent: BaseAlgorithm) -> None:
-    """Restart episodes and random generators from seeds of the run's seed, timesteps and rank only.
+    """Restart episodes and random generators from the run's seed, timesteps and rank only.
 
     Args:
         agent: an agent with a seed and an environment.

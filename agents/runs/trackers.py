@@ -1,7 +1,7 @@
 """Experiment trackers as writers of SB3's logger: Weights & Biases, Trackio and MLflow.
 
-Their packages are optional and imported when a run begins. A tracker continues the run whose id
-stands in the run directory, and never ends the training.
+Their packages are optional and imported when a run begins. A tracker continues the run whose id is
+stored in the run directory, and its errors never end the training.
 """
 
 import contextvars
@@ -37,21 +37,21 @@ ID = r"[\w.+-]{1,300}"
 SB3_FORMATS = {"csv", "tensorboard"}
 """Formats of SB3's logger in a run; what both leave out, the trackers leave out, too."""
 PATIENCE = 10
-"""After a failed attempt, a tracker rests for that many times as long as the attempt took."""
+"""Pause of a tracker after a failed attempt, in multiples of the time that the attempt took."""
 MLFLOW_NAME = 250
-"""Length of a name in MLflow, at most."""
+"""Maximum length of a name in MLflow."""
 MLFLOW_BATCH = 100
-"""Number of parameters that MLflow takes at once, at most."""
+"""Maximum number of parameters that MLflow accepts at once."""
 
 Scalar = bool | int | float | str
 Outcome = Literal["finished", "killed", "failed"]
-"""End of a training: complete, stopped by a signal, or by an error."""
+"""Outcome of a training: completed, stopped by a signal, or stopped by an error."""
 EXIT_CODES: dict[Outcome, int] = {"finished": 0, "killed": 255, "failed": 1}
-"""Exit codes of a run for Weights & Biases, which takes 255 for Ctrl-C."""
+"""Exit codes of a run for Weights & Biases, which interprets 255 as Ctrl-C."""
 
 
 def to_number(value: object) -> object:
-    """Return the number in a tensor or an array without axes; other values as they are.
+    """Return the number in a zero-dimensional tensor or array; return other values unchanged.
 
     SB3's writers would print "tensor(0.5)" into the table and draw a histogram of one number.
 
@@ -80,12 +80,12 @@ def flatten(options: Mapping[str, object], prefix: str = "") -> Iterator[tuple[s
 
 
 class Tracker(KVWriter, ABC):
-    """A tracker as a writer of SB3's logger: numbers at timesteps, whatever else is left out.
+    """A tracker as a writer of SB3's logger: numbers by timestep; other values are left out.
 
-    The first error is a warning; training continues in any case.
+    The first error causes a warning; training continues in any case.
 
     Args:
-        run_dir: the run directory, whose name the run has in the tracker.
+        run_dir: the run directory, whose name is also the run's name in the tracker.
         options: the configuration.
         logged: last timestep that the tracker has of each metric, from before the run was
             resumed; these values are not logged again.
@@ -100,13 +100,13 @@ class Tracker(KVWriter, ABC):
         self.run_dir = run_dir
         self.options = options
         self.outcome: Outcome = "failed"
-        """End of the training, until it is known to be another one."""
+        """Outcome of the training; ``failed`` until another outcome is known."""
         self.is_open = False
         self.has_warned = False
         self.rests_until = 0.0
         ids = load_ids(run_dir)
         self.id = ids.get(self.name)
-        # nothing was logged to a tracker that is new to the run
+        # a tracker that was just added to the run has no logged values
         self.logged = logged if self.id else {}
         self._attempt(self._open)
 
@@ -137,17 +137,17 @@ class Tracker(KVWriter, ABC):
         for key, value in key_values.items():
             number = to_number(value)
             excluded = set(key_excluded.get(key) or ())
-            # SB3's formats are all that a caller knows who leaves a metric out of every row
+            # callers only know SB3's formats; excluding all of them means excluding the metric
             if self.name in excluded or excluded >= SB3_FORMATS:
                 continue
             if isinstance(number, Real) and step > self.logged.get(key, -1):
-                # plain floats: not every tracker takes numpy's
+                # plain floats, because not every tracker accepts numpy's
                 numbers[key] = float(number)
         if numbers:
             self.send(numbers, step)
 
     def close(self) -> None:
-        """End the run, as ``outcome`` says."""
+        """End the run with ``outcome``."""
         if self.is_open:
             self.is_open = False
             self._attempt(self.finish)
@@ -156,8 +156,8 @@ class Tracker(KVWriter, ABC):
         start = time.monotonic()
         try:
             call()
-        except Exception as error:  # of a package of somebody else's, which may raise anything
-            # so that a server that is down does not take the time of the training
+        except Exception as error:  # third-party packages may raise anything
+            # pause, so that an unavailable server does not slow down training
             end = time.monotonic()
             self.rests_until = end + PATIENCE * (end - start)
             if not self.has_warned:
@@ -172,7 +172,7 @@ class Tracker(KVWriter, ABC):
 
     @abstractmethod
     def open(self) -> str:
-        """Begin a run, or continue that of ``id``; return its id."""
+        """Begin a run, or continue the run ``id``; return its id."""
 
     @abstractmethod
     def send(self, numbers: dict[str, float], step: int) -> None:
@@ -185,7 +185,7 @@ class Tracker(KVWriter, ABC):
 
     @abstractmethod
     def finish(self) -> None:
-        """End the run, as ``outcome`` says."""
+        """End the run with ``outcome``."""
 
 
 class WandbTracker(Tracker):
@@ -197,11 +197,11 @@ class WandbTracker(Tracker):
     name = "wandb"
 
     def open(self) -> str:
-        """Begin a run, or continue that of ``id``; return its id."""
+        """Begin a run, or continue the run ``id``; return its id."""
         import wandb
 
         run_id = self.id or uuid.uuid4().hex[:12]
-        # beside other runs of the process, of which wandb would return the first otherwise
+        # in addition to other runs of the process; wandb would otherwise return the first of them
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=self.run_dir.name,
@@ -212,7 +212,7 @@ class WandbTracker(Tracker):
             allow_val_change=True,  # total_timesteps may grow
         )
         if self.run.offline:
-            # of a process that was killed, the file may lack the last seconds
+            # if the process was killed, the file may lack the last seconds
             self.logged = {}
         return run_id
 
@@ -240,25 +240,25 @@ class WandbTracker(Tracker):
             self._attempt(lambda: self.run.log(video, step=step))
 
     def finish(self) -> None:
-        """End the run, as ``outcome`` says."""
+        """End the run with ``outcome``."""
         self.run.finish(exit_code=EXIT_CODES[self.outcome])
 
 
 class TrackioTracker(Tracker):
-    """Trackio, on this computer unless its environment variables (``TRACKIO_SPACE_ID``, …) say so.
+    """Trackio, local unless its environment variables (``TRACKIO_SPACE_ID``, …) say otherwise.
 
-    Trackio keeps no state of a run, so a stopped one looks like a finished one. It finds a run by
-    its name, which is the id here.
+    Trackio does not store the state of a run, so a stopped one looks like a finished one. It finds
+    a run by its name, which is the id here.
     """
 
     name = "trackio"
 
     def open(self) -> str:
-        """Begin a run, or continue that of ``id``; return its id."""
+        """Begin a run, or continue the run ``id``; return its id."""
         import trackio
 
         name = self.id or self._free_name()
-        # a context of its own: init ends the run of the present one
+        # in a separate context, because init ends the run of the current one
         self.run = contextvars.Context().run(
             trackio.init,
             project=PROJECT,
@@ -266,12 +266,12 @@ class TrackioTracker(Tracker):
             config=dict(self.options),
             resume="allow" if self.id else "never",
         )
-        # rows are stored in the background: of a process that was killed, the last may be missing
+        # rows are stored in the background; if the process was killed, the last may be missing
         self.logged = {}
         return name
 
     def _free_name(self) -> str:
-        """Return the name of the run directory, with an addition if another run has it."""
+        """Return the name of the run directory, with a suffix if another run has the same name."""
         import trackio
 
         name = self.run_dir.name
@@ -291,23 +291,23 @@ class TrackioTracker(Tracker):
         self.run.log(numbers, step=step)
 
     def finish(self) -> None:
-        """End the run, as ``outcome`` says."""
+        """End the run with ``outcome``."""
         self.run.finish()
 
 
 class MlflowTracker(Tracker):
     """MLflow. Its environment variables (``MLFLOW_TRACKING_URI``, …) apply.
 
-    Parameters are those with which the run began, because MLflow does not let them change.
+    Parameters are those that the run began with, because MLflow does not allow changing them.
     """
 
     name = "mlflow"
 
     def open(self) -> str:
-        """Begin a run, or continue that of ``id``; return its id."""
+        """Begin a run, or continue the run ``id``; return its id."""
         from mlflow import MlflowClient
 
-        # the client has no active run that other runs of the process would share
+        # the client has no active run, which other runs of the process would share
         self.client = MlflowClient()
         if self.id is not None:
             self.client.update_run(self.id, status="RUNNING")
@@ -357,12 +357,12 @@ class MlflowTracker(Tracker):
         self.client.log_batch(self.run_id, metrics=metrics, synchronous=True)
 
     def finish(self) -> None:
-        """End the run, as ``outcome`` says."""
+        """End the run with ``outcome``."""
         self.client.set_terminated(self.run_id, status=self.outcome.upper())
 
 
 def _mlflow_name(name: str) -> str:
-    """Return a name that MLflow takes: names of tasks may contain any character."""
+    """Return a name that MLflow accepts, because names of tasks may contain any character."""
     name = re.sub(r"[^/\w.\- :]", "_", name)
     if posixpath.normpath(name) != name or name.startswith(("/", "..")):
         name = name.replace("/", "_")
@@ -390,7 +390,7 @@ def open_trackers(
         logged: last timestep before the run was resumed, by metric.
 
     Returns:
-        The trackers, of which some may have failed with a warning.
+        The trackers, some of which may have failed with a warning.
     """
     trackers: list[Tracker] = []
     for name in dict.fromkeys(names):

@@ -1,8 +1,8 @@
 """Initial weights from another run, or from a .zip file that Stable-Baselines3 saved.
 
-Such a file contains pickles. Only the policy's weights are read from it: their pickle may name
-tensors and their storages and nothing else, and what PyTorch's restricted unpickler loads is a copy
-of exactly the bytes that were checked.
+Such a file contains pickles. Only the policy's weights are read from it: their pickle may refer to
+tensors and their storages and nothing else, and PyTorch's restricted unpickler loads a copy of
+exactly the bytes that were checked.
 """
 
 import io
@@ -21,9 +21,9 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.stored import check_regular
 
 SPARE_BYTES = 2**20
-"""Bytes that an archive may hold beside the weights."""
+"""Bytes that an archive may hold in addition to the weights."""
 MAX_PICKLE_BYTES = 2**18
-"""Largest pickle that is checked; it holds names and shapes only."""
+"""Maximum size of a pickle; it holds only names and shapes."""
 MEMBER = "policy.pth"
 """File of the policy's weights in an archive of SB3."""
 GLOBALS = re.compile(
@@ -31,7 +31,7 @@ GLOBALS = re.compile(
     r"|torch\._utils _rebuild_tensor_v2"
     r"|torch (Float|Double|Long|Bool|Byte)Storage"
 )
-"""Names that the pickle of a state dict refers to."""
+"""Global names that the pickle of a state dict refers to."""
 OPCODES = frozenset(
     (
         *("PROTO", "MARK", "STOP", "GLOBAL", "BINPERSID", "REDUCE", "BUILD", "EMPTY_DICT"),
@@ -51,7 +51,7 @@ def warm_start(policy: nn.Module, path: Path) -> None:
         path: a run directory, for its best checkpoint, or a .zip file that SB3 saved.
 
     Raises:
-        ConfigError: the weights are missing or do not fit; the policy is unchanged then.
+        ConfigError: the weights are missing or do not fit; the policy is then unchanged.
     """
     if path.suffix.lower() == ".zip":
         load_archive(policy, path)
@@ -67,7 +67,7 @@ def load_archive(policy: nn.Module, path: Path) -> None:
         path: the .zip file.
 
     Raises:
-        ConfigError: it holds no weights, or they do not fit; the policy is unchanged then.
+        ConfigError: it does not hold weights, or they do not fit; the policy is then unchanged.
     """
     check_regular(path)
     expected = policy.state_dict()
@@ -78,10 +78,10 @@ def load_archive(policy: nn.Module, path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             packed = _read_member(archive, MEMBER, max_bytes)
         copy = _checked_copy(packed, max_bytes)
-        # weights_only is a second barrier behind the check of the pickle
+        # weights_only is a second safeguard after the check of the pickle
         loaded = torch.load(copy, map_location="cpu", weights_only=True)
         weights = _checked_weights(loaded, expected)
-    except Exception as error:  # a file from a stranger can cause any
+    except Exception as error:  # an untrusted file can cause any exception
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise ConfigError(f"{path} does not hold the weights of this policy: {reason}") from None
     policy.load_state_dict(weights)
@@ -89,10 +89,10 @@ def load_archive(policy: nn.Module, path: Path) -> None:
 
 def _read_member(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
     if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        # the other methods decompress everything they have read before they can be stopped
+        # other methods cannot be stopped before they have decompressed everything they read
         raise ValueError(f"{name} is compressed by a method that SB3 does not use")
     with archive.open(name) as file:
-        # one byte more than allowed shows that there are too many
+        # reading one byte more than allowed detects data that is too long
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise ValueError(f"{name} decompresses to more than {max_bytes:,} bytes")
@@ -100,19 +100,19 @@ def _read_member(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
 
 
 def _checked_copy(packed: bytes, max_bytes: int) -> io.BytesIO:
-    """Copy what ``torch.save`` wrote, file by file, after checking each.
+    """Copy the output of ``torch.save`` file by file, after checking each.
 
-    Two readers may find different content in one zip file, so the original is not loaded.
+    Two readers may find different content in the same zip file, so the original is not loaded.
     """
     copy = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(packed)) as given, zipfile.ZipFile(copy, "w") as checked:
         names = given.namelist()
-        # readers of archives disagree about which of the two they take
+        # readers of archives disagree about which of two equal names they take
         if len(set(names)) < len(names):
             raise ValueError("it holds a file twice")
         for name in names:
             data = _read_member(given, name, max_bytes)
-            max_bytes -= len(data)  # the limit holds for all files together
+            max_bytes -= len(data)  # the limit applies to all files together
             if name.endswith("data.pkl"):
                 _check_pickle(data)
             checked.writestr(name, data)
@@ -130,16 +130,16 @@ def _check_pickle(data: bytes) -> None:
             is_known = GLOBALS.fullmatch(str(argument)) is not None
         if not is_known:
             raise ValueError(f"weights only: its pickle has {opcode.name} {argument or ''}".strip())
-        # the unpickler allocates memory for every index up to the one that is stored
+        # the unpickler allocates memory for every index up to the stored one
         if opcode.name == "LONG_BINPUT" and int(argument or 0) > len(data):
             raise ValueError(f"weights only: its pickle stores memo {argument}")
 
 
 def _checked_weights(loaded: object, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Check names, shapes, types and values; return the weights under today's names."""
+    """Check names, shapes, types and values; return the weights under their current names."""
     if not isinstance(loaded, dict):
         raise ValueError(f"expected tensors by name, got {type(loaded).__name__}")
-    # a file does not say which version wrote it: only unknown names are migrated
+    # the file does not state the version that wrote it, so only unknown names are migrated
     weights: dict[str, object] = {}
     for name, value in loaded.items():
         current = name

@@ -24,7 +24,7 @@ ValueT = TypeVar("ValueT")
 
 
 def load_weights(path: Path, policy: nn.Module, version: int) -> None:
-    """Load weights into a policy, on the device that it is on.
+    """Load weights into a policy, on its own device.
 
     Args:
         path: a safetensors file.
@@ -33,7 +33,7 @@ def load_weights(path: Path, policy: nn.Module, version: int) -> None:
 
     Raises:
         ValueError: a weight is missing, unknown, or of another shape or type; the policy is
-            unchanged then.
+            then unchanged.
         OSError: the file cannot be read.
         SafetensorError: the file is damaged.
     """
@@ -41,12 +41,12 @@ def load_weights(path: Path, policy: nn.Module, version: int) -> None:
     _check_header(path, expected, version)
     weights = _with_current_names(load_file(path), version)
     _check_complete(weights, expected)
-    # not strict: a tensor that has several names is in the file under one of them
+    # not strict, because a tensor with several names is stored under only one of them
     policy.load_state_dict(weights, strict=False)
 
 
 def _check_header(path: Path, expected: Mapping[str, Tensor], version: int) -> None:
-    """Check names, shapes and types by the header of a file, before any weight is loaded.
+    """Check names, shapes and types in the header of a file, before any weight is loaded.
 
     ``load_state_dict`` would convert a weight of another type silently.
     """
@@ -74,9 +74,9 @@ def _with_current_names(weights: dict[str, ValueT], version: int) -> dict[str, V
 
 
 def _check_complete(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Check that every weight is there once, under one of its names.
+    """Check that every weight is present once, under one of its names.
 
-    A features extractor that actor and critic share appears under several names in a state dict.
+    A features extractor shared by actor and critic appears under several names in a state dict.
     """
     loaded = {_identity(expected[name]) for name in weights}
     if len(loaded) < len(weights):

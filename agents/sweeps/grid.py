@@ -27,9 +27,9 @@ class Record(TypedDict):
     words: list[str]
     timesteps: int
     seconds: float
-    """Time of the training, since it was last resumed."""
+    """Training time in seconds, since the run was last resumed."""
     success: float | None
-    """Mean success rate of the trained tasks on test episodes; None if one reports none."""
+    """Mean success rate of the trained tasks on test episodes; None if a task reports none."""
     episode_return: float
     """Mean return of the trained tasks on test episodes."""
     tasks: list[TaskSummary]
@@ -37,12 +37,12 @@ class Record(TypedDict):
 
 @dataclass(frozen=True)
 class GridJob:
-    """A run of a grid, for a process of its own.
+    """A run of a grid, to be executed in its own process.
 
     Args:
         name: name of the run directory.
         words: arguments of train.py.
-        settings: the values that tell it from the other runs.
+        settings: the values that distinguish it from the other runs.
     """
 
     name: str
@@ -50,7 +50,7 @@ class GridJob:
     settings: tuple[tuple[str, str], ...]
 
     def record_path(self, folder: Path) -> Path:
-        """Return the file of its record, which exists when the run is finished.
+        """Return the path of its record, which exists once the run is finished.
 
         Args:
             folder: folder of the sweep.
@@ -64,7 +64,7 @@ class GridResult(NamedTuple):
     table: Table
     """All runs, for the terminal."""
     failures: dict[str, str]
-    """The reason of each run that failed, by the name of the run."""
+    """The reason for each failure, by the name of the run."""
     missing: int
     """Number of runs that are not finished, failed ones included."""
     written: Path
@@ -78,8 +78,8 @@ def run_grid(
 ) -> GridResult:
     """Train and evaluate every run of a grid.
 
-    The same configuration goes on: finished runs are kept, others are resumed. On Ctrl-C or SIGTERM
-    the runs save a checkpoint and end.
+    Calling it again with the same configuration keeps finished runs and resumes the others. On
+    Ctrl-C or SIGTERM the runs save a checkpoint and end.
 
     Args:
         config: the sweep.
@@ -90,7 +90,7 @@ def run_grid(
         The table, and the runs that failed or are not finished.
 
     Raises:
-        ConfigError: an option is invalid, or the folder is another sweep's, or in use.
+        ConfigError: an option is invalid, or the folder holds another sweep, or is in use.
     """
     runs = sweep_runs(config)
     with opened(config) as folder:
@@ -118,7 +118,7 @@ def run_grid(
 
 
 def _is_finished(run: SweepRun, job: GridJob, folder: Path) -> bool:
-    """Return True if a run has a record, and its directory was not deleted since then."""
+    """Return True if a run has a record and its directory has not been deleted since."""
     return job.record_path(folder).exists() and run.config.run_dir.is_dir()
 
 
@@ -150,7 +150,7 @@ def train_and_record(job: GridJob, folder: Path) -> bool:
         True if the run is finished, False if it was stopped.
 
     Raises:
-        ConfigError: the run does not fit its environment, or its directory is another run's.
+        ConfigError: the run does not fit its environment, or its directory holds another run.
         RunError: the training failed.
     """
     run = train_and_evaluate([*job.words, "progress=false"], log_path(folder, job), folder)

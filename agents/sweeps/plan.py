@@ -1,4 +1,4 @@
-"""The folder of a sweep: the arguments that it is for, and its results."""
+"""The folder of a sweep: its arguments and its results."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from mirl.configs.commands.sweep import SweepConfig
 from mirl.configs.errors import ConfigError
 
 PLAN = "sweep.json"
-"""File with the arguments of the sweep that a folder holds."""
+"""File with the arguments of the sweep in a folder."""
 RECORDS = "records"
 """Folder with a JSON file per finished run."""
 RESULTS = "results.json"
@@ -20,7 +20,7 @@ RESULTS = "results.json"
 
 @contextmanager
 def opened(config: SweepConfig) -> Iterator[Path]:
-    """Create the folder of a sweep, or open it to go on, and keep other processes out of it.
+    """Create the folder of a sweep, or open it to continue, and keep other processes out of it.
 
     Args:
         config: the sweep.
@@ -47,7 +47,7 @@ def opened(config: SweepConfig) -> Iterator[Path]:
 
 
 def _check_same(path: Path, config: SweepConfig) -> None:
-    """Raise if a folder is that of a sweep with other arguments."""
+    """Raise if a folder holds a sweep with other arguments."""
     stored = load_json(path).get("options")
     if not isinstance(stored, list) or not all(isinstance(word, str) for word in stored):
         raise ConfigError(f"{path} holds no sweep; choose another out=…")

@@ -1,4 +1,4 @@
-"""A study: Optuna looks for the best values of a sweep's options."""
+"""A study: Optuna searches for the best values of a sweep's options."""
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # Optuna is optional
     import optuna
 
 ARGUMENTS = "arguments"
-"""Attribute of a trial: its arguments of train.py."""
+"""Attribute of a trial with its arguments of train.py."""
 MAX_ROWS = 10
 """Number of trials that the table shows."""
 
@@ -33,7 +33,7 @@ class StudyResult(NamedTuple):
     counts: dict[str, int]
     """Number of trials by their state: complete, pruned, fail, running."""
     failures: dict[str, str]
-    """The reason of each trial that failed just now, by its name."""
+    """The reason for each failure in this call, by the name of the trial."""
     best: list[str] | None
     """Arguments of train.py with the best values; None if no trial is complete."""
     missing: int
@@ -49,9 +49,9 @@ def run_study(
 ) -> StudyResult:
     """Run the trials of a study.
 
-    The value of a trial is the score of its last evaluation, on validation episodes, by which a run
-    selects its best checkpoint. The same configuration goes on: trials that were stopped or killed
-    are resumed, and a larger number of trials adds new ones.
+    The value of a trial is the score of its last evaluation on validation episodes, the score by
+    which a run selects its best checkpoint. Calling it again with the same configuration resumes
+    trials that were stopped or killed, and a larger number of trials adds new ones.
 
     Args:
         config: the sweep.
@@ -59,18 +59,18 @@ def run_study(
         engine: executes the trials; None for the engine that the configuration chooses.
 
     Returns:
-        The best trials, and what became of the others.
+        The best trials, and the states of all.
 
     Raises:
-        ConfigError: Optuna is not installed, an option is invalid, or the folder is another
-            sweep's, or in use.
+        ConfigError: Optuna is not installed, an option is invalid, or the folder holds another
+            sweep, or is in use.
     """
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError("a study needs Optuna: pip install 'mirl[sweep]'")
     with opened(config) as folder:
         study = open_study(folder)
         n_ended = len(_trials(study, running=False))
-        # a sampler with a fixed seed would draw the points of an earlier command again
+        # a sampler with a fixed seed would repeat the points of an earlier command
         seed = np.random.SeedSequence([_seed(config), len(study.get_trials(deepcopy=False))])
         study.sampler = _sampler(int(seed.generate_state(1)[0]))
         if n_ended:
@@ -93,7 +93,7 @@ def _sampler(seed: int) -> "optuna.samplers.BaseSampler":
 
 
 def distributions(config: SweepConfig) -> "dict[str, optuna.distributions.BaseDistribution]":
-    """Return what Optuna may choose each swept option from.
+    """Return the distribution from which Optuna chooses each swept option.
 
     Args:
         config: the sweep.
@@ -132,10 +132,10 @@ class _Execution:
         self.log = log
         self.failures: dict[str, str] = {}
         self.died: list[TrialJob] = []
-        """Trials whose process has died, which are resumed once."""
+        """Trials whose process has died; they are resumed once."""
 
     def run(self, engine: Engine) -> dict[str, str]:
-        """Run all trials; return the reasons of those that failed."""
+        """Run all trials; return the reasons for failures."""
         self._execute(engine, self._jobs())
         again, self.died = self.died, []
         if again:
@@ -148,7 +148,7 @@ class _Execution:
         execute(engine, partial(run_trial, folder=self.folder), jobs, self.folder, self._on_end)
 
     def _jobs(self) -> Iterator[TrialJob]:
-        """Yield the trials to resume, then new ones, each when it can begin."""
+        """Yield the trials to resume, then new ones, created only when they can begin."""
         for frozen in _trials(self.study, running=True):
             if ARGUMENTS in frozen.user_attrs:
                 yield TrialJob(frozen.number, tuple(frozen.user_attrs[ARGUMENTS]))
@@ -164,7 +164,7 @@ class _Execution:
             yield TrialJob(trial.number, tuple(words))
 
     def _copy_twin(self, trial: "optuna.Trial") -> bool:
-        """End a trial like an earlier one with the same values, of which it would be a copy."""
+        """Give a trial the result of an earlier one with the same values, if there is one."""
         for earlier in self.study.get_trials(deepcopy=False, states=[_state("COMPLETE")]):
             if earlier.params == trial.params:
                 self.study.tell(trial, earlier.value)
@@ -180,7 +180,7 @@ class _Execution:
             self.failures[job.name] = failure
         frozen = self.study.get_trials(deepcopy=False)[job.number]
         state = frozen.state.name.lower()
-        if failure and state == "complete":  # its process died after that
+        if failure and state == "complete":  # its process died after the trial was complete
             del self.failures[job.name]
         elif failure and not isinstance(outcome, JobDiedError):
             self._fail(job)
@@ -198,7 +198,7 @@ class _Execution:
 
 
 def typed_values(config: SweepConfig, params: "dict[str, object]") -> dict[str, str]:
-    """Return the values of a trial as they are typed.
+    """Return the values of a trial as they would be typed.
 
     Args:
         config: the sweep.

@@ -1,4 +1,4 @@
-"""A trial of a study, in a process of its own: train, report each evaluation, tell the result."""
+"""A trial of a study in its own process: train, report each evaluation and tell the result."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # Optuna is optional
     import optuna
 
 JOURNAL = "study.journal"
-"""File with all that Optuna knows of a study: a line of JSON per event."""
+"""File with all of Optuna's data of a study: one line of JSON per event."""
 STUDY = "mirl"
 """Name of the study in its file."""
 RUNS = "runs"
@@ -43,7 +43,7 @@ class TrialJob:
         return f"trial{self.number:04d}"
 
     def arguments(self, folder: Path) -> list[str]:
-        """Return the arguments of train.py that make this run.
+        """Return the arguments of train.py that define this run.
 
         Args:
             folder: folder of the study.
@@ -58,14 +58,14 @@ def open_study(
 
     Args:
         folder: folder of the study.
-        sampler: chooses the values of new trials; None where none are begun.
+        sampler: chooses the values of new trials; None if no new trials are created.
     """
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    # absolute, because the lock of the file is a link to it in its own folder
+    # absolute, because the file's lock is a link to it in the same folder
     storage = JournalStorage(JournalFileBackend(str((folder / JOURNAL).absolute())))
     return optuna.create_study(
         study_name=STUDY,
@@ -80,8 +80,8 @@ def open_study(
 class TrialReports:
     """Report evaluations to Optuna, which may prune the trial.
 
-    The pruner compares equal steps only, so a step is an interval of ``evaluation.every`` timesteps
-    and not the timesteps themselves, which depend on the size of the rollouts.
+    The pruner only compares equal steps, so a step is the number of intervals of
+    ``evaluation.every`` timesteps, and not the timesteps, which depend on the size of the rollouts.
 
     Args:
         trial: the trial.
@@ -94,7 +94,7 @@ class TrialReports:
         self.value: float | None = None
         """The last value; None if there is none yet."""
         self.steps = set(_intermediate_values(trial))
-        """Steps that were reported, by an earlier process as well."""
+        """Steps that were reported, including those of earlier processes."""
         self.is_pruned = False
 
     def report(self, timesteps: int, score: float) -> bool:
@@ -105,7 +105,7 @@ class TrialReports:
             score: score of the evaluation.
 
         Returns:
-            True if the trial is to be stopped.
+            True if the trial should be stopped.
         """
         self.value = score
         if not math.isfinite(score):
@@ -132,7 +132,7 @@ def run_trial(job: TrialJob, folder: Path) -> bool:
         True if the trial has ended, False if it was stopped and can be resumed.
 
     Raises:
-        ConfigError: the values do not fit together or the environment.
+        ConfigError: the values do not fit together, or do not fit the environment.
         RunError: the training failed, or its value is not a number.
     """
     import optuna
@@ -146,7 +146,7 @@ def run_trial(job: TrialJob, folder: Path) -> bool:
             wait_for_lock(config.run_dir, folder / STOP)
             stored = study.get_trials(deepcopy=False)[job.number]
             if stored.state.is_finished():
-                return True  # by the job that was waited for
+                return True  # finished by the job that this one waited for
             return _train(optuna.Trial(study, stored._trial_id), config, log, tell)
         except Exception:
             tell(state=TrialState.FAIL)
@@ -172,7 +172,7 @@ def _train(
     if not result.finished:
         return False
     if value is None:
-        # the process of an earlier command has died after the last evaluation
+        # the process of an earlier command died after the last evaluation
         reported = _intermediate_values(trial)
         value = reported[max(reported)]
     tell(value)

@@ -1,1 +1,1 @@
-"""A look at a trained agent, one timestep at a time: on a page or in the terminal."""
+"""Watching a trained agent, one timestep at a time, on a web page or in the terminal."""

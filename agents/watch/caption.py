@@ -1,4 +1,4 @@
-"""Pictures with a caption under them: what is asked, and what has been done."""
+"""Pictures with a caption below them: the mission, the last action and its result."""
 
 import textwrap
 from typing import NamedTuple
@@ -11,20 +11,20 @@ from mirl.agents.watch.single_env import Frame
 WIDTH = 320
 """Width of a picture, in pixels."""
 MAX_HEIGHT = 480
-"""Height of a picture without its caption, at most, in pixels."""
+"""Maximum height of a picture without its caption, in pixels."""
 LINE = 19
 """Height of a line of the caption, in pixels."""
 MARGIN = 6
 """Pixels between the caption and the edges."""
 FONT_SIZE = 15
 MAX_MISSION_LINES = 8
-"""Lines of a mission; of a longer one, the rest is left out."""
+"""Maximum number of lines of a mission; the rest is left out."""
 SUCCESS_COLOR = "#006400"
 FAILURE_COLOR = "#b00000"
 
 
 class Note(NamedTuple):
-    """The lines under a picture that change from one timestep to the next."""
+    """The lines below a picture that change from one timestep to the next."""
 
     step: str
     """The number of the timestep and the action that led to it."""
@@ -35,7 +35,7 @@ class Note(NamedTuple):
 
 
 def note_of(player: EpisodePlayer) -> Note:
-    """Return the note on the present timestep of an episode.
+    """Return the note for the current timestep of an episode.
 
     Args:
         player: the episode.
@@ -51,7 +51,7 @@ def note_of(player: EpisodePlayer) -> Note:
 
 
 def scaled(frame: Frame) -> Image.Image:
-    """Return a frame in the size in which it is shown.
+    """Return a frame scaled to its display size.
 
     Args:
         frame: the frame, (H, W, 3).
@@ -60,7 +60,7 @@ def scaled(frame: Frame) -> Image.Image:
     scale = min(WIDTH / width, MAX_HEIGHT / height)
     # a frame that is very wide or very high keeps a line of pixels
     size = (max(round(scale * width), 1), max(round(scale * height), 1))
-    # the few pixels of a small frame stay sharp
+    # nearest-neighbor keeps the few pixels of a small frame sharp
     method = Image.Resampling.NEAREST if scale >= 3 else Image.Resampling.BICUBIC
     return Image.fromarray(frame).resize(size, method)
 
@@ -69,10 +69,10 @@ def captioned(picture: Image.Image, mission: str, note: Note, legend: str = "") 
     """Return a picture with its caption; the note does not change its size.
 
     Args:
-        picture: a picture of ``scaled``.
-        mission: what is asked, which is wrapped.
-        note: the lines under it.
-        legend: the last line, what the marks in the picture mean; empty for none.
+        picture: a picture from ``scaled``.
+        mission: the mission, which is wrapped.
+        note: the lines below it.
+        legend: the last line, with the meaning of the marks in the picture; empty for none.
     """
     font = ImageFont.load_default(FONT_SIZE)
     lines = [(line, "black") for line in wrapped(f"Task: {mission}", font)]

@@ -16,13 +16,13 @@ MARK_COLOR = "#ff9f00"
 LEGEND = "orange: what the mission picks out"
 """Meaning of the marks, for the caption."""
 WIDEST_MARK = 0.25
-"""Width of the widest mark, in widths of a cell."""
+"""Maximum width of a mark, as a fraction of a cell's width."""
 MARK_SLOPE = 2.5
-"""Width of a mark, in widths of a cell, for each unit of the share."""
+"""Width of a mark per unit of the share, as a fraction of a cell's width."""
 
 
 def view_picture(env: Env) -> Frame | None:
-    """Return the picture of what an agent sees; None outside of MiniGrid and BabyAI.
+    """Return a picture of the agent's view; None outside of MiniGrid and BabyAI.
 
     Args:
         env: the environment.
@@ -35,15 +35,15 @@ def view_picture(env: Env) -> Frame | None:
     size = _view_size(env)
     grid, is_visible = grid_env.gen_obs_grid(size)  # type: ignore[no-untyped-call]
     assert isinstance(grid, Grid)
-    # the agent is in the middle of the last row, and looks up
+    # the agent is in the middle of the last row and faces up
     position = (size // 2, size - 1)
     return grid.render(VIEW_TILE, position, agent_dir=3, highlight_mask=is_visible)
 
 
 def cells_of_view(env: Env) -> Int[np.ndarray, "width height 2"]:
-    """Return the column and the row in the grid of each cell that an observation has.
+    """Return the grid column and row of each cell in an observation.
 
-    Cells of the view that are outside of the grid have columns and rows outside of it.
+    Cells of the view that are outside of the grid have columns and rows outside of it, too.
 
     Args:
         env: an environment of MiniGrid or BabyAI.
@@ -80,12 +80,12 @@ def marked(
     cell_height = picture.height / grid_env.grid.height
     picture = picture.copy()
     draw = ImageDraw.Draw(picture)
-    # halfway from equal shares, which pick out none, to the largest one
+    # threshold halfway between equal shares, which pick out no cell, and the largest share
     least = (shares.max() + 1 / shares.size) / 2
     for (column, row), share in zip(
         cells_of_view(env).reshape(-1, 2).tolist(), shares.ravel(), strict=True
     ):
-        # a frame, because a filled cell would change the colors that are asked for
+        # a frame, because a filled cell would change the colors that the mission names
         width = max(round(cell_width * min(WIDEST_MARK, MARK_SLOPE * float(share))), 1)
         is_inside = 0 <= column < grid_env.grid.width and 0 <= row < grid_env.grid.height
         if share > least and is_inside:

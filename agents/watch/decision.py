@@ -20,10 +20,10 @@ from mirl.policies.policy import latents, to_env_actions
 
 
 class Decision(NamedTuple):
-    """The action of a policy in one observation, and the numbers behind it."""
+    """The action of a policy for one observation, and the numbers behind it."""
 
     action: NDArray[Any]
-    """The action, as the environment takes it."""
+    """The action, in the form that the environment expects."""
     probabilities: Float[np.ndarray, " actions"] | None = None
     """Probability of each action; None unless the actions are ``Discrete``."""
     value: float | None = None
@@ -32,7 +32,7 @@ class Decision(NamedTuple):
     """Share of each cell of the view in what the context picks out, summing to 1, in the layout of
     the observation; None unless the heads read similarities of cells with the context."""
     state: Float[Tensor, "1 state"] | None = None
-    """The hidden state after the observation; None if the policy has none."""
+    """The hidden state after the observation; None if the policy is not recurrent."""
 
 
 def decide(
@@ -42,7 +42,7 @@ def decide(
     *,
     deterministic: bool,
 ) -> Decision:
-    """Return the decision of a policy in one observation.
+    """Return the decision of a policy for one observation.
 
     Args:
         policy: the policy, in evaluation mode.
@@ -84,6 +84,6 @@ def _shares(policy: FusionPolicy, features: Any) -> NDArray[Any] | None:
     if actor_features.similarities is None or not isinstance(encoder, CellsEncoder):
         return None
     cells = encoder.to_cells
-    # (1, P * S) -> (P, S) -> (P,), each similarity of which sums to the gain over the cells
+    # (1, P * S) -> (P, S) -> (P,); each of the S similarities sums to the gain over the cells
     shares = actor_features.similarities.unflatten(1, (encoder.n_cells, -1))[0].mean(1)
     return (shares / SIMILARITY_GAIN).cpu().numpy().reshape(cells.height, cells.width)

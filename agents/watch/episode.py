@@ -1,4 +1,4 @@
-"""Episodes of one environment that are shown while they are played, and how each ends."""
+"""Episodes of one environment, shown while they are played, with their outcomes."""
 
 from enum import Enum
 from typing import Any
@@ -18,7 +18,7 @@ class EpisodePlayer:
     """Episodes of a task, played one action at a time by an agent or a person.
 
     Args:
-        env: an environment of ``open_env``.
+        env: an environment from ``open_env``.
         suite: its suite.
         task_index: index of the task in the suite.
     """
@@ -32,7 +32,7 @@ class EpisodePlayer:
         self.timestep = 0
         self.episode_return = 0.0
         self.last_action = ""
-        """Name of the action that led to the present timestep; empty at the first one."""
+        """Name of the action that led to the current timestep; empty at the first one."""
         self.outcome = "running"
         """``running``, ``success``, ``failure``, or ``over`` if no success is reported."""
         self.is_truncated = False
@@ -46,12 +46,12 @@ class EpisodePlayer:
 
     @property
     def mission(self) -> str:
-        """The mission of the episode or another text of it, or the name of the task."""
+        """The mission or another text of the episode, or the name of the task."""
         return text_of(self.env, self.task.name)
 
     @property
     def ending(self) -> str:
-        """The outcome in words: ``success``, ``failure: time limit``; empty if it is running."""
+        """The outcome in words: ``success``, ``failure: time limit``; empty while running."""
         match self.outcome, self.is_truncated:
             case "running", _:
                 return ""
@@ -68,7 +68,7 @@ class EpisodePlayer:
         """Start an episode; return its first observation.
 
         Args:
-            seed: seed of the environment; None to go on with its generator.
+            seed: seed of the environment; None to continue with its generator.
         """
         observation = first_observation(self.env, self._suite, seed)
         self.timestep = 0
@@ -83,7 +83,7 @@ class EpisodePlayer:
         """Take an action; return the observation after it.
 
         Args:
-            action: an action, as the environment takes it.
+            action: an action, in the form that the environment expects.
         """
         observation, reward, terminated, truncated, info = self.env.step(action)
         last_report = reported_success(info)
@@ -101,7 +101,7 @@ class EpisodePlayer:
         """Return an action in words: its name, its number, or its numbers.
 
         Args:
-            action: an action, as the environment takes it.
+            action: an action, in the form that the environment expects.
         """
         if isinstance(self.env.action_space, spaces.Discrete):
             return self.action_names[int(action)]
@@ -125,7 +125,7 @@ def _action_names(env: Env) -> list[str]:
     space = env.action_space
     if not isinstance(space, spaces.Discrete):
         return []
-    # MiniGrid's; an environment may take fewer of them
+    # MiniGrid's actions; an environment may use fewer of them
     named = getattr(env.unwrapped, "actions", None)
     if isinstance(named, type) and issubclass(named, Enum) and len(named) >= space.n:
         return [member.name for member in named][: int(space.n)]

@@ -1,4 +1,4 @@
-"""Episodes that a person plays in the terminal, by the keys of the keyboard."""
+"""Episodes that a person plays in the terminal with the keyboard."""
 
 import os
 import select
@@ -25,17 +25,17 @@ GRID_KEYS = {
 }
 """Keys of MiniGrid's actions by their names."""
 NAMED_CHARACTERS = {" ": "space", "\n": "enter", "\r": "enter", "\x04": "q"}
-"""Names of the keys that are no visible characters; Ctrl-D is ``q``."""
+"""Names of the keys that are not visible characters; Ctrl-D is ``q``."""
 ARROWS = {"A": "up", "B": "down", "C": "right", "D": "left"}
-"""Arrow keys by the last character of what a terminal sends for them."""
+"""Arrow keys by the last character of the escape sequence that a terminal sends for them."""
 SEQUENCE_SECONDS = 0.05
-"""Time in which a terminal sends the rest of such a sequence."""
+"""Maximum time in seconds until a terminal sends the rest of such a sequence."""
 MAX_COLUMNS = 96
-"""Width of a picture, at most, in characters."""
+"""Maximum width of a picture, in characters."""
 
 
 def play(player: EpisodePlayer, seed: int, write: Callable[[str], object]) -> None:
-    """Play episodes with the keys that are typed, until ``q``.
+    """Play episodes with typed keys, until ``q``.
 
     Args:
         player: the episodes.
@@ -93,7 +93,7 @@ def screen(player: EpisodePlayer, keys: dict[str, int], columns: int, lines: int
         lines: height of the terminal.
     """
     help_lines = textwrap.wrap(f"keys: {_described(player, keys)}; n next episode, q quit", columns)
-    # as high at the end of an episode, so that the picture keeps its size
+    # as many lines at the end of an episode, so that the picture keeps its size
     n_below = 2 + len(help_lines)
     if player.is_over:
         help_lines = ["keys: Enter or n next episode, q quit"]
@@ -119,13 +119,13 @@ def _described(player: EpisodePlayer, keys: dict[str, int]) -> str:
 
 @contextmanager
 def typed_keys() -> Iterator[Callable[[], str]]:
-    """Read the keys of the terminal as they are typed; yield a function that waits for the next.
+    """Read keys from the terminal as they are typed; yield a function that waits for the next.
 
     Raises:
-        ConfigError: the standard input is not a terminal, or the system does not support one.
+        ConfigError: standard input is not a terminal, or the system does not support this.
     """
     try:
-        # of Unix alone
+        # only on Unix
         import termios
         import tty
     except ImportError:
@@ -138,7 +138,7 @@ def typed_keys() -> Iterator[Callable[[], str]]:
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     try:
-        # each key at once, and Ctrl-C as always
+        # deliver each key at once, and keep Ctrl-C working
         tty.setcbreak(descriptor)
         yield lambda: read_key(descriptor)
     finally:
@@ -146,7 +146,7 @@ def typed_keys() -> Iterator[Callable[[], str]]:
 
 
 def read_key(descriptor: int) -> str:
-    """Wait for a key and return its name: ``p``, ``space``, ``up``; empty for one without a use.
+    """Wait for a key and return its name: ``p``, ``space``, ``up``; empty for an unused key.
 
     Args:
         descriptor: file descriptor of the terminal.

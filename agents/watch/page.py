@@ -1,4 +1,4 @@
-"""A page on this computer that shows a session and controls it."""
+"""A local web page that shows a session and controls it."""
 
 import base64
 import io
@@ -16,11 +16,11 @@ from mirl.agents.watch.single_env import Frame
 from mirl.configs.errors import ConfigError, RunError
 
 HOST = "127.0.0.1"
-"""The page is for this computer alone."""
+"""Address of the page, which only this computer can open."""
 MAX_BODY = 10_000
-"""Largest number of bytes of a request."""
+"""Maximum number of bytes of a request."""
 FRAME_WIDTH = 640
-"""Pixels of a picture on the page, at most."""
+"""Maximum width of a picture on the page, in pixels."""
 
 
 def serve(session: Session, port: int, started: Callable[[str], None]) -> None:
@@ -28,7 +28,7 @@ def serve(session: Session, port: int, started: Callable[[str], None]) -> None:
 
     Args:
         session: the session.
-        port: port of the page; 0 for any that is free.
+        port: port of the page; 0 for any free port.
         started: called with the address once the page can be opened.
 
     Raises:
@@ -50,15 +50,15 @@ def build_server(session: Session, port: int) -> HTTPServer:
 
     Args:
         session: the session.
-        port: port of the page; 0 for any that is free.
+        port: port of the page; 0 for any free port.
     """
     page = files("mirl.agents.watch").joinpath("page.html").read_bytes()
 
     class Handler(BaseHTTPRequestHandler):
-        """Requests of the page: itself, the present timestep, and the controls."""
+        """Handler of requests for the page, the current timestep, and the controls."""
 
         def do_GET(self) -> None:
-            """Send the page, or the present timestep."""
+            """Send the page, or the current timestep."""
             if not self._is_from_this_computer():
                 return
             if self.path == "/":
@@ -91,7 +91,7 @@ def build_server(session: Session, port: int) -> HTTPServer:
             self._send_moment()
 
         def _is_from_this_computer(self) -> bool:
-            # other sites can make a browser send requests, under their own names
+            # other sites can make a browser send requests, but with their own host names
             host = self.headers.get("Host", "").rpartition(":")[0]
             origin = self.headers.get("Origin", "")
             own = origin in ("", f"http://{self.headers.get('Host', '')}")
@@ -119,7 +119,7 @@ def build_server(session: Session, port: int) -> HTTPServer:
 
 
 def as_json(moment: Moment) -> dict[str, Any]:
-    """Return a timestep as JSON values, its pictures as data addresses.
+    """Return a timestep as JSON values, with its pictures as data URLs.
 
     Args:
         moment: the timestep.
@@ -132,7 +132,7 @@ def as_json(moment: Moment) -> dict[str, Any]:
 
 
 def data_address(frame: Frame) -> str:
-    """Return a picture as a ``data:`` address of a PNG.
+    """Return a picture as a ``data:`` URL of a PNG.
 
     Args:
         frame: the picture, (H, W, 3).

@@ -1,4 +1,4 @@
-"""Episodes of one environment, played by a policy a timestep at a time."""
+"""Episodes of one environment, played by a policy one timestep at a time."""
 
 from contextlib import ExitStack, closing
 from functools import cached_property
@@ -35,7 +35,7 @@ from mirl.envs import env_seeds
 from mirl.envs.texts.codec import is_text, suite_codec
 
 DRAWN_MISSIONS = 200
-"""Episodes whose missions tell which words a task uses."""
+"""Number of episodes from whose missions the words of a task are collected."""
 
 
 class Moment(NamedTuple):
@@ -44,7 +44,7 @@ class Moment(NamedTuple):
     picture: Frame
     """The environment."""
     view: Frame | None
-    """The part of it that the agent sees; None outside of MiniGrid and BabyAI."""
+    """The part of the environment that the agent sees; None outside of MiniGrid and BabyAI."""
     shares: NDArray[np.float64] | None
     """Share of each cell of the view, rows first, in what the mission picks out."""
     mission: str
@@ -61,7 +61,7 @@ class Moment(NamedTuple):
     value: float | None
     outcome: str
     """``running``, ``success``, ``failure``, or ``over`` if no success is reported; with the reason
-    if that is because the agent reads another mission than the environment's."""
+    if that is because the agent reads a mission other than the environment's."""
 
 
 class Session:
@@ -160,10 +160,10 @@ class Session:
         return self._player.is_over
 
     def set_mission(self, text: str) -> None:
-        """Let the agent read another text from the next timestep on.
+        """Replace the text that the agent reads, from the next timestep on.
 
         Args:
-            text: the text; empty for the environment's own.
+            text: the text; empty for the environment's own text.
 
         Raises:
             ConfigError: the observations have no text.
@@ -195,7 +195,7 @@ class Session:
         self._decide()
 
     def moment(self) -> Moment:
-        """Return the present timestep."""
+        """Return the current timestep."""
         decision = self._decision
         view = view_picture(self._env)
         shares = decision.shares
@@ -239,16 +239,16 @@ class Session:
 
     @property
     def _outcome(self) -> str:
-        # the environment judges by its own mission
+        # the environment reports success for its own mission
         if self.is_over and self._typed_at_end:
             return "over (not judged: the mission was typed)"
         return self._player.outcome
 
     @cached_property
     def _known_words(self) -> frozenset[str]:
-        """Words of the missions of some episodes, drawn when the first mission is typed."""
+        """Words in the missions of some episodes, sampled when the first mission is typed."""
         words: set[str] = set()
-        # an environment of its own, because the episode that is watched goes on
+        # a separate environment, because the watched episode continues
         env = open_env(self.suite, self._task_index)
         assert env is not None
         with closing(env):
@@ -269,7 +269,7 @@ def _text_key(policy: Policy) -> str | None:
     space = policy.observation_space
     assert isinstance(space, spaces.Dict)
     network = policy.network
-    # a policy's network is resolved
+    # the network of a policy has been resolved
     assert not isinstance(network.context, AutoContextConfig)
     read = {*network.context.keys, *(network.observation_keys or ())}
     keys = [key for key, subspace in space.items() if key in read and is_text(subspace)]

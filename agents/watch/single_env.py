@@ -1,4 +1,4 @@
-"""A single environment of a run's suite, which is rendered, and the policy's view of it."""
+"""A single rendered environment of a run's suite, and the policy's view of it."""
 
 from collections.abc import Mapping
 from itertools import chain, repeat
@@ -25,18 +25,18 @@ Frame = UInt8[np.ndarray, "height width 3"]
 
 
 def open_env(suite: SuiteConfig, task_index: int, render_mode: str = "rgb_array") -> Env | None:
-    """Return an environment of a task that renders pictures; None if the task has none.
+    """Return an environment of a task that renders pictures; None if it cannot render.
 
     Args:
         suite: the suite.
         task_index: index of the task in the suite.
-        render_mode: ``rgb_array`` for pictures, ``human`` for a window of its own.
+        render_mode: ``rgb_array`` for pictures, ``human`` for the environment's own window.
     """
     task = suite.tasks[task_index]
     if is_game(task):
         return None
     n_tasks = len(suite.tasks)
-    # rendering may need a display, so ask for it only where it is possible
+    # rendering may need a display, so request it only if it is possible
     probe = make_env(
         task, task_index, n_tasks, suite.observation, unknown_codes=suite.unknown_codes
     )
@@ -58,16 +58,16 @@ def render(env: Env) -> Frame:
     """Return the picture of an environment.
 
     Args:
-        env: an environment of ``open_env``.
+        env: an environment from ``open_env``.
     """
     return cast(np.ndarray, env.render())
 
 
 def text_of(env: Env, task: str) -> str:
-    """Return the mission of an episode that has begun, or another text of it, or the task.
+    """Return the mission or another text of an episode that has begun, or the name of the task.
 
     Args:
-        env: an environment of ``open_env``.
+        env: an environment from ``open_env``.
         task: name of its task.
     """
     texts: Mapping[str, str] = env.get_wrapper_attr("texts")
@@ -81,9 +81,9 @@ def first_observation(env: Env, suite: SuiteConfig, seed: int | None) -> Observa
     """Reset until the episode has the mission of the task, if the task names one.
 
     Args:
-        env: an environment of ``open_env``.
+        env: an environment from ``open_env``.
         suite: its suite.
-        seed: seed of the first reset; None to go on with the generator of the environment.
+        seed: seed of the first reset; None to continue with the environment's generator.
 
     Returns:
         The observation, without a batch axis.
@@ -109,7 +109,7 @@ def as_batch(observation: Observations, env: Env, policy: BasePolicy) -> Observa
         policy: the policy.
     """
     batch = _add_batch_axis(observation)
-    # the env has its own task's actions, the policy the largest action space of the suite
+    # the env has the actions of its own task, the policy the largest action space of the suite
     task_actions = env.action_space
     all_actions = policy.action_space
     if not isinstance(task_actions, spaces.Discrete) or not isinstance(

@@ -12,10 +12,10 @@ from mirl.agents.watch.single_env import Frame
 COLUMNS = 64
 """Width of a picture, in characters."""
 CLEAR = "\x1b[H\x1b[J"
-"""Move to the first column of the first line and clear the screen."""
+"""Escape sequence that moves to the top left corner and clears the screen."""
 RESET = "\x1b[0m"
 BETWEEN_EPISODES = 1.5
-"""Seconds that the end of an episode is shown."""
+"""Seconds for which the end of an episode is shown."""
 
 
 def play(
@@ -27,7 +27,7 @@ def play(
         session: the session.
         speed: timesteps per second.
         write: writes text to the terminal.
-        episodes: number of episodes; None for no end.
+        episodes: number of episodes; None for no limit.
     """
     played = 0
     while episodes is None or played < episodes:
@@ -68,13 +68,13 @@ def screen(moment: Moment) -> str:
 
 
 def half_blocks(frame: Frame, columns: int = COLUMNS) -> str:
-    """Return a picture as lines of half blocks, each of which has two pixels.
+    """Return a picture as lines of half blocks, each of which shows two pixels.
 
     Args:
         frame: the picture, (H, W, 3).
         columns: width in characters.
     """
-    # an even number of rows, because a character has two of them
+    # an even number of rows, because a character shows two of them
     height = 2 * max(1, round(columns * frame.shape[0] / frame.shape[1] / 2))
     pixels = np.asarray(Image.fromarray(frame).resize((columns, height), Image.Resampling.BOX))
     lines = []

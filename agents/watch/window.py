@@ -1,4 +1,4 @@
-"""Episodes that a person plays in a window, by MiniGrid's and Gymnasium's own tools."""
+"""Episodes that a person plays in a window, with MiniGrid's and Gymnasium's own tools."""
 
 import os
 import sys
@@ -23,26 +23,26 @@ from mirl.configs.errors import ConfigError
 from mirl.configs.tasks import SuiteConfig
 
 OTHER_KEYS = {"p": "tab", "d": "left shift", "t": "space", "return": "enter", "n": "backspace"}
-"""Keys beside those of ``ManualControl``: the letters of the terminal, and Enter as pygame names
-it."""
+"""Keys in addition to those of ``ManualControl``: the letters used in the terminal, and Enter under
+pygame's name."""
 QUIT_KEYS = ("q", "escape")
 FORMER_ARROWS = {273: pygame.K_UP, 274: pygame.K_DOWN, 275: pygame.K_RIGHT, 276: pygame.K_LEFT}
-"""Arrow keys by their codes in pygame 1, which Gymnasium's MountainCar still has."""
+"""Arrow keys by their codes in pygame 1, which Gymnasium's MountainCar still uses."""
 END_SECONDS = 1.5
 """Time for which the end of an episode is shown."""
 ZOOM = 2
-"""Size of a window of Gymnasium's ``play``, in sizes of a captioned picture."""
+"""Size of the window of Gymnasium's ``play``, relative to a captioned picture."""
 
 
 def has_display() -> bool:
-    """Return True if the environment variables say that windows can be opened here."""
+    """Return True if the environment variables indicate that a window can be opened."""
     if sys.platform != "linux":
         return True
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def has_keys(env: Env) -> bool:
-    """Return True if an environment can be played in a window: it is MiniGrid's, or names its keys.
+    """Return True if an environment is from MiniGrid or names its keys, as a window needs.
 
     Args:
         env: the environment.
@@ -60,7 +60,7 @@ def play(
     """Play episodes in a window until it is closed.
 
     Args:
-        env: an environment of ``open_env`` for which ``has_keys`` is True.
+        env: an environment from ``open_env`` for which ``has_keys`` is True.
         suite: its suite.
         task_index: index of its task.
         seed: seed of the first episode.
@@ -82,7 +82,7 @@ def play(
         grid = open_env(suite, task_index, "human")
         assert grid is not None
         with closing(grid), warnings.catch_warnings():
-            # MiniGrid asks for a font by the name of its file
+            # MiniGrid requests a font by its file name, which pygame warns about
             warnings.filterwarnings("ignore", "The system font", UserWarning)
             write("arrows, p pick up, d drop, t toggle, Enter done; n next episode, q quit\n")
             GridControl(EpisodePlayer(grid, suite, task_index), seed, write).start()  # type: ignore[no-untyped-call]
@@ -91,7 +91,7 @@ def play(
 
 
 class GridControl(ManualControl):
-    """``ManualControl`` of MiniGrid that goes on after an episode, and tells how it ended.
+    """``ManualControl`` of MiniGrid that continues after an episode and reports its outcome.
 
     Args:
         player: the episodes, of an environment with ``render_mode="human"``.
@@ -111,7 +111,7 @@ class GridControl(ManualControl):
         """Start an episode.
 
         Args:
-            seed: seed of the environment; None to go on with its generator.
+            seed: seed of the environment; None to continue with its generator.
         """
         self._player.start(seed)
         self._write(f"Task: {self._player.mission}\n")
@@ -121,7 +121,7 @@ class GridControl(ManualControl):
         """Take an action, and start the next episode if this one is over.
 
         Args:
-            action: an action of MiniGrid, which not all environments take.
+            action: an action of MiniGrid, which not all environments support.
         """
         if not self._player.env.action_space.contains(int(action)):
             return
@@ -135,10 +135,10 @@ class GridControl(ManualControl):
             self.reset()
 
     def key_handler(self, event: Any) -> None:
-        """Do what a key asks for.
+        """Handle a pressed key.
 
         Args:
-            event: the event of pygame, whose ``key`` is the key's name.
+            event: the pygame event, whose ``key`` is the name of the key.
         """
         if self.closed:
             return
@@ -146,7 +146,7 @@ class GridControl(ManualControl):
             self.env.close()
             return
         event.key = OTHER_KEYS.get(event.key, event.key)
-        # it prints each key
+        # MiniGrid prints each key
         with redirect_stdout(StringIO()):
             super().key_handler(event)  # type: ignore[no-untyped-call]
 
@@ -169,7 +169,7 @@ class _ReportsItsEnd(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class _Captioned(gym.Wrapper[Any, Any, Any, Any]):
-    """Wrapper that plays the episodes of a player and puts the caption under the pictures."""
+    """Wrapper that plays the episodes of a player and puts a caption below the pictures."""
 
     def __init__(self, player: EpisodePlayer, seed: int) -> None:
         super().__init__(player.env)
@@ -200,7 +200,7 @@ class _Captioned(gym.Wrapper[Any, Any, Any, Any]):
 def _play_by_gymnasium(player: EpisodePlayer, seed: int) -> None:
     """Play in real time with the keys that the environment names, until Escape."""
     with warnings.catch_warnings():
-        # it asks matplotlib for Tk, whose lack it takes for that of matplotlib
+        # it imports matplotlib's Tk backend, and warns if Tk is missing as if matplotlib were
         warnings.simplefilter("ignore")
         from gymnasium.utils.play import play as play_in_real_time
     keys: dict[Any, int] = {}
@@ -208,7 +208,7 @@ def _play_by_gymnasium(player: EpisodePlayer, seed: int) -> None:
         if isinstance(combination, tuple):
             combination = tuple(FORMER_ARROWS.get(key, key) for key in combination)
         keys[combination] = action
-    # the keys of no action may be missing, while Gymnasium takes no empty combination
+    # the no-op may have no keys, but Gymnasium does not accept an empty combination
     noop = keys.pop((), 0)
     fps = round(player.env.metadata.get("render_fps") or 30)
     play_in_real_time(_Captioned(player, seed), fps=fps, zoom=ZOOM, keys_to_action=keys, noop=noop)

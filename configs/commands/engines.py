@@ -8,26 +8,25 @@ from pydantic import Field, PositiveInt
 from mirl.configs.config import Config
 
 EngineName = Literal["local", "slurm", "ray"]
-"""Executor of the runs: processes of this machine, jobs of Slurm, tasks of a Ray cluster."""
+"""Executor of the runs: processes on this machine, Slurm jobs, or tasks on a Ray cluster."""
 SLURM = "slurm."
-"""Beginning of the arguments that are options of Slurm's jobs."""
+"""Prefix of the arguments that are options of Slurm jobs."""
 ENGINE_WORDS = ("engine", "jobs")
-"""Arguments about the engine, beside those that begin with ``slurm.``."""
+"""Arguments about the engine, besides those that begin with ``slurm.``."""
 ENGINE_FIELDS = frozenset(("engine", "jobs", "slurm"))
-"""Fields that change no result, so that a command may go on with other values of them."""
+"""Fields that do not affect the results, so that a command may be continued with other values."""
 
 
 class EngineConfig(Config):
-    """Executor of the runs, and their number at a time."""
+    """Executor of the runs, and the number at a time."""
 
     engine: EngineName = "local"
-    """Executor of the runs: processes of this machine, jobs of Slurm, or tasks of the Ray
-    cluster that runs (the last two need mirl[sweep], and a folder that all machines share)."""
+    """Executor of the runs: processes on this machine, Slurm jobs, or tasks on a running Ray
+    cluster (the last two need mirl[sweep], and a folder that all machines share)."""
     jobs: PositiveInt | None = None
-    """Runs at a time, which share the cores; none for as many as there are cores, and on Slurm for
-    all of them."""
+    """Runs at a time, which share the cores; none for one per core, or all of them on Slurm."""
     slurm: dict[str, str] = Field(default_factory=dict)
-    """Options of Slurm's jobs, e.g. slurm.partition=gpu slurm.gpus_per_node=1 slurm.time=600
+    """Options of Slurm jobs, e.g. slurm.partition=gpu slurm.gpus_per_node=1 slurm.time=600
     (minutes), named as in submitit; slurm.cluster=local tries them without Slurm."""
 
 
@@ -40,7 +39,7 @@ def add_engine_word(values: MutableMapping[str, object], key: str, value: str) -
         value: the text after it.
 
     Returns:
-        True if it was one.
+        True if it was about the engine.
     """
     if key in ENGINE_WORDS:
         values[key] = value

@@ -1,6 +1,6 @@
-"""Pages of ``--help``: at most 80 columns, all taken from the schema and the presets.
+"""Pages of ``--help``: at most 80 columns, generated from the schema and the presets.
 
-``--help`` alone is one page of all groups and options; ``--help agent=ppo`` is a page about a
+``--help`` by itself is a page of all groups and options; ``--help agent=ppo`` is a page about a
 preset, ``--help agent`` about a group, ``--help agent.gamma`` or ``--help seed`` about one option.
 """
 
@@ -120,20 +120,20 @@ usage: card.py run=DIRECTORY [option=value] …
 HELP_WORDS = ("-h", "--help")
 """Arguments that ask for help."""
 WIDTH = 80
-"""Columns of a page, at most."""
+"""Maximum number of columns of a page."""
 TEXT_COLUMN = 27
 """Column in which the descriptions of options begin."""
 ALL_OPTIONS = "options"
 """Page about every option that belongs to no group."""
 SHORT_TEXT = WIDTH - TEXT_COLUMN
-"""Characters of a line of a description on the first page."""
+"""Number of characters per line of a description on the first page."""
 
 
 def train_help(argv: Sequence[str] = ()) -> str:
     """Return the text of ``train.py --help``.
 
     Args:
-        argv: the command-line arguments; one beside ``--help`` names the page, and the presets of
+        argv: the command-line arguments; one besides ``--help`` names the page, and the presets of
             ``--config-dir`` are listed.
 
     Raises:
@@ -162,7 +162,7 @@ def train_help(argv: Sequence[str] = ()) -> str:
 
 
 def _flat_help(argv: Sequence[str], usage: str, fields: dict[str, FieldInfo]) -> str:
-    """Return the page of a command without groups, or that about one option or all of them."""
+    """Return the page of a command without groups, or its page about one or all options."""
     words, _ = _words(argv)
     names = [word.partition("=")[0] for word in words]
     if len(names) == 1:
@@ -183,11 +183,11 @@ def _flat_help(argv: Sequence[str], usage: str, fields: dict[str, FieldInfo]) ->
 
 
 def _words(argv: Sequence[str]) -> tuple[list[str], Path | None]:
-    """Return the arguments beside ``--help``, and the folder of the user's own presets."""
+    """Return the arguments besides ``--help``, and the folder of the user's own presets."""
     try:
         words, config_dir = split_config_dir(argv)
     except ConfigError:
-        # help also works beside invalid arguments
+        # help also works with invalid arguments
         words, config_dir = list(argv), None
     return [word for word in words if word not in HELP_WORDS], config_dir
 
@@ -231,7 +231,7 @@ def _all_options() -> list[str]:
 
 
 def _group_page(group: str, config_dir: Path | None) -> list[str]:
-    """Return the presets of a group with a line each, and options that all of them have."""
+    """Return one line per preset of a group, and the options that all of them have."""
     field = TrainConfig.model_fields[group]
     lines = [*_paragraphs(f"{group}: {field.description}"), ""]
     classes = classes_by_kind(group)
@@ -247,7 +247,7 @@ def _group_page(group: str, config_dir: Path | None) -> list[str]:
 
 
 def _preset_page(group: str, preset: str, config_dir: Path | None) -> list[str]:
-    """Return the content of a preset, and the options of its kind with the values it gives them."""
+    """Return the content of a preset, and the options of its kind with their values in it."""
     content = load_preset(preset_path(group, preset, config_dir))
     lines = [f"{group}={preset}"]
     config_class = classes_by_kind(group).get(str(content.get("kind", group)))
@@ -255,11 +255,11 @@ def _preset_page(group: str, preset: str, config_dir: Path | None) -> list[str]:
         lines += _paragraphs(description_of(config_class), indent=2)
     else:
         lines += _columns("", preset_summary(content), column=2)
-    if config_class is None:  # a class of the user's own, which is not imported for this
+    if config_class is None:  # a user's class, which is not imported just for the help
         return lines
     lines += ["", "options=default:"]
     for name, field in config_class.model_fields.items():
-        # the tasks of a suite stand above, and the preset sets the kind
+        # the tasks of a suite are listed above, and the preset sets the kind
         is_shown = name != "kind" and (group, name) != ("task", "tasks")
         if is_shown:
             lines += _full_lines(f"{group}.{name}", field, content.get(name))
@@ -284,7 +284,7 @@ def _option_page(name: str) -> list[str]:
 
 
 def _entries_by_kind(name: str) -> list[str]:
-    """Return the text of an option once for all kinds whose texts agree, and for each other one."""
+    """Return the text of an option, once per distinct text of the kinds that have it."""
     kinds: dict[tuple[str, ...], list[str]] = {}
     for kind, field in _fields_named(name):
         kinds.setdefault(tuple(_full_lines(name, field)), []).append(kind)
@@ -297,7 +297,7 @@ def _entries_by_kind(name: str) -> list[str]:
 
 
 def _fields_named(name: str) -> Iterator[tuple[str, FieldInfo]]:
-    """Yield the kinds and the fields that a dotted name can stand for."""
+    """Yield the kinds and the fields that a dotted name can refer to."""
     classes: list[type[BaseModel]] = [TrainConfig]
     *groups, option = name.split(".")
     for group in groups:
@@ -341,7 +341,7 @@ def _only_class(name: str) -> type[BaseModel]:
 
 
 def preset_summary(content: dict[str, Any]) -> str:
-    """Return in words what a preset holds that is not of a kind: the ids of a suite, or values.
+    """Describe the content of a preset besides its kind: the ids of a suite, or values.
 
     Args:
         content: the preset, as ``load_preset`` returns it.
@@ -364,7 +364,7 @@ def _as_tuple(value: object) -> object:
 
 
 def typed_fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """Return the fields of a config by the names that are typed.
+    """Return the fields of a config by the names under which they are typed.
 
     Args:
         model: a config class.
@@ -374,7 +374,7 @@ def typed_fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInf
 
 
 def comparison_fields() -> dict[str, FieldInfo]:
-    """Return the options of compare.py that are none of train.py, by the names that are typed."""
+    """Return the options of compare.py that train.py does not have, by the names to type."""
     fields = ComparisonConfig.model_fields
     own = {"task": fields["tasks"], f"{PREFIX}NAME": fields["settings"]}
     for name in OWN_WORDS:
@@ -384,7 +384,7 @@ def comparison_fields() -> dict[str, FieldInfo]:
 
 
 def _short_lines(model: type[BaseModel]) -> Iterator[str]:
-    """Yield the options that belong to no group, the evaluation's by name only."""
+    """Yield the options that belong to no group; those of the evaluation only by name."""
     for name, field in typed_fields(model).items():
         if name not in GROUPS and not config_classes(field):
             yield from _short_line(name, field)
@@ -455,7 +455,7 @@ def choices_of(annotation: object) -> list[str]:
 
 
 def _columns(head: str, text: str, column: int) -> list[str]:
-    """Return a head and a text beside it, wrapped; below it, if the head is too long."""
+    """Return a head and a wrapped text next to it, or below it if the head is too long."""
     indent = " " * column
     wrapped = textwrap.wrap(
         text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
@@ -502,7 +502,7 @@ def _beginning(text: str) -> str:
 def _help_of(
     usage: str, fields: Callable[[], dict[str, FieldInfo]]
 ) -> Callable[[Sequence[str]], str]:
-    """Return a function that takes arguments, of which one beside ``--help`` names the page."""
+    """Return a function from arguments to a page, which one argument besides ``--help`` names."""
     return lambda argv: _flat_help(argv, usage, fields())
 
 

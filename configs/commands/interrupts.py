@@ -1,4 +1,4 @@
-"""Ctrl-C while a command imports its modules. Imports nothing itself, because it comes first."""
+"""Ctrl-C while a command imports its modules; itself loaded first, with only standard modules."""
 
 import os
 import signal
@@ -13,13 +13,13 @@ INTERRUPTED = 130
 
 @contextmanager
 def ended_by_interrupt() -> Iterator[None]:
-    """End the process on Ctrl-C within the context, in which nothing may be written.
+    """End the process at once on Ctrl-C within the context, in which no files may be written.
 
-    It is for imports, which take seconds. An exception there would end in a traceback, or in none
-    and no end: libraries turn it into an error of theirs, or catch it.
+    It is for imports, which take seconds. An exception there would print a traceback, or might not
+    end the process at all: libraries turn it into their own errors, or catch it.
     """
     is_main = threading.current_thread() is threading.main_thread()
-    # only the main thread may handle signals, and a job in a shell's background ignores this one
+    # only the main thread can handle signals, and a shell's background job ignores this one
     if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return

@@ -1,4 +1,4 @@
-"""Trained agents that come with MIRL: ``pretrained:goto_local`` in the place of a run directory."""
+"""Pretrained agents that come with MIRL: ``pretrained:goto_local`` instead of a run directory."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,21 +8,21 @@ from pydantic import AfterValidator
 from mirl.configs.errors import ConfigError, nearest
 
 PREFIX = "pretrained:"
-"""Beginning of the name of an agent that comes with MIRL, where a run directory may stand."""
+"""Prefix of the name of a pretrained agent, which may replace a run directory."""
 FOLDER = Path(__file__).parents[2] / "agents" / "pretrained"
 """Folder of their run directories."""
 
 
 def pretrained_names() -> list[str]:
-    """Return the names of the agents that come with MIRL."""
+    """Return the names of the pretrained agents that come with MIRL."""
     return sorted(path.parent.name for path in FOLDER.glob("*/config.yaml"))
 
 
 def run_path(value: Path | str) -> Path:
-    """Return a run directory, also that of ``pretrained:NAME``.
+    """Return a run directory; resolve ``pretrained:NAME``.
 
     Args:
-        value: a path, or such a name.
+        value: a path, or a name with this prefix.
 
     Raises:
         ConfigError: no agent has this name.
@@ -41,7 +41,7 @@ def run_path(value: Path | str) -> Path:
 
 
 def run_name(run: Path) -> str:
-    """Return what names a run directory in a command: its path, or ``pretrained:NAME``.
+    """Return the argument for a run directory in a command: its path, or ``pretrained:NAME``.
 
     Args:
         run: the run directory.
@@ -50,11 +50,11 @@ def run_name(run: Path) -> str:
 
 
 def results_folder(run: Path) -> Path:
-    """Return the folder in which results of a run directory are written: itself, as a rule.
+    """Return the folder for the results of a run directory: usually the directory itself.
 
     Args:
-        run: the run directory. For one that comes with MIRL, it is a folder in ``runs/``, because
-            the folder of a package is often read-only, and hard to find.
+        run: the run directory. For a pretrained agent, results go to a folder in ``runs/``, because
+            the folder of a package is often read-only and hard to find.
     """
     if run.parent == FOLDER:
         return Path("runs") / f"pretrained-{run.name}"

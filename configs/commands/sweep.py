@@ -23,22 +23,22 @@ DEFAULT_FOLDER = Path("sweeps")
 DEFAULT_TRIALS = 20
 """Number of trials of a study, if it is not given."""
 MAX_RUNS = 10_000
-"""Largest number of runs of a sweep."""
+"""Maximum number of runs of a sweep."""
 DIGITS = 12
 """Decimal places of the values of a range with steps."""
 MAX_NAME = 128
-"""Length of the name of a run, at most."""
+"""Maximum length of the name of a run."""
 OWN_WORDS = ("out", "n_trials")
-"""Arguments of a sweep beside those of the engine that are no options of train.py."""
+"""Arguments of a sweep, besides those of the engine, that are not options of train.py."""
 IN_NAME = ("task", "fusion", "memory", "agent", "split", "seed")
-"""Options that the default name of a run states."""
+"""Options that are part of the default name of a run."""
 SET_BY_STUDY = {
     "name": "the trials are numbered; use out=… for their folder",
     "runs_dir": "the trials are in the folder of the study; use out=…",
 }
 """Options of train.py that a study sets itself, and what to do instead."""
 RANGE = re.compile(r"(int|tag|range|interval|shuffle|sort|glob)\(")
-"""Beginnings of values that are ranges in Hydra's syntax."""
+"""Prefixes of values that are ranges in Hydra's syntax."""
 
 
 class RangeConfig(Config):
@@ -65,7 +65,7 @@ class RangeConfig(Config):
         return self
 
     def typed(self, value: float) -> str:
-        """Return one of the values as it is typed.
+        """Return one of the values as it would be typed.
 
         Args:
             value: the value.
@@ -88,7 +88,7 @@ class SweepRun(NamedTuple):
     settings: dict[str, str]
     """Values of the options that differ between the runs, as they are typed."""
     words: tuple[str, ...]
-    """Arguments of train.py that make the run."""
+    """Arguments of train.py that define the run."""
 
     @property
     def name(self) -> str:
@@ -97,22 +97,22 @@ class SweepRun(NamedTuple):
 
 
 class SweepConfig(EngineConfig):
-    """Runs for all combinations of values, or a study that looks for the best values."""
+    """Runs for all combinations of values, or a study to find the best values."""
 
     options: tuple[tuple[str, str], ...]
     """Names and values of the options of train.py, in the order in which they were typed; those
-    with several values are in choices or ranges as well."""
+    with several values are also in choices or ranges."""
     config_dir: Path | None = None
     """Folder of the user's own presets."""
     choices: dict[str, tuple[str, ...]]
-    """Values of the options of which several came."""
+    """Values of the options with several values."""
     ranges: dict[str, RangeConfig]
     """Ranges of options."""
     out: Path | None = None
     """Folder of the sweep's logs and results, and of a study's runs; by default in sweeps/."""
     n_trials: PositiveInt | None = None
-    """Look for the best values with Optuna in as many trials, failed and pruned ones included,
-    instead of training all combinations; 20 if a range is given. A larger number goes on."""
+    """Number of Optuna trials to find the best values, including failed and pruned ones, instead
+    of training all combinations; 20 if a range is given. A larger number adds trials."""
 
     @property
     def is_study(self) -> bool:
@@ -132,7 +132,7 @@ class SweepConfig(EngineConfig):
 
     @property
     def plan(self) -> list[str]:
-        """Return the arguments that tell this sweep from others."""
+        """Return the arguments that distinguish this sweep from others."""
         words = [f"{key}={value}" for key, value in self.options]
         if self.config_dir is not None:
             words.append(f"{CONFIG_DIR}={self.config_dir}")
@@ -140,7 +140,7 @@ class SweepConfig(EngineConfig):
 
     @property
     def folder(self) -> Path:
-        """Return the folder of the sweep: out, or one of its own for each set of arguments."""
+        """Return the folder of the sweep: ``out``, or a separate one per set of arguments."""
         if self.out is not None:
             return self.out
         checksum = f"{zlib.crc32(' '.join(self.plan).encode()):08x}"
@@ -217,7 +217,7 @@ def parse_sweep(argv: Sequence[str]) -> SweepConfig:
 
 
 def parse_values(key: str, value: str) -> tuple[str, ...] | RangeConfig:
-    """Return the values that an argument of a sweep stands for.
+    """Parse the values of an argument of a sweep.
 
     Args:
         key: the option.
@@ -239,7 +239,7 @@ def parse_values(key: str, value: str) -> tuple[str, ...] | RangeConfig:
     if RANGE.match(value):
         return _parse_range(key, value, key in types.integers)
     values = _split(key, value)
-    # brackets of a list may be left out, so only lists in brackets are several
+    # a list may omit its brackets, so only values in brackets are several lists
     if key in types.lists and not all(part.startswith("[") for part in values):
         return (value,)
     return values
@@ -276,7 +276,7 @@ def _parse_range(key: str, value: str, integer: bool) -> RangeConfig:
         case RangeSweep(start=int() | float() as low, stop=int() | float() as stop) if (
             not parsed.tags and not parsed.shuffle
         ):
-            # the end does not belong to the range, but rounding may add it
+            # the end is not part of the range, but rounding may add it
             numbers = [n for n in parsed.range() if round(float(n), DIGITS) != stop]
             if len(numbers) < 2:
                 raise ConfigError(f"{key}: expected a range of two or more values, got '{value}'")
@@ -294,7 +294,7 @@ def _parse_range(key: str, value: str, integer: bool) -> RangeConfig:
 
 
 def _with_steps_as_choices(config: SweepConfig) -> SweepConfig:
-    """Return a grid with all values of its ranges with steps, if it has no others."""
+    """Replace ranges with steps by all of their values, if a grid has no other ranges."""
     is_grid = config.n_trials is None
     if not is_grid or any(each.step is None for each in config.ranges.values()):
         return config
@@ -308,14 +308,14 @@ def _with_steps_as_choices(config: SweepConfig) -> SweepConfig:
 def sweep_runs(config: SweepConfig) -> list[SweepRun]:
     """Return the runs of a grid: all combinations of the values.
 
-    A run has the name that ``train.py`` with its arguments would give it, so that both continue one
-    run. Where the name does not state a swept option, ``name=`` among the arguments does.
+    A run has the name that ``train.py`` would give it for the same arguments, so that both continue
+    the same run. If that name does not state a swept option, ``name=`` is added to the arguments.
 
     Args:
         config: the configuration of a grid.
 
     Returns:
-        The runs; of the last option, all values come one after the other.
+        The runs; the value of the last option changes fastest.
 
     Raises:
         ConfigError: an argument is invalid, or two runs have the same name.
@@ -332,7 +332,7 @@ def sweep_runs(config: SweepConfig) -> list[SweepRun]:
     labeled = [name for name in names if is_named or name not in IN_NAME]
     runs = [_run_of(config, each, labeled) for each in settings]
     if len({run.name for run in runs}) < len(runs):
-        # presets of one kind, which share its name
+        # several presets of the same kind share its name
         runs = [_run_of(config, each, names) for each in settings]
     found: set[str] = set()
     for run in runs:

@@ -1,7 +1,7 @@
-"""Values of options as they are typed: texts are taken as they are, Hydra reads the others.
+"""Typed values of options: texts are taken literally, Hydra parses the others.
 
-A shell passes any characters on. Hydra's syntax has a meaning for many of them, which a path or a
-mission that contains them does not have.
+A shell passes on any characters. Many of them have a special meaning in Hydra's syntax, which they
+do not have in a path or a mission.
 """
 
 import re
@@ -20,25 +20,25 @@ BRACKETS = {"(": ")", "[": "]", "{": "}"}
 QUOTES = "\"'"
 """Quotation marks around a value, which are removed."""
 BEFORE_QUOTE = ",:=([{"
-"""Characters after which a quotation mark begins a quotation, and is no apostrophe."""
+"""Characters after which a quotation mark begins a quotation and is not an apostrophe."""
 SWEEPS = re.compile(r"(choice|range|interval|glob)\(")
-"""Beginnings of values that stand for several ones in Hydra."""
+"""Prefixes of values that stand for several values in Hydra."""
 MISSING = "???"
-"""Value that OmegaConf reserves for options that have to be set."""
+"""Value that OmegaConf reserves for options that must be set."""
 
 
 class SeveralValuesError(Exception):
-    """A value stands for several ones, of which Hydra would make several runs."""
+    """A value stands for several values, for which Hydra would start several runs."""
 
 
 class OptionTypes(NamedTuple):
-    """Dotted names of options by what they take.
+    """Dotted names of options by the type of their values.
 
     Args:
         texts: options that take any text or path: ``runs_dir``.
         lists: options that take a list: ``agent.net_arch``.
         text_lists: those of them whose items are any texts: ``split.missions``.
-        integers: options that take whole numbers only: ``agent.n_steps``.
+        integers: options that take only whole numbers: ``agent.n_steps``.
     """
 
     texts: frozenset[str]
@@ -51,7 +51,7 @@ def option_types(classes: Sequence[type[BaseModel]]) -> OptionTypes:
     """Return the types of the options of some config classes.
 
     Args:
-        classes: config classes that can stand at the same place.
+        classes: config classes that can occur in the same place.
     """
     return OptionTypes(
         texts=frozenset(_options_of(classes, is_text)),
@@ -64,12 +64,12 @@ def option_types(classes: Sequence[type[BaseModel]]) -> OptionTypes:
 def _options_of(
     classes: Sequence[type[BaseModel]], suits: Callable[[object], bool], prefix: str = ""
 ) -> Iterator[str]:
-    """Yield the dotted names of the options whose type suits."""
+    """Yield the dotted names of the options whose type matches ``suits``."""
     for config_class in classes:
         for name, field in config_class.model_fields.items():
             if suits(field.annotation):
                 yield prefix + name
-            # the items of a list are no options
+            # the items of a list are not options
             elif not is_list(field.annotation):
                 yield from _options_of(config_classes(field), suits, f"{prefix}{name}.")
 
@@ -102,7 +102,7 @@ def _is_integer(annotation: object) -> bool:
 
 
 def _parts(annotation: object) -> list[object]:
-    """Return the types that an annotation joins by ``|``, without ``Annotated``."""
+    """Return the types that an annotation joins with ``|``, without ``Annotated``."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _parts(get_args(annotation)[0])
@@ -115,7 +115,7 @@ def _parts(annotation: object) -> list[object]:
 
 
 def parse_value(key: str, value: str, types: OptionTypes) -> object:
-    """Return the value of an option as OmegaConf takes it.
+    """Return the value of an option in the form that OmegaConf takes.
 
     Args:
         key: dotted name of the option.
@@ -123,12 +123,12 @@ def parse_value(key: str, value: str, types: OptionTypes) -> object:
         types: the options that take texts and lists.
 
     Returns:
-        A text for an option that takes one, a list of texts for an option that takes those. Else
-        what Hydra reads in the value, and if that is nothing, the value as a text.
+        A text for an option that takes a text, a list of texts for an option that takes those.
+        Otherwise, the result of Hydra's parser or, if that fails, the value as a text.
 
     Raises:
-        ConfigError: several values came for an option that takes one, or a list or dictionary
-            that cannot be read.
+        ConfigError: several values are given for an option that takes one, or a list or dictionary
+            cannot be read.
     """
     if value == MISSING:
         raise ConfigError(f"{key}: expected a value, got '{MISSING}', which stands for none")
@@ -147,7 +147,7 @@ def parse_value(key: str, value: str, types: OptionTypes) -> object:
                 f"{key}: cannot read {shorten(value)} as a list or dictionary; close all "
                 "brackets, and put texts with symbols in quotation marks"
             ) from None
-    # the schema says what is expected instead, if a text is not
+    # if a text is not valid, the schema's error says what is expected instead
     return as_literal(value)
 
 
@@ -163,10 +163,10 @@ def _parse_text(value: str) -> str | None:
 
 
 def _parse_text_list(value: str) -> list[str | None] | str | None:
-    """Return the texts of ``a,b`` and ``[a,b]``; None for null, and nothing as it is."""
+    """Return the texts in ``a,b`` and ``[a,b]``; None for null, and an empty text unchanged."""
     value = value.strip()
     if not value:
-        return ""  # the schema says that it is no list
+        return ""  # the schema reports that it is not a list
     if value.lower() == "null":
         return None
     if value.startswith("[") and value.endswith("]"):
@@ -177,21 +177,21 @@ def _parse_text_list(value: str) -> list[str | None] | str | None:
 
 
 def _parse_by_hydra(value: str) -> object:
-    """Return what Hydra reads in a value.
+    """Parse a value with Hydra.
 
     Raises:
         SyntaxError: the value does not follow Hydra's syntax.
-        SeveralValuesError: the value stands for several ones.
+        SeveralValuesError: the value stands for several values.
     """
-    # imported on use, because Hydra takes long to import
+    # imported on use, because Hydra is slow to import
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        # the key is no matter, and not every key of a task's kwargs is one for Hydra
+        # a dummy key, because not every key of a task's kwargs is valid for Hydra
         override = OverridesParser.create().parse_override(f"++key={value}")
     except (HydraException, RecursionError) as error:
-        # its message is about how Hydra works inside
+        # the original message is about Hydra's internals
         raise SyntaxError(value) from error
     if override.is_sweep_override():
         raise SeveralValuesError(value)
@@ -200,7 +200,7 @@ def _parse_by_hydra(value: str) -> object:
 
 
 def as_literal(text: str) -> str:
-    r"""Return a text in which OmegaConf finds no interpolation: ``\${x}`` for ``${x}``.
+    r"""Escape a text so that OmegaConf does not find interpolations: ``\${x}`` for ``${x}``.
 
     Args:
         text: any text.
@@ -210,18 +210,18 @@ def as_literal(text: str) -> str:
 
 
 def one_value(key: str, value: str, *, takes_list: bool) -> str:
-    """Return the value of an option that Hydra shall read as one value, not as several runs.
+    """Return the value of an option such that Hydra parses it as one value, not as several runs.
 
     Args:
         key: the option.
         value: the value as it was typed.
-        takes_list: True if the option takes a list, whose brackets may then be left out.
+        takes_list: True if the option takes a list, whose brackets may then be omitted.
 
     Returns:
         The value, in brackets if it is a list.
 
     Raises:
-        ConfigError: several values came for an option that takes one.
+        ConfigError: several values are given for an option that takes one.
     """
     values = split_outside_brackets(value)
     if len(values) == 1 and not SWEEPS.match(value):
@@ -242,7 +242,7 @@ def one_value(key: str, value: str, *, takes_list: bool) -> str:
 
 
 def split_outside_brackets(value: str) -> list[str]:
-    """Split a value at the commas that stand in no brackets and no quotation marks.
+    """Split a value at the commas outside of brackets and quotation marks.
 
     Args:
         value: the value.

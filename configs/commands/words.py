@@ -1,4 +1,4 @@
-"""Arguments of the commands, ``key=value``: their syntax, and answers to those that are none."""
+"""Arguments of the commands, ``key=value``: their syntax, and the errors for invalid ones."""
 
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ from mirl.configs.validation_messages import config_classes
 TYPED_NAMES = {"import": "imports", "success": "task.success"}
 """Names of options as they may be typed, because Python reserves the word or it is shorter."""
 MULTIRUN = ("-m", "--multirun")
-"""Arguments that ask Hydra for several runs."""
+"""Arguments that request several runs, as in Hydra."""
 SYNONYMS = {
     "lr": "agent.learning_rate",
     "steps": "total_timesteps",
@@ -51,9 +51,9 @@ SYNONYMS = {
     "run_dir": "run",
     "n_episodes": "episodes",
 }
-"""Names that other programs have for options."""
+"""Names of options in other programs."""
 MAX_SUGGESTIONS = 4
-"""Largest number of options that a message suggests."""
+"""Maximum number of options that a message suggests."""
 
 
 def parse_overrides(argv: Sequence[str]) -> list[tuple[str, str]]:
@@ -90,7 +90,7 @@ def option_names(classes: Sequence[type[BaseModel]], prefix: str = "") -> Iterat
     Tuples of configs are set as a whole, so the options of their items are left out.
 
     Args:
-        classes: config classes that can stand at the same place, e.g. the members of a union.
+        classes: config classes that can occur in the same place, e.g. the members of a union.
         prefix: text before each name, e.g. ``agent.``.
     """
     for config_class in classes:
@@ -101,7 +101,7 @@ def option_names(classes: Sequence[type[BaseModel]], prefix: str = "") -> Iterat
 
 
 def unknown_option(key: str, known: Iterable[str]) -> ConfigError:
-    """Return the error about a name that no option has, with the option that was perhaps meant.
+    """Return the error about an unknown option, with a suggestion of the intended one.
 
     Args:
         key: the unknown name.
@@ -130,7 +130,7 @@ def typed_name(name: str) -> str:
         name: name of the field, e.g. ``imports``.
     """
     for typed, field in TYPED_NAMES.items():
-        # an option of a group keeps its name, beside which the short form may be typed
+        # an option of a group keeps its full name, although the short form may be typed, too
         if field == name and "." not in field:
             return typed
     return name
@@ -156,7 +156,7 @@ def typed_value(value: object) -> str:
 
 
 def typed_words(config: BaseModel) -> list[str]:
-    """Return the arguments that give a config its values, those with defaults aside, for a shell.
+    """Return the shell arguments for a config's values, except for those that are defaults.
 
     Args:
         config: a config without groups, such as ``EvalConfig``.
