@@ -2,5 +2,5 @@
 
 The root of the repository is the import package ``mirl``: ``agents/`` is ``mirl.agents`` and
 ``train.py`` is ``mirl.train``; pyproject.toml holds the mapping. Always import ``mirl.…``, never
-``agents`` or ``envs`` alone.
+just ``agents`` or ``envs``.
 """
