@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from minigrid.minigrid_env import MiniGridEnv
 from PIL import Image
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
@@ -183,9 +182,11 @@ def _record(
         while not player.is_over and player.timestep < max_steps:
             batch = as_batch(observation, env, policy)
             decision = decide(policy, batch, state, deterministic=deterministic)
-            if inside and decision.shares is not None and isinstance(env.unwrapped, MiniGridEnv):
-                pictures[-1] = marked(pictures[-1], env, decision.shares)
-                legend = LEGEND
+            if inside and decision.shares is not None:
+                picture = marked(pictures[-1], env, decision.shares)
+                if picture is not None:
+                    pictures[-1] = picture
+                    legend = LEGEND
             state = decision.state
             observation = player.step(decision.action)
             pictures.append(scaled(render(env)))

@@ -66,25 +66,30 @@ def cells_of_view(env: Env) -> Int[np.ndarray, "width height 2"]:
 
 def marked(
     picture: Image.Image, env: Env, shares: Float[np.ndarray, "width height"]
-) -> Image.Image:
+) -> Image.Image | None:
     """Return a picture of a grid with a frame around each cell that the mission picks out.
+
+    The result is None outside of MiniGrid and BabyAI, and if a wrapper changes the cells of the
+    observation, because then their places in the grid are unknown.
 
     Args:
         picture: the picture of the whole grid.
-        env: an environment of MiniGrid or BabyAI, in the state of the picture.
+        env: the environment, in the state of the picture.
         shares: share of each cell of the observation in what the mission picks out, summing to 1.
     """
     grid_env = env.unwrapped
-    assert isinstance(grid_env, MiniGridEnv)
+    if not isinstance(grid_env, MiniGridEnv):
+        return None
+    cells = cells_of_view(env)
+    if cells.shape[:2] != shares.shape:
+        return None
     cell_width = picture.width / grid_env.grid.width
     cell_height = picture.height / grid_env.grid.height
     picture = picture.copy()
     draw = ImageDraw.Draw(picture)
     # threshold halfway between equal shares, which pick out no cell, and the largest share
     least = (shares.max() + 1 / shares.size) / 2
-    for (column, row), share in zip(
-        cells_of_view(env).reshape(-1, 2).tolist(), shares.ravel(), strict=True
-    ):
+    for (column, row), share in zip(cells.reshape(-1, 2).tolist(), shares.ravel(), strict=True):
         # a frame, because a filled cell would change the colors that the mission names
         width = max(round(cell_width * min(WIDEST_MARK, MARK_SLOPE * float(share))), 1)
         is_inside = 0 <= column < grid_env.grid.width and 0 <= row < grid_env.grid.height

@@ -51,7 +51,7 @@ def test_view_size_of_wrapper_counts() -> None:
     assert picture.shape == (5 * 32, 5 * 32, 3)
 
 
-def test_whole_grid_is_seen_as_it_is() -> None:
+def test_whole_grid_keeps_its_places() -> None:
     """With ``FullyObsWrapper`` each cell is at its own place."""
     env: Env = FullyObsWrapper(gym.make(EMPTY))
     env.reset(seed=0)
@@ -83,10 +83,23 @@ def test_marks_are_around_their_cell(seed: int) -> None:
     picture = Image.new("RGB", (8 * 20, 8 * 20))
     shares = np.zeros((7, 7))
     shares[3, 6] = 1  # the agent's own cell
-    drawn = np.asarray(marked(picture, env, shares))
+    with_frame = marked(picture, env, shares)
+    assert with_frame is not None
+    drawn = np.asarray(with_frame)
     colors = np.argwhere((drawn == tuple(bytes.fromhex(MARK_COLOR[1:]))).all(2))
     column, row = grid_env.agent_pos
     assert colors.min(0).tolist() == [20 * row, 20 * column]
     assert colors.max(0).tolist() == [20 * row + 19, 20 * column + 19]
     assert not np.asarray(picture).any(), "the picture itself is not changed"
-    assert not np.asarray(marked(picture, env, np.full((7, 7), 1 / 49))).any()
+    unmarked = marked(picture, env, np.full((7, 7), 1 / 49))
+    assert unmarked is not None
+    assert not np.asarray(unmarked).any()
+
+
+def test_cells_of_unknown_places_unmarked() -> None:
+    """No marks are drawn for a layout that a wrapper made, nor outside of MiniGrid."""
+    env: Env = gym.make(EMPTY)
+    placed(env, seed=0)
+    picture = Image.new("RGB", (160, 160))
+    assert marked(picture, env, np.full((3, 7), 1 / 21)) is None
+    assert marked(picture, gym.make("CartPole-v1"), np.full((7, 7), 1 / 49)) is None
