@@ -3,10 +3,10 @@
     python benchmarks/expressivity.py [--steps N] [--seeds N]
 
 Networks learn y = x·z for n numbers in x and n in z, drawn anew from a normal distribution in every
-step. A network counts as able if, with the better of the learning rates ``RATES``, the median over
+step. A network is able to if, with the better of the learning rates ``RATES``, the median over
 the seeds of its error on unseen inputs is at most ``ERROR`` of the variance of y. The number of
 hidden units doubles until it is, from half of what half as many inputs needed. The results go to
-``benchmarks/results/expressivity.json`` after each n, and the same command goes on after a stop.
+``benchmarks/results/expressivity.json`` after each n; repeat the command to continue after a stop.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from machine import RESULTS, write_results
+from stable_baselines3.common.torch_layers import create_mlp
 from torch import Tensor, nn
 
 from mirl.configs.networks import BilinearConfig, FilmConfig, LowRankConfig
@@ -26,7 +27,7 @@ from mirl.policies.fusions import Bilinear, Film, LowRank
 SIZES = (1, 2, 4, 8, 16)
 """Numbers n in x, and in z."""
 MAX_UNITS = 4096
-"""Hidden units that are tried, at most."""
+"""Maximum number of hidden units."""
 ERROR = 0.01
 """Mean squared error that counts as computed, as a fraction of the variance of y."""
 RATES = (1e-3, 1e-2)
@@ -36,30 +37,11 @@ TEST_INPUTS = 8192
 
 
 class Concatenation(nn.Module):
-    """Hidden layer of ReLU units on [x, z], and a linear output."""
+    """Hidden layers of ReLU units on [x, z], and a linear output."""
 
-    def __init__(self, n: int, units: int) -> None:
+    def __init__(self, n: int, *widths: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(2 * n, units), nn.ReLU(), nn.Linear(units, 1))
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return y, (B, 1)."""
-        y: Tensor = self.layers(torch.cat([x, z], dim=1))
-        return y
-
-
-class Deep(nn.Module):
-    """Two equal hidden layers of ReLU units on [x, z], and a linear output."""
-
-    def __init__(self, n: int, units: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(2 * n, units),
-            nn.ReLU(),
-            nn.Linear(units, units),
-            nn.ReLU(),
-            nn.Linear(units, 1),
-        )
+        self.layers = nn.Sequential(*create_mlp(2 * n, 1, list(widths)))
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """Return y, (B, 1)."""
@@ -81,6 +63,11 @@ class FilmOutput(nn.Module):
         return y
 
 
+def two_layers(n: int, units: int) -> nn.Module:
+    """Return a concatenation with two equal hidden layers."""
+    return Concatenation(n, units, units)
+
+
 def bilinear(n: int, _units: int) -> nn.Module:
     """Return the bilinear layer, which has no hidden units."""
     return Bilinear(n, n, 1, BilinearConfig(), gain=1.0)
@@ -93,7 +80,7 @@ def low_rank(n: int, units: int) -> nn.Module:
 
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "concatenation, one hidden layer": Concatenation,
-    "concatenation, two hidden layers": Deep,
+    "concatenation, two hidden layers": two_layers,
     "film": FilmOutput,
     "low_rank": low_rank,
     "bilinear": bilinear,

@@ -180,6 +180,7 @@ def test_training_writes_files_and_table(
         f"eval/step_000000512-{backend}-seed0-12ep.json",
     }
     assert re.search(r"\(12 episodes\)\s*\n", output)
+    assert re.search(r"│ goto_door +│ +\d+\.\d% │", output)
     assert "tensorboard --logdir runs" in output
     assert "mirl-eval run=runs/mine checkpoint=last" in output
 

@@ -56,7 +56,7 @@ def test_names_fit_into_80_columns(name: str) -> None:
 
 
 def test_long_names_keep_every_letter() -> None:
-    """A name that is too long goes on in the next line."""
+    """A name that is too long continues in the next line."""
     names = ["MiniGrid-ObstructedMaze-1Dlhb-v0", "MiniGrid-ObstructedMaze-1Dlhb-v1"]
     output = io.StringIO()
     Console(file=output, width=80).print(results_table([unknown(name) for name in names], "title"))
