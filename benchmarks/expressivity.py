@@ -3,9 +3,9 @@
     python benchmarks/expressivity.py [--steps N] [--seeds N]
 
 Networks learn y = x·z for n numbers in x and n in z, drawn anew from a normal distribution in every
-step. A network is able to if, with the better of the learning rates ``RATES``, the median over
-the seeds of its error on unseen inputs is at most ``ERROR`` of the variance of y. The number of
-hidden units doubles until it is, from half of what half as many inputs needed. The results go to
+step. A network has enough hidden units if, with the better of the learning rates ``RATES``, the
+median over the seeds of its error on unseen inputs is at most ``ERROR`` of the variance of y. Their
+number doubles until it has, from half of what half as many inputs needed. The results go to
 ``benchmarks/results/expressivity.json`` after each n; repeat the command to continue after a stop.
 """
 
