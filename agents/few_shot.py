@@ -271,6 +271,8 @@ def adapt(
         )
     # more environments than episodes would be idle
     n_test_envs = min(config.n_envs, config.episodes)
+    limit = config.max_steps or run.config.evaluation.max_steps
+    config = config.model_copy(update={"max_steps": limit})
     with (
         closing(_build_env(config, suite, task, N_ENVS, "train")) as env,
         closing(_build_env(config, suite, task, n_test_envs, "test")) as test_env,

@@ -1,22 +1,25 @@
 """Run Stable-Baselines3's own tests with MIRL's PPO and A2C in place of SB3's.
 
     python benchmarks/sb3_suite.py                  # all files of FILES
+    python benchmarks/sb3_suite.py --quick          # those of QUICK, a few minutes
     python benchmarks/sb3_suite.py run gae          # tests/test_run.py and tests/test_gae.py only
 
 The tests come from the source distributions of the installed versions of SB3 and, for ``lstm``, of
 sb3-contrib, which pip downloads into ``.sb3_suite/``. This file is also the pytest plugin that
 replaces SB3's classes by MIRL's: PPO and A2C, and the features extractor in RecurrentPPO.
+Files run at the same time, one per core, with one thread each.
 The exit code is 1 if a test fails that ``EXPECTED`` does not name; docs/sb3.md explains those.
 """
 
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,8 +47,10 @@ FILES = (
     "lstm",
 )
 """Names of the test files without ``test_`` and ``.py``."""
-CONTRIB_FILES = ("lstm",)
-"""Those of them that are sb3-contrib's."""
+PACKAGE_OF = {"lstm": "sb3-contrib"}
+"""Package of a file that is not one of ``stable-baselines3``."""
+QUICK = ("gae",)
+"""Those that take under five minutes together on two cores."""
 EXPECTED = {
     "test_logger.py::test_fps_logger": (
         "passes on an idle machine: it measures the speed, also that of SB3's DQN"
@@ -155,37 +160,41 @@ def with_fusion_extractor(algorithm: Any) -> Any:
 
 
 def main() -> int:
-    """Run the test files one after the other and print their results."""
+    """Run the test files and print their results."""
     parser = argparse.ArgumentParser(description="Run SB3's tests with MIRL's PPO and A2C.")
     parser.add_argument("files", nargs="*", metavar="file", help=f"of {', '.join(FILES)}")
     parser.add_argument("-k", default="", metavar="expression", help="pytest's choice of tests")
-    parser.add_argument("--timeout", type=float, default=900.0, help="seconds per file")
+    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
+    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds per file")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="files at a time")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.files) - set(FILES))
     if unknown:
         parser.error(f"unknown file '{unknown[0]}'; use {', '.join(FILES)}")
+    files = arguments.files or (QUICK if arguments.quick else FILES)
+    sources = [download(PACKAGE_OF.get(name, "stable-baselines3")) for name in files]
     n_unexpected = 0
     totals = {"passed": 0, "failed": 0, "with_mirl": 0}
-    show(f"{'file':<16}{'passed':>8}{'failed':>8}{'with MIRL':>11}{'CPU seconds':>13}")
-    for name in arguments.files or FILES:
-        package = "sb3-contrib" if name in CONTRIB_FILES else "stable-baselines3"
-        source = download(package)
-        start = cpu_seconds()
-        report = run_file(source, name, arguments.k, arguments.timeout)
-        seconds = cpu_seconds() - start
-        if report is None:
-            n_unexpected += 1
-            limit = f"{arguments.timeout:g} seconds"
-            show(f"{name:<16} did not end within {limit}, see {log_file(name)}")
-            continue
-        counts = [len(report[key]) for key in totals]
-        show(f"{name:<16}{counts[0]:>8}{counts[1]:>8}{counts[2]:>11}{seconds:>13.0f}")
-        for key, count in zip(totals, counts, strict=True):
-            totals[key] += count
-        for test in report["failed"]:
-            reason = EXPECTED.get(test.removeprefix("tests/").partition("[")[0])
-            n_unexpected += reason is None
-            show(f"    {test}: {reason or 'NOT EXPECTED'}")
+    show(f"{'file':<16}{'passed':>8}{'failed':>8}{'with MIRL':>11}{'seconds':>9}")
+    with ThreadPoolExecutor(arguments.jobs) as threads:
+        results = threads.map(
+            lambda source, name: run_file(source, name, arguments.k, arguments.timeout),
+            sources,
+            files,
+        )
+        for name, (report, seconds) in zip(files, results, strict=True):
+            if report is None:
+                n_unexpected += 1
+                show(f"{name:<16} did not end within {seconds:.0f} seconds, see {log_file(name)}")
+                continue
+            counts = [len(report[key]) for key in totals]
+            show(f"{name:<16}{counts[0]:>8}{counts[1]:>8}{counts[2]:>11}{seconds:>9.0f}")
+            for key, count in zip(totals, counts, strict=True):
+                totals[key] += count
+            for test in report["failed"]:
+                reason = EXPECTED.get(test.removeprefix("tests/").partition("[")[0])
+                n_unexpected += reason is None
+                show(f"    {test}: {reason or 'NOT EXPECTED'}")
     show(f"{'total':<16}{totals['passed']:>8}{totals['failed']:>8}{totals['with_mirl']:>11}")
     return int(n_unexpected > 0)
 
@@ -193,12 +202,6 @@ def main() -> int:
 def show(line: str) -> None:
     """Print a line without buffering, because a file takes minutes."""
     print(line, flush=True)  # noqa: T201
-
-
-def cpu_seconds() -> float:
-    """Return the CPU time of the child processes that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def download(package: str) -> Path:
@@ -237,14 +240,16 @@ def log_file(name: str) -> Path:
 
 def run_file(
     source: Path, name: str, expression: str, timeout: float
-) -> dict[str, list[str]] | None:
-    """Return the results of a test file; None if it did not end in time."""
+) -> tuple[dict[str, list[str]] | None, float]:
+    """Return the results of a test file, None if it did not end in time, and its seconds."""
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         environment = {
             **os.environ,
             REPORT: str(report),
             "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path, str(PACKAGES)]),
             "TMPDIR": folder,  # SB3's loggers write there
         }
@@ -265,12 +270,12 @@ def run_file(
                     check=False,
                 )
         except subprocess.TimeoutExpired:
-            return None
+            return None, timeout
         # 1: some tests failed; 5: -k chose none
         if result.returncode not in (0, 1, 5):
             raise SystemExit(f"{test} could not be run:\n{log.read_text(encoding='utf-8')}")
         found: dict[str, list[str]] = json.loads(report.read_text(encoding="utf-8"))
-        return found
+        return found, time.monotonic() - start
 
 
 if __name__ == "__main__":

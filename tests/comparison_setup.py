@@ -15,6 +15,7 @@ TINY = (
     "precision=fp32",
     "evaluation.every=64",
     "evaluation.episodes=4",
+    "evaluation.max_steps=20",
     "evaluation.test_episodes=8",
     "evaluation.context_use=false",
     "videos=false",

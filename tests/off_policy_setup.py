@@ -46,6 +46,7 @@ TINY = (
     "agent.batch_size=16",
     "total_timesteps=80",
     "evaluation.episodes=4",
+    "evaluation.max_steps=20",
     "videos=false",
     "progress=false",
     "device=cpu",

@@ -29,6 +29,7 @@ TINY = (
     "agent.batch_size=64",
     "agent.n_epochs=1",
     "evaluation.episodes=4",
+    "evaluation.max_steps=20",
     "evaluation.test_episodes=12",
     "precision=fp32",
     "encoder.channels=8",

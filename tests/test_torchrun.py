@@ -23,6 +23,7 @@ TINY = (
     "checkpoint_every=128",
     "evaluation.every=256",
     "evaluation.episodes=4",
+    "evaluation.max_steps=20",
     "evaluation.test_episodes=4",
     "evaluation.context_use=false",
     "videos=false",

@@ -20,7 +20,13 @@ from mirl.configs.comparison import ComparisonConfig, parse_comparison
 from mirl.configs.compose import compose_train
 from mirl.configs.schema import TrainConfig
 
-QUICK = ("evaluation.episodes=4", "evaluation.test_episodes=4", "precision=fp32", "videos=false")
+QUICK = (
+    "evaluation.episodes=4",
+    "evaluation.test_episodes=4",
+    "evaluation.max_steps=20",
+    "precision=fp32",
+    "videos=false",
+)
 ON_POLICY = ("agent.n_envs=8", "agent.n_steps=16")
 OFF_POLICY = ("agent.n_envs=1", "agent.learning_starts=64", "agent.train_freq=8")
 DIVISOR = 1000

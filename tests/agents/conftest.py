@@ -21,6 +21,7 @@ TINY = (
     "agent.n_steps=32",
     "total_timesteps=512",
     "evaluation.episodes=4",
+    "evaluation.max_steps=20",
     *tiny_runs.NETWORK,
     "progress=false",
     "device=cpu",

@@ -223,6 +223,7 @@ def test_training_survives_failing_environments(
         "agent.n_envs=2",
         "total_timesteps=128",
         "evaluation.episodes=4",
+        "evaluation.max_steps=20",
         "progress=false",
     ]
     words = [

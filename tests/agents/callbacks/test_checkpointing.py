@@ -60,6 +60,7 @@ def test_full_disk_does_not_stop_training(tiny: Build, tmp_path: Path) -> None:
         "precision=fp32",
         "videos=false",
         "evaluation.episodes=4",
+        "evaluation.max_steps=20",
         f"runs_dir={tmp_path}",
         "evaluation.test_episodes=4",
         "evaluation.context_use=false",

@@ -55,6 +55,7 @@ TINY = (
     "sites=[vector, heads]",
     "agent.net_arch=[8]",
     "evaluation.episodes=4",
+    "evaluation.max_steps=20",
     "progress=false",
     "device=cpu",
 )

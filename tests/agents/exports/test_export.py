@@ -51,6 +51,8 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
     "dqn": (("dqn",), "policy.onnx"),
 }
 """Words of a run, and what is exported."""
+COSTLY = ("mission in pt2", "one mission", "tasks", "mi_lstm", "fast weights", "attention")
+"""Cases that share their format and their inputs with others; tracing one takes torch 10 s."""
 
 
 def description_of(export: Export) -> Any:
@@ -100,7 +102,10 @@ class Pair:
         return outputs["action"], expected
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.exhaustive if case in COSTLY else ()) for case in CASES],
+)
 def test_file_equals_policy(run_of: Runs, case: str) -> None:
     """A file gives the policy's actions on 256 random observations and in whole episodes."""
     words, word = CASES[case]

@@ -215,6 +215,7 @@ def test_command_saves_float32(tmp_path: Path) -> None:
         "agent.batch_size=64",
         "encoder.channels=8",
         "evaluation.episodes=4",
+        "evaluation.max_steps=20",
     ]
     words = [
         "precision=bf16",

@@ -160,6 +160,7 @@ SAYS = (
     "agent.net_arch=[8]",
     "total_timesteps=128",
     "evaluation.episodes=4",
+    "evaluation.max_steps=20",
     "progress=false",
     "device=cpu",
     "precision=fp32",

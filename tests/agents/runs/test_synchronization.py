@@ -35,6 +35,7 @@ GAME = (
     "agent.n_envs=8",  # two games
     "agent.batch_size=64",
     "evaluation.episodes=4",
+    "evaluation.max_steps=20",
     "evaluation.context_use=false",
     "precision=fp32",
     "device=cpu",
