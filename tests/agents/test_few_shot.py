@@ -319,8 +319,8 @@ def test_only_one_task_is_practiced(runs: dict[str, Path], monkeypatch: pytest.M
 @pytest.mark.parametrize(("given", "limit"), [({}, 20), ({"max_steps": 7}, 7)])
 def test_limit_is_that_of_run(runs: dict[str, Path], given: dict[str, int], limit: int) -> None:
     """Episodes are as long as in an evaluation of the run, if no other limit is given."""
-    assert RunDirectory.open(runs["rooms"]).config.evaluation.max_steps == 20
-    [curve] = curves_of(options(runs["rooms"], **given)).values()
+    assert RunDirectory.open(runs["mission"]).config.evaluation.max_steps == 20
+    [curve] = curves_of(options(runs["mission"], task="goto_local", **given)).values()
     assert max(point.result.lengths.max() for point in curve) == limit
 
 
