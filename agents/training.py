@@ -23,6 +23,7 @@ from mirl.agents.callbacks.schedule import stop_signals
 from mirl.agents.callbacks.selection import SuccessNotice
 from mirl.agents.callbacks.statistics import ObservationStatistics, OffPolicyLogger, TaskStatistics
 from mirl.agents.faults import NonFiniteError, explain_out_of_memory
+from mirl.agents.off_policy import has_goal_keys
 from mirl.agents.on_policy.a2c import A2C
 from mirl.agents.on_policy.ppo import PPO
 from mirl.agents.runs.checkpoint import Checkpoint, EpisodeRecords, checkpoint_name
@@ -34,7 +35,7 @@ from mirl.agents.runs.run_directory import RunDirectory, adopt_texts
 from mirl.agents.runs.synchronization import reseed_all
 from mirl.agents.runs.trackers import flatten
 from mirl.agents.runs.warm_start import warm_start
-from mirl.configs.agents import OnPolicyConfig, PPOConfig
+from mirl.configs.agents import OffPolicyConfig, OnPolicyConfig, PPOConfig
 from mirl.configs.compose import check_loggers
 from mirl.configs.errors import ConfigError, RunError, reported_by_first_process
 from mirl.configs.parts import check_can_be_stored
@@ -358,6 +359,9 @@ def _describe(config: ResolvedConfig, env: SuiteVecEnv, agent: Agent) -> str:
     seen_and_asked = describe(config.network, env.observation_space)
     line = f"{seen_and_asked} Fusion: {config.fusion.kind} ({', '.join(config.sites)})."
     line += f" {count_parameters(agent.policy):,} parameters."
+    if isinstance(config.agent, OffPolicyConfig):
+        is_on = config.agent.her and has_goal_keys(env.observation_space)
+        line += f" Hindsight experience replay: {'on' if is_on else 'off'}."
     if "heads" in config.sites and not config.fusion.fits_heads:
         line += f" Warning: {config.fusion.kind} is unfit for the heads; leave them out of sites=."
     return line

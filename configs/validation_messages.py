@@ -15,6 +15,8 @@ from mirl.configs.parts import BuiltInOrOwn, own_config
 
 MAX_SHOWN_CHARACTERS = 200
 """Maximum length of a value that a message shows in full."""
+SAME_VALUES = {"gpu": "cuda"}
+"""Values in other programs."""
 
 
 def config_classes(field: FieldInfo) -> list[type[BaseModel]]:
@@ -85,7 +87,7 @@ def explain(model: type[BaseModel], detail: ErrorDetails) -> str:
         case "literal_error":
             expected = detail["ctx"]["expected"]
             given = detail["input"]
-            hint = nearest(given, _quoted_names(expected))
+            hint = nearest(SAME_VALUES.get(str(given), given), _quoted_names(expected))
             return f"{where}: expected {expected}, got {shorten(given)}.{hint}"
         case "missing":
             return f"{where}=… is required"

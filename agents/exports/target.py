@@ -52,8 +52,19 @@ def parse_target(word: str) -> Target:
     Args:
         word: the option ``export=``: a mission, a task or "policy", with or without a file
             extension.
+
+    Raises:
+        ConfigError: the word is a format, or "policy" with a folder or another extension.
     """
     name, dot, ending = word.rpartition(".")
+    folder, _, stem = name.rpartition("/")
+    is_whole = bool(dot) and stem == WHOLE_POLICY
+    if word in FORMATS or (is_whole and (folder or ending not in FORMATS)):
+        files = " or ".join(f"export={WHOLE_POLICY}.{each}" for each in FORMATS)
+        raise ConfigError(
+            f"export={word}: expected a mission, a task, or {WHOLE_POLICY} for all of them; use "
+            f"{files}, which is written to exports/ of the run"
+        )
     for each in FORMATS:
         if dot and ending == each:
             return Target(name, each)

@@ -109,7 +109,8 @@ def unknown_option(key: str, known: Iterable[str]) -> ConfigError:
     """
     names = set(known)
     plain = key.strip("-").replace("-", "_").lower()
-    meant = [SYNONYMS.get(plain, plain)]
+    # with its group or without
+    meant = [SYNONYMS.get(plain.rpartition(".")[2], plain)]
     if meant[0] not in names:
         # an option of a group that was typed without the group
         meant = sorted(name for name in names if name.rpartition(".")[2] == plain)

@@ -146,6 +146,11 @@ class Values:
             remedy = "return an int"
         elif isinstance(value, np.ndarray) and value.shape == self._shape:
             remedy = f"return it as {self._dtype} by np.asarray(…, np.{self._dtype.name})"
+            if self._dtype.kind in "iu" and not np.array_equal(value, np.trunc(value)):
+                remedy = (
+                    f"return whole numbers as {self._dtype} (for a picture from 0 to 1, "
+                    "np.uint8(255 * picture))"
+                )
         return ContractError(
             f"observation '{self._key}': expected {expected}, as its space says, got "
             f"{describe_value(value)}; {remedy}, or change the observation space"

@@ -79,7 +79,8 @@ def default_contexts(space: spaces.Dict, options: Collection[str] = ()) -> list[
     contexts = [context_of(key, space[key]) for key in asked_keys(space)]
     if contexts:
         return contexts
-    found = f"no context among the observation's keys {sorted(space)}"
+    own = sorted(key for key in space if key not in (TASK_KEY, ACTION_MASK_KEY))
+    found = f"no context among the observation's keys {own}"
     expected = f"expected a text, a goal under one of {', '.join(GOAL_NAMES)}, or several tasks"
     raise ConfigError(f"{found}: {expected}; {advice_without_context(space, options)}")
 
@@ -94,8 +95,9 @@ def advice_without_context(space: spaces.Dict, options: Collection[str] = ()) ->
     candidates = sorted(key for key in space if key not in (TASK_KEY, ACTION_MASK_KEY))
     if len(candidates) < 2:
         return "add a goal or a text to the observation"
-    # the first of several keys may be the context, but only the user knows
-    key = candidates[0]
+    # one of several keys may be the context, but only the user knows: an integer more likely than
+    # numbers, and numbers more likely than a picture
+    key = min(candidates, key=lambda name: len(space[name].shape or ()))
     own = type(context_of(key, space[key])).model_fields
     unfit = [name for name in options if name not in own]
     advice = advice_for_key(key)
@@ -244,15 +246,18 @@ def advice_auto(config: Config, space: spaces.Dict) -> str:
         space: the space of the observations.
     """
     options = {name: getattr(config, name) for name in sorted(config.model_fields_set)}
+    options |= options.pop("options", {})  # those that context=auto passes on
     options.pop("kind", None)
     key = options.pop("key", None)
     unknown = ""
-    if key is not None and key not in space.spaces:
+    if key is not None and (key not in space.spaces or key == TASK_KEY):
         unknown = " and remove context.key"
     asked = asked_keys(space)
     if not asked:
         # this names another key instead of the unknown one
         return advice_without_context(space, options)
+    if isinstance(config, TaskIdContextConfig) and asked == [ENV_TASK_KEY]:
+        return f"use context.key={ENV_TASK_KEY}"
     if OWN_KIND in getattr(config, "kind", ""):
         # a custom class may read any key
         return f"use context.key={asked[0]}"

@@ -1,7 +1,7 @@
 """Choice of the whole network by the options and the observation space."""
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import cast, get_args
 
 from gymnasium import spaces
 
@@ -58,6 +58,8 @@ def choose_network(
         ConfigError: if both ``network`` and a separate option are given, or if a name is unknown.
     """
     if network is None:
+        if isinstance(sites, str):  # one site, as on the command line
+            sites = (cast("Site", sites),)
         # checked here, because a wrong name inside a config raises a longer error
         for site in sites or ():
             if site not in get_args(Site):

@@ -86,6 +86,25 @@ def test_task_id_needs_several_tasks() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["context=task_id"], "use context.key=env_task"),
+        (["context=one_hot"], "use context.key=env_task"),
+        (["context.key=task"], "use context=auto and remove context.key"),
+    ],
+)
+def test_own_task_id_is_the_context(words: list[str], advice: str) -> None:
+    """The advice names the key of the environment's own task id."""
+    # the environment's own "task" has this name beside the index of the suite's tasks
+    observed = space(observation=VECTOR, env_task=spaces.Discrete(4))
+    with pytest.raises(ConfigError, match=rf"'task' has one; {advice}$"):
+        resolve_auto(compose_train(["task=Some-v0", *words]), observed)
+    followed = ["context=one_hot", "context.key=env_task"] if "key=" in advice else []
+    context = resolve_auto(compose_train(["task=Some-v0", *followed]), observed).context
+    assert context.keys == ("env_task",)
+
+
+@pytest.mark.parametrize(
     ("encoder", "image", "message"),
     [
         ("image", GRID, r"encoder=image needs pixels.*image \(grid\); use encoder=auto$"),

@@ -25,6 +25,14 @@ def test_ending_is_the_format(word: str, name: str, file_format: str, file_name:
     assert target.is_whole_policy == (name == "policy")
 
 
+@pytest.mark.parametrize(
+    "word", ["policy.tflite", "policy.ONNX", "/tmp/policy.onnx", "exports/policy.pt2", "onnx"]
+)
+def test_wrong_file_names_the_right_ones(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"use export=policy\.pt2 or export=policy\.onnx, "):
+        parse_target(word)
+
+
 def test_unknown_task_names_nearest() -> None:
     training = compose_train(["task=doors", "context=task_id"])
     assert find_context("goto_door_6x6", training.context, training.task) == 1

@@ -55,6 +55,19 @@ def test_advice_of_messages_works() -> None:
     assert parse_comparison(words).seeds == (1, 2, 3)
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("agent.lr=1e-3", "agent.learning_rate"),
+        ("agent.epochs=3", "agent.n_epochs"),
+        ("device=gpu", "cuda"),
+    ],
+)
+def test_names_of_other_programs(word: str, meant: str) -> None:
+    """A name of another program leads to the option or value, in a group too."""
+    assert message(word).endswith(f"Did you mean '{meant}'?")
+
+
 def test_synonyms_lead_to_options() -> None:
     known = {*option_names([TrainConfig]), *EvalConfig.model_fields}
     assert set(SYNONYMS.values()) <= known

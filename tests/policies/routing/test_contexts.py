@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
+from gymnasium import spaces
 from routing_spaces import dict_of
 
 from mirl.configs.errors import ConfigError
@@ -71,3 +73,22 @@ def test_misspelled_key_is_named(options: dict[str, Any], message: str) -> None:
     """Also where the observation has no context by itself, which would be the first error."""
     with pytest.raises(ConfigError, match=message):
         resolve_network(network_config(**options), dict_of("pixels", "direction"))
+
+
+def test_likeliest_key_is_proposed() -> None:
+    """Without a context, the advice names an integer before numbers, and these before a picture."""
+    picture = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    observed = spaces.Dict(
+        {
+            "camera": picture,
+            "mode": spaces.Discrete(3),
+            "state": spaces.Box(-1, 1, (2,)),
+            "task": spaces.Discrete(1),
+        }
+    )
+    keys = r"keys \['camera', 'mode', 'state'\]"
+    with pytest.raises(ConfigError, match=rf"{keys}: .*context.key=mode "):
+        resolve_network(network_config(), observed)
+    del observed.spaces["mode"]
+    with pytest.raises(ConfigError, match=r"context\.key=state "):
+        resolve_network(network_config(), observed)

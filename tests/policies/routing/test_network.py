@@ -37,6 +37,7 @@ def test_separate_options_build_a_network() -> None:
     """Without a network the separate options describe it."""
     network = choose_network(None, **{**OPTIONS, "fusion": "film", "sites": ("map",)})
     assert network == network_config(fusion="film", sites=("map",))
+    assert choose_network(None, **{**OPTIONS, "fusion": "film", "sites": "map"}) == network
 
 
 def test_given_network_is_returned() -> None:
