@@ -151,7 +151,8 @@ class TrainConfig(Config):
     imports: Imports = ()
     """Modules of your own to import first, e.g. because they register environments."""
     total_timesteps: PositiveInt = 500_000
-    """Timesteps to train for, over all environments; rounded up to whole rollouts."""
+    """Timesteps to train for, over all environments; rounded up to whole rollouts. Many presets of
+    tasks set it."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the weights, the actions, the minibatches and the training environments."""
     device: DeviceName = "auto"

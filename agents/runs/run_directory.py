@@ -373,5 +373,16 @@ def _differing_options(
         after = new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
             yield from _differing_options(before, after, f"{prefix}{key}.")
+        elif before != after and 0 < len(_parts(before)) == len(_parts(after)):
+            parts = zip(_parts(before), _parts(after), strict=True)
+            for index, (old_part, new_part) in enumerate(parts):
+                yield from _differing_options(old_part, new_part, f"{prefix}{key}[{index}].")
         elif before != after:
             yield f"{prefix}{key}", before, after
+
+
+def _parts(value: object) -> Sequence[Mapping[str, object]]:
+    """Return the parts with options of their own, as the tasks of a suite; none of other values."""
+    if isinstance(value, tuple) and all(isinstance(part, dict) for part in value):
+        return value
+    return ()

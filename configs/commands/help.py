@@ -238,9 +238,14 @@ def _group_page(group: str, config_dir: Path | None) -> list[str]:
     for name in presets(group, config_dir):
         content = load_preset(preset_path(group, name, config_dir))
         kind = content.get("kind")
-        text = (
-            _first_paragraph(classes[kind].__doc__) if kind in classes else preset_summary(content)
-        )
+        text = preset_summary(content)
+        if kind in classes:
+            text = _first_paragraph(classes[kind].__doc__)
+            others = {
+                key: value for key, value in content.items() if key not in ("kind", "defaults")
+            }
+            if others:
+                text = f"{text.removesuffix('.')}, with {' '.join(_typed(others))}."
         lines += _columns(f"  {name}", text, column=TEXT_COLUMN)
     lines += ["", *_paragraphs(f"--help {group}=PRESET lists the options of a preset.")]
     return lines
@@ -255,6 +260,13 @@ def _preset_page(group: str, preset: str, config_dir: Path | None) -> list[str]:
         lines += _paragraphs(description_of(config_class), indent=2)
     else:
         lines += _columns("", preset_summary(content), column=2)
+    suite = content
+    if group == "task" and "task" in content:
+        suite = content["task"]
+        others = {key: value for key, value in content.items() if key not in ("task", "defaults")}
+        words = [*_overridden(content.get("defaults", [])), *_typed(others)]
+        if words:
+            lines += _columns("", f"Sets {' '.join(words)}", column=2)
     if config_class is None:  # a user's class, which is not imported just for the help
         return lines
     lines += ["", "options=default:"]
@@ -262,13 +274,30 @@ def _preset_page(group: str, preset: str, config_dir: Path | None) -> list[str]:
         # the tasks of a suite are listed above, and the preset sets the kind
         is_shown = name != "kind" and (group, name) != ("task", "tasks")
         if is_shown:
-            lines += _full_lines(f"{group}.{name}", field, content.get(name))
+            lines += _full_lines(f"{group}.{name}", field, suite.get(name))
     if group == "task":
         lines += ["", "options of a task, in task.tasks=[{name: …, env_id: …}]:"]
         [task_class] = config_classes(config_class.model_fields["tasks"])
         for name, field in task_class.model_fields.items():
             lines += _full_lines(name, field)
     return lines
+
+
+def _overridden(defaults: list[object]) -> Iterator[str]:
+    """Yield the presets that a preset chooses in other groups, as they are typed."""
+    for entry in defaults:
+        if isinstance(entry, dict):
+            for key, preset in entry.items():
+                yield f"{str(key).rpartition('/')[2]}={preset}"
+
+
+def _typed(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the values of a preset as they are typed."""
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _typed(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}={typed_value(_as_tuple(value))}"
 
 
 def _option_page(name: str) -> list[str]:

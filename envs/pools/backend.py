@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mirl.configs.errors import RunError
+from mirl.configs.errors import PlainWarning, RunError
 from mirl.envs.type_aliases import Array, EnvIndices, Info, Observations
 
 NOT_REPORTED = -1
@@ -39,6 +39,10 @@ class EnvironmentFailedError(RunError):
         self.env_index = env_index
 
 
+class RestartWarning(PlainWarning, RuntimeWarning):
+    """An environment failed and is restarted."""
+
+
 class Restarts:
     """Counter of the tolerated failures, which warns about each of them.
 
@@ -64,14 +68,14 @@ class Restarts:
         if self._n_used == self.max_restarts:
             message = (
                 f"{failure}. It was not restarted, because all {self.max_restarts} restarts are "
-                "used up; a larger max_restarts allows more"
+                "used up; correct the environment, or allow more by a larger max_restarts"
             )
             raise EnvironmentFailedError(message, failure.env_index) from failure.__cause__
         self._n_used += 1
         warnings.warn(
             f"{failure}. Its episode is truncated and the environment is restarted: restart "
             f"{self._n_used} of {self.max_restarts}",
-            RuntimeWarning,
+            RestartWarning,
             stacklevel=2,
         )
 

@@ -62,6 +62,7 @@ def test_former_run_is_resumed(tiny: Build) -> None:
         ("sites=map", "sites: ('map', 'heads') there, ('map',) now"),
         ("encoder.attributes=2", "encoder.attributes: 0 there, 2 now"),
         ("context.zero_start=true", "context.zero_start: False there, True now"),
+        ("task.kwargs.max_steps=9", "  task.tasks[0].kwargs.max_steps: None there, 9 now"),
     ],
 )
 def test_stated_options_stay(tiny: Build, word: str, difference: str) -> None:

@@ -101,6 +101,16 @@ def test_preset_page_shows_its_values() -> None:
     assert "      Choices: future, final, episode.\n" in train_help(["agent=sac"])
 
 
+def test_task_page_shows_what_it_sets() -> None:
+    """The page of a task names what its preset sets besides the suite."""
+    assert "\n  Sets total_timesteps=150000\n" in train_help(["task=goto_door"])
+    page = " ".join(train_help(["task=fetch_reach"]).split())
+    assert (
+        "Sets agent=sac context=goal encoder=vector agent.net_arch=[64,64] context.dim=16" in page
+    )
+    assert "  task.name=goto_door\n" in train_help(["task=goto_door"])
+
+
 def test_description_leaves_out_examples() -> None:
     """Examples are for readers of the code; the site has descriptions on its pages of options."""
     assert ">>>" in str(SuiteConfig.__doc__)

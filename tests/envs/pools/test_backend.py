@@ -7,6 +7,7 @@ from mirl.envs.pools.backend import (
     NOT_REPORTED,
     EnvironmentFailedError,
     Restarts,
+    RestartWarning,
     Step,
     join_observations,
     join_steps,
@@ -32,7 +33,7 @@ def test_restarts_warn_until_used_up() -> None:
     restarts = Restarts(2)
     failure = EnvironmentFailedError("task 'toy' failed", env_index=3)
     for n_used in (1, 2):
-        with pytest.warns(RuntimeWarning, match=f"task 'toy' failed.*restart {n_used} of 2"):
+        with pytest.warns(RestartWarning, match=f"task 'toy' failed.*restart {n_used} of 2"):
             restarts.count(failure)
     with pytest.raises(EnvironmentFailedError, match="all 2 restarts are used up") as raised:
         restarts.count(failure)
