@@ -264,7 +264,7 @@ def _preset_page(group: str, preset: str, config_dir: Path | None) -> list[str]:
     if group == "task" and "task" in content:
         suite = content["task"]
         others = {key: value for key, value in content.items() if key not in ("task", "defaults")}
-        words = [*_overridden(content.get("defaults", [])), *_typed(others)]
+        words = [*_overridden(content.get("defaults") or []), *_typed(others)]
         if words:
             lines += _columns("", f"Sets {' '.join(words)}", column=2)
     if config_class is None:  # a user's class, which is not imported just for the help

@@ -146,7 +146,8 @@ class Values:
             remedy = "return an int"
         elif isinstance(value, np.ndarray) and value.shape == self._shape:
             remedy = f"return it as {self._dtype} by np.asarray(…, np.{self._dtype.name})"
-            if self._dtype.kind in "iu" and not np.array_equal(value, np.trunc(value)):
+            is_real = value.dtype.kind == "f" and self._dtype.kind in "iu"
+            if is_real and not np.array_equal(value, np.trunc(value)):
                 remedy = (
                     f"return whole numbers as {self._dtype} (for a picture from 0 to 1, "
                     "np.uint8(255 * picture))"

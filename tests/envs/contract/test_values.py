@@ -110,6 +110,7 @@ def test_lossless_values_are_taken(space: spaces.Space[Any], value: Any) -> None
     [
         (spaces.Box(0, 255, (2,), np.uint8), np.zeros(2), r"uint8, .* float64.*np\.uint8"),
         (spaces.Box(0, 255, (2,), np.uint8), np.array([0.5, 1]), r"whole numbers.*\(255 \* "),
+        (spaces.Box(0, 255, (2,), np.uint8), np.array(["a", "b"]), "expected an array of shape"),
         (spaces.Box(0, 255, (2,), np.uint8), np.array([0, 256]), "int64, \\[0, 256\\]"),
         (spaces.Box(-1, 1, (2,)), np.zeros(3, np.float32), r"of shape \(2,\), float32.*\(3,\)"),
         (spaces.Box(-1, 1, (2,)), [[1.0], [2.0, 3.0]], "a list of length 2"),
