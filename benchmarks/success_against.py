@@ -57,14 +57,14 @@ def table_row(task: str, rates: dict[str, list[float]]) -> list[str]:
         task: name of the task.
         rates: success rates of "new" and "old", one per seed.
     """
+    cells = []
+    for values in (rates["new"], rates["old"]):
+        cells.append(f"{np.mean(values):.1%} ({min(values):.1%} – {max(values):.1%})")
     difference = estimate([np.subtract(rates["new"], rates["old"])])
-    cells = [f"{difference.mean:+.1%}"]
+    cells.append(f"{difference.mean:+.1%}")
     if difference.low is not None:
-        cells.append(f"({difference.low:+.1%} – {difference.high:+.1%})")
-    for label in ("old", "new"):
-        values = rates[label]
-        cells.insert(0, f"{np.mean(values):.1%} ({min(values):.1%} – {max(values):.1%})")
-    return [task, f"{TASKS[task]:,}", *cells[:2], " ".join(cells[2:])]
+        cells[-1] += f" ({difference.low:+.1%} – {difference.high:+.1%})"
+    return [task, f"{TASKS[task]:,}", *cells]
 
 
 def main() -> None:
