@@ -5,7 +5,7 @@ preset, ``--help agent`` about a group, ``--help agent.gamma`` or ``--help seed`
 """
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import cleandoc
 from pathlib import Path
 from types import UnionType
@@ -253,7 +253,8 @@ def _group_page(group: str, config_dir: Path | None) -> list[str]:
 
 def _preset_page(group: str, preset: str, config_dir: Path | None) -> list[str]:
     """Return the content of a preset, and the options of its kind with their values in it."""
-    content = load_preset(preset_path(group, preset, config_dir))
+    path = preset_path(group, preset, config_dir)
+    content = load_preset(path)
     lines = [f"{group}={preset}"]
     config_class = classes_by_kind(group).get(str(content.get("kind", group)))
     if "kind" in content and config_class is not None:
@@ -264,7 +265,7 @@ def _preset_page(group: str, preset: str, config_dir: Path | None) -> list[str]:
     if group == "task" and "task" in content:
         suite = content["task"]
         others = {key: value for key, value in content.items() if key not in ("task", "defaults")}
-        words = [*_overridden(content.get("defaults") or []), *_typed(others)]
+        words = [*_typed(default_presets(path)), *_typed(others)]
         if words:
             lines += _columns("", f"Sets {' '.join(words)}", column=2)
     if config_class is None:  # a user's class, which is not imported just for the help
@@ -283,15 +284,7 @@ def _preset_page(group: str, preset: str, config_dir: Path | None) -> list[str]:
     return lines
 
 
-def _overridden(defaults: list[object]) -> Iterator[str]:
-    """Yield the presets that a preset chooses in other groups, as they are typed."""
-    for entry in defaults:
-        if isinstance(entry, dict):
-            for key, preset in entry.items():
-                yield f"{str(key).rpartition('/')[2]}={preset}"
-
-
-def _typed(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _typed(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Yield the values of a preset as they are typed."""
     for name, value in content.items():
         if isinstance(value, dict):
